@@ -17,6 +17,11 @@ from pruning.spec.prune import PruneSpec
 JOB_ID = re.compile(r"prn-[0-9a-f]{21}")
 
 
+def created_at(job_id: str) -> float:
+    """When the job was created, in seconds since the epoch: ids begin with the microseconds."""
+    return int(job_id.removeprefix("prn-")[:13], 16) / 1e6
+
+
 class WebhookEvent(StrEnum):
     """``prune_job.`` and the status that a job has reached."""
 

@@ -4,17 +4,23 @@ A sweep deletes what a client could delete by DELETE. It may be interrupted, and
 once.
 """
 
+import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 from pruning.checkpoints.staging import sweep
 from pruning.checkpoints.store import CheckpointStore
 from pruning.jobs.deletion import CheckpointInUse, JobDeletion
-from pruning.jobs.job import Job, JobNotFound, JobStatus, Sink
+from pruning.jobs.job import Job, JobNotFound, JobStatus, Sink, created_at
 from pruning.jobs.store import JobStore
 from pruning.models.names import VariantName
+
+STEADY_S = 600.0
+_JUMP_S = 30.0  # between two looks; more than a clock is corrected by without a step
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,39 @@ class RetentionPeriods:
 
     jobs_s: float | None = None  # records and events
     checkpoints_s: float | None = None
+
+
+class SteadyClock:
+    """The time of this machine, if it has been going on evenly for a while.
+
+    A clock that was set wrong, as after a start without a network, would make all jobs old.
+    """
+
+    def __init__(
+        self,
+        steady_s: float = STEADY_S,
+        *,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._steady_s = steady_s
+        self._clock, self._monotonic = clock, monotonic
+        self._offset_s: float | None = None  # of the time to the monotonic clock, at the last look
+        self._steady_since_s = 0.0
+
+    def now(self) -> float | None:
+        """Seconds since the epoch; None if the clock may be wrong."""
+        now, elapsed_s = self._clock(), self._monotonic()
+        before, self._offset_s = self._offset_s, now - elapsed_s
+        if before is None or abs(self._offset_s - before) > _JUMP_S:
+            self._steady_since_s = elapsed_s
+            if before is not None:
+                logger.warning(
+                    "the clock has jumped by %.0f s: nothing expires for %.0f s",
+                    self._offset_s - before,
+                    self._steady_s,
+                )
+        return now if elapsed_s - self._steady_since_s >= self._steady_s else None
 
 
 class Retention:
@@ -38,7 +77,9 @@ class Retention:
         checkpoints: CheckpointStore,
         jobs: JobStore,
         deletion: JobDeletion,
+        clock: "SteadyClock | None" = None,
     ) -> None:
+        self._clock = clock or SteadyClock()
         self._periods = periods
         self._checkpoints = checkpoints
         self._jobs = jobs
@@ -47,7 +88,11 @@ class Retention:
     def sweep(self) -> None:
         """Remove all that has expired. May raise ``JobStoreUnavailable`` or ``StoreError``."""
         sweep(self._checkpoints.root)
-        now = time.time()
+        if (now := self._clock.now()) is not None:
+            self._remove_expired(now)
+        self._deletion.finish()
+
+    def _remove_expired(self, now: float) -> None:
         if (keep_s := self._periods.checkpoints_s) is not None:
             for job in self._with_checkpoint():
                 if _ended_before(job, now - keep_s):
@@ -58,7 +103,6 @@ class Retention:
             for job in self._not_needed(tuple(self._ended(now - keep_s))):
                 with suppress(JobNotFound):
                     self._deletion.forget(job.id)
-        self._deletion.finish()
 
     def _with_checkpoint(self) -> Iterator[Job]:
         for name in self._checkpoints.names():
@@ -69,10 +113,10 @@ class Retention:
     def _ended(self, before: float) -> Iterator[Job]:
         for status in JobStatus:
             for job_id in self._jobs.ids(status) if status.is_final else ():
+                if created_at(job_id) > before:
+                    break  # as all that follow: the ids are in order of creation
                 with suppress(JobNotFound):
                     job = self._jobs.get(job_id)
-                    if job.created_at > before:
-                        break  # as all that follow: the ids are in order of creation
                     if _ended_before(job, before):
                         yield job
 

@@ -1,6 +1,7 @@
 """What is due goes, in one sweep or the next; everything else stays."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from uuid import uuid4
 
@@ -14,10 +15,11 @@ from pruning.jobs.deletion import JobDeletion
 from pruning.jobs.job import Job, JobStatus, Sink
 from pruning.jobs.keys import RECORD
 from pruning.jobs.redis import JobStoreUnavailable
-from pruning.jobs.retention import Retention, RetentionPeriods
+from pruning.jobs.retention import Retention, RetentionPeriods, SteadyClock
 from pruning.jobs.sinks import SinkOutbox
 from pruning.jobs.store import JobStore
 from tests.support.checkpoints import FILES, manifest_of, published, write
+from tests.support.clock import Clock
 from tests.support.crashes import dies
 from tests.support.job_lives import ended
 
@@ -33,18 +35,18 @@ def root(tmp_path: Path) -> Path:
 
 def retention(client: redis.Redis, root: Path, keep: RetentionPeriods) -> Retention:
     jobs, checkpoints = JobStore(client), CheckpointStore(root)
-    return Retention(keep, checkpoints, jobs, JobDeletion(client, jobs, checkpoints))
+    deletion = JobDeletion(client, jobs, checkpoints)
+    return Retention(keep, checkpoints, jobs, deletion, SteadyClock(0.0))
 
 
-def aged(client: redis.Redis, job: Job, age_s: float) -> Job:
-    """As if it had ended so long ago, at once after it was created."""
-    then = str(time.time() - age_s)
-    client.hset(RECORD.format(id=job.id), mapping={"created_at": then, "finished_at": then})
-    return JobStore(client).get(job.id)
-
-
-def old(client: redis.Redis, status: JobStatus = JobStatus.SUCCEEDED) -> Job:
-    return aged(client, ended(JobStore(client), status), 2 * HOUR_S)
+def old(
+    client: redis.Redis, status: JobStatus = JobStatus.SUCCEEDED, sinks: Sequence[Sink] = ()
+) -> Job:
+    """One that has ended two hours ago, at once after it was created."""
+    now = time.time
+    with pytest.MonkeyPatch.context() as then:
+        then.setattr(time, "time", lambda: now() - 2 * HOUR_S)
+        return ended(JobStore(client), status, sinks)
 
 
 @pytest.mark.parametrize("keep", [RetentionPeriods(), RetentionPeriods(3 * HOUR_S, 3 * HOUR_S)])
@@ -116,10 +118,60 @@ def test_checkpoints_of_no_job_or_of_somebody_else_stay(
     assert job_store.list().jobs == ()
 
 
+@pytest.mark.parametrize("jump_s", [10 * 365 * 24 * HOUR_S, -HOUR_S])
+def test_nothing_goes_while_the_clock_may_be_wrong(
+    redis_client: redis.Redis,
+    job_store: JobStore,
+    root: Path,
+    jump_s: float,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """At the start of a machine, and behind a jump, also for what has long expired."""
+    now, elapsed = Clock(), Clock()
+    now.now = time.time()
+    steady = SteadyClock(600.0, clock=now, monotonic=elapsed)
+    jobs, checkpoints = JobStore(redis_client), CheckpointStore(root)
+    keep = RetentionPeriods(24 * HOUR_S, 24 * HOUR_S)
+    deletion = JobDeletion(redis_client, jobs, checkpoints)
+    sweeping = Retention(keep, checkpoints, jobs, deletion, steady)
+    published(root, job := old(redis_client))
+
+    def minutes(number: int) -> None:
+        for _ in range(number):
+            now.now += 60.0
+            elapsed.now += 60.0
+            sweeping.sweep()
+
+    minutes(20)
+    now.now += jump_s
+    minutes(10)
+    now.now -= jump_s  # as the network has it
+    minutes(20)
+    assert job_store.list().jobs == (job,)
+    assert CheckpointStore(root).names() == [job.checkpoint_name]
+    assert sum("the clock has jumped" in line for line in caplog.messages) == 2
+    for day in range(3):
+        now.now += 12 * HOUR_S  # while it was asleep
+        sweeping.sweep()
+        assert bool(job_store.list().jobs) or day > 1
+        minutes(11)
+    assert job_store.list().jobs == ()
+    assert CheckpointStore(root).names() == []
+
+
+def test_a_record_from_the_future_keeps_no_other(
+    redis_client: redis.Redis, job_store: JobStore, root: Path
+) -> None:
+    first, *_ = [old(redis_client, JobStatus.FAILED) for _ in range(3)]
+    redis_client.hset(RECORD.format(id=first.id), "created_at", "2e11")
+    retention(redis_client, root, RetentionPeriods(jobs_s=HOUR_S)).sweep()
+    assert job_store.list().jobs == ()
+
+
 def test_a_record_stays_until_its_checkpoint_is_sent(
     redis_client: redis.Redis, job_store: JobStore, root: Path
 ) -> None:
-    job = aged(redis_client, ended(job_store, JobStatus.SUCCEEDED, [Sink.STORE]), 2 * HOUR_S)
+    job = old(redis_client, JobStatus.SUCCEEDED, [Sink.STORE])
     sweeping = retention(redis_client, root, RetentionPeriods(jobs_s=HOUR_S))
     sweeping.sweep()
     outbox = SinkOutbox(redis_client)
