@@ -23,6 +23,7 @@ def run_engine(
 ) -> Pass:
     """Complete all requests, with up to ``concurrency`` of them in the engine at any time."""
     engine = make_engine()
+    engine.kernels.finish(variant)
     waiting = deque(engine_requests(variant, requests))
     log = _Log()
     began_s = time.perf_counter()

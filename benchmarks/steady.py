@@ -34,6 +34,7 @@ class SteadyBatch:
             ),  # no prompt is split
         )
         self._engine = make_engine(limits)
+        self._engine.kernels.finish(variant)
         for request in make_requests(variant, requests):
             self._engine.add(request)
         started: set[str] = set()

@@ -24,6 +24,7 @@ from app.compare.speedup import alternate
 from app.engine.autotuning import OFF, Autotuner
 from app.engine.engine import Engine
 from app.engine.kernels.compiled.openmp import keep_compiled_in
+from app.engine.running.cuda_graphs import no_recorder
 from app.engine.variant import Variant, make_variant
 from app.models.catalog import Catalog, UnknownModel
 from app.models.demo_bar import demo_model_with_bar
@@ -56,7 +57,7 @@ def run_bench(
     sides = subject.sides()
     dense = subject.dense.model
     with Console(stderr=True).status("Compiling and timing kernels"):
-        Engine(tuner=subject.tuner).kernels.finish(*sides.values())
+        Engine(tuner=subject.tuner, recorder=no_recorder).kernels.finish(*sides.values())
     with Console(stderr=True).status("Measuring the parts of a decode step"):
         parts = {scenario: measure_times(dense, plan.rows(scenario)) for scenario in plan.scenarios}
     weights = {name: _weight_bytes(variant) for name, variant in sides.items()}

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from statistics import fmean
@@ -46,7 +46,7 @@ class Sample:
 
 def warm_up(variant: Variant, scenario: Scenario, plan: BenchPlan, tuner: Autotuner = OFF) -> None:
     """A short run that is not measured, as the first run is slower and chooses kernels."""
-    _run(scenario, variant, plan, tuner, new_tokens=_WARM_UP_TOKENS)
+    _prepared(scenario, variant, plan, tuner, new_tokens=_WARM_UP_TOKENS)()
 
 
 def measure(
@@ -54,10 +54,11 @@ def measure(
 ) -> Sample:
     """Raises ``WrongLength``, or ``RequestRefused`` for lengths beyond the model's maximum."""
     device = variant.model.device
+    run = _prepared(scenario, variant, plan, tuner)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     before_j, began_s = energy_j(device), time.perf_counter()
-    timings = _run(scenario, variant, plan, tuner)
+    timings = run()
     seconds, after_j = time.perf_counter() - began_s, energy_j(device)
     is_cuda = device.type == "cuda"
     is_prompt = scenario is Scenario.PROMPT
@@ -92,26 +93,53 @@ def _times_s(scenario: Scenario, timings: Sequence[Timings]) -> dict[str, float]
     return {"tpot": tpot_s, "e2e": e2e_s, "ttft": ttft_s}
 
 
-def _run(
+def _prepared(
     scenario: Scenario,
     variant: Variant,
     plan: BenchPlan,
     tuner: Autotuner,
     new_tokens: int | None = None,
-) -> list[Timings]:
+) -> Callable[[], list[Timings]]:
+    """A run by an engine of its own, whose kernels are ready: on a GPU recorded, which takes time.
+
+    The run raises ``WrongLength``.
+    """
     if scenario is Scenario.SERVED:
         requests = _requests(variant, plan, plan.requests, new_tokens or plan.served_tokens)
-        timings = asyncio.run(_closed_loop(requests, plan.concurrency, tuner))
-    elif scenario is Scenario.PROMPT:
-        requests = _requests(variant, plan, 1, 1, prompt_tokens=plan.long_prompt)
-        timings = _at_once(requests, tuner)
+        limits = EngineLimits(max_num_seqs=plan.concurrency, max_model_len=_longest(requests))
     else:
-        requests = _requests(variant, plan, plan.batch_size, new_tokens or plan.new_tokens)
-        timings = _at_once(requests, tuner)
+        is_prompt = scenario is Scenario.PROMPT
+        size = (1, 1, plan.long_prompt) if is_prompt else (plan.batch_size, plan.new_tokens, None)
+        number, tokens, prompt_tokens = size
+        tokens = tokens if is_prompt else new_tokens or tokens
+        requests = _requests(variant, plan, number, tokens, prompt_tokens)
+        limits = EngineLimits(  # all prompts in one forward
+            max_num_seqs=number,
+            max_batch_tokens=sum(len(request.prompt_ids) for request in requests),
+            max_model_len=_longest(requests),
+        )
+    engine = Engine(limits, tuner=tuner)
+    engine.kernels.finish(variant)
+
+    def run() -> list[Timings]:
+        if scenario is Scenario.SERVED:
+            return _checked(requests, asyncio.run(_closed_loop(engine, requests, plan.concurrency)))
+        return _checked(requests, _at_once(engine, requests))
+
+    return run
+
+
+def _longest(requests: Sequence[Request]) -> int:
+    """The most tokens of a request: steps for more are not recorded."""
+    return max(len(each.prompt_ids) + each.params.max_new_tokens for each in requests)
+
+
+def _checked(requests: Sequence[Request], timings: list[Timings]) -> list[Timings]:
+    """Raises ``WrongLength``."""
     for request, timing in zip(requests, timings, strict=True):
         if timing.num_tokens != request.params.max_new_tokens:
             raise WrongLength(
-                f"{variant.name} gave {timing.num_tokens} of "
+                f"{request.variant.name} gave {timing.num_tokens} of "
                 f"{counted(request.params.max_new_tokens, 'token')}: the log says why"
             )
     return timings
@@ -134,14 +162,8 @@ def _requests(
     ]
 
 
-def _at_once(requests: Sequence[Request], tuner: Autotuner) -> list[Timings]:
-    """One batch from the start, with all prompts in one forward pass."""
-    num_tokens = sum(len(request.prompt_ids) for request in requests)
-    engine = Engine(
-        EngineLimits(max_num_seqs=len(requests), max_batch_tokens=num_tokens),
-        tuner=tuner,
-    )
-    engine.kernels.finish(requests[0].variant)
+def _at_once(engine: Engine, requests: Sequence[Request]) -> list[Timings]:
+    """One batch from the start."""
     for request in requests:
         engine.add(_arriving_now(request))
     timings: dict[str, Timings] = {}
@@ -158,14 +180,11 @@ def _arriving_now(request: Request) -> Request:
 
 
 async def _closed_loop(
-    requests: Sequence[Request], concurrency: int, tuner: Autotuner
+    inner: Engine, requests: Sequence[Request], concurrency: int
 ) -> list[Timings]:
     """``concurrency`` clients, each of which waits for its response before its next request."""
-    limits = EngineLimits(max_num_seqs=concurrency)
-    warm = Engine(limits, tuner=tuner)
-    warm.kernels.finish(requests[0].variant)
     engine = AsyncEngine(
-        warm,
+        inner,
         max_waiting=len(requests),
         max_waiting_tokens=_UNLIMITED,
     )

@@ -17,10 +17,9 @@ import torch
 from app.engine.autotuning import OFF, Autotuner
 from app.engine.cache.block_table import BlockTable
 from app.engine.cache.caches import Caches
-from app.engine.cache.pages import PAGE_TOKENS
-from app.engine.running.cuda_graphs import Recorder, recorder_on
-from app.engine.running.model_runner import ModelRunner
+from app.engine.running.cuda_graphs import Recorder, Recorders, recorder_on
 from app.engine.running.prepared_kernels import Kernels
+from app.engine.running.runners import Runners
 from app.engine.sampling.logprobs import score_prompts
 from app.engine.sampling.sampling import Choice, new_generator, next_tokens
 from app.engine.scheduling.scheduler import Batch, CacheCounts, EngineLimits, Scheduler
@@ -117,13 +116,12 @@ class Engine:
     ) -> None:
         self.limits = limits or EngineLimits()
         self._clock = clock
-        self._recorder = recorder
-        self.kernels = Kernels(tuner, self.limits)
+        self.kernels = Kernels(tuner, self.limits, Recorders(recorder))
         self.is_reproducible = is_reproducible  # of all requests
         self._scheduler = Scheduler(self.limits)
         self._sequences: dict[str, Sequence] = {}
         self._caches = Caches(self.limits.kv_cache_bytes)
-        self._runners: WeakKeyDictionary[Variant, ModelRunner] = WeakKeyDictionary()
+        self._runners = Runners(self.limits, self._caches, self.kernels)
         self._roots: WeakKeyDictionary[Variant, bytes] = WeakKeyDictionary()  # of keys of pages
         self._batch_size = 0
 
@@ -162,9 +160,7 @@ class Engine:
 
     def max_len(self, variant: Variant) -> int:
         """The maximum of prompt and generated tokens of a request for this variant."""
-        num_pages = self._caches.of(variant).pool.num_units // num_blocks(variant.model)
-        longest = self.limits.max_model_len or variant.max_model_len
-        return min(variant.max_model_len, longest, num_pages * PAGE_TOKENS)
+        return self._runners.max_len(variant)
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises ``RequestRefused`` without any change."""
@@ -174,7 +170,7 @@ class Engine:
             raise DuplicateRequest(f"request {request.request_id} is running already")
         matcher = None if request.grammar is None else request.grammar.matcher()
         is_cut_alone = self._is_reproducible(request) and (
-            self._runner(request.variant).depends_on_its_batch
+            self._runners.of(request.variant).depends_on_its_batch
         )
         table = self._table(request, can_find=not is_cut_alone)
         seq = Sequence(request, new_generator(request.params), matcher, table, is_cut_alone)
@@ -282,7 +278,7 @@ class Engine:
                 seq.scheduled_s = now_s
         is_reproducible = self.is_reproducible or batch.is_reproducible
         step = Step(interruption, is_reproducible=is_reproducible)
-        runner = self._runner(batch.variant)
+        runner = self._runners.of(batch.variant)
         forwarded = runner.forward(batch, step)
         logits = forwarded.logits
         failed = score_prompts(batch, forwarded, partial(runner.head, step=step))
@@ -304,15 +300,6 @@ class Engine:
             logits = logits[upload(ready, logits.device)]
         chosen = zip(seqs, next_tokens(logits, seqs), strict=True)
         return [*chosen, *((seq, None) for seq in failed)]
-
-    def _runner(self, variant: Variant) -> ModelRunner:
-        if variant not in self._runners:
-            flat = self.kernels.prepare(variant)
-            record = self._recorder(variant.model.device)
-            self._runners[variant] = ModelRunner(
-                variant, self._caches.of(variant), flat, record, self.kernels.tuner
-            )
-        return self._runners[variant]
 
     def _is_reproducible(self, request: Request) -> bool:
         return self.is_reproducible or request.params.reproducible

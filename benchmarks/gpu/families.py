@@ -9,6 +9,7 @@ import torch
 from app.bench.plan import without
 from app.engine.engine import Engine
 from app.engine.running.cuda_graphs import Recorder, Step, no_recorder, recorder_on
+from app.engine.scheduling.scheduler import EngineLimits
 from app.engine.scheduling.sequence import Request, SamplingParams
 from app.engine.variant import Variant, make_variant
 from benchmarks.gpu.plan import GpuPlan
@@ -17,6 +18,7 @@ from pruning.models.random_models import random_model
 _NUM_BLOCKS = 4
 _PROMPT_LENS = (5, 9, 33, 60, 130)
 _NUM_NEW_TOKENS = 24
+_MAX_LEN = 160
 _DTYPES = ("float32", "bfloat16")
 _USUAL: Mapping[str, Any] = MappingProxyType(
     {
@@ -101,7 +103,9 @@ def _tokens(
     variant: Variant, plan: GpuPlan, recorder: Callable[[torch.device], Recorder | None]
 ) -> Mapping[str, tuple[int, ...]]:
     """Greedy continuations of prompts of different lengths in one batch."""
-    engine = Engine(recorder=recorder)
+    limits = EngineLimits(max_num_seqs=len(_PROMPT_LENS), max_model_len=_MAX_LEN)
+    engine = Engine(limits, recorder=recorder)
+    engine.kernels.finish(variant)
     for length in _PROMPT_LENS:
         [one] = plan.requests(variant.vocab_size, 1, length, _NUM_NEW_TOKENS)
         params = SamplingParams(max_new_tokens=_NUM_NEW_TOKENS, ignore_eos=True)

@@ -40,8 +40,9 @@ def generate(model: PreTrainedModel, plan: GpuPlan) -> dict[str, Any]:
         model.config.vocab_size, plan.num_requests, plan.prompt_len, plan.output_len
     )
     dense = make_variant(_NAME, _NAME, model)
+    make_engine = partial(Engine, _limits(plan))
     sides: dict[str, SideRunner] = {
-        "engine": partial(run_engine, dense, concurrency=len(requests)),
+        "engine": partial(run_engine, dense, concurrency=len(requests), make_engine=make_engine),
         "generate": partial(run_static, model, batch_size=len(requests)),
     }
     passes = run_in_turn(sides, requests, _TURNS)
@@ -63,7 +64,12 @@ def pruned(model: PreTrainedModel, plan: GpuPlan) -> dict[str, Any]:
         model.config.vocab_size, plan.num_requests, plan.prompt_len, plan.output_len
     )
     sides: dict[str, SideRunner] = {
-        name: partial(run_engine, variant, concurrency=len(batch))
+        name: partial(
+            run_engine,
+            variant,
+            concurrency=len(batch),
+            make_engine=partial(Engine, _limits(plan)),
+        )
         for name, variant in (("dense", dense), ("pruned", cut))
     }
     passes = run_in_turn(sides, batch, _TURNS)
@@ -103,6 +109,13 @@ def vllm(plan: GpuPlan) -> dict[str, Any]:
         )
         closed = closed_loops(starts, requests, plan.concurrency, _TURNS)
     return {"rows": rows(closed, Baseline.VLLM)}
+
+
+def _limits(plan: GpuPlan) -> EngineLimits:
+    """No more is recorded than these requests need."""
+    return EngineLimits(
+        max_num_seqs=plan.num_requests, max_model_len=plan.prompt_len + plan.output_len
+    )
 
 
 def _speedup(sides: Mapping[str, Callable[[], float]], turns: int) -> float:

@@ -56,7 +56,7 @@ def int8(model: PreTrainedModel, plan: GpuPlan) -> dict[str, Any]:
 
 
 def _steady(variant: Variant, plan: GpuPlan, number: int, make_engine: MakeEngine) -> SteadyBatch:
-    """A batch after two steps more, of which the second is recorded where that is possible."""
+    """A batch after two steps more."""
     output_len = steady_output_len(number, plan.num_steps + 3)
     requests = plan.requests(variant.vocab_size, number, plan.prompt_len, output_len)
     batch = SteadyBatch(variant, requests, make_engine)

@@ -1,9 +1,11 @@
 """Measures the time of the parts of one decode step.
 
 A step processes one token per sequence with an empty KV cache. Attention over a long context makes
-blocks slower, so the speed-up of decoding is at least the one computed here.
+blocks slower, so the speed-up of decoding is at least the one computed here. On a GPU, recordings
+of the parts are timed, as a served model replays recorded steps too.
 """
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -15,7 +17,10 @@ from transformers import PreTrainedModel
 
 from pruning.models.block_times import BlockTimes
 from pruning.models.blocks import block_calls, block_list, final_logits, finish, num_blocks, view
+from pruning.models.recording import Recorder
 from pruning.models.streaming import StreamedModel
+
+logger = logging.getLogger(__name__)
 
 _NUM_REPEATS = 9
 
@@ -29,8 +34,7 @@ def measure_times(model: PreTrainedModel, num_sequences: int = 1) -> BlockTimes:
     """
     step = _Step(model, num_sequences)
     blocks = [partial(step.block, index) for index in range(num_blocks(model))]
-    embedding_s, *blocks_s, head_s = _medians_s([step.embed, *blocks, step.head], step.device)
-    return BlockTimes(embedding_s, fmean(blocks_s), head_s)
+    return BlockTimes(*_medians_s([[step.embed], blocks, [step.head]], step.device))
 
 
 @torch.inference_mode()
@@ -41,15 +45,15 @@ def measure_streamed_times(streamed: StreamedModel) -> BlockTimes:
     """
     with streamed.embeddings():
         step = _Step(streamed.model)
-        [embedding_s] = _medians_s([step.embed], step.device)
+        [embedding_s] = _medians_s([[step.embed]], step.device)
     last = num_blocks(streamed.model) - 1
     blocks_s = [
-        _medians_s([partial(step.block, index)], step.device)[0]
+        _medians_s([[partial(step.block, index)]], step.device)[0]
         for wanted in sorted({0, last // 2, last})
         for index in streamed.blocks([wanted])  # one at a time, without a prefetch
     ]
     with streamed.head():
-        [head_s] = _medians_s([step.head], step.device)
+        [head_s] = _medians_s([[step.head]], step.device)
     return BlockTimes(embedding_s, fmean(blocks_s), head_s)
 
 
@@ -83,15 +87,34 @@ def _stop(*_args: object, **_kwargs: object) -> None:
     raise _AtBlocks
 
 
-def _medians_s(runs: Sequence[Callable[[], None]], device: torch.device) -> list[float]:
-    """The median seconds of each run. All run in turn, after a warm-up turn."""
-    turns = [[_seconds(run, device) for run in runs] for _ in range(1 + _NUM_REPEATS)]
+def _medians_s(parts: Sequence[Sequence[Callable[[], None]]], device: torch.device) -> list[float]:
+    """The median seconds of the runs of each part, which are alike.
+
+    All run in turn, after a warm-up turn.
+    """
+    if device.type == "cuda":
+        parts = _recorded(parts, device)
+    turns = [[_seconds(runs, device) for runs in parts] for _ in range(1 + _NUM_REPEATS)]
     return [median(times) for times in zip(*turns[1:], strict=True)]
 
 
-def _seconds(run: Callable[[], None], device: torch.device) -> float:
+def _recorded(
+    parts: Sequence[Sequence[Callable[[], None]]], device: torch.device
+) -> Sequence[Sequence[Callable[[], None]]]:
+    """Replays of these runs; the runs themselves if they cannot be recorded."""
+    record = Recorder(device)
+    try:
+        return [[record(run) for run in runs] for runs in parts]
+    except RuntimeError as error:
+        logger.warning("parts of a decode step are timed one kernel at a time: %s", error)
+        return parts
+
+
+def _seconds(runs: Sequence[Callable[[], None]], device: torch.device) -> float:
+    """The mean time of these runs, after which the host waits."""
     began_s = time.perf_counter()
-    run()
+    for run in runs:
+        run()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - began_s
+    return (time.perf_counter() - began_s) / len(runs)

@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from transformers import PreTrainedModel
 
+from app.engine.cache.pages import pages_of
 from app.engine.engine import Engine
 from app.engine.scheduling.scheduler import EngineLimits
 from app.engine.scheduling.sequence import Request, TokenEvent
@@ -32,7 +34,8 @@ KINDS: Mapping[str, Mapping[str, Any]] = {
         "temperature": 0.9, "top_p": 0.8, "seed": 4, "repetition_penalty": 1.1, "num_logprobs": 2,
     },
 }  # fmt: skip
-LIMITS = EngineLimits(kv_cache_bytes=1 << 22)  # the memory of a card is that of the host
+# The memory of a card is that of the host. Steps of few shapes are recorded.
+LIMITS = EngineLimits(max_num_seqs=16, kv_cache_bytes=1 << 22, max_model_len=64)
 EXPERTS = {"mixtral", "olmoe", "qwen2_moe", "qwen3_moe"}
 
 
@@ -45,6 +48,13 @@ def requests(of: Variant, num_tokens: int = 8) -> list[Request]:
         for kind, params in KINDS.items()
         for length in (5, 40)
     ]  # fmt: skip
+
+
+def recorded(*variants: Variant, limits: EngineLimits = LIMITS) -> Engine:
+    """An engine with recorded steps of these variants."""
+    engine = Engine(limits)
+    engine.kernels.finish(*variants)
+    return engine
 
 
 def events(engine: Engine, *asked: Request) -> dict[str, list[TokenEvent]]:
@@ -81,16 +91,20 @@ def test_every_family_gives_what_it_gives_on_the_cpu(cuda: SimulatedCuda, family
         cpu = make_variant("tiny", "tiny", model, keep)
         gpu = make_variant("tiny", "tiny", on_device(model), keep)
         expected = events(Engine(LIMITS), *requests(cpu))
-        cuda.num_replays = 0
-        check(events(Engine(LIMITS), *requests(gpu)), expected)
+        engine = recorded(gpu)
+        cuda.num_captures = cuda.num_replays = 0
+        check(events(engine, *requests(gpu)), expected)
         assert (cuda.num_replays > 0) == (family not in EXPERTS)
+        assert cuda.num_captures == 0
 
 
 @pytest.mark.parametrize("family", sorted(EXPERTS))
 def test_experts_are_recorded_in_bfloat16(cuda: SimulatedCuda, family: str) -> None:
-    model = on_device(tiny_model(family)).bfloat16()
-    found = events(Engine(LIMITS), *requests(make_variant("tiny", "tiny", model)))
-    assert cuda.num_replays > 0
+    of = make_variant("tiny", "tiny", on_device(tiny_model(family)).bfloat16())
+    engine = recorded(of)
+    num_recorded = cuda.num_replays
+    found = events(engine, *requests(of))
+    assert cuda.num_replays > num_recorded > 0
     assert all(len(each) == 8 for each in found.values())
 
 
@@ -104,8 +118,9 @@ def test_a_response_format_gives_what_it_gives_on_the_cpu(
         ]
 
     expected = events(Engine(LIMITS), *asked(make_variant("tiny", "tiny", tiny_loaded.model)))
-    check(events(Engine(LIMITS), *asked(variant_on(tiny_loaded.model))), expected)
-    assert cuda.num_replays > 0
+    gpu = variant_on(tiny_loaded.model)
+    check(events(recorded(gpu), *asked(gpu)), expected)
+    assert cuda.num_replays > cuda.num_captures
 
 
 def test_two_devices_serve_one_variant_each(cuda: SimulatedCuda) -> None:
@@ -114,7 +129,7 @@ def test_two_devices_serve_one_variant_each(cuda: SimulatedCuda) -> None:
     asked = [
         request(prompt(9), of, request_id=str(of.model.device), max_new_tokens=12) for of in both
     ]
-    found = events(Engine(LIMITS), *asked)
+    found = events(recorded(*both), *asked)
     first, second = ([each.token_id for each in of] for of in found.values())
     assert first == second
     assert len(first) == 12
@@ -126,20 +141,21 @@ def test_a_model_of_the_second_device_uses_no_memory_of_the_first(cuda: Simulate
     before = cuda.allocated_bytes(0)
     cuda.reset_peak(0)
     of = variant_on(tiny_model("llama"), "cuda:1")
-    events(Engine(LIMITS), *requests(of))
-    assert cuda.num_replays > 0
+    events(recorded(of), *requests(of))
+    assert cuda.num_replays > cuda.num_captures
     assert cuda.peak_bytes(0) == before
 
 
 def test_no_reference_cycle_holds_a_recorded_model(cuda: SimulatedCuda) -> None:
     """So an unload frees its memory at once."""
-    of, engine = variant_on(tiny_model("llama")), Engine(LIMITS)
+    of = variant_on(tiny_model("llama"))
+    engine = recorded(of)
     model, cache = weakref.ref(of.model), weakref.ref(engine._caches.of(of))
     gc.collect()
     gc.disable()
     try:
         events(engine, *requests(of))
-        assert cuda.num_replays > 0
+        assert cuda.num_replays > cuda.num_captures
         del of
         assert (model(), cache()) == (None, None)
     finally:
@@ -149,10 +165,10 @@ def test_no_reference_cycle_holds_a_recorded_model(cuda: SimulatedCuda) -> None:
 def decode_costs(cuda: SimulatedCuda, num_rows: int, **params: Any) -> tuple[int, int, int]:
     """Waits, uploads and downloads of one decode step in the middle of so many outputs."""
     of = variant_on(tiny_model("llama"))
-    engine = Engine(LIMITS)
+    engine = recorded(of)
     for row in range(num_rows):
         engine.add(request(prompt(9, row), of, max_new_tokens=20, ignore_eos=True, **params))
-    for _ in range(8):  # the prompts, and what a first decode records
+    for _ in range(8):  # the prompts, and some decodes
         engine.step()
     cuda.log.clear()
     assert len(engine.step()) == num_rows
@@ -174,7 +190,7 @@ def test_a_decode_step_waits_once_for_all_its_results(
 
 def test_rows_of_several_kinds_cost_no_more_than_one(cuda: SimulatedCuda) -> None:
     of = variant_on(tiny_model("llama"))
-    engine = Engine(LIMITS)
+    engine = recorded(of)
     for each in requests(of, num_tokens=20):
         engine.add(each)
     for _ in range(8):
@@ -189,7 +205,7 @@ def test_a_response_format_costs_one_upload_of_its_masks(
     cuda: SimulatedCuda, tiny_loaded: LoadedModel
 ) -> None:
     of = variant_on(tiny_loaded.model)
-    engine = Engine(LIMITS)
+    engine = recorded(of)
     for row in range(3):
         ask = constrained(
             PERSON, of, (70, 71, 72 + row), str(row), max_new_tokens=30, temperature=0.8, seed=row
@@ -216,3 +232,50 @@ def test_a_prompt_waits_once_for_its_token(cuda: SimulatedCuda) -> None:
     while not any(event.token_id is not None for event in engine.step()):
         cuda.log.clear()
     assert cuda.log.count("wait") == cuda.log.count("download") == 1
+
+
+def longer(num_tokens: int) -> PreTrainedModel:
+    """A tiny model with so many positions."""
+    model = tiny_model("llama")
+    model.config.max_position_embeddings = num_tokens
+    return model
+
+
+def test_a_stream_of_a_thousand_tokens_records_nothing(cuda: SimulatedCuda) -> None:
+    """All that is recorded is recorded at load, in a bounded number of shapes."""
+    of = variant_on(longer(1100))
+    limits = EngineLimits(max_num_seqs=4, kv_cache_bytes=1 << 23)
+    engine = recorded(of, limits=limits)
+    assert 0 < cuda.num_captures <= 3 * 9
+    cuda.num_captures = cuda.num_replays = 0
+    ask = request(prompt(9), of, max_new_tokens=1000, ignore_eos=True)
+    [found] = events(engine, ask).values()
+    assert len(found) == 1000
+    assert (cuda.num_captures, cuda.num_replays) == (0, 999)
+
+
+def test_a_long_sequence_does_not_make_short_ones_read_as_much(cuda: SimulatedCuda) -> None:
+    """They are read in groups, with what each of them gives alone."""
+    model = longer(1100)
+    limits = EngineLimits(max_num_seqs=8, kv_cache_bytes=1 << 22)
+    lengths = (1000, 9, 9, 9, 9, 9)
+
+    def asked(of: Variant) -> list[Request]:
+        return [
+            request(prompt(length, seed), of, request_id=str(seed), max_new_tokens=6)
+            for seed, length in enumerate(lengths)
+        ]
+
+    cpu, gpu = make_variant("tiny", "tiny", model), variant_on(model)
+    expected = events(Engine(limits), *asked(cpu))
+    engine = recorded(gpu, limits=limits)
+    check(events(engine, *asked(gpu)), expected)
+    for each in asked(gpu):
+        engine.add(each)
+    while len(engine.step()) < len(lengths):  # the prompts
+        pass
+    start = cuda.allocated_bytes()
+    cuda.reset_peak()
+    engine.step()
+    of_longest = 2 * pages_of(1000) * engine._caches.of(gpu).shape.num_bytes
+    assert cuda.peak_bytes() - start < 2 * of_longest

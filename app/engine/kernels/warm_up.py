@@ -1,5 +1,5 @@
-"""What models need before their steps are as fast as they can be: compiled functions, and kernels
-that are timed.
+"""What models need before their steps are as fast as they can be: compiled functions, kernels that
+are timed, and on a GPU recorded steps.
 
 Other threads add models. The thread of the engine times kernels in short increments, when there is
 no other work or little time passes with it. So no step and no request waits for long.
@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from threading import Lock, Thread
 from typing import Literal
 from weakref import ref
@@ -33,6 +34,17 @@ Trials = Callable[[], Iterable[Trial]]
 State = Literal["compiling", "timing", "ready", "failed"]
 
 
+class Recorded(Enum):
+    """What came of an attempt to record the next step of a variant."""
+
+    ONE = auto()
+    ALL = auto()  # none was left, or none can be recorded
+    NOT_NOW = auto()  # there was no memory for it
+
+
+Record = Callable[[Variant], Recorded]
+
+
 @dataclass(eq=False)
 class _Model:
     """A model that warms up."""
@@ -40,6 +52,7 @@ class _Model:
     variant: Callable[[], Variant | None]
     functions: Sequence[ParallelFunction]
     trials: Trials
+    record: Record | None = None  # until all steps are recorded
     is_timed: bool = False
     is_disturbed: bool = False  # something else ran while some of its kernels were timed
     num_compiled: int = 0  # functions that were ready when it was timed
@@ -58,7 +71,8 @@ class _Model:
 
     @property
     def is_due_again(self) -> bool:
-        return self.is_disturbed or self.num_ready > self.num_compiled
+        is_unrecorded = self.record is not None
+        return self.is_disturbed or is_unrecorded or self.num_ready > self.num_compiled
 
 
 class WarmUp:
@@ -74,17 +88,24 @@ class WarmUp:
         self._done: list[_Model] = []  # which may be timed again
         self._again_s = 0.0
         self._longest_s = 0.0  # increment of the current trial and the one before
+        self._is_recording = False
         self._spent_s = self._live_s = 0.0
 
-    def add(self, variant: Variant, functions: Sequence[ParallelFunction], trials: Trials) -> None:
+    def add(
+        self,
+        variant: Variant,
+        functions: Sequence[ParallelFunction],
+        trials: Trials,
+        record: Record | None = None,
+    ) -> None:
         """Compile these functions, unless they are ready, and then time these kernels, unless their
-        times are known or not needed."""
-        if not self._tuner.chooses:
+        times are known or not needed. Then ``record`` steps."""
+        if not self._tuner.chooses and record is None:
             return
         compile_beside(functions)
         needed = trials if self._tuner.needs_times else tuple
         with self._lock:
-            self._waiting.append(_Model(ref(variant), functions, needed))
+            self._waiting.append(_Model(ref(variant), functions, needed, record))
 
     def is_warming_up(self, variant: Variant) -> bool:
         """Whether its steps may become faster soon."""
@@ -133,9 +154,10 @@ class WarmUp:
         return True
 
     def advance_beside(self, step_s: float) -> None:
-        """Run an increment after a live step of that length, if it is short beside such steps."""
+        """Run an increment after a live step of that length, if it is short beside such steps. A
+        recording is not, but is never made otherwise where there always are live steps."""
         self._live_s += step_s
-        is_short = 2 * self._longest_s <= step_s
+        is_short = self._is_recording or 2 * self._longest_s <= step_s
         if is_short and self._spent_s <= _MAX_SHARE * self._live_s:
             began_s = self._clock()
             self.advance()
@@ -152,7 +174,7 @@ class WarmUp:
             if self._current is None:
                 return False
             self._current.num_compiled = self._current.num_ready
-            self._increments = self._timed(self._current)
+            self._increments = self._warmed(self._current)
             return True
 
     def _next(self) -> _Model | None:
@@ -176,9 +198,22 @@ class WarmUp:
                 self._current.is_timed = True
                 self._done.append(self._current)
             self._current = self._increments = None
+            self._is_recording = False
             self._longest_s = 0.0
             self._again_s = self._clock() + _AGAIN_S
         Thread(target=self._tuner.save, name="tuning").start()  # no step waits for the disk
+
+    def _warmed(self, model: _Model) -> Generator[None, None, None]:
+        yield from self._timed(model)
+        self._is_recording = True
+        while model.record is not None and (variant := model.variant()) is not None:
+            recorded = model.record(variant)
+            del variant  # which may be unloaded meanwhile
+            if recorded is Recorded.ALL:
+                model.record = None
+            elif recorded is Recorded.NOT_NOW:
+                return
+            yield
 
     def _timed(self, model: _Model) -> Generator[None, None, None]:
         """Time what is not known, and at another time what was disturbed."""

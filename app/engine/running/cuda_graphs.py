@@ -1,31 +1,41 @@
 """Decode steps recorded as CUDA graphs: launching small kernels takes longer than running them.
 
-A replay runs the same kernels on the same addresses, without Python. So there is one graph for
-each shape, with the number of sequences rounded up to a power of two. Pages stay at their
-addresses, so a graph lives as long as its variant.
+A replay runs the same kernels on the same addresses, without Python. There is a graph for each of a
+fixed list of shapes, all of which are recorded once a variant is loaded, and none in a step. A step
+takes the smallest one that it fits in. Inputs, pages and graphs stay at their addresses.
 """
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from threading import Lock
 from typing import NamedTuple
 
 import torch
 
 from app.engine.cache.metadata import tables_of
 from app.engine.cache.pages import PAGE_TOKENS, pages_of
+from app.engine.kernels.warm_up import Recorded
 from app.engine.scheduling.scheduler import Batch
 from app.engine.transfer import pinned, sent
+from pruning.models.memory import is_out_of_memory
+from pruning.models.recording import Recorder as CudaRecorder
 
 logger = logging.getLogger(__name__)
 
 _CLOSE = 0.02  # of the largest logit: how far a replay may be from what it repeats
-_STEP_PAGES = max(1, 64 // PAGE_TOKENS)  # granularity of what a decode reads: whole steps are fast
+_FEWEST_PAGES = max(1, 128 // PAGE_TOKENS)  # that a recorded step reads of each sequence
+_STEP_PAGES = max(1, 64 // PAGE_TOKENS)  # granularity of other decodes: whole steps are fast
 
 Step = Callable[[], torch.Tensor]
 Recorder = Callable[[Step], Step]
-Shape = tuple[int, int]  # sequences, and pages that are read of each
+
+
+class Shape(NamedTuple):
+    """The size of a recorded step. Others of fewer rows and pages fit in."""
+
+    num_rows: int  # sequences
+    num_pages: int  # that are read of each
 
 
 class DecodeInputs(NamedTuple):
@@ -44,95 +54,157 @@ def num_read_pages(num_tokens: int) -> int:
     return -(-pages_of(num_tokens) // _STEP_PAGES) * _STEP_PAGES
 
 
+def shapes_to(max_rows: int, max_tokens: int, max_pages: int) -> list[Shape]:
+    """All shapes for so many sequences, of so many tokens each, and of so many pages together. The
+    largest come first, as smaller ones can use their memory again."""
+    shapes = [
+        Shape(rows, pages)
+        for rows in _sizes(1, max_rows, is_fine=False)
+        for pages in _sizes(_FEWEST_PAGES, pages_of(max_tokens), is_fine=True)
+        if rows * pages <= max_pages
+    ]
+    return sorted(shapes, key=lambda shape: shape.num_rows * shape.num_pages, reverse=True)
+
+
+def _sizes(least: int, most: int, *, is_fine: bool) -> Iterator[int]:
+    """Powers of two times ``least`` up to ``most``, and that; with fine ones half way between."""
+    size = least
+    while size < most:
+        yield size
+        if is_fine and size % 2 == 0 and size * 3 // 2 < most:
+            yield size * 3 // 2
+        size *= 2
+    yield most
+
+
 class WrongReplay(RuntimeError):
     """A replay gave other logits than the step: a part of the step is outside of the graph."""
 
 
-@dataclass(frozen=True)
-class _Graph:
-    inputs: torch.Tensor  # what the step reads, in one tensor: one copy fills it
-    replay: Step
+class Recorders:
+    """The recorder of each device, with one stream and one pool of memory. Safe from any thread.
 
-    def run(self, inputs: DecodeInputs) -> torch.Tensor:
-        on_host = pinned(_packed(inputs), self.inputs.device)
-        self.inputs.copy_(on_host, non_blocking=True)
-        return self.replay()
+    ``make`` returns None for a device without graphs.
+    """
+
+    def __init__(self, make: Callable[[torch.device], Recorder | None]) -> None:
+        self._make = make
+        self._lock = Lock()
+        self._made: dict[torch.device, Recorder | None] = {}
+
+    def of(self, device: torch.device) -> Recorder | None:
+        with self._lock:
+            if device not in self._made:
+                self._made[device] = self._make(device)
+            return self._made[device]
 
 
 class DecodeGraphs:
     """The recorded decode steps of one variant, over its cache."""
 
-    def __init__(self, record: Recorder, device: torch.device) -> None:
-        self.is_possible = True
+    def __init__(
+        self,
+        name: str,
+        record: Recorder,
+        device: torch.device,
+        shapes: Sequence[Shape],
+        blocks: int,
+    ) -> None:
+        self._name = name  # of the variant
         self._record = record
         self._device = device
-        self._graphs: dict[Shape, _Graph] = {}
-        self._seen: set[Shape] = set()
+        self._num_blocks = blocks
+        self._left = deque(shapes)  # to be recorded
+        self._replays: dict[Shape, Step] = {}
+        # What all of them read, from its start: one copy fills it. Made for the first, largest one.
+        self._inputs: torch.Tensor | None = None
 
-    def run(self, batch: Batch, step: DecodeStep) -> torch.Tensor | None:
-        """Return the logits ``[sequences, vocab]`` of a decode, valid until the next one.
+    @property
+    def num_recorded(self) -> int:
+        return len(self._replays)
 
-        ``step`` is recorded and not kept: its owner has these graphs. None if the step cannot be
-        replayed. The first step of a shape is never recorded, because many shapes occur only once.
+    def run(self, batch: Batch) -> torch.Tensor | None:
+        """Return the logits ``[sequences, vocab]`` of a decode, valid until the next replay.
+
+        None if no recorded step has its shape.
         """
-        if not self.is_possible or not batch.is_decode:
+        if not batch.is_decode or not self._replays:
             return None
-        shape = _shape(batch)
-        if shape not in self._seen:
-            self._seen.add(shape)
+        num_rows = len(batch.sequences)
+        num_pages = pages_of(max(seq.num_cached for seq in batch.sequences) + 1)
+        fitting = [
+            shape for shape in self._replays if num_rows <= shape[0] and num_pages <= shape[1]
+        ]
+        if not fitting:
             return None
-        graph = self._graph(batch, shape, step)
-        return None if graph is None else graph.run(_inputs(batch, shape))[: len(batch.sequences)]
+        shape = min(fitting, key=lambda each: each.num_rows * each.num_pages)
+        return self._replayed(shape, _inputs(batch, shape))[:num_rows]
 
-    def _graph(self, batch: Batch, shape: Shape, step: DecodeStep) -> _Graph | None:
-        graph = self._graphs.get(shape)
-        if graph is None:
-            try:
-                graph = self._recorded(_inputs(batch, shape), step)
-            except Exception:
-                self.is_possible = False
-                self._graphs.clear()
-                logger.warning(
-                    "decode steps of %s cannot be recorded, and are taken one kernel at a time",
-                    batch.variant.name,
-                    exc_info=True,
-                )
-            else:
-                self._graphs[shape] = graph
-        return graph
+    def record_next(self, step: DecodeStep) -> Recorded:
+        """Record the next shape of ``step``, which is not kept: its owner has these graphs."""
+        if not self._left:
+            return Recorded.ALL
+        shape = self._left[0]
+        try:
+            self._replays[shape] = self._recorded(shape, step)
+        except Exception as error:
+            self._replays.pop(shape, None)
+            if is_out_of_memory(error):
+                logger.warning("no memory to record %s of %s now", shape, self._name)
+                return Recorded.NOT_NOW
+            self._left.clear()
+            self._replays.clear()
+            logger.warning(
+                "decode steps of %s cannot be recorded, and are taken one kernel at a time",
+                self._name,
+                exc_info=True,
+            )
+            return Recorded.ALL
+        self._left.popleft()
+        return Recorded.ONE
 
-    def _recorded(self, inputs: DecodeInputs, step: DecodeStep) -> _Graph:
+    def _recorded(self, shape: Shape, step: DecodeStep) -> Step:
         """Raises ``WrongReplay``, and any error of the recording."""
-        first = sent(_packed(inputs), self._device)
-        expected = step(_unpacked(first, inputs))
-        # Zeros read and write the unit of no page, so the test of the replay shows that it reads
-        # its inputs.
-        packed = torch.zeros_like(first)
-        static = _unpacked(packed, inputs)
-        graph = _Graph(packed, self._record(lambda: step(static)))
-        replayed = graph.run(inputs)
+        like = _trial_inputs(shape, self._num_blocks)
+        first = sent(_packed(like), self._device)
+        if self._inputs is None:
+            self._inputs = torch.zeros_like(first)
+        expected = step(_unpacked(first, like))
+        # Zeros differ from the trial, so the test of the replay shows that it reads its inputs.
+        static = self._inputs[: len(first)].zero_()
+        self._replays[shape] = self._record(lambda: step(_unpacked(static, like)))
+        replayed = self._replayed(shape, like)
         if not torch.allclose(
             replayed, expected, rtol=0, atol=_CLOSE * float(expected.abs().max())
         ):
             raise WrongReplay("the logits of a replay are not those of the step that it repeats")
-        return graph
+        return self._replays[shape]
 
-
-def _shape(batch: Batch) -> Shape:
-    longest = max(seq.num_cached for seq in batch.sequences) + 1
-    return 1 << (len(batch.sequences) - 1).bit_length(), num_read_pages(longest)
+    def _replayed(self, shape: Shape, inputs: DecodeInputs) -> torch.Tensor:
+        assert self._inputs is not None
+        packed = pinned(_packed(inputs), self._device)
+        self._inputs[: len(packed)].copy_(packed, non_blocking=True)
+        return self._replays[shape]()
 
 
 def _inputs(batch: Batch, shape: Shape) -> DecodeInputs:
     """Rows without a sequence get the first token of the vocabulary, at the first place of the
     unit of no page."""
-    padding = [0] * (shape[0] - len(batch.sequences))
+    padding = [0] * (shape.num_rows - len(batch.sequences))
     positions = [seq.num_cached for seq in batch.sequences]
     token_ids = [seq.tokens[at] for seq, at in zip(batch.sequences, positions, strict=True)]
     units = [torch.from_numpy(seq.pages.units) for seq in batch.sequences]
     units += [units[0][:0]] * len(padding)
     both = torch.tensor([token_ids + padding, positions + padding])
-    return DecodeInputs(both[0], both[1], tables_of(units, shape[1]))
+    return DecodeInputs(both[0], both[1], tables_of(units, shape.num_pages))
+
+
+def _trial_inputs(shape: Shape, num_blocks: int) -> DecodeInputs:
+    """Rows that write into the unit of no page, and read only what such rows have written: those of
+    one place write the same, and there is one for each place up to the last."""
+    places = torch.arange(shape.num_rows) % PAGE_TOKENS
+    tables = torch.zeros(*shape, num_blocks, dtype=torch.long)
+    return DecodeInputs(places + 1, places, tables)
 
 
 def _packed(inputs: DecodeInputs) -> torch.Tensor:
@@ -147,29 +219,9 @@ def _unpacked(packed: torch.Tensor, like: DecodeInputs) -> DecodeInputs:
 
 
 def recorder_on(device: torch.device) -> Recorder | None:
-    """Return the recorder for this device; None for a device without CUDA graphs."""
-    return partial(_record_cuda, device) if device.type == "cuda" else None
+    """Return a recorder for this device; None for a device without CUDA graphs."""
+    return CudaRecorder(device) if device.type == "cuda" else None
 
 
 def no_recorder(_device: torch.device) -> None:
     """Record nothing: every step launches its kernels one by one."""
-
-
-def _record_cuda(device: torch.device, step: Step) -> Step:
-    """Other threads may use the device meanwhile, as those that load weights do."""
-    with torch.cuda.device(device):
-        usual, aside = torch.cuda.current_stream(), torch.cuda.Stream()
-        aside.wait_stream(usual)
-        with torch.cuda.stream(aside):
-            step()  # what libraries set up at a first call cannot be recorded
-        usual.wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            logits = step()
-
-    def replay() -> torch.Tensor:
-        with torch.cuda.device(device):
-            graph.replay()
-        return logits
-
-    return replay

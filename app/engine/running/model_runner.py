@@ -27,14 +27,24 @@ from app.engine.autotuning import OFF, Autotuner
 from app.engine.cache.metadata import AttentionMetadata, tables_of
 from app.engine.cache.paged_cache import PagedCache
 from app.engine.cache.pages import PAGE_TOKENS, pages_of
-from app.engine.running.cuda_graphs import DecodeGraphs, DecodeInputs, Recorder, num_read_pages
+from app.engine.kernels.warm_up import Recorded
+from app.engine.running.cuda_graphs import (
+    DecodeGraphs,
+    DecodeInputs,
+    Recorder,
+    Shape,
+    num_read_pages,
+)
+from app.engine.running.decode_groups import ReadLimits, decode_groups
 from app.engine.running.flat_model import FlatModel
 from app.engine.running.head import Head
 from app.engine.scheduling.scheduler import Batch
 from app.engine.step import Interruption, Step
 from app.engine.transfer import sent, upload
 from app.engine.variant import Variant
-from pruning.models.blocks import block_list
+from pruning.models.blocks import block_list, num_blocks
+
+_COPIED = 3  # a page that torch's attention reads is read, written and read again
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,7 @@ class ModelRunner:
         flat: FlatModel | None = None,
         record: Recorder | None = None,
         tuner: Autotuner = OFF,
+        shapes: Sequence[Shape] = (),
     ) -> None:
         self.cache = cache
         self.head = Head(variant.model, tuner)
@@ -70,18 +81,59 @@ class ModelRunner:
         self._windows = attention_windows(variant.model.config)
         self._flat_model = flat
         self._tuner = tuner
+        self._num_blocks = num_blocks(self._model)
+        self._read_limits: ReadLimits | None = None
+        if self._model.device.type != "cpu":
+            self._read_limits = self._limits_of_reads()
         if record is not None:
-            self.graphs = DecodeGraphs(record, self._model.device)
+            self.graphs = DecodeGraphs(
+                variant.name, record, self._model.device, shapes, self._num_blocks
+            )
+
+    @torch.inference_mode()
+    def record_next(self) -> Recorded:
+        """Record one more decode step. Writes into the unit of no page."""
+        return Recorded.ALL if self.graphs is None else self.graphs.record_next(self._decode)
 
     @torch.inference_mode()
     def forward(self, batch: Batch, step: Step) -> Forwarded:
         """Raises ``StepInterrupted``."""
         if step.is_reproducible:
             return self._reproducible(batch, step)
-        if self.graphs is not None and (logits := self.graphs.run(batch, self._decode)) is not None:
-            step.kernels["decode"] = "recorded"
-            return Forwarded(logits, None)
-        return self._forward(batch, step)
+        if batch.is_decode and self._read_limits is not None:
+            pages = [num_read_pages(seq.num_cached + 1) for seq in batch.sequences]
+            groups = decode_groups(pages, self._read_limits)
+            if len(groups) > 1:
+                return self._in_groups(batch, groups, step)
+        return self._replayed(batch, step) or self._forward(batch, step)
+
+    def _replayed(self, batch: Batch, step: Step) -> Forwarded | None:
+        """By a recorded step, whose logits are valid until the next one."""
+        if self.graphs is None or (logits := self.graphs.run(batch)) is None:
+            return None
+        step.kernels["decode"] = "recorded"
+        return Forwarded(logits, None)
+
+    def _in_groups(self, batch: Batch, groups: Sequence[Sequence[int]], step: Step) -> Forwarded:
+        """A decode of some rows after the other."""
+        parts = []
+        for rows in groups:
+            part = replace(
+                batch,
+                sequences=tuple(batch.sequences[row] for row in rows),
+                num_scheduled_tokens=(1,) * len(rows),
+            )
+            parts.append((self._replayed(part, step) or self._forward(part, step)).logits.clone())
+        order = [row for rows in groups for row in rows]
+        places = sorted(range(len(order)), key=order.__getitem__)
+        return Forwarded(torch.cat(parts)[upload(places, self._model.device)], None)
+
+    def _limits_of_reads(self) -> ReadLimits:
+        """As many pages as the cache has, and those that are read and copied as fast as weights."""
+        page_bytes = self._num_blocks * self.cache.shape.num_bytes
+        weights = sum(weight.nbytes for weight in self._model.parameters())
+        most_pages = self.cache.pool.num_units // self._num_blocks
+        return ReadLimits(max(1, most_pages), weights // (_COPIED * page_bytes))
 
     @property
     def depends_on_its_batch(self) -> bool:

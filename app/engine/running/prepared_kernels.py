@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from hashlib import sha256
 from threading import Lock
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary, WeakMethod, ref
 
 from app.engine.autotuning import Autotuner, Trial, processor
 from app.engine.kernels.compiled.compilation import wait_for_compilation
 from app.engine.kernels.int8 import product_trials
-from app.engine.kernels.warm_up import WarmUp
+from app.engine.kernels.warm_up import Record, Recorded, WarmUp
+from app.engine.running.cuda_graphs import Recorders
 from app.engine.running.flat_model import COMPILED, FlatModel, Sizes, flat_model, functions_of_steps
 from app.engine.running.head import COMPILED_HEAD, Head
 from app.engine.scheduling.scheduler import EngineLimits
@@ -23,8 +24,10 @@ REPRODUCIBLE = frozenset({COMPILED, COMPILED_HEAD})  # of steps whose rows depen
 class Kernels:
     """Knows what steps of each variant run. Safe from any thread."""
 
-    def __init__(self, tuner: Autotuner, limits: EngineLimits) -> None:
+    def __init__(self, tuner: Autotuner, limits: EngineLimits, recorders: Recorders) -> None:
         self.tuner = tuner
+        self.recorders = recorders
+        self.record_next: WeakMethod[Record] | None = None  # called by the thread of the engine
         self.warm_up = WarmUp(tuner)
         self._limits = limits
         self._lock = Lock()
@@ -48,8 +51,14 @@ class Kernels:
             with self._lock:
                 self._flat_models[variant] = flat
         functions = functions_of_steps(variant.model, self.tuner)
-        self.warm_up.add(variant, functions, partial(self._trials, ref(variant)))
+        is_recorded = self.recorders.of(variant.model.device) is not None
+        record = self._record if is_recorded else None
+        self.warm_up.add(variant, functions, partial(self._trials, ref(variant)), record)
         return flat
+
+    def _record(self, variant: Variant) -> Recorded:
+        record = self.record_next() if self.record_next is not None else None
+        return Recorded.ALL if record is None else record(variant)
 
     def finish(self, *variants: Variant) -> None:
         """Compile and time now what steps of these variants need. For a thread of its own."""

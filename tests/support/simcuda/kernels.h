@@ -207,9 +207,17 @@ std::vector<Tensor> new_tensors(const Call& call, const Stack& results) {
   return found;
 }
 
+// CUDA has kernels for these types, and the CPU has none.
+void convert(const std::string& op, Stack& stack, size_t first) {
+  if (op == "aten::histc" && !stack[first].toTensor().is_floating_point()) {
+    stack[first] = stack[first].toTensor().to(at::kFloat);
+  }
+}
+
 void replay(const Graph& graph) {
   for (const Recorded& kernel : graph.kernels) {
     Stack stack = kernel.inputs;
+    convert(kernel.op.schema().name(), stack, 0);
     kernel.op.callBoxed(stack);
     std::vector<Tensor> made;
     for (const IValue& each : stack) {
@@ -245,13 +253,6 @@ void check_int_mm(const Stack& stack, size_t first) {
   const Tensor rows = stack[first].toTensor();
   TORCH_CHECK(rows.size(0) > 16, "self.size(0) needs to be greater than 16, but got ", rows.size(0));
   TORCH_CHECK(rows.size(1) % 8 == 0, "self.size(1) needs to be a multiple of 8");
-}
-
-// CUDA has kernels for these types, and the CPU has none.
-void convert(const std::string& op, Stack& stack, size_t first) {
-  if (op == "aten::histc" && !stack[first].toTensor().is_floating_point()) {
-    stack[first] = stack[first].toTensor().to(at::kFloat);
-  }
 }
 
 bool answer_dry(const std::string& op, Stack* stack, size_t first) {
@@ -294,8 +295,8 @@ void fallback(const c10::OperatorHandle& op, c10::DispatchKeySet /*keys*/, Stack
   for (size_t at = first; at < stack->size(); ++at) {
     (*stack)[at] = call.in((*stack)[at]);
   }
+  const Stack inputs(stack->begin() + first, stack->end());  // which a replay converts again
   convert(name, *stack, first);
-  Stack inputs(stack->begin() + first, stack->end());
   op.callBoxed(*stack);
   if (recording != nullptr) {
     const Stack results(stack->begin() + first, stack->end());

@@ -14,9 +14,12 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from app.engine.engine import Engine
-from app.engine.running.cuda_graphs import Recorder, Step, no_recorder, recorder_on
+from app.engine.engine_loop import EngineLoop
+from app.engine.running.cuda_graphs import Recorder, Step, no_recorder, recorder_on, shapes_to
 from app.engine.scheduling.scheduler import EngineLimits
+from app.engine.variant import Variant
 from pruning.models.architectures import ARCHITECTURES
+from tests.support.clock import Clock
 from tests.support.engine_requests import Outcome, expected, prompt, request, run, variant
 from tests.support.tiny import every_family
 
@@ -42,8 +45,15 @@ class Traces:
         return replay
 
 
-def engine(recorder: Recorder, **limits: int) -> Engine:
-    return Engine(EngineLimits(**limits), recorder=lambda _device: recorder)
+LIMITS = EngineLimits(max_num_seqs=2, max_model_len=96)
+SHAPES = shapes_to(LIMITS.max_num_seqs, 96, 1 << 20)
+
+
+def engine(recorder: Recorder, *variants: Variant) -> Engine:
+    """An engine with recorded steps of these variants."""
+    made = Engine(LIMITS, recorder=lambda _device: recorder)
+    made.kernels.finish(*variants)
+    return made
 
 
 BOTH_VARIANTS = ((5, False), (9, True), (60, False))  # tokens of the prompt, and whether pruned
@@ -66,25 +76,44 @@ def check_replays(family: str, prompts: Sequence[tuple[int, bool]]) -> None:
         request(prompt(length, seed=length), variant(pruned, family), max_new_tokens=9)
         for length, pruned in prompts
     ]
-    outcome = run(engine(traces), *asks)
-    for each in asks:
-        assert outcome.of(each) == expected(each)
+    variants = {id(ask.variant): ask.variant for ask in asks}.values()
+    each = engine(traces, *variants)
+    num_recorded = traces.num_recorded
+    assert num_recorded == traces.num_replayed == len(SHAPES) * len(variants)
+    outcome = run(each, *asks)
+    for ask in asks:
+        assert outcome.of(ask) == expected(ask)
+    assert traces.num_recorded == num_recorded
     # nearly all of the eight decodes of each variant
-    assert traces.num_replayed >= 6 * len({pruned for _, pruned in prompts})
+    assert traces.num_replayed >= num_recorded + 6 * len(variants)
 
 
-def test_a_shape_is_recorded_when_it_comes_again_and_replayed_from_then_on() -> None:
-    traces = Traces()
-    each = request(prompt(9), max_new_tokens=21, ignore_eos=True)
-    run(engine(traces), each)
-    assert traces.num_recorded == 1
-    assert traces.num_replayed == 19 + 1  # of 20 decodes, and once to be tried
+def test_shapes_are_few_and_the_largest_come_first() -> None:
+    shapes = shapes_to(64, 4096, 4000)
+    assert len(shapes) < 80
+    sizes = [shape.num_rows * shape.num_pages for shape in shapes]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] <= 4000
+    for rows, pages in ((1, 1), (3, 70), (64, 40), (23, 90)):
+        fitting = [shape for shape in shapes if shape[0] >= rows and shape[1] >= pages]
+        assert min(each[0] * each[1] for each in fitting) <= 3 * max(4, pages) * rows
+    assert shapes_to(5, 40, 100) == [(5, 2), (4, 2), (2, 2), (1, 2)]
+    assert shapes_to(64, 4096, 100)[0] == (1, 96)
 
 
-def test_a_recording_lives_while_requests_come_and_go() -> None:
+def test_no_step_records_and_each_decode_is_replayed() -> None:
+    traces, of = Traces(), variant()
+    each = engine(traces, of)
+    num_recorded = traces.num_recorded
+    run(each, request(prompt(9), of, max_new_tokens=81, ignore_eos=True))
+    assert traces.num_recorded == num_recorded
+    assert traces.num_replayed == num_recorded + 80
+
+
+def test_recordings_live_while_requests_come_and_go() -> None:
     """Also while none runs: pages stay where they are."""
     traces, outcome = Traces(), Outcome()
-    each = engine(traces)
+    each = engine(traces, variant())
     groups = [
         [request(prompt(9, seed), max_new_tokens=9, ignore_eos=True) for seed in seeds]
         for seeds in ((1, 2, 3), (4,), (5, 6, 7), (8,))
@@ -93,7 +122,22 @@ def test_a_recording_lives_while_requests_come_and_go() -> None:
         run(each, *group, outcome=outcome)
     for ask in (ask for group in groups for ask in group):
         assert outcome.of(ask) == expected(ask)
-    assert traces.num_recorded == 2  # for four, and for one
+    assert traces.num_recorded == len(SHAPES)
+
+
+def test_recordings_are_made_beside_live_steps_and_steps_do_not_wait_for_them() -> None:
+    traces = Traces()
+    each = Engine(LIMITS, recorder=lambda _device: traces)
+    loop, ask = EngineLoop(each), request(prompt(9), max_new_tokens=60, ignore_eos=True)
+    each.add(ask)
+    assert each.step()
+    assert traces.num_recorded == 0
+    while each.has_work:
+        loop.step()
+    beside = traces.num_recorded
+    while each.kernels.warm_up.wait_s == 0:
+        loop.step()
+    assert 0 < beside <= traces.num_recorded == len(SHAPES)
 
 
 def test_what_cannot_be_recorded_is_taken_as_usual_and_not_tried_again(
@@ -105,13 +149,39 @@ def test_what_cannot_be_recorded_is_taken_as_usual_and_not_tried_again(
         tried.append(step)
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    each = engine(refuse)
     with caplog.at_level(logging.WARNING):
-        for seed in range(2):
-            ask = request(prompt(9, seed), max_new_tokens=8)
-            assert run(each, ask).of(ask) == expected(ask)
+        each = engine(refuse, variant())
+        ask = request(prompt(9), max_new_tokens=8)
+        assert run(each, ask).of(ask) == expected(ask)
+        each.kernels.finish(variant())
     assert len(tried) == 1
     assert "one kernel at a time" in caplog.text
+
+
+def test_a_lack_of_memory_ends_no_recording_for_good() -> None:
+    traces, clock = Traces(), Clock()
+    num_short = 2
+
+    def record(step: Step) -> Step:
+        nonlocal num_short
+        if traces.num_recorded == 1 and num_short:
+            num_short -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return traces(step)
+
+    each = Engine(LIMITS, recorder=lambda _device: record)
+    warm_up = each.kernels.warm_up
+    warm_up._clock = clock
+    each.kernels.finish(variant())
+    assert traces.num_recorded == 1
+    for _ in range(2):
+        assert warm_up.wait_s is not None
+        assert warm_up.wait_s > 0
+        clock.now += warm_up.wait_s
+        while warm_up.advance():
+            pass
+    assert traces.num_recorded == len(SHAPES)
+    assert warm_up.wait_s is None
 
 
 @pytest.mark.parametrize(
@@ -123,8 +193,9 @@ def test_a_replay_that_repeats_something_else_is_found_out(
     change: Callable[[torch.Tensor], torch.Tensor], caplog: pytest.LogCaptureFixture
 ) -> None:
     traces = Traces(change)
+    each = engine(traces, variant())
     ask = request(prompt(9), max_new_tokens=8)
-    assert run(engine(traces), ask).of(ask) == expected(ask)
+    assert run(each, ask).of(ask) == expected(ask)
     assert traces.num_replayed == 1
     assert "WrongReplay" in caplog.text
 
@@ -137,22 +208,21 @@ def test_a_replay_that_does_not_read_its_inputs_is_found_out(
         return lambda: logits
 
     ask = request(prompt(9), max_new_tokens=8)
-    assert run(engine(once), ask).of(ask) == expected(ask)
+    assert run(engine(once, variant()), ask).of(ask) == expected(ask)
     assert "WrongReplay" in caplog.text
 
 
 def test_background_steps_are_recorded_as_live_ones_are() -> None:
     """Otherwise their times would tell of the recording, and not of the model."""
-    num_recorded = []
+    num_replayed = []
     for is_background in (False, True):
         traces = Traces()
         ask = replace(request(prompt(9), max_new_tokens=8), is_background=is_background)
-        assert run(engine(traces), ask).of(ask) == expected(ask)
-        num_recorded.append(traces.num_recorded)
-    assert num_recorded[0] == num_recorded[1] > 0
+        assert run(engine(traces, variant()), ask).of(ask) == expected(ask)
+        num_replayed.append(traces.num_replayed - traces.num_recorded)
+    assert num_replayed[0] == num_replayed[1] > 0
 
 
 def test_only_gpus_have_recordings() -> None:
     assert recorder_on(torch.device("cpu")) is None
-    assert recorder_on(torch.device("cuda")) is not None
     no_recorder(torch.device("cuda"))
