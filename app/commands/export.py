@@ -31,7 +31,7 @@ from pruning.checkpoints.verify_reload import compare_gguf
 from pruning.config import Verify, WorkerSettings
 from pruning.evaluation.quality import Interval
 from pruning.extras import require_extra
-from pruning.models.architectures import check_quantizable
+from pruning.models.architectures import CannotQuantize, check_quantizable
 from pruning.models.blocks import Own, num_blocks, pruned_config, view
 from pruning.models.lineage import lineage_of
 from pruning.models.names import VariantName
@@ -42,6 +42,7 @@ from pruning.models.store import (
     read_config,
     set_up_torch,
 )
+from pruning.models.towers import tower_type
 from pruning.plural import counted
 from pruning.process import exit_on
 from pruning.search.dense_model import DenseModel, Resources, fitting_resident, load_dense_model
@@ -246,6 +247,11 @@ def _rounded(subject: Subject, export: Export) -> Subject:
         raise GgufUnsupported(
             "a GGUF file is written with plain weights: leave int8 or int4 out, and quantize the "
             "file with llama-quantize"
+        )
+    if (whole := tower_type(subject.path)) is not None:
+        raise CannotQuantize(
+            f"a {whole} cannot be written with {subject.weights} weights yet, only plain ones: "
+            "leave int8 or int4 out"
         )
     require_compressed_tensors()
     check_quantizable(read_config(subject.path).model_type)

@@ -10,6 +10,7 @@ from app.engine.attention import UnsupportedAttention, attention_windows
 from app.engine.running.flat_model import flat_model
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig, architecture
 from pruning.models.store import NotAModel, parse_config
+from pruning.models.towers import tower_type
 from pruning.plural import counted
 from pruning.repair.repair import possible_methods
 
@@ -25,8 +26,15 @@ def family(path: Path) -> list[Finding]:
         advice = "docs/families.md lists all families, and why others are not supported"
         return [wrong("family", str(error), advice)]
     blocks = counted(config.num_hidden_layers, "block")
+    whole = tower_type(path)
+    said = f"{config.model_type} is supported; the model has {blocks}"
+    if whole is not None:
+        said = (
+            f"{whole} is supported: its language tower, a {config.model_type} with {blocks}, is "
+            "pruned and served, and the rest is written unchanged"
+        )
     return [
-        fine("family", f"{config.model_type} is supported; the model has {blocks}"),
+        fine("family", said),
         _served(config),
         _repairs(config),
     ]

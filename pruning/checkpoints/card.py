@@ -36,7 +36,7 @@ from pruning.spec.prune import Metric, PruneSpec, Quantize, Resident, Search
 _HEAD = """\
 ---
 library_name: transformers
-pipeline_tag: text-generation
+pipeline_tag: {task}
 base_model: {base_model}
 base_model_relation: finetune
 tags: [sleb, depth-pruning]
@@ -48,9 +48,9 @@ _LOADING = """\
 This is a regular Hugging Face model:
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {auto}, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("path/to/this/directory")
+model = {auto}.from_pretrained("path/to/this/directory")
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory")
 ```
 
@@ -331,7 +331,9 @@ def _domains(domains: Sequence[DomainQuality]) -> str:
 
 def _head(name: str, parent: str, lineage: Lineage) -> str:
     licence_line = f"license: {lineage.licence}\n" if lineage.licence else ""
-    return _HEAD.format(name=name, base_model=lineage.source or parent, licence_line=licence_line)
+    task = "image-text-to-text" if lineage.tower else "text-generation"
+    base = lineage.source or parent
+    return _HEAD.format(name=name, base_model=base, licence_line=licence_line, task=task)
 
 
 def _loading(
@@ -342,8 +344,11 @@ def _loading(
     lineage: Lineage,
     healing: Healing | None = None,
 ) -> str:
-    lines = _lineage(parent, num_blocks, removed, repair, lineage, healing)
-    return _LOADING.format(lineage="\n".join(lines))
+    lines = [*_lineage(parent, num_blocks, removed, repair, lineage, healing)]
+    if lineage.tower:
+        lines.append(f"- The language tower of this {lineage.tower} alone has lost blocks.")
+    auto = "AutoModelForImageTextToText" if lineage.tower else "AutoModelForCausalLM"
+    return _LOADING.format(lineage="\n".join(lines), auto=auto)
 
 
 def _lineage(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.models.architectures import architecture
 from pruning.models.blocks import NO_OWN, Own, final_logits
@@ -22,7 +22,9 @@ from pruning.models.forward import Forward, InMemoryForward
 from pruning.models.memory import free_bytes, release_cache
 from pruning.models.quantize import plain_weights
 from pruning.models.save_streamed import kept_weights
+from pruning.models.save_tower import other_tensors
 from pruning.models.store import COMPANION_FILES, pick_device
+from pruning.models.towers import tower_type, whole_config
 from pruning.search.dense_model import DenseModel
 from pruning.sleb import Blocks
 from pruning.spec.prune import Quantize
@@ -60,6 +62,7 @@ class Expectation:
     is_quantized: bool  # in the compressed-tensors format
     per_block: Mapping[str, Sequence[Any]]  # lists of the config with an entry for each block
     weights: Mapping[str, str]
+    others: Mapping[str, str] | None  # digests of the other towers' tensors; None: one tower only
     companions: Mapping[str, str | None]
     sample_ids: Sequence[int]  # of ``SAMPLE``, by the parent's tokenizer
     continuation: Sequence[int]  # empty if the checkpoint is streamed
@@ -114,6 +117,7 @@ def expectation(
         is_quantized=quantize is not None,
         per_block=_per_block(dense.model.config, keep),
         weights=weights,
+        others=others_of(dense.path, dense.model),
         companions=companions(dense.path),
         sample_ids=sample_ids(dense.tokenizer),
         continuation=continuation,
@@ -132,6 +136,19 @@ def _digests(weights: Iterable[tuple[str, torch.Tensor]]) -> tuple[dict[str, str
         found[name] = digest(values)
         num_bytes += values.nbytes
     return found, num_bytes
+
+
+def others_of(path: Path, model: PreTrainedModel) -> dict[str, str] | None:
+    """Digests of the stored tensors of other towers; None if the model has no others."""
+    if tower_type(path) is None:
+        return None
+    dtype = model.dtype
+    is_cast = dtype != whole_config(path).dtype
+    tensors = other_tensors(path, model)
+    return {
+        name: digest(values.to(dtype) if is_cast and values.is_floating_point() else values)
+        for name, values in tensors
+    }
 
 
 def digest(values: torch.Tensor) -> str:

@@ -28,12 +28,14 @@ from pruning.checkpoints.verify_expected import (
     companions,
     digest,
     logits_of,
+    others_of,
     sample_ids,
 )
 from pruning.models.blocks import num_blocks
 from pruning.models.forward import StreamedForward
-from pruning.models.store import load, read_config, set_up_torch
+from pruning.models.store import load_tokenizer, load_whole, read_config, set_up_torch
 from pruning.models.streaming import StreamedModel
+from pruning.models.towers import language_model
 from pruning.plural import counted
 from pruning.process import end_with_parent, hide_gguf_bar
 
@@ -115,9 +117,21 @@ def compare_gguf(file: Path, expected: Expectation) -> None:
 
 
 def _compare_whole(directory: Path, expected: Expectation) -> None:
-    loaded = load(directory, device=expected.loading.device)
-    _same("token ids of a sample text", sample_ids(loaded.tokenizer), list(expected.sample_ids))
-    _compare_model(loaded.model, expected)
+    tokenizer = load_tokenizer(directory)
+    _same("token ids of a sample text", sample_ids(tokenizer), list(expected.sample_ids))
+    loaded: Any = load_whole(directory)
+    whole = loaded.to(expected.loading.device)
+    model = language_model(whole)
+    _compare_model(model, expected)
+    if model is not whole:
+        _compare_other_towers(directory, model, expected)
+        with torch.inference_mode():
+            logits = whole(expected.token_ids.to(whole.device), use_cache=False).logits
+        _compare_logits(logits, expected)
+
+
+def _compare_other_towers(directory: Path, model: PreTrainedModel, expected: Expectation) -> None:
+    _same("tensors of other towers", others_of(directory, model), expected.others)
 
 
 def _compare_quantized(directory: Path, expected: Expectation) -> None:
@@ -143,6 +157,8 @@ def _compare_streamed(directory: Path, expected: Expectation) -> None:
     streamed = StreamedModel(directory, device=expected.loading.device)
     _same("token ids of a sample text", sample_ids(streamed.tokenizer), list(expected.sample_ids))
     _compare_shape(streamed.model, expected)
+    if expected.others is not None:
+        _compare_other_towers(directory, streamed.model, expected)
     names = [name for name, _ in streamed.model.named_parameters()]
     _compare_weights({name: digest(values) for name, values in streamed.read(names)}, expected)
     forward = StreamedForward(streamed, tuple(range(expected.num_blocks)))

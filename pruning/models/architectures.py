@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from pruning.models.layout import Architecture, Parts, StreamWrites, weight_and_bias
+from pruning.models.towers import TOWERS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -270,8 +271,8 @@ def unknown_architecture(model_type: str, keys: Collection[str] = ()) -> Unknown
     return UnknownArchitecture(
         f"models of type {model_type!r} are not supported{_nearest(model_type, keys)}: blocks can "
         f"be removed from decoder-only language models of the types "
-        f"{', '.join(sorted(ARCHITECTURES))}, but not from models with an encoder, with recurrent "
-        f"states instead of attention, or for images"
+        f"{', '.join(sorted(ARCHITECTURES))}, and from the language towers of "
+        f"{', '.join(sorted(TOWERS))}, but not from models with an encoder or with recurrent states"
     )
 
 

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from pruning.models.towers import TOWERS
 from pruning.records import InvalidRecord, parse_record, read_stored, sendable
 
 ORIGIN_FILE = "sleb-origin.json"
@@ -23,6 +24,7 @@ class Lineage:
     licence: str | None = None  # an identifier of the hub, such as apache-2.0
     has_licence_text: bool = False
     conversion: str | None = None
+    tower: str | None = None  # the type of a model whose language tower alone loses blocks
 
 
 def lineage_of(directory: Path) -> Lineage:
@@ -37,7 +39,16 @@ def lineage_of(directory: Path) -> Lineage:
         _licence(directory) or origin.get("licence"),
         (directory / "LICENSE").is_file(),
         conversion if is_of_a_hub else None,
+        _tower(directory),
     )
+
+
+def _tower(directory: Path) -> str | None:
+    try:
+        model_type = parse_record(read_stored(directory / "config.json")).get("model_type")
+    except (OSError, InvalidRecord):
+        return None
+    return model_type if isinstance(model_type, str) and model_type in TOWERS else None
 
 
 def _origin(directory: Path) -> dict[str, str]:

@@ -25,6 +25,7 @@ from transformers.core_model_loading import (
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from pruning.models.store import NotAModel
+from pruning.models.towers import language_names, whole_without_weights
 
 _Open = Callable[[Path], Any]  # from a file to safetensors' handle of it
 
@@ -64,7 +65,9 @@ class WeightFiles:
     """
 
     def __init__(self, path: Path, model: PreTrainedModel) -> None:
-        stored = _stored(path, model)
+        whole = whole_without_weights(path, model)
+        names = language_names(whole)
+        stored = {names.get(name, name): found for name, found in _stored(path, whole).items()}
         tied = model.all_tied_weights_keys
         twins = {**tied, **{source: name for name, source in tied.items()}}
         self._stored: dict[str, _Stored] = {}
@@ -94,6 +97,19 @@ class WeightFiles:
             return True
         (_, one), (_, two) = *self.read([name]), *self.read([other])
         return one.dtype == two.dtype and torch.equal(one, two)
+
+
+def stored_names(path: Path, model: PreTrainedModel) -> Iterator[tuple[Path, str, str]]:
+    """Yield the file and the name of every stored tensor, and the parameter that it is of.
+
+    ``model`` is the language model in the directory. The parameter of a tensor that does not belong
+    to it is "".
+    """
+    whole = whole_without_weights(path, model)
+    names = language_names(whole)
+    for name, stored in _stored(path, whole).items():
+        for place in stored.places:
+            yield place.file, place.key, names.get(name, "")
 
 
 def _stored(path: Path, model: PreTrainedModel) -> dict[str, _Stored]:

@@ -13,6 +13,10 @@ from typing import Any, BinaryIO
 
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the format
 _BLOCK_NAME = re.compile(r"(?:^|\.)(?:layers|h)\.\d+\.")  # names of blocks in all families
+# Names in towers for images, and in what passes their output on
+_OTHER_TOWER = re.compile(
+    r"(?:^|\.)[a-z_]*(?:vision|visual|vit|audio|projector|connector)[a-z_]*\."
+)
 _HEADS = ("lm_head.weight", "embed_out.weight")  # in all families
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
 _EXPERTS = ".experts."
@@ -60,7 +64,8 @@ class WeightSizes:
 
 
 def weight_sizes(path: Path, refit: str | None = None) -> WeightSizes:
-    """Count the parameters in the headers of all files in ``path``. Raises ``NotAModel``.
+    """Count the parameters in the headers of all files in ``path``, without those of towers for
+    images. Raises ``NotAModel``.
 
     ``refit`` is the layer of a block that a repair may fit anew.
     """
@@ -68,6 +73,8 @@ def weight_sizes(path: Path, refit: str | None = None) -> WeightSizes:
     elsewhere: dict[str, tuple[int, ...]] = {}
     for file in path.glob("*.safetensors"):
         for name, shape in _shapes(file):
+            if _OTHER_TOWER.search(name):
+                continue
             if _BLOCK_NAME.search(name):
                 in_blocks[f"{file.name}:{name}"] = shape
             else:

@@ -6,7 +6,7 @@ Configs, keys and values are those that ``save_pretrained`` writes for a view of
 
 import json
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -28,6 +28,12 @@ _DTYPES = MappingProxyType(
         torch.float32: "F32",
         torch.float16: "F16",
         torch.bfloat16: "BF16",
+        torch.int64: "I64",
+        torch.int32: "I32",
+        torch.int16: "I16",
+        torch.int8: "I8",
+        torch.uint8: "U8",
+        torch.bool: "BOOL",
     }
 )
 
@@ -41,6 +47,11 @@ class Readable(Protocol):
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield ``(name, values)`` of these parameters."""
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The type that a safetensors file calls so."""
+    return next(dtype for dtype, known in _DTYPES.items() if known == name)
 
 
 def save_streamed(
@@ -65,14 +76,30 @@ def save_streamed(
         for name, parameter in parameters.items()
         for stored in revert_weight_conversion(pruned, {name: shapes[name]})
     }
-    split = split_torch_state_dict_into_shards(tensors, max_shard_size=shard_bytes)
+
+    def values(names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        wanted = sorted({sources[name] for name in names})
+        return chain.from_iterable(_values(source, pruned, dense, own) for source in wanted)
+
+    write_shards(directory, tensors, values, shard_bytes, pruned.num_parameters())
+
+
+def write_shards(
+    directory: Path,
+    tensors: Mapping[str, torch.Tensor],
+    values: Callable[[Iterable[str]], Iterable[tuple[str, torch.Tensor]]],
+    shard_bytes: int,
+    num_parameters: int,
+) -> None:
+    """Write files of at most ``shard_bytes`` with ``tensors``, whose values need not exist yet.
+
+    ``values(names)`` yields those of a file, in any order and perhaps with others.
+    """
+    split = split_torch_state_dict_into_shards(dict(tensors), max_shard_size=shard_bytes)
     for file, names in split.filename_to_tensors.items():
-        shard = {name: tensors[name] for name in names}
-        wanted = {sources[name] for name in names}
-        values = (_values(source, pruned, dense, own) for source in sorted(wanted))
-        _write(directory / file, shard, chain.from_iterable(values))
+        _write(directory / file, {name: tensors[name] for name in names}, values(names))
     if split.is_sharded:
-        metadata = {"total_parameters": pruned.num_parameters(), **split.metadata}
+        metadata = {"total_parameters": num_parameters, **split.metadata}
         index = {"metadata": metadata, "weight_map": split.tensor_to_filename}
         text = json.dumps(index, indent=2, sort_keys=True) + "\n"
         (directory / SAFE_WEIGHTS_INDEX_NAME).write_text(text, encoding="utf-8")

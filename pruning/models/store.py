@@ -8,7 +8,6 @@ import json
 import shutil
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from math import prod
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -22,25 +21,32 @@ from pruning.models.architectures import (
     unknown_architecture,
 )
 from pruning.models.inspection_record import InspectionRecord, Stamp
+from pruning.models.load_checks import check_size, refuse_wrong_buffers, refuse_wrong_keys
 from pruning.models.names import is_name
 from pruning.models.safetensors_headers import NotAModel as NotAModel  # noqa: PLC0414 - for importers
 from pruning.models.safetensors_headers import check_weights
+from pruning.models.towers import auto_class, language_config, language_model, whole_config
 from pruning.plural import counted
 from pruning.records import InvalidRecord, check_record
 
 if TYPE_CHECKING:  # both take seconds to import
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-# Files of a model beside config and weights: tokenizer, generation config and licence.
+# Files of a model beside config and weights: tokenizer, what prepares images, generation config and
+# licence.
 COMPANION_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
+    "chat_template.json",
     "generation_config.json",
     "merges.txt",
+    "preprocessor_config.json",
+    "processor_config.json",
     "special_tokens_map.json",
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
+    "video_preprocessor_config.json",
     "vocab.json",
     "LICENSE",
 )
@@ -48,7 +54,6 @@ _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # a tokeniz
 # Bytes of a number, by the torch name of its type.
 DTYPE_BYTES = MappingProxyType({"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8})
 _DEVICES = "auto, cpu, cuda or cuda:NUMBER"
-_SLACK = 2**20  # parameters: a small surplus is named key by key, which says more
 
 
 class UnusableDevice(ValueError):
@@ -155,7 +160,7 @@ def stamp_of(path: Path) -> Stamp:
 
 
 def _info(name: str, path: Path) -> ModelInfo:
-    config = _usable_config(path)
+    config = usable_config(path)
     check_weights(path)
     if not any((path / name).is_file() for name in _VOCABULARIES):
         raise NotAModel(
@@ -170,7 +175,7 @@ def _info(name: str, path: Path) -> ModelInfo:
         max_positions=getattr(config, "max_position_embeddings", None),
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
-        dtype=_dtype_of(config),
+        dtype=dtype_name(config),
         weight_bytes=sum(file.stat().st_size for file in path.glob("*.safetensors")),
     )
 
@@ -182,7 +187,7 @@ def _refuse_special_files(path: Path) -> None:
             raise NotAModel(f"{file} is neither a file nor a directory: remove it")
 
 
-def _usable_config(path: Path) -> "PreTrainedConfig":
+def usable_config(path: Path) -> "PreTrainedConfig":
     """The config of a supported model, whose values make sense. Raises as ``inspect`` does."""
     config = read_config(path)
     try:
@@ -204,11 +209,12 @@ def _check_values(path: Path, config: "PreTrainedConfig") -> None:
             raise NotAModel(
                 f"{path}/config.json: {field}={value!r}, expected a number from 1 to 2**31 - 1"
             )
-    if (dtype := _dtype_of(config)) not in DTYPE_BYTES:
+    if (dtype := dtype_name(config)) not in DTYPE_BYTES:
         raise NotAModel(f"{path}/config.json: dtype={dtype}, expected {', '.join(DTYPE_BYTES)}")
 
 
-def _dtype_of(config: "PreTrainedConfig") -> str:
+def dtype_name(config: "PreTrainedConfig") -> str:
+    """The torch name of the type of the weights."""
     return str(config.dtype or "float32").removeprefix("torch.")
 
 
@@ -225,21 +231,18 @@ def read_config(path: Path) -> "PreTrainedConfig":
 
 
 def parse_config(path: Path) -> "PreTrainedConfig":
-    """The config of a directory that may have no weights.
+    """The config of a directory that may have no weights; that of its language tower.
 
     Raises ``NotAModel``, or ``UnknownArchitecture`` for a type that transformers does not know.
     """
-    from transformers import AutoConfig  # noqa: PLC0415 - takes seconds
-
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        return language_config(whole_config(path))
     except Exception as error:  # the code of a config runs on whatever the file holds
         needs_code = "trust_remote_code" in str(error)
         if not needs_code and (fields := _fields_without_row(path)) is not None:
             raise unknown_architecture(fields["model_type"], fields) from error
         reason = "the model needs its own code, which is never run" if needs_code else error
         raise NotAModel(f"{path}/config.json cannot be read: {reason}") from error
-    return config
 
 
 def _fields_without_row(path: Path) -> dict[str, Any] | None:
@@ -254,27 +257,39 @@ def _fields_without_row(path: Path) -> dict[str, Any] | None:
 
 
 def load(path: Path, *, dtype: str = "auto", device: str = "auto") -> LoadedModel:
-    """Load the model in evaluation mode, and its tokenizer.
+    """Load the model in evaluation mode, and its tokenizer. Of a model with a tower for images,
+    that is the language tower.
 
     ``dtype`` is a torch name or "auto" (that of the checkpoint), and ``device`` a torch device or
     "auto". On "meta" no weights are read, but keys are checked. Raises ``UnusableDevice``, or
     ``NotAModel`` if a key is missing, unexpected or of the wrong shape.
     """
-    import torch  # noqa: PLC0415 - takes seconds
-    from transformers import AutoModelForCausalLM  # noqa: PLC0415 - as above
-
     device = pick_device(device)
-    config = _usable_config(path)
+    model: Any = language_model(load_whole(path, dtype=dtype, on_meta=device == "meta"))
+    refuse_wrong_buffers(path, model)
+    tokenizer = load_tokenizer(path)
+    return LoadedModel(model.to(device).eval(), tokenizer, path)
+
+
+def load_whole(path: Path, *, dtype: str = "auto", on_meta: bool = False) -> "PreTrainedModel":
+    """All of the model in main memory, or without weights, as a user would load it.
+
+    Raises ``NotAModel`` as ``load`` does.
+    """
+    import torch  # noqa: PLC0415 - takes seconds
+
+    usable_config(path)
     options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     try:
-        _check_size(path, config)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        config = whole_config(path)
+        check_size(path, config)
+        loaded: Any = auto_class(config).from_pretrained(
             path,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, with the names of the keys
-            device_map="meta" if device == "meta" else None,
+            device_map="meta" if on_meta else None,
             **options,
         )
     except (torch.AcceleratorError, MemoryError, NotAModel):
@@ -282,10 +297,9 @@ def load(path: Path, *, dtype: str = "auto", device: str = "auto") -> LoadedMode
     except Exception as error:  # the code of a model runs on whatever the config holds
         raise NotAModel(f"{path} cannot be loaded: {error}") from error
     model, report = loaded
-    _refuse_wrong_keys(path, report)
-    _refuse_wrong_buffers(path, model)
-    tokenizer = load_tokenizer(path)
-    return LoadedModel(model.to(device).eval(), tokenizer, path)
+    refuse_wrong_keys(path, report)
+    whole: PreTrainedModel = model.eval()
+    return whole
 
 
 def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
@@ -302,35 +316,6 @@ def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
         raise NotAModel(f"the tokenizer of {path} cannot be loaded: {error}") from error
     tokenizer: PreTrainedTokenizerBase = found
     return tokenizer
-
-
-def _check_size(path: Path, config: "PreTrainedConfig") -> None:
-    """Raise ``NotAModel`` if the config describes a far larger model than the files hold.
-
-    transformers would fill all of it with random numbers before the keys are compared.
-    """
-    import torch  # noqa: PLC0415 - takes seconds
-    from safetensors import safe_open  # noqa: PLC0415 - as above
-    from transformers import AutoModelForCausalLM  # noqa: PLC0415 - as above
-
-    num_stored, num_tensors = 0, 0
-    for file in path.glob("*.safetensors"):
-        with safe_open(file, "pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118 - not a mapping
-                num_stored += prod(tensors.get_slice(key).get_shape())
-                num_tensors += 1
-    if config.num_hidden_layers > num_tensors:
-        raise NotAModel(
-            f"{path}: config and weights disagree, {config.num_hidden_layers} blocks and "
-            f"{num_tensors} tensors; save the model again"
-        )
-    with torch.device("meta"):
-        number = num_parameters(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
-    if number > 2 * num_stored + _SLACK:
-        raise NotAModel(
-            f"{path}: config and weights disagree, {number} parameters and {num_stored} stored "
-            "values; save the model again"
-        )
 
 
 def copy_companions(source: Path, directory: Path) -> None:
@@ -376,19 +361,3 @@ def set_up_torch(threads: int | None = None) -> None:
 def num_parameters(model: "PreTrainedModel") -> int:
     """Number of distinct parameters; tied weights count once."""
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _refuse_wrong_keys(path: Path, report: dict[str, Any]) -> None:
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if keys := sorted(str(key) for key in report.get(kind, ())):
-            raise NotAModel(
-                f"{path}: config and weights disagree, {len(keys)} {kind.replace('_', ' ')} "
-                f"({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}); save the model again"
-            )
-
-
-def _refuse_wrong_buffers(path: Path, model: "PreTrainedModel") -> None:
-    """Buffers are computed from the config, as the frequencies of positions are."""
-    for name, buffer in model.named_buffers():
-        if not buffer.is_meta and not buffer.isfinite().all():
-            raise NotAModel(f"{path}/config.json: {name} is not finite with these settings")

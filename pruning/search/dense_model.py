@@ -21,9 +21,11 @@ from pruning.models.forward import Forward, InMemoryForward, StreamedForward
 from pruning.models.memory import BATCH_TOKENS, free_bytes
 from pruning.models.quantize import quantized
 from pruning.models.save_streamed import SHARD_BYTES, save_streamed
+from pruning.models.save_tower import save_tower
 from pruning.models.store import LoadedModel, load, pick_device
 from pruning.models.streaming import StreamedModel
 from pruning.models.timing import measure_streamed_times, measure_times
+from pruning.models.towers import tower_type
 from pruning.repair.repair import ResidentModel, VisitedModel
 from pruning.repair.walk import OpenWalk
 from pruning.search.cosine import CosineRanker
@@ -245,7 +247,9 @@ class _InMemory:
         shard_bytes: int = SHARD_BYTES,
         own: Own = NO_OWN,
     ) -> None:
-        if own:  # a view would need all own tensors at once
+        if tower_type(self.path) is not None:
+            save_tower(self, keep, directory, shard_bytes, own)
+        elif own:  # a view would need all own tensors at once
             save_streamed(self, keep, directory, shard_bytes, own)
         else:
             view(self.model, keep).save_pretrained(directory, max_shard_size=shard_bytes)
@@ -326,4 +330,7 @@ class _OnDisk:
         shard_bytes: int = SHARD_BYTES,
         own: Own = NO_OWN,
     ) -> None:
-        save_streamed(self, keep, directory, shard_bytes, own)
+        if tower_type(self.path) is not None:
+            save_tower(self, keep, directory, shard_bytes, own)
+        else:
+            save_streamed(self, keep, directory, shard_bytes, own)

@@ -5,6 +5,7 @@ import re
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from pruning.models.architectures import ARCHITECTURES
+from pruning.models.towers import TOWERS
 from tools.docs.families import REASONS, TARGET, page
 
 
@@ -13,8 +14,9 @@ def test_the_page_is_up_to_date() -> None:
 
 
 def test_every_language_model_of_transformers_is_on_the_page_once() -> None:
-    rows = [line for line in page().splitlines() if line.startswith("|")]
+    rows = [line for line in page().splitlines() if line.startswith(("|", "`"))]
     named = re.findall(r"`([\w-]+)`", "\n".join(rows))
-    assert sorted(named) == sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() | ARCHITECTURES.keys())
+    expected = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() | ARCHITECTURES.keys() | TOWERS
+    assert sorted(named) == sorted(expected)
     known = {family for families in REASONS.values() for family in families}
     assert known <= set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)

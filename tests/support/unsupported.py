@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig
 
 # with an encoder, with states instead of attention, with both kinds of blocks, for images, unknown
-TYPES = ("t5", "bart", "mamba", "mamba2", "jamba", "llava", "qwen2_vl", "gemma3", "no_such_type")
+TYPES = ("t5", "bart", "mamba", "mamba2", "jamba", "paligemma", "mllama", "no_such_type")
 QUANTIZED: Mapping[str, Mapping[str, Any]] = {
     "bitsandbytes": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
     "gptq": {"bits": 4, "group_size": 128},

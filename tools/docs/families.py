@@ -11,6 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from app.engine.running.flat_model import flat_model
 from pruning.models.architectures import ARCHITECTURES
 from pruning.models.layout import StreamWrites
+from pruning.models.towers import TOWERS
 
 TARGET = Path(__file__).parents[2] / "docs" / "families.md"
 # Families that transformers can load, and why they have no row.
@@ -22,9 +23,9 @@ REASONS: Mapping[str, tuple[str, ...]] = {
         "roberta-prelayernorm", "roc_bert", "roformer", "trocr", "whisper", "xlm", "xlm-roberta",
         "xlm-roberta-xl", "xmod",
     ),
-    "a tower for images or sound": (
-        "emu3", "fuyu", "gemma3", "gemma3n", "gemma4", "git", "got_ocr2", "llama4", "mllama",
-        "moshi", "musicgen", "musicgen_melody", "phi4_multimodal", "qwen3_5", "qwen3_5_moe",
+    "a tower for images or sound, whose language tower is of no supported family": (
+        "emu3", "fuyu", "gemma3n", "gemma4", "git", "got_ocr2", "llama4", "mllama", "moshi",
+        "musicgen", "musicgen_melody", "phi4_multimodal", "qwen3_5", "qwen3_5_moe",
     ),
     "recurrent states in place of attention": (
         "bamba", "falcon_h1", "falcon_mamba", "granitemoehybrid", "jamba", "kimi_linear",
@@ -68,6 +69,11 @@ matrices. A config may rule a repair out.
 
 {supported}
 
+Of models with a tower for images, the language tower is pruned and served, and measured on text.
+The files of a pruned one have everything else bit for bit, so transformers and vLLM load it whole:
+
+{towers}
+
 Not supported, of what transformers can load as a language model:
 
 {refused}
@@ -75,7 +81,7 @@ Not supported, of what transformers can load as a language model:
 
 
 def page() -> str:
-    return PAGE.format(supported=_supported(), refused=_refused())
+    return PAGE.format(supported=_supported(), towers=_quoted(sorted(TOWERS)), refused=_refused())
 
 
 def _supported() -> str:
@@ -102,7 +108,7 @@ def _repairs(writes: StreamWrites) -> str:
 
 def _refused() -> str:
     known = {family for families in REASONS.values() for family in families}
-    others = sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - ARCHITECTURES.keys() - known)
+    others = sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - ARCHITECTURES.keys() - known - TOWERS)
     lines = ["| reason | families |", "|---|---|"]
     lines += [f"| {reason} | {_quoted(families)} |" for reason, families in REASONS.items()]
     return "\n".join([*lines, f"| not tried | {_quoted(others)} |"])

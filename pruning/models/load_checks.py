@@ -1,0 +1,63 @@
+"""Checks around the loading of a model, which transformers would only log.
+
+It fills what is missing with random numbers.
+"""
+
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pruning.models.safetensors_headers import NotAModel
+from pruning.models.towers import auto_class, language_config
+
+if TYPE_CHECKING:  # both take seconds to import
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+_SLACK = 2**20  # parameters: a small surplus is named key by key, which says more
+
+
+def check_size(path: Path, config: "PreTrainedConfig") -> None:
+    """Raise ``NotAModel`` if the config describes a far larger model than the files hold.
+
+    transformers would fill all of it with random numbers before the keys are compared.
+    """
+    import torch  # noqa: PLC0415 - takes seconds
+    from safetensors import safe_open  # noqa: PLC0415 - as above
+
+    num_stored, num_tensors = 0, 0
+    for file in path.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 - not a mapping
+                num_stored += prod(tensors.get_slice(key).get_shape())
+                num_tensors += 1
+    towers = (language_config(config), getattr(config, "vision_config", None))
+    num_blocks = max(getattr(tower, "num_hidden_layers", 0) for tower in towers)
+    if num_blocks > num_tensors:
+        raise NotAModel(
+            f"{path}: config and weights disagree, {num_blocks} blocks and "
+            f"{num_tensors} tensors; save the model again"
+        )
+    with torch.device("meta"):
+        model = auto_class(config).from_config(config, trust_remote_code=False)
+    number = sum(parameter.numel() for parameter in model.parameters())
+    if number > 2 * num_stored + _SLACK:
+        raise NotAModel(
+            f"{path}: config and weights disagree, {number} parameters and {num_stored} stored "
+            "values; save the model again"
+        )
+
+
+def refuse_wrong_keys(path: Path, report: dict[str, Any]) -> None:
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if keys := sorted(str(key) for key in report.get(kind, ())):
+            raise NotAModel(
+                f"{path}: config and weights disagree, {len(keys)} {kind.replace('_', ' ')} "
+                f"({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}); save the model again"
+            )
+
+
+def refuse_wrong_buffers(path: Path, model: "PreTrainedModel") -> None:
+    """Buffers are computed from the config, as the frequencies of positions are."""
+    for name, buffer in model.named_buffers():
+        if not buffer.is_meta and not buffer.isfinite().all():
+            raise NotAModel(f"{path}/config.json: {name} is not finite with these settings")
