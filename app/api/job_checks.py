@@ -17,8 +17,9 @@ from pruning.healing.record import check_healable
 from pruning.jobs.estimate import DiskTooSmall, Footprint, footprint
 from pruning.jobs.heal_estimate import heal_estimate
 from pruning.models.architectures import ARCHITECTURES
+from pruning.models.block_bytes import removals_for_bytes
 from pruning.models.safetensors_headers import WeightSizes, weight_sizes
-from pruning.models.store import ModelInfo, ModelStore, load_tokenizer, read_config
+from pruning.models.store import DTYPE_BYTES, ModelInfo, ModelStore, load_tokenizer, read_config
 from pruning.repair.order import methods_for
 from pruning.spec import InvalidSpec
 from pruning.spec.heal import Heal
@@ -126,6 +127,7 @@ class JobChecks:
         num_evaluations = spec.num_evaluations(info.num_blocks)
         _check_positions(spec, info)
         sizes = weight_sizes(info.path, ARCHITECTURES[info.model_type].writes.refit)
+        _check_bytes(spec, info, sizes)
         needed = footprint(spec, info, sizes)
         check_memory(needs(spec, info, sizes, needed), self._memory_bytes)
         copies = 1 if spec.heal is None else 2
@@ -173,6 +175,17 @@ def _check_positions(spec: PruneSpec, info: ModelInfo) -> None:
                 param,
                 f"seqlen={seqlen} is beyond the {info.max_positions} positions of {spec.model}",
             )
+
+
+def _check_bytes(spec: PruneSpec, info: ModelInfo, sizes: WeightSizes) -> None:
+    """Raise ``TargetUnreachable`` for a number of bytes that cannot be met, or is met already."""
+    if spec.target_bytes is None:
+        return
+    blocks = info.num_blocks
+    item_bytes = DTYPE_BYTES[info.dtype if spec.published_dtype == "auto" else spec.published_dtype]
+    of_block = item_bytes * sizes.num_in_blocks // blocks
+    total, most = item_bytes * sizes.num_parameters(blocks), spec.most_removals(blocks)
+    removals_for_bytes(spec.target_bytes, total, [of_block] * most, most)
 
 
 def _existing(path: Path) -> Path:

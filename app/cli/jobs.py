@@ -66,7 +66,8 @@ def submit(
 ) -> None:
     """Submit a job. Files of text are names in the texts folder of the service.
 
-    Exactly one of --num-remove, --sparsity, --max-perplexity-ratio and --target-speedup is needed.
+    Exactly one of --num-remove, --sparsity, --max-perplexity-ratio, --target-speedup and
+    --target-bytes is needed.
     """
     text = calibration_of(calibration, **values_of(CalibrationSpec, values))
     ratios = ratios_by_domain(gate_max_perplexity_ratio_of)

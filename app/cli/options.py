@@ -56,6 +56,7 @@ HELP: Mapping[str, str] = MappingProxyType(
         "sparsity": "Share of the blocks to remove, rounded up.",
         "max_perplexity_ratio": "Stop before pruned / dense perplexity exceeds this.",
         "target_speedup": "Remove as few blocks as reach this speed-up in decoding.",
+        "target_bytes": "Remove as few blocks as leave weights of this size.",
         "sampling": "windows: as in the paper; rows: as in the reference code.",
         "num_samples": "Number of windows, or of rows of raw text.",
         "seqlen": "Tokens per window.",

@@ -48,7 +48,8 @@ def prune(
 ) -> None:
     """Prune a model in this process, without a server, and write a Hugging Face checkpoint.
 
-    Exactly one of --num-remove, --sparsity, --max-perplexity-ratio and --target-speedup is needed.
+    Exactly one of --num-remove, --sparsity, --max-perplexity-ratio, --target-speedup and
+    --target-bytes is needed.
     After Ctrl-C, the same command goes on where it stopped.
     """
     from pruning.config import WorkerSettings

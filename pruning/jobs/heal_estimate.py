@@ -8,7 +8,7 @@ from statistics import median
 from pruning.jobs.job import Job, JobStatus
 from pruning.models.safetensors_headers import WeightSizes
 from pruning.spec.heal import Heal
-from pruning.spec.prune import PruneSpec
+from pruning.spec.prune import TARGETS, PruneSpec
 
 _NUM_BYTES = 4  # adapters are trained in float32
 _NUM_COPIES = 4  # of an adapter in training: itself, its gradient, and two moments of that
@@ -75,7 +75,7 @@ def _work(spec: PruneSpec) -> tuple[object, ...]:
     heal, text = spec.heal, spec.calibration
     if heal is None:
         return ()
-    depth = (spec.num_remove, spec.sparsity, spec.max_perplexity_ratio, spec.target_speedup)
+    depth = tuple(getattr(spec, target) for target in TARGETS)
     how = (heal.rank, heal.batch_tokens, heal.hidden_weight > 0, heal.checkpoint_activations)
     checks = (heal.steps_per_check, len(text.parts), text.num_samples, text.seqlen)
     return (spec.model, spec.dtype, *how, *checks, heal.control or depth)

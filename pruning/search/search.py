@@ -17,6 +17,7 @@ from pruning.search.ranking import Ranker, ranked
 from pruning.search.refine import Round, RoundKind, exchange_round, exchanges, ordered
 from pruning.search.staged import stages
 from pruning.search.state import RANKING, SearchPlan, SearchState, num_whole, round_name
+from pruning.search.target import planned_removals
 from pruning.search.window_scorer import GrowingScorer
 from pruning.sleb import Blocks, sleb
 from pruning.spec import TargetUnreachable
@@ -28,8 +29,8 @@ def plan_of(
 ) -> SearchPlan:
     """The plan of ``earlier`` if the windows and the model are the same, or else a new one.
 
-    A new plan turns a target speed-up into a number of blocks, by times measured now. Raises
-    ``TargetUnreachable``.
+    A new plan turns a target of speed or bytes into a number of blocks, by times measured now.
+    Raises ``TargetUnreachable``.
     """
     of_model = fingerprint(dense.path)
     blocks = num_blocks(dense.model)
@@ -38,9 +39,7 @@ def plan_of(
     if known and known.holds_for(windows.digest, of_model) and known.num_remove <= most:
         return known
     times = dense.times()
-    if spec.target_speedup is not None:
-        most = times.removals_for(spec.target_speedup, blocks, most)
-    return SearchPlan(windows.digest, most, times, of_model)
+    return SearchPlan(windows.digest, planned_removals(spec, dense, times), times, of_model)
 
 
 def search(
@@ -57,8 +56,9 @@ def search(
     """
     objective = Objective.of(spec, dense.model.config)
     plan = plan_of(spec, dense, windows, earlier)
-    if spec.target_speedup is not None:
-        spec = replace(spec, target_speedup=None, num_remove=plan.num_remove)
+    if spec.is_depth_planned:
+        count = plan.num_remove
+        spec = replace(spec, target_speedup=None, target_bytes=None, num_remove=count)
     blocks, num_windows = num_blocks(dense.model), len(windows.token_ids)
     state = SearchState(plan)
     if earlier.plan == plan:

@@ -83,6 +83,7 @@ _LATER: Mapping[str, object] = MappingProxyType(
         "heal": None,
         "evaluation": None,
         "save_dtype": None,
+        "target_bytes": None,
     }
 )
 # The settings of what follows the search: they may change without a candidate being scored again
@@ -97,6 +98,7 @@ TARGETS: Mapping[str, tuple[float, float]] = MappingProxyType(
         "sparsity": (0, 1),
         "max_perplexity_ratio": (1, math.inf),
         "target_speedup": (1, math.inf),
+        "target_bytes": (0, math.inf),
     }
 )
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -114,6 +116,7 @@ class PruneSpec:
     sparsity: float | None = None  # removed / all blocks, rounded up: 0.2 of 32 blocks is 7
     max_perplexity_ratio: float | None = None  # pruned / dense, on the calibration windows
     target_speedup: float | None = None  # dense / pruned time of a decode step, on this device
+    target_bytes: int | None = None  # of the published weights
     calibration: Calibration = field(default_factory=default_calibration)
     protect_first: int = 1
     protect_last: int = 1
@@ -214,8 +217,8 @@ class PruneSpec:
         if len(given) != 1:
             raise InvalidSpec(
                 next(reversed(given), "num_remove"),
-                "give exactly one of num_remove, sparsity, max_perplexity_ratio and "
-                f"target_speedup, not {' and '.join(given) or 'none'}",
+                "give exactly one of num_remove, sparsity, max_perplexity_ratio, target_speedup "
+                f"and target_bytes, not {' and '.join(given) or 'none'}",
             )
         [(name, value)] = given.items()
         low, high = TARGETS[name]
@@ -293,6 +296,11 @@ class PruneSpec:
     def is_depth_open(self) -> bool:
         """Whether the search decides how many blocks are removed."""
         return self.num_remove is None and self.sparsity is None
+
+    @property
+    def is_depth_planned(self) -> bool:
+        """Whether the number of blocks is decided once the model is loaded, before the search."""
+        return self.target_speedup is not None or self.target_bytes is not None
 
     def _num_candidates(self, num_blocks: int) -> int:
         """How many blocks are candidates in the first round."""

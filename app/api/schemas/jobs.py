@@ -225,7 +225,8 @@ Metadata = dict[
 
 
 class PruneJobBody(Body):
-    """Exactly one of num_remove, sparsity, max_perplexity_ratio and target_speedup is required."""
+    """Exactly one of num_remove, sparsity, max_perplexity_ratio, target_speedup and target_bytes is
+    required."""
 
     # These ranges only document the API: the spec checks them.
     model_config = ConfigDict(json_schema_extra=_ONE_TARGET)
@@ -252,6 +253,12 @@ class PruneJobBody(Body):
         description="Remove the fewest blocks with which a decode step is this many times as fast, "
         "by times measured on the worker's device; above 1.",
         json_schema_extra={"exclusiveMinimum": 1},
+    )
+    target_bytes: int | None = Field(
+        default=PruneSpec.target_bytes,
+        description="Remove the fewest blocks with which the weights, in the type that is "
+        "published, take at most this many bytes, whichever blocks go.",
+        json_schema_extra={"exclusiveMinimum": 0},
     )
     calibration: OneOrMix = CalibrationBody()
     protect_first: int = Field(

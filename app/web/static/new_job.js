@@ -10,7 +10,7 @@ import { act, begin } from "./live.js";
 import { MIX, Mix } from "./mix.js";
 import { Field } from "./schema_form.js";
 
-const TARGETS = ["num_remove", "sparsity", "max_perplexity_ratio", "target_speedup"];
+const TARGETS = ["num_remove", "sparsity", "max_perplexity_ratio", "target_speedup", "target_bytes"];
 const GROUPS = {
   "Calibration text": ["calibration.dataset", "calibration.path", "calibration.sampling", "calibration.num_samples", "calibration.seqlen", "calibration.seed"],
   Search: ["metric", "search", "refine", "protect_first", "protect_last"],

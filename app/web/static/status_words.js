@@ -1,6 +1,7 @@
 // Statuses and phases of a job, as all pages show them.
 
 import { el } from "./dom.js";
+import { bytes } from "./format.js";
 
 const TONES = { running: "good", succeeded: "good", failed: "bad", cancelled: "muted",
   cancelling: "warn", paused: "warn" };
@@ -17,6 +18,7 @@ const TARGETS = {
   sparsity: (value) => `remove a share of ${value}`,
   max_perplexity_ratio: (value) => `perplexity at most ${value}×`,
   target_speedup: (value) => `speed-up of ${value}×`,
+  target_bytes: (value) => `at most ${bytes(value)}`,
 };
 
 /** How far the job prunes, or what it heals, in words. */

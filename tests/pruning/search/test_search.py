@@ -5,9 +5,13 @@ from math import exp
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from pruning.checkpoints.store import CheckpointStore
+from pruning.models.block_bytes import removals_for_bytes
 from pruning.models.block_times import BlockTimes
+from pruning.models.blocks import block_list
+from pruning.models.store import load, num_parameters
 from pruning.search.dense_model import Resources, load_dense_model
 from pruning.spec import InvalidSpec, TargetUnreachable
 from pruning.spec.calibration import CalibrationSpec, Dataset
@@ -74,6 +78,33 @@ def test_a_speedup_becomes_a_number_of_blocks_from_measured_times(
     too_much = replace(target, target_speedup=2.5)
     with pytest.raises(TargetUnreachable, match="out of reach"):
         prune_tiny(tiny_models_dir, too_much, "tiny@too-fast")
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+def test_a_number_of_bytes_is_met_by_the_published_weights(
+    dtype: str, tiny_models_dir: Path, spec: PruneSpec
+) -> None:
+    dense = load(tiny_models_dir / "tiny").model
+    item_bytes = 4 if dtype == "auto" else 2
+    of_block = item_bytes * sum(each.numel() for each in block_list(dense)[1].parameters())
+    total = item_bytes * num_parameters(dense)
+    for limit, num_removed in ((total - of_block, 1), (total - of_block - 1, 2)):
+        target = replace(spec, num_remove=None, target_bytes=limit, save_dtype=dtype)
+        found, path = prune_tiny(tiny_models_dir, target, f"tiny@small-{dtype}-{num_removed}")
+        assert len(found.removed_blocks) == num_removed
+        tensors = load_file(path / "model.safetensors").values()
+        assert sum(each.nbytes for each in tensors) <= limit
+        assert found.spec["target_bytes"] == limit
+    for limit, message in ((total, "needs no removal"), (of_block, "out of reach")):
+        with pytest.raises(TargetUnreachable, match=message):
+            prune_tiny(tiny_models_dir, replace(target, target_bytes=limit), "tiny@not")
+
+
+def test_blocks_of_different_sizes_meet_a_number_of_bytes_whichever_go() -> None:
+    assert removals_for_bytes(100, 120, [30, 10, 15], 3) == 2
+    assert removals_for_bytes(110, 120, [30, 10, 15], 3) == 1
+    with pytest.raises(TargetUnreachable, match="may take 95 bytes"):
+        removals_for_bytes(90, 120, [30, 10, 15], 2)
 
 
 def test_a_speedup_that_was_measured_once_holds_for_the_rest_of_the_search(

@@ -20,6 +20,7 @@ TARGETS: Mapping[str, Any] = {
     "sparsity": 0.2,
     "max_perplexity_ratio": 1.5,
     "target_speedup": 1.2,
+    "target_bytes": 1000,
 }
 FILE = CalibrationSpec(dataset=Dataset.FILE, path="text.txt")
 FULL = PruneSpec(
@@ -56,6 +57,7 @@ BAD: list[tuple[str, float, str]] = [
     ("max_perplexity_ratio", -2.0, "above 1"),
     ("target_speedup", 1.0, "above 1"),
     ("target_speedup", 0.5, "above 1"),
+    ("target_bytes", 0, "above 0"),
     *((name, math.nan, "nan: expected") for name in TARGETS),
     *((name, math.inf, "inf: expected") for name in TARGETS),
     *((name, -math.inf, "-inf: expected") for name in TARGETS),
@@ -88,7 +90,7 @@ def test_sparsity_is_rounded_up_as_in_the_paper(
     assert PruneSpec("any", sparsity=sparsity).most_removals(num_blocks) == expected
 
 
-@pytest.mark.parametrize("name", ["max_perplexity_ratio", "target_speedup"])
+@pytest.mark.parametrize("name", ["max_perplexity_ratio", "target_speedup", "target_bytes"])
 def test_what_only_the_search_shows_may_take_every_free_block(name: str) -> None:
     target: dict[str, Any] = {name: 1.2}
     spec = PruneSpec("any", **target, protect_last=2)

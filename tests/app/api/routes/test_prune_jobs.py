@@ -86,6 +86,8 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
     ({"num_remove": None, "target_speedup": 0.9}, 422, "above 1"),
     ({"num_remove": None, "target_speedup": 10**400}, 422, "valid number"),
     ({"num_remove": None, "target_speedup": 3.5}, 422, "gives at most 3"),
+    ({"num_remove": None, "target_bytes": 10}, 422, "out of reach"),
+    ({"num_remove": None, "target_bytes": 10**9}, 422, "needs no removal"),
     ({"num_remove": None, "target_speedup": 1.5, "max_perplexity_ratio": 2}, 422, "exactly one"),
     ({"num_remove": None, "target_speedup": 1.5, "protect_last": 5}, 422, "0 can go"),
     ({"search": "fast"}, 422, "staged"),

@@ -1,0 +1,30 @@
+"""The bytes of blocks, and how many must go for a target."""
+
+from collections.abc import Sequence
+
+from pruning.plural import counted
+from pruning.spec import TargetUnreachable
+
+
+def removals_for_bytes(target: int, total: int, free: Sequence[int], most: int) -> int:
+    """The fewest removals that leave at most ``target`` of ``total`` bytes, whichever blocks go.
+
+    ``free`` are the bytes of each block that may go. Raises ``TargetUnreachable`` if ``most``
+    removals do not suffice, or none is needed.
+    """
+    if total <= target:
+        raise TargetUnreachable(
+            "target_bytes",
+            f"target_bytes={target} needs no removal: the weights of the dense model take {total} "
+            "bytes in the type that is published; ask for less",
+        )
+    left = total
+    for num_removed, smallest in enumerate(sorted(free)[:most], start=1):
+        left -= smallest
+        if left <= target:
+            return num_removed
+    raise TargetUnreachable(
+        "target_bytes",
+        f"target_bytes={target} is out of reach: without {counted(most, 'block')} the weights may "
+        f"take {left} bytes; ask for more, protect fewer blocks, or publish a smaller type",
+    )
