@@ -14,6 +14,7 @@ from pruning.checkpoints.domain_tables import (
     with_interval,
 )
 from pruning.checkpoints.markdown import bullets, markdown
+from pruning.checkpoints.samples_section import samples_section
 from pruning.checkpoints.store import Manifest
 from pruning.checkpoints.trajectory import legend, probe_line, rows, table
 from pruning.checkpoints.trajectory_plot import PLOT_FILE
@@ -110,7 +111,7 @@ Times per token, dense over pruned:
 {table}
 
 - predicted: by the times of embeddings, blocks and head on the machine that chose the blocks.
-- measured: by `sleb bench` on the machine of the export, with its 95 % interval.
+- measured: on the machine of the export, by `sleb bench` or `sleb compare`, with its 95 % interval.
 """
 _QUANTIZED = """
 The matrices in blocks are rounded to {bits}, symmetric, with a scale for each {group}, in
@@ -191,7 +192,7 @@ def model_card(
         plot=_PLOT if has_extra("plots") else "",
         table=markdown(headings, cells),
         legend=bullets(legend(manifest, headings, trajectory)),
-        domains=_domains(manifest.quality.domains),
+        domains=_domains(manifest.quality.domains) + samples_section(manifest),
         search=f"Search: {spec.search}, {search}{streamed}.{_look_ahead(spec)}",
         windows=counted(manifest.calibration["num_windows"], "window"),
         **manifest.calibration,

@@ -12,7 +12,7 @@ from pruning.checkpoints.card import Exported
 EXPORT_FILE = "sleb-export.json"
 FORMAT = 1
 _PREDICTED = "times of embeddings, blocks and head on the machine that chose the blocks"
-_MEASURED = "sleb bench on the machine of the export"
+_MEASURED = "sleb bench or sleb compare on the machine of the export"
 
 
 def to_record(exported: Exported) -> dict[str, Any]:

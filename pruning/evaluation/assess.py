@@ -25,6 +25,7 @@ from pruning.evaluation.quality import (
     text_of,
 )
 from pruning.evaluation.quality_gate import ask_both, gated, is_known
+from pruning.evaluation.samples_run import sample_texts
 from pruning.evaluation.zero_shot import fetch_tasks, require_lm_eval, score_tasks
 from pruning.evaluation.zero_shot_scores import PAPER_TASKS, ZeroShot
 from pruning.models.architectures import check_quantizable
@@ -83,6 +84,7 @@ def assess(
     if spec.evaluate:
         _check_limits(spec.gate, windows)
         quality = _on_held_out(spec, quality, dense, removed, windows, own)
+        quality = replace(quality, samples=sample_texts(dense, pruned))
         if spec.quantize is not None:
             forward = dense.forward(pruned.keep, spec.quantize, pruned.own)
             found = _perplexity_of_text(forward, spec, quality, windows)
@@ -165,12 +167,12 @@ def assess_healed(
 
     Raises ``QualityGateFailed``, and ``CalibrationError`` as ``held_out_for``.
     """
-    quality = replace(earlier, probe=None, warnings=(), quantized=None, zero_shot=None)
+    quality = replace(earlier, probe=None, warnings=(), quantized=None, zero_shot=None, samples=())
     of_control = ratio = None
     if earlier.domains:
         windows = held_out_for(spec, dense, earlier)
         domains = with_healed(dense, windows, earlier.domains, healed, control)
-        quality = replace(quality, domains=domains)
+        quality = replace(quality, domains=domains, samples=sample_texts(dense, healed))
         of_text, shares = _of_text(spec, quality), _shares(spec, quality)
         curve = perplexity_curve(of_text, DomainQuality.served_after, shares)
         quality = replace(quality, perplexities=curve)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pruning.evaluation.extent import Extent
 from pruning.evaluation.probe_scores import ProbeComparison
+from pruning.evaluation.samples import Sample
 from pruning.evaluation.zero_shot_scores import ZeroShot
 from pruning.plural import counted
 from pruning.removal import Losses, paired_gaps, standard_error
@@ -277,6 +278,7 @@ class Quality:
     domains: tuple[DomainQuality, ...] = ()  # empty if not evaluated, and in old manifests
     raw_perplexities: tuple[float, ...] = ()  # perplexities without repair; not in old manifests
     extent: Extent | None = None  # None if the calibration decided the number of windows
+    samples: tuple[Sample, ...] = ()  # of all removals, as served; not in old manifests
 
     def has_depths(self, num_removed: int) -> bool:
         """Whether each sequence that is not empty has one value for each number of removals."""
@@ -301,6 +303,7 @@ class Quality:
             domains=tuple(map(DomainQuality.from_dict, data.get("domains", ()))),
             raw_perplexities=tuple(data.get("raw_perplexities", ())),
             extent=Extent.from_dict(extent) if (extent := data.get("extent")) else None,
+            samples=tuple(map(Sample.from_dict, data.get("samples", ()))),
         )
 
 
