@@ -189,6 +189,7 @@ def _record_speedups(bench: Bench, settings: Settings) -> None:
                 num_blocks=bench.subject.num_blocks,
                 scenario=row.scenario.value,
                 measured_at=time.time(),
+                num_pairs=row.speedup.num_pairs,
             )
     if found:
         MeasuredSpeedups(settings.data_dir).record(bench.subject.name, found)

@@ -196,13 +196,18 @@ def demo(
         int, typer.Option(min=1, max=28, help="How many of the 30 blocks to remove.")
     ] = 6,
     port: Port = None,
+    evaluate_s: Annotated[
+        float, typer.Option(min=0, help="Seconds of the evaluation; with less it is less sure.")
+    ] = 75,
     as_json: AsJson = False,
 ) -> None:
     """Prune a real model, serve it beside the dense one, and compare the two."""
     from app.commands.demo import run_demo
     from app.config import serve_settings
 
-    run_demo(serve_settings(port=port), num_remove, keep=keep, as_json=as_json)
+    run_demo(
+        serve_settings(port=port), num_remove, keep=keep, as_json=as_json, evaluate_s=evaluate_s
+    )
 
 
 def _is_own(error: Exception) -> bool:

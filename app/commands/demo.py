@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -19,12 +19,14 @@ from typing import Any
 
 import httpx2
 from rich.console import Console
+from rich.markup import escape
 
 from app.commands.demo_report import ModelFigures, figures_of, print_report
 from app.commands.jobs import JobView
 from app.commands.progress import search_progress
 from app.config import ServeSettings
 from app.models.demo_bar import demo_model_with_bar
+from app.models.measured_speedups import MeasuredSpeedups
 from pruning.checkpoints.staging import staged
 from pruning.config import child_environment
 from pruning.jobs.job import JobStatus
@@ -34,7 +36,8 @@ from pruning.plural import counted
 from pruning.process import deferred_signal
 
 CALIBRATION = {"num_samples": 8, "seqlen": 64}
-EVALUATION = {"margin": 0.05, "max_seconds": 45, "seqlen": 64}
+EVALUATION = {"margin": 0.05, "seqlen": 64}
+EVALUATE_S = 75.0  # until every interval is within that margin, as a rule
 DTYPE = "float32"  # in bfloat16, processors differ in the third digit of a perplexity
 PROMPTS = (
     "The capital of France is",
@@ -42,8 +45,9 @@ PROMPTS = (
     "The three primary colours are",
     "Once upon a time, in a small village by the sea,",
 )
-MAX_NEW_TOKENS = 48
-REPEATS = 3  # odd, so that a median is one of the times
+MAX_NEW_TOKENS = 32
+REPEATS = 5  # odd, so that a median is one of the times; the advice needs intervals
+MAX_COMPARED = 7  # depths in one comparison, beside the dense model
 TIMEOUT_S = 300.0  # of a request; a comparison takes the longest
 START_TIMEOUT_S = 120.0  # until the service is ready
 STOP_TIMEOUT_S = 60.0
@@ -55,7 +59,14 @@ class DemoFailed(RuntimeError):
     """A step of the demo has failed."""
 
 
-def run_demo(settings: ServeSettings, num_remove: int, *, keep: bool, as_json: bool) -> None:
+def run_demo(
+    settings: ServeSettings,
+    num_remove: int,
+    *,
+    keep: bool,
+    as_json: bool,
+    evaluate_s: float = EVALUATE_S,
+) -> None:
     """Fetch the model, start the service, prune, compare, report, and stop the service."""
     console = Console(stderr=True, highlight=False)
     set_up_torch()
@@ -67,11 +78,15 @@ def run_demo(settings: ServeSettings, num_remove: int, *, keep: bool, as_json: b
         _service(place, console, keep=keep) as url,
         httpx2.Client(base_url=url, timeout=TIMEOUT_S) as client,
     ):
-        job = _prune(client, console, num_remove)
+        job = _prune(client, console, num_remove, evaluate_s)
         keep_result(job["pruned_model"], place.checkpoints_dir, settings.checkpoints_dir)
         with console.status("Generating with the dense and the pruned models, in turn"):
-            figures = _compare(client, [NAME, *variants_of(job)])
-        print_report(job, figures, PROMPTS[0], as_json=as_json)
+            figures = _compare(client, [NAME, *compared_of(job)])
+        keep_speedups(place.data_dir, settings.data_dir)
+        shown = {NAME, *variants_of(job)}
+        sides = [side for side in figures if side.model["id"] in shown]
+        print_report(job, sides, PROMPTS[0], as_json=as_json)
+        console.print(f"\n[bold]{escape(_advice(client))}[/]")
         _print_next_steps(console, url, job, is_running=keep)
 
 
@@ -103,7 +118,29 @@ def keep_result(name: str, source: Path, target: Path) -> None:
 def variants_of(job: dict[str, Any]) -> list[str]:
     """Half of the job's removals and all of them, by names that no other job can take over."""
     depth = len(job["removed_blocks"])
-    return [f"{job['pruned_model']}-{k}" for k in sorted({depth // 2, depth} - {0})]
+    return _depths(job, {depth // 2, depth} - {0})
+
+
+def compared_of(job: dict[str, Any]) -> list[str]:
+    """Every depth, so that the advice has measured speeds, unless there are too many."""
+    depth = len(job["removed_blocks"])
+    return _depths(job, range(1, depth + 1)) if depth <= MAX_COMPARED else variants_of(job)
+
+
+def _depths(job: dict[str, Any], depths: Iterable[int]) -> list[str]:
+    return [f"{job['pruned_model']}-{k}" for k in sorted(depths)]
+
+
+def keep_speedups(source: Path, target: Path) -> None:
+    """Let the ordinary data directory know what the demo's service has measured."""
+    measured = MeasuredSpeedups(source).of_model(NAME)
+    if measured:
+        MeasuredSpeedups(target).record_compared(NAME, measured)
+
+
+def _advice(client: httpx2.Client) -> str:
+    sentence: str = client.get(f"/models/{NAME}/advice").raise_for_status().json()["sentence"]
+    return sentence
 
 
 @contextmanager
@@ -171,13 +208,15 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
         process.wait()
 
 
-def _prune(client: httpx2.Client, console: Console, num_remove: int) -> dict[str, Any]:
+def _prune(
+    client: httpx2.Client, console: Console, num_remove: int, evaluate_s: float = EVALUATE_S
+) -> dict[str, Any]:
     """Submit a job and show its progress. Returns the job after it has succeeded."""
     body = {
         "model": NAME,
         "num_remove": num_remove,
         "calibration": CALIBRATION,
-        "evaluation": EVALUATION,
+        "evaluation": {**EVALUATION, "max_seconds": evaluate_s},
         "dtype": DTYPE,
     }
     with deferred_signal(signal.SIGINT) as is_interrupted:  # a job without an id is not cancelled

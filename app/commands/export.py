@@ -161,7 +161,7 @@ class _Exporter:
         )
 
     def _measured_speedup(self, parent: str, num_blocks: int) -> Interval | None:
-        """What ``sleb bench`` has measured at this depth, with plain weights."""
+        """What was measured at this depth, with plain weights."""
         speedups = MeasuredSpeedups(self.settings.data_dir)
         found = speedups.of(Path(parent).name, num_blocks, len(self.subject.removed_blocks))
         return None if found is None else Interval(found.ratio, found.low, found.high)

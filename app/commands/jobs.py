@@ -177,7 +177,7 @@ def _moment(seconds: float) -> str:
 def _speedup(job: dict[str, Any]) -> str:
     predicted, measured = f"{job['predicted_speedup']:.2f} predicted", job["measured_speedup"]
     if measured is None:
-        return f"{predicted}, not measured (sleb bench does)"
+        return f"{predicted}, not measured (sleb bench and sleb compare do)"
     low, high = measured["low"], measured["high"]
     ends = "" if low is None else f" ({low:.2f} to {high:.2f})"
     return f"{predicted}, {measured['ratio']:.2f}{ends} measured"

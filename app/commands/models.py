@@ -79,7 +79,9 @@ def print_models(settings: ServeSettings, *, as_json: bool) -> None:
         console.print(f"{heading}: perplexity on {text.words}", markup=False)
     if any(entry.is_pruned for entry in entries):
         console.print("predicted: speed-up of decoding one sequence, by the times of the blocks")
-        console.print("measured: speed-up per token, by sleb bench on this machine, 95 % interval")
+        console.print(
+            "measured: speed-up per token on this machine, by bench or compare, 95 % interval"
+        )
     if texts:
         console.print("in parentheses: times the perplexity of the dense model, on the same text")
     if any(entry.control_on(domain) for entry in entries for domain in entry.domains):

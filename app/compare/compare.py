@@ -267,6 +267,14 @@ def speedups(comparison: Comparison, variant: ComparedVariant) -> Speedups:
     )
 
 
+def speedup_per_token(comparison: Comparison, variant: ComparedVariant) -> Speedup | None:
+    """Without regard to noise. None where the two sides cannot be compared by their times."""
+    baseline = comparison.baseline
+    if comparison.objection or _objection(baseline, variant):
+        return None
+    return _speedup(baseline, variant, lambda timings: timings.tpot_s)
+
+
 def _objection(baseline: ComparedVariant, variant: ComparedVariant) -> str | None:
     every = chain.from_iterable((*baseline.rounds, *variant.rounds))
     reasons = {output.finish_reason.value for output in every}

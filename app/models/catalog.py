@@ -159,10 +159,15 @@ class Catalog:
         return tenant is None or self._tenant() in (None, tenant)
 
     def measured_speedup(self, entry: ModelEntry) -> MeasuredSpeedup | None:
-        """What ``sleb bench`` has measured at this depth; None for a dense model."""
+        """What was measured at this depth; None for a dense model."""
         if self._speedups is None or not entry.is_pruned or entry.order is None or entry.is_int8:
             return None  # of int8: plain weights were measured
         return self._speedups.of(entry.base, entry.order.num_blocks, entry.num_removed)
+
+    def record_compared(self, base: str, measured: Mapping[int, MeasuredSpeedup]) -> None:
+        """Keep the speed-ups of a comparison, by number of removed blocks. Raises ``OSError``."""
+        if self._speedups is not None:
+            self._speedups.record_compared(base, measured)
 
     def aliases(self) -> Mapping[str, str]:
         """The target of each alias that can be used; none if their file is broken."""

@@ -1,7 +1,8 @@
-"""Speed-ups that ``sleb bench`` has measured on this machine, by dense model and depth.
+"""Speed-ups that benchmarks and comparisons have measured here, by dense model and depth.
 
 Which blocks are missing, and how the others are repaired, makes no difference to the speed. So all
-variants of a depth share one measurement, the latest.
+variants of a depth share one measurement: the latest benchmark, or else the latest comparison of
+those with the most pairs. Which one counts never depends on what was measured.
 """
 
 import logging
@@ -18,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 FILE = "speedups.json"
 NOT_MEASURED = "not measured"
+COMPARISON = "comparison"  # the scenario of what ``POST /compare`` measured
 _FORMAT = 1
 
 
@@ -29,8 +31,9 @@ class MeasuredSpeedup:
     low: float | None
     high: float | None
     num_blocks: int  # of the dense model
-    scenario: str  # of the benchmark
+    scenario: str  # of the benchmark, or ``COMPARISON``
     measured_at: float  # seconds since the epoch
+    num_pairs: int | None = None  # None in old files
 
     def __str__(self) -> str:
         ends = "" if self.low is None else f" ({self.low:.2f} to {self.high:.2f})"
@@ -51,6 +54,10 @@ class MeasuredSpeedups:
         found = self._all().get(model, {}).get(str(num_removed))
         return found if found and found.num_blocks == num_blocks else None
 
+    def of_model(self, model: str) -> Mapping[int, MeasuredSpeedup]:
+        """By number of removed blocks."""
+        return {int(depth): found for depth, found in self._all().get(model, {}).items()}
+
     def of_checkpoint(self, manifest: Manifest) -> Interval | None:
         """With all of its removals. None as above."""
         depth = len(manifest.removed_blocks)
@@ -60,14 +67,28 @@ class MeasuredSpeedups:
     def record(self, model: str, measured: Mapping[int, MeasuredSpeedup]) -> None:
         """Replace what was measured before at these depths. Raises ``OSError``."""
         with self._file.changing():
-            known = self._all()
-            of_model = {str(depth): found for depth, found in measured.items()}
-            changed = {**known, model: {**known.get(model, {}), **of_model}}
-            models = {
-                name: {depth: asdict(found) for depth, found in depths.items()}
-                for name, depths in changed.items()
+            self._replace(model, {str(depth): found for depth, found in measured.items()})
+
+    def record_compared(self, model: str, measured: Mapping[int, MeasuredSpeedup]) -> None:
+        """The same for comparisons: a benchmark stays, and so do more pairs. Raises ``OSError``."""
+        with self._file.changing():
+            known = self._all().get(model, {})
+            kept = {
+                str(depth): found
+                for depth, found in measured.items()
+                if _gives_way(known.get(str(depth)), found)
             }
-            self._file.replace({"format": _FORMAT, "models": models})
+            if kept:
+                self._replace(model, kept)
+
+    def _replace(self, model: str, measured: Mapping[str, MeasuredSpeedup]) -> None:
+        known = self._all()
+        changed = {**known, model: {**known.get(model, {}), **measured}}
+        models = {
+            name: {depth: asdict(found) for depth, found in depths.items()}
+            for name, depths in changed.items()
+        }
+        self._file.replace({"format": _FORMAT, "models": models})
 
     def _all(self) -> _ByDepth:
         try:
@@ -75,6 +96,12 @@ class MeasuredSpeedups:
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             logger.warning("%s is not used: %s", self._file.path, reason_of(error))
             return {}
+
+
+def _gives_way(known: MeasuredSpeedup | None, found: MeasuredSpeedup) -> bool:
+    if known is None or known.num_blocks != found.num_blocks:
+        return True
+    return known.scenario == COMPARISON and (known.num_pairs or 0) <= (found.num_pairs or 0)
 
 
 def _parsed(content: bytes) -> _ByDepth:

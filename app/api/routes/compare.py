@@ -1,8 +1,10 @@
 """Comparison of variants of one model: their outputs, log probabilities and times."""
 
+import asyncio
+
 from fastapi import APIRouter, Request
 
-from app.api.deps import EngineDep, GeneratorDep, KeyLimitsDep
+from app.api.deps import CatalogDep, EngineDep, GeneratorDep, KeyLimitsDep
 from app.api.formats.compare import compare_view
 from app.api.load_shedding import SheddingRoute
 from app.api.openapi import responses_for
@@ -10,6 +12,7 @@ from app.api.schemas.compare import CompareBody, CompareView
 from app.api.schemas.sampling import sampling_params
 from app.api.sse import unless_gone
 from app.compare.compare import RAISES, Comparer, ComparisonRequest
+from app.compare.recorded import record_speedups
 
 router = APIRouter(tags=["generate"], route_class=SheddingRoute)
 
@@ -18,6 +21,7 @@ router = APIRouter(tags=["generate"], route_class=SheddingRoute)
 async def compare(
     body: CompareBody,
     generator: GeneratorDep,
+    catalog: CatalogDep,
     engine: EngineDep,
     limits: KeyLimitsDep,
     request: Request,
@@ -31,7 +35,8 @@ async def compare(
     runs a second time as the control. A speed-up whose interval overlaps that of the control is
     ``undecided``, and one of sides that ran different kernels. The comparison waits while kernels
     of a model are compiled or chosen. Set ``ignore_eos`` for outputs of equal length. Metrics count
-    these requests as ``bench``.
+    these requests as ``bench``. A speed-up over the dense model is kept as the measured one of its
+    depth, from three repeats and 16 tokens on, unless ``sleb bench`` or more repeats measured it.
     """
     comparison_request = ComparisonRequest(
         models=body.models,
@@ -42,4 +47,6 @@ async def compare(
         repeats=body.repeats,
     )
     comparer = Comparer(generator, engine, limits.scored)
-    return compare_view(await unless_gone(request.receive, comparer.compare(comparison_request)))
+    found = await unless_gone(request.receive, comparer.compare(comparison_request))
+    await asyncio.to_thread(record_speedups, found, catalog)
+    return compare_view(found)

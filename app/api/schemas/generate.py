@@ -213,12 +213,14 @@ class AliasBody(Body):
 
 
 class MeasuredSpeedupView(BaseModel):
-    """Mean time per token, dense over pruned, as ``sleb bench`` measured it on this machine."""
+    """Mean time per token, dense over pruned, as it was measured on this machine."""
 
     ratio: float = Field(description="Above 1, the pruned model is faster.")
     low: float | None = Field(description="Lower end of its 95 % interval; null with one repeat.")
     high: float | None = Field(description="Upper end of that interval.")
-    scenario: str = Field(description="What was measured: generation or served.")
+    scenario: str = Field(
+        description="What measured it: a scenario of sleb bench, or comparison for POST /compare."
+    )
     measured_at: float = Field(description="Seconds since the epoch.")
 
 

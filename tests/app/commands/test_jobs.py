@@ -104,7 +104,7 @@ def removal(step: int, block: int, margin: float, error: float) -> dict[str, Any
 @pytest.mark.parametrize(
     ("measured", "words"),
     [
-        (None, "1.25 predicted, not measured (sleb bench does)"),
+        (None, "1.25 predicted, not measured (sleb bench and sleb compare do)"),
         ({"ratio": 1.2, "low": 1.1, "high": 1.3}, "1.25 predicted, 1.20 (1.10 to 1.30) measured"),
         ({"ratio": 1.2, "low": None, "high": None}, "1.25 predicted, 1.20 measured"),
     ],

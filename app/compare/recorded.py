@@ -1,0 +1,57 @@
+"""Keep the speed-ups that comparisons measure, so that the catalog and the advice know them."""
+
+import logging
+import time
+from collections.abc import Iterator
+
+from app.compare.compare import ComparedVariant, Comparison, speedup_per_token
+from app.models.catalog import Catalog
+from app.models.entry import ModelEntry
+from app.models.measured_speedups import COMPARISON, MeasuredSpeedup
+
+logger = logging.getLogger(__name__)
+
+MIN_PAIRS = 3  # with two, an interval says nothing
+MIN_TOKENS = 16  # of an output: shorter ones are mostly the start
+
+
+def record_speedups(comparison: Comparison, catalog: Catalog) -> None:
+    """Keep what the comparison says of depths of a dense model, if that was its baseline."""
+    base = comparison.baseline.served.entry
+    measured = dict(_measured(comparison))
+    if base.is_pruned or base.is_int8 or not measured:
+        return
+    try:
+        catalog.record_compared(base.base, measured)
+    except OSError as error:  # the comparison itself is worth as much without
+        logger.warning("speed-ups of a comparison are not kept: %s", error)
+
+
+def _measured(comparison: Comparison) -> Iterator[tuple[int, MeasuredSpeedup]]:
+    for variant in comparison.variants:
+        entry = variant.served.entry
+        if not _is_depth(entry) or entry.order is None or _shortest(variant) < MIN_TOKENS:
+            continue
+        found = speedup_per_token(comparison, variant)
+        if found is None or found.num_pairs < MIN_PAIRS:
+            continue
+        yield (
+            entry.num_removed,
+            MeasuredSpeedup(
+                ratio=found.ratio,
+                low=found.low,
+                high=found.high,
+                num_blocks=entry.order.num_blocks,
+                scenario=COMPARISON,
+                measured_at=time.time(),
+                num_pairs=found.num_pairs,
+            ),
+        )
+
+
+def _is_depth(entry: ModelEntry) -> bool:
+    return entry.is_pruned and entry.is_view and not entry.is_int8
+
+
+def _shortest(variant: ComparedVariant) -> int:
+    return min(output.num_tokens for outputs in variant.rounds for output in outputs)

@@ -1,0 +1,76 @@
+"""What a comparison measures, the catalog and the advice know from then on."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from fastapi.testclient import TestClient
+
+from app.config import ServeSettings
+from app.models.measured_speedups import COMPARISON, MeasuredSpeedup, MeasuredSpeedups
+from tests.support.api_fixtures import publish_pruned
+from tests.support.comparisons import Uneven, compare
+from tests.support.serving import local_api
+
+BODY: dict[str, Any] = {"models": ["tiny", "tiny@-1"], "prompt": "the dog", "ignore_eos": True}
+
+
+@pytest.fixture(autouse=True)
+def _published(data_dir: Path, redis_client: redis.Redis) -> None:
+    redis_client.ping()
+    publish_pruned(data_dir)
+
+
+def advised(client: TestClient) -> dict[str, Any]:
+    depths: list[dict[str, Any]] = client.get("/models/tiny/advice").json()["depths"]
+    return next(depth for depth in depths if depth["name"] == "tiny@-1")
+
+
+def test_advice_joins_what_a_comparison_measured(
+    settings: ServeSettings, redis_url: str, data_dir: Path
+) -> None:
+    with local_api(settings, redis_url, Uneven()) as client:
+        assert not advised(client)["is_measured"]
+        [result] = compare(client, **BODY, max_new_tokens=16, repeats=4)["results"]
+        found = advised(client)
+        assert found["is_measured"]
+        tpot = result["tpot"]
+        assert found["speedup"] == {
+            "value": tpot["ratio"],
+            "low": tpot["low"],
+            "high": tpot["high"],
+        }
+        measured = client.get("/models/tiny@-1").json()["measured_speedup"]
+        assert (measured["ratio"], measured["scenario"]) == (tpot["ratio"], COMPARISON)
+        compare(client, **BODY, max_new_tokens=16, repeats=3)
+        kept = MeasuredSpeedups(data_dir).of("tiny", 6, 1)
+        assert kept is not None
+        assert kept.num_pairs == 4, "fewer pairs do not replace more"
+
+
+@pytest.mark.parametrize(
+    "different", [{"max_new_tokens": 15}, {"repeats": 2}, {"baseline": "tiny@-1"}]
+)
+def test_what_says_little_is_not_kept(
+    settings: ServeSettings, redis_url: str, data_dir: Path, different: dict[str, Any]
+) -> None:
+    with local_api(settings, redis_url, Uneven()) as client:
+        compare(client, **{**BODY, "max_new_tokens": 16, "repeats": 4, **different})
+    assert MeasuredSpeedups(data_dir).of_model("tiny") == {}
+
+
+def test_other_kernels_and_benchmarks_are_not_replaced(
+    settings: ServeSettings, redis_url: str, data_dir: Path
+) -> None:
+    engine = Uneven()
+    engine.scripted = {"tiny": {"blocks": "compiled"}, "tiny@-1": {"blocks": "torch"}}
+    with local_api(settings, redis_url, engine) as client:
+        compare(client, **BODY, max_new_tokens=16, repeats=4)
+        assert MeasuredSpeedups(data_dir).of_model("tiny") == {}
+        engine.scripted = {}
+        bench = MeasuredSpeedup(1.1, 1.0, 1.2, 6, "served", time.time(), num_pairs=2)
+        MeasuredSpeedups(data_dir).record("tiny", {1: bench})
+        compare(client, **BODY, max_new_tokens=16, repeats=4)
+    assert MeasuredSpeedups(data_dir).of("tiny", 6, 1) == bench
