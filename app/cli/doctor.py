@@ -21,13 +21,21 @@ def doctor(
 
     With MODEL, tell whether this model is supported, how it is served, and what repairs it allows.
     """
+    from rich.console import Console
+
     from app.doctor.doctor import diagnose
     from app.doctor.family import family
-    from app.doctor.finding import is_healthy, print_findings
+    from app.doctor.finding import print_findings
     from pruning.models.store import set_up_torch
 
     set_up_torch()
-    findings = diagnose() if model is None else family(model)
-    print_findings(findings, as_json=as_json)
-    if not is_healthy(findings):
+    console = Console(highlight=False)
+    with console.status("Checking") as status:
+        findings = (
+            family(model)
+            if model is not None
+            else diagnose(lambda what: status.update(f"Checking {what}"))
+        )
+        is_fine = print_findings(findings, console, as_json=as_json)
+    if not is_fine:
         raise typer.Exit(1)

@@ -1,5 +1,7 @@
 """``sleb doctor``: all checks of this machine and its settings, one after another."""
 
+from collections.abc import Callable, Iterable, Iterator
+
 from pydantic import ValidationError
 
 from app.auth.keys import InvalidKeyFile, KeyFile
@@ -11,29 +13,38 @@ from app.engine.autotuning import Autotuner
 from app.settings import PortTaken, UnknownSetting, check_ports, check_variables, invalid_settings
 from pruning.config import Settings, UnreadableSecrets, WorkerSettings
 
+Check = tuple[str, Callable[[], Iterable[Finding]]]
 
-def diagnose() -> list[Finding]:
-    """Check this machine, with the settings of this process. Stops at invalid settings."""
+
+def diagnose(starting: Callable[[str], object] = lambda _what: None) -> Iterator[Finding]:
+    """Check this machine, with the settings of this process. Stops at invalid settings.
+
+    ``starting`` is called with what is checked next.
+    """
     try:
         check_variables()
         api, worker = ServeSettings(), WorkerSettings()
         check_ports(api, worker)
     except (UnknownSetting, UnreadableSecrets, PortTaken, ValidationError) as error:
         advice = "correct the environment and run this again: the other checks were skipped"
-        return [machine.packages(), wrong("settings", _reason(error), advice)]
-    return [
-        machine.packages(),
-        fine("settings", "valid"),
-        machine.extras(_needed_extras(api, worker)),
-        *_hardware(api),
-        *_directories(api),
-        _keys(api),
-        *store.store(api),
-        *models.models(api.models_dir),
-        *models.checkpoints(api.checkpoints_dir),
-        models.external(api.external_models_file),
-        *_limits(api, worker),
-    ]
+        yield from (machine.packages(), wrong("settings", _reason(error), advice))
+        return
+    for what, check in _checks(api, worker):
+        starting(what)
+        yield from check()
+
+
+def _checks(api: ServeSettings, worker: WorkerSettings) -> Iterator[Check]:
+    yield "packages", lambda: [machine.packages(), fine("settings", "valid")]
+    yield "extras", lambda: [machine.extras(_needed_extras(api, worker))]
+    yield "processor, GPU and memory", lambda: _hardware(api)
+    yield "directories", lambda: _directories(api)
+    yield "keys", lambda: [_keys(api)]
+    yield "job store", lambda: store.store(api)
+    yield "models", lambda: models.models(api.models_dir)
+    yield "checkpoints", lambda: models.checkpoints(api.checkpoints_dir)
+    yield "models on other servers", lambda: [models.external(api.external_models_file)]
+    yield "ports and limits", lambda: _limits(api, worker)
 
 
 def _reason(error: Exception) -> str:

@@ -1,6 +1,6 @@
 """Findings: the result of one check of the doctor, and how findings are printed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
@@ -51,20 +51,28 @@ def is_healthy(findings: Sequence[Finding]) -> bool:
     return all(finding.level is not Level.WRONG for finding in findings)
 
 
-def print_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
-    if as_json:
-        found = [asdict(finding) for finding in findings]
-        print_json({"healthy": is_healthy(findings), "findings": found})
-        return
-    console = Console(highlight=False)
-    lines = Table.grid(padding=(0, 2, 0, 0))
-    lines.add_column()
-    lines.add_column(overflow="fold")
+def print_findings(findings: Iterable[Finding], console: Console, *, as_json: bool) -> bool:
+    """Print each finding as it comes. Returns whether none is wrong."""
+    printed = []
     for finding in findings:
-        lines.add_row(f"[{_COLOURS[finding.level]}]{finding.level}[/]", _text(finding))
-    console.print(lines)
-    num_wrong = sum(finding.level is Level.WRONG for finding in findings)
-    console.print("no problems found" if is_healthy(findings) else f"wrong: {num_wrong}")
+        printed.append(finding)
+        if not as_json:
+            console.print(_line(finding))
+    is_fine = is_healthy(printed)
+    if as_json:
+        print_json({"healthy": is_fine, "findings": [asdict(finding) for finding in printed]})
+    else:
+        num_wrong = sum(finding.level is Level.WRONG for finding in printed)
+        console.print("no problems found" if is_fine else f"wrong: {num_wrong}")
+    return is_fine
+
+
+def _line(finding: Finding) -> Table:
+    line = Table.grid(padding=(0, 2, 0, 0))
+    line.add_column(width=max(map(len, Level)))
+    line.add_column(overflow="fold")
+    line.add_row(f"[{_COLOURS[finding.level]}]{finding.level}[/]", _text(finding))
+    return line
 
 
 def _text(finding: Finding) -> str:

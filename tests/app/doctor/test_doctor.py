@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from prometheus_client import CollectorRegistry, Gauge, start_http_server
+from rich.console import Console
 from typer.testing import CliRunner
 
 from app.auth.keys import KeyFile, Scope
 from app.cli.main import app as command_line
 from app.config import ServeSettings
+from app.doctor.doctor import diagnose
 from app.doctor.finding import Level, fine, print_findings, wrong
 from app.doctor.gpu import Gpus, device, gpus, room_bytes
 from app.doctor.machine import (
@@ -75,6 +77,19 @@ def test_a_machine_that_is_well(data_dir: Path) -> None:
     checks = {each["check"] for each in report["findings"]}
     assert checks >= {"packages", "settings", "device", "memory", "disk", "job store", "clock"}
     assert checks >= {"persistence", "model tiny", "open files", f"directory {data_dir.name}"}
+
+
+@pytest.mark.usefixtures("data_dir")
+def test_each_finding_is_printed_before_the_next_check(capsys: pytest.CaptureFixture[str]) -> None:
+    steps: list[str] = []
+
+    def said_before(what: str) -> None:
+        steps.append(what)
+        if what == "keys":
+            assert "device" in capsys.readouterr().out
+
+    assert print_findings(diagnose(said_before), Console(highlight=False), as_json=False)
+    assert {"job store", "models", "ports and limits"} <= {*steps}
 
 
 def test_everything_that_is_wrong_is_in_the_table_with_what_to_do(
@@ -300,7 +315,7 @@ def test_findings_have_a_line_each_in_a_narrow_terminal(
     choice = Choice("fused attention", {"fused attention": 2e-4, "products": 3e-4})
     choices = {f"a token each {n}x3x3x64x64 bfloat16": choice for n in (1, 4)}
     findings = [fine("settings", "valid"), kernels(choices), wrong("disk", "[/b] full", "free it")]
-    print_findings(findings, as_json=False)
+    assert not print_findings(findings, Console(highlight=False), as_json=False)
     assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == [
         "ok     settings: valid",
         "ok     kernels:",
