@@ -22,6 +22,7 @@ from app.api.openapi import describe_api
 from app.api.routes import (
     checkpoints,
     compare,
+    evals,
     events,
     generate,
     heal_jobs,
@@ -91,6 +92,7 @@ _ROUTES = (
     events,
     generate,
     compare,
+    evals,
     models,
     openai,
     results,

@@ -1,7 +1,8 @@
 """The parts of the API process, and the annotated parameters by which routes ask for them."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, TypedDict, TypeVar
 
 from fastapi import Depends, Path, Request
@@ -60,6 +61,7 @@ class GenerationServices:
     generator: Generator
     shadow: Shadow | None  # None if no traffic is replayed
     token_check: TokenCheck
+    evaluating: asyncio.Lock = field(default_factory=asyncio.Lock)  # held by the one that runs
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,9 @@ RegistryDep = Annotated[
 ]
 CatalogDep = Annotated[
     Catalog, Depends(_part(lambda services: services.generation.registry.catalog))
+]
+EvaluatingDep = Annotated[
+    asyncio.Lock, Depends(_part(lambda services: services.generation.evaluating))
 ]
 EngineDep = Annotated[AsyncEngine, Depends(_part(lambda services: services.generation.engine))]
 ShadowDep = Annotated[Shadow | None, Depends(_part(lambda services: services.generation.shadow))]

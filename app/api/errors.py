@@ -30,6 +30,7 @@ from app.auth.limits import LimitReached, TokenQuotaReached
 from app.auth.scopes import NotLocal
 from app.auth.sessions import NotSameOrigin, SessionsNotKept
 from app.compare.compare import NotComparable
+from app.compare.evaluation import NotEvaluable
 from app.engine.async_engine import EngineStopped, StillWarmingUp
 from app.engine.cache.caches import CacheTooSmall
 from app.engine.engine import NotYetReproducible, PromptTooLong
@@ -54,6 +55,7 @@ from app.results.store import ResultNotFound
 from app.webhooks.target import InvalidWebhook, WebhooksOff
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound
 from pruning.data.corpora import CalibrationError
+from pruning.data.texts import TextUnusable
 from pruning.evaluation.zero_shot import ZeroShotUnavailable
 from pruning.extras import ExtraMissing
 from pruning.healing.record import NotHealable
@@ -160,6 +162,8 @@ _GENERATION: Problems = {
     NoTokenIds: (422, "no-token-ids", "Token ids are not available for this model."),
     StillWarmingUp: (503, "still-warming-up", "Kernels of a model are being compiled or chosen."),
     NotComparable: (422, "not-comparable", "The models cannot be compared."),
+    NotEvaluable: (422, "not-evaluable", "The model cannot be evaluated here."),
+    TextUnusable: (422, "text-unusable", "The text cannot be used."),
     Overloaded: (429, "overloaded", "Too many requests are waiting."),
     EngineStopped: (503, "engine-stopped", "The engine is not accepting requests."),
     NotYetReproducible: (503, "not-yet-reproducible", "The kernels are still compiled."),

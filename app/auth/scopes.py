@@ -32,6 +32,7 @@ _PAGES = "/ui"  # frames and assets, the same for every caller and without data
 _SCOPES = {
     "/generate": Scope.GENERATE,
     "/compare": Scope.GENERATE,
+    "/evals": Scope.GENERATE,
     "/v1": Scope.GENERATE,
     "/prune-jobs": Scope.JOBS,
     "/heal-jobs": Scope.JOBS,

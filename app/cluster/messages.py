@@ -10,7 +10,7 @@ _SCOPE_FIELDS = (
     "headers", "client", "server",
 )  # fmt: skip
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
-_GENERATION_PATHS = ("/generate", "/compare", "/v1/")
+_GENERATION_PATHS = ("/generate", "/compare", "/evals", "/v1/")
 _BROADCAST = re.compile(r"GET /metrics|GET /health/(live|ready)|POST /models/[^/]+/(load|unload)")
 
 

@@ -1,4 +1,4 @@
-"""What ``sleb bench`` and ``sleb stability`` have measured, from the data directory."""
+"""What benchmarks, evaluations and runs of stability have measured, from the data directory."""
 
 from typing import Annotated, Any, Literal
 
@@ -20,7 +20,7 @@ class ResultView(BaseModel):
 
     id: str = Field(description="Of the result; later ones are larger.")
     object: Literal["result"] = Field(default="result", description="The kind of this object.")
-    kind: ResultKind = Field(description="The command that measured it.")
+    kind: ResultKind = Field(description="bench and stability: the command; eval: POST /evals.")
     model: str = Field(description="The dense model.")
     headline: str = Field(description="The most important finding, in words.")
     created_at: float = Field(description="When it was written, in seconds since the epoch.")
@@ -30,7 +30,8 @@ class ResultReportView(ResultView):
     """A finished measurement with all its numbers."""
 
     report: dict[str, Any] = Field(
-        description="What the command writes as `bench.json` or `stability.json`."
+        description="What the command writes as `bench.json` or `stability.json`; for eval, the "
+        "perplexities by text."
     )
 
 
@@ -50,17 +51,17 @@ def list_results(
 ) -> ResultList:
     """The newest first. Results about checkpoints of another tenant are left out."""
     page = results.page(limit, after, seen_tenant())
-    return ResultList(data=[_view(each) for each in page.results], has_more=page.has_more)
+    return ResultList(data=[result_view(each) for each in page.results], has_more=page.has_more)
 
 
 @router.get("/{result_id}", name="get_result", responses=responses_for(ResultNotFound))
 def get_result(result_id: ResultId, results: ResultsDep) -> ResultReportView:
     """One result with its whole report."""
     found = results.get(result_id, seen_tenant())
-    return ResultReportView(**_view(found).model_dump(), report=dict(found.report))
+    return ResultReportView(**result_view(found).model_dump(), report=dict(found.report))
 
 
-def _view(result: Result) -> ResultView:
+def result_view(result: Result) -> ResultView:
     return ResultView(
         id=result.id,
         kind=result.kind,

@@ -1,7 +1,7 @@
 // One result: the speed-ups of a benchmark with their intervals, or how far runs of a search agree.
 
 import { json } from "./api.js";
-import { byId, el, facts, fill, name, table, text } from "./dom.js";
+import { bracketed, byId, el, facts, fill, name, table, text } from "./dom.js";
 import { forest } from "./forest.js";
 import { interval, moment, perplexity, ratio, seconds } from "./format.js";
 import { begin } from "./live.js";
@@ -76,16 +76,33 @@ function drawSpread(report) {
   });
 }
 
+const EVAL_NOTE = "Perplexity on held-out text, measured by this service with the weights that it serves; in brackets, 95 % intervals. The ratio is to the dense model on the same windows: lower is better, and 1 is no loss.";
+
+function evaluation({ model, texts }) {
+  const rows = texts.map((found) => [found.text, `${found.num_windows} × ${found.seqlen}`,
+    found.dense_perplexity === null ? null : perplexity(found.dense_perplexity),
+    [perplexity(found.perplexity), found.perplexity_low === null ? null : bracketed(`${perplexity(found.perplexity_low)}–${perplexity(found.perplexity_high)}`)],
+    found.ratio === null ? null : [ratio(found.ratio), found.ratio_low === null ? null : bracketed(interval(found.ratio_low, found.ratio_high))]]);
+  return table(`Perplexity of ${model}`, numbers(["text", "windows × tokens", "dense", "perplexity", "ratio"], 1), rows);
+}
+
+const KINDS = {
+  bench: { title: "Benchmark", note: BENCH_NOTE, report: bench },
+  eval: { title: "Evaluation", note: EVAL_NOTE, report: evaluation },
+  stability: { title: "Stability", note: null, report: stability },
+};
+
 await begin(async () => {
   const found = await json(`/results/${encodeURIComponent(byId("title").dataset.id)}`);
-  const isBench = found.kind === "bench";
   const { report } = found;
-  document.title = `${isBench ? "Benchmark" : "Stability"} of ${found.model} · sleb-serve`;
-  fill(byId("title"), isBench ? "Benchmark of " : "Stability of ", name(found.model));
+  const kind = KINDS[found.kind];
+  const subject = report.model ?? found.model;
+  document.title = `${kind.title} of ${subject} · sleb-serve`;
+  fill(byId("title"), `${kind.title} of `, name(subject));
   fill(byId("facts"), facts([["Written", moment(found.created_at)], ["Blocks", String(report.num_blocks)],
     ["Command", report.command && el("code", { dir: "auto" }, report.command)],
     ["Repeats", report.plan && String(report.plan.repeats)], ["Prompts are read", report.prompt_reading]]));
-  fill(byId("report"), isBench ? [el("p", { class: "note" }, BENCH_NOTE), bench(report)] : stability(report));
-  if (!isBench) drawSpread(report);
+  fill(byId("report"), kind.note && el("p", { class: "note" }, kind.note), kind.report(report));
+  if (found.kind === "stability") drawSpread(report);
   if (report.machine) fill(byId("details"), el("h2", {}, "Machine"), el("pre", { tabindex: 0, role: "region", "aria-label": "Machine" }, JSON.stringify(report.machine, null, 2)));
 });

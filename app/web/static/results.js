@@ -24,8 +24,10 @@ async function pages() {
 
 const COLUMNS = ["result", "model", "found", "written"].map((title) => ({ title }));
 
+const KINDS = { bench: "benchmark", eval: "evaluation" };
+
 const row = ({ id, kind, model, headline, created_at: at }) => [
-  el("a", { href: `/ui/results/${encodeURIComponent(id)}`, "data-key": id }, kind === "bench" ? "benchmark" : kind),
+  el("a", { href: `/ui/results/${encodeURIComponent(id)}`, "data-key": id }, KINDS[kind] ?? kind),
   name(model), headline.split("; ").map(text), moment(at),
 ];
 

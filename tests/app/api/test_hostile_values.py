@@ -35,6 +35,7 @@ JSON = {"content-type": "application/json"}
 GOOD: dict[str, dict[str, Any]] = {
     "/generate": {"model": "tiny", "prompt": "a", "max_new_tokens": 1},
     "/compare": {"models": ["tiny", "tiny"], "prompt": "a", "max_new_tokens": 1, "repeats": 1},
+    "/evals": {"model": "tiny", "texts": ["code"], "num_windows": 1, "seqlen": 8},
     "/v1/completions": {"model": "tiny", "prompt": "a", "max_tokens": 1},
     "/v1/chat/completions": {
         "model": "tiny",

@@ -97,6 +97,7 @@ def test_a_file_without_permission_admits_no_request(tmp_path: Path) -> None:
         ("GET", "/metrics", None),
         ("POST", "/generate", {GENERATE}),
         ("POST", "/compare", {GENERATE}),
+        ("POST", "/evals", {GENERATE}),
         ("GET", "/v1/models", {GENERATE}),
         ("POST", "/v1/chat/completions", {GENERATE}),
         ("GET", "/prune-jobs", {JOBS}),

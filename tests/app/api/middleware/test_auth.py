@@ -29,6 +29,7 @@ GENERATE = {"model": "tiny", "prompt": "the dog", "max_new_tokens": 2}
 CALLS: Mapping[tuple[str, str], set[str]] = {
     ("POST", "/generate"): {"generate", "admin"},
     ("POST", "/compare"): {"generate", "admin"},
+    ("POST", "/evals"): {"generate", "admin"},
     ("GET", "/v1/models"): {"generate", "admin"},
     ("GET", "/v1/models/none"): {"generate", "admin"},
     ("POST", "/v1/completions"): {"generate", "admin"},
