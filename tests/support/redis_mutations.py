@@ -10,7 +10,16 @@ import redis
 
 from tests.support.mutations import VALUES, changed
 
-MEMBERS = (b"", b"x", b"\xff\xfe", b"\0", b"a" * 70_000, b"prn-0000000000000000000", b"../x", b"a:b")
+MEMBERS = (
+    b"",
+    b"x",
+    b"\xff\xfe",
+    b"\0",
+    b"a" * 70_000,
+    b"prn-0000000000000000000",
+    b"../x",
+    b"a:b",
+)
 SCORES = (0, -1, 1e308, float("inf"), float("-inf"))
 
 
