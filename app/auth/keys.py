@@ -121,6 +121,12 @@ class ScopeMissing(Exception):
 caller: ContextVar[ApiKey | None] = ContextVar("caller", default=None)
 
 
+def calling_tenant() -> str | None:
+    """The tenant that the current request is for; None if it needs no key."""
+    key = caller.get()
+    return None if key is None else key.owner
+
+
 def seen_tenant() -> str | None:
     """The tenant of the caller, who sees its jobs and checkpoints, and those without a tenant.
 

@@ -10,6 +10,7 @@ from functools import partial
 from hashlib import sha256
 from uuid import uuid4
 
+from app.auth.keys import calling_tenant
 from app.config import PrefixCache
 from app.engine.async_engine import AsyncEngine, EngineStopped
 from app.engine.engine import NotYetReproducible, PromptTooLong
@@ -173,6 +174,7 @@ class EngineBackend:
                     deadline_s=deadline_s,
                     grammar=grammar,
                     cache_scope=cache_scope(request.cache_salt, self._prefix_cache),
+                    tenant=calling_tenant(),
                 )
                 for ids in await self.encode(request.prompts, [served], max_new_tokens)
                 for number in range(request.n)

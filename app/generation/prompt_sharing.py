@@ -2,7 +2,7 @@
 
 from hashlib import sha256
 
-from app.auth.keys import caller
+from app.auth.keys import calling_tenant
 from app.config import PrefixCache
 
 
@@ -22,5 +22,4 @@ def salt_elsewhere(salt: str | None, prefix_cache: PrefixCache) -> str | None:
 
 
 def _tenant(prefix_cache: PrefixCache) -> str | None:
-    key = None if prefix_cache == "shared" else caller.get()
-    return None if key is None else key.owner
+    return None if prefix_cache == "shared" else calling_tenant()

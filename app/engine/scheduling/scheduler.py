@@ -11,6 +11,7 @@ from itertools import chain, count, takewhile
 from typing import TYPE_CHECKING
 
 from app.engine.cache.pages import PAGE_TOKENS, PagePool
+from app.engine.scheduling.fair_shares import FairShares
 from app.engine.scheduling.sequence import Sequence
 
 if TYPE_CHECKING:
@@ -74,12 +75,14 @@ class Scheduler:
     """Waiting and running sequences of all variants.
 
     A round is one prefill, if a prompt is to be read, and then one decode of each variant.
-    Prefills rotate over the variants. Each reads parts of prompts up to a number of tokens, the
-    shortest rest first, and first of all those that were passed over for long. So a prompt delays
-    others and running sequences by one chunk at a time, however long it is.
+    Prefills rotate over the variants. Each reads parts of prompts up to a number of tokens: those
+    of the tenant that was served least, and of one tenant the shortest rest first, but before it
+    those that were passed over for long. So a prompt delays others and running sequences by one
+    chunk at a time, however long it is.
 
-    Sequences get pages as they grow. If there is none for a running one, the sequence that arrived
-    last is preempted: it leaves its pages and reads its tokens again later.
+    Sequences get pages as they grow. If there is none for a running one, the last one to arrive of
+    the tenant that was served most is preempted: it leaves its pages and reads its tokens again
+    later.
 
     Background sequences run one at a time, and only without live ones.
     """
@@ -89,6 +92,7 @@ class Scheduler:
         self.counts: defaultdict[str, CacheCounts] = defaultdict(CacheCounts)  # by variant's name
         self.waiting: dict[Variant, list[Sequence]] = {}  # in the order of arrival
         self.running: dict[Variant, list[Sequence]] = {}
+        self._shares = FairShares()
         self._serials = count(1)
         self._turns: deque[Variant] = deque()  # to prefill, of all with sequences
         self._decodes_due: deque[Variant] = deque()
@@ -155,7 +159,7 @@ class Scheduler:
         while True:
             while self._decodes_due:
                 if (decode := self._decode(self._decodes_due.popleft())) is not None:
-                    return decode
+                    return self._counted(decode)
             prefill = self._prefill()
             if prefill is None and not self._is_decoding:
                 if not self.running:
@@ -163,11 +167,16 @@ class Scheduler:
                 self._preempt_last(chain.from_iterable(self.running.values()))
             self._decodes_due.extend(self.running)
             if prefill is not None:
-                return prefill
+                return self._counted(prefill)
 
     @property
     def _is_decoding(self) -> bool:
         return any(seq.num_uncached == 1 for seq in chain.from_iterable(self.running.values()))
+
+    def _counted(self, batch: Batch) -> Batch:
+        for seq, num in zip(batch.sequences, batch.num_scheduled_tokens, strict=True):
+            self._shares.serve(seq.request.tenant, num)
+        return batch
 
     def _enqueue(self, seq: Sequence) -> None:
         variant = seq.request.variant
@@ -193,16 +202,16 @@ class Scheduler:
         return Batch(variant, tuple(seqs), (1,) * len(seqs), is_decode=True) if seqs else None
 
     def _grow(self, seq: Sequence) -> None:
-        """Give a sequence room for its next token. The last one that arrived makes it, which may be
-        the sequence itself."""
+        """Give a sequence room for its next token. Another one makes it, or the sequence itself
+        where it comes last."""
         while not seq.pages.grow(seq.num_cached + 1):
             self._preempt_last(self._running_in(seq.pages.pool))
             if not seq.is_running:
                 return
 
     def _preempt_last(self, seqs: Iterable[Sequence]) -> None:
-        """Let that of these running sequences wait again which arrived last."""
-        last = max(seqs, key=_arrival)
+        """Let that of these running sequences wait again which comes last."""
+        last = max(seqs, key=self._rank)
         self._leave(last)
         last.restart()
         self._enqueue(last)
@@ -214,9 +223,11 @@ class Scheduler:
 
     def _prefill(self) -> Batch | None:
         """The prefill of the next variant in turn."""
-        may_admit = not self._is_held_back()
+        seqs = chain.from_iterable((*self.waiting.values(), *self.running.values()))
+        self._shares.keep_only(seq.request.tenant for seq in seqs)
+        held_back = self._held_back()
         for variant in self._turns:
-            batch = self._pack(variant, may_admit=may_admit)
+            batch = self._pack(variant, held_back)
             if batch is not None:
                 self._turns.remove(variant)
                 self._turns.append(variant)
@@ -224,11 +235,27 @@ class Scheduler:
                 return batch
         return None
 
-    def _is_held_back(self) -> bool:
-        """Whether what was passed over for long finds no room: all that becomes free is for it."""
+    def _rank(self, seq: Sequence) -> tuple[int, int]:
+        """Tenants by what they were served, and the sequences of one by their arrival."""
+        return self._num_served(seq), seq.serial
+
+    def _held_back(self) -> Sequence | None:
+        """The first of those that were passed over for long, if it finds no room. All that becomes
+        free is for it, but for tenants that were served less."""
         waiting = chain.from_iterable(self.waiting.values())
-        first = min((seq for seq in waiting if _is_due(seq)), key=_arrival, default=None)
-        return first is not None and not self._has_room(first)
+        first = min((seq for seq in waiting if _is_due(seq)), key=self._rank, default=None)
+        return None if first is None or self._has_room(first) else first
+
+    def _may_start(self, seq: Sequence, held_back: Sequence | None) -> bool:
+        return held_back is None or self._num_served(seq) < self._num_served(held_back)
+
+    def _num_served(self, seq: Sequence) -> int:
+        return self._shares.num_served(seq.request.tenant)
+
+    def _in_turn(self, seqs: Iterable[Sequence]) -> list[Sequence]:
+        """The order in which they are read: by tenants, and those of one by urgency."""
+        by_urgency = sorted(((_num_rest(seq), seq) for seq in seqs), key=_urgency)
+        return self._shares.in_turn((seq.request.tenant, rest, seq) for rest, seq in by_urgency)
 
     def _count_passed(self, batch: Batch) -> None:
         for seqs in (*self.waiting.values(), *self.running.values()):
@@ -238,15 +265,15 @@ class Scheduler:
         for seq in batch.sequences:
             seq.num_passed = 0
 
-    def _pack(self, variant: "Variant", *, may_admit: bool) -> Batch | None:
+    def _pack(self, variant: "Variant", held_back: Sequence | None) -> Batch | None:
         """Parts of the variant's prompts that fit into one batch, None if there is none."""
         candidates = [seq for seq in self.running.get(variant, ()) if seq.num_uncached > 1]
-        if may_admit:
-            candidates += self.waiting.get(variant, ())
+        waiting = self.waiting.get(variant, ())
+        candidates += [seq for seq in waiting if self._may_start(seq, held_back)]
         chosen: list[Sequence] = []
         nums: list[int] = []
         read: set[bytes] = set()  # keys of the pages that this batch fills
-        for seq in sorted(candidates, key=_urgency):
+        for seq in self._in_turn(candidates):
             rest = self.limits.max_batch_tokens - sum(nums)
             if rest <= 0:
                 break
@@ -349,9 +376,12 @@ def _overlap(seq: Sequence, num_cached: int, read: set[bytes]) -> int:
     )
 
 
-def _urgency(seq: Sequence) -> tuple[bool, int, int]:
+def _num_rest(seq: Sequence) -> int:
+    """The tokens that it has to read."""
+    return seq.num_uncached - seq.pages.count_found(seq.tokens, seq.num_cached)
+
+
+def _urgency(rest_of: tuple[int, Sequence]) -> tuple[bool, int, int]:
     """Prompts that were passed over for long come first, then those with the least to read."""
-    if _is_due(seq):
-        return False, 0, seq.serial
-    found = seq.pages.count_found(seq.tokens, seq.num_cached)
-    return True, seq.num_uncached - found, seq.serial
+    rest, seq = rest_of
+    return (False, 0, seq.serial) if _is_due(seq) else (True, rest, seq.serial)

@@ -121,6 +121,7 @@ class Request:
     is_background: bool = False  # runs only while no live request waits or runs
     # Requests of one scope may share the pages of their prompts; None: the prompt is read in full.
     cache_scope: str | None = None
+    tenant: str | None = None  # whose share it is; None: that of all without a tenant
     grammar: "Grammar | None" = None  # of the response format
 
 
