@@ -187,7 +187,7 @@ class Training:
         if not math.isfinite(check.loss):
             raise HealingDiverged(
                 f"after {counted(done.step, 'step')} of the healing the loss on held-out text is "
-                f"{check.loss}"
+                f"{check.loss}: choose a lower learning rate than {self._heal.learning_rate}"
             )
         is_best = not done.checks or check.loss < done.best.loss
         if is_best:

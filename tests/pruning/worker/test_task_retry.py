@@ -2,6 +2,8 @@
 
 import errno
 from collections.abc import Callable
+from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +179,28 @@ def _plain(changes: dict[str, Any]) -> dict[str, Any]:
         name: value.to_dict() if isinstance(value, Heal) else value
         for name, value in changes.items()
     }
+
+
+def test_a_rate_that_ends_in_nan_is_refused_by_the_job_and_can_be_changed(
+    settings: WorkerSettings,
+    job_store: JobStore,
+    spec: PruneSpec,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the training has kept until then is not gone on with."""
+    steep = replace(HEAL, num_tokens=8 * 32, learning_rate=1e30, steps_per_check=1, patience=9)
+    job_id = job_store.create(replace(spec, heal=steep)).id
+    failed = run_to_an_end(job_store, settings, job_id)
+    assert failed.error is not None
+    assert failed.error.code == "healing_diverged"
+    assert "choose a lower learning rate" in failed.error.message
+    scored = counted(monkeypatch)
+    job_store.retry(job_id, spec)
+    job = run_to_an_end(job_store, settings, job_id)
+    assert (job.status, scored) == (JobStatus.SUCCEEDED, []), job.error
+    healing = CheckpointStore(settings.checkpoints_dir).manifest(job.pruned_model or "").healing
+    assert healing is not None
+    assert all(isfinite(each.loss) for each in healing.run.checks)
 
 
 def test_a_new_job_scores_nothing_that_another_has_scored(
