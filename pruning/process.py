@@ -1,9 +1,10 @@
-"""Signals of a process, its end with its parent, and its libraries' progress bars.
+"""Signals of a process, its end with its parent, its full disks, and its libraries' progress bars.
 
 Commands and workers use it. It knows neither models nor jobs.
 """
 
 import ctypes
+import errno
 import os
 import signal
 import sys
@@ -11,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 
+# of a disk, a quota, and a file system or a process that allows no larger file
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PR_SET_PDEATHSIG = 1
 
 

@@ -27,6 +27,7 @@ from app.cli.spinner import show_imports
 from app.cli.stability import stability
 from app.settings import UnknownSetting, check_variables, invalid_settings
 from pruning.config import UnreadableSecrets, share_cpus
+from pruning.process import DISK_FULL
 from pruning.spec import InvalidSpec
 
 
@@ -76,6 +77,17 @@ Insecure = Annotated[
 ]
 
 
+class NoRoom(Exception):
+    """A command could not write a file."""
+
+    def __init__(self, error: OSError) -> None:
+        where = "" if error.filename is None else f" {error.filename}"
+        super().__init__(
+            f"there is no room to write{where} ({error.strerror}): free some space in the data "
+            "directory, where the command writes, and for temporary files, and repeat it"
+        )
+
+
 def main() -> None:
     """Run the command line. Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted."""
     share_cpus()
@@ -87,6 +99,8 @@ def main() -> None:
         _print_error(errors, invalid_settings(error))
         sys.exit(2)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            error = NoRoom(error)
         if not _is_own(error):
             raise
         message = with_options(str(error)) if isinstance(error, InvalidSpec) else str(error)

@@ -4,7 +4,6 @@ Only safetensors, config and tokenizer files are fetched or copied, none of whic
 huggingface_hub decides where the hub is and which token it gets: HF_ENDPOINT, HF_TOKEN, its login.
 """
 
-import errno
 import json
 import os
 import re
@@ -45,12 +44,12 @@ from pruning.models.store import (
     parse_config,
     set_up_torch,
 )
+from pruning.process import DISK_FULL
 from pruning.records import parse_record, read_stored
 from pruning.store_url import InvalidStoreUrl, StoreUrl, is_store_url
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf", ".h5", ".msgpack")
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class ModelNotAdded(RuntimeError):
@@ -103,7 +102,7 @@ def add_model(
             _check(staging, source)
             _publish(staging, target, Origin(source, revision, files.commit, time.time()))
     except OSError as error:
-        if error.errno not in _DISK_FULL:
+        if error.errno not in DISK_FULL:
             raise
         raise ModelNotAdded(
             f"the disk of {settings.models_dir} is full: free some space"

@@ -4,7 +4,6 @@ Files are written to a staging folder and synced, the manifest last. One rename 
 syncing the directory makes that durable. If the process dies, publishing can be repeated.
 """
 
-import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -24,8 +23,7 @@ from pruning.checkpoints.store import (
     file_entry,
     read_manifest,
 )
-
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+from pruning.process import DISK_FULL
 
 
 class CheckpointExists(FileExistsError):
@@ -193,8 +191,8 @@ def _taken(target: Path) -> CheckpointExists:
 def _is_of_a_full_disk(error: OSError | SafetensorError) -> bool:
     """safetensors reports an error of the system only as text."""
     if isinstance(error, OSError):
-        return error.errno in _DISK_FULL
-    return any(f"os error {number}" in str(error) for number in _DISK_FULL)
+        return error.errno in DISK_FULL
+    return any(f"os error {number}" in str(error) for number in DISK_FULL)
 
 
 def free_bytes_at(path: Path) -> int:

@@ -6,7 +6,6 @@ the second lock while it downloads, and the others wait. The kernel releases the
 that dies. The file system must support ``flock``.
 """
 
-import errno
 import fcntl
 import os
 import shutil
@@ -20,13 +19,13 @@ from typing import Self
 from uuid import uuid4
 
 from pruning.checkpoints.store import MANIFEST, FileEntry, Manifest
+from pruning.process import DISK_FULL
 
 _LOCK = ".lock"
 _FETCH = ".fetch"
 _ROOM = ".room"  # held while room is made
 _RESERVED = ".reserved"  # the bytes that a folder is going to have
 _TRASH = ".trash-"
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Fetch = Callable[[FileEntry, Path], None]
 
@@ -217,7 +216,7 @@ def _full_disk_reported(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _DISK_FULL:
+        if error.errno not in DISK_FULL:
             raise
         raise NoRoomInCache(
             f"the disk of {root} is full: free some space, or lower SLEB_STORE_CACHE_BYTES"

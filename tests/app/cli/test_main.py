@@ -17,6 +17,7 @@ from pruning.models.store import LoadedModel
 from pruning.repair.record import Method
 from tests.support.api_fixtures import publish_pruned
 from tests.support.command_line import Completed, sleb, sleb_process
+from tests.support.full_disk import full_disk
 from tests.support.processes import environment
 from tests.support.pruning_runs import domain_of
 from tests.support.repairs import repair_checkpoint
@@ -230,6 +231,26 @@ def test_a_process_says_and_exits_so_too(
     data_dir: Path, tmp_path: Path, arguments: list[str], code: int, word: str
 ) -> None:
     check_refusal(sleb_process, data_dir, tmp_path / "out", arguments, code, word)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "keys create a --scope jobs",
+        "prune tiny --num-remove 1 --num-samples 2 --seqlen 8 --no-evaluate",
+        "eval tiny --tasks ppl:prose --num-windows 2 --seqlen 8 --out eval.json",
+    ],
+)
+def test_a_full_disk_is_one_message(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with full_disk():
+        ended = sleb(data_dir, *command.split())
+    assert ended.returncode == 1
+    assert "there is no room to write" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not (data_dir / "keys.json").exists()
 
 
 def test_the_version_is_that_of_the_package(data_dir: Path) -> None:
