@@ -23,9 +23,12 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from app.bench.machine import machine
+from benchmarks.gpu.cards import CARDS
+from benchmarks.gpu.comparison import comparison
 from benchmarks.gpu.families import families
 from benchmarks.gpu.generation import generate, memory, pruned, vllm
 from benchmarks.gpu.plan import GpuPlan, small
+from benchmarks.gpu.prediction import assumptions, table
 from benchmarks.gpu.report import markdown
 from benchmarks.gpu.search import search, stream
 from benchmarks.gpu.steps import int8, steps
@@ -59,15 +62,23 @@ PARTS = ("families", *ON_ONE_MODEL, "stream", "heal", "vllm")
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Folder for gpu.json and gpu.md.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for gpu.json and gpu.md.")] = None,
     device: Annotated[str, typer.Option(help="A torch device.")] = "cuda",
     is_small: Annotated[
         bool, typer.Option("--small", help="Tiny shapes, to test the benchmark itself.")
     ] = False,
     parts: Annotated[str, typer.Option(help=f"Subset of {', '.join(PARTS)}.")] = ",".join(PARTS),
     minutes: Annotated[float, typer.Option(help="No part begins after this time.")] = 8.0,
+    predict: Annotated[
+        str, typer.Option(help=f"Only print what to expect of these cards: {', '.join(CARDS)}.")
+    ] = "",
 ) -> None:
     """Run the parts, and write what they found after each of them."""
+    if predict:
+        show_prediction(predict)
+        return
+    if out is None:
+        raise typer.BadParameter("--out: a folder is needed for what is measured")
     asked = [name for name in parts.split(",") if name]
     if not asked or set(asked) - set(PARTS):
         raise typer.BadParameter(f"--parts {parts}: expected some of {', '.join(PARTS)}")
@@ -75,7 +86,8 @@ def main(
         raise typer.BadParameter(f"--device {device}: torch finds no GPU; use --device cpu --small")
     out.mkdir(parents=True, exist_ok=True)  # fail before the measurements
     set_up_torch()
-    run = Run(small(device) if is_small else GpuPlan(device), time.monotonic() + 60 * minutes)
+    plan = small(device) if is_small else GpuPlan(device)
+    run = Run(plan, time.monotonic() + 60 * minutes)
     report: dict[str, Any] = {}
     for name in (part for part in PARTS if part in asked):
         run.part(name)
@@ -87,10 +99,21 @@ def main(
             "machine": machine(),
             "command": shlex.join(["python", "-m", "benchmarks.gpu", *sys.argv[1:]]),
         }
+        report["comparison"] = comparison(report, plan)
         (out / "gpu.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         (out / "gpu.md").write_text(markdown(report), encoding="utf-8")
     Console().print(markdown(report), markup=False, soft_wrap=True)
     raise typer.Exit(1 if run.problems else 0)
+
+
+def show_prediction(names: str) -> None:
+    """Print the table of these cards, by their names with commas in between."""
+    asked = names.split(",")
+    if set(asked) - CARDS.keys():
+        raise typer.BadParameter(f"--predict {names}: expected some of {', '.join(CARDS)}")
+    cards = [CARDS[name] for name in asked]
+    lines = [*table(GpuPlan("cuda"), cards), "", assumptions(cards)]
+    Console().print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
 class Run:

@@ -14,6 +14,8 @@ def markdown(report: Mapping[str, Any]) -> str:
     for name, table in _TABLES.items():
         if name in found:
             lines += [f"## {name}, {report['seconds'][name]} s", "", *table(found[name]), ""]
+    if report["comparison"]:
+        lines += ["## Predicted and measured", "", *report["comparison"], ""]
     if report["problems"]:
         lines += ["## What failed", ""]
         for name, problem in report["problems"].items():
