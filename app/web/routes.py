@@ -38,12 +38,13 @@ class Page:
 PAGES = (
     Page("/ui", "overview", "Overview", reads=("/status", "/models")),
     Page("/ui/jobs", "jobs", "Jobs", needs="jobs", reads=("/prune-jobs?limit=20",)),
-    Page("/ui/jobs/new", "new_job", "New job", False, reads=("/openapi.json", "/models")),
+    Page("/ui/jobs/new", "new_job", "New job", False, "jobs", ("/openapi.json", "/models")),
     Page(
         "/ui/jobs/{job_id}",
         "job",
         "Job",
         is_linked=False,
+        needs="jobs",
         reads=("/prune-jobs/{job_id}", "/prune-jobs/{job_id}/checkpoints"),
     ),
     Page(
@@ -54,7 +55,7 @@ PAGES = (
         reads=("/models", "/prune-jobs?limit=100"),
     ),
     Page("/ui/results", "results", "Results", needs="jobs", reads=("/results?limit=20",)),
-    Page("/ui/results/{result_id}", "result", "Result", False, reads=("/results/{result_id}",)),
+    Page("/ui/results/{result_id}", "result", "Result", False, "jobs", ("/results/{result_id}",)),
     Page("/ui/compare", "compare", "Side by side", needs="generate", reads=("/models",)),
     Page("/ui/sign-in", "sign_in", "Sign in", is_linked=False),
     # where FastAPI has a page of its own, which loads its code from another server

@@ -13,8 +13,11 @@ const cell = (found) => (found ? [ratio(found.value), found.low === null ? null 
 
 /** The sentence, with the name of what is to be taken as a link to its comparison. */
 export function sentenceOf(advice) {
-  const [before, after] = advice.taken === null ? [advice.sentence, ""] : advice.sentence.split(advice.taken, 2);
-  if (advice.taken === null) return el("p", { class: "advice" }, before);
+  if (advice.taken === null) {
+    const [first, ...rest] = advice.sentence.split(/(?<=\)\.) /);
+    return el("p", { class: "advice" }, el("strong", {}, first), rest.length ? ` ${rest.join(" ")}` : "");
+  }
+  const [before, after] = advice.sentence.split(advice.taken, 2);
   const sides = new URLSearchParams([["model", advice.model], ["model", advice.taken]]);
   return el("p", { class: "advice" }, before, el("a", { href: `/ui/compare?${sides}` }, name(advice.taken)), after);
 }

@@ -1,10 +1,11 @@
 // Two to four variants side by side: the same prompts, streaming, and the paired verdict on speed.
 
 import { json, post, Problem } from "./api.js";
-import { byId, el, facts, fill, name, say, table, text } from "./dom.js";
+import { byId, el, fill, name, say, table, text } from "./dom.js";
 import { noModel } from "./empty.js";
-import { count, interval, number, ratio, seconds } from "./format.js";
+import { count, interval, number, ratio } from "./format.js";
 import { act, begin } from "./live.js";
+import { Output } from "./outputs.js";
 import { generate } from "./streams.js";
 
 const MIN_SIDES = 2;
@@ -59,49 +60,21 @@ function addPrompt(value) {
   byId("prompts").append(el("div", {}, el("label", { for: id }, id.replace("-", " ")), area));
 }
 
-/** One output: its text as it comes, and its numbers. */
-class Output {
-  constructor(side, label) {
-    this.side = side;
-    this.content = "";
-    this.body = el("div", { class: "output", tabindex: 0, role: "region", "aria-label": label });
-    this.numbers = el("div", { class: "note" }, "waits");
-    this.node = el("article", { class: "card" }, el("h3", {}, name(side)), this.body, this.numbers);
-  }
+/** The texts of all prompts below each other, those of a prompt side by side. */
+const sections = (rows, note) => [rows.map(({ prompt, outputs }, index) => el("section", {},
+  el("h2", {}, rows.length > 1 ? `Prompt ${index + 1}` : "Outputs"), rows.length > 1 ? el("p", {}, text(prompt)) : null,
+  el("div", { class: "sides" }, outputs.map((output) => output.node)))),
+el("p", { class: "note" }, note)];
 
-  /** Show the text, with the first character marked that differs from the baseline's. */
-  show(baseline) {
-    const at = baseline === this || baseline === undefined ? null : firstDifference(baseline.content, this.content, baseline.isOver && this.isOver);
-    if (at === null) return fill(this.body, text(this.content));
-    const rest = [...this.content.slice(at)];
-    fill(this.body, el("span", { class: "text", dir: "auto" }, this.content.slice(0, at),
-      el("mark", { title: "the first difference from the baseline" }, rest[0] ?? "∎"), rest.slice(1).join("")));
-  }
-
-  finish({ reason, promptTokens, tokens, ttftS, tpotS }) {
-    fill(this.numbers, facts([["tokens", `${promptTokens ?? "–"} of the prompt, ${tokens ?? "–"} generated`],
-      ["TTFT", seconds(ttftS)], ["TPOT", seconds(tpotS)], ["ended by", reason]]));
-  }
-}
-
-/** Where two texts differ; null if one continues the other so far, or if they are equal. */
-function firstDifference(one, other, areOver) {
-  const length = Math.min(one.length, other.length);
-  let at = 0;
-  while (at < length && one[at] === other[at]) at += 1;
-  if (at === length && !(areOver && one.length !== other.length)) return null;
-  const isLow = at > 0 && /[\uDC00-\uDFFF]/.test(other[at] ?? "");
-  return isLow ? at - 1 : at; // not inside of a pair of surrogates
-}
+const outputsOf = (models, row) => models.map((side, index) => new Output(side, `Output ${index + 1} of prompt ${row + 1}, by ${side}`));
 
 async function fillOutput(output, outputs, prompt, signal) {
   const redraw = () => outputs.forEach((each) => each.show(outputs[0]));
-  output.isOver = false;
   try {
     for await (const { text: delta, done } of generate({ model: output.side, prompt, sampling: sampling(), isChat: isChat(), signal })) {
       if (delta && output.content === "") fill(output.numbers, "generates");
       if (delta) output.content += delta;
-      if (done) { output.isOver = true; output.finish(done); }
+      if (done) output.finish(done);
       scheduled(redraw);
     }
   } catch (error) {
@@ -125,12 +98,8 @@ async function run() {
   fill(byId("outputs")); // new ones, even if they begin like the last
   running = new AbortController();
   byId("stop").disabled = false;
-  const rows = prompts().map((prompt, row) => ({ prompt,
-    outputs: sides().map((side, index) => new Output(side, `Output ${index + 1} of prompt ${row + 1}, by ${side}`)) }));
-  fill(byId("outputs"), rows.map(({ prompt, outputs }, index) => el("section", {},
-    el("h2", {}, rows.length > 1 ? `Prompt ${index + 1}` : "Outputs"), rows.length > 1 ? el("p", {}, text(prompt)) : null,
-    el("div", { class: "sides" }, outputs.map((output) => output.node)))),
-  el("p", { class: "note" }, "All run at the same time and share the engine, so these times do not compare them: Compare speed takes turns."));
+  const rows = prompts().map((prompt, row) => ({ prompt, outputs: outputsOf(sides(), row) }));
+  fill(byId("outputs"), sections(rows, "Words that the baseline's text does not have are marked. All run at the same time and share the engine, so these times do not compare them: Compare speed takes turns."));
   try {
     for (const { prompt, outputs } of rows) {
       if (running.signal.aborted) break;
@@ -171,10 +140,32 @@ function difference(index, { model, first_divergence: { position, baseline, mode
   return el("li", {}, `Prompt ${index + 1}, `, name(model), `: token ${position + 1} is `, token(other), ", the baseline's is ", token(baseline));
 }
 
+const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
+
+/** The texts of a comparison, each with the speed of its variant. */
+function showTexts({ models, baseline, prompts: compared, results }, asked) {
+  const rows = compared.map(({ index, prompt_tokens: promptTokens, outputs: found }) => {
+    const outputs = outputsOf(models, index);
+    found.forEach(({ text: content, finish_reason: reason, completion_tokens: tokens, timings }, at) => {
+      const [ttftS, tpotS] = ["ttft_s", "tpot_s"].map((field) => (timings.every((each) => each[field] !== null) ? mean(timings.map((each) => each[field])) : null));
+      outputs[at].content = content;
+      outputs[at].finish({ reason, promptTokens, tokens, ttftS, tpotS });
+      outputs[at].compared(at === models.indexOf(baseline) ? null : results.find(({ model }) => model === models[at]));
+    });
+    outputs.forEach((output) => output.show(outputs[models.indexOf(baseline)]));
+    return { prompt: asked[index], outputs };
+  });
+  fill(byId("outputs"));
+  fill(byId("outputs"), sections(rows, "Words that the baseline's text does not have are marked. Times are means over the repeats, in which the variants took turns."));
+}
+
 async function compare() {
+  history.replaceState(null, "", byId("link").href);
   fill(byId("result"), el("p", { class: "note", role: "status" }, `Each of ${count(sides().length, "variant")} generates ${REPEATS} times, in turns.`));
   try {
-    const found = await post("/compare", { models: sides(), prompt: prompts(), repeats: REPEATS, ...sampling() }, { timeoutMs: TIMEOUT_MS });
+    const asked = prompts();
+    const found = await post("/compare", { models: sides(), prompt: asked, repeats: REPEATS, ...sampling() }, { timeoutMs: TIMEOUT_MS });
+    showTexts(found, asked);
     fill(byId("result"), resultOf(found));
   } catch (error) {
     fill(byId("result"));
@@ -185,14 +176,23 @@ async function compare() {
 /** Two different variants to begin with: the first dense model, and its deepest variant. */
 function defaults(models) {
   const dense = models.find((model) => model.variant === "dense" && models.some((other) => other.parent === model.id)) ?? models[0];
-  const pruned = models.filter((model) => model.parent === dense.id).at(-1) ?? dense;
-  return [dense.id, pruned.id];
+  const pruned = models.filter((model) => model.parent === dense.id);
+  const short = pruned.filter((model) => model.id.startsWith(`${dense.id}@-`)).sort((one, other) => one.num_blocks - other.num_blocks);
+  return [dense.id, (short[0] ?? pruned.at(-1) ?? dense).id];
+}
+
+/** A variant that is not chosen yet, of the model of the first. */
+function another(models) {
+  const chosen = new Set(sides());
+  const base = models.find((model) => model.id === sides()[0]);
+  const family = models.filter((model) => (model.parent ?? model.id) === (base?.parent ?? base?.id));
+  return [...family, ...models].find((model) => !chosen.has(model.id))?.id ?? names[0];
 }
 
 function restore(query, models) {
   const asked = query.getAll("model").slice(0, MAX_SIDES);
   names.push(...asked.filter((each) => !names.includes(each))); // of a depth that the list leaves out
-  const chosen = asked.length >= MIN_SIDES ? asked : defaults(models);
+  const chosen = asked.length >= MIN_SIDES ? asked : [...new Set([...asked, ...defaults(models)])].slice(0, MIN_SIDES);
   byId("models").removeAttribute("aria-busy");
   chosen.forEach(addSide);
   const given = query.getAll("prompt").slice(0, MAX_PROMPTS);
@@ -213,7 +213,7 @@ await begin(async () => {
     byId("form").addEventListener("submit", (event) => { event.preventDefault(); act(byId("run"), run); });
     byId("stop").addEventListener("click", () => running?.abort());
     byId("verdict").addEventListener("click", () => act(byId("verdict"), compare));
-    byId("more").addEventListener("click", () => { addSide(names[0]); changed(); byId("models").lastChild.lastChild.focus(); });
+    byId("more").addEventListener("click", () => { addSide(another(models)); changed(); byId("models").lastChild.lastChild.focus(); });
     byId("another").addEventListener("click", () => { addPrompt(""); changed(); byId("prompts").lastChild.lastChild.focus(); });
   }
 });

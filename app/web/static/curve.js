@@ -9,27 +9,30 @@ import { count, interval, perplexity, ratio } from "./format.js";
 import { act, begin } from "./live.js";
 import { csv, ordersOf } from "./orders.js";
 import { Plot } from "./plot.js";
-import { measure, measured } from "./speeds.js";
+import { measure } from "./speeds.js";
 
 const PAGE = 50; // rows of the table
+const PROD = "prod"; // the alias that a depth can be given
 const query = new URLSearchParams(location.search);
 const plot = new Plot(byId("plot"), "Quality against speed; the table below has its values");
 let numRows = PAGE;
 let orders = [];
-let speeds = new Map(); // measured here, by depth
 
 const model = () => byId("model").value;
 const domain = () => byId("domain").value;
 const isSpeed = () => byId("axis").value === "speed";
 const isHealed = (point) => point.repair === "healed";
 const pointsOf = (order) => order.points.filter((point) => point.domain === domain());
-const label = (order) => `${order.name.split("@").at(-1).slice(-6)}, ${order.job.spec.metric}`;
+const label = (order) => [order.name.split("@").at(-1).slice(-6), order.job?.spec.metric].filter(Boolean).join(", ");
 
-/** Measured here, which holds for all variants of a depth, or else what is known of this one. */
-const speedOf = (point) => speeds.get(point.depth) ?? point.speed;
+/** The name without that of the model: `@-k` in the newest order, and else with the end of the job's id. */
+function shortOf(point, order) {
+  if (isHealed(point)) return order === orders[0] ? `@-${point.depth}+healed` : `…${point.model.slice(-14)}`;
+  return order === orders[0] ? `@-${point.depth}` : `…${order.name.slice(-6)}-${point.depth}`;
+}
 
 /** Where a point is on the axis, and the dense model. */
-const at = (point) => (isSpeed() ? speedOf(point)?.ratio ?? null : point.depth);
+const at = (point) => (isSpeed() ? point.speed?.ratio ?? null : point.depth);
 const origin = () => (isSpeed() ? 1 : 0);
 
 /** All places of the axis, sorted. */
@@ -75,7 +78,7 @@ function draw() {
 }
 
 function speedCell(point) {
-  const found = speedOf(point);
+  const found = point.speed;
   if (!found) return null;
   const range = interval(found.low, found.high);
   return [ratio(found.ratio), range && bracketed(range), el("span", { class: "sub" }, found.how)];
@@ -87,7 +90,7 @@ const qualityOf = (point) => [ratio(point.ratio),
 function show() {
   draw();
   const rows = orders.flatMap((order) => pointsOf(order).map((point) => [
-    [el("button", { "data-key": point.model, onclick: () => pick(point.depth), "aria-label": `Choose ${point.model}` }, name(point.model))],
+    [el("button", { "data-key": point.model, onclick: () => pick(point.depth), title: point.model }, name(shortOf(point, order)))],
     String(point.depth), perplexity(point.perplexity), qualityOf(point),
     point.raw ? ratio(point.raw.ratio) : null, point.repair, speedCell(point),
   ]));
@@ -100,9 +103,28 @@ function show() {
     } }, `Show ${Math.min(PAGE, rows.length - numRows)} of ${rows.length - numRows} more`)) : null);
 }
 
+/** Measure it on held-out text, and show the result. */
+async function evaluate(variant) {
+  byId("measuring").textContent = `Evaluating ${variant} on held-out text, beside the dense model.`;
+  try {
+    const { id } = await post("/evals", { model: variant }, { timeoutMs: 1800000 });
+    location.assign(`/ui/results/${encodeURIComponent(id)}`);
+  } finally {
+    byId("measuring").textContent = "";
+  }
+}
+
+/** Give the alias to it, in one step for all clients. */
+async function use(variant) {
+  await json(`/models/${PROD}`, { method: "PUT", body: { target: variant }, timeoutMs: 600000 });
+  const words = `Requests for ${PROD} run on ${variant} from now on.`;
+  byId("measuring").textContent = words;
+  say(words);
+}
+
 function choices(point, order) {
   const sides = new URLSearchParams([["model", model()], ["model", point.model]]);
-  return el("div", { class: "card" }, el("p", {}, name(point.model)),
+  return el("div", { class: "card" }, el("p", { title: point.model }, name(shortOf(point, order))),
     el("p", { class: "note" }, `${ratio(point.ratio)} the perplexity on ${point.domain}, ${point.text}. Repair: ${point.repair}.`),
     el("div", { class: "row" },
       el("button", { class: "primary", "data-needs": "admin", onclick: (event) => act(event.target, async () => {
@@ -111,7 +133,9 @@ function choices(point, order) {
         say(`${point.model} is loaded`);
       }) }, "Load"),
       el("a", { class: "button", "data-needs": "generate", href: `/ui/compare?${sides}` }, "Side by side"),
-      el("a", { class: "button", href: `/ui/jobs/${encodeURIComponent(order.job.id)}` }, "Its job")),
+      el("button", { "data-needs": "generate", onclick: (event) => act(event.target, () => evaluate(point.model)) }, "Evaluate"),
+      el("button", { "data-needs": "admin", title: `Requests for ${PROD} then run on it`, onclick: (event) => act(event.target, () => use(point.model)) }, `Use as ${PROD}`),
+      order.job && el("a", { class: "button", href: `/ui/jobs/${encodeURIComponent(order.job.id)}` }, "Its job")),
     command(`Command that exports ${point.model}`, `sleb export ${point.model} DIRECTORY`));
 }
 
@@ -129,8 +153,8 @@ function save() {
   const head = ["model", "job", "removed", "domain", "text", "perplexity", "dense_perplexity", "ratio", "ratio_low",
     "ratio_high", "repair", "raw_perplexity", "speedup", "speedup_low", "speedup_high", "speedup_how"];
   const rows = orders.flatMap((order) => order.points.map((point) => {
-    const speed = speedOf(point) ?? {};
-    return [point.model, order.job.id, point.depth, point.domain, point.text, point.perplexity, point.dense, point.ratio,
+    const speed = point.speed ?? {};
+    return [point.model, order.job?.id, point.depth, point.domain, point.text, point.perplexity, point.dense, point.ratio,
       point.low, point.high, point.repair, point.raw?.perplexity ?? point.perplexity, speed.ratio, speed.low, speed.high, speed.how];
   }));
   const url = URL.createObjectURL(new Blob([csv([head, ...rows])], { type: "text/csv" }));
@@ -140,22 +164,27 @@ function save() {
 
 async function measureAll() {
   const variants = new Map(orders.flatMap((order) => order.points.map((point) => [point.depth, point.model])));
-  const sorted = new Map([...variants].sort(([one], [other]) => one - other));
-  byId("measuring").textContent = `Measuring ${count(sorted.size, "depth")}, each five times and in turn with the dense model.`;
+  const sorted = [...variants].sort(([one], [other]) => one - other).map(([, each]) => each);
+  byId("measuring").textContent = `Measuring ${count(sorted.length, "depth")}, each five times and in turn with the dense model.`;
   try {
-    await measure(model(), sorted, (found, done, total) => {
-      speeds = found;
-      byId("measuring").textContent = `Measured ${done} of ${count(total, "depth")}.`;
+    await measure(model(), sorted, async (done) => {
+      orders = await ordersOf(model());
+      byId("measuring").textContent = `Measured ${done} of ${count(sorted.length, "depth")}.`;
       byId("axis").value = "speed";
       show();
     });
   } finally {
-    byId("measuring").textContent = speeds.size ? "Outputs of 32 tokens; other work on this machine makes the intervals wider." : "";
+    byId("measuring").textContent = "Outputs of 32 tokens; other work on this machine makes the intervals wider.";
+    await showAdvice();
   }
 }
 
+async function showAdvice() {
+  const advice = await adviceOn(model());
+  fill(byId("advice"), advice?.depths.length ? [sentenceOf(advice), adviceTable(advice)] : null);
+}
+
 async function choose() {
-  speeds = measured(model());
   orders = await ordersOf(model());
   fill(byId("picked"));
   numRows = PAGE;
@@ -166,8 +195,7 @@ async function choose() {
   const submit = el("a", { "data-needs": "jobs", href: `/ui/jobs/new?${new URLSearchParams({ model: model() })}` }, "Submit a job");
   fill(byId("empty"), orders.length ? null
     : empty("No job has measured this model yet. A job gives the whole curve:", el("p", {}, submit)));
-  const advice = await adviceOn(model());
-  fill(byId("advice"), advice?.depths.length ? [sentenceOf(advice), adviceTable(advice)] : null);
+  await showAdvice();
   if (orders.length) show();
   else { byId("figure").hidden = true; fill(byId("rows")); }
   history.replaceState(null, "", `/ui/curve?${new URLSearchParams({ model: model() })}`);

@@ -5,8 +5,8 @@ import { ratio } from "./format.js";
 
 const SVG = "http://www.w3.org/2000/svg"; // a name, which nothing is fetched from
 // names stand behind the lines where there is room, and else the picture is higher than wide
-const WIDE = { kind: "wide", width: 680, height: 300, left: 58, right: 96, top: 16, bottom: 44, numTicks: 6 };
-const NARROW = { kind: "narrow", width: 340, height: 300, left: 46, right: 84, top: 12, bottom: 44, numTicks: 3 };
+const WIDE = { kind: "wide", width: 680, height: 340, left: 58, right: 100, top: 16, bottom: 44, numTicks: 6 };
+const NARROW = { kind: "narrow", width: 340, height: 320, left: 46, right: 84, top: 12, bottom: 44, numTicks: 3 };
 
 function shape(tag, attributes, ...children) {
   const node = document.createElementNS(SVG, tag);
@@ -46,39 +46,57 @@ function axes(x, y, { width, height, left, right, top, bottom, numTicks }) {
   ];
 }
 
-/** One line of depths from the dense model on, with the bands of its points and its name at the end. */
-function drawn({ kind, words, points }, x, y) {
+/** The band of the intervals along a line, where all are known. */
+function band({ kind, points }, x, y) {
+  if (kind !== "served" || points.some(({ low, high }) => !Number.isFinite(low) || !Number.isFinite(high))) return null;
+  const corners = [[1, 1], ...points.map(({ speed, high }) => [speed, high]), ...points.map(({ speed, low }) => [speed, low]).reverse()];
+  return shape("polygon", { class: `band ${kind}`, points: corners.map(([speed, cost]) => `${x.at(speed)},${y.at(cost)}`).join(" ") });
+}
+
+/** One line of depths from the dense model on, with its name at the end; healed ones are points of their own. */
+function drawn(line, x, y) {
+  const { kind, words, points } = line;
   const path = [{ speed: 1, cost: 1 }, ...points].map(({ speed, cost }) => `${x.at(speed)},${y.at(cost)}`).join(" ");
   const last = points.at(-1);
+  const area = band(line, x, y);
   return [
-    kind === "healed" ? null : shape("polyline", { class: `line ${kind}`, points: path }),
-    ...points.flatMap(({ speed, cost, low, high, isTaken, title }) => [
-      Number.isFinite(low) && Number.isFinite(high)
+    area, kind === "healed" ? null : shape("polyline", { class: `line ${kind}`, points: path }),
+    ...points.flatMap(({ speed, cost, low, high, isTaken, title, short }) => [
+      area === null && kind !== "raw" && Number.isFinite(low) && Number.isFinite(high)
         ? shape("line", { class: `range ${kind}`, x1: x.at(speed), y1: y.at(low), x2: x.at(speed), y2: y.at(high) }) : null,
       shape("circle", { class: `point ${kind}`, cx: x.at(speed), cy: y.at(cost), r: 4.5 }, shape("title", {}, title)),
+      kind === "served" ? shape("text", { class: "depth", x: x.at(speed), y: y.at(cost) + 20, "text-anchor": "middle" }, short) : null,
       isTaken ? shape("circle", { class: "taken", cx: x.at(speed), cy: y.at(cost), r: 10 }) : null]),
     shape("text", { class: kind, x: x.at(last.speed) + 12, y: y.at(last.cost) + 5 }, words),
   ].filter(Boolean);
 }
 
-function picture(title, lines, layout) {
+/** Where a depth keeps the limits of the advice. */
+function kept(limits, x, y, { width, right, numTicks }) {
+  if (!limits || limits.min_speedup >= x.high) return [];
+  const [left, top] = [x.at(limits.min_speedup), y.at(Math.min(limits.max_ratio, y.high))];
+  return [shape("rect", { class: "kept", x: left, y: top, width: width - right - left, height: y.at(1) - top }),
+    numTicks > 3 ? shape("text", { class: "tick", x: width - right - 6, y: top - 6, "text-anchor": "end" }, "keeps the limits") : null].filter(Boolean);
+}
+
+function picture(title, lines, limits, layout) {
   const { kind, width, height, left, right, top, bottom } = layout;
   const points = lines.flatMap((line) => line.points);
   const x = scale(points.map(({ speed }) => speed), left, width - right);
   const y = scale(points.flatMap(({ cost, high }) => [cost, high]).filter(Number.isFinite), height - bottom, top);
-  return shape("svg", { class: `gain ${kind}`, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": title }, ...axes(x, y, layout),
+  return shape("svg", { class: `gain ${kind}`, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": title }, ...kept(limits, x, y, layout), ...axes(x, y, layout),
     shape("circle", { class: "point dense", cx: x.at(1), cy: y.at(1), r: 5 }, shape("title", {}, `dense: ${ratio(1)}`)),
-    shape("text", { x: x.at(1) + 6, y: y.at(1) - 14 }, "dense"),
+    shape("text", { x: x.at(1) - 8, y: y.at(1) - 14, "text-anchor": "end" }, "dense"),
     ...lines.filter(({ points: found }) => found.length).flatMap((line) => drawn(line, x, y)));
 }
 
 /**
- * `lines` are `{kind, words, points}`, points `{speed, cost, low, high, isTaken, title}` from the least
- * pruned on; the dense model is at 1, 1.
+ * `lines` are `{kind, words, points}`, points `{speed, cost, low, high, isTaken, title, short}` from the
+ * least pruned on; the dense model is at 1, 1.
  */
-export function gain(title, lines) {
+export function gain(title, lines, limits = null) {
   if (lines.every(({ points }) => points.length === 0)) return null;
   return el("figure", { class: "picture" },
-    el("figcaption", {}, "Perplexity on the text that lost most, as a multiple of the dense model's (lower is better), against speed (further right is better)"),
-    [WIDE, NARROW].map((layout) => picture(title, lines, layout)));
+    el("figcaption", {}, "Perplexity on the text that lost most, × dense (lower is better), by the speed of a token, × dense (further right is better)"),
+    [WIDE, NARROW].map((layout) => picture(title, lines, limits, layout)));
 }

@@ -6,14 +6,14 @@ import { bracketed, byId, confirmed, el, facts, fill, name, say, table, text } f
 import { follow } from "./follow.js";
 import { fixed, interval, moment, number, perplexity, ratio, seconds } from "./format.js";
 import { act, begin, Freshness } from "./live.js";
+import { phases } from "./phases.js";
 import { Plot } from "./plot.js";
 import { FINAL, statusOf, targetOf } from "./status_words.js";
 
 const MIN_REFRESH_MS = 1000;
 const MAX_EVENTS = 200;
-const PHASES = { heal: "healing" }; // those whose name is no noun
 
-const id = byId("job").dataset.id;
+const id = byId("title").dataset.id;
 const path = `/prune-jobs/${encodeURIComponent(id)}`;
 const decided = new Map(); // what the events say of each round, by its step
 const plots = { losses: null, margins: null, healing: null };
@@ -21,29 +21,6 @@ const checks = { healed: new Map(), control: new Map() }; // what the events say
 let job = null;
 let checkpoints = []; // the pruned one, then the healed one
 let prefixes = []; // of the first
-
-function progress(title, { ratio: done, ...counts }) {
-  const [steps, total] = Object.values(counts);
-  const label = `${title}: ${steps} of ${total}, ${Math.round(done * 100)} %`;
-  return el("p", {}, el("span", {}, label), el("progress", { value: done, max: 1, "aria-label": title }));
-}
-
-function bars() {
-  const isOver = FINAL.has(job.status);
-  const leftS = (job.estimated_finish ?? 0) - Date.now() / 1000;
-  return [
-    job.progress.evaluations_total && !isOver ? progress("Evaluations of the search", job.progress) : null,
-    job.repair_progress && !isOver ? progress("Steps of the repair", job.repair_progress) : null,
-    job.heal_progress && !isOver ? healBar(job.heal_progress) : null,
-    leftS > 0 ? el("p", { class: "note" }, `The ${PHASES[job.phase] ?? job.phase} ends in about ${seconds(leftS)}.`) : null,
-  ];
-}
-
-function healBar({ training, ratio: done, num_tokens: tokens, loss, held_out_loss: heldOut, tokens_per_s: rate }) {
-  const title = training === "control" ? "Training of the control" : "Healing";
-  const label = `${title}: ${tokens} tokens, ${Math.round(done * 100)} %, ${Math.round(rate)} tokens per second; loss ${number(loss)}${heldOut === null ? "" : `, on held-out text ${number(heldOut)}`}`;
-  return el("p", {}, el("span", {}, label), el("progress", { value: done, max: 1, "aria-label": title }));
-}
 
 function errorOf({ code, message, param }) {
   return el("div", { class: "banner bad" },
@@ -63,11 +40,11 @@ function showState() {
     job.error ? errorOf(job.error) : null,
     facts([
       ["Status", statusOf(job)],
+      ["Job", name(job.id)],
       ["Model", name(job.model)],
       ["Heals", job.source && name(job.source)],
       ["Search of", job.search_of && el("a", { href: `/ui/jobs/${encodeURIComponent(job.search_of)}` }, text(job.search_of))],
       ["Target", targetOf(job)],
-      ["Phase", FINAL.has(job.status) ? null : job.phase],
       ["Worker", job.worker && `${job.worker}, attempt ${job.attempt}`],
       ["Priority", job.priority === 0 ? null : String(job.priority)],
       ["Created", moment(job.created_at)],
@@ -75,7 +52,9 @@ function showState() {
       ["Ended", job.finished_at && `${moment(job.finished_at)}${job.started_at ? `, after ${seconds(job.finished_at - job.started_at)}` : ""}`],
       ["Published as", job.pruned_model && name(job.pruned_model)],
     ]));
-  fill(byId("bars"), bars());
+  fill(byId("title"), job.source === null ? "Pruning of " : "Healing of ", name(job.source ?? job.model), " ",
+    el("span", { class: "short-id muted", title: job.id }, `…${job.id.slice(-6)}`));
+  fill(byId("bars"), phases(job));
   byId("settings").textContent = JSON.stringify(job.spec, (_, value) => value ?? undefined, 2);
   byId("rest").hidden = false;
   document.title = `${job.status}: job ${id} · sleb-serve`;
@@ -139,6 +118,9 @@ function rounds() {
   });
 }
 
+/** Whether the margin of a round lies within its error, so that the runner-up may be as good. */
+const isTie = ({ margin, margin_error: error }) => Number.isFinite(margin) && Number.isFinite(error) && margin < 2 * error;
+
 function draw(found) {
   plots.losses ??= new Plot(byId("losses"), "Loss by number of removed blocks; the table below has its values");
   plots.margins ??= new Plot(byId("margins"), "Margin to the runner-up in each round; the table below has its values");
@@ -150,8 +132,11 @@ function draw(found) {
         values: [null, ...found.map(({ domain_losses: losses }) => losses?.[domain] ?? null)] }))] });
   const bounds = found.map(({ margin, margin_error: error }) =>
     (margin === undefined || margin === null || !error ? null : [margin - error, margin + error]));
-  plots.margins.draw({ x: found.map(({ step }) => step), xLabel: "round", xStep: true,
-    series: [{ label: "margin", hue: 1, values: found.map(({ margin }) => margin ?? null), bounds, format }] });
+  const margins = (words, hue, isWanted) => ({ label: words, hue, isJoined: false, format, bounds: bounds.map((bound, at) => (isWanted(found[at]) ? bound : null)),
+    values: found.map((round) => (isWanted(round) ? round.margin ?? null : null)) });
+  const both = [margins("clear", 1, (round) => !isTie(round)), margins("a tie: the runner-up is as good", 5, isTie)];
+  plots.margins.draw({ x: found.map(({ step }) => step), xLabel: "round", xStep: true, zero: true,
+    series: both.filter(({ values }) => values.some((value) => value !== null)) });
 }
 
 /** The loss of the healing over its tokens, beside that of the control. */
@@ -199,7 +184,7 @@ function roundTable(found) {
     ...domains.map((domain) => `perplexity, ${domain}`)].map((title) => ({ title, num: !["repair", "round"].includes(title) }));
   const rows = found.map(({ step, block, loss, margin, margin_error: error, runner_up: other, prefix }) => [
     String(step), String(block), fixed(loss),
-    margin === undefined || margin === null ? null : `${fixed(margin)}${error ? ` ± ${fixed(error)}` : ""}`,
+    margin === undefined || margin === null ? null : [`${fixed(margin)}${error ? ` ± ${fixed(error)}` : ""}`, isTie({ margin, margin_error: error }) ? el("span", { class: "sub" }, "a tie") : null],
     other === undefined || other === null ? null : String(other),
     ...(repaired ? [prefix?.repair?.method ?? "none"] : []),
     ...domains.map((domain) => quality(prefix, domain)),

@@ -1,11 +1,14 @@
 // Submit a job: a form that knows the model's limits, an estimate of it, and the same as `curl`.
 
 import { json, post, Problem } from "./api.js";
+import { Depth, kinds, noKind } from "./choices.js";
 import { copies } from "./command.js";
 import { curl, requiresKey } from "./curl.js";
-import { alertOf, byId, el, facts, fill, name, say } from "./dom.js";
+import { alertOf, byId, el, fill, name, say } from "./dom.js";
 import { noModel } from "./empty.js";
-import { bytes, count, seconds } from "./format.js";
+import { estimateOf, healingOf } from "./estimates.js";
+import { WORDS } from "./field_words.js";
+import { count } from "./format.js";
 import { act, begin } from "./live.js";
 import { MIX, Mix } from "./mix.js";
 import { Field } from "./schema_form.js";
@@ -20,12 +23,14 @@ const GROUPS = {
   Evaluation: ["num_samples", "seqlen", "margin", "max_seconds"].map((field) => `evaluation.${field}`),
   "Measure and run": ["evaluate", "quantize", "zero_shot", "resident", "dtype", "save_dtype", "priority"],
 };
+const FIRST_OF_HEALING = ["heal.num_tokens", "heal.max_minutes", "heal.control"];
 const COMMON = ["sampling", "num_samples", "seqlen", "seed"]; // to all texts of a mix
 const MIXED = ["prose", "code"]; // to begin with, as the default is
 const ESTIMATE_AFTER_MS = 400;
 
 const fields = new Map();
 const models = new Map();
+const variants = new Map(); // of each dense model
 const query = new URLSearchParams(location.search);
 const source = query.get("heal"); // the checkpoint of a job that only heals
 const sent = { text: "", key: "" };
@@ -33,6 +38,7 @@ let estimating = null;
 let due = null;
 let isKeyRequired = false;
 let mix = null; // the rows of a mix of texts
+let depth = null; // the slider
 let like = null; // the first text of the job that this one is like
 
 const route = source === null ? "/prune-jobs" : "/heal-jobs";
@@ -82,29 +88,6 @@ function showCurl() {
   byId("curl").textContent = curl("POST", route, { body: body(), requiresKey: isKeyRequired });
 }
 
-function estimateOf(found) {
-  const evaluations = `${found.is_upper_bound ? "at most " : ""}${found.evaluations_total}`;
-  const time = found.estimated_s === null ? "unknown: no similar job has run here yet"
-    : `${seconds(found.estimated_s)}, by ${count(found.estimated_from.length, "similar job")}`;
-  const states = found.state_bytes === null ? `at least ${bytes(found.least_state_bytes)}`
-    : `${bytes(found.state_bytes)} at full speed, at least ${bytes(found.least_state_bytes)}`;
-  return [facts([
-    ["Evaluations", evaluations], ["Time", time], ["Weights in memory", bytes(found.weight_bytes)],
-    ["Hidden states in memory", states],
-    ["On disk", `${bytes(found.checkpoint_bytes + found.repair_bytes)} of ${bytes(found.free_disk_bytes)} free`],
-  ]), found.heal && [el("h3", {}, "Healing, beside that"), healingOf(found.heal)]];
-}
-
-function healingOf(found) {
-  const time = found.estimated_s === null ? "unknown: no similar job has healed here yet"
-    : `${seconds(found.estimated_s)} at most, by ${count(found.estimated_from.length, "similar job")}`;
-  return facts([
-    ["Tokens", `${found.num_tokens}${found.control_tokens ? `, and ${found.control_tokens} of the control` : ""}`],
-    ["Time", time], ["Training in memory", `${bytes(found.training_bytes)}, beside weights and activations`],
-    ["On disk", `${bytes(found.checkpoint_bytes)} at most`],
-  ]);
-}
-
 /** The field that an error is about: its own, that of its text in a mix, or that of the whole. */
 function fieldOf(path) {
   const ofMix = path.startsWith("calibration.") && isMix() ? mix.field(path) : undefined;
@@ -131,7 +114,7 @@ async function estimate() {
   for (const field of [...fields.values(), ...(mix?.fields() ?? [])]) field.say("");
   estimating?.abort();
   if (source === null && (!modelOf() || fields.get(chosenTarget()).value === undefined)) {
-    return fill(byId("estimate"), el("p", { class: "muted" }, `Enter ${chosenTarget()} to see an estimate.`));
+    return fill(byId("estimate"), el("p", { class: "muted" }, `Enter ${WORDS[chosenTarget()].toLowerCase()} to see an estimate.`));
   }
   estimating = new AbortController();
   try {
@@ -152,19 +135,24 @@ function changed() {
   due = setTimeout(estimate, ESTIMATE_AFTER_MS);
 }
 
+const freeOf = (model) => model.num_blocks - ["protect_first", "protect_last"]
+  .reduce((sum, path) => sum + Number(fields.get(path).input.value), 0);
+
 /** The limits of the chosen model, as hints and as limits of the fields. */
 function showLimits() {
   const model = modelOf();
   if (!model) return;
-  const free = model.num_blocks - ["protect_first", "protect_last"]
-    .reduce((sum, path) => sum + Number(fields.get(path).input.value), 0);
+  const free = freeOf(model);
   byId("limits").textContent = `${count(model.num_blocks, "block")}, of which ${Math.max(free, 0)} can be removed; ${model.dtype}; texts of up to ${model.max_positions ?? "any number of"} tokens.`;
   fields.get("num_remove").input.max = Math.max(free, 1);
   if (model.max_positions) fields.get("calibration.seqlen").input.max = model.max_positions;
+  depth.show(model.num_blocks, free, variants.get(model.id) ?? [], model);
 }
 
 function showTarget() {
   for (const path of TARGETS) fields.get(path).node.hidden = path !== chosenTarget();
+  depth.node.hidden = chosenTarget() !== TARGETS[0];
+  byId("other-target").hidden = chosenTarget() === TARGETS[0];
   fields.get("calibration.path").node.hidden = fields.get("calibration.dataset").value !== "file";
   mix.node.hidden = !isMix();
   mix.show();
@@ -181,24 +169,53 @@ function build(document_, dense) {
   fields.get("calibration.dataset").input.append(el("option", { value: MIX }, "a mix of several texts"));
   mix = new Mix(schemas, update);
   mix.set(MIXED.map((dataset) => ({ values: { dataset } })));
-  const first = el("fieldset", {}, el("legend", {}, "Model and depth"), el("div", { class: "fields" },
-    el("div", {}, el("label", { for: "model" }, "model"),
-      el("select", { id: "model", "aria-describedby": "limits" }, dense.map((model) => el("option", {}, model.id))),
-      el("p", { class: "hint", id: "limits" })),
-    el("div", {}, el("label", { for: "target" }, "how far"),
-      el("select", { id: "target" }, TARGETS.map((path) => el("option", {}, path)))),
-    TARGETS.map((path) => fields.get(path).node)));
-  const rest = Object.entries(GROUPS).map(([title, paths]) => el("fieldset", {}, el("legend", {}, title),
-    title === "Healing" ? healing(schemas.PruneJobBody.properties.heal) : null,
-    el("div", { class: "fields" }, paths.map((path) => [fields.get(path).node, path === "calibration.path" ? mix.node : null]))));
-  fill(byId("form"), first, rest, submission());
+  depth = new Depth(fields.get(TARGETS[0]));
+  fill(byId("form"), el("div", { class: "choices" }, modelChoice(dense),
+    el("fieldset", {}, el("legend", {}, "How far"), depth.node,
+      el("p", { class: "note", id: "other-target" }, "Another target is chosen under Advanced.")), kinds(choose)),
+  submission(), el("details", { id: "advanced" }, el("summary", {}, el("h2", {}, "Advanced")),
+    el("div", { class: "content" }, el("fieldset", {}, el("legend", {}, WORDS.target), el("div", { class: "fields" },
+      el("div", {}, el("label", { for: "target" }, "Target"),
+        el("select", { id: "target" }, TARGETS.map((path) => el("option", { value: path }, WORDS[path])))),
+      TARGETS.slice(1).map((path) => fields.get(path).node))), groups(schemas))), asCommand());
 }
 
-const submission = () => el("div", { class: "row" },
+const modelChoice = (dense) => el("fieldset", {}, el("legend", {}, "Model"), el("div", {}, el("label", { for: "model", class: "unseen" }, "Model"),
+  el("select", { id: "model", "aria-describedby": "limits", oninput: beginDepth }, dense.map((model) => el("option", {}, model.id))),
+  el("p", { class: "hint", id: "limits" })));
+
+const groups = (schemas) => Object.entries(GROUPS).map(([title, paths]) => el("fieldset", {}, el("legend", {}, title),
+  title === "Healing" ? healing(schemas.PruneJobBody.properties.heal) : null,
+  el("div", { class: "fields" }, paths.map((path) => [fields.get(path).node, path === "calibration.path" ? mix.node : null]))));
+
+/** One of the kinds was chosen: its values, undefined for a default. */
+function choose(values, heals_) {
+  for (const [path, value] of Object.entries(values)) {
+    const field = fields.get(path);
+    field.value = value ?? field.schema.default;
+  }
+  byId("heal").checked = heals_;
+}
+
+function beginDepth() {
+  if (modelOf()) depth.begin(modelOf().num_blocks, freeOf(modelOf()));
+}
+
+const submission = () => el("section", { class: "submission", "aria-labelledby": "estimate-title" },
+  el("div", {}, el("h2", { id: "estimate-title" }, "Estimate"),
+    el("div", { id: "estimate", "aria-live": "polite" }, el("p", { class: "muted" }, "Choose a model and how far to prune."))),
   el("button", { class: "primary", type: "submit", id: "submit" }, "Submit the job"));
 
+function asCommand() {
+  const code = el("code", { id: "curl" });
+  const button = el("button", { id: "copy", type: "button" }, "Copy");
+  copies(button, code);
+  return el("details", {}, el("summary", {}, el("h2", {}, "The same as a command")), el("div", { class: "content" },
+    el("pre", { tabindex: 0, role: "region", "aria-label": "Command" }, code), button));
+}
+
 const healing = ({ description }) => el("div", {}, el("label", { for: "heal" },
-  el("input", { id: "heal", type: "checkbox", "aria-describedby": "heal-hint" }), "heal"),
+  el("input", { id: "heal", type: "checkbox", "aria-describedby": "heal-hint", oninput: noKind }), WORDS.heal),
 el("p", { class: "hint", id: "heal-hint" }, description));
 
 /** The form of a job that heals what another has published. */
@@ -206,12 +223,15 @@ function buildHealing({ components: { schemas } }) {
   byId("about").textContent = "This job trains adapters for a pruned model, so that it predicts what the dense model predicts. The healed model is published beside it.";
   for (const path of GROUPS.Healing) fields.set(path, new Field(path, schemas.HealBody.properties, schemas));
   fields.set("priority", new Field("priority", schemas.HealJobBody.properties, schemas));
-  fill(byId("form"), el("fieldset", {}, el("legend", {}, "Heal ", name(source)),
-    el("div", { class: "fields" }, [...fields.values()].map((field) => field.node))), submission());
+  const nodes = (isFirst) => el("div", { class: "fields" },
+    [...fields].filter(([path]) => FIRST_OF_HEALING.includes(path) === isFirst).map(([, field]) => field.node));
+  fill(byId("form"), el("fieldset", {}, el("legend", {}, "Heal ", name(source)), nodes(true)), submission(),
+    el("details", { id: "advanced" }, el("summary", {}, el("h2", {}, "Advanced")), el("div", { class: "content" }, nodes(false))), asCommand());
 }
 
 /** The settings of another job, as a start. */
 function use(spec) {
+  noKind();
   byId("model").value = spec.model;
   byId("heal").checked = spec.heal !== null;
   byId("target").value = TARGETS.find((path) => spec[path] !== null) ?? TARGETS[0];
@@ -252,7 +272,6 @@ async function submit(event) {
 
 function none() {
   fill(byId("form"), noModel());
-  byId("rest").hidden = true;
 }
 
 await begin(async () => {
@@ -261,17 +280,19 @@ await begin(async () => {
     like && json(`/prune-jobs/${encodeURIComponent(like)}`)]);
   isKeyRequired = requiresKey(document_, route, "post");
   const dense = found.data.filter((model) => model.variant === "dense" && model.backend === "engine" && model.error === null);
-  for (const model of dense) models.set(model.id, model);
+  for (const model of dense) {
+    models.set(model.id, model);
+    variants.set(model.id, found.data.filter((other) => other.parent === model.id));
+  }
   if (dense.length === 0) none();
   else {
     if (source !== null) buildHealing(document_);
     else build(document_, dense);
+    if (source === null && models.has(query.get("model"))) byId("model").value = query.get("model");
+    if (source === null) beginDepth();
     if (job) use(job.spec);
-    else if (source === null && models.has(query.get("model"))) byId("model").value = query.get("model");
     update();
     byId("form").addEventListener("submit", submit);
     byId("form").addEventListener("input", update);
   }
 });
-
-copies(byId("copy"), byId("curl"));

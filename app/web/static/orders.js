@@ -17,7 +17,7 @@ async function jobsOf(model) {
   return found;
 }
 
-/** The speed-up that `sleb bench` has measured at this depth, or else the job's own prediction. */
+/** The speed-up that was measured at this depth, or else the job's own prediction. */
 function speedOf({ measured_speedup: bench, predicted_speedup: predicted }) {
   if (bench !== null) return { ratio: bench.ratio, low: bench.low, high: bench.high, how: `measured, ${bench.scenario}` };
   return predicted === null ? null : { ratio: predicted, low: null, high: null, how: "predicted" };
@@ -43,15 +43,30 @@ function pointsOf(prefix) {
   }));
 }
 
+/** A model of the list as a prefix of its checkpoint. */
+const prefixOf = (model) => ({ ...model, model: model.id, num_removed: model.removed_blocks.length, removed_block: model.removed_blocks.at(-1) });
+
+/** Orders that only checkpoints tell of, as the demo's: their jobs are in no list. `job` is null. */
+function withoutJob(model, models, jobs) {
+  const known = new Set(jobs.map((job) => `${model}@${job.id}`));
+  const pruned = models.filter((each) => each.parent === model && each.variant === "pruned" && each.checkpoint && each.domains.length > 0);
+  const others = pruned.filter(({ checkpoint }) => !known.has(checkpoint.split("+")[0]));
+  return [...Map.groupBy(others, ({ checkpoint }) => checkpoint)].map(([name, found]) => {
+    const byDepth = new Map(found.map((each) => [each.removed_blocks.length, each]).sort(([, one], [, other]) => other.id.length - one.id.length));
+    const prefixes = [...byDepth.values()].map(prefixOf).sort((one, other) => one.num_removed - other.num_removed);
+    return { name, job: null, points: prefixes.flatMap(pointsOf) };
+  });
+}
+
 /** All orders of the model that were evaluated, newest first: `{name, job, points}`. */
 export async function ordersOf(model) {
-  const jobs = await jobsOf(model);
+  const [jobs, { data: models }] = await Promise.all([jobsOf(model), json("/models")]);
   const found = await Promise.all(jobs.map(async (job) => {
     const { data } = await json(`/prune-jobs/${encodeURIComponent(job.id)}/checkpoints`);
     const points = data.flatMap(({ prefixes }) => prefixes).flatMap(pointsOf);
     return { name: `${model}@${job.id}`, job, points };
   }));
-  return found.filter(({ points }) => points.length > 0);
+  return [...found.filter(({ points }) => points.length > 0), ...withoutJob(model, models, jobs)];
 }
 
 /** Lines of CSV (RFC 4180). A cell that a spreadsheet would run as a formula gets a quote in front. */

@@ -98,7 +98,7 @@ const shortName = (model, base) => (model.id.startsWith(`${base}@`) ? model.id.s
 function pointOf(model, base, advice, kind = "") {
   const worst = model.domains.reduce((one, other) => (other[`${kind}ratio`] > one[`${kind}ratio`] ? other : one));
   const [cost, low, high] = ["ratio", "ratio_low", "ratio_high"].map((field) => worst[`${kind}${field}`]);
-  return { speed: speedOf(model), cost, low, high, isTaken: kind === "" && model.id === advice?.taken,
+  return { speed: speedOf(model), cost, low, high, short: shortName(model, base), isTaken: kind === "" && model.id === advice?.taken,
     title: `${shortName(model, base)}: ${ratio(speedOf(model))} as fast, ${ratio(cost)} the perplexity on ${worst.domain}` };
 }
 
@@ -111,7 +111,7 @@ function picture(base, models, advice) {
   return gain(`Speed and perplexity of the variants of ${base}`, [
     line("served", isRepaired ? "repaired" : "pruned", depths),
     ...(isRepaired ? [line("raw", "unrepaired", depths, "raw_")] : []),
-    line("healed", "healed", healed)]);
+    line("healed", "healed", healed)], advice?.limits);
 }
 
 function speedCell(model) {
@@ -154,19 +154,51 @@ function variants(base, models) {
     } }, `Show ${Math.min(rest, PAGE)} of ${rest} more`)) : null];
 }
 
+const stat = (value, words) => el("div", {}, el("dt", {}, words), el("dd", {}, value));
+
+/** The figures of what the advice takes, to be read from afar. */
+function stats(advice) {
+  const taken = advice?.depths.find(({ name: each }) => each === advice.taken);
+  if (!taken) return null;
+  const costs = Object.entries(taken.ratios).sort(([, one], [, other]) => other.value - one.value);
+  return el("dl", { class: "stats" },
+    taken.speedup && stat(ratio(taken.speedup.value), `the speed, ${taken.is_measured ? "measured" : "predicted"}`),
+    costs.length ? stat(ratio(costs[0][1].value), `the perplexity on ${costs[0][0]}, at worst`) : null,
+    taken.parameters === null ? null : stat(`${Math.round((1 - taken.parameters) * 100)} %`, "fewer parameters"));
+}
+
+function answer(base, models, advice, query) {
+  const taken = new URLSearchParams([["model", base], ["model", advice?.taken ?? base]]);
+  return el("div", { class: "answer" },
+    el("div", {}, advice ? sentenceOf(advice) : null, stats(advice), el("p", { class: "row" },
+      advice?.taken ? el("a", { class: "button primary", "data-needs": "generate", href: `/ui/compare?${taken}` }, "Side by side with dense") : null,
+      el("a", { class: "button", "data-needs": "jobs", href: `/ui/curve?${query}` }, "All depths"),
+      el("a", { class: "button", "data-needs": "jobs", href: `/ui/jobs/new?${query}` }, "New job"))),
+    picture(base, models, advice));
+}
+
 function family(base, models, advice) {
   const query = new URLSearchParams({ model: base });
   const isPruned = models.some((model) => model.variant === "pruned");
-  return [el("h3", {}, name(base), ` `, el("span", { class: "muted" },
+  return el("article", { class: "family" }, el("h2", {}, name(base), ` `, el("span", { class: "muted" },
     `${count(models[0].num_blocks ?? "–", "block")}, ${models[0].dtype ?? "type unknown"}`)),
-  advice && isPruned ? sentenceOf(advice) : null,
-  isPruned ? [el("p", { class: "row" }, el("a", { class: "button", "data-needs": "jobs", href: `/ui/curve?${query}` }, "All depths")), picture(base, models, advice)]
+  isPruned ? answer(base, models, advice, query)
     : el("p", { class: "row" }, el("a", { class: "button primary", "data-needs": "jobs", href: `/ui/jobs/new?${query}` }, "Prune this model")),
-  variants(base, models)];
+  variants(base, models));
+}
+
+/** What this is and what to do first, where nothing is pruned. */
+function first(groups) {
+  const models = [...groups.values()].flat();
+  if (models.some((model) => model.variant === "pruned")) return null;
+  const base = models.find((model) => model.backend === "engine" && model.error === null);
+  return base && el("div", { class: "empty first" },
+    el("p", {}, "sleb-serve makes a model faster by removing the blocks that it needs least, and shows what that costs. Nothing is pruned here yet."),
+    el("p", {}, el("a", { class: "button primary", "data-needs": "jobs", href: `/ui/jobs/new?${new URLSearchParams({ model: base.id })}` }, "Prune your first model")));
 }
 
 function families(groups, advice) {
-  return groups.size === 0 ? [noModel()] : [...groups].flatMap(([base, found]) => family(base, found, advice.get(base)));
+  return groups.size === 0 ? [noModel()] : [first(groups), ...[...groups].map(([base, found]) => family(base, found, advice.get(base)))];
 }
 
 /** What to take of each model that has variants. */
@@ -176,8 +208,13 @@ async function advices(groups) {
 }
 
 function running({ data }) {
-  return data.map((job) => el("p", {}, el("a", { href: `/ui/jobs/${encodeURIComponent(job.id)}` }, "A job"), ` prunes ${job.model}: ${job.phase ?? "waiting"}. `,
-    el("progress", { value: job.progress.ratio, max: 1, "aria-label": `Search of ${job.model}` })));
+  return data.map((job) => {
+    const counts = job.phase === "heal" ? job.heal_progress : job.phase === "repair" ? job.repair_progress : job.phase === "search" ? job.progress : null;
+    const words = `${job.source === null ? "Pruning" : "Healing"} ${job.source ?? job.model}`;
+    return el("p", { class: "running" }, el("a", { href: `/ui/jobs/${encodeURIComponent(job.id)}`, title: job.id, "data-key": job.id }, words),
+      el("span", { class: "muted" }, `${job.phase ?? "starts"}${counts ? `, ${Math.round(counts.ratio * 100)} %` : ""}`),
+      el("progress", { value: counts?.ratio, max: 1, "aria-label": `Progress of the job on ${job.model}` }));
+  });
 }
 
 const refresh = poll(async () => {

@@ -53,6 +53,19 @@ function bars(plot, series) {
   ctx.restore();
 }
 
+/** A line at 0, which margins are compared with. */
+function zeroLine(plot) {
+  const { ctx, bbox } = plot;
+  ctx.save();
+  ctx.strokeStyle = css("--line");
+  ctx.lineWidth = devicePixelRatio;
+  ctx.beginPath();
+  ctx.moveTo(bbox.left, plot.valToPos(0, "y", true));
+  ctx.lineTo(bbox.left + bbox.width, plot.valToPos(0, "y", true));
+  ctx.stroke();
+  ctx.restore();
+}
+
 /** The range of all values and bounds, with room at both ends. */
 function rangeOf(series) {
   const found = series.flatMap(({ values, bounds }) => [...values, ...(bounds ?? []).flat()])
@@ -96,7 +109,7 @@ export class Plot {
   }
 
   paint() {
-    const { x, xLabel, xFormat = String, xStep, series, onPick } = this.drawn;
+    const { x, xLabel, xFormat = String, xStep, zero, series, onPick } = this.drawn;
     const styled = series.map((each, index) => ({ ...each, color: each.color ?? colour(each.hue ?? index) }));
     this.plot?.destroy();
     const room = x.length > 1 ? (x.at(-1) - x[0]) * 0.04 : 0.5;
@@ -104,23 +117,23 @@ export class Plot {
       ...this.size(),
       scales: {
         x: { time: false, range: () => [x[0] - room, x.at(-1) + room] },
-        y: { range: () => rangeOf(styled) },
+        y: { range: () => rangeOf(zero ? [...styled, { values: [0] }] : styled) },
       },
       axes: [
         { ...axis(xLabel, (_, found) => found.map(xFormat)), size: 34, ...(xStep ? { incrs: [1, 2, 5, 10, 20] } : {}) },
         { ...axis(null, (_, found) => found.map((value) => number(value))), size: 62 }, // uPlot rounds to 3 decimals
       ],
       series: [
-        { label: xLabel, value: (_, value) => (value === null ? "–" : xFormat(value)) },
-        ...styled.map(({ label, color, dash, format = String }) => ({
-          label, stroke: color, width: 2, dash, spanGaps: true,
+        { label: xLabel, value: (_, value) => (value === null ? "" : xFormat(value)) },
+        ...styled.map(({ label, color, dash, isJoined = true, format = String }) => ({
+          label, stroke: color, width: 2, dash, spanGaps: true, ...(isJoined ? {} : { paths: () => null }),
           points: { show: true, size: 7, fill: color },
-          value: (_, value) => (value === null || value === undefined ? "–" : format(value)),
+          value: (_, value) => (value === null || value === undefined ? "" : format(value)),
         })),
       ],
       legend: { live: true },
       cursor: { drag: { x: false, y: false } },
-      hooks: { draw: [(plot) => bars(plot, styled)] },
+      hooks: { draw: [(plot) => { if (zero) zeroLine(plot); bars(plot, styled); }] },
     }, [x, ...styled.map(({ values }) => values)], this.node);
     this.plot.ctx.canvas.setAttribute("role", "img");
     this.plot.ctx.canvas.setAttribute("aria-label", this.label);

@@ -1,6 +1,7 @@
 // Controls for the fields of a request body, from the schema that the service publishes of it.
 
 import { el } from "./dom.js";
+import { WORDS } from "./field_words.js";
 
 /** The schema of a field: its references followed, and null left out. */
 function resolved(field, schemas) {
@@ -37,7 +38,8 @@ export class Field {
     this.input = control(path, this.schema);
     this.hint = el("p", { class: "hint", id: `${path}-hint` }, this.schema.description ?? "");
     this.error = el("p", { class: "error", id: `${path}-error` });
-    const label = el("label", { for: path }, path.split(".").at(-1));
+    const key = path.split(".").at(-1);
+    const label = el("label", { for: path }, WORDS[key] ?? key, " ", el("code", { class: "json" }, key));
     if (this.schema.type === "boolean") label.prepend(this.input);
     this.node = el("div", {}, label, this.schema.type === "boolean" ? null : this.input, this.hint, this.error);
   }
@@ -60,5 +62,6 @@ export class Field {
   say(error) {
     this.error.textContent = error;
     this.input.setAttribute("aria-invalid", error !== "");
+    if (error !== "") this.node.closest("details")?.setAttribute("open", "");
   }
 }

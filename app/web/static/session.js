@@ -7,8 +7,24 @@ import { act } from "./live.js";
 
 const RENEW_EVERY_MS = 300000;
 
+/** On a narrow screen the links are behind a button. */
+function openMenu() {
+  const isOpen = byId("menu").getAttribute("aria-expanded") === "true";
+  byId("menu").setAttribute("aria-expanded", String(!isOpen));
+}
+
+/** Say that the key may not use this page, in place of what would be refused. */
+function refuse(scopes, needs) {
+  if (!needs || scopes.includes("admin") || scopes.includes(needs) || byId("refusal")) return;
+  byId("main").classList.add("refused");
+  byId("main").prepend(el("div", { id: "refusal" }, el("h1", {}, "Your key does not open this page"),
+    el("p", {}, `It takes a key for ${needs}, and yours is for ${scopes.join(" and ")}. The person who runs this service can give you another.`),
+    el("p", {}, el("a", { href: "/ui" }, "To the overview"))));
+}
+
 function show({ name, scopes }) {
   document.body.dataset.scopes = scopes.join(" ");
+  refuse(scopes, byId("main").dataset.pageNeeds);
   fill(byId("session"), el("span", { class: "muted" }, `${name} (${scopes.join(", ")})`), " ",
     el("button", { onclick: (event) => act(event.target, async () => {
       await json("/session", { method: "DELETE" });
@@ -26,5 +42,6 @@ async function refresh() {
   }
 }
 
+byId("menu")?.addEventListener("click", openMenu);
 setInterval(refresh, RENEW_EVERY_MS);
 refresh();

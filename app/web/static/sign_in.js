@@ -1,6 +1,6 @@
 // Exchange a key for the cookie of a session, then go where the visitor wanted to.
 
-import { post } from "./api.js";
+import { post, Problem } from "./api.js";
 import { byId } from "./dom.js";
 import { act } from "./live.js";
 
@@ -11,12 +11,18 @@ function next() {
   return isOurs ? wanted.pathname + wanted.search : "/ui";
 }
 
+/** What is wrong with the key, in words for the one who typed it. */
+function spoken(error) {
+  if (!(error instanceof Problem) || error.status !== 401) return error;
+  return new Problem(401, { title: "This key is not known here, or it has ended.", detail: "Check that you pasted all of it, or ask for a new one." });
+}
+
 byId("form").addEventListener("submit", (event) => {
   event.preventDefault();
   act(byId("submit"), async () => {
     const key = byId("key").value.trim();
     byId("key").value = "";
-    await post("/session", { key });
+    await post("/session", { key }).catch((error) => { throw spoken(error); });
     location.replace(next());
   });
 });

@@ -46,10 +46,11 @@ def heal(page: "Page") -> None:
     page.get_by_role("link", name="Heal it").click()
 
     page.get_by_text("Training in memory").wait_for()
+    page.locator("#advanced > summary").click()
     for field, value in HEAL.items():
         page.locator(f"[id='heal.{field}']").fill(str(value))
     page.locator("#estimate").get_by_text("640, and 640 of the control").wait_for()
-    assert '"heal":{"num_tokens":640,' in page.locator("#curl").inner_text()
+    assert '"heal":{"num_tokens":640,' in str(page.locator("#curl").text_content())
     page.get_by_role("button", name="Submit the job").click()
     page.locator(".status", has_text="succeeded").wait_for(timeout=300_000)
     page.locator("#healed tbody tr").nth(2).wait_for()
@@ -65,6 +66,7 @@ def test_a_visitor_prunes_a_model_reads_its_curve_and_compares(url: str) -> None
 
         page.goto("/ui/jobs/new?model=tiny")
         page.get_by_text("6 blocks, of which 4 can be removed").wait_for()
+        page.locator("#advanced > summary").click()
         watched.may_fail = True  # the estimate is refused
         page.locator("[id='calibration.seqlen']").fill("100000")
         page.locator("#num_remove").fill("2")
@@ -73,7 +75,7 @@ def test_a_visitor_prunes_a_model_reads_its_curve_and_compares(url: str) -> None
         page.locator("[id='calibration.num_samples']").fill("4")
         page.get_by_text("unknown: no similar job has run here yet").wait_for()
         watched.may_fail = False
-        assert '"seqlen":16' in page.locator("#curl").inner_text()
+        assert '"seqlen":16' in str(page.locator("#curl").text_content())
         page.get_by_role("button", name="Submit the job").click()
 
         page.locator(".status", has_text="succeeded").wait_for(timeout=300_000)

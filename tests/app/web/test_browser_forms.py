@@ -30,7 +30,7 @@ GENERATE_AND_FOCUS = """() => {
 
 def sent(page: "Page") -> dict[str, Any]:
     """The body of the request that the form makes."""
-    command = page.locator("#curl").inner_text()
+    command = str(page.locator("#curl").text_content())
     found: dict[str, Any] = json.loads(command.partition("-d '")[2].removesuffix("'"))
     return found
 
@@ -53,6 +53,7 @@ def test_a_job_takes_a_text_of_the_folder_or_the_mix_of_another_job(
     with serving(settings, redis_url) as (_, url), browser_page(url) as (page, watched):
         page.goto("/ui/jobs/new?model=tiny")
         page.get_by_text("6 blocks, of which 4 can be removed").wait_for()
+        page.locator("#advanced > summary").click()
         path = page.locator("[id='calibration.path']")
         assert not path.is_visible()
         page.locator("#num_remove").fill("1")
@@ -86,6 +87,7 @@ def test_a_job_takes_a_text_of_the_folder_or_the_mix_of_another_job(
         page.goto(f"/ui/jobs/{mixed}")
         page.get_by_role("link", name="New job like this").click()
         page.get_by_text("6 blocks, of which 4 can be removed").wait_for()
+        page.locator("#advanced > summary").click()
         chosen = page.locator("[id='calibration.dataset'] option:checked")
         assert chosen.inner_text() == "a mix of several texts"
         rows = page.get_by_role("group", name=TEXT)
@@ -104,6 +106,7 @@ def test_a_mix_of_texts_is_made_from_nothing_and_errors_are_beside_their_fields(
     with serving(settings, redis_url) as (_, url), browser_page(url) as (page, watched):
         page.goto("/ui/jobs/new?model=tiny")
         page.get_by_text("6 blocks, of which 4 can be removed").wait_for()
+        page.locator("#advanced > summary").click()
         watched.may_fail = True  # estimates are refused
         page.locator("#num_remove").fill("5")
         error = page.locator("#num_remove-error")

@@ -220,7 +220,7 @@ def test_a_visitor_signs_in_and_out(settings: ServeSettings, redis_url: str) -> 
         wait_until(lambda: page.evaluate("() => document.activeElement.id") == "key", "it is ready")
         page.keyboard.type("sleb_wrong")
         page.keyboard.press("Enter")
-        page.get_by_role("alert").get_by_text("API key missing or invalid").wait_for()
+        page.get_by_role("alert").get_by_text("This key is not known here").wait_for()
         page.keyboard.type(key)
         page.keyboard.press("Enter")
         page.get_by_text("reader (jobs)").wait_for()

@@ -13,7 +13,7 @@ SHOWN = {
     "/ui": "All depths",
     "/ui/jobs": "Submit the first job",
     "/ui/jobs/new": "6 blocks, of which 4 can be removed",
-    "/ui/curve": "No job has measured this model yet",
+    "/ui/curve": "All variants",
     "/ui/results": "1.20×, faster",
     "/ui/results/20200101T000000Z-bench-000000": "Benchmark of tiny",
     "/ui/compare": "variant 1, the baseline",

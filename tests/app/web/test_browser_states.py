@@ -118,6 +118,7 @@ def fill_wrongly(page: "Page") -> None:
     """A form with several texts, each with an error, and a summary of them."""
     page.goto("/ui/jobs/new?model=tiny")
     page.get_by_text("6 blocks, of which 4 can be removed").wait_for()
+    page.locator("#advanced > summary").click()
     page.locator("[id='calibration.dataset']").select_option("mix")
     page.locator("#heal").check()
     page.locator("#num_remove").fill("5")
@@ -153,7 +154,7 @@ def test_outputs_verdicts_and_choices_break_no_rule(
         look.now("outputs that are refused")
 
         look.page.goto("/ui/curve?model=tiny")
-        look.page.get_by_role("button", name="Choose tiny").first.click()
+        look.page.locator("#rows [data-key]").first.click()
         look.page.get_by_role("button", name="Measure speed").click()
         look.page.get_by_text("Outputs of 32 tokens").wait_for()
         look.now("a choice on the curve, by measured speed")
@@ -174,7 +175,7 @@ def test_a_sign_in_and_its_session_break_no_rule(
         look.at("/ui/jobs", "This service requires a key")
         look.page.get_by_label("API key").fill("sleb_wrong")
         look.page.get_by_role("button", name="Sign in").click()
-        look.page.get_by_role("alert").get_by_text("API key missing or invalid").wait_for()
+        look.page.get_by_role("alert").get_by_text("This key is not known here").wait_for()
         look.now("a key that is refused")
         look.page.get_by_label("API key").fill(key)
         look.page.get_by_role("button", name="Sign in").click()

@@ -1,0 +1,137 @@
+"""What pages answer first: the choices of a job, its phases with their time, what a depth is for."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from app.auth.keys import KeyFile, Scope
+from app.config import ServeSettings
+from pruning.jobs.job import Phase
+from pruning.jobs.store import JobStore
+from pruning.search.state import SearchPlan
+from pruning.spec.calibration import CalibrationSpec, Dataset
+from pruning.spec.prune import PruneSpec
+from tests.support.api_fixtures import publish_pruned
+from tests.support.browser import browser, browser_page, page_of
+from tests.support.job_lives import succeed
+from tests.support.serving import serving
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+PHONE = {"width": 390, "height": 844}
+
+
+def body_of(command: str | None) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((command or "").partition("-d '")[2].removesuffix("'"))
+    return found
+
+
+def test_a_new_job_is_three_choices_and_the_rest_is_folded(
+    settings: ServeSettings, redis_url: str, job_store: JobStore
+) -> None:
+    assert job_store.list(1).jobs == ()
+    with serving(settings, redis_url) as (_, url), browser_page(url) as (page, watched):
+        page.goto("/ui")
+        page.get_by_role("link", name="Prune your first model").click()
+        page.get_by_text("unknown: no similar job has run here yet").wait_for()
+        assert not page.locator("#metric").is_visible()
+        assert page.locator("#num_remove").input_value() == "1"
+        curl = page.locator("#curl")
+        assert body_of(curl.text_content()) == {"model": "tiny", "num_remove": 1}
+        page.get_by_label("Blocks to remove, by a slider").fill("3")
+        assert page.locator("#num_remove").input_value() == "3"
+        page.locator("#expected").get_by_text("up to 2.00×").wait_for()
+        page.get_by_label("Quick").check()
+        assert body_of(curl.text_content()) == {
+            "model": "tiny",
+            "num_remove": 3,
+            "calibration": {"num_samples": 8, "seqlen": 64},
+            "evaluation": {"margin": 0.05, "max_seconds": 45},
+        }
+        page.get_by_label("With healing").check()
+        assert body_of(curl.text_content()) == {"model": "tiny", "num_remove": 3, "heal": {}}
+        watched.may_fail = True
+        page.locator("#num_remove").fill("5")
+        page.locator("#num_remove-error").get_by_text("cannot remove 5 of 6").wait_for()
+        page.locator("#advanced > summary").click()
+        page.locator("[id='calibration.seqlen']").fill("100000")
+        page.locator("#num_remove").fill("3")
+        page.locator("#advanced > summary").click()
+        page.locator("[id='calibration.seqlen-error']").get_by_text("beyond the 256").wait_for()
+        assert watched.complaints == []
+
+
+def test_a_job_says_how_long_it_takes_once_it_knows(
+    settings: ServeSettings, redis_url: str, job_store: JobStore
+) -> None:
+    job = job_store.create(PruneSpec("tiny", num_remove=2)).id
+    with serving(settings, redis_url) as (_, url), browser_page(url) as (page, watched):
+        page.goto(f"/ui/jobs/{job}")
+        page.locator("#bars").get_by_text("It waits for a worker").wait_for()
+        job_store.start(job, "worker-1")
+        job_store.set_phase(job, Phase.SEARCH)
+        job_store.searching(job, SearchPlan("d1g", 2), 0, 100)
+        job_store.evaluated(job, 1, 100)
+        page.locator("[aria-current=step]", has_text="1 of 100 evaluations").wait_for()
+        assert "known in a moment" in page.locator(".headline").inner_text()
+        job_store.evaluated(job, 4, 100_000_000)
+        page.locator(".headline").get_by_text(re.compile(r"Search\. .+ to .+ left")).wait_for()
+        steps = page.locator(".phases li")
+        assert steps.locator("> span:first-child").all_inner_texts() == [
+            *("Load the model", "Read the text", "Search", "Repair", "Evaluate", "Publish")
+        ]
+        assert steps.locator("progress").count() == 6
+        assert (watched.complaints, watched.foreign) == ([], [])
+
+
+def test_a_depth_is_evaluated_and_used_as_prod(
+    settings: ServeSettings, redis_url: str, job_store: JobStore
+) -> None:
+    job = job_store.create(PruneSpec("tiny", num_remove=2)).id
+    enough = CalibrationSpec(Dataset.SELF, num_samples=4, seqlen=12)
+    spec = PruneSpec("tiny", 2, calibration=enough)
+    publish_pruned(settings.data_dir, job=job, spec=spec)
+    succeed(job_store, job, f"tiny@{job}")
+    with serving(settings, redis_url) as (_, url), browser_page(url) as (page, watched):
+        page.goto("/ui/curve?model=tiny")
+        choice = page.get_by_role("button", name="@-2", exact=True)
+        choice.click()
+        assert choice.get_attribute("title") == f"tiny@{job}-2"
+        page.get_by_role("button", name="Use as prod").click()
+        page.get_by_text(f"Requests for prod run on tiny@{job}-2 from now on").wait_for()
+        target = page.evaluate("() => fetch('/models/prod').then((answer) => answer.json())")
+        assert target["aliases"] == ["prod"]
+        page.get_by_role("button", name="Evaluate").click()
+        page.wait_for_url(re.compile("/ui/results/.*-eval-"))
+        rows = page.locator("#report tbody tr")
+        rows.nth(2).wait_for()
+        assert all("×" in each for each in rows.locator("td:last-child").all_inner_texts())
+        assert (watched.complaints, watched.foreign) == ([], [])
+
+
+def test_a_phone_has_the_header_in_one_line_and_a_key_sees_what_it_may_do(
+    settings: ServeSettings, redis_url: str
+) -> None:
+    key = KeyFile(settings.keys_file).create("reader", [Scope.GENERATE])
+    with serving(settings, redis_url) as (_, url), browser() as visitor:
+        page, watched = page_of(visitor, url, viewport=PHONE)
+        watched.may_fail = True
+        page.goto("/ui")
+        page.get_by_label("API key").wait_for()
+        assert page.locator("nav").count() == 0
+        page.get_by_label("API key").fill(key)
+        page.get_by_role("button", name="Sign in").click()
+        page.get_by_text("reader (generate)").wait_for()
+        header = page.locator("header").bounding_box()
+        assert header is not None
+        assert header["height"] < 60
+        assert not page.locator("nav").is_visible()
+        page.get_by_role("button", name="Overview").click()
+        shown = page.locator("nav a:visible").all_inner_texts()
+        assert shown == ["Overview", "Side by side", "REST API"]
+        page.goto("/ui/jobs/new")
+        page.get_by_text("It takes a key for jobs, and yours is for generate").wait_for()
+        assert not page.locator("#form").is_visible()
+        assert watched.complaints == []
