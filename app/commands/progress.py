@@ -23,6 +23,7 @@ from pruning.search.refine import Exchange
 from pruning.search.state import ScoredCandidate, SearchPlan
 
 _SEARCH = "search"  # the phase that may end early
+_MIN_FOR_PACE = 3  # counts: a single one says little of the others
 
 
 class MovingBar(BarColumn):
@@ -63,7 +64,7 @@ class _Eta(ProgressColumn):
         if self._last.setdefault(task.id, now)[0] != task.completed:
             self._last[task.id] = now
         done, at_s = self._last[task.id]
-        if done == first[0]:
+        if done - first[0] < _MIN_FOR_PACE:
             return Text("ETA -:--:--", style="blue")
         left_s = (at_s - first[1]) / (done - first[0]) * (task.total - done)
         seconds = round(max(0, at_s + left_s - task.elapsed))

@@ -359,6 +359,9 @@ def _heal_progress(fields: Mapping[str, str]) -> HealProgress | None:
     return HealProgress(**json.loads(text)) if (text := fields.get("heal_progress")) else None
 
 
+MIN_FOR_PACE = 3  # evaluations or steps: a single one says little of the others
+
+
 def _estimated_finish(fields: Mapping[str, str]) -> float | None:
     """The end of the phase, if what remains of it takes as long as what is done."""
     ends = {Phase.SEARCH: _end_of_search, Phase.REPAIR: _end_of_repair, Phase.HEAL: _end_of_healing}
@@ -368,7 +371,7 @@ def _estimated_finish(fields: Mapping[str, str]) -> float | None:
 
 def _end_of_search(fields: Mapping[str, str]) -> float | None:
     pace, progress, last = _pace(fields), _progress(fields), _number(fields, "evaluated_at")
-    if not pace.num_evaluations or not last:
+    if pace.num_evaluations < MIN_FOR_PACE or not last:
         return None
     num_left = progress.evaluations_total - progress.evaluations_done
     return last + pace.seconds / pace.num_evaluations * num_left
@@ -377,7 +380,7 @@ def _end_of_search(fields: Mapping[str, str]) -> float | None:
 def _end_of_repair(fields: Mapping[str, str]) -> float | None:
     began, last = _number(fields, "phase_started_at"), _number(fields, "repaired_at")
     progress = _repair_progress(fields)
-    if progress is None or not began or not last:
+    if progress is None or progress.steps_done < MIN_FOR_PACE or not began or not last:
         return None
     num_left = progress.steps_total - progress.steps_done
     return last + (last - began) / progress.steps_done * num_left

@@ -55,7 +55,7 @@ def shown(progress: Progress) -> str:
     )
 
 
-def test_the_bar_has_exact_counts_and_an_eta_from_the_second_look(
+def test_the_bar_has_exact_counts_and_an_eta_from_the_third_count(
     progress: Progress, clock: Clock
 ) -> None:
     bar = SearchBar(progress)
@@ -67,12 +67,15 @@ def test_the_bar_has_exact_counts_and_an_eta_from_the_second_look(
     assert shown(progress) == "search 0 of 189 0.0% 0:00:00 ETA -:--:--"
     clock.now_s = 160
     bar.evaluated(1, 189)
-    assert shown(progress) == "search 1 of 189 0.5% 0:01:00 ETA 3:08:00"
-    clock.now_s = 170  # a minute for each: ten seconds on, it is ten seconds less
-    assert shown(progress) == "search 1 of 189 0.5% 0:01:10 ETA 3:07:50"
+    assert shown(progress) == "search 1 of 189 0.5% 0:01:00 ETA -:--:--"
     clock.now_s = 280
-    bar.evaluated(101, 189)
-    assert shown(progress) == "search 101 of 189 53.4% 0:03:00 ETA 0:02:37"
+    bar.evaluated(3, 189)
+    assert shown(progress) == "search 3 of 189 1.5% 0:03:00 ETA 3:06:00"
+    clock.now_s = 290  # a minute for each: ten seconds on, it is ten seconds less
+    assert shown(progress) == "search 3 of 189 1.5% 0:03:10 ETA 3:05:50"
+    clock.now_s = 400
+    bar.evaluated(103, 189)
+    assert shown(progress) == "search 103 of 189 54.4% 0:05:00 ETA 0:04:10"
 
 
 def test_the_eta_of_a_resumed_search_counts_what_this_run_did(

@@ -106,7 +106,9 @@ def test_the_estimated_finish_follows_the_pace_of_the_search() -> None:
         "evaluations_total": "20",
     }
     assert Job.from_fields(fields).estimated_finish == 140.0
-    assert Job.from_fields({**fields, "evaluations_done": "0"}).estimated_finish is None
+    for too_few in ("0", "2"):
+        few = {**fields, "evaluations_done": too_few}
+        assert Job.from_fields(few).estimated_finish is None
     assert Job.from_fields({**fields, "phase": "evaluate"}).estimated_finish is None
     assert Job.from_fields({**fields, "finished_at": "111"}).estimated_finish is None
 
@@ -132,6 +134,7 @@ def test_the_estimated_finish_follows_the_pace_of_the_repair() -> None:
     assert job.repair_progress.ratio == 0.25
     assert Job.from_fields({**fields, "phase": "evaluate"}).estimated_finish is None
     assert Job.from_fields({**fields, "finished_at": "111"}).estimated_finish is None
+    assert Job.from_fields({**fields, "repair_steps_done": "2"}).estimated_finish is None
     begun = {**fields, "repair_steps_done": "", "repair_steps_total": "", "repaired_at": ""}
     assert Job.from_fields(begun).estimated_finish is None
     assert Job.from_fields(begun).repair_progress is None
