@@ -1,5 +1,6 @@
 """Settings of the API process. No other module of this package reads the environment."""
 
+import shlex
 from base64 import b64decode
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,6 +39,11 @@ def _signing_secret(text: str) -> str:
             "must be whsec_ and the base64 of 24 to 64 random bytes; generate one with: "
             "echo whsec_$(openssl rand -base64 32)"
         )
+    return text
+
+
+def _command_line(text: str) -> str:
+    shlex.split(text)  # raises ValueError for an open quote
     return text
 
 
@@ -167,6 +173,38 @@ class ServeSettings(Settings):
         description="`false` launches the kernels of each decode step on a GPU one by one, "
         "instead of replaying CUDA graphs",
     )
+    engine: Literal["own", "vllm"] = Field(
+        default="own",
+        description="`own` generates in this process; `vllm` starts `vllm serve` for each model or "
+        "variant that is asked for",
+    )
+    vllm: AbsolutePath | None = Field(
+        default=None,
+        description="the program `vllm` of vLLM's own environment; unset is the one on the PATH",
+    )
+    vllm_models: tuple[str, ...] = Field(
+        default=(),
+        description="JSON list of dense models that vLLM serves, with their variants, although "
+        "`SLEB_ENGINE` is `own`",
+    )
+    vllm_args: Annotated[str, AfterValidator(_command_line)] = Field(
+        default="",
+        description="options for `vllm serve`, as `--tensor-parallel-size 2`; they take precedence "
+        "over those that this service sets",
+    )
+    vllm_servers: PositiveInt = Field(
+        default=2,
+        description="vLLM servers that run at once, each with its part of the memory; the one that "
+        "was not used for longest is stopped for another model",
+    )
+    vllm_start_s: PositiveFloat = Field(
+        default=600.0, description="seconds that vLLM may take from its start to a token"
+    )
+    vllm_cache_bytes: Annotated[ByteSize, Field(gt=0)] = Field(
+        default=ByteSize(50 * 2**30),
+        description="maximum size of the variants that are exported for vLLM, in bytes or as "
+        "`50GiB`; those that were not used for longest are removed",
+    )
     max_waiting: NonNegativeInt = Field(
         default=256,
         description="sequences that may wait until others end; more are refused with 429",
@@ -280,6 +318,15 @@ class ServeSettings(Settings):
     @property
     def texts_dir(self) -> Path:
         return self.data_dir / "texts"
+
+    @property
+    def vllm_dir(self) -> Path:
+        """The exports and logs of vLLM."""
+        return self.data_dir / "vllm"
+
+    @property
+    def vllm_arguments(self) -> tuple[str, ...]:
+        return tuple(shlex.split(self.vllm_args))
 
 
 class ClusterSettings(ServeSettings):

@@ -53,6 +53,7 @@ from app.generation.engine_backend import EngineBackend
 from app.generation.generator import Generator
 from app.generation.openai_backend import ExternalBackend
 from app.generation.token_check import TokenCheck
+from app.generation.vllm_backend import VllmBackend
 from app.metrics.jobs import JobCollector
 from app.metrics.metrics import Metrics
 from app.metrics.models import ExternalCollector, ModelCollector
@@ -63,11 +64,15 @@ from app.models.measured_speedups import MeasuredSpeedups
 from app.models.registry import ModelRegistry
 from app.readiness import Readiness
 from app.results.store import ResultStore
+from app.vllm.exports import Exports
+from app.vllm.options import VllmOptions
+from app.vllm.servers import VllmServers
 from app.web import routes as web
 from app.webhooks.delivery import WebhookDeliverer
 from app.webhooks.sender import WebhookSender
 from app.webhooks.target import address_rule
 from pruning.checkpoints.store import CheckpointStore
+from pruning.config import child_environment
 from pruning.extras import require_extra
 from pruning.jobs.deletion import JobDeletion
 from pruning.jobs.events import EventFeed
@@ -114,14 +119,14 @@ def create_app(
 
     FastAPI makes the description of the API when it is first asked for, which stops the event loop
     for 0.25 s; ``describe_early`` has it made in a thread when the models are loaded.
-    Raises ``InvalidExternalModels`` or ``AuditUnavailable``.
+    Raises ``InvalidExternalModels``, ``VllmMissing`` or ``AuditUnavailable``.
     """
-    declared = read_external_models(settings.external_models_file)
+    declared, vllm = read_external_models(settings.external_models_file), VllmOptions.of(settings)
     tracing = tracing or _tracing(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
-        services = _services(app, settings, redis_url, engine, declared)
+        services = _services(app, settings, redis_url, engine, declared, vllm)
         async with running(services, tracing, app.openapi if describe_early else None):
             yield {"services": services}
 
@@ -178,6 +183,7 @@ def _services(
     redis_url: str,
     engine: Engine | None,
     declared: Sequence[ExternalModel],
+    vllm: VllmOptions | None,
 ) -> Services:
     metrics, readiness = Metrics(), Readiness()
     metrics.watch_readiness(readiness)
@@ -198,6 +204,7 @@ def _services(
         prepare=async_engine.prepare,
     )
     external = ExternalBackend(declared, metrics, settings.prefix_cache)
+    servers = None if vllm is None else _vllm(settings, vllm, registry.catalog, checkpoints)
     return Services(
         settings=settings,
         readiness=readiness,
@@ -208,7 +215,7 @@ def _services(
         checkpoints=checkpoints,
         results=ResultStore(settings.data_dir),
         jobs=jobs,
-        generation=_generation(settings, registry, async_engine, external, metrics),
+        generation=_generation(settings, registry, async_engine, external, servers, metrics),
     )
 
 
@@ -320,22 +327,40 @@ def _engine(settings: ServeSettings, engine: Engine | None, tuner: Autotuner) ->
     )
 
 
+def _vllm(
+    settings: ServeSettings, options: VllmOptions, catalog: Catalog, checkpoints: CheckpointStore
+) -> VllmServers:
+    folder = settings.vllm_dir
+    # written on the CPU: the memory of the card is for vLLM
+    export = child_environment(settings) | {"SLEB_DEVICE": "cpu"}
+    exports = Exports(catalog, checkpoints, folder / "exports", settings.vllm_cache_bytes, export)
+    return VllmServers(options, exports, folder / "logs", settings.engine, settings.vllm_models)
+
+
 def _generation(
     settings: ServeSettings,
     registry: ModelRegistry,
     engine: AsyncEngine,
     external: ExternalBackend,
+    servers: VllmServers | None,
     metrics: Metrics,
 ) -> GenerationServices:
     metrics.registry.register(ModelCollector(engine.stats, registry))
     metrics.registry.register(ExternalCollector(external.num_running, external.num_waiting))
     backend = EngineBackend(engine, metrics, settings.prefix_cache)
+    vllm = None if servers is None else VllmBackend(servers, metrics, settings.prefix_cache)
     return GenerationServices(
         registry=registry,
         engine=engine,
         external=external,
+        vllm=servers,
         generator=Generator(
-            registry, backend, external, metrics, max_timeout_s=settings.request_timeout_s
+            registry,
+            backend,
+            external,
+            metrics,
+            vllm=vllm,
+            max_timeout_s=settings.request_timeout_s,
         ),
         shadow=shadow_of(settings, registry, engine, metrics, backend),
         token_check=TokenCheck(registry, engine),

@@ -254,6 +254,11 @@ def offline_environment() -> dict[str, str]:
     return {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 
+def foreign_environment() -> dict[str, str]:
+    """The environment of a program of others: without our settings, as some are secrets."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("SLEB_")}
+
+
 def environment_with_temporary_files_in(directory: Path) -> dict[str, str]:
     """The environment of a process that writes its temporary files into ``directory``."""
     return {**os.environ, "TMPDIR": str(directory)}

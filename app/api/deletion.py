@@ -8,6 +8,7 @@ from app.compare.shadow import Shadow
 from app.engine.async_engine import AsyncEngine
 from app.models.aliases import InvalidAliasFile
 from app.models.registry import ModelRegistry
+from app.vllm.servers import VllmServers
 from pruning.checkpoints.staging import remove
 from pruning.jobs.job import JobNotFound, JobStatus
 from pruning.jobs.store import JobStore
@@ -22,6 +23,7 @@ async def delete_dense(
     registry: ModelRegistry,
     engine: AsyncEngine,
     shadow: Shadow | None,
+    vllm: VllmServers | None,
     jobs: JobStore,
 ) -> None:
     """Unload the model and delete its directory.
@@ -37,7 +39,7 @@ async def delete_dense(
         )
         raise NotDeletable(f"{name!r} is no dense model of this service: {where}")
     await asyncio.to_thread(_check_unused, name, registry, jobs)
-    await unload(name, registry, engine, shadow)
+    await unload(name, registry, engine, shadow, vllm)
     await asyncio.to_thread(remove, registry.catalog.directory(name))
 
 

@@ -24,6 +24,7 @@ from app.models.catalog import Catalog
 from app.models.registry import ModelRegistry
 from app.readiness import Readiness
 from app.results.store import ResultStore
+from app.vllm.servers import VllmServers
 from app.webhooks.delivery import WebhookDeliverer
 from pruning.checkpoints.store import CheckpointStore
 from pruning.jobs.deletion import JobDeletion
@@ -58,6 +59,7 @@ class GenerationServices:
     registry: ModelRegistry
     engine: AsyncEngine
     external: ExternalBackend
+    vllm: VllmServers | None  # None if vLLM is not here
     generator: Generator
     shadow: Shadow | None  # None if no traffic is replayed
     token_check: TokenCheck
@@ -136,6 +138,7 @@ EvaluatingDep = Annotated[
     asyncio.Lock, Depends(_part(lambda services: services.generation.evaluating))
 ]
 EngineDep = Annotated[AsyncEngine, Depends(_part(lambda services: services.generation.engine))]
+VllmDep = Annotated[VllmServers | None, Depends(_part(lambda services: services.generation.vllm))]
 ShadowDep = Annotated[Shadow | None, Depends(_part(lambda services: services.generation.shadow))]
 TokenCheckDep = Annotated[
     TokenCheck, Depends(_part(lambda services: services.generation.token_check))

@@ -52,6 +52,7 @@ from app.models.catalog import UnknownModel
 from app.models.registry import ModelReplaced
 from app.models.weights import NoRoomForWeights, WeightsLoading
 from app.results.store import ResultNotFound
+from app.vllm.server import VllmUnavailable
 from app.webhooks.target import InvalidWebhook, WebhooksOff
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound
 from pruning.data.corpora import CalibrationError
@@ -171,6 +172,7 @@ _GENERATION: Problems = {
     ClientDisconnect: (499, "client-gone", "The client closed the connection."),
 }
 _EXTERNAL: Problems = {
+    VllmUnavailable: (503, "vllm-unavailable", "vLLM does not serve the model now."),
     BackendRefused: (422, "backend-refused", "The external server rejected the request."),
     BackendOverloaded: (429, "backend-overloaded", "The external server is overloaded."),
     BackendUnavailable: (503, "backend-unavailable", "The external server is unavailable."),

@@ -83,6 +83,8 @@ async def preload(
     """
     readiness.reason = "loading models"
     dense_names = catalog.dense_names()
+    if settings.engine == "vllm":  # which stops one for each beyond this number
+        dense_names = dense_names[: settings.vllm_servers]
     if not dense_names:
         logger.warning("no models in %s: add one with `sleb models add`", settings.models_dir)
     for name in dense_names if settings.preload is None else settings.preload:

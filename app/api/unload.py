@@ -5,8 +5,10 @@ import asyncio
 from app.compare.shadow import Shadow
 from app.engine.async_engine import AsyncEngine
 from app.models.catalog import UnknownModel
+from app.models.entry import ModelEntry
 from app.models.registry import ModelRegistry
 from app.models.weights import WeightsLoading
+from app.vllm.servers import VllmServers
 from pruning.jobs.redis import JobStoreUnavailable
 from pruning.models.memory import empty_cache
 
@@ -19,14 +21,22 @@ RAISES = (UnknownModel, ModelInUse, WeightsLoading, JobStoreUnavailable)
 
 
 async def unload(
-    name: str, registry: ModelRegistry, engine: AsyncEngine, shadow: Shadow | None
+    name: str,
+    registry: ModelRegistry,
+    engine: AsyncEngine,
+    shadow: Shadow | None,
+    vllm: VllmServers | None,
 ) -> None:
     """Free the memory of a model and all views of it, or drop the one view that this name is.
+
+    In vLLM, each name has weights of its own, and its server is stopped.
 
     A request that resolved the model but is not in the engine yet runs on its own reference.
     Raises what ``ModelRegistry.find`` does, ``WeightsLoading`` or ``ModelInUse``.
     """
     entry = await asyncio.to_thread(registry.find, name)
+    if vllm is not None:
+        await _stop_vllm(entry, vllm)
     # There is no await between check and drop, so no request can start in between.
     variants = registry.variants(entry)
     if num_open := engine.num_open(variants):
@@ -40,3 +50,13 @@ async def unload(
     await asyncio.to_thread(
         empty_cache
     )  # no reference cycle holds a model: no collection is needed
+
+
+async def _stop_vllm(entry: ModelEntry, vllm: VllmServers) -> None:
+    """Stop the vLLM of exactly this entry, if there is one. Raises ``ModelInUse``."""
+    if num_open := vllm.num_open(entry.pinned_name):
+        raise ModelInUse(
+            f"requests for {entry.name!r} are running or waiting in vLLM, {num_open} in all: "
+            f"unload it when they have ended"
+        )
+    await vllm.unload(entry)

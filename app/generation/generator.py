@@ -15,11 +15,15 @@ from app.generation.openai_client import EXTERNAL_RAISES
 from app.generation.output import Delta, Output, OutputStream
 from app.generation.request import GenerationRequest, Prompt, ServedElsewhere
 from app.generation.tokenization import TokenIds
+from app.generation.vllm_backend import VllmBackend
 from app.metrics.metrics import Metrics
 from app.models.catalog import UnknownModel
 from app.models.registry import LOAD_RAISES, ModelRegistry, ServedModel
+from app.vllm.server import VllmUnavailable
 
-RAISES = (*LOAD_RAISES, *ENGINE_RAISES, *EXTERNAL_RAISES)
+# what Generator.load may raise
+GENERATOR_LOAD_RAISES = (*LOAD_RAISES, VllmUnavailable)
+RAISES = (*GENERATOR_LOAD_RAISES, *ENGINE_RAISES, *EXTERNAL_RAISES)
 
 
 class Generator:
@@ -32,11 +36,13 @@ class Generator:
         external: ExternalBackend,
         metrics: Metrics,
         *,
+        vllm: VllmBackend | None = None,
         max_timeout_s: float | None = None,
     ) -> None:
         self._registry = registry
         self._engine = engine
         self._external = external
+        self._vllm = vllm
         self._metrics = metrics
         self._max_timeout_s = max_timeout_s
 
@@ -44,25 +50,42 @@ class Generator:
         """End the processes and connections of the backends."""
         await self._engine.aclose()
         await self._external.aclose()
+        if self._vllm is not None:
+            await self._vllm.aclose()
+
+    def abort(self) -> None:
+        """End all open outputs of other servers with what they have."""
+        self._external.abort()
+        if self._vllm is not None:
+            self._vllm.abort()
 
     def check_room(self) -> None:
         """Raise ``Overloaded`` if no request would be admitted now, whatever its model is."""
-        if not self._external.has_models:
+        if not self._may_go_elsewhere:
             self._engine.check_room()
 
     def reserved(self) -> AbstractContextManager[None]:
         """Hold a place while a request is parsed. Raises as ``check_room`` does."""
-        return nullcontext() if self._external.has_models else self._engine.reserved()
+        return nullcontext() if self._may_go_elsewhere else self._engine.reserved()
+
+    @property
+    def _may_go_elsewhere(self) -> bool:
+        is_vllm_chosen = self._vllm is not None and self._vllm.servers.is_chosen
+        return self._external.has_models or is_vllm_chosen
 
     async def load(self, name: str) -> ServedModel | ServedElsewhere:
         """The model of this name. Weights that are not loaded yet are read by another thread.
 
-        Raises the errors in ``LOAD_RAISES``.
+        Raises the errors in ``GENERATOR_LOAD_RAISES``.
         """
         external = self._registry.catalog.external_name(name)
         if external and (served := self._external.served(external)) is not None:
             return served
         try:
+            if self._vllm is not None:
+                entry = await asyncio.to_thread(self._registry.catalog.resolve, name)
+                if self._vllm.servers.serves(entry):
+                    return await self._vllm.load(entry)
             loading = await asyncio.to_thread(self._registry.begin, name)
         except UnknownModel:
             self._metrics.unknown_model()
@@ -70,20 +93,30 @@ class Generator:
         return await asyncio.wrap_future(loading)
 
     async def encode(
-        self, prompts: Sequence[Prompt], served: Sequence[ServedModel], max_new_tokens: int
+        self,
+        prompts: Sequence[Prompt],
+        served: Sequence[ServedModel | ServedElsewhere],
+        max_new_tokens: int,
     ) -> list[TokenIds]:
         """Token ids of each prompt, for all of these variants of one model.
 
-        Raises ``PromptTooLong``, ``Overloaded``, and the errors of ``render_chat``.
+        They all run in the engine, or all in vLLM. Raises ``PromptTooLong``, ``Overloaded``, and
+        the errors of ``render_chat``.
         """
-        return await self._engine.encode(prompts, served, max_new_tokens)
+        elsewhere = [one.vllm for one in served if isinstance(one, ServedElsewhere) and one.vllm]
+        if elsewhere and self._vllm is not None:
+            return await self._vllm.encode(prompts, elsewhere, max_new_tokens)
+        here = [one for one in served if isinstance(one, ServedModel)]
+        return await self._engine.encode(prompts, here, max_new_tokens)
 
     def fingerprint(
         self, served: ServedModel | ServedElsewhere, params: SamplingParams
     ) -> str | None:
         """OpenAI's ``system_fingerprint``; None for a model of another server."""
         if isinstance(served, ServedElsewhere):
-            return None
+            if self._vllm is None or served.vllm is None:
+                return None
+            return self._vllm.fingerprint(served.vllm)
         return self._engine.fingerprint(served, params)
 
     async def generate(self, request: GenerationRequest) -> list[Output]:
@@ -106,7 +139,9 @@ class Generator:
         ]
         deadline_s = time.monotonic() + min(limits_s) if limits_s else None
         if isinstance(served, ServedElsewhere):
-            outputs = await self._external.start(request, served, deadline_s)
+            backend = self._external if served.vllm is None else self._vllm
+            assert backend is not None
+            outputs = await backend.start(request, served, deadline_s)
         else:
             outputs = await self._engine.start(request, served, deadline_s)
         generation = Generation(outputs)

@@ -25,8 +25,8 @@ from app.generation.openai_client import (
 )
 from app.generation.output import OutputStream
 from app.generation.prompt_sharing import salt_elsewhere
-from app.generation.request import GenerationRequest, ServedElsewhere
-from app.metrics.metrics import Metrics, labels_of
+from app.generation.request import GenerationRequest, ServedElsewhere, Traffic
+from app.metrics.metrics import Labels, Metrics, labels_of
 from app.models.entry import ModelEntry
 from app.models.external import ExternalModel
 from pruning.plural import counted
@@ -67,14 +67,9 @@ class ExternalBackend:
     ) -> None:
         self._metrics = metrics
         self._prefix_cache = prefix_cache
-        self._servers = {
-            model.name: _Server(
-                ServedElsewhere(ModelEntry.of_external(model), model),
-                ExternalClient(model),
-                ConcurrencyLimiter(model.max_num_seqs, model.max_waiting),
-            )
-            for model in models
-        }
+        self._servers: dict[str, Server] = {}
+        for model in models:
+            self._connect(model)
 
     @property
     def has_models(self) -> bool:
@@ -83,7 +78,9 @@ class ExternalBackend:
     def served(self, name: str) -> ServedElsewhere | None:
         """The external model of this name, None if none is declared."""
         server = self._servers.get(name)
-        return None if server is None else server.served
+        if server is None:
+            return None
+        return ServedElsewhere(ModelEntry.of_external(server.model), server.model)
 
     def num_running(self) -> Mapping[str, int]:
         """Number of requests that each server works on, by model."""
@@ -102,22 +99,13 @@ class ExternalBackend:
         """
         if request.params.num_prompt_logprobs is not None:
             raise NoPromptLogprobs
-        server = self._servers[served.model.name]
         salt = self._salt(request, served.model)
         requests = [
             openai_request(request, prompt, number, salt)
             for prompt in request.prompts
             for number in range(request.n)
         ]
-        try:
-            server.limiter.admit(len(requests))
-        except Overloaded as refusal:
-            self._metrics.rejected(labels_of(served.entry), refusal.reason)
-            raise
-        return [
-            ExternalOutputStream(index, one, server, self._metrics, deadline_s)
-            for index, one in enumerate(requests)
-        ]
+        return self._admitted(requests, served, request.traffic, deadline_s)
 
     def _salt(self, request: GenerationRequest, model: ExternalModel) -> str | None:
         """Raises ``NoCacheSalt``."""
@@ -137,6 +125,28 @@ class ExternalBackend:
         for server in self._servers.values():
             await server.client.aclose()
 
+    def _connect(self, model: ExternalModel) -> None:
+        limiter = ConcurrencyLimiter(model.max_num_seqs, model.max_waiting)
+        self._servers[model.name] = Server(model, ExternalClient(model), limiter)
+
+    def _admitted(
+        self,
+        requests: Sequence[OpenAIRequest],
+        served: ServedElsewhere,
+        traffic: Traffic,
+        deadline_s: float | None,
+    ) -> list[OutputStream]:
+        server, labels = self._servers[served.model.name], labels_of(served.entry, traffic)
+        try:
+            server.limiter.admit(len(requests))
+        except Overloaded as refusal:
+            self._metrics.rejected(labels, refusal.reason)
+            raise
+        return [
+            ExternalOutputStream(index, one, server, self._metrics, labels, deadline_s)
+            for index, one in enumerate(requests)
+        ]
+
 
 class ExternalOutputStream(OutputStream):
     """One request to another server. The metrics count it once, however it ends."""
@@ -145,15 +155,16 @@ class ExternalOutputStream(OutputStream):
         self,
         index: int,
         request: OpenAIRequest,
-        server: "_Server",
+        server: "Server",
         metrics: Metrics,
+        labels: Labels,
         deadline_s: float | None,
     ) -> None:
         super().__init__(index, num_prompt_tokens=None)
         self._request = request
         self._server = server
         self._metrics = metrics
-        self._labels = labels_of(server.served.entry)
+        self._labels = labels
         self._on_gap = metrics.token_gaps(self._labels)
         self._deadline_s = deadline_s
         self._limit: asyncio.Timeout | None = None
@@ -219,7 +230,7 @@ class ExternalOutputStream(OutputStream):
             self._limit = None
         if self._end is None or self._num_prompt_tokens is None:
             raise BackendFailed(
-                f"the server of {self._server.served.model.name!r} ended its stream without a "
+                f"the server of {self._server.model.name!r} ended its stream without a "
                 f"finish_reason or usage: it must support stream_options.include_usage"
             )
         return self._end[0]
@@ -234,6 +245,7 @@ class ExternalOutputStream(OutputStream):
 
     def _add(self, chunk: Chunk) -> None:
         now_s = time.monotonic()
+        self._prompt += chunk.prompt
         if chunk.text or chunk.tokens:
             self._text.append(chunk.text)
             self._tokens += chunk.tokens
@@ -333,8 +345,10 @@ class ConcurrencyLimiter:
 
 
 @dataclass(frozen=True, eq=False)
-class _Server:
-    served: ServedElsewhere
+class Server:
+    """A server, and the requests that are open here."""
+
+    model: ExternalModel
     client: ExternalClient
     limiter: ConcurrencyLimiter
     open_outputs: set[ExternalOutputStream] = field(default_factory=set)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
 
-from app.engine.scheduling.sequence import FinishReason
+from app.engine.scheduling.sequence import FinishReason, PromptToken
 from app.generation.output import Spelling, Token, TokenKey
 
 _REPLACEMENT = "\ufffd"
@@ -35,6 +35,7 @@ class Chunk:
     tokens: tuple[Token, ...]
     finish_reason: FinishReason | None
     usage: Usage | None
+    prompt: tuple[PromptToken, ...] = ()  # if its log-probabilities were requested
 
 
 class _TopLogprob(BaseModel):
@@ -47,7 +48,7 @@ class _ChatToken(_TopLogprob):
     top_logprobs: list[_TopLogprob] = Field(default_factory=list)
 
 
-class _Logprobs(BaseModel):
+class Logprobs(BaseModel):
     """Of completions, lists with one element per token; of chat completions, ``content``."""
 
     tokens: list[str] = Field(default_factory=list)
@@ -61,11 +62,14 @@ class _Delta(BaseModel):
     content: str | None = None
 
 
-class _Choice(BaseModel):
+class Choice(BaseModel):
     text: str = ""
     delta: _Delta = Field(default_factory=_Delta)
-    logprobs: _Logprobs | None = None
+    logprobs: Logprobs | None = None
     finish_reason: str | None = None
+    token_ids: list[int] | None = None  # vLLM's, if they were requested
+    prompt_token_ids: list[int] | None = None
+    stop_reason: int | str | None = None  # vLLM's: the id or the string that it stopped at
 
 
 class _PromptDetails(BaseModel):
@@ -86,7 +90,7 @@ class _Event(BaseModel):
     model_config = ConfigDict(hide_input_in_errors=True)  # it is the text of a client
 
     error: Any = None
-    choices: list[_Choice] = Field(default_factory=list, max_length=1)
+    choices: list[Choice] = Field(default_factory=list, max_length=1)
     usage: _Usage | None = None
 
 
@@ -101,10 +105,10 @@ class ChunkReader:
         event = _Event.model_validate_json(data)
         if event.error is not None:
             raise ChunkRefused(f"it reported: {str(event.error)[:_MAX_MESSAGE_CHARS]}")
-        choice = event.choices[0] if event.choices else _Choice()
+        choice = event.choices[0] if event.choices else Choice()
         if choice.finish_reason in _FAILED:
             raise ChunkRefused(f"it reported finish_reason {choice.finish_reason}")
-        tokens = tuple(self._tokens(choice.logprobs)) if choice.logprobs else ()
+        tokens, prompt = tuple(self._tokens(choice)), tuple(self._prompt(choice))
         text = choice.text or choice.delta.content or ""
         self._num_characters += len(text)
         return Chunk(
@@ -112,9 +116,16 @@ class ChunkReader:
             tokens,
             _finish_reason(choice.finish_reason),
             event.usage.usage() if event.usage else None,
+            prompt,
         )
 
-    def _tokens(self, logprobs: _Logprobs) -> Iterable[Token]:
+    def _prompt(self, _choice: Choice) -> Iterable[PromptToken]:
+        return ()
+
+    def _tokens(self, choice: Choice) -> Iterable[Token]:
+        logprobs = choice.logprobs
+        if logprobs is None:
+            return
         of_chat = logprobs.content is not None
         found = list(_chat_tokens(logprobs) if of_chat else _completion_tokens(logprobs))
         lengths = [len(token.text) for token, _, _ in found]
@@ -130,7 +141,7 @@ class ChunkReader:
 _Found = tuple[Spelling, float | None, tuple[tuple[TokenKey, float], ...]]
 
 
-def _completion_tokens(logprobs: _Logprobs) -> Iterable[_Found]:
+def _completion_tokens(logprobs: Logprobs) -> Iterable[_Found]:
     """Tokens of the completions route, which gives their texts alone."""
     tops = logprobs.top_logprobs or [None] * len(logprobs.tokens)
     for text, logprob, top in zip(logprobs.tokens, logprobs.token_logprobs, tops, strict=True):
@@ -142,7 +153,7 @@ def _ranked(top: Mapping[str, float]) -> tuple[tuple[TokenKey, float], ...]:
     return tuple((_spelling(text), logprob) for text, logprob in best_first)
 
 
-def _chat_tokens(logprobs: _Logprobs) -> Iterable[_Found]:
+def _chat_tokens(logprobs: Logprobs) -> Iterable[_Found]:
     for token in logprobs.content or ():
         top = tuple((_spelling(one.token, one.bytes), one.logprob) for one in token.top_logprobs)
         yield _spelling(token.token, token.bytes), token.logprob, top

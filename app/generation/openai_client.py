@@ -6,7 +6,7 @@ only where it concerns the client's request.
 """
 
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -81,6 +81,7 @@ class OpenAIRequest:
 
     path: str
     body: Mapping[str, Any]
+    reader: Callable[[], ChunkReader] = ChunkReader  # of the events of the response
 
 
 def openai_request(
@@ -116,9 +117,13 @@ class ExternalClient:
             trust_env=False,  # proxies and keys come from the settings, not from .netrc
             headers={"User-Agent": "sleb-serve"} | _authorization(model.api_key),
             timeout=httpx2.Timeout(model.silence_s, connect=model.connect_s, pool=None),
-            # No connection is reused: the server may close it at that moment, and the request
-            # must not be sent twice.
-            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
+            transport=httpx2.AsyncHTTPTransport(
+                trust_env=False,
+                uds=None if model.socket is None else str(model.socket),
+                # No connection is reused: the server may close it at that moment, and the request
+                # must not be sent twice.
+                limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
+            ),
         )
 
     async def aclose(self) -> None:
@@ -140,11 +145,12 @@ class ExternalClient:
                     raise await self._refusal(source.response)
                 if "text/event-stream" not in source.response.headers.get("content-type", ""):
                     raise BackendFailed(f"{self._who} did not respond with an event stream")
-                yield self._chunks(source)
+                yield self._chunks(source, request.reader())
 
-    async def _chunks(self, source: httpx2.EventSource) -> AsyncIterator[Chunk]:
+    async def _chunks(
+        self, source: httpx2.EventSource, reader: ChunkReader
+    ) -> AsyncIterator[Chunk]:
         """Up to ``[DONE]``; raises ``BackendFailed`` if the stream ends without it."""
-        reader = ChunkReader()
         async for event in source:
             if event.data == "[DONE]":
                 return
@@ -156,7 +162,7 @@ class ExternalClient:
             except ValueError as error:
                 raise BackendFailed(f"{self._who} sent an event that is no chunk") from error
             yield chunk
-        raise BackendFailed(f"{self._who} closed the stream before the output was complete")
+        raise self._broken(f"{self._who} closed the stream before the output was complete")
 
     @contextmanager
     def _backend_errors(self) -> Iterator[None]:
@@ -173,7 +179,13 @@ class ExternalClient:
             raise BackendUnavailable(f"{self._who} cannot be reached", 1.0) from error
         except httpx2.HTTPError as error:
             message = f"{self._who} broke the connection: {type(error).__name__}"
-            raise BackendFailed(message) from error
+            raise self._broken(message) from error
+
+    def _broken(self, message: str) -> BackendError:
+        """A vLLM of this service has died, and is started again."""
+        if self._model.backend == "vllm":
+            return BackendUnavailable(f"{message}: ask again", 1.0)
+        return BackendFailed(message)
 
     async def _refusal(self, response: httpx2.Response) -> BackendError:
         status = response.status_code
@@ -194,7 +206,8 @@ class ExternalClient:
 
     @property
     def _who(self) -> str:
-        return f"the server of {self._model.name!r}"
+        kind = "vLLM" if self._model.backend == "vllm" else "the server"
+        return f"{kind} of {self._model.name!r}"
 
 
 def _sampling(params: SamplingParams) -> dict[str, Any]:

@@ -4,24 +4,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from transformers import PreTrainedTokenizerBase
+
 from app.engine.scheduling.sequence import SamplingParams
 from app.models.entry import ModelEntry
 from app.models.external import ExternalModel
 from app.models.registry import ServedModel
+from app.vllm.servers import VllmModel
 
 _LAST_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True)
 class ServedElsewhere:
-    """A model of another server. Its tokenizer is not known here."""
+    """A model of another server. Its tokenizer is known here only if this service runs it."""
 
     entry: ModelEntry
     model: ExternalModel
+    vllm: VllmModel | None = None  # set if it is a server that this service runs
 
     @property
-    def tokenizer(self) -> None:
-        return None
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        return None if self.vllm is None else self.vllm.tokenizer
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class ExternalModel:
     """A model that the server at ``base_url`` generates for."""
 
     name: str  # in this service
-    backend: Literal["openai"]  # the API of the server
+    backend: Literal["openai", "vllm"]  # the API of the server; with vllm, this service runs it
     base_url: str  # without a final slash; /completions is appended
     model: str  # its name on that server
     api_key: str | None = field(repr=False)  # sent as a bearer token
@@ -47,6 +47,7 @@ class ExternalModel:
     connect_s: float  # timeout for a connection, in seconds
     silence_s: float  # timeout between two bytes, in seconds
     takes_cache_salt: bool = False  # separates what it keeps of prompts by cache_salt, as vLLM does
+    socket: Path | None = None  # the Unix socket of a server that this service runs
 
 
 def _endpoint(text: str) -> str:

@@ -88,7 +88,7 @@ class ApiServer(uvicorn.Server):
         services.jobs.events.stop()
         await self._finish_requests(services.readiness)
         await services.generation.engine.stop()  # unfinished requests get what was generated so far
-        services.generation.external.abort()
+        services.generation.generator.abort()
         self.config.timeout_graceful_shutdown = max(1, round(services.readiness.drain_s))
         await super().shutdown(sockets)
 

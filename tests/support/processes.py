@@ -54,6 +54,14 @@ def processes_of(data_dir: Path) -> list[str]:
     return found
 
 
+def is_alive(pid: int) -> bool:
+    """Whether the process runs. One that has ended may be there until its parent has seen it."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
 def is_ready(client: httpx2.Client) -> bool:
     try:
         return client.get("/health/ready").status_code == 200

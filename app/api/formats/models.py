@@ -1,22 +1,29 @@
 """The response body of a model in the catalog."""
 
+from typing import Any, Literal
+
 from app.api.schemas.generate import (
     DomainView,
     Int8View,
     MeasuredSpeedupView,
     ModelView,
     RepairView,
+    ServerView,
 )
 from app.engine.async_engine import AsyncEngine
 from app.models.entry import ModelEntry
 from app.models.measured_speedups import MeasuredSpeedup
 from app.models.registry import ModelRegistry
+from app.vllm.server import ServerState
+from app.vllm.servers import VllmServers
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound
 from pruning.evaluation.quality import DomainAtDepth
 from pruning.models.store import NotAModel
 
 
-def model_view(entry: ModelEntry, registry: ModelRegistry, engine: AsyncEngine) -> ModelView:
+def model_view(
+    entry: ModelEntry, registry: ModelRegistry, engine: AsyncEngine, vllm: VllmServers | None
+) -> ModelView:
     aliases = registry.catalog.aliases()
     order = entry.order
     quality = order.quality if order else None
@@ -25,7 +32,6 @@ def model_view(entry: ModelEntry, registry: ModelRegistry, engine: AsyncEngine) 
         id=entry.name,
         aliases=[name for name, target in aliases.items() if target == entry.pinned_name],
         variant=entry.kind,
-        backend=entry.external.backend if entry.external else "engine",
         parent=entry.parent,
         num_blocks=entry.num_blocks,
         removed_blocks=list(entry.removed_blocks),
@@ -50,10 +56,37 @@ def model_view(entry: ModelEntry, registry: ModelRegistry, engine: AsyncEngine) 
         int8=_int8_view(entry, registry),
         dtype=entry.dtype,
         max_positions=entry.info.max_positions if entry.info else None,
-        is_loaded=registry.is_loaded(entry),
         weight_bytes=registry.bytes_of(entry),
         kv_cache_bytes=_kv_cache_bytes(entry, registry, engine),
         error=entry.error,
+        **_serving(entry, registry, vllm),
+    )
+
+
+def _serving(
+    entry: ModelEntry, registry: ModelRegistry, vllm: VllmServers | None
+) -> dict[str, Any]:
+    """What generates for the model, and whether it is ready to."""
+    server = None if vllm is None else vllm.state(entry)
+    return {
+        "backend": _backend(entry, vllm),
+        "server": None if server is None else server_view(server),
+        "is_loaded": registry.is_loaded(entry) if server is None else server.state == "ready",
+    }
+
+
+def _backend(entry: ModelEntry, vllm: VllmServers | None) -> Literal["engine", "vllm", "openai"]:
+    if entry.external is not None:
+        return entry.external.backend
+    return "vllm" if vllm is not None and vllm.serves(entry) else "engine"
+
+
+def server_view(server: ServerState) -> ServerView:
+    return ServerView(
+        state=server.state,
+        detail=server.detail,
+        num_restarts=server.num_restarts,
+        version=server.version,
     )
 
 

@@ -6,7 +6,8 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from prometheus_client import exposition
 
-from app.api.deps import EngineDep, MetricsDep, ReadinessDep, TokenCheckDep
+from app.api.deps import EngineDep, MetricsDep, ReadinessDep, TokenCheckDep, VllmDep
+from app.api.formats.models import server_view
 from app.api.schemas.generate import HealthView, ReadyView, VersionView
 
 router = APIRouter(tags=["health"])
@@ -28,14 +29,23 @@ async def live(engine: EngineDep, readiness: ReadinessDep, response: Response) -
 
 
 @router.get("/health/ready", responses={503: {"model": ReadyView}})
-async def ready(engine: EngineDep, readiness: ReadinessDep, response: Response) -> ReadyView:
-    """503 while models are loading and while the process shuts down."""
+async def ready(
+    engine: EngineDep, readiness: ReadinessDep, vllm: VllmDep, response: Response
+) -> ReadyView:
+    """503 while models are loading and while the process shuts down.
+
+    A vLLM that has failed is told in the body alone: other models are still served.
+    """
+    states = {} if vllm is None else vllm.states()
+    servers = {name: server_view(state) for name, state in states.items()}
     reason = readiness.reason or engine.ailment
     if reason is not None:
         response.status_code = 503
         response.headers["Retry-After"] = "1"
-        return ReadyView(status="not ready", detail=reason, kernels=engine.kernels_state)
-    return ReadyView(status="ready", kernels=engine.kernels_state)
+        return ReadyView(
+            status="not ready", detail=reason, kernels=engine.kernels_state, vllm=servers
+        )
+    return ReadyView(status="ready", kernels=engine.kernels_state, vllm=servers)
 
 
 @router.get("/health/generate", responses={503: {"model": HealthView}})

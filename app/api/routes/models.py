@@ -15,6 +15,7 @@ from app.api.deps import (
     ModelOrAlias,
     RegistryDep,
     ShadowDep,
+    VllmDep,
 )
 from app.api.formats.advice import advice_view
 from app.api.formats.models import model_view
@@ -23,10 +24,10 @@ from app.api.schemas.advice import AdviceView
 from app.api.schemas.generate import AliasBody, ModelList, ModelView
 from app.api.unload import RAISES, unload
 from app.engine.async_engine import EngineStopped
+from app.generation.generator import GENERATOR_LOAD_RAISES
 from app.models.advice import advice_on
 from app.models.aliases import AliasTaken, InvalidAlias, InvalidAliasFile
 from app.models.catalog import UnknownModel
-from app.models.registry import LOAD_RAISES
 from pruning.evaluation.advice import Limits
 from pruning.jobs.redis import JobStoreUnavailable
 from pruning.spec import InvalidSpec
@@ -45,7 +46,9 @@ MinProbe = Annotated[
 
 
 @router.get("")
-def list_models(catalog: CatalogDep, registry: RegistryDep, engine: EngineDep) -> ModelList:
+def list_models(
+    catalog: CatalogDep, registry: RegistryDep, engine: EngineDep, vllm: VllmDep
+) -> ModelList:
     """All models that can be served.
 
     Removal orders of running jobs are included unless the job store is unavailable.
@@ -53,7 +56,7 @@ def list_models(catalog: CatalogDep, registry: RegistryDep, engine: EngineDep) -
     entries = catalog.entries()
     with suppress(JobStoreUnavailable):
         entries += catalog.unpublished()
-    return ModelList(data=[model_view(entry, registry, engine) for entry in entries])
+    return ModelList(data=[model_view(entry, registry, engine, vllm) for entry in entries])
 
 
 @router.get(
@@ -61,9 +64,11 @@ def list_models(catalog: CatalogDep, registry: RegistryDep, engine: EngineDep) -
     name="get_model",
     responses=responses_for(UnknownModel, InvalidAliasFile, JobStoreUnavailable),
 )
-def get_model(name: ModelOrAlias, registry: RegistryDep, engine: EngineDep) -> ModelView:
+def get_model(
+    name: ModelOrAlias, registry: RegistryDep, engine: EngineDep, vllm: VllmDep
+) -> ModelView:
     """A model by its name, or the target of an alias."""
-    return model_view(registry.catalog.resolve(name), registry, engine)
+    return model_view(registry.catalog.resolve(name), registry, engine, vllm)
 
 
 @router.get(
@@ -88,11 +93,21 @@ def get_advice(
 @router.put(
     "/{name}",
     responses=responses_for(
-        *LOAD_RAISES, EngineStopped, AliasTaken, InvalidAlias, InvalidAliasFile, has_body=True
+        *GENERATOR_LOAD_RAISES,
+        EngineStopped,
+        AliasTaken,
+        InvalidAlias,
+        InvalidAliasFile,
+        has_body=True,
     ),
 )
 async def set_alias(
-    name: Alias, body: AliasBody, generator: GeneratorDep, registry: RegistryDep, engine: EngineDep
+    name: Alias,
+    body: AliasBody,
+    generator: GeneratorDep,
+    registry: RegistryDep,
+    engine: EngineDep,
+    vllm: VllmDep,
 ) -> ModelView:
     """Make the name an alias of ``target``, or give an alias another target. Returns the target.
 
@@ -103,7 +118,7 @@ async def set_alias(
     """
     await generator.load(body.target)
     entry = await asyncio.to_thread(registry.catalog.set_alias, name, body.target)
-    return model_view(entry, registry, engine)
+    return model_view(entry, registry, engine, vllm)
 
 
 @router.delete(
@@ -116,6 +131,7 @@ async def delete_model(
     registry: RegistryDep,
     engine: EngineDep,
     shadow: ShadowDep,
+    vllm: VllmDep,
     jobs: JobsDep,
 ) -> None:
     """Remove an alias, whose target stays, or delete a dense model and its files.
@@ -127,24 +143,32 @@ async def delete_model(
     if await asyncio.to_thread(registry.catalog.is_alias, name):
         await asyncio.to_thread(registry.catalog.remove_alias, name)
     else:
-        await delete_dense(name, registry, engine, shadow, jobs)
+        await delete_dense(name, registry, engine, shadow, vllm, jobs)
 
 
-@router.post("/{name}/load", responses=responses_for(*LOAD_RAISES, EngineStopped))
+@router.post("/{name}/load", responses=responses_for(*GENERATOR_LOAD_RAISES, EngineStopped))
 async def load_model(
-    name: ModelOrAlias, generator: GeneratorDep, registry: RegistryDep, engine: EngineDep
+    name: ModelOrAlias,
+    generator: GeneratorDep,
+    registry: RegistryDep,
+    engine: EngineDep,
+    vllm: VllmDep,
 ) -> ModelView:
     """Load the model and respond when it is in memory. Requests load models on demand, too."""
     served = await generator.load(name)
-    return model_view(served.entry, registry, engine)
+    return model_view(served.entry, registry, engine, vllm)
 
 
 @router.post("/{name}/unload", status_code=204, responses=responses_for(*RAISES))
 async def unload_model(
-    name: ModelOrAlias, registry: RegistryDep, engine: EngineDep, shadow: ShadowDep
+    name: ModelOrAlias,
+    registry: RegistryDep,
+    engine: EngineDep,
+    shadow: ShadowDep,
+    vllm: VllmDep,
 ) -> None:
     """Free the memory of a model and all its views, or drop the one view of this name.
 
     Refused while requests for any of them run or wait. The next request loads the model again.
     """
-    await unload(name, registry, engine, shadow)
+    await unload(name, registry, engine, shadow, vllm)

@@ -224,13 +224,29 @@ class MeasuredSpeedupView(BaseModel):
     measured_at: float = Field(description="Seconds since the epoch.")
 
 
+class ServerView(BaseModel):
+    """A vLLM that this service runs for one model."""
+
+    state: Literal["starting", "ready", "restarting", "failed", "stopped"] = Field(
+        description="failed: it is started again for a request after a minute, or once the model "
+        "was unloaded."
+    )
+    detail: str | None = Field(description="Why it is not ready; null if there is no reason.")
+    num_restarts: int = Field(description="How often it was started again after it had ended.")
+    version: str | None = Field(description="Version of vLLM; null while it does not run.")
+
+
 class ModelView(BaseModel):
     id: str = Field(description="The name to generate with.")
     aliases: list[str] = Field(description="Other names of the model, set with PUT.")
     object: Literal["model"] = Field(default="model", description="The kind of this object.")
     variant: Literal["dense", "pruned"] = Field(description="Whether blocks were removed from it.")
-    backend: Literal["engine", "openai"] = Field(
-        description="engine: this service; openai: another server with OpenAI's API."
+    backend: Literal["engine", "vllm", "openai"] = Field(
+        description="engine: this service; vllm: a vLLM that this service runs; openai: another "
+        "server with OpenAI's API."
+    )
+    server: ServerView | None = Field(
+        description="The vLLM of the model; null for other backends, and while none is started."
     )
     parent: str | None = Field(
         description="The dense model that it was made of; null for a dense model."
@@ -319,6 +335,9 @@ class ReadyView(HealthView):
     kernels: Literal["compiling", "timing", "ready", "failed"] = Field(
         description="What is done for the kernels of loaded models, while requests run. Where "
         "compiling has failed, it is tried again, and steps run torch's operations."
+    )
+    vllm: dict[str, ServerView] = Field(
+        default_factory=dict, description="The vLLM servers of this service, by model."
     )
 
 

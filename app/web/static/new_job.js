@@ -279,7 +279,7 @@ await begin(async () => {
   const [document_, found, job] = await Promise.all([json("/openapi.json"), json("/models"),
     like && json(`/prune-jobs/${encodeURIComponent(like)}`)]);
   isKeyRequired = requiresKey(document_, route, "post");
-  const dense = found.data.filter((model) => model.variant === "dense" && model.backend === "engine" && model.error === null);
+  const dense = found.data.filter((model) => model.variant === "dense" && model.backend !== "openai" && model.error === null);
   for (const model of dense) {
     models.set(model.id, model);
     variants.set(model.id, found.data.filter((other) => other.parent === model.id));

@@ -59,7 +59,7 @@ function quality(model, domain) {
 }
 
 function button(model) {
-  if (model.backend !== "engine" || model.error !== null) return null;
+  if (model.backend === "openai" || model.error !== null) return null;
   const verb = model.is_loaded ? "unload" : "load";
   return el("button", {
     "data-key": model.id,

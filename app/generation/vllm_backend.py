@@ -1,0 +1,85 @@
+"""Generation by vLLM servers that this service runs.
+
+They are asked as external servers are, with token ids instead of texts.
+"""
+
+from collections.abc import Sequence
+from hashlib import sha256
+
+from app.config import PrefixCache
+from app.generation.openai_backend import ExternalBackend
+from app.generation.output import OutputStream
+from app.generation.prompt_sharing import cache_scope
+from app.generation.request import GenerationRequest, Prompt, ServedElsewhere
+from app.generation.tokenization import PromptLimit, TokenIds, TokenizerPool
+from app.generation.vllm_requests import check_params, vllm_request
+from app.metrics.metrics import Metrics
+from app.models.entry import ModelEntry
+from app.vllm.servers import VllmModel, VllmServers
+
+
+class VllmBackend(ExternalBackend):
+    """Bound to one event loop; must be closed, which ends the servers."""
+
+    def __init__(
+        self, servers: VllmServers, metrics: Metrics, prefix_cache: PrefixCache = "on"
+    ) -> None:
+        super().__init__((), metrics, prefix_cache)
+        self.servers = servers
+        self._tokenizers = TokenizerPool()
+        servers.num_open = self.num_open
+
+    def num_open(self, name: str) -> int:
+        """The number of requests that run on a server or wait for it."""
+        server = self._servers.get(name)
+        return 0 if server is None else len(server.open_outputs)
+
+    async def load(self, entry: ModelEntry) -> ServedElsewhere:
+        """Wait until its server is ready. Raises what ``VllmServers.model`` does."""
+        found = await self.servers.model(entry)
+        known = self._servers.get(found.model.name)
+        if known is None or known.model != found.model:
+            self._connect(found.model)
+            if known is not None:
+                await known.client.aclose()
+        return ServedElsewhere(entry, found.model, found)
+
+    async def start(
+        self, request: GenerationRequest, served: ServedElsewhere, deadline_s: float | None
+    ) -> list[OutputStream]:
+        """As ``ExternalBackend.start``, on a server that may have been stopped meanwhile.
+
+        Raises ``NotOnVllm``, ``PromptTooLong`` and what ``load`` raises, too.
+        """
+        check_params(request.params)
+        served = await self.load(served.entry)
+        assert served.vllm is not None
+        max_new_tokens = 1 if request.fills_context else request.params.max_new_tokens
+        prompts = await self.encode(request.prompts, [served.vllm], max_new_tokens)
+        scope = cache_scope(request.cache_salt, self._prefix_cache)
+        requests = [
+            vllm_request(request, served.vllm, prompt, number, scope)
+            for prompt in prompts
+            for number in range(request.n)
+        ]
+        return self._admitted(requests, served, request.traffic, deadline_s)
+
+    async def encode(
+        self, prompts: Sequence[Prompt], models: Sequence[VllmModel], max_new_tokens: int
+    ) -> list[TokenIds]:
+        """Token ids of each prompt, for all of these models, which share a tokenizer.
+
+        Raises ``PromptTooLong``, ``Overloaded``, and the errors of ``render_chat``.
+        """
+        least = min(models, key=lambda model: model.max_len)
+        limit = PromptLimit(least.model.name, least.max_len, max_new_tokens)
+        return await self._tokenizers.encode(prompts, least.tokenizer, limit)
+
+    def fingerprint(self, model: VllmModel) -> str:
+        """OpenAI's ``system_fingerprint``."""
+        what = f"{model.model.name} {model.version} {self.servers.options.args}"
+        return f"fp_{sha256(what.encode()).hexdigest()[:12]}"
+
+    async def aclose(self) -> None:
+        await self.servers.aclose()
+        await super().aclose()

@@ -1,0 +1,114 @@
+"""Requests to a vLLM that this service runs. Token ids go in, and come back with the texts."""
+
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import accumulate
+
+from app.engine.scheduling.sequence import PromptToken, RequestRefused, SamplingParams
+from app.generation.openai_chunks import Choice, Chunk, ChunkReader, Usage
+from app.generation.openai_client import OpenAIRequest, openai_request
+from app.generation.output import Token
+from app.generation.request import GenerationRequest
+from app.generation.tokenization import TokenIds
+from app.generation.vocabulary import Vocabulary
+from app.vllm.servers import VllmModel
+
+_ID = "token_id:"
+
+
+class NotOnVllm(RequestRefused):
+    """vLLM has nothing like this parameter."""
+
+    def __init__(self, param: str, instead: str) -> None:
+        super().__init__(f"{param}: vLLM generates for this model and cannot do that: {instead}")
+        self.param = param
+
+
+def check_params(params: SamplingParams) -> None:
+    """Raises ``NotOnVllm``."""
+    if params.reproducible:
+        raise NotOnVllm(
+            "reproducible", "leave it out, or ask for a model of the engine of this service"
+        )
+
+
+def vllm_request(
+    request: GenerationRequest, model: VllmModel, prompt: TokenIds, number: int, scope: str | None
+) -> OpenAIRequest:
+    """The request for one of the ``n`` outputs of this prompt, ``number`` from 0.
+
+    Requests of one ``scope`` share what is read of their prompts; None: it is read in full.
+    """
+    params = request.params_of(number)
+    plain = openai_request(request, prompt, number)
+    body = {**plain.body, "return_token_ids": True}
+    if request.fills_context:
+        body["max_tokens"] = max(1, min(model.max_len - len(prompt), params.max_new_tokens))
+    num_top = params.num_logprobs
+    if params.num_prompt_logprobs is not None:
+        num_top = params.num_prompt_logprobs
+        body |= {"echo": True, "logprobs": num_top, "max_tokens": max(1, params.max_new_tokens)}
+    if num_top is not None:
+        body["return_tokens_as_token_ids"] = True
+    # of a random salt, nothing is kept that could be read again
+    body["cache_salt"] = scope or secrets.token_urlsafe(16)
+    reader = partial(VllmChunkReader, Vocabulary(model.tokenizer), num_top, params.max_new_tokens)
+    return replace(plain, body=body, reader=reader)
+
+
+class VllmChunkReader(ChunkReader):
+    """Reads the events of one output. ``num_top`` are the likeliest tokens to report, if any."""
+
+    def __init__(self, vocabulary: Vocabulary, num_top: int | None, max_new_tokens: int) -> None:
+        super().__init__()
+        self._vocabulary = vocabulary
+        self._num_top = num_top
+        self._is_prompt_alone = max_new_tokens == 0
+
+    def read(self, data: str) -> Chunk:
+        chunk = super().read(data)
+        if not self._is_prompt_alone:
+            return chunk
+        usage = chunk.usage and Usage(chunk.usage.num_prompt_tokens, 0)
+        return replace(chunk, text="", tokens=(), usage=usage)
+
+    def _prompt(self, choice: Choice) -> Iterable[PromptToken]:
+        ids = choice.prompt_token_ids or []
+        logprobs = self._logprobs(choice)
+        if len(logprobs) > len(choice.token_ids or ()):
+            for token_id, (logprob, top) in zip(ids, logprobs, strict=False):
+                yield PromptToken(token_id, logprob, top)
+
+    def _tokens(self, choice: Choice) -> Iterable[Token]:
+        ids = choice.token_ids or []
+        logprobs = self._logprobs(choice)[-len(ids) :] or [(None, ())] * len(ids)
+        for at, (token_id, offset, (logprob, top)) in enumerate(
+            zip(ids, self._offsets(ids, choice.text), logprobs, strict=True)
+        ):
+            is_last = choice.finish_reason == "stop" and at == len(ids) - 1
+            is_end = is_last and not isinstance(choice.stop_reason, str)
+            yield Token(token_id, not is_end, offset, logprob, top)
+
+    def _offsets(self, ids: Sequence[int], text: str) -> list[int]:
+        """Where tokens begin. Several come at once only from a server that is busy."""
+        if len(ids) < 2 or self._num_top is None:
+            return [self._num_characters] * len(ids)
+        lengths = [len(self._vocabulary.spell(token_id)) for token_id in ids]
+        within = [min(length, len(text)) for length in accumulate(lengths[:-1], initial=0)]
+        return [self._num_characters + length for length in within]
+
+    def _logprobs(self, choice: Choice) -> list[tuple[float | None, tuple[tuple[int, float], ...]]]:
+        """Of the prompt, if it is echoed, and of the tokens."""
+        if choice.logprobs is None:
+            return []
+        logprobs = choice.logprobs.token_logprobs
+        tops = choice.logprobs.top_logprobs or [None] * len(logprobs)
+        return [
+            (logprob, self._ranked(top or {})) for logprob, top in zip(logprobs, tops, strict=True)
+        ]
+
+    def _ranked(self, top: dict[str, float]) -> tuple[tuple[int, float], ...]:
+        best_first = sorted(top.items(), key=lambda item: -item[1])[: self._num_top or 0]
+        return tuple((int(text.removeprefix(_ID)), logprob) for text, logprob in best_first)

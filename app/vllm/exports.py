@@ -1,0 +1,101 @@
+"""Directories that vLLM reads: models and checkpoints as they are, other depths as exports.
+
+Exports are written by ``sleb export`` in a process of its own, and kept in a folder of bounded
+size; the one that was not used for longest goes first.
+"""
+
+import asyncio
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+
+from app.models.catalog import Catalog
+from app.models.entry import ModelEntry
+from app.vllm import keeper
+from app.vllm.process import VllmStartFailed
+from pruning.checkpoints.store import CheckpointStore
+
+_MAX_REASON_CHARS = 1000
+
+
+class Exports:
+    """Bound to one event loop. ``environment`` is that of ``sleb export``."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        checkpoints: CheckpointStore,
+        folder: Path,
+        max_bytes: int,
+        environment: Mapping[str, str],
+    ) -> None:
+        self._catalog = catalog
+        self._checkpoints = checkpoints
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self._environment = environment
+        self._turn = asyncio.Lock()
+
+    async def directory(self, entry: ModelEntry) -> Path:
+        """Of the model that the entry means. Raises ``VllmStartFailed``, and what the stores do."""
+        order = entry.order
+        if not entry.is_int8 and not entry.is_pruned:
+            return await asyncio.to_thread(self._catalog.directory, entry.base)
+        if not entry.is_int8 and entry.is_whole_checkpoint and order is not None:
+            return await asyncio.to_thread(self._checkpoints.directory, order.name)
+        async with self._turn:
+            path = self._folder / _digest(entry) / "model"
+            if not path.exists():
+                await self._export(entry, path)
+                await asyncio.to_thread(self._make_room, path)
+            os.utime(path.parent)
+            return path
+
+    async def _export(self, entry: ModelEntry, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        export = [sys.executable, "-m", "app", "export", entry.pinned_name, str(path)]
+        scratch = path.parent / ".scratch"  # which the keeper removes
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", keeper.__name__, str(scratch), *export),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            env=dict(self._environment),
+            start_new_session=True,
+        )
+        assert process.stderr is not None
+        try:
+            said = await process.stderr.read()
+            code = await process.wait()
+        finally:
+            if process.stdin is not None:
+                process.stdin.close()
+        if code != 0:
+            shutil.rmtree(path.parent, ignore_errors=True)
+            reason = said.decode(errors="replace").strip()[-_MAX_REASON_CHARS:]
+            raise VllmStartFailed(f"{entry.name!r} cannot be exported for vLLM: {reason}")
+
+    def _make_room(self, newest: Path) -> None:
+        kept = sorted(self._folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+        sizes = {path: _num_bytes(path) for path in kept}
+        total = sizes[newest.parent]
+        for path in kept:
+            if path != newest.parent:
+                total += sizes[path]
+                if total > self._max_bytes:
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+def _digest(entry: ModelEntry) -> str:
+    """Another one where the weights are others."""
+    fingerprint = entry.order.parent_fingerprint if entry.order else None
+    repair = entry.repair.sha256 if entry.repair else None
+    what = f"{entry.pinned_name} {entry.removed_blocks} {fingerprint} {repair}"
+    return sha256(what.encode()).hexdigest()[:16]
+
+
+def _num_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,63 @@
+"""``python -m app.vllm.keeper FOLDER COMMAND...``: a process that ends a command with the service.
+
+The service holds the other end of its standard input, which closes however the service ends. vLLM
+has processes of its own, so the whole process group is ended, and FOLDER is removed.
+"""
+
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from functools import partial
+
+from pruning.process import end_with_parent, exit_on
+
+GRACE_S = 10.0  # from SIGTERM to SIGKILL
+_POLL_S = 0.1
+
+
+def main(folder: str, command: list[str]) -> int:
+    """Run the command until it ends, or until standard input does. Return its exit code."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with exit_on(signal.SIGTERM):
+        child = subprocess.Popen(  # noqa: S603 - the command of the service
+            command,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=partial(end_with_parent, os.getpid(), signal.SIGTERM),  # noqa: PLW1509 - no threads here
+        )
+        try:
+            while child.poll() is None and not _is_service_gone():
+                pass
+        finally:
+            _end_group(child)
+            shutil.rmtree(folder, ignore_errors=True)
+    return child.returncode if child.returncode >= 0 else 128 - child.returncode
+
+
+def _is_service_gone() -> bool:
+    """Wait a moment for the end of standard input, on which nothing is sent."""
+    readable, _, _ = select.select([sys.stdin], [], [], _POLL_S)
+    return bool(readable)
+
+
+def _end_group(child: "subprocess.Popen[bytes]") -> None:
+    """End the command, if it still runs, and what it has started."""
+    if child.poll() is None:
+        _signal_group(child, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(GRACE_S)
+    _signal_group(child, signal.SIGKILL)
+    child.wait()
+
+
+def _signal_group(child: "subprocess.Popen[bytes]", signum: signal.Signals) -> None:
+    with suppress(ProcessLookupError):  # no process is left in it
+        os.killpg(child.pid, signum)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2:]))

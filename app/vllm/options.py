@@ -1,0 +1,105 @@
+"""What the settings say of vLLM: its program, its command line and environment."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.config import ServeSettings
+from pruning.config import foreign_environment
+from pruning.models.store import pick_device
+
+_GPU_SHARE = 0.9  # of the memory of a card, which all servers share
+_GIB = 2**30
+
+
+class VllmMissing(RuntimeError):
+    """The settings ask for vLLM, and there is none."""
+
+
+@dataclass(frozen=True)
+class VllmOptions:
+    """How servers are started. ``args`` come last on their command line, so they win."""
+
+    program: Path
+    args: tuple[str, ...]
+    max_servers: int
+    start_s: float
+    device: str
+    threads: int | None
+    max_num_seqs: int
+    max_waiting: int
+    max_model_len: int | None
+    kv_cache_bytes: int | None  # of all servers together, on a CPU
+    has_prefix_cache: bool
+
+    @classmethod
+    def of(cls, settings: ServeSettings) -> "VllmOptions | None":
+        """None if vLLM is neither installed nor needed. Raises ``VllmMissing``."""
+        program = _program(settings.vllm)
+        if program is None:
+            if settings.engine == "vllm" or settings.vllm_models or settings.vllm is not None:
+                raise VllmMissing(_missing(settings))
+            return None
+        return cls(
+            program=program,
+            args=settings.vllm_arguments,
+            max_servers=settings.vllm_servers,
+            start_s=settings.vllm_start_s,
+            device=settings.device,
+            threads=settings.threads,
+            max_num_seqs=settings.max_num_seqs,
+            max_waiting=settings.max_waiting,
+            max_model_len=settings.max_model_len,
+            kv_cache_bytes=settings.kv_cache_bytes,
+            has_prefix_cache=settings.prefix_cache != "off",
+        )
+
+    @property
+    def is_on_gpu(self) -> bool:
+        return pick_device(self.device).startswith("cuda")
+
+    def command(self, model: Path, name: str, socket: Path) -> list[str]:
+        """``vllm serve`` of this directory, with the sampling defaults of our API."""
+        command = [str(self.program), "serve", str(model), "--served-model-name", name]
+        command += ["--uds", str(socket), "--generation-config", "vllm"]
+        command += ["--max-num-seqs", str(self.max_num_seqs), "--max-logprobs", "20"]
+        command += ["--enable-prompt-tokens-details", "--disable-uvicorn-access-log"]
+        if self.max_model_len is not None:
+            command += ["--max-model-len", str(self.max_model_len)]
+        if not self.has_prefix_cache:
+            command.append("--no-enable-prefix-caching")
+        if self.is_on_gpu:
+            share = f"{_GPU_SHARE / self.max_servers:.3f}"
+            command += ["--gpu-memory-utilization", share]
+        return [*command, *self.args]
+
+    def environment(self, key: str, kv_cache_bytes: int) -> dict[str, str]:
+        """That of this process without our settings, which hold secrets."""
+        ours = {
+            "VLLM_API_KEY": key,
+            "VLLM_NO_USAGE_STATS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_CPU_KVCACHE_SPACE": str(max(1, kv_cache_bytes // _GIB)),
+        }
+        if self.threads is not None:
+            ours["OMP_NUM_THREADS"] = str(self.threads)
+        if self.device.startswith("cuda:"):
+            ours["CUDA_VISIBLE_DEVICES"] = self.device.removeprefix("cuda:")
+        # all cores: by itself it leaves one out
+        return {"VLLM_CPU_OMP_THREADS_BIND": "nobind"} | foreign_environment() | ours
+
+
+def _program(path: Path | None) -> Path | None:
+    found = shutil.which("vllm" if path is None else path)
+    return None if found is None else Path(found).absolute()
+
+
+def _missing(settings: ServeSettings) -> str:
+    if settings.vllm is not None:
+        state = "cannot be executed" if settings.vllm.exists() else "does not exist"
+        return f"SLEB_VLLM={settings.vllm} {state}: expected the program `vllm` of its environment"
+    asked = "SLEB_ENGINE=vllm" if settings.engine == "vllm" else "SLEB_VLLM_MODELS is set"
+    return (
+        f"{asked}, but there is no program `vllm` on the PATH: install vLLM in an environment of "
+        f"its own, and name its program with SLEB_VLLM"
+    )

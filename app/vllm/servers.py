@@ -1,0 +1,200 @@
+"""The vLLM servers of this service: one for each model, few at once, the memory divided before."""
+
+import asyncio
+import secrets
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Literal
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from app.models.entry import ModelEntry
+from app.models.external import ExternalModel
+from app.vllm.exports import Exports
+from app.vllm.options import VllmOptions
+from app.vllm.process import Launch, VllmProcess, VllmStartFailed
+from app.vllm.server import ServerState, VllmServer, VllmUnavailable
+from pruning.models.memory import free_bytes
+from pruning.models.store import load_tokenizer, pick_device
+from pruning.plural import counted
+
+_SHORT_DIR = "/tmp"  # noqa: S108 - the path of a socket has at most 103 bytes
+_KV_SHARE = 4  # of the free memory of a CPU, as the own engine takes
+_BUSY_S = 10.0  # until a refused client may ask again
+_SILENCE_S = 600.0
+_CONNECT_S = 5.0
+
+
+@dataclass(frozen=True)
+class VllmModel:
+    """A model that a server of ours is ready to generate with."""
+
+    model: ExternalModel
+    tokenizer: PreTrainedTokenizerBase
+    max_len: int  # of prompt and output together
+    version: str  # of vLLM
+
+
+@dataclass
+class _Served:
+    server: VllmServer
+    model: ExternalModel
+    tokenizer: PreTrainedTokenizerBase | None = None
+
+
+class VllmServers:
+    """Bound to one event loop. ``num_open`` counts the open requests of a model, by its name."""
+
+    def __init__(
+        self,
+        options: VllmOptions,
+        exports: Exports,
+        logs: Path,
+        engine: Literal["own", "vllm"] = "own",
+        models: tuple[str, ...] = (),
+    ) -> None:
+        self._options = options
+        self._exports = exports
+        self._logs = logs
+        self._takes_all = engine == "vllm"
+        self._models = models
+        self._served: dict[str, _Served] = {}
+        self._turn = asyncio.Lock()  # held while a server is started or stopped for another
+        self.num_open: Callable[[str], int] = lambda _name: 0
+
+    @property
+    def options(self) -> VllmOptions:
+        return self._options
+
+    @property
+    def is_chosen(self) -> bool:
+        """Whether the settings name vLLM for any model."""
+        return self._takes_all or bool(self._models)
+
+    def serves(self, entry: ModelEntry) -> bool:
+        """Whether requests for this entry go to vLLM."""
+        if entry.external is not None or entry.error is not None:
+            return False
+        return self._takes_all or entry.is_foreign or entry.base in self._models
+
+    def state(self, entry: ModelEntry) -> ServerState | None:
+        """None if no server was started for it, or the last one was stopped."""
+        served = self._served.get(entry.pinned_name)
+        return None if served is None else served.server.state
+
+    def states(self) -> Mapping[str, ServerState]:
+        return {name: served.server.state for name, served in self._served.items()}
+
+    async def model(self, entry: ModelEntry) -> VllmModel:
+        """Start its server, if there is none, and wait until it is ready.
+
+        Raises ``VllmUnavailable``, and what stores and tokenizers do.
+        """
+        name = entry.pinned_name
+        async with self._turn:
+            if (known := self._served.get(name)) is not None and known.server.is_given_up:
+                await self._stop(name)
+            if name not in self._served:
+                await self._make_place(name)
+                self._add(entry)
+            served = self._served[name]
+        facts = await served.server.ready()
+        if served.tokenizer is None:
+            directory = await self._exports.directory(entry)
+            served.tokenizer = await asyncio.to_thread(load_tokenizer, directory)
+        return VllmModel(served.model, served.tokenizer, facts.max_model_len, facts.version)
+
+    async def unload(self, entry: ModelEntry) -> None:
+        """Stop the server of this entry, if there is one."""
+        await self._stop(entry.pinned_name)
+
+    async def aclose(self) -> None:
+        await asyncio.gather(*map(self._stop, [*self._served]))
+
+    def _add(self, entry: ModelEntry) -> None:
+        folder = Path(mkdtemp(prefix="sleb-vllm-", dir=_SHORT_DIR))
+        model = _external_model(entry, folder / "socket", self._options)
+
+        async def start() -> VllmProcess:
+            directory = await self._exports.directory(entry)
+            kv_cache_bytes = self._checked_memory(entry.name, directory)
+            assert model.api_key is not None
+            assert model.socket is not None
+            return await VllmProcess.start(
+                Launch(
+                    command=self._options.command(directory, model.model, model.socket),
+                    environment=self._options.environment(model.api_key, kv_cache_bytes),
+                    model=model.model,
+                    key=model.api_key,
+                    socket=model.socket,
+                    log=self._logs / f"{entry.pinned_name}.log",
+                    start_s=self._options.start_s,
+                )
+            )
+
+        self._served[entry.pinned_name] = _Served(VllmServer(entry.name, start), model)
+
+    async def _make_place(self, name: str) -> None:
+        """Stop the server that was not used for longest. Raises ``VllmUnavailable``."""
+        while len(self._served) >= self._options.max_servers:
+            idle = [other for other in self._served if self._is_idle(other)]
+            if not idle:
+                raise VllmUnavailable(
+                    f"vLLM cannot start for {name!r}: "
+                    f"{counted(self._options.max_servers, 'server')} may run at once "
+                    f"(SLEB_VLLM_SERVERS), and all are starting or have requests",
+                    _BUSY_S,
+                )
+            await self._stop(min(idle, key=lambda other: self._served[other].server.used_s))
+
+    def _is_idle(self, name: str) -> bool:
+        is_starting = self._served[name].server.state.state == "starting"
+        return not is_starting and self.num_open(name) == 0
+
+    async def _stop(self, name: str) -> None:
+        served = self._served.pop(name, None)
+        if served is not None:
+            await served.server.stop()
+            assert served.model.socket is not None
+            shutil.rmtree(served.model.socket.parent, ignore_errors=True)
+
+    def _checked_memory(self, name: str, directory: Path) -> int:
+        """The bytes of its cache on a CPU. Raises ``VllmStartFailed`` if its weights do not fit."""
+        device = torch.device(pick_device(self._options.device))
+        free = free_bytes(device)
+        weights = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+        if device.type == "cuda":
+            kv_cache_bytes = 0
+        else:
+            every = self._options.kv_cache_bytes or free // _KV_SHARE
+            kv_cache_bytes = max(2**30, every // self._options.max_servers)
+        if weights + kv_cache_bytes > free:
+            raise VllmStartFailed(
+                f"{name!r} needs {weights + kv_cache_bytes} bytes in vLLM, weights and cache, and "
+                f"{free} are free: unload other models, or lower SLEB_KV_CACHE_BYTES or "
+                f"SLEB_VLLM_SERVERS"
+            )
+        return kv_cache_bytes
+
+
+def _external_model(entry: ModelEntry, socket: Path, options: VllmOptions) -> ExternalModel:
+    return ExternalModel(
+        name=entry.pinned_name,
+        backend="vllm",
+        base_url="http://vllm/v1",
+        model=entry.pinned_name,
+        api_key=secrets.token_urlsafe(32),
+        parent=entry.parent,
+        removed_blocks=entry.removed_blocks,
+        num_removed=entry.num_removed,
+        num_blocks=entry.num_blocks or None,
+        max_num_seqs=options.max_num_seqs,
+        max_waiting=options.max_waiting,
+        connect_s=_CONNECT_S,
+        silence_s=_SILENCE_S,
+        socket=socket,
+    )

@@ -1,0 +1,107 @@
+"""A keeper ends what it has started, however the service or the command ends."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from app.vllm import keeper
+from tests.support.processes import is_alive
+from tests.support.waiting import wait_until
+
+# has a child, as vLLM has its engine; prints both ids
+PARENT = """
+import os, signal, subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
+print(os.getpid(), child.pid, flush=True)
+signal.pause()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "socket"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def kept(folder: Path) -> Iterator[tuple["subprocess.Popen[str]", list[int]]]:
+    """A keeper, and the ids of the two processes that it keeps."""
+    with start(folder, "-c", PARENT) as process:
+        assert process.stdout is not None
+        pids = [int(text) for text in process.stdout.readline().split()]
+        assert all(map(is_alive, pids))
+        yield process, pids
+        process.kill()
+    for pid in filter(is_alive, pids):
+        psutil.Process(pid).kill()
+
+
+def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", keeper.__name__, str(folder), sys.executable, *arguments]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def none_is_left(pids: list[int]) -> None:
+    wait_until(lambda: not any(map(is_alive, pids)), "no process is left")
+
+
+def test_all_ends_when_the_service_is_gone(
+    kept: tuple["subprocess.Popen[str]", list[int]], folder: Path
+) -> None:
+    process, pids = kept
+    assert process.stdin is not None
+    process.stdin.close()
+    assert process.wait(30) == 128 + signal.SIGTERM
+    none_is_left(pids)
+    assert not folder.exists()
+
+
+def test_what_the_command_started_ends_with_it(
+    kept: tuple["subprocess.Popen[str]", list[int]], folder: Path
+) -> None:
+    process, pids = kept
+    psutil.Process(pids[0]).kill()
+    assert process.wait(30) == 128 + signal.SIGKILL
+    none_is_left(pids)
+    assert not folder.exists()
+
+
+def test_sigterm_ends_all(kept: tuple["subprocess.Popen[str]", list[int]]) -> None:
+    process, pids = kept
+    process.terminate()
+    assert process.wait(30) == 128 + signal.SIGTERM
+    none_is_left(pids)
+
+
+def test_the_command_ends_with_a_keeper_that_was_killed(
+    kept: tuple["subprocess.Popen[str]", list[int]],
+) -> None:
+    process, pids = kept
+    process.kill()
+    process.wait(30)
+    none_is_left(pids[:1])
+
+
+def test_a_command_that_ignores_sigterm_is_killed(folder: Path) -> None:
+    code = "import signal; signal.signal(15, signal.SIG_IGN); print(1, flush=True); signal.pause()"
+    hasty = "from app.vllm import keeper; keeper.GRACE_S = 0.2; import sys; sys.exit("
+    hasty += f"keeper.main({str(folder)!r}, [sys.executable, '-c', {code!r}]))"
+    with subprocess.Popen(
+        [sys.executable, "-c", hasty], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == b"1\n"
+        process.stdin.close()
+        assert process.wait(30) == 128 + signal.SIGKILL
+
+
+def test_the_exit_code_is_that_of_the_command(folder: Path) -> None:
+    with start(folder, "-c", "import sys; sys.exit(7)") as process:
+        assert process.wait(30) == 7

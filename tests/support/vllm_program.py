@@ -1,0 +1,182 @@
+"""A program that takes vLLM's command line and speaks its routes, without a model.
+
+Its tokens are the previous one plus one. As vLLM does, it has a process of its own for the engine.
+Options that begin with ``--test-`` make it behave badly.
+"""
+
+import argparse
+import json
+import os
+import socketserver
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+
+def write_program(path: Path) -> Path:
+    """An executable file that runs this module."""
+    root = Path(__file__).parents[2]
+    lines: tuple[str, ...] = (
+        f"#!{sys.executable}",
+        "import sys",
+        f"sys.path.insert(0, {str(root)!r})",
+    )
+    lines += ("from tests.support.vllm_program import main", "main()")
+    path.write_text("\n".join(lines) + "\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+def main() -> None:
+    options = _options(sys.argv[1:])
+    engine = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
+    if options.test_hang:
+        threading.Event().wait()
+    if options.test_refuse:
+        raise ValueError(options.test_refuse)
+    config = json.loads((options.model / "config.json").read_text())
+    with _Server(options, config) as server:
+        if options.test_notes:
+            (options.test_notes / str(os.getpid())).touch()
+        server.serve_forever()
+    engine.kill()
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("command", choices=["serve"])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--uds")
+    parser.add_argument("--served-model-name")
+    parser.add_argument("--max-model-len", type=int)
+    parser.add_argument("--test-hang", action="store_true")
+    parser.add_argument("--test-refuse")
+    parser.add_argument("--test-version", default="0.32.0")
+    parser.add_argument("--test-token-s", type=float, default=0.0)
+    parser.add_argument("--test-notes", type=Path)
+    return parser.parse_known_args(arguments)[0]
+
+
+class _Server(socketserver.ThreadingUnixStreamServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, options: argparse.Namespace, config: dict[str, Any]) -> None:
+        super().__init__(options.uds, _Handler)
+        self.options = options
+        self.vocab_size: int = config["vocab_size"]
+        self.max_len: int = options.max_model_len or config["max_position_embeddings"]
+        self.tokenizer = Tokenizer.from_file(str(options.model / "tokenizer.json"))
+        self.key = os.environ["VLLM_API_KEY"]  # noqa: TID251 - not a program of ours
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    protocol_version = "HTTP/1.1"
+
+    def address_string(self) -> str:
+        return "unix"
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
+        pass
+
+    def do_GET(self) -> None:
+        if self.path == "/version":
+            self._json(200, {"version": self.server.options.test_version})
+        elif self._is_allowed():
+            name, max_len = self.server.options.served_model_name, self.server.max_len
+            self._json(200, {"data": [{"id": name, "max_model_len": max_len}]})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if self.path != "/v1/completions":
+            self._json(404, {"error": {"message": "no such route"}})
+        elif self._is_allowed():
+            self._complete(body)
+
+    def _is_allowed(self) -> bool:
+        if self.headers["authorization"] != f"Bearer {self.server.key}":
+            self._json(401, {"error": "Unauthorized"})
+            return False
+        return True
+
+    def _complete(self, body: dict[str, Any]) -> None:
+        chunks = _chunks(body, self.server)
+        if not body.get("stream"):
+            *_, last = chunks
+            self._json(200, {"choices": [], "usage": last["usage"]})
+            return
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        for chunk in chunks:
+            self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
+            threading.Event().wait(self.server.options.test_token_s)
+        self.wfile.write(b"data: [DONE]\n\n")
+        self.close_connection = True
+
+    def _json(self, status: int, content: object) -> None:
+        text = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+
+def _chunks(body: dict[str, Any], server: _Server) -> Iterator[dict[str, Any]]:
+    prompt, limit = body["prompt"], body["max_tokens"]
+    assert isinstance(prompt[0], int), "expected token ids"
+    spoken, ids = "", [(prompt[-1] + step) % server.vocab_size for step in range(1, limit + 1)]
+    for at, token_id in enumerate(ids):
+        text = server.tokenizer.decode(ids[: at + 1], skip_special_tokens=False)
+        stopped = next((stop for stop in body.get("stop", ()) if stop in text), None)
+        if stopped is not None:
+            text = text[: text.index(stopped)]
+        ends = at == limit - 1 or stopped is not None
+        choice = {
+            "index": 0,
+            "text": text[len(spoken) :],
+            "logprobs": _logprobs(body, prompt if at == 0 and body.get("echo") else [], token_id),
+            "finish_reason": ("length" if stopped is None else "stop") if ends else None,
+            "stop_reason": stopped,
+            "prompt_token_ids": prompt if at == 0 else None,
+            "token_ids": [token_id],
+        }
+        yield {"choices": [choice], "usage": None}
+        spoken = text
+        if ends:
+            break
+    details = {"cached_tokens": 0}
+    usage = {"prompt_tokens": len(prompt), "completion_tokens": at + 1}
+    yield {"choices": [], "usage": usage | {"prompt_tokens_details": details}}
+
+
+def _logprobs(body: dict[str, Any], prompt: list[int], token_id: int) -> dict[str, Any] | None:
+    """Every token has a logprob of minus one tenth of its id."""
+    num_top = body.get("logprobs")
+    if num_top is None:
+        return None
+    assert body["return_tokens_as_token_ids"], "expected ids"
+    every = [*prompt, token_id]
+    logprobs = [-each / 10 for each in every]
+    tops = [
+        {f"token_id:{each}": logprob, "token_id:1": -0.1, "token_id:2": -0.2}
+        for each, logprob in zip(every, logprobs, strict=True)
+    ]
+    if prompt:
+        logprobs[0], tops[0] = None, None  # type: ignore[call-overload]
+    return {
+        "tokens": [f"token_id:{each}" for each in every],
+        "token_logprobs": logprobs,
+        "top_logprobs": tops,
+        "text_offset": [0] * len(every),
+    }
