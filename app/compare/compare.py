@@ -12,6 +12,7 @@ from itertools import chain
 from statistics import fmean
 from typing import TypeVar
 
+from app.compare.likelihood import Likelihood
 from app.compare.speedup import (
     Kernels,
     Speedup,
@@ -22,14 +23,14 @@ from app.compare.speedup import (
     speedup,
 )
 from app.engine.async_engine import AsyncEngine, StillWarmingUp
-from app.engine.sampling.logprobs import score
 from app.engine.scheduling.sequence import FinishReason, SamplingParams, Timings
 from app.engine.variant import Variant
 from app.generation.engine_backend import ENGINE_RAISES
-from app.generation.generator import Generator
+from app.generation.generator import GENERATOR_LOAD_RAISES, Generator
+from app.generation.openai_client import EXTERNAL_RAISES
 from app.generation.output import Output
-from app.generation.request import GenerationRequest, ServedElsewhere
-from app.models.registry import LOAD_RAISES, ServedModel
+from app.generation.request import GenerationRequest, Served, ServedElsewhere
+from app.models.registry import ServedModel
 from pruning.plural import counted
 
 MAX_OUTPUTS = 256  # of one comparison
@@ -46,7 +47,13 @@ class NotComparable(ValueError):
         self.param = param
 
 
-RAISES = (NotComparable, StillWarmingUp, *LOAD_RAISES, *ENGINE_RAISES)
+RAISES = (
+    NotComparable,
+    StillWarmingUp,
+    *GENERATOR_LOAD_RAISES,
+    *ENGINE_RAISES,
+    *EXTERNAL_RAISES,
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,7 @@ class ComparedVariant:
     log-probability of the first round's tokens under the dense model, None without one.
     """
 
-    served: ServedModel
+    served: Served
     rounds: Sequence[Round]
     mean_logprobs: Sequence[float | None]
 
@@ -111,7 +118,7 @@ class Comparer:
     ) -> None:
         self._generator = generator
         self._engine = engine
-        self._scored = scored
+        self._likelihood = Likelihood(generator, engine, scored)
 
     async def compare(self, request: ComparisonRequest) -> Comparison:
         """Raises the errors in ``RAISES``."""
@@ -122,6 +129,7 @@ class Comparer:
                 f"{', '.join(request.models)} are variants of different models: name variants of "
                 f"one model, which share a tokenizer"
             )
+        self._check_engines(served)
         _check(request)
         params = request.params
         if not params.is_greedy and params.seed is None:
@@ -133,24 +141,39 @@ class Comparer:
         generations = [
             GenerationRequest(one, prompts, params, request.stop, traffic="bench") for one in sides
         ]
-        variants = {one.variant for one in served}
+        variants = {one.variant for one in served if isinstance(one, ServedModel)}
         rounds, objection = await self._rounds(generations, variants, request.repeats)
         firsts = [first for first, *_ in rounds[: len(served)]]
-        scores = await self._mean_logprobs(served, prompts, firsts)
+        scores = await self._likelihood.mean_logprobs(served, prompts, firsts)
         scores += [[None] * len(prompts)] * (len(sides) - len(served))
         compared = [ComparedVariant(*parts) for parts in zip(sides, rounds, scores, strict=True)]
         control = None if again is None else compared[again]
         asked = compared[: len(served)]
         return Comparison(asked, asked[at], control, objection, params.seed)
 
-    async def _served(self, name: str) -> ServedModel:
+    async def _served(self, name: str) -> Served:
         served = await self._generator.load(name)
-        if isinstance(served, ServedElsewhere):
+        if isinstance(served, ServedElsewhere) and served.vllm is None:
             raise NotComparable(
-                f"another server generates for {name!r}: only models of this engine, under the "
+                f"another server generates for {name!r}: only models of this service, under the "
                 f"same load, can be compared"
             )
         return served
+
+    def _check_engines(self, served: Sequence[Served]) -> None:
+        """Raises ``NotComparable`` for two engines, or more servers than run at once."""
+        in_vllm = {one.model.name for one in served if isinstance(one, ServedElsewhere)}
+        if in_vllm and any(isinstance(one, ServedModel) for one in served):
+            raise NotComparable(
+                "some of the models run in vLLM and others in the engine of this service, which "
+                "would be compared with each other: name models of one of them"
+            )
+        if len(in_vllm) > self._generator.max_vllm_servers:
+            raise NotComparable(
+                f"{counted(len(in_vllm), 'model')} in vLLM, of which "
+                f"{self._generator.max_vllm_servers} run at once: compare fewer, or raise "
+                f"SLEB_VLLM_SERVERS"
+            )
 
     async def _rounds(
         self, requests: Sequence[GenerationRequest], variants: Collection[Variant], repeats: int
@@ -173,40 +196,6 @@ class Comparer:
             if any(self._engine.is_warming_up(variant) for variant in variants):
                 objection = "kernels were compiled or chosen meanwhile: compare again"
         return rounds, objection
-
-    async def _mean_logprobs(
-        self, served: Sequence[ServedModel], prompts: Sequence[Sequence[int]], rounds: list[Round]
-    ) -> list[list[float | None]]:
-        """Per variant and prompt, under the dense model; equal outputs are scored once."""
-        dense = await self._dense(served)
-        if dense is None:
-            return [[None] * len(prompts) for _ in rounds]
-        known: dict[tuple[int, tuple[int, ...]], float | None] = {}
-        for outputs in rounds:
-            for index, output in enumerate(outputs):
-                key = index, token_ids(output)
-                if key not in known:
-                    known[key] = await self._mean_logprob(dense, prompts[index], key[1])
-        return [
-            [known[index, token_ids(output)] for index, output in enumerate(outputs)]
-            for outputs in rounds
-        ]
-
-    async def _dense(self, served: Sequence[ServedModel]) -> Variant | None:
-        """The dense model, None unless all are views of it: a parent may be gone or replaced."""
-        if not all(one.entry.is_view for one in served):
-            return None
-        return (await self._served(served[0].entry.base)).variant
-
-    async def _mean_logprob(
-        self, dense: Variant, prompt: Sequence[int], output: Sequence[int]
-    ) -> float | None:
-        if not output:
-            return None
-        pieces = score(dense, prompt, output, self._engine.max_chunk)
-        logprobs = await self._engine.run(pieces, dense)
-        self._scored(len(prompt) + len(output))
-        return fmean(logprobs)
 
 
 def _check(request: ComparisonRequest) -> None:
@@ -235,10 +224,6 @@ def _again(request: ComparisonRequest, at: int) -> int | None:
     named = enumerate(request.models)
     twice = (index for index, name in named if name == request.baseline and index != at)
     return next(twice, len(request.models))
-
-
-def token_ids(output: Output) -> tuple[int, ...]:
-    return tuple(token.key for token in output.tokens if isinstance(token.key, int))
 
 
 def speedups(comparison: Comparison, variant: ComparedVariant) -> Speedups:

@@ -13,7 +13,7 @@ from app.generation.engine_backend import ENGINE_RAISES, EngineBackend
 from app.generation.openai_backend import ExternalBackend
 from app.generation.openai_client import EXTERNAL_RAISES
 from app.generation.output import Delta, Output, OutputStream
-from app.generation.request import GenerationRequest, Prompt, ServedElsewhere
+from app.generation.request import GenerationRequest, Prompt, Served, ServedElsewhere
 from app.generation.tokenization import TokenIds
 from app.generation.vllm_backend import VllmBackend
 from app.metrics.metrics import Metrics
@@ -73,7 +73,7 @@ class Generator:
         is_vllm_chosen = self._vllm is not None and self._vllm.servers.is_chosen
         return self._external.has_models or is_vllm_chosen
 
-    async def load(self, name: str) -> ServedModel | ServedElsewhere:
+    async def load(self, name: str) -> Served:
         """The model of this name. Weights that are not loaded yet are read by another thread.
 
         Raises the errors in ``GENERATOR_LOAD_RAISES``.
@@ -95,7 +95,7 @@ class Generator:
     async def encode(
         self,
         prompts: Sequence[Prompt],
-        served: Sequence[ServedModel | ServedElsewhere],
+        served: Sequence[Served],
         max_new_tokens: int,
     ) -> list[TokenIds]:
         """Token ids of each prompt, for all of these variants of one model.
@@ -109,9 +109,12 @@ class Generator:
         here = [one for one in served if isinstance(one, ServedModel)]
         return await self._engine.encode(prompts, here, max_new_tokens)
 
-    def fingerprint(
-        self, served: ServedModel | ServedElsewhere, params: SamplingParams
-    ) -> str | None:
+    @property
+    def max_vllm_servers(self) -> int:
+        """The number of models that vLLM can serve at the same time."""
+        return 0 if self._vllm is None else self._vllm.servers.options.max_servers
+
+    def fingerprint(self, served: Served, params: SamplingParams) -> str | None:
         """OpenAI's ``system_fingerprint``; None for a model of another server."""
         if isinstance(served, ServedElsewhere):
             if self._vllm is None or served.vllm is None:

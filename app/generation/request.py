@@ -28,6 +28,9 @@ class ServedElsewhere:
         return None if self.vllm is None else self.vllm.tokenizer
 
 
+Served = ServedModel | ServedElsewhere
+
+
 @dataclass(frozen=True)
 class Chat:
     """Messages, each with a role, content and maybe a name, for the model's chat template."""
@@ -46,7 +49,7 @@ class GenerationRequest:
     Outputs are ordered by prompt. With a seed, the outputs of a prompt have consecutive seeds.
     """
 
-    served: ServedModel | ServedElsewhere
+    served: Served
     prompts: Sequence[Prompt]
     params: SamplingParams
     stop: Sequence[str] = ()

@@ -77,7 +77,7 @@ class VllmBackend(ExternalBackend):
 
     def fingerprint(self, model: VllmModel) -> str:
         """OpenAI's ``system_fingerprint``."""
-        what = f"{model.model.name} {model.version} {self.servers.options.args}"
+        what = f"{model.model.name} {model.version} {model.args}"
         return f"fp_{sha256(what.encode()).hexdigest()[:12]}"
 
     async def aclose(self) -> None:

@@ -37,6 +37,7 @@ class VllmModel:
     tokenizer: PreTrainedTokenizerBase
     max_len: int  # of prompt and output together
     version: str  # of vLLM
+    args: tuple[str, ...]  # that the settings give it
 
 
 @dataclass
@@ -106,7 +107,13 @@ class VllmServers:
         if served.tokenizer is None:
             directory = await self._exports.directory(entry)
             served.tokenizer = await asyncio.to_thread(load_tokenizer, directory)
-        return VllmModel(served.model, served.tokenizer, facts.max_model_len, facts.version)
+        return VllmModel(
+            served.model,
+            served.tokenizer,
+            facts.max_model_len,
+            facts.version,
+            self._options.args,
+        )
 
     async def unload(self, entry: ModelEntry) -> None:
         """Stop the server of this entry, if there is one."""

@@ -29,6 +29,7 @@ async def compare(
     """Run the same prompts on every model in turn, and compare outputs and times.
 
     The models run one after another in the same engine, and another one is first in each repeat.
+    In vLLM, each has a server of its own, and the others are idle meanwhile.
     Other requests are served meanwhile. A speed-up is a ratio of mean times. Its verdict is
     ``faster`` or ``slower`` if the 95 % interval does not contain 1 and is no wider than the
     effect, ``no difference`` if the interval lies within 3 % of 1, else ``undecided``. The baseline

@@ -126,6 +126,14 @@ class ComparedModelView(SpeedupsView):
     )
 
 
+class EngineView(BaseModel):
+    """What generated for all models of a comparison."""
+
+    name: Literal["own", "vllm"] = Field(description="own: the engine of this service.")
+    version: str = Field(description="Of this service, or of vLLM.")
+    arguments: list[str] = Field(description="What SLEB_VLLM_ARGS gives vLLM.")
+
+
 class CompareView(BaseModel):
     id: str = Field(description="Of this response.")
     object: Literal["comparison"] = Field(
@@ -142,6 +150,7 @@ class CompareView(BaseModel):
         description="All models read every prompt from its first token each time, whatever "
         "requests have read before.",
     )
+    engine: EngineView = Field(description="What generated for all models.")
     baseline_kernels: dict[str, str] = Field(description="The kernels of the baseline.")
     control: ControlView | None = Field(
         description="The baseline a second time; null with a single repeat."

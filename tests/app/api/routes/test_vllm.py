@@ -242,3 +242,25 @@ def test_too_little_memory_is_told_before_anything_starts(
         detail = generate(api).json()["detail"]
     assert "bytes in vLLM, weights and cache, and" in detail
     assert not list(notes.iterdir())
+
+
+def test_a_comparison_says_engine_and_version(api: LocalClient, data_dir: Path) -> None:
+    publish_pruned(data_dir, 3)
+    body = {"models": ["tiny", "tiny@-3"], "prompt": ["the dog"], "max_new_tokens": 4}
+    answer = api.post("/compare", json=body | {"repeats": 2})
+    assert answer.status_code == 200, answer.text
+    found = answer.json()
+    assert (found["engine"]["name"], found["engine"]["version"]) == ("vllm", "0.32.0")
+    [result] = found["results"]
+    assert result["agreement"] == 1
+    assert result["logprob_gap"] == 0
+    ids = [output["mean_logprob"] for output in found["prompts"][0]["outputs"]]
+    assert ids[0] == ids[1] < 0
+
+
+def test_more_models_than_run_at_once_are_not_compared(api: LocalClient, data_dir: Path) -> None:
+    publish_pruned(data_dir, 3)
+    body = {"models": ["tiny", "tiny@-3", "tiny@-2"], "prompt": ["the dog"]}
+    answer = api.post("/compare", json=body)
+    assert answer.status_code == 422
+    assert "SLEB_VLLM_SERVERS" in answer.json()["detail"]

@@ -1,0 +1,87 @@
+"""How likely outputs are under the dense model, which the engine or vLLM reads them with."""
+
+from collections.abc import Callable, Sequence
+from statistics import fmean
+
+from app.engine.async_engine import AsyncEngine
+from app.engine.sampling.logprobs import score
+from app.engine.scheduling.sequence import SamplingParams
+from app.generation.generator import Generator
+from app.generation.output import Output
+from app.generation.request import GenerationRequest, Served, ServedElsewhere
+from app.models.registry import ServedModel
+
+
+class Likelihood:
+    """``scored`` is called with the number of tokens of each text that was scored."""
+
+    def __init__(
+        self, generator: Generator, engine: AsyncEngine, scored: Callable[[int], object]
+    ) -> None:
+        self._generator = generator
+        self._engine = engine
+        self._scored = scored
+
+    async def mean_logprobs(
+        self,
+        served: Sequence[Served],
+        prompts: Sequence[Sequence[int]],
+        rounds: Sequence[Sequence[Output]],
+    ) -> list[list[float | None]]:
+        """Per variant and prompt, under the dense model; equal outputs are scored once.
+
+        None without a dense model.
+        """
+        dense = await self._dense(served)
+        if dense is None:
+            return [[None] * len(prompts) for _ in rounds]
+        known: dict[tuple[int, tuple[int, ...]], float | None] = {}
+        for outputs in rounds:
+            for index, output in enumerate(outputs):
+                key = index, token_ids(output)
+                if key not in known:
+                    known[key] = await self._mean_logprob(dense, prompts[index], key[1])
+        return [
+            [known[index, token_ids(output)] for index, output in enumerate(outputs)]
+            for outputs in rounds
+        ]
+
+    async def _dense(self, served: Sequence[Served]) -> Served | None:
+        """None unless all are views of it: a parent may be gone or replaced.
+
+        In vLLM, only one that is compared: another server may have no room.
+        """
+        if not all(one.entry.is_view for one in served):
+            return None
+        if any(isinstance(one, ServedElsewhere) for one in served):
+            return next((one for one in served if one.entry.name == one.entry.base), None)
+        return await self._generator.load(served[0].entry.base)
+
+    async def _mean_logprob(
+        self, dense: Served, prompt: Sequence[int], output: Sequence[int]
+    ) -> float | None:
+        if not output:
+            return None
+        if isinstance(dense, ServedModel):
+            pieces = score(dense.variant, prompt, output, self._engine.max_chunk)
+            logprobs = await self._engine.run(pieces, dense.variant)
+        else:
+            logprobs = await self._in_vllm(dense, (*prompt, *output), len(output))
+        self._scored(len(prompt) + len(output))
+        return fmean(logprobs) if logprobs else None
+
+    async def _in_vllm(
+        self, dense: ServedElsewhere, ids: Sequence[int], num_tokens: int
+    ) -> list[float]:
+        """The log-probabilities of the last tokens; none if vLLM has no room for one more."""
+        if dense.vllm is None or len(ids) >= dense.vllm.max_len:
+            return []
+        params = SamplingParams(max_new_tokens=0, num_prompt_logprobs=0)
+        request = GenerationRequest(dense, [ids], params, traffic="bench")
+        [output] = await self._generator.generate(request)
+        return [token.logprob or 0.0 for token in output.prompt[-num_tokens:]]
+
+
+def token_ids(output: Output) -> tuple[int, ...]:
+    """Those of the output that have ids: all of them, unless another server generated it."""
+    return tuple(token.key for token in output.tokens if isinstance(token.key, int))
