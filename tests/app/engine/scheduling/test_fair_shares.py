@@ -112,6 +112,11 @@ def test_who_was_served_most_gives_way_where_no_page_is_free() -> None:
     assert (flood.num_preemptions, late.num_preemptions) == (1, 0)
 
 
+def present(each: Scheduler) -> set[str | None]:
+    queues = (*each.waiting.values(), *each.running.values())
+    return {seq.request.tenant for queue in queues for seq in queue}
+
+
 arrivals = st.lists(
     st.tuples(
         st.sampled_from(TENANTS),
@@ -141,13 +146,9 @@ def test_tenants_that_wait_together_are_served_alike(
             for _ in range(number):
                 each.add(sequence(tenant, length))
         wait -= 1
-        there = {
-            seq.request.tenant
-            for queue in (*each.waiting.values(), *each.running.values())
-            for seq in queue
-        }
         batch = served(run_next(each))
-        pairs = {frozenset((a, b)) for a in there for b in there if a and b and a < b}
+        left = present(each)  # a tenant of which nothing is left got all that it asked for
+        pairs = {frozenset((a, b)) for a in left for b in left if a and b and a < b}
         together = {pair: together.get(pair, Counter()) + batch for pair in pairs}
         for pair, counts in together.items():
             first, second = (counts[tenant] for tenant in pair)
