@@ -33,6 +33,16 @@ def test_a_prompt_that_was_read_is_found_under_the_same_salt(client: TestClient)
     assert client.post("/v1/completions", json={**BODY, "cache_salt": ""}).status_code == 400
 
 
+def test_outputs_of_one_prompt_and_echoes_share_what_is_read(client: TestClient) -> None:
+    assert num_cached(client, n=3, temperature=1.0) == 0  # counted once, by its first output
+    found = Scrape(client.get("/metrics").text)
+    assert found.value("sleb_prefix_cache_hits_total", **TINY) == 2 * 2 * PAGE_TOKENS
+    assert num_cached(client, echo=True) == 2 * PAGE_TOKENS
+    for _ in range(2):  # the log-probabilities of a prompt are those of all of it
+        assert num_cached(client, echo=True, logprobs=1) == 0
+        assert num_cached(client, echo=True, logprobs=1, max_tokens=0) == 0
+
+
 def test_metrics_count_what_was_looked_for_and_found(client: TestClient) -> None:
     for _ in range(2):
         num_cached(client)

@@ -118,6 +118,13 @@ def test_log_probabilities_of_a_prompt_are_those_of_all_of_it() -> None:
     check_scored(scored, scored_prompt(variant(), prompt(LONG), 2))
 
 
+def test_a_prompt_with_log_probabilities_is_read_in_full_and_found_by_others() -> None:
+    engine, each = Engine(), shared(request(prompt(LONG), num_prompt_logprobs=0))
+    for _ in range(2):
+        read(engine, replace(each, request_id=f"{each.request_id} again"))
+    assert num_found(engine, shared(request(prompt(LONG)))) == WHOLE_PAGES
+
+
 def test_numbers_that_are_not_finite_are_found_by_nothing() -> None:
     model = tiny_model("llama", seed=3)
     poisoned = make_variant("poisoned", "tiny", model)
