@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.data.corpora import CalibrationError
-from pruning.data.sources import Observe, Source, Use, check_positions, source_of, unobserved
+from pruning.data.sampled import Observe, unobserved
+from pruning.data.sources import Source, Use, check_positions, source_of
 from pruning.data.windows import Windows, mixed
 from pruning.spec.calibration import DEFAULT, PACKAGED, Calibration, CalibrationSpec, Dataset
 from pruning.spec.evaluation import Evaluation
@@ -62,8 +63,9 @@ def repair_windows(
 ) -> RepairWindows:
     """Windows to fit and to select a repair on, with the sampling and seqlen of the calibration.
 
-    There are four times as many to fit on as the calibration has, and at least 16 of each source;
-    an eighth of that to select on, and at least 4. Short texts give fewer. Raises
+    There are 32 times as many to fit on as the calibration has, up to 32,768 tokens, and at least
+    four times as many and 16 of each source; half as many to select on as the calibration has, and
+    at least 4. Short texts give fewer, and the model itself writes four times as many. Raises
     ``CalibrationError``.
     """
     sources = [(part.domain, source_of(part, model, tokenizer, observe)) for part in spec.parts]

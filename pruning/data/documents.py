@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 
@@ -55,6 +56,43 @@ def draw(
         found.extend(windows[nth] for windows in tokenized if nth < len(windows))
     empty = torch.empty((0, seqlen), dtype=torch.int64)
     return torch.stack(found[:num_windows]) if found else empty
+
+
+def draw_kinds(
+    documents: Mapping[str, Sequence[str]],
+    num_windows: int,
+    seqlen: int,
+    seed: int,
+    tokenizer: PreTrainedTokenizerBase,
+) -> tuple[torch.Tensor, tuple[str, ...]]:
+    """Windows as of ``draw``, and the kind of text of each, for documents by kind.
+
+    The kinds take turns as their lengths have them, so any first few windows represent all.
+    """
+    turns = _turns({kind: sum(map(len, texts)) for kind, texts in documents.items()}, num_windows)
+    drawn = {
+        kind: list(draw(documents[kind], number, seqlen, seed, tokenizer))
+        for kind, number in Counter(turns).items()
+    }
+    found: list[torch.Tensor] = []
+    kinds: list[str] = []
+    for kind in turns:
+        if drawn[kind]:
+            found.append(drawn[kind].pop(0))
+            kinds.append(kind)
+    empty = torch.empty((0, seqlen), dtype=torch.int64)
+    return (torch.stack(found) if found else empty), tuple(kinds)
+
+
+def _turns(sizes: Mapping[str, int], number: int) -> list[str]:
+    """A kind for each turn, so that every kind has its share of any first turns."""
+    total, taken = max(1, sum(sizes.values())), Counter[str]()
+    found = []
+    for turn in range(1, number + 1):
+        kind = max(sizes, key=lambda name: sizes[name] / total * turn - taken[name])
+        taken[kind] += 1
+        found.append(kind)
+    return found
 
 
 def passages(documents: Sequence[str], min_characters: int) -> list[str]:

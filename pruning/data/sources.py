@@ -12,31 +12,28 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from enum import Enum
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from transformers import (
-    GenerationMixin,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    StoppingCriteriaList,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.data.corpora import HUB_CORPORA, CalibrationError, Corpus, Split, read_rows
-from pruning.data.documents import draw, split_documents
+from pruning.data.documents import draw_kinds, split_documents
 from pruning.data.packaged import packaged_documents
+from pruning.data.sampled import Observe, sampled_text, unobserved
 from pruning.data.windows import Windows, all_windows
 from pruning.plural import counted
 from pruning.spec.calibration import PACKAGED, CalibrationSpec, Dataset, Sampling
 from pruning.spec.evaluation import Evaluation
 
 MIN_REPAIR_WINDOWS = 16
+REPAIR_SAMPLES = 32  # as many as for a calibration, while they have no more than
+REPAIR_TOKENS = 2**15  # tokens; benchmarks/results has what more of them give
 MIN_SELECTION_WINDOWS = 4
 MAX_HEALING_WINDOWS = 2**14
 MAX_HEALING_SAMPLES = 16  # as many as for a calibration, of text that the model has to write
-
-Observe = Callable[[int, int], None]  # done, total
 
 
 class Use(Enum):
@@ -58,10 +55,6 @@ class Source(Protocol):
     def windows(self, use: Use) -> Windows: ...
 
     def pool(self, evaluation: Evaluation) -> Windows: ...
-
-
-def unobserved(_done: int, _total: int) -> None:
-    """Follows nothing."""
 
 
 def source_of(
@@ -97,7 +90,8 @@ def file_source(spec: CalibrationSpec, path: Path, tokenizer: PreTrainedTokenize
     """The source of a file. Raises ``CalibrationError``."""
     rows, name = read_rows(path), f"file {path}"
     if path.suffix == ".jsonl" and spec.sampling is Sampling.WINDOWS:
-        documents = _DocumentText(spec, split_documents(rows), name, tokenizer)
+        by_split = {split: {"": texts} for split, texts in split_documents(rows).items()}
+        documents = _DocumentText(spec, by_split, name, tokenizer)
         if documents.is_enough:
             return documents
     return _FileText(spec, rows, name, tokenizer)
@@ -107,8 +101,11 @@ def num_wanted(spec: CalibrationSpec, use: Use) -> int:
     """How many windows a use takes of this source, or rows with ``sampling=rows``."""
     num_samples = spec.num_samples
     match use:
+        case Use.REPAIR if spec.dataset is Dataset.SELF:
+            return least_repair(spec)
         case Use.REPAIR:
-            return max(MIN_REPAIR_WINDOWS, 4 * num_samples)
+            enough = min(REPAIR_SAMPLES * num_samples, REPAIR_TOKENS // spec.seqlen)
+            return max(least_repair(spec), enough)
         case Use.SELECTION:
             return max(MIN_SELECTION_WINDOWS, num_samples // 2)  # they go through all blocks
         case Use.HEALING if spec.dataset is Dataset.SELF:
@@ -118,44 +115,9 @@ def num_wanted(spec: CalibrationSpec, use: Use) -> int:
     return num_samples
 
 
-@torch.inference_mode()
-def sampled_text(
-    model: PreTrainedModel,
-    num_windows: int,
-    seqlen: int,
-    seed: int,
-    observe: Observe = unobserved,
-) -> torch.Tensor:
-    """Sample windows ``[num_windows, seqlen]`` from the model, each from its first token on.
-
-    ``observe`` is called after every token of the windows, and may raise.
-    """
-
-    def go_on(token_ids: torch.Tensor, _scores: object, **_: object) -> torch.Tensor:
-        observe(token_ids.shape[1], seqlen)
-        return torch.zeros(len(token_ids), dtype=torch.bool, device=token_ids.device)
-
-    assert isinstance(model, GenerationMixin)
-    start = model.generation_config.bos_token_id
-    if start is None:
-        start = model.config.bos_token_id or 0
-    token_ids = torch.full((num_windows, 1), int(start), device=model.device)
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        sampled: torch.Tensor = model.generate(
-            token_ids,
-            attention_mask=torch.ones_like(token_ids),
-            do_sample=True,
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
-            eos_token_id=None,
-            max_length=seqlen,
-            min_length=seqlen,
-            stopping_criteria=StoppingCriteriaList([go_on]),
-        )
-    return sampled.cpu()
+def least_repair(spec: CalibrationSpec) -> int:
+    """How many windows of this source a repair is fitted on at least, if the text has them."""
+    return max(MIN_REPAIR_WINDOWS, 4 * spec.num_samples)
 
 
 class _ModelText:
@@ -290,9 +252,9 @@ class _FileText:
         """Where the part begins that only evaluations use: a fifth of all windows, if it can be."""
         if self._spec.sampling is Sampling.ROWS:
             return sys.maxsize
-        uses = (Use.EVALUATION, Use.SELECTION, Use.REPAIR)  # the last one has the calibration's
+        others = sum(num_wanted(self._spec, use) for use in (Use.EVALUATION, Use.SELECTION))
         total = len(self._shuffled)
-        return max(sum(num_wanted(self._spec, use) for use in uses), total - total // 5)
+        return max(others + least_repair(self._spec), total - total // 5)
 
     def pool(self, evaluation: Evaluation) -> Windows:
         if evaluation.seqlen not in (None, self._spec.seqlen):
@@ -322,12 +284,12 @@ class _FileText:
 
 
 class _DocumentText:
-    """Documents, each in one split. Windows do not cross the documents of two splits."""
+    """Documents by kind, each in one split. No window crosses two splits or kinds."""
 
     def __init__(
         self,
         spec: CalibrationSpec,
-        documents: Mapping[Split, Sequence[str]],
+        documents: Mapping[Split, Mapping[str, Sequence[str]]],
         name: str,
         tokenizer: PreTrainedTokenizerBase,
     ) -> None:
@@ -337,29 +299,31 @@ class _DocumentText:
     @property
     def is_enough(self) -> bool:
         """Whether each split has windows, and calibration as many as it takes."""
-        num_calibration = len(self._draw(Use.CALIBRATION))
+        num_calibration = len(self._draw(Use.CALIBRATION).token_ids)
         others = (Use.SELECTION, Use.EVALUATION)
         return num_calibration >= self._spec.num_samples and all(
-            len(self._draw(use)) for use in others
+            len(self._draw(use).token_ids) for use in others
         )
 
     def windows(self, use: Use) -> Windows:
-        token_ids = self._draw(use)
+        drawn = self._draw(use)
         if use is Use.CALIBRATION:
-            check_enough(self._spec, token_ids)
-        return Windows(token_ids, f"{self._name}, {_SPLITS[use]} documents")
+            check_enough(self._spec, drawn.token_ids)
+        return drawn
 
     def pool(self, evaluation: Evaluation) -> Windows:
-        documents = self._documents[Split.EVALUATION]
         seqlen = evaluation.seqlen or self._spec.seqlen
-        token_ids = draw(documents, evaluation.most_windows, seqlen, 0, self._tokenizer)
-        return Windows(token_ids, f"{self._name}, {Split.EVALUATION} documents")
+        return self._drawn(Split.EVALUATION, evaluation.most_windows, seqlen, 0)
 
-    def _draw(self, use: Use) -> torch.Tensor:
+    def _draw(self, use: Use) -> Windows:
         """Evaluation windows do not depend on the seed: what is measured stays comparable."""
         seed = 0 if use is Use.EVALUATION else self._spec.seed
-        documents, wanted = self._documents[_SPLITS[use]], num_wanted(self._spec, use)
-        return draw(documents, wanted, self._spec.seqlen, seed, self._tokenizer)
+        return self._drawn(_SPLITS[use], num_wanted(self._spec, use), self._spec.seqlen, seed)
+
+    def _drawn(self, split: Split, wanted: int, seqlen: int, seed: int) -> Windows:
+        given = (self._documents[split], wanted, seqlen, seed, self._tokenizer)
+        token_ids, kinds = draw_kinds(*given)
+        return Windows(token_ids, f"{self._name}, {split} documents", kinds=kinds)
 
 
 _SPLITS: Mapping[Use, Split] = {
@@ -378,7 +342,8 @@ def packaged_source(spec: CalibrationSpec, tokenizer: PreTrainedTokenizerBase) -
         return _DocumentText(spec, documents, name, tokenizer)
 
     def lines(split: Split) -> Corpus:
-        rows = (row for text in documents[split] for row in text.splitlines())
+        texts = chain.from_iterable(documents[split].values())
+        rows = (row for text in texts for row in text.splitlines())
         return Corpus([row for row in rows if row.strip()], "\n")
 
     names = {split: f"{name}, {split} documents" for split in Split}

@@ -19,7 +19,7 @@ from pruning.data.corpora import (
     read_rows,
     read_text,
 )
-from pruning.data.documents import draw
+from pruning.data.documents import draw_kinds
 from pruning.data.packaged import packaged_documents
 from pruning.data.windows import Windows, all_windows
 from pruning.spec.calibration import PACKAGED, Dataset
@@ -53,7 +53,7 @@ def text_windows(
     if name in PACKAGED:
         wanted = num_windows or MAX_PACKAGED_TOKENS // seqlen
         documents = packaged_documents(Dataset(name))[Split.EVALUATION]
-        windows = draw(documents, wanted, seqlen, 0, tokenizer)
+        windows, _ = draw_kinds(documents, wanted, seqlen, 0, tokenizer)
         source = f"packaged {name}, {Split.EVALUATION} documents"
     else:
         text, source, max_windows = _text(name, texts_dir)

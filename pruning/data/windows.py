@@ -15,11 +15,15 @@ _TOKENS_QUOTED = 40  # as a rule more than MAX_EXCERPT characters
 
 @dataclass(frozen=True)
 class Windows:
-    """Token ids ``[num_windows, seqlen]`` (int64) and where they come from."""
+    """Token ids ``[num_windows, seqlen]`` (int64) and where they come from.
+
+    ``kinds`` has the kind of text of each window where a source has several, as fiction and news.
+    """
 
     token_ids: torch.Tensor
     source: str
     domain: str = ""  # empty for a mix
+    kinds: tuple[str, ...] = ()
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -34,7 +38,15 @@ class Windows:
 
     def first(self, num_windows: int) -> "Windows":
         """The first of these windows."""
-        return replace(self, token_ids=self.token_ids[:num_windows])
+        token_ids, kinds = self.token_ids[:num_windows], self.kinds[:num_windows]
+        return replace(self, token_ids=token_ids, kinds=kinds)
+
+    def by_kind(self) -> dict[str, torch.Tensor]:
+        """The token ids of each kind, or all of them as one without a name."""
+        places: dict[str, list[int]] = {}
+        for at, kind in enumerate(self.kinds or [""] * len(self.token_ids)):
+            places.setdefault(kind, []).append(at)
+        return {kind: self.token_ids[at] for kind, at in places.items()}
 
 
 @dataclass(frozen=True)
@@ -49,9 +61,9 @@ class MixedWindows(Windows):
 
     def first(self, num_windows: int) -> "MixedWindows":
         origins = self.origins[:num_windows]
-        return MixedWindows(
-            self.token_ids[:num_windows], _named([source for source, _ in origins]), origins=origins
-        )
+        kinds = self.kinds[:num_windows]
+        source = _named([source for source, _ in origins])
+        return MixedWindows(self.token_ids[:num_windows], source, kinds=kinds, origins=origins)
 
 
 def mixed(parts: Sequence[Windows]) -> Windows:
@@ -65,8 +77,13 @@ def mixed(parts: Sequence[Windows]) -> Windows:
     return MixedWindows(
         token_ids=torch.stack([parts[number].token_ids[at] for _, number, at in order]),
         source=_named([part.source for part in parts for _ in part.token_ids]),
+        kinds=tuple(_kind(parts[number], at) for _, number, at in order),
         origins=tuple((parts[number].source, parts[number].domain) for _, number, _ in order),
     )
+
+
+def _kind(windows: Windows, at: int) -> str:
+    return windows.kinds[at] if windows.kinds else ""
 
 
 def _named(sources: Sequence[str]) -> str:

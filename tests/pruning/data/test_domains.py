@@ -11,6 +11,7 @@ import torch
 
 from pruning.data.calibration import calibrate, evaluation_windows, repair_windows
 from pruning.data.corpora import HUB_CORPORA, Corpus, HubCorpus, Split
+from pruning.data.sampled import sampled_text
 from pruning.data.windows import Windows
 from pruning.models.store import LoadedModel
 from pruning.spec.calibration import Calibration, CalibrationMix, CalibrationSpec, Dataset, Sampling
@@ -69,14 +70,14 @@ def test_what_chooses_shares_no_window_with_what_fits_or_measures(
         assert not found[one] & found[other]
 
 
-def test_there_are_four_times_as_many_to_fit_on_and_an_eighth_of_that_to_select_on(
-    tiny_loaded: LoadedModel, tmp_path: Path
+@pytest.mark.parametrize(("rows", "num_train"), [(4000, 96), (60, 51)])
+def test_a_repair_takes_much_but_leaves_a_fifth_to_evaluations(
+    tiny_loaded: LoadedModel, tmp_path: Path, rows: int, num_train: int
 ) -> None:
-    for num_samples, num_train, num_selection in ((3, 16, 4), (10, 40, 5)):
-        spec = file_spec(tmp_path / "text.txt", numbered("dogs", 400), num_samples=num_samples)
-        repair = repair_windows(spec, tiny_loaded.model, tiny_loaded.tokenizer)
-        assert repair.train["text"].token_ids.shape == (num_train, 8)
-        assert repair.selection["text"].token_ids.shape == (num_selection, 8)
+    spec = file_spec(tmp_path / "text.txt", numbered("dogs", rows))
+    repair = repair_windows(spec, tiny_loaded.model, tiny_loaded.tokenizer)
+    assert repair.train["text"].token_ids.shape == (num_train, 8)
+    assert repair.selection["text"].token_ids.shape == (4, 8)
 
 
 def test_records_of_a_jsonl_have_one_use_each(tiny_loaded: LoadedModel, tmp_path: Path) -> None:
@@ -129,6 +130,25 @@ def test_the_model_writes_other_text_for_every_use(tiny_loaded: LoadedModel) -> 
     assert len(found["train"]) == 16
     assert not found["train"] & (found["selection"] | found["evaluation"])
     assert not found["selection"] & found["evaluation"]
+
+
+def test_text_of_a_model_is_written_in_batches_that_are_followed(tiny_loaded: LoadedModel) -> None:
+    heard: list[tuple[int, int]] = []
+
+    def written(batch_tokens: int) -> list[list[int]]:
+        heard.clear()
+        found = sampled_text(
+            tiny_loaded.model, 5, 8, 0, lambda *of: heard.append(of), batch_tokens=batch_tokens
+        )
+        return [list(window) for window in found.tolist()]
+
+    first = written(16)
+    assert len({tuple(window) for window in first}) == 5
+    assert heard[-1] == (24, 24)
+    assert heard == sorted(heard)
+    assert written(16) == first
+    written(40)
+    assert heard[-1] == (8, 8)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from copy import copy
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
@@ -33,26 +33,31 @@ from pruning.spec.calibration import (
     default_calibration,
 )
 
-MAX_BYTES = 1_500_000
+MAX_BYTES = 3_500_000
 CHARACTERS_PER_TOKEN = 4.6  # at most, of the demo model on prose
+
+
+def every(dataset: Dataset, split: Split) -> list[str]:
+    """The texts of all kinds."""
+    return [*chain.from_iterable(packaged_documents(dataset)[split].values())]
 
 
 def test_they_are_small_and_say_where_they_come_from() -> None:
     files = sorted(path.name for path in FOLDER.iterdir())
-    assert files == sorted(
-        [*(f"{name}.jsonl.gz" for name in PACKAGED), "LICENSE-PSF", "SOURCES.md"]
-    )
+    licences = ["LICENSES", *(f"LICENSE-{name}" for name in ("Artistic", "GPL-2", "PSF"))]
+    assert files == sorted([*(f"{name}.jsonl.gz" for name in PACKAGED), *licences, "SOURCES.md"])
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < MAX_BYTES
     told = (FOLDER / "SOURCES.md").read_text()
     for dataset in PACKAGED:
         for document in read_documents(FOLDER / f"{dataset}.jsonl.gz"):
             work = document.source.split(",")[0].rstrip(" 0123456789")
             assert work in told
+            assert f"| {document.kind} |" in told
 
 
 @pytest.mark.parametrize("dataset", PACKAGED)
 def test_each_is_long_enough_to_calibrate_and_to_measure(dataset: Dataset) -> None:
-    sizes = {split: sum(map(len, texts)) for split, texts in packaged_documents(dataset).items()}
+    sizes = {split: sum(map(len, every(dataset, split))) for split in Split}
     num_tokens = {split: size / CHARACTERS_PER_TOKEN for split, size in sizes.items()}
     assert num_tokens[Split.CALIBRATION] > 110_000
     assert num_tokens[Split.EVALUATION] > 2 * 40 * 512
@@ -62,8 +67,10 @@ def test_each_is_long_enough_to_calibrate_and_to_measure(dataset: Dataset) -> No
 @pytest.mark.parametrize("dataset", PACKAGED)
 def test_no_paragraph_is_in_two_splits(dataset: Dataset) -> None:
     found = {
-        split: {line for text in texts for line in text.splitlines() if len(line) > 150}
-        for split, texts in packaged_documents(dataset).items()
+        split: {
+            line for text in every(dataset, split) for line in text.splitlines() if len(line) > 150
+        }
+        for split in Split
     }
     for one, other in combinations(Split, 2):
         assert not found[one] & found[other]
@@ -74,7 +81,7 @@ def test_equal_documents_give_equal_files(tmp_path: Path) -> None:
         documents = read_documents(FOLDER / f"{dataset}.jsonl.gz")
         write_documents(tmp_path / "again.gz", documents)
         assert read_documents(tmp_path / "again.gz") == documents
-    text = PackagedDocument("é\n", "a book", Split.SELECTION)
+    text = PackagedDocument("é\n", "a book", Split.SELECTION, "fiction")
     write_documents(tmp_path / "one.gz", [text])
     write_documents(tmp_path / "two.gz", [text])
     assert (tmp_path / "one.gz").read_bytes() == (tmp_path / "two.gz").read_bytes()
@@ -90,8 +97,8 @@ def test_the_default_calibration_is_of_prose_and_code(tiny_loaded: LoadedModel) 
     )
     repair = repair_windows(spec, model, tokenizer)
     assert {name: len(part.token_ids) for name, part in repair.train.items()} == {
-        "prose": 16,
-        "code": 16,
+        "prose": 96,
+        "code": 96,
     }
     assert {name: len(part.token_ids) for name, part in repair.selection.items()} == {
         "prose": 4,
@@ -112,7 +119,7 @@ def test_every_use_takes_documents_of_its_own_split(
         Split.EVALUATION: [evaluation_windows(spec, model, tokenizer)["documentation"]],
     }
     for split, parts in found.items():
-        texts = [" ".join(text.split()) for text in packaged_documents(spec.dataset)[split]]
+        texts = [" ".join(text.split()) for text in every(spec.dataset, split)]
         for windows in parts:
             assert windows.source == f"packaged documentation, {split} documents"
             if sampling is Sampling.ROWS:
@@ -163,7 +170,7 @@ class CountingTokenizer:
 
 
 def test_only_as_much_is_tokenized_as_is_needed(tiny_loaded: LoadedModel) -> None:
-    documents = packaged_documents(Dataset.PROSE)[Split.CALIBRATION]
+    documents = every(Dataset.PROSE, Split.CALIBRATION)
     tokenizer: Any = CountingTokenizer(tiny_loaded.tokenizer)
     assert len(draw(documents, 5, 16, 0, tokenizer)) == 5
     assert tokenizer.num_characters <= 5 * 3 * 8 * 16
