@@ -82,6 +82,10 @@ class EngineBackend:
     async def aclose(self) -> None:
         await self._grammars.aclose()
 
+    async def prepare(self, served: ServedModel) -> None:
+        """Build what the first schema of this model would wait for."""
+        await self._grammars.prepare(served.tokenizer, served.variant)
+
     def check_room(self) -> None:
         """Raise ``Overloaded`` if no request would be admitted now."""
         with self._counted_refusals():

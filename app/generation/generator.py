@@ -90,7 +90,9 @@ class Generator:
         except UnknownModel:
             self._metrics.unknown_model()
             raise
-        return await asyncio.wrap_future(loading)
+        loaded = await asyncio.wrap_future(loading)
+        await self._engine.prepare(loaded)
+        return loaded
 
     async def encode(
         self,

@@ -9,12 +9,12 @@ import hashlib
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
-from typing import TypeVar
-from weakref import WeakKeyDictionary
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary, WeakSet
 
 from llguidance import LLTokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -30,7 +30,7 @@ from app.engine.grammar import (
 from app.engine.scheduling.admission import Overloaded
 from app.engine.scheduling.sequence import ResponseFormat
 from app.engine.variant import Variant
-from app.generation.schema_client import SchemaClient, TakesLonger, Vocabulary
+from app.generation.schema_client import SchemaClient, SchemaServerEnded, TakesLonger, Vocabulary
 from pruning.plural import counted
 
 _Result = TypeVar("_Result")
@@ -113,11 +113,13 @@ class Grammars:
         self._usual = Turns(deadline_s, USUAL_CPU_S)
         self._long = Turns(deadline_s, MAX_CPU_S)
         self._client = SchemaClient()
-        self._making: set[asyncio.Task[Grammar]] = set()
+        self._making: set[asyncio.Task[Any]] = set()
         self._checked: OrderedDict[str, _Verdict] = OrderedDict()
         self._tokens: WeakKeyDictionary[
             PreTrainedTokenizerBase, dict[tuple[int, frozenset[int]], _Tokens]
         ] = WeakKeyDictionary()
+        self._prepared: WeakSet[Variant] = WeakSet()
+        self._sent: dict[str, asyncio.Task[None]] = {}  # by the names of tokens
         self._lock = Lock()  # of the tokens
 
     async def get(
@@ -129,17 +131,37 @@ class Grammars:
         others of the same API key are being made.
         """
         making = asyncio.create_task(self._made(response_format, tokenizer, variant))
-        self._making.add(making)
-        making.add_done_callback(self._forget)
+        self._keep(making)
         return await asyncio.shield(making)  # a client that leaves keeps its turn to the end
+
+    async def prepare(self, tokenizer: PreTrainedTokenizerBase, variant: Variant) -> None:
+        """Build the table of these tokens, so that no schema waits for it.
+
+        Nothing else runs in Python meanwhile: 1.5 s for 262,000 tokens, and 0.2 s for 60,000.
+        """
+        if variant not in self._prepared:
+            self._prepared.add(variant)
+            with suppress(ResponseFormatRefused):  # a request for a schema says so
+                await self._usual.run(partial(self._tokens_of, tokenizer, variant))
+
+    async def _ready(self, tokenizer: PreTrainedTokenizerBase, variant: Variant) -> "_Tokens":
+        """The tokens, once the process that checks schemas has their table as well."""
+        tokens = await self._usual.run(partial(self._tokens_of, tokenizer, variant))
+        if tokens.name not in self._sent:
+            preparing = self._client.prepare(tokens.name, tokens.vocabulary)
+            self._sent[tokens.name] = asyncio.create_task(preparing)
+            self._keep(self._sent[tokens.name])
+        with suppress(SchemaServerEnded):  # another one is started for the schema
+            await asyncio.shield(self._sent[tokens.name])
+        return tokens
 
     async def _made(
         self, response_format: ResponseFormat, tokenizer: PreTrainedTokenizerBase, variant: Variant
     ) -> Grammar:
         api_key = caller.get()
         key = None if api_key is None else api_key.name
+        tokens = await self._ready(tokenizer, variant)  # not in a turn, whose time is limited
         async with self._usual.turn(key):
-            tokens = await self._usual.run(partial(self._tokens_of, tokenizer, variant))
             digest = _digest(tokens.name, response_format.schema)
             verdict = self._known(digest) or await self._checked_within(
                 USUAL_CPU_S, response_format.schema, tokens
@@ -193,7 +215,11 @@ class Grammars:
         for turns in (self._usual, self._long):
             turns.executor.shutdown(wait=False, cancel_futures=True)
 
-    def _forget(self, making: "asyncio.Task[Grammar]") -> None:
+    def _keep(self, making: "asyncio.Task[Any]") -> None:
+        self._making.add(making)
+        making.add_done_callback(self._forget)
+
+    def _forget(self, making: "asyncio.Task[Any]") -> None:
         self._making.discard(making)
         if not making.cancelled():
             making.exception()  # which the caller has, unless it has left
@@ -214,7 +240,7 @@ def _digest(name: str, schema: str) -> str:
 def _tokens(
     tokenizer: PreTrainedTokenizerBase, vocab_size: int, eos_token_ids: frozenset[int]
 ) -> _Tokens:
-    """Takes up to a second. Raises ``ResponseFormatRefused``."""
+    """Raises ``ResponseFormatRefused``."""
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise no_tokens(f"it is a {type(tokenizer).__name__}, and no tokenizer.json")
     vocabulary = Vocabulary(

@@ -63,6 +63,10 @@ class SchemaClient:
             raise ResponseFormatRefused(answer["refused"])
         return str(answer["source"])
 
+    async def prepare(self, name: str, vocabulary: Vocabulary) -> None:
+        """Let the process build the table of this vocabulary. Raises ``SchemaServerEnded``."""
+        await self._ask({"tokens": name, "tokenizer": asdict(vocabulary)})
+
     async def _checked(self, request: dict[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:
         answer = await self._ask(request)
         if "needs_tokenizer" in answer:

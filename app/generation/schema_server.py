@@ -104,6 +104,9 @@ class SchemaServer:
         if name not in self._tokens:
             self._answer(request_id, {"needs_tokenizer": True})
             return
+        if "schema" not in request:
+            self._answer(request_id, {})
+            return
         self._tokens.move_to_end(name)
         self._fork(request_id, request["schema"], self._tokens[name], request["cpu_s"])
 

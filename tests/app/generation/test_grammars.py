@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from llguidance import LLTokenizer
 
 from app.auth.keys import ApiKey, caller
-from app.engine.grammar import Grammar, ResponseFormatRefused
+from app.engine.grammar import Grammar, ResponseFormatRefused, grammar_tokens
 from app.engine.scheduling.admission import Overloaded
 from app.engine.scheduling.sequence import ResponseFormat
 from app.engine.variant import Variant, make_variant
@@ -91,6 +92,37 @@ async def test_each_request_has_a_grammar_of_a_schema_that_is_checked_once(
         assert serving.num_asked == 3  # one as the process did not know the tokenizer
 
 
+@in_loop
+async def test_no_schema_waits_for_a_table_of_tokens_within_its_time(
+    tiny: Variant, tiny_loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither for the one here, which is built with the model, nor for that of the process."""
+    built: list[int] = []
+
+    def noted_tokens(*of: Any) -> LLTokenizer:
+        built.append(1)
+        return grammar_tokens(*of)
+
+    monkeypatch.setattr(grammars, "grammar_tokens", noted_tokens)
+    async with service(tiny_loaded, tiny) as serving:
+        for _ in range(2):
+            await serving.made.prepare(tiny_loaded.tokenizer, tiny)
+        assert built == [1]
+        turns = serving.made._usual
+        assert serving.made._client._process is None  # started for the first schema
+        prepare, was_in_turn = serving.made._client.prepare, []
+
+        async def noted(*of: Any) -> None:
+            was_in_turn.append(bool(turns._num_open))
+            await prepare(*of)
+
+        monkeypatch.setattr(serving.made._client, "prepare", noted)
+        await asyncio.gather(*(serving.get({"const": number}) for number in range(3)))
+        assert built == [1]
+        assert was_in_turn == [False]
+        assert serving.num_asked == 1 + 3
+
+
 @pytest.mark.parametrize("value", [SLOW, LARGE], ids=["slow", "large"])
 @in_loop
 async def test_a_schema_that_takes_long_is_refused_and_delays_no_usual_one(
@@ -125,9 +157,10 @@ async def test_a_key_has_a_share_and_is_told_how_much_of_it_is_in_use(
 ) -> None:
     monkeypatch.setattr(grammars, "MAX_WAITING", 3)
     async with service(tiny_loaded, tiny) as serving:
+        await serving.get(VALUES)  # the process has the tokens
         slow = [serving.start({**SLOW, "title": f"{n}"}, "bad") for n in range(3)]
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
+        while serving.made._usual._num_open["bad"] < len(slow):
+            await asyncio.sleep(0)
         with pytest.raises(Overloaded, match="3 schemas of this key are compiled or wait") as told:
             await serving.get(VALUES, "bad")
         assert told.value.retry_after_s == pytest.approx(1.15)
