@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from app.auth.keys import InvalidKeyFile, KeyFile
 from app.auth.scopes import UnprotectedAddress, check_address, is_loopback
 from app.config import ServeSettings
-from app.doctor import gpu, machine, models, store
+from app.doctor import gpu, machine, models, store, vllm
 from app.doctor.finding import Finding, Level, fine, note, wrong
 from app.engine.autotuning import Autotuner
 from app.settings import PortTaken, UnknownSetting, check_ports, check_variables, invalid_settings
@@ -44,6 +44,7 @@ def _checks(api: ServeSettings, worker: WorkerSettings) -> Iterator[Check]:
     yield "models", lambda: models.models(api.models_dir)
     yield "checkpoints", lambda: models.checkpoints(api.checkpoints_dir)
     yield "models on other servers", lambda: [models.external(api.external_models_file)]
+    yield "vLLM", lambda: [vllm.vllm(api)]
     yield "ports and limits", lambda: _limits(api, worker)
 
 

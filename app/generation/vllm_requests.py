@@ -4,15 +4,16 @@ import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import accumulate
 
+from transformers import PreTrainedTokenizerBase
+
+from app.engine.sampling.text import Detokenizer
 from app.engine.scheduling.sequence import PromptToken, RequestRefused, SamplingParams
 from app.generation.openai_chunks import Choice, Chunk, ChunkReader, Usage
 from app.generation.openai_client import OpenAIRequest, openai_request
 from app.generation.output import Token
 from app.generation.request import GenerationRequest
 from app.generation.tokenization import TokenIds
-from app.generation.vocabulary import Vocabulary
 from app.vllm.servers import VllmModel
 
 _ID = "token_id:"
@@ -54,17 +55,20 @@ def vllm_request(
         body["return_tokens_as_token_ids"] = True
     # of a random salt, nothing is kept that could be read again
     body["cache_salt"] = scope or secrets.token_urlsafe(16)
-    reader = partial(VllmChunkReader, Vocabulary(model.tokenizer), num_top, params.max_new_tokens)
+    reader = partial(VllmChunkReader, model.tokenizer, num_top, params.max_new_tokens)
     return replace(plain, body=body, reader=reader)
 
 
 class VllmChunkReader(ChunkReader):
     """Reads the events of one output. ``num_top`` are the likeliest tokens to report, if any."""
 
-    def __init__(self, vocabulary: Vocabulary, num_top: int | None, max_new_tokens: int) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, num_top: int | None, max_new_tokens: int
+    ) -> None:
         super().__init__()
-        self._vocabulary = vocabulary
         self._num_top = num_top
+        self._detokenizer = None if num_top is None else Detokenizer(tokenizer)
+        self._num_detokenized = 0  # characters
         self._is_prompt_alone = max_new_tokens == 0
 
     def read(self, data: str) -> Chunk:
@@ -85,19 +89,21 @@ class VllmChunkReader(ChunkReader):
         ids = choice.token_ids or []
         logprobs = self._logprobs(choice)[-len(ids) :] or [(None, ())] * len(ids)
         for at, (token_id, offset, (logprob, top)) in enumerate(
-            zip(ids, self._offsets(ids, choice.text), logprobs, strict=True)
+            zip(ids, self._offsets(ids), logprobs, strict=True)
         ):
             is_last = choice.finish_reason == "stop" and at == len(ids) - 1
             is_end = is_last and not isinstance(choice.stop_reason, str)
             yield Token(token_id, not is_end, offset, logprob, top)
 
-    def _offsets(self, ids: Sequence[int], text: str) -> list[int]:
-        """Where tokens begin. Several come at once only from a server that is busy."""
-        if len(ids) < 2 or self._num_top is None:
-            return [self._num_characters] * len(ids)
-        lengths = [len(self._vocabulary.spell(token_id)) for token_id in ids]
-        within = [min(length, len(text)) for length in accumulate(lengths[:-1], initial=0)]
-        return [self._num_characters + length for length in within]
+    def _offsets(self, ids: Sequence[int]) -> list[int]:
+        """Where tokens begin. The text of an event may lag: it may be held back for a stop."""
+        if self._detokenizer is None:
+            return [0] * len(ids)  # nothing reports them
+        offsets = []
+        for token_id in ids:
+            offsets.append(self._num_detokenized)
+            self._num_detokenized += len(self._detokenizer.push(token_id))
+        return offsets
 
     def _logprobs(self, choice: Choice) -> list[tuple[float | None, tuple[tuple[int, float], ...]]]:
         """Of the prompt, if it is echoed, and of the tokens."""

@@ -308,8 +308,11 @@ class Catalog:
     def _dense_entry(self, name: str, order: RemovalOrder | None) -> ModelEntry:
         try:
             info = self._models.inspect(name)
-        except (NotAModel, UnknownArchitecture, UnsupportedConfig) as error:
+        except NotAModel as error:
             return ModelEntry(name, name, None, None, error=str(error))
+        except (UnknownArchitecture, UnsupportedConfig) as error:
+            said = f"{error}; vLLM may serve it, if SLEB_VLLM names its program"
+            return ModelEntry(name, name, None, None, error=said, is_foreign=True)
         is_of_this_model = order is not None and self._dense_models.matching(order) is not None
         return ModelEntry(name, name, info, order if is_of_this_model else None)
 

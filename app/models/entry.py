@@ -148,7 +148,7 @@ class ModelEntry:
     external: ExternalModel | None = None  # set if another server generates for it
     is_raw: bool = False  # unrepaired, even if the job repaired it
     is_int8: bool = False  # with int8 weights, made of those of the same name without +int8
-    is_foreign: bool = False  # of a family that only vLLM serves
+    is_foreign: bool = False  # of a family that only vLLM may serve: ``error`` is the own engine's
 
     @classmethod
     def of_external(cls, model: ExternalModel, order: RemovalOrder | None = None) -> Self:

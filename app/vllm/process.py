@@ -169,14 +169,18 @@ def _object(response: httpx2.Response) -> Any:  # noqa: ANN401 - whatever the se
 
 def _checked(facts: Facts) -> Facts:
     """Raises ``VllmStartFailed`` for a version that lacks what requests ask for."""
-    numbers = re.match(r"(\d+)\.(\d+)", facts.version)
-    if numbers is None or (int(numbers[1]), int(numbers[2])) < MIN_VERSION:
+    if not is_new_enough(facts.version):
         least = ".".join(map(str, MIN_VERSION))
         raise VllmStartFailed(
             f"vLLM {facts.version} is too old, expected {least} or newer: install a newer one in "
             f"its environment, or name another with SLEB_VLLM"
         )
     return facts
+
+
+def is_new_enough(version: str) -> bool:
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    return numbers is not None and (int(numbers[1]), int(numbers[2])) >= MIN_VERSION
 
 
 def _reason(log: Path) -> str:

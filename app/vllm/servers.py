@@ -78,9 +78,11 @@ class VllmServers:
 
     def serves(self, entry: ModelEntry) -> bool:
         """Whether requests for this entry go to vLLM."""
+        if entry.is_foreign:
+            return True
         if entry.external is not None or entry.error is not None:
             return False
-        return self._takes_all or entry.is_foreign or entry.base in self._models
+        return self._takes_all or entry.base in self._models
 
     def state(self, entry: ModelEntry) -> ServerState | None:
         """None if no server was started for it, or the last one was stopped."""

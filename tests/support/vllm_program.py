@@ -35,6 +35,9 @@ def write_program(path: Path) -> Path:
 
 
 def main() -> None:
+    if sys.argv[1:] == ["--version"]:
+        sys.stdout.write("0.32.0\n")
+        return
     options = _options(sys.argv[1:])
     engine = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
     if options.test_hang:

@@ -58,7 +58,6 @@ def model_view(
         max_positions=entry.info.max_positions if entry.info else None,
         weight_bytes=registry.bytes_of(entry),
         kv_cache_bytes=_kv_cache_bytes(entry, registry, engine),
-        error=entry.error,
         **_serving(entry, registry, vllm),
     )
 
@@ -70,6 +69,7 @@ def _serving(
     server = None if vllm is None else vllm.state(entry)
     return {
         "backend": _backend(entry, vllm),
+        "error": error_of(entry, vllm),
         "server": None if server is None else server_view(server),
         "is_loaded": registry.is_loaded(entry) if server is None else server.state == "ready",
     }
@@ -79,6 +79,11 @@ def _backend(entry: ModelEntry, vllm: VllmServers | None) -> Literal["engine", "
     if entry.external is not None:
         return entry.external.backend
     return "vllm" if vllm is not None and vllm.serves(entry) else "engine"
+
+
+def error_of(entry: ModelEntry, vllm: VllmServers | None) -> str | None:
+    """Why the model cannot be served: some families are known to vLLM alone."""
+    return None if vllm is not None and vllm.serves(entry) else entry.error
 
 
 def server_view(server: ServerState) -> ServerView:

@@ -6,7 +6,8 @@ from typing import TypeVar
 
 from fastapi import APIRouter, Request, Response
 
-from app.api.deps import CatalogDep, GeneratorDep, ModelOrAlias
+from app.api.deps import CatalogDep, GeneratorDep, ModelOrAlias, VllmDep
+from app.api.formats.models import error_of
 from app.api.formats.openai import ChatFormat, CompletionFormat
 from app.api.load_shedding import SheddingRoute
 from app.api.openapi import EVENT_STREAM, Responses
@@ -74,9 +75,9 @@ router.include_router(_not_offered)
 
 
 @router.get("/models", responses=_errors(503))
-def list_openai_models(catalog: CatalogDep) -> ModelCardList:
+def list_openai_models(catalog: CatalogDep, vllm: VllmDep) -> ModelCardList:
     """All variants that can be served, and all aliases."""
-    cards = [_card(entry) for entry in catalog.entries() if not entry.error]
+    cards = [_card(entry) for entry in catalog.entries() if not error_of(entry, vllm)]
     for alias in catalog.aliases():
         with suppress(UnknownModel, JobStoreUnavailable):  # its target is gone
             cards.append(_card(catalog.resolve(alias), alias))
@@ -84,10 +85,10 @@ def list_openai_models(catalog: CatalogDep) -> ModelCardList:
 
 
 @router.get("/models/{model}", responses=_errors(400, 404, 503))
-def retrieve_openai_model(model: ModelOrAlias, catalog: CatalogDep) -> ModelCard:
+def retrieve_openai_model(model: ModelOrAlias, catalog: CatalogDep, vllm: VllmDep) -> ModelCard:
     entry = catalog.resolve(model)
-    if entry.error:
-        raise NotAModel(entry.error)
+    if error := error_of(entry, vllm):
+        raise NotAModel(error)
     return _card(entry, model)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -264,3 +265,29 @@ def test_more_models_than_run_at_once_are_not_compared(api: LocalClient, data_di
     answer = api.post("/compare", json=body)
     assert answer.status_code == 422
     assert "SLEB_VLLM_SERVERS" in answer.json()["detail"]
+
+
+def unknown_family(data_dir: Path) -> None:
+    """Give the data directory a model of a family that the engine of this service refuses."""
+    shutil.copytree(data_dir / "models" / "tiny", data_dir / "models" / "foreign")
+    config = data_dir / "models" / "foreign" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "no_such_type"}))
+
+
+def test_a_family_that_the_engine_refuses_goes_to_vllm(
+    vllm_settings: ServeSettings, redis_url: str, data_dir: Path
+) -> None:
+    unknown_family(data_dir)
+    with local_api(vllm_settings, redis_url, preload=("tiny",)) as api:
+        assert generate(api, model="foreign").status_code == 200
+        found = model(api, "foreign")
+        assert (found["backend"], found["error"]) == ("vllm", None)
+        ids = [card["id"] for card in api.get("/v1/models").json()["data"]]
+        assert "foreign" in ids
+
+
+def test_without_vllm_the_error_names_it(client: LocalClient, data_dir: Path) -> None:
+    unknown_family(data_dir)
+    answer = generate(client, model="foreign")
+    assert answer.status_code == 422
+    assert "SLEB_VLLM" in answer.json()["detail"]
