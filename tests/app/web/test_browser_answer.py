@@ -1,4 +1,4 @@
-"""What pages answer first: the choices of a job, its phases with their time, what a depth is for."""
+"""What pages answer first: choices of a job, its phases with their time, what a depth is for."""
 
 import json
 import re
