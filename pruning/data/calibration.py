@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.data.corpora import CalibrationError
-from pruning.data.sampled import Observe, unobserved
+from pruning.data.model_text import Observe, unobserved
 from pruning.data.sources import Source, Use, check_positions, source_of
 from pruning.data.windows import Windows, mixed
 from pruning.spec.calibration import DEFAULT, PACKAGED, Calibration, CalibrationSpec, Dataset

@@ -21,8 +21,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.data.corpora import HUB_CORPORA, CalibrationError, Corpus, Split, read_rows
 from pruning.data.documents import draw_kinds, split_documents
+from pruning.data.model_text import Observe, sampled_text, unobserved
 from pruning.data.packaged import packaged_documents
-from pruning.data.sampled import Observe, sampled_text, unobserved
 from pruning.data.windows import Windows, all_windows
 from pruning.plural import counted
 from pruning.spec.calibration import PACKAGED, CalibrationSpec, Dataset, Sampling

@@ -11,7 +11,6 @@ import torch
 
 from pruning.data.calibration import calibrate, evaluation_windows, repair_windows
 from pruning.data.corpora import HUB_CORPORA, Corpus, HubCorpus, Split
-from pruning.data.sampled import sampled_text
 from pruning.data.windows import Windows
 from pruning.models.store import LoadedModel
 from pruning.spec.calibration import Calibration, CalibrationMix, CalibrationSpec, Dataset, Sampling
@@ -130,25 +129,6 @@ def test_the_model_writes_other_text_for_every_use(tiny_loaded: LoadedModel) -> 
     assert len(found["train"]) == 16
     assert not found["train"] & (found["selection"] | found["evaluation"])
     assert not found["selection"] & found["evaluation"]
-
-
-def test_text_of_a_model_is_written_in_batches_that_are_followed(tiny_loaded: LoadedModel) -> None:
-    heard: list[tuple[int, int]] = []
-
-    def written(batch_tokens: int) -> list[list[int]]:
-        heard.clear()
-        found = sampled_text(
-            tiny_loaded.model, 5, 8, 0, lambda *of: heard.append(of), batch_tokens=batch_tokens
-        )
-        return [list(window) for window in found.tolist()]
-
-    first = written(16)
-    assert len({tuple(window) for window in first}) == 5
-    assert heard[-1] == (24, 24)
-    assert heard == sorted(heard)
-    assert written(16) == first
-    written(40)
-    assert heard[-1] == (8, 8)
 
 
 @pytest.mark.parametrize(
