@@ -47,10 +47,9 @@ def _continued(
     for _ in range(MAX_NEW_TOKENS):
         if max(map(len, rows)) >= limit or clock() - started > LIMIT_S:
             break
-        lasts = [len(row) - 1 for row in rows]
         batch = torch.nn.utils.rnn.pad_sequence([*map(torch.tensor, rows)], batch_first=True)
         [(_, states)] = forward.hidden([batch])  # padding is behind: causal attention ignores it
-        last = states[torch.arange(len(rows)), torch.tensor(lasts)]
+        last = torch.stack([state[len(row) - 1] for state, row in zip(states, rows, strict=True)])
         for row, new, token in zip(
             rows, found, final_logits(forward.model, last).argmax(dim=1).tolist(), strict=True
         ):

@@ -17,10 +17,9 @@ from benchmarks.offline import WrongLength
 from benchmarks.servers import Server, ServerFailed
 from benchmarks.workload import Prompts, SampleRequest
 from pruning.models.store import LoadedModel
+from tests.support.peers import FORCED
 from tests.support.serving import serving
 from tests.support.waiting import wait_until
-
-FORCED = {"temperature": 0, "ignore_eos": True, "stream_options": {"include_usage": True}}
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from app.engine.variant import make_variant
 from benchmarks.peers import peers
 from benchmarks.plan import Baseline, ServePlan, ServeSubject
 from pruning.models.store import LoadedModel
+from tests.support.peers import STAND_IN
 
 PLAN = ServePlan(
     against=(Baseline.VLLM, Baseline.LLAMA_CPP),
@@ -18,19 +19,6 @@ PLAN = ServePlan(
     repeats=2,
 )
 # It takes the arguments of ``vllm serve``, and is this service.
-STAND_IN = """#!{python}
-import os, sys
-from pathlib import Path
-
-def option(name):
-    return sys.argv[sys.argv.index(name) + 1]
-
-link = Path({data!r}) / "models" / option("--served-model-name")
-link.parent.mkdir(parents=True)
-link.symlink_to(sys.argv[2])
-os.environ.update(SLEB_DATA_DIR={data!r}, SLEB_PORT=option("--port"), PYTHONPATH={root!r})
-os.execv(sys.executable, [sys.executable, "-m", "app", "serve"])
-"""
 
 
 @pytest.fixture

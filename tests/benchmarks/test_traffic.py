@@ -18,8 +18,7 @@ from benchmarks.servers import Server
 from benchmarks.traffic import _CLIENTS, Traffic, _figures, _rows, traffic
 from benchmarks.workload import Prompts, SampleRequest
 from pruning.models.store import LoadedModel
-from tests.benchmarks.test_load import FORCED
-from tests.benchmarks.test_peers import STAND_IN
+from tests.support.peers import FORCED, STAND_IN
 from tests.support.serving import serving
 
 SIZES = TrafficSizes(

@@ -97,7 +97,7 @@ def test_the_manifest_has_the_repair_of_every_depth(tiny_models_dir: Path, spec:
             assert worst[depth.method] == max(worst.values()) > 0
     text = json.loads((path / "repair.json").read_text())
     used = {window["digest"] for window in text["train"]["text"]["windows"]}
-    assert len(used) == 16
+    assert len(used) == 128
     assert not used & {window["digest"] for window in text["selection"]["text"]["windows"]}
 
 

@@ -160,8 +160,8 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(
             "phase": "search",
             "search_started_at": "1e9",
             "evaluated_at": "2e9",
-            "evaluations_done": "1",
-            "evaluations_total": "5",
+            "evaluations_done": "3",
+            "evaluations_total": "15",
         },
     )
     assert post_with_key(few, "k").headers["retry-after"] == "3600"

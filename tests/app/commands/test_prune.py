@@ -142,10 +142,10 @@ def test_the_repair_counts_its_steps_and_does_not_end_early(
     bar.repairing(0, 8)
     shown(progress)
     clock.now_s = 10
-    bar.repairing(2, 8)
-    assert shown(progress).splitlines()[-1] == "repair 2 of 8 25.0% 0:00:10 ETA 0:00:30"
+    bar.repairing(4, 8)
+    assert shown(progress).splitlines()[-1] == "repair 4 of 8 50.0% 0:00:10 ETA 0:00:10"
     bar.end()
-    assert "repair 2 of 8" in shown(progress)
+    assert "repair 4 of 8" in shown(progress)
 
 
 def test_every_removal_gets_a_line_and_is_kept(progress: Progress) -> None:

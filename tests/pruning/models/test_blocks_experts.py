@@ -17,7 +17,7 @@ from pruning.models.store import ModelStore, NotAModel, load
 from pruning.models.streaming import StreamedModel
 from pruning.pipeline import prune
 from pruning.spec.calibration import CalibrationSpec, Dataset
-from pruning.spec.prune import PruneSpec, Resident
+from pruning.spec.prune import PruneSpec, Repair, Resident
 from tests.support.logits import logits_of, streamed_logits, token_ids
 from tests.support.recorder import Recorder
 from tests.support.tiny import NUM_BLOCKS, VOCAB_SIZE, tiny_model
@@ -87,7 +87,7 @@ def test_what_is_published_has_the_names_of_the_hub_and_loads_as_what_was_measur
     text = CalibrationSpec(Dataset.FILE, num_samples=3, seqlen=12, path=str(tmp_path / "text.txt"))
     target = CheckpointStore(tmp_path / "checkpoints").path("tiny@prn-1")
     manifest = prune(
-        PruneSpec("tiny", num_remove=2, calibration=text, resident=resident),
+        PruneSpec("tiny", num_remove=2, calibration=text, resident=resident, repair=Repair.NONE),
         name="tiny@prn-1",
         target=target,
         models=ModelStore(tmp_path / "models"),

@@ -6,12 +6,11 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-import redis
 from fastapi.testclient import TestClient
 
 from app.config import ServeSettings
 from pruning.jobs.job import StopRequest
-from pruning.jobs.keys import RECORD
+from pruning.jobs.retention import SteadyClock
 from pruning.jobs.store import JobStore
 from pruning.models.blocks import view
 from pruning.models.store import LoadedModel
@@ -197,13 +196,12 @@ def test_the_api_sweeps_away_what_is_due(
     settings: ServeSettings,
     data_dir: Path,
     redis_url: str,
-    redis_client: redis.Redis,
     job_store: JobStore,
     keep_s: float | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(SteadyClock, "now", lambda _: time.time() + 120)  # two minutes later
     job = job_store.cancel(job_store.create(PruneSpec("tiny", 1)).id)
-    redis_client.hset(RECORD.format(id=job.id), "finished_at", str(time.time() - 120))
-    redis_client.hset(RECORD.format(id=job.id), "created_at", str(time.time() - 120))
     (data_dir / "checkpoints" / ".staging" / f"left-{uuid4().hex}").mkdir(parents=True)
     with local_api(settings, redis_url, keep_jobs_s=keep_s) as client:
         staging = data_dir / "checkpoints" / ".staging"

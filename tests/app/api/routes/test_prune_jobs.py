@@ -113,9 +113,9 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
     ({"calibration": {"dataset": "file", "path": "empty"}}, 422, "holds no text"),
     ({"calibration": {"dataset": "file", "path": "latin"}}, 422, "not UTF-8"),
     (
-        {"calibration": {"dataset": "code", "num_samples": 20000, "seqlen": 64}},
+        {"calibration": {"dataset": "code", "num_samples": 100000, "seqlen": 64}},
         422,
-        "needed: 20000",
+        "needed: 100000",
     ),
     ({"gate": {"max_perplexity_ratio_of": {"poems": 2}}}, 422, "no text of the domain 'poems'"),
     ({"model": "mute"}, 422, "the tokenizer of"),

@@ -48,7 +48,7 @@ def test_a_running_job_shows_that_it_is_to_pause_until_it_does(
     attempt = job_store.start(job["id"], "worker-1").attempt
     job_store.set_phase(job["id"], Phase.SEARCH, attempt)
     job_store.searching(job["id"], SearchPlan("d1g", 2), 0, 9, attempt)
-    job_store.evaluated(job["id"], 1, 9, attempt)
+    job_store.evaluated(job["id"], 3, 9, attempt)
     asked = post(client, job, "pause")
     assert (asked["status"], asked["worker"]) == ("running", "worker-1")
     assert asked["pause_requested_at"] is not None
@@ -59,7 +59,7 @@ def test_a_running_job_shows_that_it_is_to_pause_until_it_does(
     paused = client.get(job["urls"]["self"]).json()
     assert (paused["status"], paused["worker"], paused["phase"]) == ("paused", None, None)
     assert (paused["estimated_finish"], paused["pause_requested_at"]) == (None, None)
-    assert paused["progress"]["evaluations_done"] == 1
+    assert paused["progress"]["evaluations_done"] == 3
     assert conditions(paused)["Paused"] == ("True", "Requested")
     assert conditions(paused)["Running"] == ("False", "Left")
     assert post(client, job, "resume")["attempt"] == 1
