@@ -23,7 +23,8 @@ local function unmet(limits)
     local function add(id, status)
       if seen[id] then return end
       seen[id] = true
-      local found = redis.call('HMGET', limits.records .. id, 'owner', 'checkpoint_bytes', 'status')
+      local record = limits.records .. id
+      local found = redis.pcall('HMGET', record, 'owner', 'checkpoint_bytes', 'status')
       if found[1] == limits.owner and (not status or found[3] == status) then
         count, bytes = count + 1, bytes + (tonumber(found[2] or 0) or 0)
       end

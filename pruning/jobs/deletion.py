@@ -13,6 +13,7 @@ from pruning.jobs.job import IllegalTransition, Job, JobStatus, Sink
 from pruning.jobs.keys import INDEX, KEYS_OF_A_JOB, OUTBOX, SINK, STATUS_INDEX
 from pruning.jobs.record import BROKEN
 from pruning.jobs.redis import redis_errors_translated
+from pruning.jobs.script import status_of
 from pruning.jobs.sinks import SinkOutbox
 from pruning.jobs.store import JobStore
 from pruning.models.names import healed_name
@@ -145,4 +146,4 @@ class JobDeletion:
         with redis_errors_translated():
             status: Any = self._script(keys=keys, args=[job.id, num_ended, *ended, *others])
         if status is not None:
-            raise IllegalTransition(job.id, JobStatus(status.decode()), "delete")
+            raise IllegalTransition(job.id, status_of(status), "delete")

@@ -11,10 +11,10 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 
-from pruning.jobs.job import JobEvent, JobStatus
+from pruning.jobs.job import JobEvent
 from pruning.jobs.keys import EVENTS, RECORD
 from pruning.jobs.redis import redis_errors_translated
-from pruning.jobs.script import read_event
+from pruning.jobs.script import read_event, status_of
 from pruning.plural import counted
 
 MAX_WATCHERS = 100
@@ -110,4 +110,4 @@ async def _next_page(client: Redis, job_id: str, last: str) -> tuple[list[JobEve
             pipeline.hget(RECORD.format(id=job_id), "status")
             entries, status = await pipeline.execute()
     events = [read_event(event_id, fields) for event_id, fields in entries]
-    return events, status is None or JobStatus(status).is_final
+    return events, status is None or status_of(status).is_final

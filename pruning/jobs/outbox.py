@@ -6,6 +6,7 @@ holder does not settle expires.
 """
 
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -13,10 +14,13 @@ from typing import Any
 
 import redis
 
-from pruning.jobs.job import Job
+from pruning.jobs.job import Job, WebhookEvent
 from pruning.jobs.keys import ATTEMPTS, MESSAGES, OUTBOX
 from pruning.jobs.record import stored_job
-from pruning.jobs.redis import redis_errors_translated
+from pruning.jobs.redis import each_of, redis_errors_translated
+from pruning.records import InvalidRecord, check_record, check_time, parse_record, reason_of
+
+logger = logging.getLogger(__name__)
 
 LEASE_S = 60.0  # of a claim; much longer than the timeout of an attempt
 MAX_ATTEMPTS_KEPT = 100
@@ -103,14 +107,23 @@ class WebhookOutbox:
         """Claim up to ``limit`` due messages for ``lease_s`` seconds."""
         now = self.now()
         with redis_errors_translated():
-            due = self._claim(keys=[OUTBOX], args=[now, now + self._lease_s, limit])
-            ids: list[str] = [message_id.decode() for message_id in due]
+            ids: list[bytes] = self._claim([OUTBOX], [now, now + self._lease_s, limit])
             with self._redis.pipeline(transaction=False) as pipeline:
                 for message_id in ids:
                     pipeline.hget(MESSAGES.format(id=_job_id(message_id)), message_id)
-                texts = pipeline.execute()
-        # no text if the job was deleted in between
-        return tuple(_message(id_, text) for id_, text in zip(ids, texts, strict=True) if text)
+                texts = each_of(pipeline)
+            claimed = [self._readable(*each) for each in zip(ids, texts, strict=True)]
+        return tuple(message for message in claimed if message is not None)
+
+    def _readable(self, message_id: bytes, text: object) -> Message | None:
+        """The message; None if it is broken or of a deleted job, and then it is dropped."""
+        try:
+            if text is not None:
+                return _message(message_id, text)
+        except (ValueError, TypeError, LookupError) as error:
+            logger.warning("message %.100r is broken: %s", message_id, reason_of(error))
+        self._redis.zrem(OUTBOX, message_id)
+        return None
 
     def settle(self, message: Message, attempt: DeliveryAttempt) -> None:
         """Record the result of an attempt, and keep the message if there is a next attempt.
@@ -127,21 +140,39 @@ class WebhookOutbox:
         """The last ``MAX_ATTEMPTS_KEPT`` attempts for messages of this job, oldest first."""
         with redis_errors_translated():
             entries: Any = self._redis.lrange(ATTEMPTS.format(id=job_id), 0, -1)
-        return tuple(DeliveryAttempt(**json.loads(entry)) for entry in entries)
+        return tuple(found for entry in entries if (found := _attempt(job_id, entry)) is not None)
 
 
-def _job_id(message_id: str) -> str:
+def _job_id(message_id: bytes) -> str:
     """Message ids are ``msg_``, the job's id, ``_`` and a number, see ``script.py``."""
-    return message_id.split("_")[1]
+    parts = message_id.decode(errors="replace").split("_")
+    return parts[1] if len(parts) == 3 else ""
 
 
-def _message(message_id: str, text: bytes) -> Message:
-    fields = json.loads(text)
-    return Message(
-        id=message_id,
+def _message(message_id: bytes, text: object) -> Message:
+    if not isinstance(text, bytes):
+        raise InvalidRecord(str(text))  # an error of Redis
+    fields = parse_record(text)
+    message = Message(
+        id=message_id.decode(),
         job_id=_job_id(message_id),
         type=fields["type"],
         created_at=float(fields["created_at"]),
         num_attempts=fields["num_attempts"],
         record=fields["record"],
     )
+    check_record(message)
+    check_time("created_at", message.created_at)
+    return message
+
+
+def _attempt(job_id: str, entry: bytes) -> DeliveryAttempt | None:
+    """The attempt of an entry; None if it is broken."""
+    try:
+        attempt = DeliveryAttempt(**parse_record(entry))
+        check_record(attempt)
+        WebhookEvent(attempt.type)
+    except (ValueError, TypeError) as error:
+        logger.warning("an attempt for a message of job %s is broken: %s", job_id, reason_of(error))
+        return None
+    return attempt

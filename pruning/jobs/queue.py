@@ -32,7 +32,7 @@ from rq.utils import now
 from pruning.jobs.job import JOB_ID, IllegalTransition, JobError, JobNotFound, JobStatus
 from pruning.jobs.keys import RECORD, RUNNING_LIMITS, STATUS_INDEX
 from pruning.jobs.quota import ANY_TENANT
-from pruning.jobs.redis import redis_errors_translated
+from pruning.jobs.redis import each_of, redis_errors_translated, wrong_types_as_outages
 from pruning.jobs.store import JobStore
 
 TASK = "pruning.worker.run_job"  # only a name: its path in the versions that imported it
@@ -75,7 +75,8 @@ local limits, running, counted = {}, {}, {}
 local rows = redis.call('HGETALL', KEYS[4])
 for at = 1, #rows, 2 do limits[rows[at]] = tonumber(rows[at + 1]) end
 local function count(id)
-  local owner = redis.call('HGET', ARGV[1] .. id, 'owner') or ''
+  local owner = redis.pcall('HGET', ARGV[1] .. id, 'owner')
+  owner = type(owner) == 'string' and owner or ''
   if not counted[id] then running[owner] = (running[owner] or 0) + 1 end
   counted[id] = true
 end
@@ -98,7 +99,7 @@ local best, best_priority, best_is_new
 local taken = {false, 0}
 for _, id in ipairs(redis.call('LRANGE', KEYS[1], 0, -1)) do
   if string.match(id, '^[a-zA-Z0-9_%-]+$') then
-    local found = redis.call('HMGET', ARGV[1] .. id, 'priority', 'in_front', 'owner', 'held_at')
+    local found = redis.pcall('HMGET', ARGV[1] .. id, 'priority', 'in_front', 'owner', 'held_at')
     local limit, held_at = limit_passed(id, found[3] or ''), tonumber(found[4] or '')
     if limit ~= held_at then
       if limit then redis.call('HSET', ARGV[1] .. id, 'held_at', limit)
@@ -208,14 +209,15 @@ class LeasedQueue(Queue):
         With a ``timeout`` in seconds it waits for a job, and raises ``DequeueTimeout``. That takes
         ``_LOOK_AGAIN_S`` while jobs wait and none of them may run.
         """
-        # moving an entry to where it is changes nothing, but waits for one
-        if timeout is not None and not connection.blmove(
-            queue_key, queue_key, timeout, "LEFT", "LEFT"
-        ):
-            raise DequeueTimeout(timeout, queue_key)
-        taken, num_passed_over, *unreadable = connection.register_script(_TAKE)(
-            keys=_keys_of_taking(connection, queue_key), args=[RECORD.format(id=""), ANY_TENANT]
-        )
+        with wrong_types_as_outages():
+            # moving an entry to where it is changes nothing, but waits for one
+            if timeout is not None and not connection.blmove(
+                queue_key, queue_key, timeout, "LEFT", "LEFT"
+            ):
+                raise DequeueTimeout(timeout, queue_key)
+            taken, num_passed_over, *unreadable = connection.register_script(_TAKE)(
+                keys=_keys_of_taking(connection, queue_key), args=[RECORD.format(id=""), ANY_TENANT]
+            )
         for entry in unreadable:
             refuse(entry, "it is not the id of a job")
             connection.delete(Delivery.redis_job_namespace_prefix.encode() + entry)
@@ -307,7 +309,7 @@ class PruneQueue:
             with self.rq.connection.pipeline(transaction=False) as pipeline:
                 for job_id in job_ids:
                     pipeline.hget(Delivery.key_for(job_id), "status")
-                statuses = pipeline.execute()
+                statuses = each_of(pipeline)
             # read after the statuses: a job that was started in between has its lease by now
             leased = set(self.rq.started_job_registry.get_job_ids(cleanup=False))
         for job_id, status in zip(job_ids, statuses, strict=True):

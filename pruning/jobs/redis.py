@@ -14,6 +14,7 @@ from typing import Any
 import redis
 from redis import exceptions as redis_errors
 from redis.backoff import ExponentialBackoff
+from redis.client import Pipeline
 from redis.connection import Connection, parse_url
 from redis.retry import Retry
 
@@ -48,7 +49,10 @@ def connect(redis_url: str, *, num_retries: int = 60, timeout_s: float = 5) -> r
 
 @contextmanager
 def redis_errors_translated() -> Iterator[None]:
-    """Raise ``JobStoreUnavailable`` for errors of redis-py that mean that Redis is unavailable."""
+    """Raise ``JobStoreUnavailable`` for errors of redis-py that mean that Redis is unavailable.
+
+    That is also so where a key holds what this service has not written.
+    """
     try:
         yield
     except WritesRefused as error:
@@ -58,11 +62,44 @@ def redis_errors_translated() -> Iterator[None]:
         ) from error
     except UNAVAILABLE as error:
         raise JobStoreUnavailable(f"the job store does not respond: {error}") from error
+    except redis_errors.ResponseError as error:
+        if not is_wrong_type(error):
+            raise
+        raise JobStoreUnavailable(
+            "a key of the job store holds something else than this service writes there: restore "
+            f"the job store, or remove the key: {error}"
+        ) from error
 
 
 def is_wrong_type(error: Exception) -> bool:
     """Whether Redis has refused a command as the key holds something else."""
-    return isinstance(error, redis_errors.ResponseError) and str(error).startswith("WRONGTYPE")
+    return isinstance(error, redis_errors.ResponseError) and "WRONGTYPE" in str(error)
+
+
+def each_of(pipeline: Pipeline) -> list[Any]:
+    """What the commands return, or the error of one whose key holds something else.
+
+    Any other error is raised, as it is by ``execute``.
+    """
+    results: list[Any] = pipeline.execute(raise_on_error=False)
+    for result in results:
+        if isinstance(result, Exception) and not is_wrong_type(result):
+            raise result
+    return results
+
+
+@contextmanager
+def wrong_types_as_outages() -> Iterator[None]:
+    """Raise ``ConnectionError`` of redis-py for a key that holds something else than it should.
+
+    A worker waits for a server that is away, and would end for an error of a command.
+    """
+    try:
+        yield
+    except redis_errors.ResponseError as error:
+        if not is_wrong_type(error):
+            raise
+        raise redis_errors.ConnectionError(f"restore the job store: {error}") from error
 
 
 @cache

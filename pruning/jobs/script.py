@@ -5,6 +5,7 @@ together or not at all. The caller passes the names of the keys.
 """
 
 import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,11 @@ from pruning.jobs.job import (
     StopRequest,
     stop_request,
 )
+from pruning.records import InvalidRecord, check_record, check_time, parse_record, reason_of
+
+logger = logging.getLogger(__name__)
+
+_TYPES = ("message", "metrics")
 
 # KEYS record, events, search state, webhook messages, outbox. ARGV the changes as JSON.
 # All values are strings, so that floats keep every digit. The JSON names the indexes and outboxes,
@@ -182,12 +188,20 @@ def apply(
         raise JobNotFound(job.job_id)
     if code == b"stale":
         raise StaleAttempt(f"job {job.job_id} has a newer worker than attempt {attempt}")
-    found = JobStatus(status.decode())
+    found = status_of(status)
     if code == b"refused":
         raise IllegalTransition(job.job_id, found, changes[0].name)
     if conditions is not None:
         raise_unmet(code, number, conditions)
     return Outcome(found, int(current), stop_request(found, is_pausing=bool(number)))
+
+
+def status_of(stored: bytes | str) -> JobStatus:
+    """A stored status. A record with any other text is broken, and so a failed job."""
+    try:
+        return JobStatus(stored.decode(errors="replace") if isinstance(stored, bytes) else stored)
+    except ValueError:
+        return JobStatus.FAILED
 
 
 def _argument(change: Change, now: float) -> dict[str, Any]:
@@ -209,12 +223,29 @@ def _argument(change: Change, now: float) -> dict[str, Any]:
 
 
 def read_event(event_id: str, fields: Mapping[str, str]) -> JobEvent:
-    """Read an event of the stream. ``data`` includes the status after the change."""
-    return JobEvent(
+    """Read an event of the stream. ``data`` includes the status after the change.
+
+    A broken one is an event that says why.
+    """
+    try:
+        return _event(event_id, fields)
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        reason = reason_of(error)
+    logger.warning("event %s is broken: %s", event_id, reason)
+    return JobEvent(event_id, 0.0, "warn", f"this event is broken: {reason}", "message", {})
+
+
+def _event(event_id: str, fields: Mapping[str, str]) -> JobEvent:
+    event = JobEvent(
         id=event_id,
         created_at=float(fields["created_at"]),
         level=fields["level"],
         message=fields["message"],
         type=fields["type"],
-        data={**json.loads(fields["data"]), "status": fields["status"]},
+        data={**parse_record(fields["data"]), "status": fields["status"]},
     )
+    check_record(event)
+    check_time("created_at", event.created_at)
+    if event.type not in _TYPES:  # the name of the event in a stream, where a line has a meaning
+        raise InvalidRecord(f"type: expected one of {_TYPES}")
+    return event

@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 from rq.utils import now, utcparse
 from rq.worker_registration import get_keys
@@ -16,7 +15,7 @@ from pruning.jobs.job import Job, JobStatus
 from pruning.jobs.keys import RECORD
 from pruning.jobs.queue import LEASE_S
 from pruning.jobs.record import numbers
-from pruning.jobs.redis import connect, redis_errors_translated
+from pruning.jobs.redis import connect, each_of, redis_errors_translated
 from pruning.jobs.store import JobStore
 
 TIMEOUT_S = 1.0
@@ -62,7 +61,7 @@ class JobStatsReader:
         with redis_errors_translated(), self._redis.pipeline(transaction=False) as pipeline:
             for job_id in self._jobs.ids(JobStatus.QUEUED):
                 pipeline.hget(RECORD.format(id=job_id), "status_since")
-            queued_at = numbers(pipeline.execute(raise_on_error=False))
+            queued_at = numbers(each_of(pipeline))
         return max(0.0, time.time() - min(queued_at)) if queued_at else 0.0
 
     def _num_workers(self) -> int:
@@ -70,5 +69,14 @@ class JobStatsReader:
         with redis_errors_translated(), self._redis.pipeline(transaction=False) as pipeline:
             for key in get_keys(connection=self._redis):
                 pipeline.hget(key, "last_heartbeat")
-            seen: list[Any] = [found for found in pipeline.execute() if found]
-        return sum(now() - utcparse(at.decode()) < timedelta(seconds=LEASE_S) for at in seen)
+            seen = each_of(pipeline)
+        return sum(_is_recent(at) for at in seen)
+
+
+def _is_recent(heartbeat: object) -> bool:
+    """Whether this is a time within the last lease, as RQ writes it."""
+    try:
+        at = utcparse(heartbeat.decode()) if isinstance(heartbeat, bytes) else None
+        return at is not None and now() - at < timedelta(seconds=LEASE_S)
+    except (ValueError, TypeError, OverflowError):
+        return False

@@ -32,7 +32,7 @@ from pruning.jobs.job import (
 )
 from pruning.jobs.keys import EVENTS, INDEX, MESSAGES, OUTBOX, RECORD, SEARCH, STATUS_INDEX
 from pruning.jobs.record import stored_job
-from pruning.jobs.redis import JobStoreUnavailable, is_wrong_type, redis_errors_translated
+from pruning.jobs.redis import JobStoreUnavailable, each_of, redis_errors_translated
 from pruning.jobs.script import SCRIPT, Change, JobKeys, Outcome, read_event
 from pruning.removal import Removal
 from pruning.search.refine import Exchange
@@ -122,7 +122,7 @@ class JobStore:
         if after is not None and not JOB_ID.fullmatch(after):
             raise JobNotFound(after)
         index = INDEX if status is None else _STATUS_INDEXES[status]
-        newest = "+" if after is None else f"({after}"
+        newest = b"+" if after is None else f"({after}".encode()
         with redis_errors_translated():
             ids = self._ids(index, newest, limit + 1, owner)
             listed = [job_id.decode(errors="replace") for job_id in ids[:limit]]
@@ -139,13 +139,9 @@ class JobStore:
         with self._redis.pipeline(transaction=False) as pipeline:
             for job_id in ids:
                 pipeline.hgetall(RECORD.format(id=job_id))
-            records: list[Any] = pipeline.execute(raise_on_error=False)
-        for record in records:
-            if isinstance(record, Exception) and not is_wrong_type(record):
-                raise record
-        return records
+            return each_of(pipeline)
 
-    def _ids(self, index: str, newest: str, num: int, owner: str | None) -> Sequence[bytes]:
+    def _ids(self, index: str, newest: bytes, num: int, owner: str | None) -> Sequence[bytes]:
         """The first ``num`` ids of the index that the owner may see, from ``newest`` on."""
         if owner is None:
             found: Any = self._redis.zrevrangebylex(index, newest, "-", start=0, num=num)
@@ -157,18 +153,18 @@ class JobStore:
                 break
             with self._redis.pipeline(transaction=False) as pipeline:
                 for job_id in ids:
-                    pipeline.hget(RECORD.format(id=job_id.decode()), "owner")
-                owners = pipeline.execute()
+                    pipeline.hget(RECORD.format(id="").encode() + job_id, "owner")
+                owners = each_of(pipeline)
             of_owner = (None, b"", owner.encode())
             seen += [job_id for job_id, one in zip(ids, owners, strict=True) if one in of_owner]
-            newest = f"({ids[-1].decode()}"
+            newest = b"(" + ids[-1]
         return seen[:num]
 
     def ids(self, status: JobStatus) -> tuple[str, ...]:
         """The ids of all jobs in that status, oldest first."""
         with redis_errors_translated():
             found: Any = self._redis.zrange(_STATUS_INDEXES[status], 0, -1)
-        return tuple(job_id.decode() for job_id in found)
+        return _known_ids(found)
 
     def counts(self) -> Mapping[JobStatus, int]:
         """The number of jobs in each status."""
@@ -193,7 +189,7 @@ class JobStore:
             for index in PENDING:
                 pipeline.zrange(index, 0, -1)
             found = pipeline.execute()
-        return frozenset(job_id.decode() for ids in found for job_id in ids)
+        return frozenset(job_id for ids in found for job_id in _known_ids(ids))
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a waiting job, or ask the worker of a running one to stop. Idempotent.
@@ -356,6 +352,12 @@ class JobStore:
         keys = JobKeys(job_id, (*own, OUTBOX), _STATUS_INDEXES, MAX_EVENTS)
         with redis_errors_translated():
             return script.apply(self._script, keys, changes, attempt, conditions)
+
+
+def _known_ids(found: Sequence[bytes]) -> tuple[str, ...]:
+    """Those that are ids of jobs: an index may hold anything."""
+    texts = (job_id.decode(errors="replace") for job_id in found)
+    return tuple(text for text in texts if JOB_ID.fullmatch(text))
 
 
 def _texts(record: Mapping[Any, Any]) -> dict[str, str]:

@@ -39,7 +39,12 @@ from pruning.jobs.queue import (
     refuse,
     worker_lost,
 )
-from pruning.jobs.redis import REFUSALS, UNAVAILABLE, JobStoreUnavailable
+from pruning.jobs.redis import (
+    REFUSALS,
+    UNAVAILABLE,
+    JobStoreUnavailable,
+    wrong_types_as_outages,
+)
 from pruning.jobs.store import JobStore
 from pruning.worker.metrics import WorkerMetrics
 from pruning.worker.task import run_job
@@ -273,7 +278,8 @@ class PruneWorker(Worker):
         """Find expired leases, unless a worker may have had no chance to renew its own."""
         try:
             if self._could_renew():
-                super().clean_registries()  # type: ignore[no-untyped-call]  # so it is in RQ
+                with wrong_types_as_outages():
+                    super().clean_registries()  # type: ignore[no-untyped-call]  # so it is in RQ
                 self._deliveries.recover(self._store)
         except (JobStoreUnavailable, *UNAVAILABLE) as error:
             self.log.warning("looking for lost jobs later: %s", error)

@@ -25,15 +25,17 @@ SCORES = (0, -1, 1e308, float("inf"), float("-inf"))
 
 @contextmanager
 def one_changed(client: redis.Redis, keys: Sequence[bytes], seed: int) -> Iterator[bytes]:
-    """One of the keys differs meanwhile; yields its name."""
+    """One of the keys differs meanwhile; yields its name. All is as before in the end."""
     choose = random.Random(seed)
     key = choose.choice(keys)
-    before: Any = client.dump(key)
+    before: dict[bytes, Any] = {name: client.dump(name) for name in client.scan_iter()}
     _change(client, key, choose)
     try:
         yield key
     finally:
-        client.restore(key, 0, before, replace=True)
+        client.flushdb()
+        for name, dump in before.items():
+            client.restore(name, 0, dump)
 
 
 def written(value: object) -> bytes:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import redis
@@ -248,3 +249,24 @@ def test_a_message_whose_job_is_deleted_while_it_is_claimed_is_no_message(
 @pytest.fixture
 def checkpoint_store(tmp_path_factory: pytest.TempPathFactory) -> CheckpointStore:
     return CheckpointStore(tmp_path_factory.mktemp("checkpoints"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"{", b"[]", b"{}", b"\xff", b'{"type": 5, "created_at": 1, "num_attempts": 0}'],
+)
+def test_a_broken_message_keeps_no_other_waiting(
+    job_store: JobStore, redis_client: redis.Redis, outbox: WebhookOutbox, clock: Clock, text: bytes
+) -> None:
+    bad, good = (job_store.create(SPEC, webhook=ALL).id for _ in range(2))
+    for job_id in (bad, good):
+        job_store.cancel(job_id)
+    redis_client.hset(MESSAGES.format(id=bad), f"msg_{bad}_1", text)
+    redis_client.zadd(OUTBOX, {b"\xff": 0, b"x": 0, b"msg_x_1": 0})
+    claimed = list(outbox.claim(10))
+    clock.now += 1e6
+    claimed += outbox.claim(10)
+    assert {message.job_id for message in claimed} == {good}
+    left: Any = redis_client.zrange(OUTBOX, 0, -1)
+    assert left == [f"msg_{good}_1".encode()]
+    redis_client.delete(OUTBOX)
