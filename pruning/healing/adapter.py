@@ -7,7 +7,6 @@ trained: all other tensors are shared with the dense model and stay as they are.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from pruning.healing.activations import checkpoint_blocks
 from pruning.healing.places import ADAPTER_TENSORS
 from pruning.models.architectures import architecture
 from pruning.models.blocks import Own, block_list
@@ -108,8 +107,7 @@ def adapted(pruned: PreTrainedModel, heal: Heal) -> Adapter:
             parameter.data = parameter.data.float()  # small steps are lost in bfloat16
             parameters[name.replace(f".{_NAME}.", ".")] = parameter
     if heal.checkpoint_activations:
-        for block in block_list(pruned):
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        checkpoint_blocks(pruned)
     return Adapter(pruned, settings, parameters)
 
 

@@ -4,6 +4,7 @@ The dense model teaches. It shares its weights with the model that is healed, so
 the memory of one.
 """
 
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -15,15 +16,19 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from pruning.healing.activations import checkpoint_blocks, kept_bytes
 from pruning.healing.adapter import Adapter, Tensors
 from pruning.healing.divergence import divergence, hidden_error
 from pruning.healing.peers import ALONE, Peers
 from pruning.healing.progress import Check, Progress, Step
 from pruning.healing.state import TrainingState
 from pruning.healing.text import HealingText, Order
-from pruning.models.loss import last_hidden, window_divergences
+from pruning.models.loss import GPU_LOGITS_BYTES, last_hidden, window_divergences
+from pruning.models.memory import free_bytes
 from pruning.plural import counted
 from pruning.spec.heal import Heal
+
+logger = logging.getLogger(__name__)
 
 LEAST_RATE = 0.1  # of the learning rate, at the end
 _EPSILON = 1e-6  # of Adam: with less, rounding errors of a gradient of zero become whole steps
@@ -92,10 +97,26 @@ class Training:
 
         Raises ``HealingDiverged``. ``state`` belongs to the last step that was yielded.
         """
+        self._fit_activations()
         if not self.progress.checks:
             self._check()
         while not self._is_over:
             yield self._step()
+
+    def _fit_activations(self) -> None:
+        """On a GPU, compute activations again in the backward pass if not all would fit."""
+        device = self._dense.device
+        if device.type != "cuda" or self._heal.checkpoint_activations:
+            return
+        at_once = min(self._micro_windows, self._num_windows)
+        token_ids = self._order.windows(0, at_once).to(device)
+        with self._autocast():
+            needed = kept_bytes(self._adapter.model, token_ids)
+        # beside them: a gradient and two moments, and logits with what they are made of
+        others = 3 * self._adapter.num_bytes + 2 * GPU_LOGITS_BYTES
+        if needed + others > free_bytes(device):
+            logger.info("activations are computed again: %d bytes do not fit", needed)
+            checkpoint_blocks(self._adapter.model)
 
     @property
     def _is_over(self) -> bool:

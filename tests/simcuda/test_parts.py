@@ -1,0 +1,116 @@
+"""Other parts of the product on a simulated GPU: timing, the plain scorer, a worker's task."""
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.gpu.__main__ import PARTS
+from pruning.checkpoints.store import CheckpointStore
+from pruning.config import WorkerSettings
+from pruning.jobs.job import Job, JobStatus
+from pruning.jobs.store import JobStore
+from pruning.models.random_models import random_tokens
+from pruning.models.streaming import StreamedModel
+from pruning.models.timing import measure_streamed_times, measure_times
+from pruning.search.objective import LOSS, Objective
+from pruning.search.scoring import PlainScorer
+from pruning.spec.calibration import CalibrationSpec, Dataset
+from pruning.spec.prune import PruneSpec
+from pruning.worker.run import prune_job
+from pruning.worker.task import JobObserver, execute
+from tests.support.simcuda.device import SimulatedCuda
+from tests.support.simcuda.models import on_device
+from tests.support.tiny import tiny_model
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama", "opt"])
+def test_parts_of_a_decode_step_are_timed_by_replays(
+    cuda: SimulatedCuda, model_type: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    times = measure_times(on_device(tiny_model(model_type)))
+    assert times.is_plausible
+    assert cuda.num_captures == 1 + 6 + 1
+    assert cuda.num_replays == 10 * cuda.num_captures
+    assert not caplog.records
+
+
+def test_what_cannot_be_recorded_is_timed_as_it_is(
+    cuda: SimulatedCuda, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert measure_times(on_device(tiny_model("mixtral"))).is_plausible
+    assert cuda.num_replays == 0
+    assert "one kernel at a time" in caplog.text
+
+
+def test_a_streamed_model_is_timed_by_replays(cuda: SimulatedCuda, tiny_models_dir: Path) -> None:
+    streamed = StreamedModel(tiny_models_dir / "tiny", device="cuda:1")
+    assert measure_streamed_times(streamed).is_plausible
+    assert cuda.num_replays == 10 * 5
+    assert all(parameter.is_meta for parameter in streamed.model.parameters())
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [LOSS, Objective(is_divergence=True), Objective(is_divergence=True, is_rescaled=True)],
+)
+def test_plain_scores_are_those_of_the_cpu(cuda: SimulatedCuda, objective: Objective) -> None:
+    model = tiny_model("llama")
+    windows = random_tokens(model, 5, 12, seed=1)
+    keep, candidates = (0, 1, 2, 4, 5), (1, 2, 4)
+    kernels = cuda.num_kernels
+    cpu, gpu = (
+        dict(PlainScorer(each, windows, 2, objective).score_round(keep, candidates))
+        for each in (model, on_device(model, "cuda:1"))
+    )
+    assert cuda.num_kernels > kernels
+    for block in candidates:
+        assert gpu[block] == pytest.approx(cpu[block], rel=1e-4)
+
+
+def test_a_task_prunes_on_its_card_and_again_with_less_at_once_where_memory_is_short(
+    cuda: SimulatedCuda, tmp_path: Path, tiny_models_dir: Path, job_store: JobStore
+) -> None:
+    assert tiny_models_dir == tmp_path / "models"
+    settings = WorkerSettings(data_dir=tmp_path, threads=1, device="cuda:1")
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(f"{number} lazy dogs, {7 * number} foxes" for number in range(900)))
+    calibration = CalibrationSpec(Dataset.FILE, num_samples=4, seqlen=16, path=str(text))
+    job_id = job_store.create(PruneSpec("tiny", 2, calibration=calibration)).id
+    batches: list[int] = []
+
+    def run(job: Job, observer: JobObserver) -> str:
+        batches.append(job.num_halvings)
+        if not job.num_halvings:
+            return str(torch.empty(2**40, device="cuda:1"))  # what a card says that is full
+        return prune_job(settings, job, observer, observer.earlier, observer.confirm)
+
+    before = cuda.allocated_bytes(0)
+    for _ in range(2):
+        execute(job_id, job_store, "worker", run)
+    job = job_store.get(job_id)
+    assert (job.status, batches) == (JobStatus.SUCCEEDED, [0, 1])
+    [name] = CheckpointStore(tmp_path / "checkpoints").names()
+    assert name == job.checkpoint_name
+    assert cuda.peak_bytes(1) > 0
+    assert cuda.allocated_bytes(0) == before
+
+
+@pytest.mark.slow
+def test_the_benchmark_for_gpus_runs_whole(tmp_path: Path) -> None:
+    """In a process of its own, for the gradients of its healing."""
+    command = [sys.executable, "-m", "tests.support.simcuda.benchmark", str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
+    assert run.returncode == 0, run.stderr
+    report = json.loads((tmp_path / "gpu.json").read_text())
+    assert report["problems"] == {}
+    assert report["parts"].keys() == {*PARTS} - {"vllm"}
+    for by_dtype in report["parts"]["families"].values():
+        for found in by_dtype.values():
+            assert found["same"] == found["requests"]
+    assert report["parts"]["families"]["llama"]["bfloat16"]["recorded"] > 0
