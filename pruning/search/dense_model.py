@@ -36,7 +36,6 @@ from pruning.search.scoring import SharedPrefixScorer
 from pruning.search.streamed_scoring import StreamedScorer
 from pruning.search.window_scorer import GrowingScorer
 from pruning.sleb import Blocks
-from pruning.spec import InvalidSpec
 from pruning.spec.prune import Quantize, Resident
 
 
@@ -137,13 +136,11 @@ def load_dense_model(
 ) -> DenseModel:
     """The model in the directory ``path``, with its weights where ``resident`` says.
 
-    Raises what ``store.load`` raises, and ``InvalidSpec`` for streamed blocks with actors.
+    Raises what ``store.load`` raises.
     """
     if resident is Resident.MODEL:
         return _InMemory(load(path, dtype=dtype, device=resources.device), dtype, resources)
-    if resources.num_actors:
-        raise InvalidSpec("resident", "streamed blocks and actors exclude each other: choose one")
-    return _OnDisk(StreamedModel(path, dtype=dtype, device=resources.device), resources)
+    return _OnDisk(StreamedModel(path, dtype=dtype, device=resources.device), dtype, resources)
 
 
 def fitting_resident(path: Path, resources: Resources) -> Resident:
@@ -151,6 +148,35 @@ def fitting_resident(path: Path, resources: Resources) -> Resident:
     size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
     is_too_large = size > free_bytes(torch.device(pick_device(resources.device)))
     return Resident.STREAM if is_too_large else Resident.MODEL
+
+
+@contextmanager
+def _scorer_of(
+    dense: "_InMemory | _OnDisk",
+    windows: torch.Tensor,
+    boundaries: Sequence[int],
+    objective: Objective,
+    *,
+    is_streamed: bool,
+) -> Iterator[GrowingScorer]:
+    """The scorer of the search, in this process or in actors."""
+    resources = dense.resources
+    if not resources.num_actors:
+        yield dense.local_scorer(windows, boundaries, objective)
+        return
+    with ClusterScorer(
+        dense.path,
+        windows,
+        num_actors=resources.num_actors,
+        dtype=dense.dtype,
+        device=resources.device.partition(":")[0],  # Ray chooses the GPU
+        state_budget=resources.state_budget,
+        batch_tokens=resources.batch_tokens,
+        boundaries=boundaries,
+        objective=objective,
+        is_streamed=is_streamed,
+    ) as scorer:
+        yield scorer
 
 
 @dataclass(frozen=True)
@@ -178,20 +204,7 @@ class _InMemory:
         boundaries: Sequence[int] = (),
         objective: Objective = LOSS,
     ) -> Iterator[GrowingScorer]:
-        if not self.resources.num_actors:
-            yield self.local_scorer(windows, boundaries, objective)
-            return
-        with ClusterScorer(
-            self.path,
-            windows,
-            num_actors=self.resources.num_actors,
-            dtype=self.dtype,
-            device=self.resources.device.partition(":")[0],  # Ray chooses the GPU
-            state_budget=self.resources.state_budget,
-            batch_tokens=self.resources.batch_tokens,
-            boundaries=boundaries,
-            objective=objective,
-        ) as scorer:
+        with _scorer_of(self, windows, boundaries, objective, is_streamed=False) as scorer:
             yield scorer
 
     def local_scorer(
@@ -258,6 +271,7 @@ class _InMemory:
 @dataclass(frozen=True)
 class _OnDisk:
     streamed: StreamedModel
+    dtype: str
     resources: Resources
 
     @property
@@ -279,7 +293,8 @@ class _OnDisk:
         boundaries: Sequence[int] = (),
         objective: Objective = LOSS,
     ) -> Iterator[GrowingScorer]:
-        yield self.local_scorer(windows, boundaries, objective)
+        with _scorer_of(self, windows, boundaries, objective, is_streamed=True) as scorer:
+            yield scorer
 
     def local_scorer(
         self,

@@ -13,9 +13,11 @@ import torch
 
 from pruning.models.memory import state_budget
 from pruning.models.store import load, set_up_torch
+from pruning.models.streaming import StreamedModel
 from pruning.removal import Losses
 from pruning.search.objective import LOSS, Objective
 from pruning.search.scoring import SharedPrefixScorer
+from pruning.search.streamed_scoring import StreamedScorer
 from pruning.sleb import Blocks
 
 NO_BLOCK = -1  # as a candidate: evaluate the kept blocks themselves
@@ -50,6 +52,7 @@ class ScoringTask:
     windows: torch.Tensor  # token ids [num_windows, seqlen]
     boundaries: tuple[int, ...] = ()
     objective: Objective = LOSS
+    is_streamed: bool = False  # whether blocks are loaded one at a time
 
 
 class Evaluator:
@@ -58,18 +61,26 @@ class Evaluator:
     def load(self, config: ActorConfig, task: ScoringTask) -> str:
         """Load the model and return its dtype."""
         set_up_torch(config.threads)
-        model = load(config.path, dtype=config.dtype, device=config.device).model
-        budget = state_budget(model.device, config.state_budget, num_sharing=config.num_sharing)
-        self._scorer = SharedPrefixScorer(
-            model,
+        scorer: type[SharedPrefixScorer] | type[StreamedScorer]
+        given: Any
+        if task.is_streamed:
+            scorer = StreamedScorer
+            given = StreamedModel(config.path, dtype=config.dtype, device=config.device)
+            device, dtype = given.device, given.model.dtype
+        else:
+            scorer = SharedPrefixScorer
+            given = load(config.path, dtype=config.dtype, device=config.device).model
+            device, dtype = given.device, given.dtype
+        self._scorer = scorer(
+            given,
             task.windows,
-            state_budget=budget,
+            state_budget=state_budget(device, config.state_budget, num_sharing=config.num_sharing),
             batch_tokens=config.batch_tokens,
             boundaries=task.boundaries,
             objective=task.objective,
         )
         self._results: Iterator[tuple[int, Losses]] = iter(())
-        return str(model.dtype)
+        return str(dtype)
 
     def begin(
         self,

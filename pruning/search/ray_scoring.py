@@ -85,7 +85,8 @@ class ClusterUnavailable(RuntimeError):
 
 
 class ClusterScorer:
-    """``SharedPrefixScorer`` in several processes, each with one GPU or a share of the CPUs.
+    """``SharedPrefixScorer`` in several processes, each with one GPU or a share of the CPUs; or
+    ``StreamedScorer``, if the blocks ``is_streamed``.
 
     A ``GrowingScorer`` over ``windows [num_windows, seqlen]``, for one round at a time. ``device``
     is "auto" (GPUs if the cluster has any), "cuda" or "cpu"; each actor has its own
@@ -107,6 +108,7 @@ class ClusterScorer:
         batch_tokens: int = BATCH_TOKENS,
         boundaries: Sequence[int] = (),
         objective: Objective = LOSS,
+        is_streamed: bool = False,
         max_restarts: int = 2,
     ) -> None:
         self.num_windows = windows.shape[0]
@@ -117,7 +119,8 @@ class ClusterScorer:
             self._pool = stack.enter_context(
                 actor_pool(
                     Evaluator,
-                    [ScoringTask(windows.cpu(), tuple(boundaries), objective)] * num_actors,
+                    [ScoringTask(windows.cpu(), tuple(boundaries), objective, is_streamed)]
+                    * num_actors,
                     path,
                     dtype=dtype,
                     device=device,

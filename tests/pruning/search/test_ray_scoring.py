@@ -19,11 +19,13 @@ from safetensors.torch import load_file, save_file
 from pruning.models.memory import StateBudgetTooSmall
 from pruning.models.store import load
 from pruning.removal import Losses
+from pruning.search.dense_model import Resources, load_dense_model
 from pruning.search.ray_actors import ActorResult, ClusterLost
 from pruning.search.ray_scoring import TIE_NATS, ClusterScorer, ClusterUnavailable, import_ray
 from pruning.search.scoring import PlainScorer, SharedPrefixScorer
 from pruning.search.staged import StagedScorer, stages
 from pruning.sleb import Blocks, sleb
+from pruning.spec.prune import Resident
 from tests.support.local_ray import LocalRay
 from tests.support.tiny_directory import write_tiny_model
 from tests.support.waiting import wait_until
@@ -83,6 +85,25 @@ def test_a_search_is_that_of_one_process_to_the_bit(
     assert [removal.block for removal in found] == [removal.block for removal in plain]
     for ours, theirs in zip(found, plain, strict=True):
         assert ours.scores == pytest.approx(dict(theirs.scores), abs=1e-5)
+
+
+@pytest.mark.usefixtures("local")
+def test_actors_that_stream_their_blocks_decide_what_one_process_does(
+    model_dir: Path, shared: SharedPrefixScorer
+) -> None:
+    resources = Resources(device="cpu", num_actors=2)
+    dense = load_dense_model(model_dir, Resident.STREAM, resources)
+    with dense.scorer(WINDOWS, BOUNDARIES) as streamed:
+        assert isinstance(streamed, ClusterScorer)
+        found = list(sleb(streamed, NUM_BLOCKS, 3))
+        handles = [actor.handle for actor in streamed._pool.actors]
+        assert len(handles) == 2
+    expected = list(sleb(shared, NUM_BLOCKS, 3))
+    assert [removal.block for removal in found] == [removal.block for removal in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.scores == pytest.approx(dict(theirs.scores), abs=1e-5)
+    assert dense.open_walk() is None
+    assert all(parameter.is_meta for parameter in dense.model.parameters())
 
 
 @pytest.mark.slow

@@ -12,8 +12,7 @@ from pruning.models.block_bytes import removals_for_bytes
 from pruning.models.block_times import BlockTimes
 from pruning.models.blocks import block_list
 from pruning.models.store import load, num_parameters
-from pruning.search.dense_model import Resources, load_dense_model
-from pruning.spec import InvalidSpec, TargetUnreachable
+from pruning.spec import TargetUnreachable
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec, Repair, Resident, Search
 from tests.support.pruning_runs import prune_tiny
@@ -156,10 +155,3 @@ def test_the_record_of_a_race_says_who_saw_how_much(tiny_models_dir: Path, spec:
     done = [done for done, _ in recorder.evaluations]
     assert done == sorted(done)  # one that drops out counts as a whole at the end of its round
     assert done[-1] == recorder.evaluations[-1][1]
-
-
-def test_actors_and_streamed_blocks_exclude_each_other(
-    tiny_models_dir: Path,
-) -> None:
-    with pytest.raises(InvalidSpec, match="exclude each other"):
-        load_dense_model(tiny_models_dir / "tiny", Resident.STREAM, Resources(num_actors=2))
