@@ -84,7 +84,7 @@ class HubCorpus:
                 "network, use packaged text, as dataset 'prose', or 'file' with a text of your own",
             ) from error
         stop = None if self.max_rows is None else part.start + self.max_rows
-        return Corpus(list(rows)[part.start : stop], self.separator)
+        return Corpus(list(rows[part.start : stop]), self.separator)  # a shard has millions
 
     def read(self, path: Path) -> Corpus:
         """The evaluation split from a local file. Raises ``CalibrationError``."""
