@@ -19,6 +19,7 @@ _NUM_BLOCKS = 4
 _PROMPT_LENS = (5, 9, 33, 60, 130)
 _NUM_NEW_TOKENS = 24
 _MAX_LEN = 160
+_CACHE_BYTES = 2**26
 _DTYPES = ("float32", "bfloat16")
 _USUAL: Mapping[str, Any] = MappingProxyType(
     {
@@ -103,7 +104,9 @@ def _tokens(
     variant: Variant, plan: GpuPlan, recorder: Callable[[torch.device], Recorder | None]
 ) -> Mapping[str, tuple[int, ...]]:
     """Greedy continuations of prompts of different lengths in one batch."""
-    limits = EngineLimits(max_num_seqs=len(_PROMPT_LENS), max_model_len=_MAX_LEN)
+    limits = EngineLimits(
+        max_num_seqs=len(_PROMPT_LENS), max_model_len=_MAX_LEN, kv_cache_bytes=_CACHE_BYTES
+    )
     engine = Engine(limits, recorder=recorder)
     engine.kernels.finish(variant)
     for length in _PROMPT_LENS:
