@@ -146,7 +146,7 @@ class Catalog:
         if not 1 <= depth <= order.depth:
             raise UnknownModel(f"{name!r}: the last depth of this removal order is {order.depth}")
         info = self._dense_models.matching(order)
-        return ModelEntry(name, order.parent, info, order, depth)
+        return ModelEntry.of_model(name, order.parent, info, order, depth)
 
     def _unknown(self, name: str) -> UnknownModel:
         return UnknownModel(
@@ -314,17 +314,17 @@ class Catalog:
             said = f"{error}; vLLM may serve it, if SLEB_VLLM names its program"
             return ModelEntry(name, name, None, None, error=said, is_foreign=True)
         is_of_this_model = order is not None and self._dense_models.matching(order) is not None
-        return ModelEntry(name, name, info, order if is_of_this_model else None)
+        return ModelEntry.of_model(name, name, info, order if is_of_this_model else None)
 
     def _whole_entry(self, order: RemovalOrder) -> ModelEntry:
         info = self._dense_models.matching(order)
-        return ModelEntry(order.name, order.parent, info, order, order.depth)
+        return ModelEntry.of_model(order.name, order.parent, info, order, order.depth)
 
     def _prefix_entries(self, order: RemovalOrder, name: VariantName) -> list[ModelEntry]:
         """``name`` is that of the checkpoint, or of the dense model for its newest order."""
         info = self._dense_models.matching(order)
         return [
-            ModelEntry(str(replace(name, depth=depth)), order.parent, info, order, depth)
+            ModelEntry.of_model(str(replace(name, depth=depth)), order.parent, info, order, depth)
             for depth in range(1, order.depth + 1)
         ]
 

@@ -10,6 +10,7 @@ from pruning.evaluation.probe_scores import ProbeScore
 from pruning.evaluation.quality import DomainQuality, Measured, Quality, Quantized
 from pruning.healing.places import ADAPTER_FILE
 from pruning.jobs.job import Job
+from pruning.models.architectures import engine_refusal
 from pruning.models.block_times import BlockTimes
 from pruning.models.names import VariantName, int8_name, raw_name
 from pruning.models.store import ModelInfo
@@ -149,6 +150,20 @@ class ModelEntry:
     is_raw: bool = False  # unrepaired, even if the job repaired it
     is_int8: bool = False  # with int8 weights, made of those of the same name without +int8
     is_foreign: bool = False  # of a family that only vLLM may serve: ``error`` is the own engine's
+
+    @classmethod
+    def of_model(
+        cls,
+        name: str,
+        base: str,
+        info: ModelInfo | None,
+        order: RemovalOrder | None,
+        num_removed: int = 0,
+    ) -> Self:
+        """A model that is here: for vLLM, if the engine does not serve its family."""
+        error = None if info is None else engine_refusal(info.model_type)
+        is_foreign = error is not None
+        return cls(name, base, info, order, num_removed, error=error, is_foreign=is_foreign)
 
     @classmethod
     def of_external(cls, model: ExternalModel, order: RemovalOrder | None = None) -> Self:

@@ -27,7 +27,7 @@ from app.models.weights import (
 )
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointStore
 from pruning.jobs.redis import JobStoreUnavailable
-from pruning.models.architectures import ARCHITECTURES, CannotQuantize
+from pruning.models.architectures import ARCHITECTURES, CannotQuantize, engine_refusal
 from pruning.models.inspection_record import Stamp
 from pruning.models.safetensors_headers import WeightSizes, fingerprint, weight_sizes
 from pruning.models.store import LoadedModel, ModelStore, NotAModel, pick_device, stamp_of
@@ -293,6 +293,8 @@ class ModelRegistry:
     def _merged(self, read: Callable[[], LoadedModel]) -> LoadedModel:
         """A model whose layers are merged before anything else uses them."""
         loaded = read()
+        if (refusal := engine_refusal(loaded.model.config.model_type)) is not None:
+            raise NotAModel(refusal)
         merge_layers(loaded.model)
         return loaded
 

@@ -29,6 +29,7 @@ from pruning.spec.heal import Heal
 
 _NAME = "default"  # as peft calls the only adapter of a model
 _DOWN, _UP = "lora_A", "lora_B"  # [rank, width_in] and [width_out, rank]
+_OUT_OF_STATES = "out_proj"  # peft refuses it in models with states
 _PREFIX = "base_model.model."  # of peft's names in a file
 
 Tensors = Mapping[str, torch.Tensor]
@@ -198,9 +199,11 @@ def _dense_layers(
 def _settings(pruned: PreTrainedModel, heal: Heal) -> dict[str, Any]:
     """Those of peft's ``LoraConfig``."""
     layers = {
-        name.rpartition(".")[2]: layer
+        leaf: layer
         for name, layer in block_list(pruned).named_modules()
         if isinstance(layer, nn.Linear | Conv1D)
+        if (leaf := name.rpartition(".")[2]) != _OUT_OF_STATES
+        or not architecture(pruned.config).has_states
     }
     if not layers:
         raise NothingToAdapt(

@@ -48,12 +48,15 @@ _WITH_EXPERTS = replace(
     ),
 )
 _OWN_FORWARD = replace(_LLAMA_LIKE, parts=None)
+# Convolutions and states take the place of attention in some blocks, or stand beside it.
+_WITH_STATES = replace(_OWN_FORWARD, has_states=True, is_linear=False)
 _GRANITE_LIKE = replace(
     _OWN_FORWARD,
     logit_divisor="logits_scaling",
     writes=StreamWrites(multiplier="residual_multiplier"),
 )
 _COHERE_LIKE = replace(_OWN_FORWARD, logit_multiplier="logit_scale")
+_FFN_DOWN = "feed_forward.down_proj"
 _BEHIND_NORMS = StreamWrites(
     scaled=("post_attention_layernorm.weight", "post_feedforward_layernorm.weight"),
     offset=1.0,
@@ -84,6 +87,18 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             writes=StreamWrites(
                 scaled=weight_and_bias("self_attention.dense", "mlp.dense_4h_to_h"),
                 refit="mlp.dense_4h_to_h",
+            ),
+        ),
+        "falcon_h1": replace(
+            _WITH_STATES,
+            tail=("model.final_layernorm",),
+            returns_tuple=True,
+            per_block=(),  # all blocks mix both ways
+            logit_multiplier="lm_head_multiplier",
+            writes=StreamWrites(
+                scaled=weight_and_bias("self_attn.o_proj", "mamba.out_proj", _FFN_DOWN),
+                refit=_FFN_DOWN,
+                multiplier="mlp_multipliers.1",
             ),
         ),
         "flex_olmo": replace(_WITH_EXPERTS, writes=StreamWrites(scaled=(), refit=None)),
@@ -139,6 +154,18 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             ),
         ),
         "granite": _GRANITE_LIKE,
+        "granitemoehybrid": replace(
+            _WITH_STATES,
+            logit_divisor=_GRANITE_LIKE.logit_divisor,
+            only=(("num_local_experts", 0),),
+            writes=StreamWrites(
+                scaled=weight_and_bias(
+                    "self_attn.o_proj", "mamba.out_proj", "shared_mlp.output_linear"
+                ),
+                refit="shared_mlp.output_linear",
+                multiplier="residual_multiplier",
+            ),
+        ),
         "helium": _OWN_FORWARD,
         "hunyuan_v1_dense": _OWN_FORWARD,
         "hyperclovax": replace(
@@ -153,6 +180,15 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         "internlm3": _LLAMA_LIKE,
         "iquestcoder": _LLAMA_LIKE,
         "jais2": _LLAMA_LIKE,
+        "lfm2": replace(
+            _WITH_STATES,
+            tail=("model.embedding_norm",),
+            periods=("full_attn_idxs",),
+            writes=StreamWrites(
+                scaled=weight_and_bias("self_attn.out_proj", "conv.out_proj", "feed_forward.w2"),
+                refit="feed_forward.w2",
+            ),
+        ),
         "llama": _LLAMA_LIKE,
         "mellum": _WITH_EXPERTS,
         "ministral": _LLAMA_LIKE,
@@ -160,6 +196,16 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         "mistral": _LLAMA_LIKE,
         "mixtral": _WITH_EXPERTS,
         "nemotron": _LLAMA_LIKE,
+        "nemotron_h": replace(
+            _WITH_STATES,
+            tail=("model.norm_f",),
+            per_block=("layers_block_type",),
+            block_kinds=frozenset({"full_attention", "linear_attention", "mlp"}),
+            writes=StreamWrites(
+                scaled=weight_and_bias("mixer.o_proj", "mixer.out_proj", "mixer.down_proj"),
+                refit=None,
+            ),
+        ),
         "olmo": _OWN_FORWARD,
         "olmo2": replace(
             _LLAMA_LIKE,
@@ -171,6 +217,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             parts=Parts(norms=_NORMS_AFTER, head_norms=_HEAD_NORMS, rotates_by_kind=True),
             writes=StreamWrites(scaled=(), refit=None),
         ),
+        "olmo_hybrid": replace(_WITH_STATES, writes=StreamWrites(scaled=(), refit=None)),
         "olmoe": _WITH_EXPERTS,
         "opt": Architecture(
             blocks="model.decoder.layers",
@@ -209,6 +256,13 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         ),
         "qwen3": replace(_QWEN_LIKE, parts=Parts(head_norms=_HEAD_NORMS)),
         "qwen3_moe": _WITH_EXPERTS,
+        "qwen3_5_text": replace(
+            _WITH_STATES,
+            periods=("full_attention_interval",),
+            writes=StreamWrites(
+                scaled=weight_and_bias("self_attn.o_proj", "linear_attn.out_proj", "mlp.down_proj"),
+            ),
+        ),
         "seed_oss": _LLAMA_LIKE,
         "smollm3": replace(
             _LLAMA_LIKE,
@@ -243,6 +297,12 @@ def architecture(config: "PreTrainedConfig") -> Architecture:
                 f"{config.model_type} with {switch}={json.dumps(value)} cannot be pruned and "
                 f"served: only {switch}={json.dumps(expected)} is supported"
             )
+    kinds = {kind for key in row.per_block for kind in getattr(config, key, None) or ()}
+    if row.block_kinds and (unknown := kinds - row.block_kinds):
+        raise UnsupportedConfig(
+            f"{config.model_type} with blocks of the kind {', '.join(sorted(unknown))} cannot be "
+            f"pruned and served: only {', '.join(sorted(row.block_kinds))} are supported"
+        )
     for switch, harmless in row.depth_dependent:
         if (value := getattr(config, switch, harmless)) != harmless:
             raise UnsupportedConfig(
@@ -263,6 +323,16 @@ def check_quantizable(model_type: str) -> None:
         )
 
 
+def engine_refusal(model_type: str) -> str | None:
+    """Why the engine of this project does not serve a supported family; None if it does."""
+    if not ARCHITECTURES[model_type].has_states:
+        return None
+    return (
+        f"blocks of a {model_type} keep other states of a sequence than keys and values, for which "
+        "the engine of this service has no room; vLLM may serve it, if SLEB_VLLM names its program"
+    )
+
+
 def unknown_architecture(model_type: str, keys: Collection[str] = ()) -> UnknownArchitecture:
     """The error for models of a type that has no row. It lists the supported types.
 
@@ -272,7 +342,7 @@ def unknown_architecture(model_type: str, keys: Collection[str] = ()) -> Unknown
         f"models of type {model_type!r} are not supported{_nearest(model_type, keys)}: blocks can "
         f"be removed from decoder-only language models of the types "
         f"{', '.join(sorted(ARCHITECTURES))}, and from the language towers of "
-        f"{', '.join(sorted(TOWERS))}, but not from models with an encoder or with recurrent states"
+        f"{', '.join(sorted(TOWERS))}, but not from models with an encoder"
     )
 
 

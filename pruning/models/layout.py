@@ -43,14 +43,19 @@ class StreamWrites:
     offset: float = 0.0  # of norms that multiply by their weight plus this offset
     refit: str | None = "mlp.down_proj"
     is_transposed: bool = False  # whether the matrix of ``refit`` is [width_in, width_out]
-    multiplier: str | None = None  # config key of the factor between ``refit`` and the stream
+    # Config key of the factor between ``refit`` and the stream, or "KEY.INDEX" of one in a list
+    multiplier: str | None = None
     requires: tuple[
         tuple[str, object], ...
     ] = ()  # config keys, and the values without which none of this is true
 
     def factor(self, config: "PreTrainedConfig") -> float:
         """By what the output of ``refit`` is multiplied before it is added to the stream."""
-        return 1.0 if self.multiplier is None else float(getattr(config, self.multiplier))
+        if self.multiplier is None:
+            return 1.0
+        key, _, place = self.multiplier.partition(".")
+        value = getattr(config, key)
+        return float(value[int(place)] if place else value)
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ class Architecture:
     blocks: str
     tail: tuple[str, ...]  # modules between the last block and the head; some may be None
     per_block: tuple[str, ...] = ("layer_types", "mlp_layer_types")  # lists with an entry per block
+    block_kinds: frozenset[str] = frozenset()  # the entries of these lists; empty: any
     # Config keys that describe such a list by a period: views have none, as it may not be true
     periods: tuple[str, ...] = ()
     boundaries: tuple[str, ...] = ()  # config keys that count the blocks up to one
@@ -73,5 +79,6 @@ class Architecture:
     # Config keys of other mechanisms, and the values with which the family is supported
     only: tuple[tuple[str, object], ...] = ()
     parts: Parts | None = None  # None if blocks are not standard
+    has_states: bool = False  # whether blocks keep more of a sequence than keys and values
     is_linear: bool = True  # whether every matrix of a block belongs to an nn.Linear
     writes: StreamWrites = StreamWrites()

@@ -40,7 +40,7 @@ class WeightSizes:
     num_refit: int = 0  # of those in blocks, in the matrices that a repair may fit anew
     num_in_matrices: int = 0  # of those in blocks
     num_outputs: int = 0  # of all matrices in blocks
-    num_sides: int = 0  # inputs and outputs of all matrices in blocks but those of experts
+    num_sides: int = 0  # inputs and outputs of linear layers in blocks but those of experts
     num_in_head: int = 0
     num_head_outputs: int = 0
     is_head_stored: bool = False  # else it is the matrix of the embeddings
@@ -92,7 +92,7 @@ def weight_sizes(path: Path, refit: str | None = None) -> WeightSizes:
         num_sides=sum(
             sum(shape)
             for name, shape in in_blocks.items()
-            if len(shape) > 1 and _EXPERTS not in name  # in memory they are one tensor
+            if len(shape) == 2 and _EXPERTS not in name  # in memory they are one tensor
         ),
         num_in_head=prod(in_head),
         num_head_outputs=in_head[0],

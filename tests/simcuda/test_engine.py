@@ -14,13 +14,12 @@ from app.engine.engine import Engine
 from app.engine.scheduling.scheduler import EngineLimits
 from app.engine.scheduling.sequence import Request, TokenEvent
 from app.engine.variant import Variant, make_variant
-from pruning.models.architectures import ARCHITECTURES
 from pruning.models.store import LoadedModel
 from tests.support.engine_requests import PRUNED_BLOCKS, check_best, prompt, request
 from tests.support.response_formats import PERSON, constrained
 from tests.support.simcuda.device import SimulatedCuda
 from tests.support.simcuda.models import on_device, variant_on
-from tests.support.tiny import tiny_model
+from tests.support.tiny import SERVED, tiny_model
 
 KINDS: Mapping[str, Mapping[str, Any]] = {
     "greedy": {},
@@ -83,7 +82,7 @@ def check(found: Mapping[str, list[TokenEvent]], expected: Mapping[str, list[Tok
                 assert scored.logprob == pytest.approx(same.logprob, abs=1e-3)
 
 
-@pytest.mark.parametrize("family", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("family", SERVED)
 def test_every_family_gives_what_it_gives_on_the_cpu(cuda: SimulatedCuda, family: str) -> None:
     """Recorded, but for experts in float32: torch reads on the host where their groups end."""
     model = tiny_model(family)

@@ -43,6 +43,19 @@ _MULTIPLIERS = {
     "residual_multiplier": 0.6,
     "attention_multiplier": 0.3,
 }
+_DELTA = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "layer_types": ["linear_attention", "linear_attention", "full_attention"] * 2,
+}
+_MAMBA = {
+    "mamba_n_heads": 4,
+    "mamba_d_head": 16,
+    "mamba_d_state": 8,
+    "mamba_chunk_size": 8,
+}
 _GPT2_LIKE = {
     "n_embd": 32,
     "n_layer": NUM_BLOCKS,
@@ -73,6 +86,15 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
         "eos_token_id": EOS,
         "pad_token_id": 2,
     },
+    "falcon_h1": {
+        **_MAMBA,
+        "mamba_d_ssm": 64,
+        "mlp_multipliers": [0.8, 0.6],
+        "ssm_multipliers": [0.9, 0.8, 0.7, 1.1, 1.2],
+        "lm_head_multiplier": 0.5,
+        "ssm_out_multiplier": 0.7,
+        "attention_out_multiplier": 0.6,
+    },
     "flex_olmo": {"num_experts": 4, "num_experts_per_tok": 2},
     "gemma": {},
     "gemma2": {"sliding_window": WINDOW, "layer_types": _MIXED},
@@ -84,12 +106,24 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "gpt_neox": {},
     "gpt_oss": {**_SLIDING, "num_local_experts": 4, "num_experts_per_tok": 2},
     "granite": _MULTIPLIERS,
+    "granitemoehybrid": {
+        **_MULTIPLIERS,
+        **_MAMBA,
+        "num_local_experts": 0,
+        "shared_intermediate_size": 48,
+        "position_embedding_type": "rope",
+        "layer_types": ["linear_attention", "full_attention"] * (NUM_BLOCKS // 2),
+    },
     "helium": {},
     "hunyuan_v1_dense": {},
     "hyperclovax": _MULTIPLIERS,
     "internlm3": _BIASES,  # it has both or none
     "iquestcoder": {},
     "jais2": {},
+    "lfm2": {
+        "layer_types": ["conv", "conv", "full_attention"] * 2,
+        "block_auto_adjust_ff_dim": False,
+    },
     "llama": {},
     "mellum": {
         **_SLIDING,
@@ -102,9 +136,19 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "mistral": {"sliding_window": WINDOW},
     "mixtral": {"sliding_window": WINDOW, "num_local_experts": 4, "num_experts_per_tok": 2},
     "nemotron": {},
+    "nemotron_h": {
+        "layers_block_type": ["linear_attention", "mlp", "full_attention"] * 2,
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 16,
+        "norm_topk_prob": True,  # of experts, which are refused
+        "ssm_state_size": 8,
+        "n_groups": 1,
+        "chunk_size": 8,
+    },
     "olmo": {},
     "olmo2": {},
     "olmo3": _SLIDING,
+    "olmo_hybrid": {**_DELTA, "linear_num_value_heads": 2},
     "olmoe": _EXPERTS,
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
     "persimmon": {},
@@ -119,6 +163,7 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
         "use_sliding_window": True,
         "sliding_window": WINDOW,
     },
+    "qwen3_5_text": _DELTA,
     "seed_oss": {},
     "smollm3": {**_BOTH, "no_rope_layers": [1, 1, 0, 1, 1, 0]},
     "stablelm": {},
@@ -139,6 +184,15 @@ SWITCHES: Mapping[str, Mapping[str, Any]] = {
         "new_decoder_architecture": True,
         "parallel_attn": False,
     },
+    "falcon_h1": {
+        "attention_bias": True,
+        "mamba_conv_bias": False,
+        "mamba_norm_before_gate": False,
+        "mamba_proj_bias": True,
+        "mamba_rms_norm": True,
+        "mlp_bias": True,
+        "projectors_bias": True,
+    },
     "flex_olmo": {"attention_bias": True, "norm_topk_prob": True},
     "gemma": {"attention_bias": True},
     "gemma2": {"attention_bias": True},
@@ -155,17 +209,26 @@ SWITCHES: Mapping[str, Mapping[str, Any]] = {
     "gpt_neox": {"attention_bias": False, "use_parallel_residual": False},
     "gpt_oss": {"attention_bias": False},
     "granite": _BIASES,
+    "granitemoehybrid": {"attention_bias": True, "mamba_conv_bias": False, "mamba_proj_bias": True},
     "helium": _BIASES,
     "hunyuan_v1_dense": {"attention_bias": True},
     "hyperclovax": {**_BIASES, "use_post_norm": False},
     "iquestcoder": _BIASES,
     "jais2": {"attention_bias": False, "mlp_bias": False},
+    "lfm2": {"conv_bias": True},
     "llama": _BIASES,
     "mellum": {"attention_bias": True, "norm_topk_prob": False},
     "nemotron": _BIASES,
+    "nemotron_h": {
+        **_BIASES,
+        "mamba_proj_bias": True,
+        "use_bias": True,
+        "use_conv_bias": False,
+    },
     "olmo": {"attention_bias": True, "clip_qkv": 0.5},
     "olmo2": {"attention_bias": True},
     "olmo3": {"attention_bias": True},
+    "olmo_hybrid": {"attention_bias": True, "linear_allow_neg_eigval": False},
     "olmoe": {"attention_bias": True, "clip_qkv": 0.5, "norm_topk_prob": True},
     "opt": {
         "_remove_final_layer_norm": True,
@@ -178,6 +241,7 @@ SWITCHES: Mapping[str, Mapping[str, Any]] = {
     "qwen2_moe": {"norm_topk_prob": True, "qkv_bias": False},
     "qwen3": {"attention_bias": True},
     "qwen3_moe": {"attention_bias": True, "norm_topk_prob": True},
+    "qwen3_5_text": {"attention_bias": True},
     "seed_oss": {"attention_bias": False, "attention_out_bias": True, "mlp_bias": True},
     "smollm3": _BIASES,
     "stablelm": {"qk_layernorm": True, "use_parallel_residual": True, "use_qkv_bias": True},
@@ -187,8 +251,9 @@ SWITCHES: Mapping[str, Mapping[str, Any]] = {
 SWITCHED = tuple(f"{family}-{switch}" for family, of in SWITCHES.items() for switch in of)
 
 # Families with a mechanism that no family of ``EVERYWHERE`` has: a factor of logits, blocks that
-# return a tuple, attention with sinks, a factor of the residual stream, norms behind with windows.
-MECHANISMS = frozenset({"cohere2", "falcon", "gpt_oss", "granite", "olmo3"})
+# return a tuple, attention with sinks, a factor of the residual stream, norms behind with windows,
+# states beside keys and values.
+MECHANISMS = frozenset({"cohere2", "falcon", "gpt_oss", "granite", "lfm2", "olmo3"})
 # Quick tests run these.
 EVERYWHERE = frozenset(
     {"gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "mixtral", "olmo2",

@@ -22,9 +22,11 @@ from tests.support.families import (
 )
 
 __all__ = [
-    "CONFIGS", "DISTINCT", "EOS", "MAX_POSITIONS", "NUM_BLOCKS", "SWITCHED", "SWITCHES",
+    "CONFIGS", "DISTINCT", "EOS", "MAX_POSITIONS", "NUM_BLOCKS", "SERVED", "SWITCHED", "SWITCHES",
     "TINY_SHAPE", "VOCAB_SIZE", "every_family", "generated", "tiny_model",
 ]  # fmt: skip
+
+SERVED = tuple(sorted(name for name, row in ARCHITECTURES.items() if not row.has_states))
 
 # They differ in what a run does with them: grouped heads, norms behind, biases and transposed
 # matrices, projections in one, experts.

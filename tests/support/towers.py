@@ -43,12 +43,26 @@ CONFIGS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
         {"model_type": "qwen3"},
         {**_IMAGES, "image_size": [28, 28], "patch_size": [14, 14]},
     ),
+    "lfm2_vl": (
+        {"model_type": "lfm2", "layer_types": ["conv", "full_attention"] * (NUM_BLOCKS // 2)},
+        _IMAGES,
+    ),
     "llava": ({"model_type": "llama"}, _IMAGES),
     "llava_next": ({"model_type": "mistral"}, _IMAGES),
     "llava_onevision": ({"model_type": "qwen2"}, {**_IMAGES, "model_type": "siglip_vision_model"}),
     "mistral3": ({"model_type": "mistral"}, {**_IMAGES, "head_dim": 8}),
     "qwen2_5_vl": (_THREE_AXES, _QWEN_IMAGES),
     "qwen2_vl": (_THREE_AXES, {**_QWEN_IMAGES, "embed_dim": 32}),
+    "qwen3_5": (
+        {
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "layer_types": ["linear_attention", "full_attention"] * (NUM_BLOCKS // 2),
+        },
+        _QWEN_IMAGES,
+    ),
     "qwen3_vl": (_THREE_AXES, {**_QWEN_IMAGES, "deepstack_visual_indexes": [0, 1]}),
     "smolvlm": ({"model_type": "llama"}, _IMAGES),
 }

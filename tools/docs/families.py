@@ -25,13 +25,11 @@ REASONS: Mapping[str, tuple[str, ...]] = {
     ),
     "a tower for images or sound, whose language tower is of no supported family": (
         "emu3", "fuyu", "gemma3n", "gemma4", "git", "got_ocr2", "llama4", "mllama", "moshi",
-        "musicgen", "musicgen_melody", "phi4_multimodal", "qwen3_5", "qwen3_5_moe",
+        "musicgen", "musicgen_melody", "phi4_multimodal", "qwen3_5_moe",
     ),
-    "recurrent states in place of attention": (
-        "bamba", "falcon_h1", "falcon_mamba", "granitemoehybrid", "jamba", "kimi_linear",
-        "lara_mini", "lfm2", "lfm2_moe", "mamba", "mamba2", "minimax", "nemotron_h", "olmo_hybrid",
-        "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next", "recurrent_gemma", "rwkv", "xlstm",
-        "zamba", "zamba2",
+    "recurrent states in every block": ("falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm"),
+    "blocks whose kind follows from their position, or that share weights": (
+        "bamba", "jamba", "lfm2_moe", "recurrent_gemma", "zamba", "zamba2",
     ),
     "biases of attention that depend on distance (alibi)": ("bloom", "mpt"),
     "buffers with stored values, which a model that is streamed from disk does not get": (
@@ -40,7 +38,7 @@ REASONS: Mapping[str, tuple[str, ...]] = {
     ),
     "experts in some blocks, or under names, that healing does not adapt": (
         "afmoe", "deepseek_v2", "ernie4_5_moe", "granitemoe", "granitemoeshared",
-        "hunyuan_v1_moe", "phimoe",
+        "hunyuan_v1_moe", "phimoe", "qwen3_5_moe_text", "qwen3_next",
     ),
     "files with other names of blocks than in memory, so that its size is not known": ("exaone",),
     "one norm in front of the first block and behind the last": ("nanochat",),
@@ -63,7 +61,9 @@ Each family in this table passes the same tests on random models: the search cho
 search does, and the engine generates what `generate` does, with every switch of the config, also
 without some blocks and repaired; a written checkpoint computes the same.
 
-*Flat* means that the engine runs the blocks itself; *own forward* that it calls the model's. A
+*Flat* means that the engine runs the blocks itself; *own forward* that it calls the model's.
+Blocks of hybrids keep other states of a sequence than keys and values: search, repair and
+verification call the model's forward, and vLLM serves what is published. A
 [repair](guides/prune.md#repair) by scale multiplies the hidden states, one by ridge refits
 matrices. A config may rule a repair out.
 
@@ -88,6 +88,7 @@ def _supported() -> str:
     groups: dict[tuple[str, str], list[str]] = {}
     for family, row in sorted(ARCHITECTURES.items()):
         served = "flat" if row.parts is not None and _is_flat(family) else "own forward"
+        served = "vLLM only" if row.has_states else served
         groups.setdefault((served, _repairs(row.writes)), []).append(family)
     lines = ["| served | repairs | families |", "|---|---|---|"]
     for (served, repairs), families in sorted(groups.items()):

@@ -11,6 +11,7 @@ from app.cli.main import app
 from app.doctor.family import family
 from app.doctor.finding import Level
 from tests.support.tiny import tiny_model
+from tests.support.towers import whole_model
 
 
 def config_of(path: Path, name: str) -> Path:
@@ -35,6 +36,19 @@ def test_a_supported_model_is_described(
     assert served in described["served"].said
     assert repair in described["repair"].said
     assert ("ridge" in described["repair"].said) == ("ridge" in repair)
+
+
+def test_a_hybrid_is_repaired_here_and_served_by_vllm(tmp_path: Path) -> None:
+    described = {each.check: each for each in family(config_of(tmp_path, "lfm2"))}
+    assert described["served"].advice == "serve the checkpoint with vLLM"
+    assert "by scale and by ridge" in described["repair"].said
+
+
+def test_of_a_tower_for_images_the_language_tower_is_described(tmp_path: Path) -> None:
+    whole_model("smolvlm").config.save_pretrained(tmp_path)
+    described = {each.check: each for each in family(tmp_path)}
+    assert "its language tower, a llama with 6 blocks" in described["family"].said
+    assert "runs the blocks itself" in described["served"].said
 
 
 def test_a_kind_of_attention_without_a_mask_is_for_vllm(tmp_path: Path) -> None:

@@ -29,11 +29,11 @@ from app.engine.autotuning import (
 from app.engine.engine import Engine
 from app.engine.running.flat_model import AROUND, AROUND_BOTH, COMPILED, FLAT
 from app.engine.running.head import COMPILED_HEAD, TORCH
-from pruning.models.architectures import ARCHITECTURES
 from tests.support.compiled import always, load_compiled
 from tests.support.engine_requests import expected, prompt, request, run, variant
 from tests.support.kernels import choice_of
 from tests.support.serving import local_api
+from tests.support.tiny import SERVED
 from tests.support.waiting import wait_until
 
 SLOW, FAST = "slow", "fast"
@@ -238,7 +238,7 @@ def choices_in(file: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("kernels", KERNELS, ids=str)
-@pytest.mark.parametrize("family", ARCHITECTURES)
+@pytest.mark.parametrize("family", SERVED)
 def test_whatever_is_chosen_gives_the_tokens_of_generate(
     family: str, kernels: tuple[str, ...]
 ) -> None:

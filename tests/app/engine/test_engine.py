@@ -12,7 +12,6 @@ from app.engine.engine import (
 from app.engine.scheduling.scheduler import EngineLimits
 from app.engine.scheduling.sequence import FinishReason
 from app.engine.variant import make_variant
-from pruning.models.architectures import ARCHITECTURES
 from pruning.models.blocks import view
 from pruning.repair.folding import folded
 from pruning.repair.repair import possible_methods
@@ -26,12 +25,12 @@ from tests.support.engine_requests import (
     variant,
 )
 from tests.support.repairs import repaired_by
-from tests.support.tiny import EOS, generated, tiny_model
+from tests.support.tiny import EOS, SERVED, generated, tiny_model
 
 DENSE, PRUNED = variant(), variant(pruned=True)
 
 
-@pytest.mark.parametrize("family", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("family", SERVED)
 @pytest.mark.contract
 def test_greedy_output_is_that_of_generate(family: str) -> None:
     variants = variant(family=family), variant(pruned=True, family=family)
@@ -44,7 +43,7 @@ def test_greedy_output_is_that_of_generate(family: str) -> None:
         assert outcome.of(each) == expected(each)
 
 
-@pytest.mark.parametrize("family", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("family", SERVED)
 def test_raw_and_repaired_of_one_depth_run_together_and_never_mix(family: str) -> None:
     """Each gives what it gives alone: what ``generate`` gives for the folded model."""
     model, folds = tiny_model(family), {}

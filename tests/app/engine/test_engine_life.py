@@ -23,7 +23,6 @@ from app.engine.running.flat_model import COMPILED
 from app.engine.scheduling.scheduler import EngineLimits
 from app.engine.scheduling.sequence import FinishReason, Request, RequestRefused, Timings
 from app.engine.variant import make_variant
-from pruning.models.architectures import ARCHITECTURES
 from pruning.models.blocks import block_list
 from tests.support.compiled import always
 from tests.support.engine_requests import (
@@ -37,7 +36,7 @@ from tests.support.engine_requests import (
     run,
     variant,
 )
-from tests.support.tiny import MAX_POSITIONS, NUM_BLOCKS, VOCAB_SIZE, tiny_model
+from tests.support.tiny import MAX_POSITIONS, NUM_BLOCKS, SERVED, VOCAB_SIZE, tiny_model
 
 DENSE, PRUNED = variant(), variant(pruned=True)
 
@@ -113,7 +112,7 @@ def test_cancelling_frees_the_place_at_once() -> None:
 
 
 @pytest.mark.parametrize("tuner", [OFF, always(COMPILED)], ids=["flat", "compiled"])
-@pytest.mark.parametrize("family", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("family", SERVED)
 def test_no_reference_cycle_holds_a_model(family: str, tuner: Autotuner) -> None:
     """So an unload frees its memory at once, without a collection that stops all threads."""
     engine, model = Engine(tuner=tuner), copy.deepcopy(tiny_model(family))

@@ -17,13 +17,14 @@ from app.models.registry import ModelRegistry, ModelReplaced
 from pruning.checkpoints.store import MANIFEST, CheckpointStore, Manifest
 from pruning.models.blocks import view
 from pruning.models.safetensors_headers import fingerprint
-from pruning.models.store import LoadedModel, ModelStore, load
+from pruning.models.store import LoadedModel, ModelStore, NotAModel, load
 from pruning.pipeline import prune
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec, Repair
 from tests.support.recorder import Recorder
 from tests.support.tiny import generated
-from tests.support.tiny_directory import write_tiny_model
+from tests.support.tiny_checkpoints import write_checkpoint
+from tests.support.tiny_directory import spoil_weights, write_tiny_model
 
 NUM_BLOCKS = 14
 NUM_REMOVED = 10
@@ -43,6 +44,13 @@ def publish(data_dir: Path, num_remove: int, job: str = "prn-1") -> Manifest:
 def registry_of(data_dir: Path) -> ModelRegistry:
     models, checkpoints = ModelStore(data_dir / "models"), CheckpointStore(data_dir / "checkpoints")
     return ModelRegistry(Catalog(models, checkpoints), models, checkpoints, device="cpu")
+
+
+def test_a_hybrid_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "models" / "hybrid", "lfm2")
+    spoil_weights(tmp_path / "models" / "hybrid")
+    with pytest.raises(NotAModel, match=r"lfm2 keep other states .* vLLM may serve it"):
+        registry_of(tmp_path).begin("hybrid")
 
 
 def addresses(variant: Variant) -> dict[int, int]:

@@ -18,7 +18,11 @@ from pruning.models.architectures import ARCHITECTURES
 from pruning.models.blocks import pruned_config
 
 ROOT = Path(__file__).parents[3]
-PLAIN: dict[str, dict[str, Any]] = {"mistral": {"sliding_window": None}}
+PLAIN: dict[str, dict[str, Any]] = {
+    "granitemoehybrid": {"num_local_experts": 0},
+    "mistral": {"sliding_window": None},
+    "nemotron_h": {"layers_block_type": ["mlp"] * 12},
+}
 WITHOUT_THE_FIRST, WITHOUT_THE_LAST = range(1, 12), range(11)
 
 

@@ -34,13 +34,15 @@ def test_adapters_of_every_family_are_as_large_as_estimated(tmp_path: Path, fami
     found = heal_estimate(SPEC, 6, sizes, [])
     assert found is not None
     pruned = adapted(view(model, (0, 1, 3, 5)), HEAL).num_bytes
-    is_exact = not any("experts" in name for name, _ in model.named_parameters())
-    assert pruned <= found.adapter_bytes <= pruned * (1 if is_exact else 1.25)
+    has_experts = any("experts" in name for name, _ in model.named_parameters())
+    has_states = ARCHITECTURES[family].has_states  # blocks of different sizes count as equal
+    least, most = (0.95 if has_states else 1), (1.5 if has_states else 1.25 if has_experts else 1)
+    assert least * pruned <= found.adapter_bytes <= pruned * most
     assert found.training_bytes == 4 * found.adapter_bytes
     both = heal_estimate(CONTROLLED, 6, sizes, [])
     assert both is not None
     whole = adapted(view(model, range(6)), HEAL).num_bytes
-    assert whole <= both.adapter_bytes - found.adapter_bytes <= whole * (1 if is_exact else 1.25)
+    assert least * whole <= both.adapter_bytes - found.adapter_bytes <= whole * most
     assert both.training_bytes == 4 * both.adapter_bytes - 3 * found.adapter_bytes
 
 

@@ -219,7 +219,8 @@ def test_blocks_that_are_of_two_kinds_by_their_depth_are_refused(
 NOT_IN_BLOCKS = {"use_cache", "tie_word_embeddings", "output_router_logits", "is_decoder",
                  "add_cross_attention", "summary_use_proj", "summary_proj_to_labels",
                  "scale_attn_by_inverse_layer_idx", "use_bidirectional_attention",
-                 "alibi"}  # fmt: skip
+                 "alibi", "moe_shared_expert_overlap", "rescale_prenorm_residual",
+                 "residual_in_fp32", "use_mamba_kernels"}  # fmt: skip
 
 
 @pytest.mark.parametrize("family", ARCHITECTURES)

@@ -9,9 +9,8 @@ from app.engine.cache.metadata import AttentionMetadata, tables_of
 from app.engine.cache.paged_cache import PagedCache, UnitShape, unit_shape
 from app.engine.cache.pages import PAGE_TOKENS
 from app.engine.variant import make_variant
-from pruning.models.architectures import ARCHITECTURES
 from tests.support.engine_requests import PRUNED_BLOCKS, cache_bytes, variant
-from tests.support.tiny import tiny_model
+from tests.support.tiny import SERVED, tiny_model
 
 HEADS, DIM, BLOCKS = 2, 4, 3
 CPU = torch.device("cpu")
@@ -98,7 +97,7 @@ def test_what_would_spread_is_noticed_until_it_is_cleared() -> None:
     cache.check_integrity()
 
 
-@pytest.mark.parametrize("family", ARCHITECTURES)
+@pytest.mark.parametrize("family", SERVED)
 def test_the_shape_of_every_family_is_that_of_what_it_writes(family: str) -> None:
     model = tiny_model(family)
     shape = unit_shape(model)

@@ -18,10 +18,9 @@ from app.engine.engine_loop import EngineLoop
 from app.engine.running.cuda_graphs import Recorder, Step, no_recorder, recorder_on, shapes_to
 from app.engine.scheduling.scheduler import EngineLimits
 from app.engine.variant import Variant
-from pruning.models.architectures import ARCHITECTURES
 from tests.support.clock import Clock
 from tests.support.engine_requests import Outcome, expected, prompt, request, run, variant
-from tests.support.tiny import every_family
+from tests.support.tiny import SERVED, every_family
 
 
 class Traces:
@@ -65,7 +64,7 @@ def test_replays_give_what_generate_gives(family: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ARCHITECTURES)
+@pytest.mark.parametrize("family", SERVED)
 def test_replays_of_both_variants_give_what_generate_gives(family: str) -> None:
     check_replays(family, BOTH_VARIANTS)
 

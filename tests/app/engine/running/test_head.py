@@ -11,14 +11,13 @@ from transformers import PreTrainedModel
 from app.engine.autotuning import OFF, Autotuner, Choice
 from app.engine.running.head import COMPILED_HEAD, TORCH, Head
 from app.engine.step import Step
-from pruning.models.architectures import ARCHITECTURES
 from pruning.models.blocks import final_logits
 from tests.support.compiled import always, load_compiled
-from tests.support.tiny import tiny_model
+from tests.support.tiny import SERVED, tiny_model
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8])
-@pytest.mark.parametrize("family", ARCHITECTURES)
+@pytest.mark.parametrize("family", SERVED)
 def test_every_family_has_the_logits_of_its_own_head(family: str, rows: int) -> None:
     torch.manual_seed(rows)
     model = tiny_model(family)

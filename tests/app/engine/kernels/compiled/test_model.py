@@ -29,13 +29,12 @@ from app.engine.running.model_runner import Forwarded, ModelRunner
 from app.engine.scheduling.scheduler import Batch
 from app.engine.step import Interruption, Step
 from app.engine.variant import Variant, make_variant
-from pruning.models.architectures import ARCHITECTURES
 from pruning.models.blocks import block_list
 from tests.support.both_ways import Forwards, forwards
 from tests.support.compiled import always, load_compiled, torch_threads
 from tests.support.engine_requests import PRUNED_BLOCKS, expected, prompt, request, run, variant
 from tests.support.families import EVERYWHERE
-from tests.support.tiny import NUM_BLOCKS, tiny_model
+from tests.support.tiny import NUM_BLOCKS, SERVED, tiny_model
 
 WAYS = (AROUND, AROUND_BOTH, COMPILED)
 NUM_TOKENS = 64  # of a sequence, for short ones
@@ -81,7 +80,7 @@ def typed(family: str, dtype: torch.dtype, *, is_int8: bool = False) -> PreTrain
     return int8_model(model, OFF) if is_int8 else model
 
 
-@pytest.mark.parametrize("family", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("family", SERVED)
 def test_every_family_of_usual_parts_is_compiled(family: str) -> None:
     flat = flat_model(tiny_model(family), always(COMPILED))
     is_compiled = flat is not None and flat._compiled is not None
