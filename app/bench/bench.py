@@ -4,7 +4,8 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -56,14 +57,17 @@ def run_bench(
     """
     sides = subject.sides()
     dense = subject.dense.model
-    with Console(stderr=True).status("Compiling and timing kernels"):
+    console = Console(stderr=True, highlight=False)
+    with _saying(console, "Compiling and timing kernels"):
         Engine(tuner=subject.tuner, recorder=no_recorder).kernels.finish(*sides.values())
-    with Console(stderr=True).status("Measuring the parts of a decode step"):
+    with _saying(console, "Measuring the parts of a decode step"):
         parts = {scenario: measure_times(dense, plan.rows(scenario)) for scenario in plan.scenarios}
     weights = {name: _weight_bytes(variant) for name, variant in sides.items()}
     bench = Bench(subject, plan, {}, parts, weights, {**facts, "machine": machine()})
-    with Progress(console=Console(stderr=True)) as progress:
+    with Progress(console=console) as progress:
         for scenario in plan.scenarios:
+            if not console.is_terminal:
+                console.print(f"Measuring {scenario}", markup=False)
             task = progress.add_task(scenario, total=len(sides) * (1 + plan.repeats))
             samples = _measured(
                 sides, scenario, plan, partial(progress.advance, task), subject.tuner
@@ -71,6 +75,15 @@ def run_bench(
             bench = replace(bench, samples={**bench.samples, scenario: samples})
             _write(bench, out)
     return bench
+
+
+@contextmanager
+def _saying(console: Console, what: str) -> Iterator[None]:
+    """Show what is done; without a terminal, which has no status, in a line."""
+    if not console.is_terminal:
+        console.print(what, markup=False)
+    with console.status(what):
+        yield
 
 
 def stored_subject(

@@ -98,13 +98,16 @@ def run_evaluation(
     out: Path | None,
 ) -> None:
     """Evaluate each model and report the results. Shared weights are read once."""
+    console = Console(stderr=True)
     if tasks.zero_shot:
-        check_tasks(tasks.zero_shot, tasks.tasks_dir)
-    set_up_torch(settings.threads)
-    subjects = [subject_of(name, settings) for name in names]
+        with console.status("Looking up the tasks of lm-eval"):
+            check_tasks(tasks.zero_shot, tasks.tasks_dir)
+    with console.status(f"Looking up {', '.join(names)}"):
+        set_up_torch(settings.threads)
+        subjects = [subject_of(name, settings) for name in names]
     is_compared = bool(tasks.texts) or tasks.has_json
     columns = _columns(subjects, options.quantize, compared=is_compared)
-    found = dict(_evaluated(columns, tasks, options, settings, Console(stderr=True)))
+    found = dict(_evaluated(columns, tasks, options, settings, console))
     evaluations = [_against_parent(column, found) for column in columns]
     print_evaluations(evaluations, tasks.texts, as_json=as_json, out=out)
 

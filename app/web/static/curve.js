@@ -117,9 +117,7 @@ async function evaluate(variant) {
 /** Give the alias to it, in one step for all clients. */
 async function use(variant) {
   await json(`/models/${PROD}`, { method: "PUT", body: { target: variant }, timeoutMs: 600000 });
-  const words = `Requests for ${PROD} run on ${variant} from now on.`;
-  byId("measuring").textContent = words;
-  say(words);
+  byId("measuring").textContent = `Requests for ${PROD} run on ${variant} from now on.`;
 }
 
 function choices(point, order) {

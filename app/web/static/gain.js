@@ -83,7 +83,8 @@ function picture(title, lines, limits, layout) {
   const { kind, width, height, left, right, top, bottom } = layout;
   const points = lines.flatMap((line) => line.points);
   const x = scale(points.map(({ speed }) => speed), left, width - right);
-  const y = scale(points.flatMap(({ cost, high }) => [cost, high]).filter(Number.isFinite), height - bottom, top);
+  const costs = lines.flatMap((line) => line.points.flatMap(({ cost, high }) => [cost, line.kind === "raw" ? cost : high]));
+  const y = scale(costs.filter(Number.isFinite), height - bottom, top);
   return shape("svg", { class: `gain ${kind}`, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": title }, ...kept(limits, x, y, layout), ...axes(x, y, layout),
     shape("circle", { class: "point dense", cx: x.at(1), cy: y.at(1), r: 5 }, shape("title", {}, `dense: ${ratio(1)}`)),
     shape("text", { x: x.at(1) - 8, y: y.at(1) - 14, "text-anchor": "end" }, "dense"),

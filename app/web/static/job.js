@@ -16,7 +16,7 @@ const MAX_EVENTS = 200;
 const id = byId("title").dataset.id;
 const path = `/prune-jobs/${encodeURIComponent(id)}`;
 const decided = new Map(); // what the events say of each round, by its step
-const plots = { losses: null, margins: null, healing: null };
+const plots = { quality: null, losses: null, margins: null, healing: null };
 const checks = { healed: new Map(), control: new Map() }; // what the events say of the healing, by tokens
 let job = null;
 let checkpoints = []; // the pruned one, then the healed one
@@ -139,6 +139,23 @@ function draw(found) {
     series: both.filter(({ values }) => values.some((value) => value !== null)) });
 }
 
+/** The quality of every depth on each text, from the dense model on: what the checkpoint's picture shows. */
+function drawQuality() {
+  const domains = [...new Set(prefixes.flatMap((prefix) => prefix.domains.map(({ domain }) => domain)))];
+  byId("quality-figure").hidden = domains.length === 0;
+  if (domains.length === 0) return;
+  plots.quality ??= new Plot(byId("quality"), "Perplexity by number of removed blocks; the table below has its values");
+  const at = (domain) => prefixes.map((prefix) => prefix.domains.find((each) => each.domain === domain));
+  const isRepaired = prefixes.some((prefix) => prefix.repair);
+  const line = (domain, words, hue, field, dash = null) => ({ label: `${domain}${words}`, hue, dash, format: ratio,
+    values: [1, ...at(domain).map((found) => found?.[`${field}ratio`] ?? null)],
+    bounds: dash ? null : [null, ...at(domain).map((found) => (found && found.ratio_low !== null ? [found.ratio_low, found.ratio_high] : null))] });
+  const speed = (depth) => { const found = prefixes[depth - 1]; return found?.measured_speedup?.ratio ?? found?.predicted_speedup; };
+  plots.quality.draw({ x: [0, ...prefixes.map((prefix) => prefix.num_removed)], xLabel: "removed blocks (speed-up)", xStep: true,
+    xFormat: (depth) => (depth > 0 && speed(depth) ? `${depth} (${ratio(speed(depth))})` : String(depth)),
+    series: domains.flatMap((domain, hue) => [line(domain, "", hue, ""), ...(isRepaired ? [line(domain, ", unrepaired", hue, "raw_", [6, 4])] : [])]) });
+}
+
 /** The loss of the healing over its tokens, beside that of the control. */
 function drawHealing() {
   const numChecks = checks.healed.size + checks.control.size;
@@ -224,6 +241,7 @@ function showTrajectory() {
   byId("trajectory").hidden = found.length === 0;
   if (found.length === 0) return;
   if (numBlocks !== null) fill(byId("blocks"), blocks(numBlocks, found));
+  drawQuality();
   draw(found);
   fill(byId("rounds"), roundTable(found));
 }

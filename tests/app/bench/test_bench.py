@@ -65,6 +65,7 @@ def _own_data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def run(*arguments: str) -> dict[str, Any]:
     result = CliRunner().invoke(command_line, ["bench", *arguments, *SMALL, "--json"])
     assert result.exit_code == 0, f"{result.output}{result.exception}"
+    assert "\nMeasuring " in result.stderr, "it says what it does without a terminal too"
     found: dict[str, Any] = json.loads(result.stdout)
     return found
 

@@ -181,7 +181,7 @@ def test_a_variant_of_the_curve_is_loaded_exported_measured_and_compared(
         tab_to(page, "#find")
         page.keyboard.type("idempotency heal")
         page.get_by_text(" found", exact=False).wait_for()
-        tab_to(page, "summary")
+        tab_to(page, "#create_heal_job > summary")
         page.keyboard.press("Enter")
         page.get_by_text("Idempotency-Key (header)").wait_for()
         assert (watched.complaints, watched.foreign) == ([], [])
