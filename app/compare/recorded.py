@@ -13,13 +13,16 @@ logger = logging.getLogger(__name__)
 
 MIN_PAIRS = 3  # with two, an interval says nothing
 MIN_TOKENS = 16  # of an output: shorter ones are mostly the start
+MAX_NOISE = (
+    0.1  # how far the interval of the control may reach from 1: on a busy machine it is wide
+)
 
 
 def record_speedups(comparison: Comparison, catalog: Catalog) -> None:
     """Keep what the comparison says of depths of a dense model, if that was its baseline."""
     base = comparison.baseline.served.entry
     measured = dict(_measured(comparison))
-    if base.is_pruned or base.is_int8 or not measured:
+    if base.is_pruned or base.is_int8 or not measured or not _is_quiet(comparison):
         return
     try:
         catalog.record_compared(base.base, measured)
@@ -47,6 +50,16 @@ def _measured(comparison: Comparison) -> Iterator[tuple[int, MeasuredSpeedup]]:
                 num_pairs=found.num_pairs,
             ),
         )
+
+
+def _is_quiet(comparison: Comparison) -> bool:
+    """Judged by the control alone, so that what is kept does not depend on what was found."""
+    if comparison.control is None:
+        return False
+    noise = speedup_per_token(comparison, comparison.control)
+    if noise is None or noise.low is None or noise.high is None:
+        return False
+    return noise.low >= 1 - MAX_NOISE and noise.high <= 1 + MAX_NOISE
 
 
 def _is_depth(entry: ModelEntry) -> bool:

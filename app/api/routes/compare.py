@@ -37,7 +37,8 @@ async def compare(
     ``undecided``, and one of sides that ran different kernels. The comparison waits while kernels
     of a model are compiled or chosen. Set ``ignore_eos`` for outputs of equal length. Metrics count
     these requests as ``bench``. A speed-up over the dense model is kept as the measured one of its
-    depth, from three repeats and 16 tokens on, unless ``sleb bench`` or more repeats measured it.
+    depth, from three repeats and 16 tokens on, unless ``sleb bench`` or more repeats measured it,
+    or the control reads more than 10 % of noise.
     """
     comparison_request = ComparisonRequest(
         models=body.models,

@@ -172,7 +172,7 @@ async function measureAll() {
       show();
     });
   } finally {
-    byId("measuring").textContent = "Outputs of 32 tokens; other work on this machine makes the intervals wider.";
+    byId("measuring").textContent = "Outputs of 32 tokens. Where other work makes equal models differ by more than 10 %, nothing is kept.";
     await showAdvice();
   }
 }

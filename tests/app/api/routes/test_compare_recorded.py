@@ -61,6 +61,17 @@ def test_what_says_little_is_not_kept(
     assert MeasuredSpeedups(data_dir).of_model("tiny") == {}
 
 
+def test_a_busy_machine_measures_nothing_that_is_kept(
+    settings: ServeSettings, redis_url: str, data_dir: Path
+) -> None:
+    engine = Uneven()
+    engine.is_control_noisy = True
+    with local_api(settings, redis_url, engine) as client:
+        found = compare(client, **BODY, max_new_tokens=16, repeats=6)
+    assert found["control"]["tpot"]["high"] > 1.1
+    assert MeasuredSpeedups(data_dir).of_model("tiny") == {}
+
+
 def test_other_kernels_and_benchmarks_are_not_replaced(
     settings: ServeSettings, redis_url: str, data_dir: Path
 ) -> None:
