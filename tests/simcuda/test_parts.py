@@ -1,15 +1,11 @@
 """Other parts of the product on a simulated GPU: timing, the plain scorer, a worker's task."""
 
-import json
 import logging
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.gpu.__main__ import PARTS
 from pruning.checkpoints.store import CheckpointStore
 from pruning.config import WorkerSettings
 from pruning.jobs.job import Job, JobStatus
@@ -99,18 +95,3 @@ def test_a_task_prunes_on_its_card_and_again_with_less_at_once_where_memory_is_s
     assert name == job.checkpoint_name
     assert cuda.peak_bytes(1) > 0
     assert cuda.allocated_bytes(0) == before
-
-
-@pytest.mark.slow
-def test_the_benchmark_for_gpus_runs_whole(tmp_path: Path) -> None:
-    """In a process of its own, for the gradients of its healing."""
-    command = [sys.executable, "-m", "tests.support.simcuda.benchmark", str(tmp_path)]
-    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
-    assert run.returncode == 0, run.stderr
-    report = json.loads((tmp_path / "gpu.json").read_text())
-    assert report["problems"] == {}
-    assert report["parts"].keys() == {*PARTS} - {"vllm"}
-    for by_dtype in report["parts"]["families"].values():
-        for found in by_dtype.values():
-            assert found["same"] == found["requests"]
-    assert report["parts"]["families"]["llama"]["bfloat16"]["recorded"] > 0
