@@ -35,6 +35,7 @@ from app.models.aliases import Aliases
 from app.models.stored import stored_files
 from pruning.checkpoints.staging import make_directory, staged, sweep, sync_directory
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig, architecture
+from pruning.models.dequantize import dequantize, quantized_by
 from pruning.models.lineage import ORIGIN_FILE
 from pruning.models.names import is_name
 from pruning.models.store import (
@@ -68,6 +69,7 @@ class Origin:
     revision: str | None  # as requested
     commit: str | None  # of the revision at that time; None for a directory
     added_at: float  # seconds since the epoch
+    conversion: str | None = None  # how the weights differ from those of the source
 
 
 class ModelFiles(Protocol):
@@ -99,8 +101,10 @@ def add_model(
     try:
         with staged(target) as staging:
             _fetch(files, source, staging)
+            conversion = _made_plain(staging, source)
             _check(staging, source)
-            _publish(staging, target, Origin(source, revision, files.commit, time.time()))
+            origin = Origin(source, revision, files.commit, time.time(), conversion)
+            _publish(staging, target, origin)
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
@@ -207,7 +211,10 @@ def _fetch(files: ModelFiles, source: str, staging: Path) -> None:
         raise ModelNotAdded(f"{source} is not a transformers model: it has no config.json")
     files.fetch([name for name in small if name in sizes], staging)
     try:
-        architecture(parse_config(staging))
+        config = parse_config(staging)
+        if quantized_by(staging) is not None:  # it will not be any more
+            config.__dict__.pop("quantization_config", None)
+        architecture(config)
     except (NotAModel, UnknownArchitecture, UnsupportedConfig) as error:
         raise _refused(source, staging, error) from error
     weights = _weight_files(sizes, source, staging)
@@ -237,6 +244,27 @@ def _weight_files(names: Collection[str], source: str, staging: Path) -> list[st
     if not is_whole or not all(name.endswith(".safetensors") for name in shards):
         raise ModelNotAdded(f"{source}: {SAFE_WEIGHTS_INDEX_NAME} does not name its files")
     return shards
+
+
+def _made_plain(staging: Path, source: str) -> str | None:
+    """Replace quantized weights by plain ones, and say what they were; None for plain ones."""
+    method = quantized_by(staging)
+    if method is None:
+        return None
+    said = f"The weights of {source} are quantized ({method}): they are written as bfloat16."
+    Console(stderr=True).print(said, markup=False, soft_wrap=True)
+    set_up_torch()
+    plain = staging / "plain"
+    try:
+        dequantize(staging, plain)
+    except NotAModel as error:
+        raise _refused(source, staging, error) from error
+    for file in (*staging.glob("*.safetensors"), staging / SAFE_WEIGHTS_INDEX_NAME):
+        file.unlink(missing_ok=True)
+    for file in (plain / "config.json", *plain.glob("*.safetensors*")):
+        file.replace(staging / file.name)
+    shutil.rmtree(plain)
+    return f"dequantized from {method} to bfloat16"
 
 
 def _check(staging: Path, source: str) -> None:

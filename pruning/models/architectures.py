@@ -289,7 +289,8 @@ def architecture(config: "PreTrainedConfig") -> Architecture:
     if (method := _quantized_by(config)) is not None:
         raise UnsupportedConfig(
             f"the weights of this model are quantized ({method}), and only plain weights can be "
-            f"scored, served and published: give the unquantized model that it was made from"
+            f"scored, served and published: give the unquantized model that it was made from, or "
+            f"let `sleb models add` write plain weights, if it is compressed-tensors, fp8 or mxfp4"
         )
     for switch, expected in row.only:
         if (value := getattr(config, switch, expected)) != expected:

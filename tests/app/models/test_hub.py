@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import close_session, constants
 from safetensors.torch import load_file, save_file
 
@@ -18,6 +19,7 @@ from pruning.models.lineage import ORIGIN_FILE
 from pruning.models.store import ModelStore
 from tests.support.command_line import sleb
 from tests.support.hub_server import TOKEN, Hub, Repo, hub_server
+from tests.support.quantized_files import write_compressed_tensors, write_fp8, write_mxfp4
 from tests.support.tiny_checkpoints import write_checkpoint
 from tests.support.tiny_directory import edit_config
 
@@ -55,6 +57,28 @@ def data_dir(tmp_path: Path) -> Path:
 
 def settings_of(data_dir: Path, *sources: str) -> ServeSettings:
     return ServeSettings(data_dir=data_dir, model_sources=sources or None)
+
+
+@pytest.mark.parametrize("write", [write_fp8, write_compressed_tensors, write_mxfp4])
+def test_quantized_weights_are_added_as_plain_ones(
+    write: Callable[[Path], dict[str, torch.Tensor]],
+    tmp_path: Path,
+    data_dir: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    meant = write(tmp_path / "quantized")
+    path = add_model(str(tmp_path / "quantized"), settings_of(data_dir))
+    written = load_file(path / "model.safetensors")
+    assert written.keys() == meant.keys()
+    for name, values in written.items():
+        assert values.dtype == torch.bfloat16
+        torch.testing.assert_close(values, meant[name].to(torch.bfloat16), msg=name)
+    assert ModelStore(data_dir / "models").load(path.name).model.dtype == torch.bfloat16
+    method = json.loads((tmp_path / "quantized" / "config.json").read_text())
+    said = f"are quantized ({method['quantization_config']['quant_method']})"
+    assert said in capsys.readouterr().err
+    assert "dequantized from" in json.loads((path / ORIGIN_FILE).read_text())["conversion"]
+    assert not (path / "plain").exists()
 
 
 def left_behind(data_dir: Path) -> list[str]:
