@@ -63,7 +63,7 @@ class Refit:
 
     block: int
     after: int
-    observes = frozenset(Part)
+    observes = frozenset({Part.SAMPLE, Part.REST})
 
 
 Correction = Scale | Refit

@@ -35,10 +35,12 @@ class RepairRequest:
 
     @property
     def text(self) -> RepairText:
-        train, selection = (
-            {domain: found.token_ids for domain, found in part.items()}
-            for part in (self.windows.train, self.windows.selection)
-        )
+        train = {
+            f"{domain}, {kind}": token_ids
+            for domain, found in self.windows.train.items()
+            for kind, token_ids in found.by_kind().items()
+        }
+        selection = {domain: found.token_ids for domain, found in self.windows.selection.items()}
         return RepairText(train, selection)
 
 

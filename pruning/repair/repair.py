@@ -8,10 +8,11 @@ block behind it, which corrects what the one in front could not foresee. Both ne
 and text, and no gradients. All depths of a removal order are repaired in one walk over the blocks.
 """
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from math import ceil
 from types import MappingProxyType
 from typing import Protocol
 
@@ -31,7 +32,8 @@ from pruning.sleb import Blocks
 ROUTES: Mapping[Method, Callable[[Blocks, int], Route]] = MappingProxyType(
     {Method.NONE: unrepaired, Method.SCALE: scaled, Method.RIDGE: refitted}
 )
-SAMPLE_WINDOWS = 4  # of each domain: norms are measured on them
+SAMPLE_WINDOWS = 16  # about so many in all: norms are measured on them
+NUM_FOLDS = 3  # at most: each takes sums of its own at every cut, which are large for wide models
 
 
 def possible_methods(config: PreTrainedConfig) -> tuple[Method, ...]:
@@ -81,9 +83,10 @@ class ResidentModel:
 
 @dataclass(frozen=True)
 class RepairText:
-    """Token ids [num_windows, seqlen] by domain: ``train`` to fit on, ``selection`` to choose by.
+    """Token ids [num_windows, seqlen]: ``train`` to fit on, by kind of text, and ``selection`` to
+    choose by, by domain.
 
-    No window is in both. The lengths of all windows are equal.
+    Kinds that are alike are neighbours. No window is in both. The lengths of all windows are equal.
     """
 
     train: Mapping[str, torch.Tensor]
@@ -204,7 +207,7 @@ class _Repair:
     def _refit(self, stream: int, block: int) -> None:
         """Change the matrix of the block by what explains the error of the stream behind it."""
         errors = self._walk.errors(stream).to(self._dense.device)
-        found = fit(errors.train, errors.selection)
+        found = fit(errors.folds)
         self._penalties[stream] = found.penalty
         matrix = None
         if found.penalty is not None:
@@ -217,12 +220,25 @@ class _Repair:
 
 
 def _windows(text: RepairText) -> list[Windows]:
-    """The windows by the way that they go. The sample is spread evenly over each domain."""
+    """The windows by the way that they go. The sample is spread evenly over each kind of text."""
     found = [Windows(Part.SELECTION, domain, ids) for domain, ids in text.selection.items()]
-    for domain, token_ids in text.train.items():
-        number = len(token_ids)
-        sample = {at * number // SAMPLE_WINDOWS for at in range(min(number, SAMPLE_WINDOWS))}
+    for fold, token_ids in _folded(text.train):
+        number, wanted = len(token_ids), ceil(SAMPLE_WINDOWS / len(text.train))
+        sample = {at * number // wanted for at in range(min(number, wanted))}
         rest = [at for at in range(number) if at not in sample]
-        found.append(Windows(Part.SAMPLE, domain, token_ids[sorted(sample)]))
-        found.append(Windows(Part.REST, domain, token_ids[rest]))
+        found.append(Windows(Part.SAMPLE, fold, token_ids[sorted(sample)]))
+        found.append(Windows(Part.REST, fold, token_ids[rest]))
     return [windows for windows in found if len(windows.token_ids)]
+
+
+def _folded(train: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The windows of each kind of text with its fold: neighbours share one, as they are alike.
+
+    A single kind cannot be left out, so its first half is a fold, and so is its second.
+    """
+    if len(train) == 1:
+        [token_ids] = train.values()
+        yield from zip(("first half", "second half"), torch.tensor_split(token_ids, 2), strict=True)
+        return
+    for at, token_ids in enumerate(train.values()):
+        yield f"fold {at * min(NUM_FOLDS, len(train)) // len(train)}", token_ids

@@ -16,7 +16,7 @@ from math import inf
 import torch
 
 # penalties that may be tried, as shares of the mean diagonal of G, ascending
-PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 
 class Sums:
@@ -56,8 +56,10 @@ class Sums:
 
 @dataclass(frozen=True)
 class Fit:
-    """A change of a matrix [width_out, width_in], and the error on each domain that is left with
-    it, as a share of the error without. ``penalty`` is None where no change is the best one.
+    """A change of a matrix [width_out, width_in] that is fitted to all folds, and the error that is
+    left on each fold by a change fitted to the others, as a share of the error without.
+
+    ``penalty`` is None where no change is the best one.
     """
 
     change: torch.Tensor
@@ -66,59 +68,71 @@ class Fit:
 
     @property
     def worst(self) -> float:
-        """The largest share of error that is left on a domain."""
+        """The largest share of error that is left on a fold."""
         return max(self.errors.values())
 
 
-def fit(train: Sums, selection: Mapping[str, Sums], penalties: Sequence[float] = PENALTIES) -> Fit:
-    """The change fitted to ``train``, with the penalty that is best on the worst domain.
+def fit(folds: Mapping[str, Sums], penalties: Sequence[float] = PENALTIES) -> Fit:
+    """The change with the penalty that is best on the worst fold when that fold is left out.
 
-    ``selection`` has sums over tokens of each domain that are not in ``train``. No change at all is
-    one of the choices, so no domain's squared error on ``selection`` grows. With a rising penalty,
-    the error on a domain falls and then rises, and so does the worst one. So the penalties are
-    tried downhill from the middle one: three or four Cholesky factorisations, which take less time
-    than one eigendecomposition that would serve all penalties.
+    A fold has the tokens of kinds of text that no other fold has. So the penalty is right for kinds
+    that took no part, and not for more text of the same kinds, which a weaker one fits better. No
+    change at all is one of the choices. With a rising penalty, the error on a fold falls and then
+    rises, and so does the worst one. So the penalties are tried downhill from the middle one: a
+    Cholesky factorisation for each fold takes less time than an eigendecomposition that would serve
+    all penalties.
     """
-    unit = float(train.gram.diagonal().double().mean())
-    cross = train.cross.T.double()
 
-    def tried(penalty: float) -> Fit:
-        ridge = train.gram.double()
-        ridge.diagonal().add_(penalty * unit)
-        factor = ridge  # in place: of a wide layer it takes gigabytes
-        _, failed = torch.linalg.cholesky_ex(ridge, out=(factor, _no_info(ridge)))
-        if failed:  # too small a penalty for a matrix without full rank
-            return _no_change(train, selection, penalty, inf)
-        change = torch.cholesky_solve(cross, factor).T.to(train.cross.dtype)
-        errors = {domain: sums.error_with(change) for domain, sums in selection.items()}
-        return Fit(change, penalty, errors)
+    def tried(penalty: float) -> tuple[float, float, Mapping[str, float]]:
+        errors = {name: _error_without(name, folds, penalty) for name in folds}
+        return max(errors.values()), penalty, errors
 
     start = len(penalties) // 2
-    best = tried(penalties[start])
+    middle = best = tried(penalties[start])
     for neighbours in (penalties[start + 1 :], penalties[:start][::-1]):
-        first = best
-        for penalty in neighbours:
-            found = tried(penalty)
-            if not found.worst < best.worst:  # true for NaN
+        for each in neighbours:
+            found = tried(each)
+            if not found[0] < best[0]:  # true for NaN
                 break
             best = found
-        if best is not first:
+        if best is not middle:
             break
-    return best if best.worst < 1.0 else _no_change(train, selection, None, 1.0)
+    worst, penalty, errors = best
+    change = _solved([*folds.values()], penalty) if worst < 1.0 else None
+    if change is None:
+        unchanged = torch.zeros_like(next(iter(folds.values())).cross)
+        return Fit(unchanged, None, dict.fromkeys(folds, 1.0))
+    return Fit(change, penalty, errors)
 
 
-def fit_bytes(width_in: int, width_out: int, num_domains: int) -> int:
-    """Bytes of the sums of training and of each domain, and of what ``fit`` needs beside them."""
+def _error_without(fold: str, folds: Mapping[str, Sums], penalty: float) -> float:
+    """The error that is left on this fold by a change that is fitted to the others."""
+    change = _solved([sums for name, sums in folds.items() if name != fold], penalty)
+    return inf if change is None else folds[fold].error_with(change)
+
+
+def _solved(parts: Sequence[Sums], penalty: float) -> torch.Tensor | None:
+    """The change that is fitted to these parts; None if the penalty is too small for a matrix
+    without full rank."""
+    first = parts[0]
+    ridge, cross = first.gram.double(), first.cross.T.double()
+    for each in parts[1:]:
+        ridge += each.gram
+        cross += each.cross.T
+    ridge.diagonal().add_(penalty * float(ridge.diagonal().mean()))
+    factor = ridge  # in place: of a wide layer it takes gigabytes
+    _, failed = torch.linalg.cholesky_ex(ridge, out=(factor, _no_info(ridge)))
+    if failed:
+        return None
+    return torch.cholesky_solve(cross, factor).T.to(first.cross.dtype)
+
+
+def fit_bytes(width_in: int, width_out: int, num_folds: int) -> int:
+    """Bytes of the sums of each fold, and of what ``fit`` needs beside them."""
     gram, cross = width_in * width_in, width_out * width_in
-    sums = 4 * (1 + num_domains) * (gram + cross)
+    sums = 4 * num_folds * (gram + cross)
     return sums + 8 * (gram + 2 * cross) + 4 * 4 * cross  # in float64; changes, and their products
 
 
 def _no_info(matrix: torch.Tensor) -> torch.Tensor:
     return torch.empty((), dtype=torch.int32, device=matrix.device)
-
-
-def _no_change(
-    train: Sums, selection: Mapping[str, Sums], penalty: float | None, error: float
-) -> Fit:
-    return Fit(torch.zeros_like(train.cross), penalty, dict.fromkeys(selection, error))

@@ -23,7 +23,7 @@ from pruning.repair.states import States
 
 @dataclass(frozen=True)
 class Windows:
-    """Token ids [num_windows, seqlen] of one domain."""
+    """Token ids [num_windows, seqlen] of one domain, or of one fold of the training windows."""
 
     part: Part
     domain: str
@@ -43,23 +43,19 @@ class Norms:
 
 @dataclass(frozen=True)
 class Errors:
-    """What the refitted layer reads and the error of the stream behind the block, as sums over
-    tokens: of all training windows, and of the selection windows of each domain."""
+    """What the refitted layer reads and the error of the stream behind the block, as sums over the
+    tokens of each fold of the training windows."""
 
-    train: Sums
-    selection: Mapping[str, Sums]
+    folds: Mapping[str, Sums]
 
     def including(self, other: "Errors") -> "Errors":
         """These errors and others, which are added to these sums."""
-        self.train.include(other.train)
-        selection = {**other.selection, **self.selection}
-        for domain in self.selection.keys() & other.selection.keys():
-            selection[domain].include(other.selection[domain])
-        return Errors(self.train, selection)
+        for fold in self.folds.keys() & other.folds.keys():
+            self.folds[fold].include(other.folds[fold])
+        return Errors({**other.folds, **self.folds})
 
     def to(self, device: torch.device) -> "Errors":
-        moved = {domain: sums.to(device) for domain, sums in self.selection.items()}
-        return Errors(self.train.to(device), moved)
+        return Errors({fold: sums.to(device) for fold, sums in self.folds.items()})
 
 
 class Walk(Protocol):
@@ -190,11 +186,11 @@ class LocalWalk:
         for at in self._batches_of(made.reads):
             batch = self._batches[at]
             output, read = run(self._source(made, at))
-            wanted = self._wanted(made, at).flatten(0, 1).float()
-            sums = found.selection[batch.domain] if batch.part is Part.SELECTION else found.train
-            errors = wanted - output.flatten(0, 1).float()
-            weights = wanted.square().sum(dim=1).reciprocal()
-            sums.add(read.flatten(0, -2).float(), errors, weights)
+            if batch.part in observed(made.step):
+                wanted = self._wanted(made, at).flatten(0, 1).float()
+                errors = wanted - output.flatten(0, 1).float()
+                weights = wanted.square().sum(dim=1).reciprocal()
+                found.folds[batch.domain].add(read.flatten(0, -2).float(), errors, weights)
             if batch.part in made.parts and self.states.has_room(output.nbytes + read.nbytes):
                 self.states.put((stream, at), output)
                 self.states.put((_READ, at), read)
@@ -266,9 +262,8 @@ class LocalWalk:
     def _no_errors(self, call: BlockCall, layer: str) -> Errors:
         matrix = call.block.get_parameter(f"{layer}.weight")
         width_out, width_in = matrix.T.shape if self._row.writes.is_transposed else matrix.shape
-        domains = {b.domain: None for b in self._batches if b.part is Part.SELECTION}
-        train, *others = (Sums(width_in, width_out, self._device) for _ in (None, *domains))
-        return Errors(train, dict(zip(domains, others, strict=True)))
+        folds = {b.domain: None for b in self._batches if b.part is not Part.SELECTION}
+        return Errors({fold: Sums(width_in, width_out, self._device) for fold in folds})
 
     def _ridge_bytes(self, windows: Sequence[Windows], num_tokens: int) -> int:
         """What sums, a fit and the fitted matrices take at most, beside hidden states."""
@@ -278,10 +273,10 @@ class LocalWalk:
         weight = self._model.get_parameter(f"{self._row.blocks}.0.{self._row.writes.refit}.weight")
         width_out: int = self._model.config.hidden_size
         width_in = weight.numel() // width_out
-        num_domains = len({each.domain for each in windows if each.part is Part.SELECTION})
+        num_folds = len({each.domain for each in windows if each.part is not Part.SELECTION})
         of_batch = 4 * num_tokens * (2 * width_in + 3 * width_out)  # float32 copies of a batch
         matrices = num_refits * width_in * width_out * self._model.dtype.itemsize
-        return fit_bytes(width_in, width_out, num_domains) + of_batch + matrices
+        return fit_bytes(width_in, width_out, num_folds) + of_batch + matrices
 
     def _token_bytes(self) -> int:
         """Bytes of a token in the states that one call needs: source, output, dense, and read."""

@@ -42,8 +42,9 @@ def test_it_owns_what_was_refitted_and_no_more(family: str, method: Method) -> N
     pruned = repaired_view(model, KEEP, repaired)
     own = [each for each in pruned.parameters() if each.data_ptr() not in shared]
     assert sum(each.nbytes for each in own) == sum(t.nbytes for t in repaired.tensors.values())
-    # in front of each cut, and behind the last
-    assert len(own) == (3 if method is Method.RIDGE else 0)
+    if method is Method.RIDGE:  # in front of each cut, and behind the last
+        assert list(repaired.penalties) == [0, 2, 5]
+    assert len(own) == sum(penalty is not None for penalty in repaired.penalties.values())
 
 
 def test_it_has_the_dtype_of_the_model() -> None:

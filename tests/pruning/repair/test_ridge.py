@@ -1,4 +1,4 @@
-"""Ridge regression from sums: as from all tokens at once, and never worse than no change."""
+"""Ridge regression from sums: as from all tokens at once, and right for kinds that took no part."""
 
 import pytest
 import torch
@@ -26,8 +26,9 @@ def sums(*parts: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> Sums:
 
 
 def test_the_change_is_that_of_weighted_least_squares_with_a_penalty() -> None:
-    inputs, errors, weights = tokens(0)
-    found = fit(sums((inputs, errors, weights)), {"other": sums(tokens(2))}, penalties=[0.1])
+    parts = [tokens(0), tokens(2)]
+    inputs, errors, weights = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    found = fit({"one": sums(parts[0]), "other": sums(parts[1])}, penalties=[0.1])
     gram = inputs.T @ (inputs * weights.unsqueeze(1))
     rows = torch.cat([inputs * weights.sqrt().unsqueeze(1), torch.eye(6)])
     rows[-6:] *= (0.1 * gram.diagonal().mean()).sqrt()
@@ -55,26 +56,35 @@ def test_the_error_that_is_left_is_that_of_the_tokens() -> None:
 
 
 @given(seed=st.integers(0, 1000), sign=st.sampled_from([1.0, -1.0]))
-def test_no_domain_of_the_selection_has_a_larger_error(seed: int, sign: float) -> None:
+def test_a_change_that_harms_a_kind_when_it_is_left_out_is_refused(seed: int, sign: float) -> None:
     inputs, errors, weights = tokens(seed)
-    harmed = (inputs, sign * errors, weights)  # what helps one domain harms the other
-    found = fit(sums(tokens(seed + 1)), {"like": sums(tokens(seed + 2)), "other": sums(harmed)})
+    other = sums((inputs, sign * errors, weights))  # what helps the one kind harms the other
+    found = fit({"one": sums(tokens(seed + 1)), "other": other})
     assert all(error <= 1.0 for error in found.errors.values())
-    assert (found.penalty is None) == (not found.change.any())
+    assert (found.penalty is None) == (not found.change.any()) == (sign < 0)
 
 
 @given(seed=st.integers(0, 1000), scale=st.sampled_from([0.2, 1.0, 5.0]))
-def test_no_other_penalty_is_better(seed: int, scale: float) -> None:
-    inputs, errors, weights = tokens(seed)
-    noise = torch.randn(errors.shape, generator=torch.Generator().manual_seed(seed)) * scale
-    train = sums((inputs, errors + noise, weights))
-    selection = {"one": sums(tokens(seed + 1)), "other": sums(tokens(seed + 2))}
-    found = fit(train, selection)
-    worst = [fit(train, selection, [penalty]).worst for penalty in PENALTIES]
+def test_no_other_penalty_is_better_for_a_fold_that_is_left_out(seed: int, scale: float) -> None:
+    folds = {}
+    for at in range(3):
+        inputs, errors, weights = tokens(seed + at)
+        noise = torch.randn(errors.shape, generator=torch.Generator().manual_seed(seed + at))
+        folds[f"fold {at}"] = sums((inputs, errors + scale * noise, weights))
+    found = fit(folds)
+    worst = [fit(folds, [penalty]).worst for penalty in PENALTIES]
     assert found.worst == min(1.0, *worst)
+
+
+def test_the_error_that_is_told_is_of_a_fit_to_the_other_folds() -> None:
+    one, other = sums(tokens(0)), sums(tokens(1))
+    found = fit({"one": one, "other": other}, penalties=[0.3])
+    alone = fit({"one": one, "the same": one}, penalties=[0.3]).change
+    assert found.errors["other"] == pytest.approx(other.error_with(alone), abs=1e-5)
+    assert found.errors["other"] != pytest.approx(other.error_with(found.change), abs=1e-5)
 
 
 def test_sums_without_full_rank_are_fitted() -> None:
     inputs, errors, weights = tokens(0, number=2)
     part = sums((inputs, errors, weights))
-    assert fit(part, {"same": part}).worst < 1.0
+    assert fit({"one": part, "same": part}).worst < 1.0
