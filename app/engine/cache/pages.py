@@ -7,7 +7,7 @@ pool for each block. So a variant with fewer blocks takes fewer units. Works wit
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-PAGE_TOKENS = 32
+PAGE_TOKENS = 16
 NULL_UNIT = 0  # of no page: where padding reads and writes
 
 

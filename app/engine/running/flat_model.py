@@ -182,7 +182,7 @@ class FlatModel:
         step.kernels["blocks"] = f"{COMPILED}, reproducible"
         metadata = cache.metadata
         out = []
-        num_rows = self._compiled.max_rows(metadata.num_tokens)
+        num_rows = self._compiled.max_rows()
         for start in range(0, len(hidden), num_rows):
             rows = slice(start, start + num_rows)
             cache.open(metadata.of(rows))
@@ -211,7 +211,7 @@ class FlatModel:
         if compiled is None or not compiled.is_ready:
             return {FLAT: flat}
         whole: dict[str, _Part] = {}
-        if compiled.has_room(len(hidden), cache.metadata.num_tokens):
+        if compiled.has_room(len(hidden)):
             whole[COMPILED] = partial(compiled.whole, hidden, rotations, cache, interruption)
         around = partial(compiled.around_products, hidden, rotations, cache, interruption)
         if isinstance(attention, BatchedDecodeAttention):

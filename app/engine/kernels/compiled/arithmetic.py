@@ -11,9 +11,9 @@ from app.engine.kernels.compiled.openmp import Floats, by_type, compiled, get_th
 _to_floats = pointer_to(types.float32)
 _to_halves = pointer_to(types.uint16)
 _to_bytes = pointer_to(types.int8)
-_LOG2_E = np.float32(1.4426950408889634)
+LOG2_E = np.float32(1.4426950408889634)
 # The Taylor series of 2**x, which is exact to 2e-7 within half a unit around zero
-_SERIES = tuple(np.float32(each) for each in (
+SERIES = tuple(np.float32(each) for each in (
     1.0, 0.6931471805599453, 0.2402265069591007, 0.05550410866482158, 0.009618129107628477,
     0.0013333558146428443, 0.00015403530393381608,
 ))  # fmt: skip
@@ -130,15 +130,15 @@ def exp(number: Any) -> Any:
     Its relative error is 1e-6 within 10 of zero and 5e-6 elsewhere. Beyond ±87 it stays near the
     smallest and largest number of float32.
     """
-    power = min(max(number * _LOG2_E, np.float32(-126)), np.float32(126))
+    power = min(max(number * LOG2_E, np.float32(-126)), np.float32(126))
     whole = np.int32(power + np.float32(126.5)) - np.int32(126)  # rounded: it cuts, above zero
     rest = power - np.float32(whole)
-    total = _SERIES[6]
-    total = total * rest + _SERIES[5]
-    total = total * rest + _SERIES[4]
-    total = total * rest + _SERIES[3]
-    total = total * rest + _SERIES[2]
-    total = total * rest + _SERIES[1]
-    total = total * rest + _SERIES[0]
+    total = SERIES[6]
+    total = total * rest + SERIES[5]
+    total = total * rest + SERIES[4]
+    total = total * rest + SERIES[3]
+    total = total * rest + SERIES[2]
+    total = total * rest + SERIES[1]
+    total = total * rest + SERIES[0]
     exponent = np.uint32(np.int32(whole) + np.int32(127)) << np.uint32(23)
     return total * np.uint32(exponent).view(np.float32)

@@ -1,6 +1,8 @@
 """Attention of tokens, a row each, to the pages of their sequences up to their own positions.
 
-Threads share the rows, whose queries and keys are rotated, and then the heads of all rows.
+Threads share the rows, whose queries and keys are rotated. Then each takes a piece of the attention
+after the other: successive rows of a sequence with the heads that share keys. For a piece, keys and
+values become float32 once, a tile of tokens at a time, and softmax is carried on from tile to tile.
 """
 
 from typing import Any
@@ -10,16 +12,44 @@ import numpy as np
 from app.engine.cache.pages import PAGE_TOKENS
 from app.engine.kernels.compiled.arithmetic import (
     array_like,
-    as_float,
     as_number_of,
     exp,
     floats_at,
     itemsize,
-    own_floats,
 )
-from app.engine.kernels.compiled.openmp import Floats, barrier, compiled, inlined, share
+from app.engine.kernels.compiled.numbers import num_lanes
+from app.engine.kernels.compiled.openmp import (
+    Floats,
+    barrier,
+    compiled,
+    get_num_threads,
+    get_thread,
+    inlined,
+    share,
+    take,
+)
+from app.engine.kernels.compiled.operands import (
+    num_columns,
+    of_word,
+    operands_at,
+    write_columns,
+    write_rows,
+)
+from app.engine.kernels.compiled.outer import add_product
 from app.engine.kernels.compiled.records import integers_at
 from app.engine.kernels.compiled.rows import norm_rows
+from app.engine.kernels.compiled.weights import weigh
+
+_TILE = 64  # tokens
+_QUERIES = 48  # of a piece, or one for each head that shares keys
+_MIN_PIECES = 4  # for each thread, so that all have about the same work: else heads are apart
+
+
+def room_of_thread(num_sharing: int, head_dim: int) -> int:
+    """The float32 numbers that a thread needs for heads of which so many share keys."""
+    padded = -(-head_dim // num_lanes()) * num_lanes()
+    queries = max(_QUERIES, num_sharing)
+    return _TILE * (head_dim + padded) + queries * (head_dim + _TILE + padded + 2)
 
 
 @inlined
@@ -40,21 +70,39 @@ def attend(block: Any, step: Any, heads: Floats, attended: Floats, like: Any) ->
         _store(block, start + 4 * block.heads * width, like, block.keys, at)
         _store(block, start + 4 * (block.heads + block.key_heads) * width, like, block.values, at)
     barrier()
-    first, last = share(step.rows * block.heads)
-    for each in range(first, last):
-        row, head = each // block.heads, each % block.heads
-        query = step.projected + 4 * (row * heads.shape[1] + head * width)
-        out = step.attended + 4 * (row * attended.shape[1] + head * width)
-        _attend_one(
-            block,
-            step,
-            row,
-            head // num_sharing,
-            floats_at(query, 1, width),
-            floats_at(out, 1, width),
-            like,
-        )
+    together = num_sharing
+    if _num_groups(step, together) * block.key_heads < _MIN_PIECES * get_num_threads():
+        together = 1
+    next_piece, piece, first = take(step.taken + 8 * block.column), 0, 0
+    while first < step.rows:
+        last = _end_of_group(step, first, together)
+        for head in range(0, block.heads, together):
+            if piece == next_piece:
+                _attend_piece(block, step, first, last, head, together, like)
+                next_piece = take(step.taken + 8 * block.column)
+            piece += 1
+        first = last
     barrier()
+
+
+@compiled
+def _num_groups(step: Any, together: int) -> Any:
+    first = number = 0
+    while first < step.rows:
+        first = _end_of_group(step, first, together)
+        number += 1
+    return number
+
+
+@compiled
+def _end_of_group(step: Any, first: int, together: int) -> Any:
+    """Where the rows of a sequence end that are in one piece with the first one."""
+    owners = integers_at(step.owners, step.rows)
+    most = min(step.rows, first + max(1, _QUERIES // together))
+    last = first + 1
+    while last < most and owners[last] == owners[first]:
+        last += 1
+    return last
 
 
 @compiled
@@ -108,82 +156,114 @@ def _store(block: Any, start: int, like: Any, address: int, at: int) -> None:
 
 
 @compiled
-def _attend_one(
-    block: Any, step: Any, row: int, key_head: int, query: Floats, out: Floats, like: Any
+def _attend_piece(
+    block: Any, step: Any, first: int, last: int, head: int, together: int, like: Any
 ) -> None:
-    """Attention of one head of a row to the tokens that it sees, a page at a time."""
-    nearest = integers_at(step.positions, step.rows)[row] + 1
-    farthest = max(0, nearest - block.window) if block.window else 0
-    scores = own_floats(step.scores, 1, step.num_tokens)
-    first_page, last_page = farthest // PAGE_TOKENS, (nearest - 1) // PAGE_TOKENS
-    for page in range(first_page, last_page + 1):
-        start = page * PAGE_TOKENS
-        keys = _tokens_of(block, step, row, key_head, page, block.keys, like)
-        for token in range(max(farthest, start), min(nearest, start + PAGE_TOKENS)):
-            scores[0, token] = _score(query, keys, token - start)
-    _softmax(scores, farthest, nearest, block.scaling)
-    for at in range(query.shape[1]):
-        out[0, at] = np.float32(0)
-    for page in range(first_page, last_page + 1):
-        start = page * PAGE_TOKENS
-        values = _tokens_of(block, step, row, key_head, page, block.values, like)
-        first, last = max(farthest, start), min(nearest, start + PAGE_TOKENS)
-        _add_weighted(scores, values, start, first, last, out)
+    """Attention of some heads of some rows of a sequence to the tokens that each row sees."""
+    width, num_rows = block.head_dim, (last - first) * together
+    padded, number = -(-width // num_columns()) * num_columns(), of_word(like)
+    keys = step.room + 4 * get_thread() * step.room_of_thread
+    values = keys + 4 * _TILE * width
+    queries = values + 4 * _TILE * padded
+    scores = queries + 4 * num_rows * width
+    out = scores + 4 * num_rows * _TILE
+    states = floats_at(out + 4 * num_rows * padded, 2, num_rows)  # highest score, sum of weights
+    _begin(block, step, first, last, head, together, queries, like)
+    sums = floats_at(out, num_rows, padded)
+    sums[:] = np.float32(0)
+    states[0, :] = np.float32(-np.inf)
+    states[1, :] = np.float32(0)
+    positions = integers_at(step.positions, step.rows)
+    nearest = positions[last - 1] + 1
+    farthest = max(0, positions[first] + 1 - block.window) if block.window else 0
+    key_head, words = head // (block.heads // block.key_heads), width // number
+    for start in range(farthest // _TILE * _TILE, nearest, _TILE):
+        end = min(start + _TILE, nearest)
+        _take_tile(block, step, first, key_head, start, end, keys, values, padded, like)
+        floats_at(scores, num_rows, _TILE)[:] = np.float32(0)
+        add_product(
+            like, queries, 4 * words, keys, 4 * _TILE, scores, 4 * _TILE, num_rows, words, _TILE
+        )
+        _weigh_rows(block, step, first, together, start, scores, states, sums, like)
+        depth = -(-(end - start) // number)
+        add_product(
+            like, scores, 4 * _TILE, values, 4 * padded, out, 4 * padded, num_rows, depth, padded
+        )
+    _end(block, step, first, last, head, together, sums, states)
 
 
 @compiled
-def _tokens_of(
-    block: Any, step: Any, row: int, key_head: int, page: int, address: int, like: Any
-) -> Any:
-    """The keys or values of a head in a page of the sequence of a row, ``[tokens, head_dim]``."""
-    place = key_head * block.num_units + _unit(block, step, row, page)
-    size = PAGE_TOKENS * block.head_dim * itemsize(like)
-    return array_like(like, address + place * size, PAGE_TOKENS, block.head_dim)
-
-
-@compiled
-def _add_weighted(
-    scores: Floats, values: Any, start: int, first: int, last: int, out: Floats
+def _begin(
+    block: Any, step: Any, first: int, last: int, head: int, together: int, queries: int, like: Any
 ) -> None:
-    """Add the values of the tokens ``first`` to ``last`` of the page that starts at ``start``."""
-    by_four = first + (last - first) // 4 * 4
-    for token in range(first, by_four, 4):
-        _add_four(scores, values, token, start, out)
-    for token in range(by_four, last):
-        weight = scores[0, token]
-        for at in range(out.shape[1]):
-            out[0, at] += weight * as_float(values[token - start, at])
+    """Copy the queries of a piece, the heads of one row after the other."""
+    width = block.head_dim
+    copies = operands_at(like, queries, last - first, together * width)
+    for row in range(first, last):
+        start = step.projected + 4 * (row * block.project.outputs + head * width)
+        own = floats_at(start, 1, together * width)
+        for at in range(together * width):
+            copies[row - first, at] = as_number_of(copies, own[0, at])
 
 
 @compiled
-def _score(query: Floats, keys: Any, token: int) -> Any:
-    total = np.float32(0)
-    for at in range(query.shape[1]):
-        total += query[0, at] * as_float(keys[token, at])
-    return total
+def _end(
+    block: Any, step: Any, first: int, last: int, head: int, together: int, sums: Floats,
+    states: Floats,
+) -> None:  # fmt: skip
+    """Write what the queries get."""
+    width = block.head_dim
+    for row in range(first, last):
+        start = step.attended + 4 * (row * block.output.inputs + head * width)
+        out = floats_at(start, together, width)
+        for each in range(together):
+            query = (row - first) * together + each
+            factor = np.float32(1) / states[1, query]
+            for at in range(width):
+                out[each, at] = sums[query, at] * factor
 
 
 @compiled
-def _add_four(scores: Floats, values: Any, token: int, start: int, out: Floats) -> None:
-    w0, w1 = scores[0, token], scores[0, token + 1]
-    w2, w3 = scores[0, token + 2], scores[0, token + 3]
-    place = token - start
-    for at in range(out.shape[1]):
-        near = w0 * as_float(values[place, at]) + w1 * as_float(values[place + 1, at])
-        far = w2 * as_float(values[place + 2, at]) + w3 * as_float(values[place + 3, at])
-        out[0, at] += near + far
+def _take_tile(
+    block: Any, step: Any, row: int, key_head: int, start: int, end: int, keys: int, values: int,
+    padded: int, like: Any,
+) -> None:  # fmt: skip
+    """Write keys and values of some tokens as operands."""
+    width = block.head_dim
+    for token in range(start, end, num_columns()):
+        unit = _unit(block, step, row, token // PAGE_TOKENS)
+        place = (key_head * block.num_units + unit) * PAGE_TOKENS + token % PAGE_TOKENS
+        source = place * width * itemsize(like)
+        write_columns(like, block.keys + source, width, keys + 4 * (token - start), _TILE)
+        offset = (token - start) // of_word(like) * 4 * padded
+        write_rows(like, block.values + source, width, values + offset, padded)
 
 
 @compiled
-def _softmax(scores: Floats, first: int, last: int, scaling: Any) -> None:
-    """Shares that sum up to one, in the place of scores."""
-    top = np.float32(-np.inf)
-    for token in range(first, last):
-        top = max(top, scores[0, token])
-    total = np.float32(0)
-    for token in range(first, last):
-        weight = exp((scores[0, token] - top) * scaling)
-        scores[0, token] = weight
-        total += weight
-    for token in range(first, last):
-        scores[0, token] /= total
+def _weigh_rows(
+    block: Any, step: Any, first: int, together: int, start: int, scores: int, states: Floats,
+    sums: Floats, like: Any,
+) -> None:  # fmt: skip
+    """Make weights of the scores of a tile, and scale the sums to them."""
+    positions = integers_at(step.positions, step.rows)
+    scaling, window = block.scaling, block.window
+    for query in range(len(sums)):
+        nearest = positions[first + query // together] + 1
+        farthest = max(0, nearest - window) if window else 0
+        before = states[0, query]
+        top, total = weigh(
+            like,
+            scores + 4 * query * _TILE,
+            _TILE,
+            farthest - start,
+            nearest - start,
+            before,
+            scaling,
+        )
+        if top > before:
+            factor = exp((before - top) * scaling)
+            states[1, query] *= factor
+            for at in range(sums.shape[1]):
+                sums[query, at] *= factor
+        states[0, query] = top
+        states[1, query] += total

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from app.engine.attention import Attention
 from app.engine.cache.paged_cache import PagedCache
+from app.engine.kernels.compiled.attention import room_of_thread
 from app.engine.kernels.compiled.block import (
     ATTENTION,
     DOWN,
@@ -68,6 +69,9 @@ class CompiledBlocks:
             records["output"]["inputs"], records["down"]["inputs"],
         )  # fmt: skip
         self._widths = [int(each.max()) for each in widths]
+        shapes = {(each.num_heads[0] // each.num_heads[1], each.head_dim) for each in blocks}
+        self._room_of_thread = max(room_of_thread(*shape) for shape in shapes)
+        self._taken = np.zeros(len(blocks), np.int64)
         kinds = np.array([block.kind for block in blocks])
         self._of_kind = {kind: kinds == kind for kind in {block.kind for block in blocks}}
         self._blocks["column"] = range(len(blocks))
@@ -206,32 +210,34 @@ class CompiledBlocks:
         self._blocks["num_units"] = cache.keys.shape[1]
         self._cache = ref(cache)
 
-    def has_room(self, rows: int, num_tokens: int) -> bool:
-        """Whether whole blocks have room for so many rows and tokens of a sequence."""
-        return rows <= self.max_rows(num_tokens)
+    def has_room(self, rows: int) -> bool:
+        """Whether whole blocks have room for so many rows."""
+        return rows <= self.max_rows()
 
-    def max_rows(self, num_tokens: int) -> int:
+    def max_rows(self) -> int:
         """The rows for which whole blocks have room. Each thread has the inputs of all rows."""
-        one, two = (sum(self._sizes(rows, num_tokens, is_whole=True).values()) for rows in (1, 2))
+        one, two = (sum(self._sizes(rows, is_whole=True).values()) for rows in (1, 2))
         return (MAX_ROOM_BYTES // 4 - (2 * one - two)) // (two - one)
 
     def _room(self, cache: PagedCache, rows: int, *, is_whole: bool) -> torch.Tensor:
         """Set the fields of a step, which uses this room."""
         metadata = cache.metadata
-        sizes = self._sizes(rows, metadata.num_tokens, is_whole=is_whole)
+        sizes = self._sizes(rows, is_whole=is_whole)
         room = torch.empty(sum(sizes.values()))
         address, step = room.data_ptr(), self._step[0]
         for name, size in sizes.items():
             step[name] = address
             address += 4 * size
-        step["rows"], step["num_tokens"] = rows, metadata.num_tokens
+        step["rows"], step["room_of_thread"] = rows, self._room_of_thread
+        self._taken[:] = 0
+        step["taken"] = self._taken.ctypes.data
         step["tables"] = metadata.tables.data_ptr()
         step["num_pages"], step["table_width"] = metadata.tables.shape[1:]
         step["owners"] = metadata.owners.data_ptr()
         step["positions"] = metadata.positions.data_ptr()
         return room
 
-    def _sizes(self, rows: int, num_tokens: int, *, is_whole: bool) -> Mapping[str, int]:
+    def _sizes(self, rows: int, *, is_whole: bool) -> Mapping[str, int]:
         """The numbers of float32 of each part of the room."""
         threads = torch.get_num_threads()
         widest, project, gate_and_up, output, down = self._widths
@@ -239,10 +245,10 @@ class CompiledBlocks:
             "stream": rows * widest,
             "normed": threads * widest * (rows if is_whole else 1),
             "projected": rows * (max(project, gate_and_up) if is_whole else project),
-            "scores": threads * num_tokens,
             "attended": rows * output,
             "between": rows * down * is_whole,
             "update": rows * widest * is_whole,
+            "room": threads * self._room_of_thread,
             "factors": threads * rows * max(widest, output, down) * is_whole,
         }
 

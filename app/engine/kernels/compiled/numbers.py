@@ -69,10 +69,14 @@ def integers(lanes: int) -> Numbers:
 
 def numbers_of(weights: types.Array, inputs: types.Array) -> Numbers:
     """Those of two arrays, of which uint16 are the bits of bfloat16, with sums of float32."""
-    lanes = 16 if _has("avx512f") else 8
     if weights.dtype == inputs.dtype == types.uint16:
-        return _pairs(lanes)
-    return _floats(weights.dtype, lanes)
+        return pairs()
+    return widened_numbers(weights.dtype)
+
+
+def num_lanes() -> int:
+    """The numbers of 32 bits in a vector of this processor."""
+    return 16 if _has("avx512f") else 8
 
 
 def has_pairs() -> bool:
@@ -95,6 +99,23 @@ def chosen(builder: ir.IRBuilder, first: Any, second: Any, places: Sequence[int]
     return builder.shuffle_vector(first, second, mask)
 
 
+def are_paired(like: types.Array) -> bool:
+    """Whether products of numbers like those of an array are of pairs of bfloat16."""
+    return like.dtype == types.uint16 and has_pairs()
+
+
+def rounded(builder: ir.IRBuilder, vector: Any) -> Any:
+    """The bits of float32 numbers as bfloat16, on a processor with pairs."""
+    halves = builder.fptrunc(vector, ir.VectorType(_Bfloat16(), vector.type.count))
+    return builder.bitcast(halves, ir.VectorType(_INT16, vector.type.count))
+
+
+def repeated(builder: ir.IRBuilder, number: Any, vector: ir.VectorType) -> Any:
+    """A vector of one number."""
+    first = builder.insert_element(ir.Constant(vector, ir.Undefined), number, _INT32(0))
+    return chosen(builder, first, first, [0] * vector.count)
+
+
 def _has(feature: str) -> bool:
     """Whether numba compiles for a processor with this feature."""
     features: str | None = numba.config.CPU_FEATURES
@@ -103,8 +124,9 @@ def _has(feature: str) -> bool:
     return f"+{feature}" in features.split(",")
 
 
-def _floats(weight: types.Type, lanes: int) -> Numbers:
+def widened_numbers(weight: types.Type) -> Numbers:
     """Weights of any kind and float32 inputs."""
+    lanes = num_lanes()
     floats, ints = (ir.VectorType(each, lanes) for each in (ir.FloatType(), _INT32))
 
     def unchanged(_builder: ir.IRBuilder, vector: Any) -> Any:
@@ -128,8 +150,9 @@ def _floats(weight: types.Type, lanes: int) -> Numbers:
     return Numbers(ir.VectorType(read, lanes), floats, floats, convert, unchanged, add)
 
 
-def _pairs(lanes: int) -> Numbers:
+def pairs() -> Numbers:
     """Weights and inputs of bfloat16."""
+    lanes = num_lanes()
     bits, halves = (ir.VectorType(each, 2 * lanes) for each in (_INT16, _Bfloat16()))
     sums = ir.VectorType(ir.FloatType(), lanes)
 

@@ -21,6 +21,7 @@ from typing import Any, TypeVar, cast
 import numba
 import numpy as np
 import torch
+from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features, get_host_cpu_name
 from numba import types
 from numba.core.errors import NumbaError
@@ -69,6 +70,18 @@ def share(number: int) -> Any:
     """This thread's part of a range: where it begins and ends."""
     thread, num_threads = get_thread(), get_num_threads()
     return thread * number // num_threads, (thread + 1) * number // num_threads
+
+
+def _take(_typing: Any, _address: Any) -> Any:
+    def make(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+        counter = builder.inttoptr(values[0], ir.IntType(64).as_pointer())
+        return builder.atomic_rmw("add", counter, ir.IntType(64)(1), "monotonic")
+
+    return types.int64(types.int64), make
+
+
+# The number of an int64 at an address, which is one more for the next thread that takes it.
+take = cast("Callable[[int], int]", intrinsic(_take))
 
 
 def pointer_to(dtype: types.Type) -> Callable[[int], Any]:

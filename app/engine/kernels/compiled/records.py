@@ -19,11 +19,13 @@ NORM = np.dtype(
 STEP = np.dtype([
     (name, np.int64)
     for name in (
-        "rows", "num_blocks", "num_tokens",
+        "rows", "num_blocks",
         "tables", "num_pages", "table_width",  # int64 [sequences, num_pages, table_width]: units
         "owners", "positions",  # int64, [rows]: the sequence and the place of each token
-        "stream", "normed", "projected", "scores", "attended", "between", "update",
+        "stream", "normed", "projected", "attended", "between", "update",
         "factors",  # of products, in bfloat16
+        "room", "room_of_thread",  # of attention, and its float32 numbers for each thread
+        "taken",  # int64, [columns]: the pieces of attention that threads have taken
         "interruption", "stops",  # int64: a flag, and what it was at each block, [num_blocks]
     )
 ])  # fmt: skip

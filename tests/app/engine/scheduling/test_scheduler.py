@@ -93,7 +93,7 @@ def test_a_long_prompt_is_read_in_chunks_between_decodes() -> None:
     run_next(each)
     each.add(long)
     batches = [run_next(each) for _ in range(7)]
-    expected = [(1,), (20,), (1,), (12,), (1,), (18,), (1, 1)]
+    expected = [(1,), (16,), (1,), (16,), (1,), (18,), (1, 1)]
     assert [batch.num_scheduled_tokens for batch in batches] == expected
     assert long.num_uncached == 1
     assert len(long.tokens) == 50 + 2  # one behind the prompt, one decoded
@@ -280,10 +280,10 @@ def test_a_prompt_runs_once_all_of_it_has_room() -> None:
 
 
 def test_what_was_passed_over_for_long_gets_what_becomes_free() -> None:
-    pool = PagePool(3 * 6)
+    pool = PagePool(3 * 12)
     each = scheduler(sequence(6, max_new_tokens=1000, pool=pool), max_batch_tokens=64)
     run_next(each)
-    each.add(large := sequence(6 * PAGE_TOKENS - 8, pool=pool))
+    each.add(large := sequence(12 * PAGE_TOKENS - 8, pool=pool))
     for _ in range(60):
         each.add(sequence(2, pool=pool))
         for _ in range(2):
@@ -369,3 +369,23 @@ def test_integrity_notices_a_token_without_a_page() -> None:
 def test_limits_under_which_nothing_could_run_are_refused(limit: dict[str, int]) -> None:
     with pytest.raises(InvalidLimits, match="at least 1"):
         EngineLimits(**limit)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "max_new_tokens"),
+    [([8_000] + [64] * 63, 500), ([200] * 64, 1_024)],
+    ids=["a long one beside short ones", "conversations"],
+)
+def test_all_run_at_once_within_the_usual_room(prompts: list[int], max_new_tokens: int) -> None:
+    pool = PagePool(NUM_BLOCKS[DENSE] * 65_536 // PAGE_TOKENS)
+    seqs = [sequence(length, max_new_tokens=max_new_tokens, pool=pool) for length in prompts]
+    each = scheduler(*seqs)
+    while each.num_running < 64:
+        batch = each.next_batch()
+        assert batch is not None, "not all of them run"
+        for seq, num in zip(batch.sequences, batch.num_scheduled_tokens, strict=True):
+            seq.num_cached += num
+            if not seq.num_uncached:
+                seq.tokens.append(5)
+    assert not each.num_preemptions
+    assert max(seq.num_generated for seq in seqs) < 50  # none has to end before another begins

@@ -163,9 +163,9 @@ def test_whole_blocks_are_timed_only_where_they_have_room(monkeypatch: pytest.Mo
     flat = flat_model(tiny_model("llama"), always(COMPILED))
     assert flat is not None
     assert flat._compiled is not None
-    sizes = flat._compiled._sizes(32, NUM_TOKENS, is_whole=True)
+    sizes = flat._compiled._sizes(32, is_whole=True)
     monkeypatch.setattr("app.engine.kernels.compiled.model.MAX_ROOM_BYTES", 4 * sum(sizes.values()))
-    assert flat._compiled.max_rows(NUM_TOKENS) == 32
+    assert flat._compiled.max_rows() == 32
     trials = [*flat.trials(Sizes(8, 64, NUM_TOKENS, 1024))]
     timed = {
         trial.key.partition(" within")[0]: COMPILED in trial.prepare()

@@ -1,0 +1,120 @@
+"""The weights that softmax makes of a tile of scores, by vectors."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from app.engine.kernels.compiled.arithmetic import LOG2_E, SERIES
+from app.engine.kernels.compiled.numbers import (
+    are_paired,
+    chosen,
+    num_lanes,
+    repeated,
+    rounded,
+    sum_of_pairs,
+)
+
+_INT32, _INT64, _FLOAT = ir.IntType(32), ir.IntType(64), ir.FloatType()
+_FUSED = ("contract",)
+_LOWEST = -126.0  # power of two of a number that is not denormal
+_Weigh = Callable[[Any, int, int, int, int, Any, Any], tuple[Any, Any]]
+
+
+def _weigh(
+    _typing: Any, like: Any, _scores: Any, num_scores: Any, _low: Any, _high: Any, _top: Any,
+    _scaling: Any,
+) -> Any:  # fmt: skip
+    """Make weights of the float32 scores from ``low`` to ``high`` at an address, relative to the
+    highest one of these and of ``top``, and zeros of the others. There are as many scores as the
+    literal ``num_scores`` says. The weights are in the words of operands for numbers ``like``
+    these. Returns the highest one, and the sum of the weights."""
+    number = num_scores.literal_value
+    ints, floats = (types.int64,) * 4, (types.float32,) * 2
+
+    def make(context: Any, builder: ir.IRBuilder, signature: Any, values: Sequence[Any]) -> Any:
+        found = _make_weights(builder, like, number, [values[1], *values[3:]])
+        return context.make_tuple(builder, signature.return_type, found)
+
+    return types.UniTuple(types.float32, 2)(like, ints[0], num_scores, *ints[2:], *floats), make
+
+
+weigh = cast("_Weigh", intrinsic(prefer_literal=True)(_weigh))
+
+
+def _make_weights(
+    builder: ir.IRBuilder, like: types.Array, number: int, values: Sequence[Any]
+) -> tuple[Any, Any]:
+    scores, low, high, top, scaling = values
+    lanes = num_lanes()
+    floats, ints = ir.VectorType(_FLOAT, lanes), ir.VectorType(_INT32, lanes)
+    zeros, none = (ir.Constant(floats, [each] * lanes) for each in (0.0, float("-inf")))
+    low, high = (repeated(builder, builder.trunc(each, _INT32), ints) for each in (low, high))
+    seen, rows = [], []
+    for start in range(0, number, lanes):
+        at = ir.Constant(ints, [*range(start, start + lanes)])
+        is_near = builder.icmp_signed("<", at, high)
+        seen.append(builder.and_(builder.icmp_signed(">=", at, low), is_near))
+        row = builder.load(_place(builder, scores, 4 * start, floats), align=4)
+        rows.append(builder.select(seen[-1], row, none))
+    highest = _highest(builder, rows, top)
+    center, factor = (repeated(builder, each, floats) for each in (highest, scaling))
+    total = zeros
+    for index, (row, is_seen) in enumerate(zip(rows, seen, strict=True)):
+        power = builder.fmul(builder.fsub(row, center), factor)
+        weight = builder.select(is_seen, _exp(builder, power), zeros)
+        total = builder.fadd(total, weight)
+        operand = rounded(builder, weight) if are_paired(like) else weight
+        size = lanes * (2 if are_paired(like) else 4)
+        place = _place(builder, scores, index * size, operand.type)
+        builder.store(operand, place, align=2)
+    while total.type.count > 1:
+        total = sum_of_pairs(builder, total, total, total.type.count // 2)
+    return highest, builder.extract_element(total, _INT32(0))
+
+
+def _place(builder: ir.IRBuilder, start: Any, offset: int, vector: ir.VectorType) -> Any:
+    return builder.inttoptr(builder.add(start, _INT64(offset)), vector.as_pointer())
+
+
+def _highest(builder: ir.IRBuilder, rows: Sequence[Any], top: Any) -> Any:
+    highest = rows[0]
+    for row in rows[1:]:
+        highest = _larger(builder, highest, row)
+    while highest.type.count > 1:
+        half = highest.type.count // 2
+        parts = (
+            chosen(builder, highest, highest, range(start, start + half)) for start in (0, half)
+        )
+        highest = _larger(builder, *parts)
+    return _larger(builder, builder.extract_element(highest, _INT32(0)), top)
+
+
+def _larger(builder: ir.IRBuilder, first: Any, second: Any) -> Any:
+    return builder.select(builder.fcmp_ordered(">", first, second), first, second)
+
+
+def _exp(builder: ir.IRBuilder, number: Any) -> Any:
+    """e to the power of numbers that are not above zero, as accurate as ``arithmetic.exp``."""
+    floats = number.type
+    ints = ir.VectorType(_INT32, floats.count)
+
+    def same(value: Any) -> Any:
+        return ir.Constant(floats, [float(value)] * floats.count)
+
+    power = builder.fmul(number, same(LOG2_E))
+    power = builder.select(builder.fcmp_ordered("<", power, same(_LOWEST)), same(_LOWEST), power)
+    name = f"llvm.rint.v{floats.count}f32"
+    rint = cgutils.get_or_insert_function(builder.module, ir.FunctionType(floats, [floats]), name)
+    whole = builder.call(rint, [power])
+    rest = builder.fsub(power, whole)
+    total = same(SERIES[-1])
+    for term in reversed(SERIES[:-1]):
+        product = builder.fmul(total, rest, flags=_FUSED)
+        total = builder.fadd(product, same(term), flags=_FUSED)
+    bias, bits = (ir.Constant(ints, [each] * floats.count) for each in (127, 23))
+    exponent = builder.shl(builder.add(builder.fptosi(whole, ints), bias), bits)
+    return builder.fmul(total, builder.bitcast(exponent, floats))
