@@ -126,12 +126,27 @@ def evaluation_windows(
 ) -> dict[str, Windows]:
     """Held-out windows by domain, and of every packaged text beside the calibration's own.
 
+    First are those of kinds that no fit and no choice of a repair sees, and their source says so.
+
     With an ``evaluation`` there are as many as it may need, in an order of which any first few
     represent all. Without one, ``held_out`` describes the windows of each source, and a packaged
     text that is in no calibration gives as many as the largest source. Raises ``CalibrationError``.
     """
-    parts = [*spec.parts, *_others(spec, PACKAGED)]
+    others = _others(spec, PACKAGED)
+    unseen = [part.domain for part in others if part.dataset not in DEFAULT]
+    parts = sorted([*spec.parts, *others], key=lambda part: part.domain not in unseen)
     sources = [(part.domain, source_of(part, model, tokenizer, observe)) for part in parts]
+    found = _evaluated(sources, model, evaluation)
+    return {name: _named_unseen(of) if name in unseen else of for name, of in found.items()}
+
+
+def _named_unseen(windows: Windows) -> Windows:
+    return replace(windows, source=f"{windows.source}, a kind that took no part")
+
+
+def _evaluated(
+    sources: Sequence[tuple[str, Source]], model: PreTrainedModel, evaluation: Evaluation | None
+) -> dict[str, Windows]:
     if evaluation is None:
         return _by_domain(sources, Use.EVALUATION)
     if evaluation.seqlen is not None:

@@ -146,6 +146,8 @@ def test_every_run_is_measured_on_every_packaged_domain(
     assert set(repair_windows(spec, model, tokenizer).train) == {"wiki"}
     assert set(repair_windows(spec, model, tokenizer).selection) == {"wiki", "prose", "code"}
     usual = evaluation_windows(default_calibration(num_samples=6, seqlen=8), model, tokenizer)
+    assert list(usual) == ["documentation", "prose", "code"]
+    assert [name for name, of in usual.items() if "took no part" in of.source] == ["documentation"]
     for name in ("prose", "code", "documentation"):
         assert usual[name].digest == found[name].digest
 
