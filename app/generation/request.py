@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
@@ -36,6 +36,7 @@ class Chat:
     """Messages, each with a role, content and maybe a name, for the model's chat template."""
 
     messages: Sequence[Mapping[str, str]]
+    tools: Sequence[Mapping[str, Any]] = ()  # for templates that tell the model of them
 
 
 Prompt = str | Sequence[int] | Chat

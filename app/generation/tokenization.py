@@ -116,7 +116,8 @@ def _num_bytes(prompt: Prompt) -> int:
         return len(prompt) if prompt.isascii() else len(prompt.encode())
     if isinstance(prompt, Chat):
         texts = (text for message in prompt.messages for text in message.values())
-        return len(prompt.messages) * _MESSAGE_BYTES + sum(map(_num_bytes, texts))
+        tools = len(json.dumps(prompt.tools)) if prompt.tools else 0
+        return len(prompt.messages) * _MESSAGE_BYTES + sum(map(_num_bytes, texts)) + tools
     return 0
 
 
@@ -139,7 +140,7 @@ def _encode(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, limit: PromptLim
     if not isinstance(prompt, str | Chat):
         return tuple(prompt)
     is_chat = isinstance(prompt, Chat)
-    text = render_chat(tokenizer, prompt.messages) if isinstance(prompt, Chat) else prompt
+    text = _rendered(tokenizer, prompt) if isinstance(prompt, Chat) else prompt
     _check_text(text, tokenizer, limit)
     # a chat template writes the special tokens itself
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
@@ -150,6 +151,10 @@ def _encode(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, limit: PromptLim
     [encoding] = _backend(tokenizer).encode_batch_fast([text], add_special_tokens=not is_chat)
     limit.check(len(encoding))
     return tuple(encoding.ids)
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, chat: Chat) -> str:
+    return render_chat(tokenizer, chat.messages, chat.tools)
 
 
 def _check_text(text: str, tokenizer: PreTrainedTokenizerBase, limit: PromptLimit) -> None:

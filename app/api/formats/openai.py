@@ -5,19 +5,22 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 from uuid import uuid4
 
 from fastapi.sse import format_sse_event
 from pydantic import BaseModel
 
 from app.api.errors import problem_of
+from app.api.formats.tool_calls import CallStreams
+from app.api.formats.tools import ToolUse
 from app.api.problems import envelope
 from app.api.schemas.openai import (
     AssistantMessage,
     ChatBody,
     ChatChoice,
     ChatChunk,
+    ChatFinish,
     ChatView,
     ChoiceLogprobs,
     ChunkChoice,
@@ -108,8 +111,15 @@ def finite(logprob: float | None) -> float:
 class ChatFormat(OpenAIFormat):
     """Streams start each output with a chunk of the role, and end it with the finish reason."""
 
-    def __init__(self, body: ChatBody, vocabulary: Vocabulary, fingerprint: str | None) -> None:
+    def __init__(
+        self,
+        body: ChatBody,
+        vocabulary: Vocabulary,
+        fingerprint: str | None,
+        tools: ToolUse | None = None,
+    ) -> None:
         super().__init__("chatcmpl", body, vocabulary, fingerprint)
+        self._calls = None if tools is None else CallStreams(tools)
         self._has_logprobs = bool(body.logprobs)
         self._started: set[int] = set()  # indices of outputs whose role has been sent
 
@@ -117,9 +127,9 @@ class ChatFormat(OpenAIFormat):
         choices = [
             ChatChoice(
                 index=index,
-                message=AssistantMessage(content=output.text),
+                message=self._message(output),
                 logprobs=self._logprobs(output.tokens),
-                finish_reason=finish_of(output),
+                finish_reason=self._finish(output),
             )
             for index, output in enumerate(outputs)
         ]
@@ -136,12 +146,27 @@ class ChatFormat(OpenAIFormat):
         for delta in deltas:
             if delta.index not in self._started:
                 self._started.add(delta.index)
-                yield self._chunk(delta, {"role": "assistant", "content": ""})
+                content = "" if self._calls is None else None
+                yield self._chunk(delta, {"role": "assistant", "content": content})
             logprobs = self._logprobs(delta.tokens)
-            if delta.text or (logprobs and logprobs.content):
-                yield self._chunk(delta, {"content": delta.text}, logprobs)
+            if self._calls is not None:
+                message = self._calls.delta(delta)
+            else:
+                message = {"content": delta.text} if delta.text else {}
+            if message or (logprobs and logprobs.content):
+                yield self._chunk(delta, message or {"content": ""}, logprobs)
             if delta.output:
-                yield self._chunk(delta, {}, finish=finish_of(delta.output))
+                yield self._chunk(delta, {}, finish=self._finish(delta.output))
+
+    def _message(self, output: Output) -> AssistantMessage:
+        if self._calls is None:
+            return AssistantMessage(content=output.text)
+        return AssistantMessage(content=None, tool_calls=[self._calls.whole(output.text)])
+
+    def _finish(self, output: Output) -> ChatFinish:
+        """A call that was cut short has no valid arguments."""
+        finish = finish_of(output)
+        return "tool_calls" if self._calls is not None and finish == "stop" else finish
 
     def _last_chunk(self, usage: Usage) -> ChatChunk:
         return self._view([], usage)
@@ -149,9 +174,9 @@ class ChatFormat(OpenAIFormat):
     def _chunk(
         self,
         delta: Delta,
-        message: dict[Literal["role", "content"], str],
+        message: dict[Literal["role", "content", "tool_calls"], Any],
         logprobs: ChoiceLogprobs | None = None,
-        finish: Finish | None = None,
+        finish: ChatFinish | None = None,
     ) -> bytes:
         choice = ChunkChoice(
             index=delta.index, delta=message, logprobs=logprobs, finish_reason=finish

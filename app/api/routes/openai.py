@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 from app.api.deps import CatalogDep, GeneratorDep, ModelOrAlias, VllmDep
 from app.api.formats.models import error_of
 from app.api.formats.openai import ChatFormat, CompletionFormat
+from app.api.formats.tools import tool_use
 from app.api.load_shedding import SheddingRoute
 from app.api.openapi import EVENT_STREAM, Responses
 from app.api.problems import TOO_LARGE_TITLE, NotOffered
@@ -117,10 +118,15 @@ async def create_chat_completion(
 ) -> ChatView | Response:
     """Generate the next message, with the model's own chat template."""
     served = await generator.load(body.model)
-    limit = _chat_limit(body)
+    limit, tools = _chat_limit(body), tool_use(body)
+    if tools is not None:
+        body = body.model_copy(update={"response_format": tools.response_format})
     num_logprobs = _or(body.top_logprobs, 0) if body.logprobs else None
     params = _params(body, max_new_tokens=limit or DEFAULT_CHAT_TOKENS, num_logprobs=num_logprobs)
-    chat = Chat([message.as_template_input() for message in body.messages])
+    chat = Chat(
+        [message.as_template_input() for message in body.messages],
+        tuple(tool.model_dump(exclude_none=True) for tool in body.tools or ()),
+    )
     generation_request = GenerationRequest(
         served,
         [chat],
@@ -130,7 +136,8 @@ async def create_chat_completion(
         fills_context=limit is None,
         cache_salt=_or(body.cache_salt, ""),
     )
-    format_ = ChatFormat(body, Vocabulary(served.tokenizer), generator.fingerprint(served, params))
+    fingerprint = generator.fingerprint(served, params)
+    format_ = ChatFormat(body, Vocabulary(served.tokenizer), fingerprint, tools)
     return await respond(
         request, generator, generation_request, format_, is_streamed=bool(body.stream)
     )

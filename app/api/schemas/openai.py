@@ -24,6 +24,7 @@ from pydantic_core import PydanticCustomError
 from app.api.schemas.generate import CACHE_SALT, MAX_PROMPTS, Body, ModelName, StopStrings
 from app.api.schemas.numbers import WHOLE, Integer, TokenIds
 from app.api.schemas.sampling import OpenAISamplingFields
+from app.api.schemas.tools import ToolCall, ToolChoice, Tools
 from app.api.schemas.usage import Usage
 from app.engine.scheduling.sequence import MAX_NEW_TOKENS, MAX_TOP_LOGPROBS
 
@@ -55,10 +56,8 @@ def _or(message: str) -> WrapValidator:
 
 MaxTokens = Annotated[int, Field(strict=True, ge=1, le=MAX_NEW_TOKENS), WHOLE]
 Nothing = Annotated[list[Any], Field(max_length=0)]
-NoTools = Annotated[Nothing | None, _or("tools are not supported: leave it out")]
-NoToolChoice = Annotated[
-    Literal["none", "auto"] | None, _or("tools are not supported: leave it out")
-]
+NoTools = Annotated[Nothing | None, _or("not supported here: leave it out")]
+NoToolChoice = Annotated[Literal["none", "auto"] | None, _or("not supported: use tool_choice")]
 
 
 def _only_with(field: str, schema: Mapping[str, Any], other: str) -> dict[str, Any]:
@@ -214,9 +213,13 @@ class ChatBody(GenerationBody):
     modalities: Annotated[list[Literal["text"]] | None, _or('only ["text"] is supported')] = Field(
         default=None, description="Only text."
     )
-    tools: NoTools = Field(default=None, description="Not supported: only empty or null.")
-    tool_choice: NoToolChoice = Field(default=None, description="Has no effect without tools.")
-    functions: NoTools = Field(default=None, description="Not supported: only empty or null.")
+    tools: Tools | None = Field(default=None, description="Functions that an output may call.")
+    tool_choice: ToolChoice | None = Field(
+        default=None,
+        description="A function, or required: an output calls one. none: an output is text. auto, "
+        "the default, is refused with tools.",
+    )
+    functions: NoTools = Field(default=None, description="Not supported: see tools.")
     function_call: NoToolChoice = Field(
         default=None, description="Has no effect without functions."
     )
@@ -244,6 +247,7 @@ class ChatBody(GenerationBody):
 
 
 Finish = Literal["stop", "length"]
+ChatFinish = Literal["stop", "length", "tool_calls"]
 
 
 class LegacyLogprobs(BaseModel):
@@ -303,7 +307,10 @@ class ChoiceLogprobs(BaseModel):
 
 class AssistantMessage(BaseModel):
     role: Literal["assistant"] = Field(default="assistant", description="Always assistant.")
-    content: str = Field(description="The generated text.")
+    content: str | None = Field(description="The generated text; null if it calls a tool.")
+    tool_calls: list[ToolCall] | None = Field(
+        default=None, description="What it calls; null unless asked for."
+    )
     refusal: None = Field(default=None, description="Always null.")
 
 
@@ -311,7 +318,7 @@ class ChatChoice(BaseModel):
     index: int = Field(description="Index of the output, from 0.")
     message: AssistantMessage = Field(description="The answer.")
     logprobs: ChoiceLogprobs | None = Field(description="Null unless asked for.")
-    finish_reason: Finish = Field(description="Why the output ended.")
+    finish_reason: ChatFinish = Field(description="Why the output ended.")
 
 
 class ChatView(BaseModel):
@@ -332,11 +339,13 @@ class ChatView(BaseModel):
 
 class ChunkChoice(BaseModel):
     index: int = Field(description="Index of the output, from 0.")
-    delta: dict[Literal["role", "content"], str] = Field(
-        description="The role, or the next part of the text."
+    delta: dict[Literal["role", "content", "tool_calls"], Any] = Field(
+        description="The role, the next part of the text, or of the call of a tool."
     )
     logprobs: ChoiceLogprobs | None = Field(description="Of this part; null unless asked for.")
-    finish_reason: Finish | None = Field(description="Why the output ended; null before its end.")
+    finish_reason: ChatFinish | None = Field(
+        description="Why the output ended; null before its end."
+    )
 
 
 class ChatChunk(BaseModel):

@@ -6,6 +6,7 @@ Returned text is final: it has no partial characters, and no part of a possible 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -26,8 +27,12 @@ class MessagesRefused(ValueError):
     param = "messages"
 
 
-def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]) -> str:
-    """The text before the next message, special tokens included.
+def render_chat(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, str]],
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """The text before the next message, special tokens included. Not all templates name tools.
 
     Raises ``NoChatTemplate`` or ``MessagesRefused``.
     """
@@ -37,7 +42,10 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[s
         )
     try:
         text = tokenizer.apply_chat_template(
-            [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
+            [dict(message) for message in messages],
+            tools=[dict(tool) for tool in tools] or None,
+            tokenize=False,
+            add_generation_prompt=True,
         )
     except (TemplateError, TypeError, ValueError) as error:
         raise MessagesRefused(f"the chat template cannot render them: {error}") from error
