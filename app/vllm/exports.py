@@ -73,7 +73,7 @@ class Exports:
         finally:
             if process.stdin is not None:
                 process.stdin.close()
-        if code != 0:
+        if code != 0 and not path.exists():  # another replica may have exported it
             shutil.rmtree(path.parent, ignore_errors=True)
             reason = said.decode(errors="replace").strip()[-_MAX_REASON_CHARS:]
             raise VllmStartFailed(f"{entry.name!r} cannot be exported for vLLM: {reason}")

@@ -17,7 +17,7 @@ from app.settings import check_variables, settings
 ROOT = Path(__file__).parents[2] / "deploy" / "kubernetes"
 VERSION = "1.37"
 EXIT_S = 10  # for the API to exit after its drain
-OVERLAYS = ("cpu", "gpu")
+OVERLAYS = ("cpu", "gpu", "vllm")
 
 Manifest = dict[str, Any]
 

@@ -36,6 +36,7 @@ def write_tiny_model(
     seed: int = 0,
     family: str = "llama",
     tied: bool = False,
+    head_dim: int = 8,
 ) -> Path:
     """Large weights, so that blocks differ in what they do and text does not repeat itself."""
     tokenizer = tiny_tokenizer()
@@ -48,6 +49,7 @@ def write_tiny_model(
         num_hidden_layers=num_blocks,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=head_dim,
         max_position_embeddings=MAX_POSITIONS,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

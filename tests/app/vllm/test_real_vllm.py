@@ -1,0 +1,149 @@
+"""The real vLLM, as ``make vllm`` installs it."""
+
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from app.config import ServeSettings
+from pruning.models.names import healed_name
+from pruning.spec.calibration import CalibrationSpec, Dataset
+from pruning.spec.prune import PruneSpec
+from tests.support.healing import HEAL, NAME, heal_tiny
+from tests.support.pages import ROOT
+from tests.support.processes import serve_process
+from tests.support.pruning_runs import prune_tiny
+from tests.support.recorder import Recorder
+from tests.support.serving import LocalClient, local_api
+from tests.support.tiny_directory import write_tiny_model
+from tests.support.waiting import wait_until
+
+PROGRAM = shutil.which(ROOT / "build" / "vllm" / "bin" / "vllm")
+# without a compiler's minute; one server, as each has its threads
+OPTIONS: dict[str, Any] = {
+    "engine": "vllm",
+    "vllm": PROGRAM and Path(PROGRAM),
+    "vllm_args": "--enforce-eager --dtype float32",
+    "vllm_servers": 1,
+    "kv_cache_bytes": 2**30,
+    "preload": (),
+}
+START_S = 600.0  # on a machine that does other things
+PROMPTS = [f"the quick {word} over {number} dogs" for number in range(4) for word in
+           ("fox", "dog", "lazy brown fox", "naïve 数学", "sleep")]  # fmt: skip
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(PROGRAM is None, reason="vLLM is not installed: make vllm"),
+    pytest.mark.timeout(3000),
+]
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dense model, one repaired and one healed, all in float32. vLLM knows no smaller heads."""
+    data_dir = tmp_path_factory.mktemp("vllm")
+    write_tiny_model(data_dir / "models" / "tiny", head_dim=32)
+    text = data_dir / "text.txt"
+    text.write_text("\n".join(f"{number} lazy dogs, {7 * number} foxes" for number in range(900)))
+    calibration = CalibrationSpec(Dataset.FILE, num_samples=4, seqlen=8, path=str(text))
+    prune_tiny(data_dir / "models", PruneSpec("tiny", 2, calibration=calibration), NAME)
+    heal_tiny(data_dir, HEAL, healed_name(NAME), Recorder())
+    return data_dir
+
+
+@pytest.fixture
+def settings(data_dir: Path) -> ServeSettings:
+    return ServeSettings(data_dir=data_dir, drain_s=0, tune="off", threads=1)
+
+
+def outputs(api: LocalClient, model: str) -> list[list[int]]:
+    body = {"model": model, "prompt": PROMPTS, "max_new_tokens": 16, "logprobs": 0}
+    answer = api.post("/generate", json=body)
+    assert answer.status_code == 200, answer.text
+    return [[token["token_id"] for token in each["logprobs"]] for each in answer.json()["outputs"]]
+
+
+def test_greedy_outputs_are_those_of_the_engine(settings: ServeSettings, redis_url: str) -> None:
+    names = ["tiny", NAME, f"{NAME}-1", f"{NAME}+raw", healed_name(NAME)]
+    with local_api(settings, redis_url) as api:
+        expected = {name: outputs(api, name) for name in names}
+    assert len({str(each) for each in expected.values()}) >= 4  # they are other models
+    with local_api(settings.model_copy(update=OPTIONS), redis_url) as api:
+        for name in names:
+            assert outputs(api, name) == expected[name], name
+            assert api.get(f"/models/{name}").json()["backend"] == "vllm"
+
+
+def _environment(process: psutil.Process) -> dict[str, str]:
+    try:
+        return dict(process.environ())
+    except psutil.Error:
+        return {}
+
+
+def servers() -> list[psutil.Process]:
+    """All processes of vLLM servers on this machine, with their keepers."""
+    return [one for one in psutil.process_iter() if "VLLM_API_KEY" in _environment(one)]
+
+
+@pytest.fixture
+def strangers() -> set[int]:
+    """Servers that others have started on this machine."""
+    return {process.pid for process in servers()}
+
+
+def ours(strangers: set[int], named: str = "") -> list[psutil.Process]:
+    """Those whose command line has this in it."""
+    found = [process for process in servers() if process.pid not in strangers]
+    return [process for process in found if named in " ".join(process.cmdline())]
+
+
+def test_a_vllm_that_is_killed_under_load_is_started_again(
+    settings: ServeSettings, redis_url: str, strangers: set[int]
+) -> None:
+    """Every request has an end: an output, or 503 with Retry-After."""
+    statuses: list[int] = []
+    is_over = threading.Event()
+
+    def ask(api: LocalClient) -> None:
+        body = {"model": "tiny", "prompt": "the dog", "max_new_tokens": 64, "ignore_eos": True}
+        while not is_over.wait(0.05):
+            answer = api.post("/generate", json=body)
+            assert answer.status_code == 200 or int(answer.headers["retry-after"]) >= 1
+            statuses.append(answer.status_code)
+
+    def wait_for_service(api: LocalClient) -> None:
+        count = statuses.count(200)
+        wait_until(lambda: statuses.count(200) >= count + 8, "requests are served", START_S)
+        assert api.get("/models/tiny").json()["is_loaded"]
+
+    with local_api(settings.model_copy(update=OPTIONS), redis_url) as api:
+        assert api.post("/models/tiny/load").status_code == 200
+        clients = [threading.Thread(target=ask, args=(api,)) for _ in range(4)]
+        for client in clients:
+            client.start()
+        for victim in ("vllm serve", "EngineCore"):
+            wait_for_service(api)
+            ours(strangers, victim)[0].kill()
+        wait_for_service(api)
+        assert api.get("/models/tiny").json()["server"]["num_restarts"] == 2
+        is_over.set()
+        for client in clients:
+            client.join(60)
+            assert not client.is_alive()
+    assert set(statuses) == {200, 503}
+    wait_until(lambda: not ours(strangers), "no vLLM is left")
+
+
+def test_no_vllm_is_left_by_a_service_that_is_killed(data_dir: Path, strangers: set[int]) -> None:
+    variables = {name: str(value) for name, value in OPTIONS.items() if name != "preload"}
+    with serve_process(data_dir, preload="[]", **variables) as (process, client):
+        body = {"model": "tiny", "prompt": "the dog", "max_new_tokens": 2}
+        assert client.post("/generate", json=body, timeout=START_S).status_code == 200
+        assert ours(strangers)
+        process.kill()
+        wait_until(lambda: not ours(strangers), "no vLLM is left", 60)
