@@ -47,7 +47,7 @@ pytest: setup
 test-slow: setup  ## the slow tests: the demo model, the search, the whole demo
 	$(PYTEST) -m 'slow and not soak and not image' --timeout 1500
 
-soak: setup  ## half an hour of load and crashes (MINUTES=n)
+soak: setup  ## two half hours: load and crashes, and random traffic on one engine (MINUTES=n each)
 	SLEB_TEST_SOAK_MINUTES=$(MINUTES) $(PYTEST) -m soak tests/soak
 
 image-test: setup  ## build the image and run it (docs/guides/compose.md says how)

@@ -9,15 +9,13 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from random import Random
-from statistics import median
 
 import httpx2
 import pytest
 import redis
-from pydantic import PositiveFloat
-from pydantic_settings import BaseSettings, SettingsConfigDict
 from rich.console import Console
 
+from tests.soak.duration import DURATION_S, MAX_GROWTH_BYTES, MIB, growth
 from tests.soak.jobs import JobsClient, jobs
 from tests.soak.service import AWAY_S, Service, running
 from tests.soak.tally import Tally
@@ -26,8 +24,6 @@ from tests.support.redis_fixtures import disorder
 from tests.support.tiny_directory import write_tiny_model
 from tests.support.waiting import wait_until
 
-MIB = 2**20
-MAX_GROWTH_BYTES = 32 * MIB  # of the API after its warm-up, whatever the duration
 MAX_NEW_FILES = 40  # connections to Redis are kept; a leak of client connections would be thousands
 _POLL_S = 0.5
 _WORKER_AT, _STORE_AT = 0.25, 0.6  # share of each period
@@ -36,17 +32,6 @@ _KILL_DELAY_S = 12.0  # a kill waits this long for a running job
 _MAX_FAILURES = 5  # then the test stops
 
 Disturbance = tuple[float, Callable[[Service], None]]
-
-
-class SoakSettings(BaseSettings):
-    model_config = SettingsConfigDict(
-        env_prefix="SLEB_TEST_SOAK_", env_ignore_empty=True, frozen=True
-    )
-
-    minutes: PositiveFloat = 2.0
-
-
-DURATION_S = SoakSettings().minutes * 60
 
 
 def disturbances() -> list[Disturbance]:
@@ -91,12 +76,6 @@ def warm_up(service: Service, client: JobsClient, tally: Tally) -> None:
         wait_until(lambda: http.get("/models/tiny@-2").is_success, "the pruned model is there")
         for kind in KINDS:
             ask(kind, http, Random(0), tally)
-
-
-def growth(rss_bytes: list[int]) -> tuple[float, float]:
-    """Median bytes of the third eighth of the samples, and of the last eighth."""
-    eighth = max(1, len(rss_bytes) // 8)
-    return median(rss_bytes[2 * eighth : 3 * eighth]), median(rss_bytes[-eighth:])
 
 
 @pytest.mark.slow

@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from pruning.models.architectures import ARCHITECTURES
 from tests.support.families import (
@@ -23,7 +29,7 @@ from tests.support.families import (
 
 __all__ = [
     "CONFIGS", "DISTINCT", "EOS", "MAX_POSITIONS", "NUM_BLOCKS", "SERVED", "SWITCHED", "SWITCHES",
-    "TINY_SHAPE", "VOCAB_SIZE", "every_family", "generated", "tiny_model",
+    "TINY_SHAPE", "VOCAB_SIZE", "every_family", "generated", "random_model", "tiny_model",
 ]  # fmt: skip
 
 SERVED = tuple(sorted(name for name, row in ARCHITECTURES.items() if not row.has_states))
@@ -52,12 +58,16 @@ def tiny_model(model_type: str, seed: int = 0) -> PreTrainedModel:
 
     It has large, untied weights, or it would repeat its last token.
     """
-    torch.manual_seed(seed)
     model_type, _, switch = model_type.partition("-")
     shape = {} if model_type in OF_ITS_OWN else LLAMA_LIKE
     switched = {switch: SWITCHES[model_type][switch]} if switch else {}
     settings = {**shape, **CONFIGS[model_type], **switched, "tie_word_embeddings": False}
-    config = AutoConfig.for_model(model_type, **settings)
+    return random_model(AutoConfig.for_model(model_type, **settings), seed)
+
+
+def random_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
+    """A float32 model of this config with large weights."""
+    torch.manual_seed(seed)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
         for parameter in model.parameters():
