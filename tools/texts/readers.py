@@ -22,7 +22,6 @@ FACTBOOK_SECTIONS = (
     ("Economy", "Economy - overview"),
     ("Transnational Issues", "Disputes - international"),
 )
-FIRST_ADDRESS = 1946  # older ones are in older English
 PYTHON_MANUALS = ("extending", "faq", "howto", "library", "reference", "tutorial", "using")
 ROWS_OF_A_TABLE = 120
 NUM_TABLES = 8  # documents of one file of a data set
@@ -34,13 +33,6 @@ def factbook(folder: Path) -> Documents:
         found = (profile.get(part, {}).get(name, {}) for part, name in FACTBOOK_SECTIONS)
         paragraphs = [section["text"].strip() for section in found if section.get("text")]
         yield f"The World Factbook, {path.parent.name}/{path.stem}", "\n\n".join(paragraphs)
-
-
-def addresses(folder: Path) -> Documents:
-    for path in sorted(folder.glob("package/data/*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if int(record["year"]) >= FIRST_ADDRESS:
-            yield f"State of the Union {record['year']}, {record['name']}", record["text"].strip()
 
 
 def moby_dick(folder: Path) -> Documents:
@@ -154,14 +146,6 @@ def pages(folder: Path, pattern: str, work: str) -> Documents:
     for path in sorted(folder.rglob(pattern)):
         text = text_of_html(path.read_text(encoding="utf-8", errors="replace"))
         yield f"{work}, {path.stem}", text
-
-
-def mails(folder: Path) -> Documents:
-    """Mails of mailing lists with sender and subject, without their other headers."""
-    for path in sorted(folder.rglob("easy-ham-1/*.txt")):
-        head, _, body = path.read_text(encoding="utf-8", errors="replace").partition("\n\n")
-        named = re.findall(r"(?m)^(?:From|Date|Subject): .*$", head)
-        yield f"SpamAssassin corpus, {path.stem}", "\n".join([*named, "", body.strip()])
 
 
 def tables(folder: Path, work: str, *names: str) -> Documents:
