@@ -8,18 +8,22 @@ from app.compare.compare import ComparedVariant, Comparison, speedup_per_token
 from app.models.catalog import Catalog
 from app.models.entry import ModelEntry
 from app.models.measured_speedups import COMPARISON, MeasuredSpeedup
+from app.models.registry import ServedModel
 
 logger = logging.getLogger(__name__)
 
 MIN_PAIRS = 3  # with two, an interval says nothing
 MIN_TOKENS = 16  # of an output: shorter ones are mostly the start
-MAX_NOISE = (
-    0.1  # how far the interval of the control may reach from 1: on a busy machine it is wide
-)
+MAX_NOISE = 0.1  # how far the control's interval may reach from 1: it is wide on a busy machine
 
 
 def record_speedups(comparison: Comparison, catalog: Catalog) -> None:
-    """Keep what the comparison says of depths of a dense model, if that was its baseline."""
+    """Keep what the comparison says of depths of a dense model, if that was its baseline.
+
+    Speeds are those of the own engine: what vLLM gains is another number.
+    """
+    if not isinstance(comparison.baseline.served, ServedModel):
+        return
     base = comparison.baseline.served.entry
     measured = dict(_measured(comparison))
     if base.is_pruned or base.is_int8 or not measured or not _is_quiet(comparison):
