@@ -4,6 +4,7 @@ BUILD ?= build
 BIN := $(VENV)/bin
 PYTHON ?= python3
 MINUTES ?= 30
+SOAK ?= tests/soak
 DEMO := $(VENV)/.with-demo
 ALL := $(VENV)/.with-all
 # by name, as pip tries far more releases behind the extra `all`
@@ -47,8 +48,8 @@ pytest: setup
 test-slow: setup  ## the slow tests: the demo model, the search, the whole demo
 	$(PYTEST) -m 'slow and not soak and not image' --timeout 1500
 
-soak: setup  ## two half hours: load and crashes, and random traffic on one engine (MINUTES=n each)
-	SLEB_TEST_SOAK_MINUTES=$(MINUTES) $(PYTEST) -m soak tests/soak
+soak: setup  ## load, crashes and random traffic (MINUTES=n of each)
+	SLEB_TEST_SOAK_MINUTES=$(MINUTES) $(PYTEST) -m soak $(SOAK)
 
 image-test: setup  ## build the image and run it (docs/guides/compose.md says how)
 	$(PYTEST) -m image tests/image -rA

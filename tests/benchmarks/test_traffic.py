@@ -24,7 +24,7 @@ from tests.support.serving import serving
 SIZES = TrafficSizes(
     output_len=3,
     prefix_clients=3,
-    shared_len=2 * PAGE_TOKENS,
+    shared_len=4 * PAGE_TOKENS,
     own_len=4,
     chat_clients=2,
     num_turns=3,

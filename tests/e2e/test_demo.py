@@ -30,9 +30,8 @@ def test_the_demo_prunes_serves_compares_and_cleans_up(tiny_demo_dir: Path) -> N
     check_job(report["job"], tiny_directory.NUM_BLOCKS)
     check_sides(report["models"], tiny_directory.NUM_BLOCKS)
     left_behind = {path.name for path in tiny_demo_dir.iterdir()}
-    assert left_behind == {
-        *("models", "demo", "checkpoints", "speedups.json", "speedups.json.lock")
-    }, "what is served next, and no more"
+    kept = {"speedups.json", "speedups.json.lock"}  # unless the machine is too busy to measure
+    assert left_behind - kept == {"models", "demo", "checkpoints"}, "what is served next, no more"
 
 
 @pytest.mark.slow

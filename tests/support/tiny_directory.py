@@ -36,7 +36,7 @@ def write_tiny_model(
     seed: int = 0,
     family: str = "llama",
     tied: bool = False,
-    head_dim: int = 8,
+    head_dim: int | None = None,  # None: what the family has by default
 ) -> Path:
     """Large weights, so that blocks differ in what they do and text does not repeat itself."""
     tokenizer = tiny_tokenizer()
@@ -49,7 +49,7 @@ def write_tiny_model(
         num_hidden_layers=num_blocks,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=head_dim,
+        **({} if head_dim is None else {"head_dim": head_dim}),
         max_position_embeddings=MAX_POSITIONS,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

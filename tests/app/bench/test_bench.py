@@ -306,7 +306,7 @@ def test_it_says_how_prompts_were_read() -> None:
 
 
 def test_a_run_counts_what_it_did_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = replace(PLAN, batch_size=2, prompt_tokens=3 * PAGE_TOKENS)
+    plan = replace(PLAN, batch_size=2, prompt_tokens=5 * PAGE_TOKENS)
     assert measure(variant(), Scenario.GENERATION, plan).num_cached_tokens == 0
     made = bench_runs._requests
 
@@ -315,7 +315,7 @@ def test_a_run_counts_what_it_did_not_read(monkeypatch: pytest.MonkeyPatch) -> N
         return [first, *(replace(each, prompt_ids=first.prompt_ids) for each in rest)]
 
     monkeypatch.setattr(bench_runs, "_requests", sharing)
-    assert measure(variant(), Scenario.GENERATION, plan).num_cached_tokens == 2 * PAGE_TOKENS
+    assert measure(variant(), Scenario.GENERATION, plan).num_cached_tokens == 4 * PAGE_TOKENS
 
 
 def kernels_of(kernel: str) -> dict[str, str]:

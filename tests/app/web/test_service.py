@@ -27,7 +27,14 @@ def test_the_status_names_device_memory_and_workers(client: TestClient) -> None:
     assert (found["status"], found["detail"]) == ("ready", None)
     assert found["memory"]["device"] == "cpu"
     assert found["memory"]["free_bytes"] > found["memory"]["weight_bytes"] > 0
-    assert found["engine"] == {"num_running": 0, "num_waiting": 0, "kv_cache_usage": 0.0}
+    assert found["engine"] == {
+        "num_running": 0,
+        "num_waiting": 0,
+        "kv_cache_usage": 0.0,
+        "num_preemptions": 0,
+        "num_prefix_hits": 0,
+        "num_prefix_queries": 0,
+    }
     assert found["jobs"]["num_jobs"] == dict.fromkeys(JobStatus, 0)
     assert (found["jobs"]["num_workers"], found["jobs"]["queue_age_s"]) == (0, 0.0)
 

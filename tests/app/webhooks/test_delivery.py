@@ -197,10 +197,10 @@ def test_the_loop_survives_a_store_that_is_away(
         refusals = iter([redis.ConnectionError("away"), KeyError("a defect")])
         claim = outbox._claim
 
-        def sometimes(**given: Any) -> Any:
+        def sometimes(*given: Any) -> Any:
             if refusal := next(refusals, None):
                 raise refusal
-            return claim(**given)
+            return claim(*given)
 
         monkeypatch.setattr(outbox, "_claim", sometimes)
 

@@ -12,7 +12,8 @@ from tests.support.api_fixtures import publish_pruned
 from tests.support.exposition import Scrape
 from tests.support.serving import local_api
 
-PROMPT = [4 + at % 30 for at in range(2 * PAGE_TOKENS + 3)]
+NUM_SHARED = 4 * PAGE_TOKENS  # as many as outputs of one prompt wait for
+PROMPT = [4 + at % 30 for at in range(NUM_SHARED + 3)]
 TINY = {"model_name": "tiny"}
 BODY: dict[str, Any] = {"model": "tiny", "prompt": PROMPT, "max_tokens": 2, "temperature": 0}
 
@@ -26,8 +27,8 @@ def num_cached(client: TestClient, key: str | None = None, **changes: Any) -> in
 
 
 def test_a_prompt_that_was_read_is_found_under_the_same_salt(client: TestClient) -> None:
-    assert [num_cached(client) for _ in range(2)] == [0, 2 * PAGE_TOKENS]
-    assert [num_cached(client, cache_salt="mine") for _ in range(2)] == [0, 2 * PAGE_TOKENS]
+    assert [num_cached(client) for _ in range(2)] == [0, NUM_SHARED]
+    assert [num_cached(client, cache_salt="mine") for _ in range(2)] == [0, NUM_SHARED]
     own = {"model": "tiny", "prompt": "the dog", "cache_salt": "mine", "max_new_tokens": 1}
     assert client.post("/generate", json=own).status_code == 200
     assert client.post("/v1/completions", json={**BODY, "cache_salt": ""}).status_code == 400
@@ -36,8 +37,8 @@ def test_a_prompt_that_was_read_is_found_under_the_same_salt(client: TestClient)
 def test_outputs_of_one_prompt_and_echoes_share_what_is_read(client: TestClient) -> None:
     assert num_cached(client, n=3, temperature=1.0) == 0  # counted once, by its first output
     found = Scrape(client.get("/metrics").text)
-    assert found.value("sleb_prefix_cache_hits_total", **TINY) == 2 * 2 * PAGE_TOKENS
-    assert num_cached(client, echo=True) == 2 * PAGE_TOKENS
+    assert found.value("sleb_prefix_cache_hits_total", **TINY) == 2 * NUM_SHARED
+    assert num_cached(client, echo=True) == NUM_SHARED
     for _ in range(2):  # the log-probabilities of a prompt are those of all of it
         assert num_cached(client, echo=True, logprobs=1) == 0
         assert num_cached(client, echo=True, logprobs=1, max_tokens=0) == 0
@@ -48,16 +49,16 @@ def test_metrics_count_what_was_looked_for_and_found(client: TestClient) -> None
         num_cached(client)
     found = Scrape(client.get("/metrics").text)
     assert found.value("sleb_prefix_cache_queries_total", **TINY) == 2 * len(PROMPT)
-    assert found.value("sleb_prefix_cache_hits_total", **TINY) == 2 * PAGE_TOKENS
+    assert found.value("sleb_prefix_cache_hits_total", **TINY) == NUM_SHARED
     labels = {**TINY, "variant": "dense", "traffic": "live"}
     by_source = [
         found.value("sleb_prompt_tokens_by_source_total", source=source, **labels)
         for source in ("local_compute", "local_cache_hit")
     ]
-    assert by_source == [2 * len(PROMPT) - 2 * PAGE_TOKENS, 2 * PAGE_TOKENS]
+    assert by_source == [2 * len(PROMPT) - NUM_SHARED, NUM_SHARED]
     status = client.get("/status").json()["engine"]
     assert status["num_prefix_queries"] == 2 * len(PROMPT)
-    assert status["num_prefix_hits"] == 2 * PAGE_TOKENS
+    assert status["num_prefix_hits"] == NUM_SHARED
 
 
 def test_counters_of_a_loaded_model_begin_with_zero(client: TestClient) -> None:
@@ -80,7 +81,7 @@ def test_a_comparison_reads_every_prompt_in_full_and_says_so(
 
 
 @pytest.mark.parametrize(
-    ("mode", "of_another_tenant"), [("on", 0), ("shared", 2 * PAGE_TOKENS), ("off", 0)]
+    ("mode", "of_another_tenant"), [("on", 0), ("shared", NUM_SHARED), ("off", 0)]
 )
 def test_tenants_find_what_others_have_read_only_if_it_is_shared(
     settings: ServeSettings, redis_url: str, mode: PrefixCache, of_another_tenant: int
@@ -93,4 +94,4 @@ def test_tenants_find_what_others_have_read_only_if_it_is_shared(
     with local_api(settings, redis_url, prefix_cache=mode) as client:
         num_cached(client, ann)
         assert num_cached(client, eve) == of_another_tenant
-        assert num_cached(client, bob) == (0 if mode == "off" else 2 * PAGE_TOKENS)
+        assert num_cached(client, bob) == (0 if mode == "off" else NUM_SHARED)

@@ -96,7 +96,7 @@ def test_shapes_are_few_and_the_largest_come_first() -> None:
     for rows, pages in ((1, 1), (3, 70), (64, 40), (23, 90)):
         fitting = [shape for shape in shapes if shape[0] >= rows and shape[1] >= pages]
         assert min(each[0] * each[1] for each in fitting) <= 3 * max(4, pages) * rows
-    assert shapes_to(5, 40, 100) == [(5, 2), (4, 2), (2, 2), (1, 2)]
+    assert shapes_to(5, 40, 100) == [(5, 3), (4, 3), (2, 3), (1, 3)]
     assert shapes_to(64, 4096, 100)[0] == (1, 96)
 
 
