@@ -1,5 +1,6 @@
 """What is predicted for a card: by what it is computed, and beside what it is reported."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class Kernels(TorchDispatchMode):
 
 
 def test_a_decode_step_has_as_many_kernels_as_are_counted_on() -> None:
-    model = tiny_model("llama").bfloat16()
+    model = copy.deepcopy(tiny_model("llama")).bfloat16()
     limits = EngineLimits(kv_cache_bytes=1 << 22)
     for keep in ((0, 1, 2, 3, 4, 5), (0, 1, 2, 3)):
         runner = Engine(limits)._runners.of(make_variant("tiny", "tiny", model, keep))

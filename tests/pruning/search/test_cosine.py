@@ -1,5 +1,6 @@
 """Cosine similarity of blocks against the hidden states that transformers returns."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,9 @@ FREE = ALL[:-1]  # transformers returns the output of the last block only after 
 
 
 def by_hand(family: str, token_ids: torch.Tensor) -> dict[int, list[float]]:
+    model = copy.deepcopy(tiny_model(family))  # which gets hooks
     with torch.no_grad():
-        states = tiny_model(family)(token_ids, output_hidden_states=True).hidden_states
+        states = model(token_ids, output_hidden_states=True).hidden_states
     return {
         block: [
             1 - F.cosine_similarity(before.double(), after.double(), dim=-1).mean().item()
