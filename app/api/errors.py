@@ -51,7 +51,7 @@ from app.models.aliases import AliasTaken, InvalidAlias, InvalidAliasFile
 from app.models.catalog import UnknownModel
 from app.models.registry import ModelReplaced
 from app.models.weights import NoRoomForWeights, WeightsLoading
-from app.results.store import ResultNotFound
+from app.results.store import ResultNotFound, ResultNotKept
 from app.vllm.server import VllmUnavailable
 from app.webhooks.target import InvalidWebhook, WebhooksOff
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound
@@ -111,6 +111,7 @@ _MODELS: Problems = {
     NoRoomInCache: (507, "no-room-in-cache", "Not enough disk space for the checkpoint."),
     CacheTooSmall: (507, "cache-too-small", "Not enough memory for keys and values."),
     NoRoomForWeights: (507, "no-room-for-weights", "Not enough memory to load the model."),
+    ResultNotKept: (507, "result-not-kept", "The result cannot be written."),
 }
 _JOBS: Problems = {
     JobNotFound: (404, "job-not-found", "Job not found."),

@@ -37,6 +37,16 @@ class ResultNotFound(LookupError):
     """There is no result with this id, or its file cannot be read."""
 
 
+class ResultNotKept(RuntimeError):
+    """A finished measurement cannot be written. The message has its headline."""
+
+    def __init__(self, error: OSError, headline: str) -> None:
+        super().__init__(
+            f"the result cannot be written ({error.strerror}): free space in the data directory, "
+            f"then measure again. It was: {headline}"
+        )
+
+
 @dataclass(frozen=True)
 class Result:
     """A finished measurement. ``report`` is what the command writes as JSON."""

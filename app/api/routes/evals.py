@@ -11,14 +11,16 @@ from app.api.openapi import responses_for
 from app.api.routes.results import ResultReportView, result_view
 from app.api.schemas.evals import EvalBody
 from app.api.sse import unless_gone
-from app.compare.evaluation import RAISES, EvaluationRequest, Evaluator
+from app.compare.evaluation import RAISES, Evaluation, EvaluationRequest, Evaluator
 from app.engine.async_engine import EngineStopped
-from app.results.store import ResultKind, ResultStore
+from app.results.store import ResultKind, ResultNotKept, ResultStore
 
 router = APIRouter(tags=["generate"], route_class=SheddingRoute)
 
 
-@router.post("/evals", responses=responses_for(*RAISES, EngineStopped, has_body=True))
+@router.post(
+    "/evals", responses=responses_for(*RAISES, EngineStopped, ResultNotKept, has_body=True)
+)
 async def evaluate(
     body: EvalBody,
     generator: GeneratorDep,
@@ -41,20 +43,20 @@ async def evaluate(
     )
     evaluator = Evaluator(generator, engine, evaluating, limits.scored)
     found = await unless_gone(request.receive, evaluator.evaluate(wanted))
-    order = found.served.entry.order
-    tenants = [order.tenant] if order and order.tenant else []
-    result_id = await asyncio.to_thread(
-        results.keep,
-        ResultKind.EVAL,
-        found.served.entry.base,
-        headline_of(found),
-        report_of(found),
-        tenants=tenants,
-    )
-    response.headers["Location"] = f"/results/{result_id}"
-    return await asyncio.to_thread(_kept, results, result_id)
+    kept = await asyncio.to_thread(_kept, results, found)
+    response.headers["Location"] = f"/results/{kept.id}"
+    return kept
 
 
-def _kept(results: ResultStore, result_id: str) -> ResultReportView:
-    found = results.get(result_id)
-    return ResultReportView(**result_view(found).model_dump(), report=dict(found.report))
+def _kept(results: ResultStore, found: Evaluation) -> ResultReportView:
+    """Raises ``ResultNotKept``."""
+    entry, headline = found.served.entry, headline_of(found)
+    tenants = [entry.order.tenant] if entry.order and entry.order.tenant else []
+    try:
+        result_id = results.keep(
+            ResultKind.EVAL, entry.base, headline, report_of(found), tenants=tenants
+        )
+    except OSError as error:
+        raise ResultNotKept(error, headline) from error
+    kept = results.get(result_id)
+    return ResultReportView(**result_view(kept).model_dump(), report=dict(kept.report))

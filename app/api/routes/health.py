@@ -34,7 +34,8 @@ async def ready(
 ) -> ReadyView:
     """503 while models are loading and while the process shuts down.
 
-    A vLLM that has failed is told in the body alone: other models are still served.
+    A vLLM server that has failed is named in the body and does not change the status: other models
+    are still served.
     """
     states = {} if vllm is None else vllm.states()
     servers = {name: server_view(state) for name, state in states.items()}

@@ -63,6 +63,18 @@ def test_a_dense_model_has_perplexities_without_ratios(client: TestClient) -> No
     assert text["perplexity_low"] < text["perplexity"] < text["perplexity_high"]
 
 
+def test_a_result_that_cannot_be_written_is_in_the_message(
+    client: TestClient, data_dir: Path
+) -> None:
+    (data_dir / "results").touch()  # in the place of the folder
+    response = client.post("/evals", json={**BODY, "model": "tiny"})
+    assert (response.status_code, response.json()["type"].rpartition("/")[2]) == (
+        507,
+        "result-not-kept",
+    )
+    assert "It was: tiny: prose " in response.json()["detail"]
+
+
 @pytest.mark.parametrize(
     ("different", "status", "kind"),
     [
