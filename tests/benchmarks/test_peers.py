@@ -1,6 +1,5 @@
 """The comparison with other servers, with a program on the ``PATH`` that stands for them."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ from app.engine.variant import make_variant
 from benchmarks.peers import peers
 from benchmarks.plan import Baseline, ServePlan, ServeSubject
 from pruning.models.store import LoadedModel
-from tests.support.peers import STAND_IN
+from tests.support.peers import write_stand_in
 
 PLAN = ServePlan(
     against=(Baseline.VLLM, Baseline.LLAMA_CPP),
@@ -45,10 +44,7 @@ def test_a_peer_that_is_not_installed_is_left_out_with_a_message(
 def test_a_peer_on_the_path_gets_the_same_requests_in_turns(
     subject: ServeSubject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program = tmp_path / "vllm"
-    root, data = str(Path(__file__).parents[2]), str(tmp_path / "data")
-    program.write_text(STAND_IN.format(python=sys.executable, root=root, data=data))
-    program.chmod(0o755)
+    write_stand_in(tmp_path / "vllm", tmp_path / "data")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("SLEB_THREADS", "1")
     found = peers(subject, PLAN)

@@ -1,6 +1,5 @@
 """Traffic like that of users: what clients send, what is counted, and turns of two servers."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import pairwise
@@ -18,7 +17,7 @@ from benchmarks.servers import Server
 from benchmarks.traffic import _CLIENTS, Traffic, _figures, _rows, traffic
 from benchmarks.workload import Prompts, SampleRequest
 from pruning.models.store import LoadedModel
-from tests.support.peers import FORCED, STAND_IN
+from tests.support.peers import FORCED, write_stand_in
 from tests.support.serving import serving
 
 SIZES = TrafficSizes(
@@ -115,10 +114,7 @@ def test_figures_are_medians_of_turns_and_ratios_those_of_pairs() -> None:
 def test_both_sides_get_the_same_requests_in_turns(
     subject: ServeSubject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program = tmp_path / "vllm"
-    root, data = str(Path(__file__).parents[2]), str(tmp_path / "data")
-    program.write_text(STAND_IN.format(python=sys.executable, root=root, data=data))
-    program.chmod(0o755)
+    write_stand_in(tmp_path / "vllm", tmp_path / "data")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("SLEB_THREADS", "1")
     plan = ServePlan(against=(Baseline.VLLM,), traffic=SIZES, repeats=2)

@@ -6,28 +6,18 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx2
 import pytest
 
 from tests.support.pages import ROOT
-from tests.support.processes import environment, free_port, is_ready, running
-from tests.support.waiting import wait_until
+from tests.support.processes import sleb_up
 
 pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture
 def url(data_dir: Path) -> Iterator[str]:
-    port = free_port()
-    env = {**environment(data_dir), "SLEB_PORT": str(port), "SLEB_VERIFY": "inline"}
-    with (
-        running([sys.executable, "-m", "app", "up"], env) as up,
-        httpx2.Client(base_url=f"http://127.0.0.1:{port}") as client,
-    ):
-        wait_until(lambda: is_ready(client), "the service is ready", 120)
-        yield f"http://127.0.0.1:{port}"
-        up.terminate()
-        up.wait(60)
+    with sleb_up(data_dir) as url:
+        yield url
 
 
 def said(script: str, *arguments: str, expected: int = 0) -> str:

@@ -83,3 +83,18 @@ def serve_process(
     ):
         wait_until(lambda: is_ready(client), "the API is ready", 100)
         yield process, client
+
+
+@contextmanager
+def sleb_up(data_dir: Path) -> Iterator[str]:
+    """The URL of ``sleb up``: the embedded Valkey, a worker and the API."""
+    port = free_port()
+    env = {**environment(data_dir), "SLEB_PORT": str(port), "SLEB_VERIFY": "inline"}
+    with (
+        running([sys.executable, "-m", "app", "up"], env) as up,
+        httpx2.Client(base_url=f"http://127.0.0.1:{port}") as client,
+    ):
+        wait_until(lambda: is_ready(client), "the service is ready", 300)
+        yield f"http://127.0.0.1:{port}"
+        up.terminate()
+        up.wait(60)

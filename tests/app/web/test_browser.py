@@ -1,21 +1,18 @@
 """The pages in a browser, over a real service with a worker: what a visitor sees and does."""
 
 import csv
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
-import httpx2
 import pytest
 
 from app.auth.keys import KeyFile, Scope
 from app.config import ServeSettings
 from tests.support.browser import browser_page
-from tests.support.processes import environment, free_port, is_ready, running
+from tests.support.processes import sleb_up
 from tests.support.serving import serving
-from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -28,17 +25,8 @@ HOSTILE = "<img src=x onerror=\"document.title='hit'\">\u202e\u200b the dog"
 
 @pytest.fixture
 def url(data_dir: Path) -> Iterator[str]:
-    """``sleb up``: the embedded Valkey, a worker and the API."""
-    port = free_port()
-    env = {**environment(data_dir), "SLEB_PORT": str(port), "SLEB_VERIFY": "inline"}
-    with (
-        running([sys.executable, "-m", "app", "up"], env) as up,
-        httpx2.Client(base_url=f"http://127.0.0.1:{port}") as client,
-    ):
-        wait_until(lambda: is_ready(client), "the service is ready", 300)
-        yield f"http://127.0.0.1:{port}"
-        up.terminate()
-        up.wait(60)
+    with sleb_up(data_dir) as url:
+        yield url
 
 
 def heal(page: "Page") -> None:
