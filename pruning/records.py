@@ -30,7 +30,7 @@ class InvalidRecord(ValueError):
 
 
 def read_stored(path: Path, most_bytes: int = MAX_BYTES) -> bytes:
-    """The content of a file that somebody else may have put there.
+    """The content of a file that another user may have put there.
 
     Raises ``OSError``, also for a pipe or a device, which could be read without end.
     """
@@ -43,7 +43,7 @@ def read_stored(path: Path, most_bytes: int = MAX_BYTES) -> bytes:
 
 
 def open_stored(path: Path, *, is_link_allowed: bool = True) -> BinaryIO:
-    """A file for reading that somebody else may have put there.
+    """A file for reading that another user may have put there.
 
     Raises ``OSError``, also for a pipe or a device, and for a link unless it is allowed.
     """

@@ -34,7 +34,7 @@ class VllmStartFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Launch:
-    """What to start, and where it is heard and logged."""
+    """What to start, the socket that it listens on, and its log."""
 
     command: Sequence[str]
     environment: Mapping[str, str]

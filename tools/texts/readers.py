@@ -89,7 +89,7 @@ _SPOKEN = re.compile(
 
 
 def campaigns(folder: Path) -> Documents:
-    """What is told and said in the scenarios of a game, as a play."""
+    """Narration and dialogue of the scenarios of a game, as a play."""
     for path in sorted(folder.rglob("scenarios/*.cfg")):
         lines, speaker = [], ""
         for found in _SPOKEN.finditer(path.read_text(encoding="utf-8")):

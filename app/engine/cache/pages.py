@@ -8,7 +8,6 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 PAGE_TOKENS = 16
-NULL_UNIT = 0  # of no page: where padding reads and writes
 
 
 def pages_of(num_tokens: int) -> int:
@@ -27,7 +26,7 @@ class Page:
 
 @dataclass(eq=False)
 class PagePool:
-    """Units of one shape, numbered from 1.
+    """Units of one shape, numbered from 1: padding reads and writes unit 0.
 
     Full pages with a key are kept after their last user, until their units are needed. The one that
     was used least recently goes first. A sequence leaves its last page first, so a page goes after

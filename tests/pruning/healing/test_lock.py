@@ -86,7 +86,7 @@ def test_a_folder_that_is_removed_while_another_waits_is_made_again(folder: Path
 
 
 def test_a_link_in_its_place_leads_to_no_file_of_another(folder: Path, tmp_path: Path) -> None:
-    """Whoever writes to the folder of checkpoints could choose what is deleted."""
+    """Otherwise, write access to the checkpoints would be enough to delete other files."""
     other = tmp_path / "other"
     other.mkdir()
     (other / "kept").touch()
