@@ -47,7 +47,7 @@ from pruning.spec.calibration import (
 from pruning.spec.prune import Metric, PruneSpec, Resident
 
 SEARCHES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {"sleb": {}, "refined": {"refine": 2}, "kl": {"metric": Metric.KL}}
+    {"sleb": {}, "kl": {"metric": Metric.KL}}
 )
 
 
@@ -67,7 +67,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Where to write the JSON, tables and picture.")],
     order: Annotated[
         list[str],
-        typer.Option(help="sleb, refined or kl to search for it, or NAME=14,26,...; repeat it."),
+        typer.Option(help="sleb or kl to search for it, or NAME=14,26,...; repeat it."),
     ],
     text: Annotated[
         list[Path] | None,

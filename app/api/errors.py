@@ -253,8 +253,7 @@ def _pointed_at(found: Mapping[str, Any], request: Request) -> dict[str, str]:
     if found["type"] == "json_invalid":
         what = f"this is not JSON: {found['ctx']['error']}, at character {where.pop()}"
     elif found["type"] == "extra_forbidden":
-        meant = field_suggestion(request, found["loc"])
-        what = f"unknown field: {f'did you mean {meant}?' if meant else 'leave it out'}"
+        what = f"unknown field: {field_suggestion(request, found['loc'])}"
     elif found["loc"] == ("body",) and found["type"] in ("missing", "model_attributes_type"):
         what = "expected a JSON object, sent with Content-Type: application/json"
     return {"pointer": "/" + "/".join(map(str, where)), "detail": what}

@@ -8,10 +8,11 @@ from fastapi import Request
 from pydantic import BaseModel
 
 from app.api.problems import is_openai
+from pruning.spec.prune import REMOVED
 
 
 def field_suggestion(request: Request, loc: Sequence[int | str]) -> str:
-    """The field that an unknown one may be meant as; empty if none is near.
+    """What to do about an unknown field: take the name that is near, or leave it out.
 
     ``loc`` is where pydantic found it: ``body``, names, indices, and tags of unions.
     """
@@ -27,7 +28,11 @@ def field_suggestion(request: Request, loc: Sequence[int | str]) -> str:
         }
         models = inner or models  # an index or a tag changes nothing
     known = {name for model in models for name in model.model_fields}
-    return _nearest(str(loc[-1]), known)
+    name = str(loc[-1])
+    if "num_remove" in known and (reason := REMOVED.get(name)):
+        return f"it was removed, as {reason}; leave it out"
+    near = _nearest(name, known)
+    return f"did you mean {near}?" if near else "leave it out"
 
 
 def path_suggestion(request: Request) -> str:

@@ -68,8 +68,6 @@ HELP: Mapping[str, str] = MappingProxyType(
         "evaluate": "Measure the perplexity of every depth at the end.",
         "metric": "Metric 3 of the paper, 2 or 1, or kl: divergence from the dense model.",
         "search": "exact, or staged: clearly worse candidates drop out early.",
-        "refine": "Exchanges of a removed block for a kept one, at most; 0 for none.",
-        "score_repaired": "Score candidates as repaired by scale; needs a repair.",
         "resident": "model, or stream: read one block at a time from disk.",
         "gate_max_probe_drop": "Maximum loss of the probe's score, 0 to 1.",
         "gate_max_perplexity_ratio": "Maximum of pruned / dense perplexity on held-out text.",

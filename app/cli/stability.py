@@ -19,7 +19,7 @@ from pruning.spec.calibration import DEFAULT, CalibrationSpec
 
 @spec_options(
     *("sampling", "num_samples", "seqlen"),
-    *("protect_first", "protect_last", "dtype", "metric", "search", "refine", "resident"),
+    *("protect_first", "protect_last", "dtype", "metric", "search", "resident"),
 )
 def stability(
     model: ModelArgument,

@@ -19,7 +19,6 @@ from rich.text import Text
 from pruning.healing.progress import Step
 from pruning.removal import Removal, is_tie
 from pruning.search.observed import Observer
-from pruning.search.refine import Exchange
 from pruning.search.state import ScoredCandidate, SearchPlan
 
 _SEARCH = "search"  # the phase that may end early
@@ -133,16 +132,6 @@ class SearchBar(Observer):
             f"  removed block {removal.block}: loss {removal.loss:.4f} "
             f"(dense {removal.dense_loss:.4f}){_lead(removal)}"
         )
-
-    def exchanged(self, exchange: Exchange) -> None:
-        restored, removed = (", ".join(map(str, b)) for b in (exchange.restored, exchange.removed))
-        self._progress.console.print(
-            f"  exchanged {restored} for {removed}: {exchange.score_before:.4f} -> "
-            f"{exchange.score:.4f}"
-        )
-
-    def reordered(self, removals: Sequence[Removal]) -> None:
-        self.removals = list(removals)
 
     def warned(self, message: str) -> None:
         self._progress.console.print(f"[yellow]warning:[/] {escape(message)}")

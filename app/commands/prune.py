@@ -68,9 +68,6 @@ class RecordedBar(SearchBar):
         self._file.removed(removal)
         super().removed(removal)
 
-    def decided(self, name: str, removal: Removal) -> None:
-        self._file.decided(name, removal)
-
     def _print(self, text: str) -> None:
         self._progress.console.print(text, soft_wrap=True)
 

@@ -23,7 +23,7 @@ def print_rounds(
         data["step"]: data for data in (event["data"] for event in events) if "block" in data
     }
     rounds = [
-        {**_of_block(decided.get(step, {}), block), "block": block, "loss": loss}
+        {**decided.get(step, {}), "block": block, "loss": loss}
         for step, (block, loss) in enumerate(
             zip(job["removed_blocks"], job["losses"], strict=False), start=1
         )
@@ -35,11 +35,6 @@ def print_rounds(
     console.print("loss: nats per token on the calibration text")
     for text in ties([_margin(found) for found in rounds], len(rounds)):
         console.print(text, markup=False)
-
-
-def _of_block(data: Mapping[str, Any], block: int) -> Mapping[str, Any]:
-    """A refinement puts other blocks into the order, of which no round decided."""
-    return data if data.get("block") == block else {}
 
 
 def _table(dense_loss: float | None, rounds: Sequence[Mapping[str, Any]]) -> Table:

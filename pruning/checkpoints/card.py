@@ -193,7 +193,7 @@ def model_card(
         table=markdown(headings, cells),
         legend=bullets(legend(manifest, headings, trajectory)),
         domains=_domains(manifest.quality.domains) + samples_section(manifest),
-        search=f"Search: {spec.search}, {search}{streamed}.{_look_ahead(spec)}",
+        search=f"Search: {spec.search}, {search}{streamed}.",
         windows=counted(manifest.calibration["num_windows"], "window"),
         **manifest.calibration,
     )
@@ -213,16 +213,6 @@ def _dtypes(manifest: Manifest, spec: PruneSpec) -> str:
 def _healed(healing: Healing) -> str:
     repaired = "" if healing.method is Method.NONE else f"{_CHANGED[healing.method]} and "
     return f"{repaired}healed by training on {healing.run.best.num_tokens:,} tokens"
-
-
-def _look_ahead(spec: PruneSpec) -> str:
-    scored = " Candidates were scored as repaired by scale." if spec.score_repaired else ""
-    if not spec.refine:
-        return scored
-    return scored + (
-        f" Refined by at most {counted(spec.refine, 'exchange')} of a removed block for a kept "
-        "one; if there were any, the rounds only compare the blocks that are removed in the end."
-    )
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ class Duration:
 
 def is_upper_bound(spec: PruneSpec) -> bool:
     """Whether ``num_evaluations`` of this spec is an upper bound: the search decides the number."""
-    return spec.is_depth_open or spec.refine > 0
+    return spec.is_depth_open
 
 
 def footprint(spec: PruneSpec, info: ModelInfo, sizes: WeightSizes) -> Footprint:

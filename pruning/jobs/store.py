@@ -35,7 +35,6 @@ from pruning.jobs.record import stored_job
 from pruning.jobs.redis import JobStoreUnavailable, each_of, redis_errors_translated
 from pruning.jobs.script import SCRIPT, Change, JobKeys, Outcome, read_event
 from pruning.removal import Removal
-from pruning.search.refine import Exchange
 from pruning.search.state import ScoredCandidate, SearchPlan, SearchState
 from pruning.spec.prune import PruneSpec
 
@@ -287,23 +286,6 @@ class JobStore:
     ) -> StopRequest | None:
         """Record the latest removal. ``removals`` are all of this search so far."""
         return self._change(job_id, transitions.removed(removals), attempt=attempt).stop_request
-
-    def decided(
-        self, job_id: str, name: str, removal: Removal, attempt: int | None = None
-    ) -> StopRequest | None:
-        change = transitions.decided(name, removal)
-        return self._change(job_id, change, attempt=attempt).stop_request
-
-    def exchanged(
-        self, job_id: str, exchange: Exchange, attempt: int | None = None
-    ) -> StopRequest | None:
-        return self._change(job_id, transitions.exchanged(exchange), attempt=attempt).stop_request
-
-    def reordered(
-        self, job_id: str, removals: Sequence[Removal], attempt: int | None = None
-    ) -> StopRequest | None:
-        """Record the removals after the refinement, in place of those before."""
-        return self._change(job_id, transitions.reordered(removals), attempt=attempt).stop_request
 
     def repairing(
         self, job_id: str, done: int, total: int, attempt: int | None = None

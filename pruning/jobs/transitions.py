@@ -21,7 +21,6 @@ from pruning.jobs.keys import SINK
 from pruning.jobs.script import Change, Event
 from pruning.plural import counted
 from pruning.removal import Removal
-from pruning.search.refine import Exchange
 from pruning.search.state import (
     ScoredCandidate,
     SearchPlan,
@@ -263,36 +262,12 @@ def removed(removals: Sequence[Removal]) -> Change:
     )
 
 
-def decided(name: str, removal: Removal) -> Change:
-    """The round of that name of the refinement is decided."""
-    search, obsolete = decided_field(name, removal), obsolete_fields(name, removal)
-    return Change("update", _WORKING, _PROGRESSED, search=search, search_removed=obsolete)
-
-
-def exchanged(exchange: Exchange) -> Change:
-    """Blocks are exchanged. The record shows the order of the greedy search until ``reordered``."""
-    restored, gone = (_listed(blocks) for blocks in (exchange.restored, exchange.removed))
-    message = f"exchanged: {gone} removed in place of {restored}"
-    return Change("update", _WORKING, event=Event(message, type="metrics", data=asdict(exchange)))
-
-
-def reordered(removals: Sequence[Removal]) -> Change:
-    """The refinement is over, with these removals."""
-    order = ", ".join(str(removal.block) for removal in removals)
-    event = Event(f"refined: the blocks are removed in the order {order}")
-    return Change("update", _WORKING, _order_fields(removals), event=event)
-
-
 def _order_fields(removals: Sequence[Removal]) -> dict[str, str]:
     return {
         "removed_blocks": " ".join(str(removal.block) for removal in removals),
         "losses": " ".join(str(removal.loss) for removal in removals),
         "dense_loss": str(removals[-1].dense_loss),
     }
-
-
-def _listed(blocks: Sequence[int]) -> str:
-    return f"block{'s' if len(blocks) > 1 else ''} {' and '.join(map(str, blocks))}"
 
 
 def repairing(done: int, total: int) -> Change:

@@ -29,7 +29,7 @@ from pruning.models.towers import tower_type
 from pruning.repair.repair import ResidentModel, VisitedModel
 from pruning.repair.walk import OpenWalk
 from pruning.search.cosine import CosineRanker
-from pruning.search.objective import LOSS, Objective
+from pruning.search.objective import Objective
 from pruning.search.ray_repair import ClusterWalk
 from pruning.search.ray_scoring import ClusterScorer
 from pruning.search.scoring import SharedPrefixScorer
@@ -63,7 +63,7 @@ class DenseModel(Protocol):
         self,
         windows: torch.Tensor,
         boundaries: Sequence[int] = (),
-        objective: Objective = LOSS,
+        objective: Objective = Objective.LOSS,
     ) -> Iterator[GrowingScorer]:
         """The scorer of the search on ``windows [num_windows, seqlen]``, closed with the context.
 
@@ -74,7 +74,7 @@ class DenseModel(Protocol):
         self,
         windows: torch.Tensor,
         boundaries: Sequence[int] = (),
-        objective: Objective = LOSS,
+        objective: Objective = Objective.LOSS,
     ) -> GrowingScorer:
         """A scorer in this process."""
 
@@ -202,7 +202,7 @@ class _InMemory:
         self,
         windows: torch.Tensor,
         boundaries: Sequence[int] = (),
-        objective: Objective = LOSS,
+        objective: Objective = Objective.LOSS,
     ) -> Iterator[GrowingScorer]:
         with _scorer_of(self, windows, boundaries, objective, is_streamed=False) as scorer:
             yield scorer
@@ -211,7 +211,7 @@ class _InMemory:
         self,
         windows: torch.Tensor,
         boundaries: Sequence[int] = (),
-        objective: Objective = LOSS,
+        objective: Objective = Objective.LOSS,
     ) -> GrowingScorer:
         return SharedPrefixScorer(
             self.model,
@@ -291,7 +291,7 @@ class _OnDisk:
         self,
         windows: torch.Tensor,
         boundaries: Sequence[int] = (),
-        objective: Objective = LOSS,
+        objective: Objective = Objective.LOSS,
     ) -> Iterator[GrowingScorer]:
         with _scorer_of(self, windows, boundaries, objective, is_streamed=True) as scorer:
             yield scorer
@@ -300,7 +300,7 @@ class _OnDisk:
         self,
         windows: torch.Tensor,
         boundaries: Sequence[int] = (),
-        objective: Objective = LOSS,
+        objective: Objective = Objective.LOSS,
     ) -> GrowingScorer:
         return StreamedScorer(
             self.streamed,

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pruning.healing.progress import Step
 from pruning.removal import Losses, Removal
 from pruning.search.ranking import Ranker
-from pruning.search.refine import Exchange
 from pruning.search.staged import StagedScorer
 from pruning.search.state import ScoredCandidate, SearchPlan, num_whole
 from pruning.search.window_scorer import GrowingScorer
@@ -32,7 +31,7 @@ class Observer:
     def searching(self, plan: SearchPlan, done: int, total: int) -> None:
         """The search begins, or resumes after ``done`` evaluations.
 
-        ``total`` is exact for a number of blocks without refinement, and otherwise an upper bound.
+        ``total`` is exact for a number of blocks, and otherwise an upper bound.
         """
 
     def evaluated(self, done: int, total: int, scored: Sequence[ScoredCandidate]) -> None:
@@ -42,16 +41,7 @@ class Observer:
         """
 
     def removed(self, removal: Removal) -> None:
-        """A round of the greedy search has been decided."""
-
-    def decided(self, name: str, removal: Removal) -> None:
-        """The round of that name of the refinement has been decided."""
-
-    def exchanged(self, exchange: Exchange) -> None:
-        """The refinement has exchanged blocks. The order will follow."""
-
-    def reordered(self, removals: Sequence[Removal]) -> None:
-        """The refinement is over, and these removals take the place of those before."""
+        """A round has been decided."""
 
     def repairing(self, done: int, total: int) -> None:
         """``done`` of ``total`` steps of the repair are done."""
@@ -92,12 +82,6 @@ class Tally:
         """All candidates of a round are scored as far as they have to be."""
         if done != self.done:
             self.done = done
-            self._report()
-
-    def expect(self, num_left: int) -> None:
-        """Lower the total: at most ``num_left`` evaluations are left."""
-        if self.done + num_left < self.total:
-            self.total = self.done + num_left
             self._report()
 
     def _report(self) -> None:

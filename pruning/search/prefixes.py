@@ -6,14 +6,12 @@ block r is removed, r's branch is the new trunk, and branches at earlier blocks 
 After r is restored, they resume at r.
 """
 
-from collections.abc import Callable, Collection, Sequence
-from itertools import pairwise
+from collections.abc import Collection, Sequence
 
 import torch
 from transformers import PreTrainedModel
 
 from pruning.models.blocks import BlockCall, block_calls, num_blocks
-from pruning.search.objective import DenseStream, mean_norms
 from pruning.sleb import Blocks
 
 # Hidden states by the block that they are the input of; ``num_blocks`` is the end of the model.
@@ -24,24 +22,15 @@ class Walk:
     """A pass from the furthest known state along a path of blocks, to the input of the last one.
 
     The caller runs block ``at`` on ``hidden`` and passes the result to ``advance``, until ``at`` is
-    None. States before the blocks ``columns`` are kept. With ``rescaled``, states behind a gap in
-    the path pass through it before they enter the next block; they are kept as they were.
+    None. States before the blocks ``columns`` are kept.
     """
 
-    def __init__(
-        self,
-        trail: _Trail,
-        path: Sequence[int],
-        columns: Collection[int],
-        rescaled: Callable[[int, torch.Tensor], torch.Tensor] | None = None,
-    ) -> None:
+    def __init__(self, trail: _Trail, path: Sequence[int], columns: Collection[int]) -> None:
         start = max(at for at in trail if at <= path[-1])
         self._trail = trail
         self._path = [at for at in path if at >= start]
         self._columns = columns
-        self._rescaled = rescaled
-        self._behind_gaps = {after for before, after in pairwise(path) if after > before + 1}
-        self.hidden = self._entering(trail[start])
+        self.hidden = trail[start]
 
     @property
     def at(self) -> int | None:
@@ -51,57 +40,26 @@ class Walk:
         del self._path[0]
         if self._path[0] in self._columns:
             self._trail[self._path[0]] = hidden
-        self.hidden = self._entering(hidden)
-
-    def _entering(self, hidden: torch.Tensor) -> torch.Tensor:
-        at = self._path[0]
-        if self._rescaled is None or at not in self._behind_gaps:
-            return hidden
-        return self._rescaled(at, hidden)
-
-
-class DenseWalk(Walk):
-    """A pass of the dense model from its first block, which notes the norms on its way."""
-
-    def __init__(self, trail: _Trail, num_blocks: int) -> None:
-        path = range(num_blocks + 1)
-        super().__init__(trail, path, path)
-        self._norms = [mean_norms(self.hidden)]
-
-    def advance(self, hidden: torch.Tensor) -> None:
-        super().advance(hidden)
-        self._norms.append(mean_norms(hidden))
-
-    def stream(self, *, with_final: bool) -> DenseStream:
-        """What the pass found, once it has reached the end."""
-        return DenseStream(torch.stack(self._norms), self.hidden if with_final else None)
+        self.hidden = hidden
 
 
 class Prefixes:
     """The known states of ``token_ids [batch, seqlen]`` for the currently kept blocks.
 
     At most ``num_states`` states ``[batch, seqlen, hidden_size]`` are kept: those of the trunk, one
-    per branch, and, as far as there is room, more along the branches to resume from. If
-    ``is_rescaled``, streams are rescaled behind each gap as ``dense`` says, which the caller sets.
+    per branch, and, as far as there is room, more along the branches to resume from. ``dense`` is
+    the output of the dense model's last block, which the caller sets if an objective needs it.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        token_ids: torch.Tensor,
-        num_states: int,
-        *,
-        is_rescaled: bool = False,
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, token_ids: torch.Tensor, num_states: int) -> None:
         self._model = model
         self._num_blocks = num_blocks(model)
         self._num_states = num_states
         self._keep: Blocks = ()
         self._trunk: _Trail = {}
         self._branches: dict[int, _Trail] = {}  # by the block that the branch leaves out
-        self._is_rescaled = is_rescaled
         self.token_ids = token_ids
-        self.dense: DenseStream | None = None
+        self.dense: torch.Tensor | None = None
         self.calls: Sequence[BlockCall] = ()
 
     @property
@@ -113,7 +71,7 @@ class Prefixes:
         """Bytes of all known states; a state that several trails share counts once."""
         trails = (self._trunk, *self._branches.values())
         known = {id(hidden): hidden.nbytes for trail in trails for hidden in trail.values()}
-        return sum(known.values()) + (self.dense.num_bytes if self.dense else 0)
+        return sum(known.values()) + (0 if self.dense is None else self.dense.nbytes)
 
     def prepare(self) -> None:
         """Embed the tokens, which needs the weights before the first block."""
@@ -125,10 +83,10 @@ class Prefixes:
         self._trunk, self._branches = {}, {}
         self.dense = self.dense if keep_dense else None
 
-    def dense_walk(self) -> DenseWalk:
+    def dense_walk(self) -> Walk:
         """The walk through all blocks, for a batch that was just prepared."""
         self.move_to(tuple(range(self._num_blocks)))
-        return DenseWalk(self._trunk, self._num_blocks)
+        return self.trunk()
 
     def move_to(self, keep: Blocks) -> None:
         """Drop the states that are not those of a model with exactly the blocks ``keep``."""
@@ -150,7 +108,7 @@ class Prefixes:
         """The walk through the kept blocks up to the input of ``until``, or to the end."""
         end = self._num_blocks if until is None else until
         path = (*(block for block in self._keep if block < end), end)
-        return Walk(self._trunk, path, path, self._rescaled())
+        return Walk(self._trunk, path, path)
 
     def branch(self, block: int) -> Walk:
         """The walk without ``block``. The trunk must have reached it, unless ``has_branch``."""
@@ -158,10 +116,7 @@ class Prefixes:
         columns = self._columns(block)
         trail = self._branches[block] = _thinned(known, columns)
         path = (*(alive for alive in self._keep if alive != block), self._num_blocks)
-        return Walk(trail, path, columns, self._rescaled())
-
-    def _rescaled(self) -> Callable[[int, torch.Tensor], torch.Tensor] | None:
-        return self.dense.rescaled if self.dense and self._is_rescaled else None
+        return Walk(trail, path, columns)
 
     def _change_from(self, block: int, keep: Blocks) -> None:
         """Keep the states before ``block``, where ``keep`` begins to differ from what was kept.

@@ -15,7 +15,7 @@ from pruning.models.memory import state_budget
 from pruning.models.store import load, set_up_torch
 from pruning.models.streaming import StreamedModel
 from pruning.removal import Losses
-from pruning.search.objective import LOSS, Objective
+from pruning.search.objective import Objective
 from pruning.search.scoring import SharedPrefixScorer
 from pruning.search.streamed_scoring import StreamedScorer
 from pruning.sleb import Blocks
@@ -51,7 +51,7 @@ class ScoringTask:
 
     windows: torch.Tensor  # token ids [num_windows, seqlen]
     boundaries: tuple[int, ...] = ()
-    objective: Objective = LOSS
+    objective: Objective = Objective.LOSS
     is_streamed: bool = False  # whether blocks are loaded one at a time
 
 

@@ -21,7 +21,7 @@ import torch
 from pruning.extras import missing_extra
 from pruning.models.memory import BATCH_TOKENS
 from pruning.removal import Losses
-from pruning.search.objective import LOSS, Objective
+from pruning.search.objective import Objective
 from pruning.search.ray_actors import (
     NO_BLOCK,
     NOTHING,
@@ -107,7 +107,7 @@ class ClusterScorer:
         state_budget: int | None = None,
         batch_tokens: int = BATCH_TOKENS,
         boundaries: Sequence[int] = (),
-        objective: Objective = LOSS,
+        objective: Objective = Objective.LOSS,
         is_streamed: bool = False,
         max_restarts: int = 2,
     ) -> None:

@@ -13,10 +13,10 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from pruning.models.blocks import block_calls, final_logits, finish, num_blocks, view
+from pruning.models.blocks import num_blocks, view
 from pruning.models.memory import BATCH_TOKENS, state_budget
 from pruning.removal import Losses
-from pruning.search.objective import LOSS, Objective
+from pruning.search.objective import Objective
 from pruning.search.prefixes import Prefixes, Walk
 from pruning.search.window_scorer import grown
 from pruning.sleb import Blocks
@@ -35,7 +35,7 @@ class PlainScorer:
         model: PreTrainedModel,
         windows: torch.Tensor,
         batch_size: int = 16,
-        objective: Objective = LOSS,
+        objective: Objective = Objective.LOSS,
     ) -> None:
         logits_bytes = 4 * windows.shape[1] * model.config.vocab_size
         self._model = model
@@ -53,7 +53,7 @@ class PlainScorer:
         return found
 
     def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, Losses]]:
-        score = self._divergences if self._objective.is_divergence else self.losses
+        score = self._divergences if self._objective.needs_dense else self.losses
         for block in candidates:
             yield block, score(tuple(alive for alive in keep if alive != block))
 
@@ -69,20 +69,9 @@ class PlainScorer:
 
     def _logits(self, keep: Blocks, batch: torch.Tensor) -> torch.Tensor:
         """Logits ``[batch, seqlen - 1, vocab]`` of the tokens that are predicted."""
-        if not self._objective.is_rescaled:
-            pruned = view(self._model, keep)
-            logits: torch.Tensor = pruned(batch, use_cache=False).logits
-            return logits[:, :-1].float()
-        hidden, calls = block_calls(self._model, batch)
-        streams = [hidden]  # of the dense model, in front of each block and at the end
-        for call in calls:
-            streams.append(call(streams[-1]))
-        for block, following in pairwise((*keep, len(calls))):
-            hidden = calls[block](hidden)
-            if following > block + 1:
-                norms = [states.norm(dim=-1).mean(dim=1) for states in (streams[following], hidden)]
-                hidden = hidden * (norms[0] / norms[1])[:, None, None]
-        return final_logits(self._model, finish(self._model, hidden))[:, :-1].float()
+        pruned = view(self._model, keep)
+        logits: torch.Tensor = pruned(batch, use_cache=False).logits
+        return logits[:, :-1].float()
 
 
 @dataclass(frozen=True)
@@ -110,7 +99,7 @@ class BatchPlan:
         """
         num_windows, seqlen = windows.shape
         state = seqlen * model.config.hidden_size * model.dtype.itemsize
-        of_dense = state * objective.num_dense_states
+        of_dense = state * objective.needs_dense
         trunk = state * (num_blocks(model) + 1)
         budget = state_budget(
             model.device, num_bytes, least=trunk + of_dense, of=f"one window of {seqlen} tokens"
@@ -146,7 +135,7 @@ class SharedPrefixScorer:
         state_budget: int | None = None,
         batch_tokens: int = BATCH_TOKENS,
         boundaries: Sequence[int] = (),
-        objective: Objective = LOSS,
+        objective: Objective = Objective.LOSS,
     ) -> None:
         self._model = model
         self._windows = windows.to(model.device)
@@ -169,9 +158,8 @@ class SharedPrefixScorer:
             self._boundaries,
             self._objective,
         )
-        is_rescaled = self._objective.is_rescaled
         self._batches = [
-            Prefixes(self._model, batch, plan.num_states, is_rescaled=is_rescaled)
+            Prefixes(self._model, batch, plan.num_states)
             for batch in torch.split(self._windows, list(plan.batch_sizes))
         ]
 
@@ -248,7 +236,7 @@ class SharedPrefixScorer:
             _run(batch.trunk(until=without), batch)
         walk = batch.trunk() if without is None else batch.branch(without)
         _run(walk, batch)
-        objective = LOSS if without is None else self._objective
+        objective = Objective.LOSS if without is None else self._objective
         nats = objective.window_nats(self._model, walk.hidden, batch.token_ids, batch.dense)
         if not nats.isfinite().all():
             batch.forget()  # so that later scores do not depend on these states
@@ -261,7 +249,7 @@ class SharedPrefixScorer:
             if self._objective.needs_dense and batch.dense is None:
                 dense = batch.dense_walk()
                 _run(dense, batch)
-                batch.dense = dense.stream(with_final=self._objective.is_divergence)
+                batch.dense = dense.hidden
 
 
 def _run(walk: Walk, batch: Prefixes) -> None:

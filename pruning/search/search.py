@@ -9,12 +9,11 @@ from statistics import fmean
 from pruning.data.windows import Windows
 from pruning.models.blocks import num_blocks
 from pruning.models.safetensors_headers import fingerprint
-from pruning.removal import Losses, NonFiniteLoss, Removal, by_domain, decide, kept
+from pruning.removal import Losses, NonFiniteLoss, Removal, by_domain, kept
 from pruning.search.dense_model import DenseModel
 from pruning.search.objective import Objective
 from pruning.search.observed import ObservedRanker, ObservedScorer, Observer, Tally
 from pruning.search.ranking import Ranker, ranked
-from pruning.search.refine import Round, RoundKind, exchange_round, exchanges, ordered
 from pruning.search.staged import stages
 from pruning.search.state import RANKING, SearchPlan, SearchState, num_whole, round_name
 from pruning.search.target import planned_removals
@@ -51,10 +50,9 @@ def search(
 ) -> list[Removal]:
     """All removals, including those of ``earlier`` if its plan is still valid.
 
-    Raises what ``sleb`` raises, ``TargetUnreachable`` if even the first removal is too much, and
-    ``InvalidSpec`` if the model's family cannot be scored as the spec says.
+    Raises what ``sleb`` raises, and ``TargetUnreachable`` if even the first removal is too much.
     """
-    objective = Objective.of(spec, dense.model.config)
+    objective = Objective.of(spec.metric)
     plan = plan_of(spec, dense, windows, earlier)
     if spec.is_depth_planned:
         count = plan.num_remove
@@ -70,13 +68,12 @@ def search(
     with dense.scorer(windows.token_ids, boundaries, objective) as scorer:
         observer.searching(plan, tally.done, total)
         run = _Search(spec, dense, windows, scorer, plan, state, observer, tally)
-        removals = run.greedy()
-        return run.refined(removals) if spec.refine else removals
+        return run.removals()
 
 
 @dataclass(frozen=True)
 class _Search:
-    """A search in progress. ``state`` is where it began, ``decided`` what it knows by now."""
+    """A search in progress. ``state`` is where it began."""
 
     spec: PruneSpec
     dense: DenseModel
@@ -86,14 +83,13 @@ class _Search:
     state: SearchState
     observer: Observer
     tally: Tally
-    decided: dict[str, Removal] = field(default_factory=dict)
     latest: dict[int, Losses] = field(default_factory=dict)  # of the candidates of a round
 
     @property
     def num_blocks(self) -> int:
         return num_blocks(self.dense.model)
 
-    def greedy(self) -> list[Removal]:
+    def removals(self) -> list[Removal]:
         """The removals of ``sleb`` or ``ranked``."""
         spec, removals = self.spec, list(self.state.removals)
         for removal in self._algorithm()(
@@ -113,30 +109,6 @@ class _Search:
             self.observer.removed(measured)
         return removals
 
-    def refined(self, removals: list[Removal]) -> list[Removal]:
-        """The removals after as many exchanges as help, or as the spec allows."""
-        order = [removal.block for removal in removals]
-        free = tuple(range(self.spec.protect_first, self.num_blocks - self.spec.protect_last))
-        self.decided.update(self.state.decided)
-        self.decided[exchange_round(order[:-1], free).name] = removals[-1]
-        choose = partial(self._decide, dense_loss=removals[0].dense_loss)
-        self._expect(self.spec.num_refining(self.num_blocks, len(order)))
-        found, num_known = set(order), len(self.decided)
-        for exchange in exchanges(choose, order, removals[-1].score, free, self.spec.refine):
-            found = found - set(exchange.restored) | set(exchange.removed)
-            if len(self.decided) > num_known:  # otherwise an earlier process has reported it
-                self.observer.exchanged(exchange)
-            num_known = len(self.decided)
-        if found == set(order):
-            self.tally.expect(0)
-            return removals
-        self._expect(self.spec.num_ordering(len(order)), RoundKind.ORDER)
-        refined = ordered(choose, found)
-        if self.spec.exceeds(refined[-1].loss, refined[-1].dense_loss):
-            return removals  # a lower divergence, and yet a higher loss
-        self.observer.reordered(refined)
-        return refined
-
     def _algorithm(self) -> Callable[..., Iterator[Removal]]:
         """``sleb`` or ``ranked`` with their scorers, for the arguments that they share."""
         observed = self._observed(lambda keep: round_name(self.num_blocks - len(keep) + 1))
@@ -153,20 +125,6 @@ class _Search:
         given = (self.scorer, self.tally, self.state.scored, name, self.latest)
         return ObservedScorer(*given, is_staged=is_staged)
 
-    def _decide(self, round_: Round, dense_loss: float) -> Removal:
-        """Score and decide a round of the refinement, unless its decision is known."""
-        name = round_.name
-        known = self.decided.get(name)
-        if known is None or known.block not in round_.candidates:
-            keep = kept(self.num_blocks, round_.removed)
-            scored = self._observed(lambda _keep: name).score_round(keep, round_.candidates)
-            found = decide(len(round_.removed) + 1, dense_loss, dict(scored))
-            if round_.kind is RoundKind.ORDER:
-                found = self._with_loss(found, [*round_.removed, found.block])
-            self.decided[name] = found
-            self.observer.decided(name, self.decided[name])
-        return self.decided[name]
-
     def _with_loss(self, removal: Removal, removed: Sequence[int]) -> Removal:
         """The removal with its losses by domain, and with the loss after it, where the round was
         decided by something else.
@@ -182,31 +140,17 @@ class _Search:
             removal = replace(removal, loss=loss)
         return replace(removal, domain_losses=by_domain(losses, self.windows.domains))
 
-    def _expect(self, most: int, kind: str = "") -> None:
-        """``most`` evaluations remain, of which those of the ``kind`` in the state are known."""
-        num_windows = len(self.windows.token_ids)
-        self.tally.expect(most - _num_refined(self.state, num_windows, kind))
-
 
 def _num_left(spec: PruneSpec, state: SearchState, blocks: int, num_windows: int) -> int:
     """How many evaluations remain after ``state``, at most."""
     num_removed = len(state.removals)
-    left = spec.num_evaluations(blocks, num_removed) - _num_refined(state, num_windows)
+    left = spec.num_evaluations(blocks, num_removed)
     left -= num_whole(state.scored_in(round_name(num_removed + 1)), num_windows)
     ranking = state.scored_in(RANKING)
     if spec.metric.has_rounds or not num_removed:
         return left - num_whole(ranking, num_windows)
     known = {*ranking, *(removal.block for removal in state.removals)}
     return left + len(set(range(spec.protect_first, blocks - spec.protect_last)) - known)
-
-
-def _num_refined(state: SearchState, num_windows: int, kind: str = "") -> int:
-    """How many evaluations of the refinement are in the state, of one kind of rounds or of all."""
-    kinds = [kind] if kind else [each.value for each in RoundKind]
-    counts = {name: len(removal.scores) for name, removal in state.decided.items()}
-    for name, scored in state.scored.items():
-        counts.setdefault(name, num_whole(scored, num_windows))
-    return sum(number for name, number in counts.items() if name.startswith(tuple(kinds)))
 
 
 def _refuse_none(spec: PruneSpec, removal: Removal) -> None:

@@ -63,13 +63,12 @@ class ScoredCandidate:
 
 @dataclass(frozen=True)
 class SearchState:
-    """``removals`` are the decisions of the greedy rounds, ``decided`` those of the refinement by
-    the names of the rounds. ``scored`` has losses of candidates by the names of other rounds.
+    """``removals`` are the decisions of rounds. ``scored`` has losses of candidates by the names of
+    other rounds.
     """
 
     plan: SearchPlan | None = None
     removals: tuple[Removal, ...] = ()
-    decided: Mapping[str, Removal] = field(default_factory=dict)
     scored: Mapping[str, Mapping[int, Losses]] = field(default_factory=dict)
 
     def scored_in(self, name: str) -> Mapping[int, Losses]:
@@ -106,7 +105,7 @@ class SearchState:
         removals: list[Removal] = []
         while (removal := decided.pop(round_name(len(removals) + 1), None)) is not None:
             removals.append(removal)
-        return cls(plan, tuple(removals), decided, scored)
+        return cls(plan, tuple(removals), scored)
 
     def within(self, free: Collection[int], num_windows: int) -> "SearchState":
         """Without what no search of these free blocks and so many windows can have recorded."""
@@ -119,7 +118,6 @@ class SearchState:
         return replace(
             self,
             removals=tuple(removals[: self.plan.num_remove if self.plan else None]),
-            decided={name: each for name, each in self.decided.items() if each.block in free},
             scored={
                 name: {
                     block: losses

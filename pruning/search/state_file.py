@@ -51,10 +51,7 @@ class SearchFile:
         self._append(scored_field(scored))
 
     def removed(self, removal: Removal) -> None:
-        self.decided(round_name(removal.step), removal)
-
-    def decided(self, name: str, removal: Removal) -> None:
-        self._append(decided_field(name, removal))
+        self._append(decided_field(round_name(removal.step), removal))
 
     def discard(self) -> None:
         """Remove the file, and its folder if it was the last one."""

@@ -14,7 +14,7 @@ from pruning.models.blocks import BlockCall, num_blocks
 from pruning.models.memory import BATCH_TOKENS, state_budget
 from pruning.models.streaming import StreamedModel
 from pruning.removal import Losses
-from pruning.search.objective import LOSS, Objective
+from pruning.search.objective import Objective
 from pruning.search.prefixes import Prefixes, Walk
 from pruning.search.window_scorer import grown
 from pruning.sleb import Blocks
@@ -39,7 +39,7 @@ class StreamedScorer:
         state_budget: int | None = None,
         batch_tokens: int = BATCH_TOKENS,
         boundaries: Sequence[int] = (),
-        objective: Objective = LOSS,
+        objective: Objective = Objective.LOSS,
     ) -> None:
         self._streamed = streamed
         self._objective = objective
@@ -56,7 +56,7 @@ class StreamedScorer:
         """
         model, (num_windows, seqlen) = self._streamed.model, self._windows.shape
         state, depth = seqlen * model.config.hidden_size * model.dtype.itemsize, num_blocks(model)
-        of_dense = state * self._objective.num_dense_states
+        of_dense = state * self._objective.needs_dense
         sweep = state * (2 * depth + 1)  # the trunk before every block, and all branches
         budget = state_budget(
             self._streamed.device,
@@ -77,9 +77,7 @@ class StreamedScorer:
         for first, last in pairwise(sorted({0, *self._boundaries, num_windows})):
             for begin in range(first, last, largest):
                 token_ids = self._windows[begin : min(begin + largest, last)]
-                self._batches[begin] = Prefixes(
-                    model, token_ids, num_states - depth, is_rescaled=self._objective.is_rescaled
-                )
+                self._batches[begin] = Prefixes(model, token_ids, num_states - depth)
 
     @property
     def state_bytes(self) -> int:
@@ -147,7 +145,7 @@ class StreamedScorer:
                 _advance(walks, group[0].calls[block], self._batch_tokens)
                 for each in routes:
                     each.branch_off()
-        objective = LOSS if candidates is None else self._objective
+        objective = Objective.LOSS if candidates is None else self._objective
         with self._streamed.head():
             return [
                 (without, self._final_scores(objective, walk, each.batch))
@@ -170,7 +168,7 @@ class StreamedScorer:
             for block in loaded:
                 _advance(walks, batches[0].calls[block], self._batch_tokens)
         for batch, walk in zip(batches, walks, strict=True):
-            batch.dense = walk.stream(with_final=self._objective.is_divergence)
+            batch.dense = walk.hidden
 
     def _final_scores(self, objective: Objective, walk: Walk, batch: Prefixes) -> list[float]:
         nats = objective.window_nats(

@@ -78,12 +78,17 @@ _LATER: Mapping[str, object] = MappingProxyType(
         "quantize": None,
         "zero_shot": False,
         "repair": Repair.NONE,
-        "refine": 0,
-        "score_repaired": False,
         "heal": None,
         "evaluation": None,
         "save_dtype": None,
         "target_bytes": None,
+    }
+)
+# Settings that no longer exist, with the reason. Older checkpoints and jobs may name them.
+REMOVED: Mapping[str, str] = MappingProxyType(
+    {
+        "refine": "exchanges after the search found blocks that were no better on other text",
+        "score_repaired": "orders chosen for repaired models were no better on other text",
     }
 )
 # The settings of what follows the search: they may change without a candidate being scored again
@@ -129,8 +134,6 @@ class PruneSpec:
     quantize: Quantize | None = None  # measure perplexity with such weights too
     zero_shot: bool = False  # the paper's five tasks, dense and pruned
     repair: Repair = Repair.AUTO  # of every depth
-    refine: int = 0  # exchanges of a removed block for a kept one behind the greedy search, at most
-    score_repaired: bool = False  # candidates are scored as repaired by scale, not as cut
     heal: Heal | None = None  # train the pruned model in the end, and publish that as well
     evaluation: Evaluation | None = field(default_factory=Evaluation)  # None: as many as calibrate
     save_dtype: str | None = "auto"  # of the published weights: the checkpoint's; None: ``dtype``
@@ -147,38 +150,15 @@ class PruneSpec:
                 expected = "expected auto, float32, bfloat16 or float16"
                 raise InvalidSpec(name, f"{name}={value!r}: {expected}")
         self._check_search()
-        self._check_scoring()
         self._check_text()
         self._check_measures()
 
     def _check_search(self) -> None:
-        if self.refine < 0:
-            raise InvalidSpec("refine", f"refine={self.refine}: expected 0 or more exchanges")
-        if self.metric.has_rounds:
-            return
-        because = (
-            f"needs the rounds of metric=sleb or kl, and metric={self.metric} ranks all candidates "
-            "once"
-        )
-        if self.search is Search.STAGED:
-            raise InvalidSpec("search", f"search=staged {because}: choose search=exact")
-        if self.refine:
-            raise InvalidSpec("refine", f"refine={self.refine} {because}: choose refine=0")
-
-    def _check_scoring(self) -> None:
-        if not self.score_repaired:
-            return
-        if self.repair is Repair.NONE:
+        if self.search is Search.STAGED and not self.metric.has_rounds:
             raise InvalidSpec(
-                "score_repaired",
-                "score_repaired needs a repair, or the order would be chosen for a model that is "
-                "never served: choose repair=auto, ridge or scale",
-            )
-        if self.metric is Metric.COSINE:
-            raise InvalidSpec(
-                "score_repaired",
-                "metric=cosine looks at the dense model only, so no candidate is repaired: choose "
-                "another metric or score_repaired=false",
+                "search",
+                f"search=staged needs the rounds of metric=sleb or kl, and metric={self.metric} "
+                "ranks all candidates once: choose search=exact",
             )
 
     def _check_text(self) -> None:
@@ -254,7 +234,7 @@ class PruneSpec:
         189 to remove 7 of 32 blocks, 2 of them protected.
 
         Metrics 1 and 2 need one for each candidate of the dense model, and one after each removal.
-        Exact for ``num_remove`` and ``sparsity`` without ``refine``, and otherwise an upper bound.
+        Exact for ``num_remove`` and ``sparsity``, and otherwise an upper bound.
         Raises ``TooManyRemovals`` or ``TargetUnreachable`` for a search that cannot succeed.
         """
         num_remove, free = self.most_removals(num_blocks), self._free(num_blocks)
@@ -268,29 +248,7 @@ class PruneSpec:
         candidates = self._num_candidates(num_blocks)
         if not self.metric.has_rounds:
             return (0 if num_removed else candidates) + num_remove - num_removed
-        greedy = sum(candidates - step for step in range(num_removed, num_remove))
-        depths = range(1, num_remove + 1) if self.is_depth_open else (num_remove,)
-        return greedy + max(self.num_refining(num_blocks, depth) for depth in depths)
-
-    def num_refining(self, num_blocks: int, num_removed: int) -> int:
-        """How many evaluations the refinement of ``num_removed`` removals needs at most.
-
-        Each exchange compares what each removed block but one could be exchanged for. Of two
-        removals, all pairs are compared, once.
-        """
-        if not self.refine or num_removed < 2:  # one removal is the best one already
-            return 0
-        candidates = self._num_candidates(num_blocks)
-        if num_removed == 2:
-            exchanging = math.comb(candidates, 2)
-        else:
-            of_round = candidates - (num_removed - 1)
-            exchanging = self.refine * (num_removed - 1) * of_round
-        return exchanging + self.num_ordering(num_removed)
-
-    def num_ordering(self, num_removed: int) -> int:
-        """How many evaluations put ``num_removed`` blocks into an order after exchanges."""
-        return math.comb(num_removed + 1, 2)
+        return sum(candidates - step for step in range(num_removed, num_remove))
 
     @property
     def is_depth_open(self) -> bool:
@@ -359,9 +317,10 @@ class PruneSpec:
         """Inverse of ``to_dict``, also after JSON.
 
         Missing fields take their defaults, and those of ``_LATER`` what older specs imply: a job
-        that an earlier release has queued runs as it was submitted. Raises ``InvalidSpec``.
+        that an earlier release has queued runs as it was submitted, but for those of ``REMOVED``.
+        Raises ``InvalidSpec``.
         """
-        data = {**_LATER, **data}
+        data = {**_LATER, **{name: data[name] for name in data if name not in REMOVED}}
         kinds = {
             "metric": Metric,
             "search": Search,

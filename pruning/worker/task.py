@@ -34,7 +34,6 @@ from pruning.jobs.store import JobStore
 from pruning.process import deferred_signal
 from pruning.removal import Removal
 from pruning.search.observed import Observer
-from pruning.search.refine import Exchange
 from pruning.search.state import ScoredCandidate, SearchPlan, SearchState
 from pruning.worker.senders import sinks_of
 
@@ -187,18 +186,6 @@ class JobObserver(Observer):
         found = (*self._removals[: removal.step - 1], removal)
         self._removals = list(found)
         self._pending.append(lambda: self._store.removed(self._id, found, self._attempt))
-        self._write()
-
-    def decided(self, name: str, removal: Removal) -> None:
-        self._pending.append(lambda: self._store.decided(self._id, name, removal, self._attempt))
-        self._write()
-
-    def exchanged(self, exchange: Exchange) -> None:
-        self._pending.append(lambda: self._store.exchanged(self._id, exchange, self._attempt))
-        self._write()
-
-    def reordered(self, removals: Sequence[Removal]) -> None:
-        self._pending.append(lambda: self._store.reordered(self._id, removals, self._attempt))
         self._write()
 
     def repairing(self, done: int, total: int) -> None:

@@ -24,13 +24,13 @@ def test_every_method_is_judged_on_other_text_by_domain_and_order(
     tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     texts = [written(tmp_path / f"{name}.txt", at) for at, name in enumerate(["a", "b"])]
-    out, orders = tmp_path / "repair.json", ["sleb", "refined", "kl", "mine=1,3"]
+    out, orders = tmp_path / "repair.json", ["sleb", "kl", "mine=1,3"]
     main(out, orders, texts, str(tiny_model_dir), depths="1,2", **SIZES)
     report = json.loads(out.read_text())
     assert list(report["train"]) == ["a", "b"]
     assert {"a", "b", "documentation"} <= report["held_out"].keys()
-    assert list(report["orders"]) == ["sleb", "refined", "kl", "mine"]
-    assert [bool(order["search"]) for order in report["orders"].values()] == [True] * 3 + [False]
+    assert list(report["orders"]) == ["sleb", "kl", "mine"]
+    assert [bool(order["search"]) for order in report["orders"].values()] == [True] * 2 + [False]
     for order in report["orders"].values():
         for number, depth in enumerate(order["depths"], start=1):
             assert depth["num_removed"] == number
@@ -59,7 +59,5 @@ def test_packaged_text_needs_no_files(tiny_model_dir: Path, tmp_path: Path) -> N
 def test_an_order_that_is_too_short_is_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(typer.BadParameter, match="has 1 blocks, and 2 are to be removed"):
         main(tmp_path / "repair.json", ["a=2"], model=str(tiny_model_dir), depths="1,2")
-    with pytest.raises(
-        typer.BadParameter, match="expected one of sleb, refined, kl, or NAME=14,26"
-    ):
+    with pytest.raises(typer.BadParameter, match="expected one of sleb, kl, or NAME=14,26"):
         main(tmp_path / "repair.json", ["2,3"], model=str(tiny_model_dir), depths="1,2")

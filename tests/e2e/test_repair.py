@@ -1,15 +1,13 @@
-"""Repair and refinement on the demo model: one domain's fit, all pairs, and what variants share."""
+"""Repair on the demo model: the fit of one domain, and what variants share."""
 
-from itertools import combinations
 from pathlib import Path
-from statistics import fmean
 
 import pytest
 
 from app.models.catalog import Catalog
 from app.models.registry import ModelRegistry
 from pruning.checkpoints.store import CheckpointStore
-from pruning.data.calibration import calibrate, repair_windows
+from pruning.data.calibration import repair_windows
 from pruning.models.blocks import num_blocks
 from pruning.models.demo_model import NAME
 from pruning.models.store import ModelStore
@@ -18,10 +16,6 @@ from pruning.repair.choose import choose, gains
 from pruning.repair.record import Method
 from pruning.repair.repair import RepairedDepth, RepairText, repair_depths
 from pruning.search.dense_model import DenseModel, Resources, load_dense_model
-from pruning.search.observed import Observer
-from pruning.search.scoring import PlainScorer
-from pruning.search.search import search
-from pruning.search.state import SearchState
 from pruning.spec.calibration import CalibrationSpec, Dataset, default_calibration
 from pruning.spec.prune import Metric, PruneSpec, Repair, Resident
 from tests.support.pruning_runs import prune_tiny
@@ -60,21 +54,6 @@ def test_a_fit_on_prose_alone_harms_no_code(dense: DenseModel) -> None:
     both = prose_repair(dense, judged_by={"prose", "code"})
     found = {method: gains(both, method) for method in both.tried}
     assert all(gain.mean >= 0 for gain in found[choose(both).method].values())
-
-
-def test_refined_is_the_best_of_all_pairs(dense: DenseModel) -> None:
-    sample = default_calibration(num_samples=2, seqlen=64)
-    windows = calibrate(sample, dense.model, dense.tokenizer)
-    spec = PruneSpec(NAME, num_remove=2, calibration=sample, refine=3, dtype="float32")
-    found = search(spec, dense, windows, Observer(), SearchState())
-    plain, total = PlainScorer(dense.model, windows.token_ids), num_blocks(dense.model)
-    losses: dict[tuple[int, ...], float] = {
-        pair: fmean(plain.losses(kept(total, pair)))
-        for pair in combinations(range(1, total - 1), 2)
-    }
-    best = min(losses, key=losses.__getitem__)
-    refined = tuple(sorted(removal.block for removal in found))
-    assert losses[refined] == pytest.approx(losses[best], abs=1e-5)
 
 
 def test_ten_repaired_depths_take_at_most_0_3_of_the_dense_weights(demo_data_dir: Path) -> None:

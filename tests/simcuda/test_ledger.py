@@ -17,7 +17,7 @@ from pruning.models.memory import BATCH_TOKENS
 from pruning.models.random_models import random_model
 from pruning.repair.record import Method
 from pruning.repair.repair import RepairText, ResidentModel, repair_depths
-from pruning.search.objective import LOSS, Objective
+from pruning.search.objective import Objective
 from pruning.search.scoring import SharedPrefixScorer
 from tests.simcuda.shapes import GIB, LLAMA_2_13B, LLAMA_3_8B
 from tests.support.simcuda.device import SimulatedCuda
@@ -91,7 +91,7 @@ def test_a_repair_by_ridge_fits_the_card_that_has_the_model(
     assert dry.peak_bytes() < gib * GIB
 
 
-@pytest.mark.parametrize("objective", [LOSS, Objective(is_divergence=True, is_rescaled=True)])
+@pytest.mark.parametrize("objective", Objective)
 @pytest.mark.parametrize(
     ("shape", "gib"),
     [(LLAMA_3_8B, 24), pytest.param(LLAMA_2_13B, 40, marks=pytest.mark.slow)],

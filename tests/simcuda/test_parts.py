@@ -13,7 +13,7 @@ from pruning.jobs.store import JobStore
 from pruning.models.random_models import random_tokens
 from pruning.models.streaming import StreamedModel
 from pruning.models.timing import measure_streamed_times, measure_times
-from pruning.search.objective import LOSS, Objective
+from pruning.search.objective import Objective
 from pruning.search.scoring import PlainScorer
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec
@@ -51,10 +51,7 @@ def test_a_streamed_model_is_timed_by_replays(cuda: SimulatedCuda, tiny_models_d
     assert all(parameter.is_meta for parameter in streamed.model.parameters())
 
 
-@pytest.mark.parametrize(
-    "objective",
-    [LOSS, Objective(is_divergence=True), Objective(is_divergence=True, is_rescaled=True)],
-)
+@pytest.mark.parametrize("objective", Objective)
 def test_plain_scores_are_those_of_the_cpu(cuda: SimulatedCuda, objective: Objective) -> None:
     model = tiny_model("llama")
     windows = random_tokens(model, 5, 12, seed=1)

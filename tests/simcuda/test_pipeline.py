@@ -24,10 +24,8 @@ RUNS: Mapping[str, Mapping[str, Any]] = {
     "kl, streamed": {"metric": Metric.KL, "resident": Resident.STREAM},
     "cosine": {"metric": Metric.COSINE},
     "cosine, streamed": {"metric": Metric.COSINE, "resident": Resident.STREAM},
-    "scored as repaired": {"score_repaired": True},
     "ridge": {"repair": Repair.RIDGE},
     "int8": {"quantize": Quantize.INT8},
-    "refined": {"refine": 1},
     "text of the model": {"calibration": CalibrationSpec(Dataset.SELF, num_samples=4, seqlen=16)},
 }
 QUICK = {"exact", "kl", "streamed, staged"}  # the others are slow tests

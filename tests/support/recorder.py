@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pruning.healing.progress import Step
 from pruning.removal import Removal
 from pruning.search.observed import Observer
-from pruning.search.refine import Exchange
 from pruning.search.state import (
     ScoredCandidate,
     SearchPlan,
@@ -34,9 +33,6 @@ class Recorder(Observer):
     removals: list[Removal] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     scored: list[ScoredCandidate] = field(default_factory=list)
-    rounds: dict[str, Removal] = field(default_factory=dict)  # of the refinement
-    exchanges: list[Exchange] = field(default_factory=list)
-    refined: list[Removal] | None = None
     repair_steps: list[tuple[int, int]] = field(default_factory=list)
     healing_steps: list[tuple[str, Step]] = field(default_factory=list)
     stop_after_healing: int | None = None  # steps of either training
@@ -57,15 +53,6 @@ class Recorder(Observer):
     def removed(self, removal: Removal) -> None:
         self.removals.append(removal)
 
-    def decided(self, name: str, removal: Removal) -> None:
-        self.rounds[name] = removal
-
-    def exchanged(self, exchange: Exchange) -> None:
-        self.exchanges.append(exchange)
-
-    def reordered(self, removals: Sequence[Removal]) -> None:
-        self.refined = list(removals)
-
     def repairing(self, done: int, total: int) -> None:
         self.repair_steps.append((done, total))
         if done == self.stop_after_repair:
@@ -85,8 +72,7 @@ class Recorder(Observer):
         fields = plan_field(self.plans[-1])
         for scored in self.scored:
             fields |= scored_field(scored)
-        greedy = {round_name(removal.step): removal for removal in self.removals}
-        for name, removal in (greedy | self.rounds).items():
+        for name, removal in ((round_name(each.step), each) for each in self.removals):
             fields |= decided_field(name, removal)
             fields = {n: v for n, v in fields.items() if n not in obsolete_fields(name, removal)}
         return SearchState.from_fields(json.loads(json.dumps(fields)))

@@ -289,7 +289,7 @@ class PruneJobBody(Body):
         "before, measured again in each round; kl: the same with the KL divergence from the "
         "predictions of the dense model; one_shot: by the loss without the block alone; cosine: by "
         "how little the block changes its input. one_shot and cosine are measured once, on the "
-        "dense model, and cannot be staged or refined.",
+        "dense model, and cannot be staged.",
     )
     search: Search = Field(
         default=PruneSpec.search,
@@ -321,18 +321,6 @@ class PruneJobBody(Body):
         "the hidden states behind each group of removed blocks; auto: the best of both on its "
         "worst domain of text, or none if each does harm or needs more memory than there is; none: "
         "no correction.",
-    )
-    refine: int = Field(
-        default=PruneSpec.refine,
-        description="Exchange a removed block for a kept one while the metric falls, at "
-        "most this many times; 0: never. Of two removals, the best pair of all is found. Needs "
-        "metric=sleb or kl.",
-        json_schema_extra={"minimum": 0},
-    )
-    score_repaired: StrictBool = Field(
-        default=PruneSpec.score_repaired,
-        description="Score candidates with the hidden states behind each gap scaled to the norms "
-        "of the dense model, so that the order is chosen for the repaired model. Needs a repair.",
     )
     evaluation: EvaluationBody | None = Field(default=EvaluationBody(), description=EVALUATION)
     heal: HealBody | None = Field(

@@ -16,8 +16,8 @@ import { Field } from "./schema_form.js";
 const TARGETS = ["num_remove", "sparsity", "max_perplexity_ratio", "target_speedup", "target_bytes"];
 const GROUPS = {
   "Calibration text": ["calibration.dataset", "calibration.path", "calibration.sampling", "calibration.num_samples", "calibration.seqlen", "calibration.seed"],
-  Search: ["metric", "search", "refine", "protect_first", "protect_last"],
-  Repair: ["repair", "score_repaired"],
+  Search: ["metric", "search", "protect_first", "protect_last"],
+  Repair: ["repair"],
   Healing: ["num_tokens", "max_minutes", "rank", "alpha", "learning_rate", "warmup", "batch_tokens", "clip_norm", "steps_per_check",
     "patience", "hidden_weight", "seed", "checkpoint_activations", "control"].map((field) => `heal.${field}`),
   Evaluation: ["num_samples", "seqlen", "margin", "max_seconds"].map((field) => `evaluation.${field}`),

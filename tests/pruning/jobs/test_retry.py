@@ -147,7 +147,5 @@ def test_a_spec_names_its_search_without_what_follows() -> None:
         replace(spec, model="other"),
         replace(spec, dtype="float16"),
         replace(spec, protect_last=2),
-        replace(spec, score_repaired=True),
-        replace(spec, refine=1),
     ):
         assert other.search_digest() != spec.search_digest()

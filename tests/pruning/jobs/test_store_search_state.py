@@ -16,7 +16,6 @@ from pruning.jobs.keys import RECORD, SEARCH
 from pruning.jobs.script import StaleAttempt
 from pruning.jobs.store import JobStore
 from pruning.removal import Removal, decide
-from pruning.search.refine import Exchange
 from pruning.search.state import (
     ScoredCandidate,
     SearchPlan,
@@ -53,14 +52,12 @@ def test_a_state_survives_being_text(
     fields = plan_field(PLAN)
     for removal in removals:
         fields |= decided_field(round_name(removal.step), removal)
-    fields |= decided_field("exchange-1-12", SECOND)
     for block, found in scored.items():
-        fields |= scored_field(ScoredCandidate("exchange-3-12", block, found))
+        fields |= scored_field(ScoredCandidate("9", block, found))
     state = SearchState.from_fields(json.loads(json.dumps(fields)))
     assert state.removals == tuple(removals)
-    assert state.decided == {"exchange-1-12": SECOND}
-    assert state.scored_in("exchange-3-12") == scored
-    assert state.scored_in("exchange-1-12") == {}
+    assert state.scored_in("9") == scored
+    assert state.scored_in("8") == {}
 
 
 def test_the_store_keeps_what_a_search_has_found(job_store: JobStore, job_id: str) -> None:
@@ -78,32 +75,6 @@ def test_the_store_keeps_what_a_search_has_found(job_store: JobStore, job_id: st
     )
     job_store.removed(job_id, [FIRST, SECOND])
     assert job_store.search_state(job_id) == SearchState(PLAN, (FIRST, SECOND))
-
-
-def test_the_record_has_the_greedy_order_until_the_refinement_is_over(
-    job_store: JobStore, job_id: str
-) -> None:
-    job_store.searching(job_id, PLAN, 0, 9)
-    job_store.removed(job_id, [FIRST])
-    job_store.removed(job_id, [FIRST, SECOND])
-    name = "exchange-1"
-    job_store.evaluated(job_id, 6, 9, scored=[ScoredCandidate(name, 2, [0.5])])
-    assert job_store.search_state(job_id).scored_in(name) == {2: [0.5]}
-    better = decide(2, 2.0, {2: [0.5], 4: [0.25]})
-    job_store.decided(job_id, name, better)
-    job_store.exchanged(job_id, Exchange(1, (2,), (4,), 0.25, 0.5))
-    state = job_store.search_state(job_id)
-    assert state == SearchState(PLAN, (FIRST, SECOND), {name: better})
-    assert job_store.get(job_id).removed_blocks == (FIRST.block, SECOND.block)
-    refined = [decide(1, 2.0, {4: [1.0], 3: [1.5]}), decide(2, 2.0, {3: [0.25]})]
-    for _ in range(2):  # as after an outage of the store
-        job_store.reordered(job_id, refined)
-    job = job_store.get(job_id)
-    assert (job.removed_blocks, job.losses, job.dense_loss) == ((4, 3), (1.0, 0.25), 2.0)
-    assert job_store.search_state(job_id) == state
-    messages = [event.message for event in job_store.events(job_id)]
-    assert "exchanged: block 4 removed in place of block 2" in messages
-    assert messages[-1] == "refined: the blocks are removed in the order 4, 3"
 
 
 def test_the_next_worker_finds_it_and_the_record_shows_it_meanwhile(

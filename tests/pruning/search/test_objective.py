@@ -1,8 +1,7 @@
-"""Divergence from the dense model, and rescaled streams: the scorers against obvious formulas."""
+"""Divergence from the dense model: the scorers against obvious formulas."""
 
 import copy
 import math
-from functools import partial
 from itertools import islice
 
 import pytest
@@ -17,7 +16,7 @@ from pruning.models.memory import StateBudgetTooSmall
 from pruning.models.store import load
 from pruning.models.streaming import StreamedModel
 from pruning.removal import NonFiniteLoss
-from pruning.search.objective import Objective, mean_norms
+from pruning.search.objective import Objective
 from pruning.search.scoring import PlainScorer, SharedPrefixScorer
 from pruning.search.streamed_scoring import StreamedScorer
 from pruning.sleb import sleb
@@ -26,10 +25,7 @@ from tests.support.tiny import NUM_BLOCKS, VOCAB_SIZE, tiny_model
 from tests.support.tiny_directory import write_tiny_model
 
 DENSE = tuple(range(NUM_BLOCKS))
-KL = Objective(is_divergence=True)
-RESCALED = Objective(is_rescaled=True)
-BOTH = Objective(is_divergence=True, is_rescaled=True)
-OBJECTIVES = [KL, RESCALED, BOTH]
+KL = Objective.DIVERGENCE
 STATE = HIDDEN_SIZE * 4  # bytes of a token
 
 
@@ -45,55 +41,26 @@ def test_the_divergence_is_the_mean_over_predicted_tokens() -> None:
             assert nats == pytest.approx(float((p * (p / q).log()).sum(dim=-1).mean()), abs=1e-5)
 
 
-def test_a_rescaled_stream_has_the_norms_of_the_dense_model_in_front_of_a_cut() -> None:
-    """The obvious way: a hook in front of the block behind each cut."""
-    model, keep, token_ids = tiny_model("llama"), (0, 1, 3, 5), windows()
-    entering: list[torch.Tensor] = []
-    skeleton = view(model, DENSE)
-    for block in block_list(skeleton):
-        block.register_forward_pre_hook(lambda _block, args: entering.append(args[0]))
-    pruned = view(model, keep)
-
-    def rescale(at: int, _block: object, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-        ratio = entering[at].norm(dim=-1).mean(dim=1) / args[0].norm(dim=-1).mean(dim=1)
-        return (args[0] * ratio[:, None, None],)
-
-    for position, at in ((2, 3), (3, 5)):
-        block_list(pruned)[position].register_forward_pre_hook(partial(rescale, at))
-    with torch.inference_mode():
-        skeleton(token_ids)
-        logits = pruned(token_ids).logits[:, :-1].log_softmax(dim=-1)
-    expected = -logits.gather(2, token_ids[:, 1:, None]).squeeze(2).mean(dim=1)
-    scorer = SharedPrefixScorer(model, token_ids, objective=RESCALED)
-    assert scorer.losses(keep) == pytest.approx(expected.tolist(), abs=1e-5)
-    assert expected.tolist() != pytest.approx(PlainScorer(model, token_ids).losses(keep), abs=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("family", "objective"),
-    [*((family, BOTH) for family in sorted(ARCHITECTURES)), ("llama", KL), ("llama", RESCALED)],
-)
-def test_every_family_is_searched_as_the_plain_scorer_would(
-    family: str, objective: Objective
-) -> None:
+@pytest.mark.parametrize("family", sorted(ARCHITECTURES))
+def test_every_family_is_searched_as_the_plain_scorer_would(family: str) -> None:
     """In batches, with and without room for the states of all of them."""
     model, token_ids = tiny_model(family), windows(5, 12)
-    expected = list(sleb(PlainScorer(model, token_ids, objective=objective), NUM_BLOCKS, 3))
+    expected = list(sleb(PlainScorer(model, token_ids, objective=KL), NUM_BLOCKS, 3))
     trunk = 12 * STATE * (NUM_BLOCKS + 1)
     for budget in (trunk + 12 * STATE, 100 * trunk):
         scorer = SharedPrefixScorer(
-            model, token_ids, state_budget=budget, boundaries=(2,), objective=objective
+            model, token_ids, state_budget=budget, boundaries=(2,), objective=KL
         )
         assert_equal(list(sleb(scorer, NUM_BLOCKS, 3)), expected)
 
 
 @settings(deadline=None, max_examples=12)
-@given(st.data(), st.sampled_from(OBJECTIVES))
-def test_no_call_leaves_a_wrong_state_behind(data: st.DataObject, objective: Objective) -> None:
+@given(st.data())
+def test_no_call_leaves_a_wrong_state_behind(data: st.DataObject) -> None:
     """Arbitrary rounds, also unfinished, and changing budgets give the scores of plain."""
     model, token_ids = tiny_model("llama"), windows(3, 6)
-    scorer = SharedPrefixScorer(model, token_ids, objective=objective)
-    plain = PlainScorer(model, token_ids, objective=objective)
+    scorer = SharedPrefixScorer(model, token_ids, objective=KL)
+    plain = PlainScorer(model, token_ids, objective=KL)
     keeps = st.sets(st.sampled_from(DENSE), min_size=2).map(lambda keep: tuple(sorted(keep)))
     for _ in range(data.draw(st.integers(1, 5))):
         if data.draw(st.booleans()):
@@ -114,10 +81,9 @@ def streamed(tmp_path_factory: pytest.TempPathFactory) -> StreamedModel:
     return StreamedModel(write_tiny_model(path))
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("num_windows_in_budget", [1, 3, 100])
 def test_a_streamed_model_has_the_same_scores(
-    streamed: StreamedModel, objective: Objective, num_windows_in_budget: int
+    streamed: StreamedModel, num_windows_in_budget: int
 ) -> None:
     token_ids = windows(4, 7)
     sweep = 7 * STATE * (2 * NUM_BLOCKS + 2)
@@ -126,10 +92,10 @@ def test_a_streamed_model_has_the_same_scores(
         token_ids,
         state_budget=num_windows_in_budget * sweep,
         boundaries=(1,),
-        objective=objective,
+        objective=KL,
     )
     model = load(streamed.path).model
-    expected = list(sleb(PlainScorer(model, token_ids, objective=objective), NUM_BLOCKS, 3))
+    expected = list(sleb(PlainScorer(model, token_ids, objective=KL), NUM_BLOCKS, 3))
     assert_equal(list(sleb(scorer, NUM_BLOCKS, 3)), expected)
 
 
@@ -174,10 +140,9 @@ def test_the_dense_output_is_kept_where_it_fits_and_counts_as_state() -> None:
         SharedPrefixScorer(model, token_ids, state_budget=trunk + of_dense - 1, objective=KL)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_a_block_that_gives_no_number_leaves_nothing_behind(objective: Objective) -> None:
+def test_a_block_that_gives_no_number_leaves_nothing_behind() -> None:
     model, token_ids = copy.deepcopy(tiny_model("llama")), windows(3, 6)
-    scorer = SharedPrefixScorer(model, token_ids, objective=objective)
+    scorer = SharedPrefixScorer(model, token_ids, objective=KL)
     block = block_list(model)[3]
     good = copy.deepcopy(block.state_dict())
     with torch.no_grad():
@@ -186,10 +151,5 @@ def test_a_block_that_gives_no_number_leaves_nothing_behind(objective: Objective
     with pytest.raises(NonFiniteLoss, match="step 1"):
         next(sleb(scorer, NUM_BLOCKS, 1))
     block.load_state_dict(good)
-    plain = list(sleb(PlainScorer(model, token_ids, objective=objective), NUM_BLOCKS, 3))
+    plain = list(sleb(PlainScorer(model, token_ids, objective=KL), NUM_BLOCKS, 3))
     assert_equal(list(sleb(scorer, NUM_BLOCKS, 3)), plain)
-
-
-def test_norms_are_means_over_the_tokens_of_a_window() -> None:
-    hidden = torch.tensor([[[3.0, 4.0], [0.0, 1.0]], [[6.0, 8.0], [0.0, 0.0]]])
-    assert mean_norms(hidden).tolist() == [3.0, 5.0]

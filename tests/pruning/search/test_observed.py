@@ -71,7 +71,6 @@ KINDS: dict[str, PruneSpec] = {
     "streamed": replace(SPEC, resident=Resident.STREAM),
     "divergence": replace(SPEC, metric=Metric.KL),
     "one shot": replace(SPEC, metric=Metric.ONE_SHOT),
-    "refined": replace(SPEC, refine=2),
 }
 
 

@@ -7,7 +7,7 @@ import torch
 
 from pruning.models.memory import StateBudgetTooSmall
 from pruning.models.store import load
-from pruning.search.objective import LOSS, Objective
+from pruning.search.objective import Objective
 from pruning.search.ray_actors import NO_BLOCK, ActorConfig, Evaluator, ScoringTask
 from pruning.search.scoring import SharedPrefixScorer
 from tests.support.tiny import NUM_BLOCKS, VOCAB_SIZE, tiny_model
@@ -30,7 +30,7 @@ def config(path: Path, state_budget: int | None = None) -> ActorConfig:
     )
 
 
-@pytest.mark.parametrize("objective", [LOSS, Objective(is_divergence=True, is_rescaled=True)])
+@pytest.mark.parametrize("objective", Objective)
 @pytest.mark.parametrize("family", ["gemma2", "gpt2", "llama"])
 def test_answers_are_those_of_the_scorer_one_at_a_time(
     family: str, objective: Objective, tmp_path: Path
