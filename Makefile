@@ -4,6 +4,7 @@ BUILD ?= build
 BIN := $(VENV)/bin
 PYTHON ?= python3
 MINUTES ?= 30
+SHARE ?= 1/1
 SOAK ?= tests/soak
 DEMO := $(VENV)/.with-demo
 ALL := $(VENV)/.with-all
@@ -45,8 +46,8 @@ test: setup  ## lint, and beside it all tests except the slow ones
 pytest: setup
 	$(PYTEST) -n 4 --dist worksteal -m 'not slow'
 
-test-slow: setup  ## the slow tests: the demo model, the search, the whole demo
-	$(PYTEST) -m 'slow and not soak and not image' --timeout 1500
+test-slow: setup  ## the slow tests: the demo model, the search, the whole demo (SHARE=K/N: some)
+	$(PYTEST) -m 'slow and not soak and not image' --timeout 1500 --share $(SHARE)
 
 soak: setup  ## load, crashes and random traffic (MINUTES=n of each)
 	SLEB_TEST_SOAK_MINUTES=$(MINUTES) $(PYTEST) -m soak $(SOAK)

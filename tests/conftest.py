@@ -3,6 +3,7 @@ kernels, and no fresh process for each checkpoint.
 """
 
 import gc
+import hashlib
 import os
 from collections.abc import Iterator
 
@@ -33,6 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--mutations", type=int, default=10_000, help="changed records of each kind in slow tests"
     )
+    parser.addoption("--share", default="1/1", help="K/N: the K-th of N shares of the slow tests")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -45,7 +47,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)  # before slow tests are deselected
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         params = getattr(getattr(item, "callspec", None), "params", {})
         family = params.get("family")
@@ -53,6 +55,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if isinstance(family, str) and is_slow(family, is_contract=is_contract):
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+    which, num_shares = map(int, config.getoption("share").split("/"))
+    others = [
+        item
+        for item in items
+        if item.get_closest_marker("slow") and _share(item.nodeid, num_shares) != which
+    ]
+    if others:
+        items[:] = [item for item in items if item not in others]
+        config.hook.pytest_deselected(items=others)
+
+
+def _share(nodeid: str, num_shares: int) -> int:
+    """From 1: the share that a slow test belongs to, which other tests do not change."""
+    return int(hashlib.sha256(nodeid.encode()).hexdigest(), 16) % num_shares + 1
 
 
 pytest_plugins = [
