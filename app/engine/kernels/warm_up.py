@@ -37,9 +37,9 @@ State = Literal["compiling", "timing", "ready", "failed"]
 class Recorded(Enum):
     """What came of an attempt to record the next step of a variant."""
 
-    ONE = auto()
+    ONE = auto()  # or it was set aside, and others are left
     ALL = auto()  # none was left, or none can be recorded
-    NOT_NOW = auto()  # there was no memory for it
+    NOT_NOW = auto()  # there was no memory for those that are left
 
 
 Record = Callable[[Variant], Recorded]

@@ -115,8 +115,10 @@ class DecodeGraphs:
         self._device = device
         self._num_blocks = blocks
         self._left = deque(shapes)  # to be recorded
+        self._set_aside: list[Shape] = []  # for which there was no memory
         self._replays: dict[Shape, Step] = {}
-        # What all of them read, from its start: one copy fills it. Made for the first, largest one.
+        # What all of them read, from its start: one copy fills it.
+        self._num_inputs = max((_num_inputs(shape, blocks) for shape in shapes), default=0)
         self._inputs: torch.Tensor | None = None
 
     @property
@@ -144,31 +146,46 @@ class DecodeGraphs:
         """Record the next shape of ``step``, which is not kept: its owner has these graphs."""
         if not self._left:
             return Recorded.ALL
-        shape = self._left[0]
+        shape = self._left.popleft()
         try:
             self._replays[shape] = self._recorded(shape, step)
         except Exception as error:
             self._replays.pop(shape, None)
-            if is_out_of_memory(error):
-                logger.warning("no memory to record %s of %s now", shape, self._name)
-                return Recorded.NOT_NOW
-            self._left.clear()
-            self._replays.clear()
-            logger.warning(
-                "decode steps of %s cannot be recorded, and are taken one kernel at a time",
-                self._name,
-                exc_info=True,
-            )
+            if not is_out_of_memory(error):
+                logger.warning(
+                    "decode steps of %s cannot be recorded, and are taken one kernel at a time",
+                    self._name,
+                    exc_info=True,
+                )
+                return self._given_up()
+            self._set_aside.append(shape)  # smaller ones may still fit
+        return Recorded.ONE if self._left else self._end_of_pass()
+
+    def _end_of_pass(self) -> Recorded:
+        """Another pass tries what was set aside again."""
+        if not self._set_aside:
             return Recorded.ALL
-        self._left.popleft()
-        return Recorded.ONE
+        logger.warning(
+            "no memory to record %d decode steps of %s now, of which the smallest is %s",
+            len(self._set_aside),
+            self._name,
+            self._set_aside[-1],
+        )
+        self._left, self._set_aside = deque(self._set_aside), []
+        return Recorded.NOT_NOW
+
+    def _given_up(self) -> Recorded:
+        self._left.clear()
+        self._set_aside.clear()
+        self._replays.clear()
+        return Recorded.ALL
 
     def _recorded(self, shape: Shape, step: DecodeStep) -> Step:
         """Raises ``WrongReplay``, and any error of the recording."""
         like = _trial_inputs(shape, self._num_blocks)
         first = sent(_packed(like), self._device)
         if self._inputs is None:
-            self._inputs = torch.zeros_like(first)
+            self._inputs = first.new_zeros(self._num_inputs)
         expected = step(_unpacked(first, like))
         # Zeros differ from the trial, so the test of the replay shows that it reads its inputs.
         static = self._inputs[: len(first)].zero_()
@@ -205,6 +222,11 @@ def _trial_inputs(shape: Shape, num_blocks: int) -> DecodeInputs:
     places = torch.arange(shape.num_rows) % PAGE_TOKENS
     tables = torch.zeros(*shape, num_blocks, dtype=torch.long)
     return DecodeInputs(places + 1, places, tables)
+
+
+def _num_inputs(shape: Shape, num_blocks: int) -> int:
+    """The numbers that a step of this shape reads."""
+    return shape.num_rows * (2 + shape.num_pages * num_blocks)
 
 
 def _packed(inputs: DecodeInputs) -> torch.Tensor:

@@ -13,13 +13,22 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from app.engine.cache.pages import PAGE_TOKENS
 from app.engine.engine import Engine
 from app.engine.engine_loop import EngineLoop
 from app.engine.running.cuda_graphs import Recorder, Step, no_recorder, recorder_on, shapes_to
 from app.engine.scheduling.scheduler import EngineLimits
 from app.engine.variant import Variant
 from tests.support.clock import Clock
-from tests.support.engine_requests import Outcome, expected, prompt, request, run, variant
+from tests.support.engine_requests import (
+    Outcome,
+    cache_bytes,
+    expected,
+    prompt,
+    request,
+    run,
+    variant,
+)
 from tests.support.tiny import SERVED, every_family
 
 
@@ -157,14 +166,11 @@ def test_what_cannot_be_recorded_is_taken_as_usual_and_not_tried_again(
     assert "one kernel at a time" in caplog.text
 
 
-def test_a_lack_of_memory_ends_no_recording_for_good() -> None:
-    traces, clock = Traces(), Clock()
-    num_short = 2
+def test_a_shape_without_memory_blocks_no_smaller_one_and_is_tried_again() -> None:
+    traces, clock, is_short = Traces(), Clock(), True
 
     def record(step: Step) -> Step:
-        nonlocal num_short
-        if traces.num_recorded == 1 and num_short:
-            num_short -= 1
+        if is_short and len(step()) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return traces(step)
 
@@ -172,15 +178,33 @@ def test_a_lack_of_memory_ends_no_recording_for_good() -> None:
     warm_up = each.kernels.warm_up
     warm_up._clock = clock
     each.kernels.finish(variant())
-    assert traces.num_recorded == 1
-    for _ in range(2):
+    num_small = sum(shape.num_rows == 1 for shape in SHAPES)
+    assert 0 < traces.num_recorded == num_small < len(SHAPES)
+    ask = request(prompt(9), max_new_tokens=8)
+    assert run(each, ask).of(ask) == expected(ask)
+    assert traces.num_replayed == num_small + 7
+    for num_expected in (num_small, len(SHAPES)):
         assert warm_up.wait_s is not None
         assert warm_up.wait_s > 0
         clock.now += warm_up.wait_s
         while warm_up.advance():
             pass
-    assert traces.num_recorded == len(SHAPES)
+        assert traces.num_recorded == num_expected
+        is_short = False
     assert warm_up.wait_s is None
+
+
+def test_the_shape_of_most_pages_need_not_be_that_of_most_inputs(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the cache has room for fewer pages than all rows could have."""
+    monkeypatch.setattr("app.engine.running.cuda_graphs._FEWEST_PAGES", 1)
+    traces = Traces()
+    limits = replace(LIMITS, kv_cache_bytes=cache_bytes(6 * PAGE_TOKENS))
+    each = Engine(limits, recorder=lambda _device: traces)
+    each.kernels.finish(variant())
+    assert traces.num_recorded == len(shapes_to(2, 96, 6)) > 2
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(
