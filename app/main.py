@@ -44,6 +44,7 @@ from app.compare.shadow import shadow_of
 from app.config import ServeSettings
 from app.engine.async_engine import AsyncEngine
 from app.engine.autotuning import Autotuner
+from app.engine.cache.caches import check_cache
 from app.engine.engine import Engine
 from app.engine.kernels.compiled.openmp import keep_compiled_in
 from app.engine.running.cuda_graphs import no_recorder, recorder_on
@@ -307,6 +308,8 @@ def _tuner(settings: ServeSettings) -> Autotuner:
 
 
 def _engine(settings: ServeSettings, engine: Engine | None, tuner: Autotuner) -> AsyncEngine:
+    """Raises ``CacheTooLarge`` or ``UnusableDevice``."""
+    check_cache(settings.kv_cache_bytes, torch.device(pick_device(settings.device)))
     limits = EngineLimits(
         max_num_seqs=settings.max_num_seqs,
         max_batch_tokens=settings.max_batch_tokens,

@@ -32,7 +32,7 @@ from app.auth.sessions import NotSameOrigin, SessionsNotKept
 from app.compare.compare import NotComparable
 from app.compare.evaluation import NotEvaluable
 from app.engine.async_engine import EngineStopped, StillWarmingUp
-from app.engine.cache.caches import CacheTooSmall
+from app.engine.cache.caches import CacheTooLarge, CacheTooSmall
 from app.engine.engine import NotYetReproducible, PromptTooLong
 from app.engine.grammar import ResponseFormatRefused
 from app.engine.sampling.text import MessagesRefused, NoChatTemplate
@@ -110,6 +110,7 @@ _MODELS: Problems = {
     # not 503, which asks clients to retry: first something must be unloaded (RFC 4918, 11.5)
     NoRoomInCache: (507, "no-room-in-cache", "Not enough disk space for the checkpoint."),
     CacheTooSmall: (507, "cache-too-small", "Not enough memory for keys and values."),
+    CacheTooLarge: (507, "cache-too-large", "The memory for keys and values is set too high."),
     NoRoomForWeights: (507, "no-room-for-weights", "Not enough memory to load the model."),
     ResultNotKept: (507, "result-not-kept", "The result cannot be written."),
 }

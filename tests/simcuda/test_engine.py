@@ -1,5 +1,6 @@
 """The engine on a simulated GPU: what it gives, and how often the host waits for the device."""
 
+import copy
 import gc
 import weakref
 from collections.abc import Mapping
@@ -7,14 +8,20 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from transformers import PreTrainedModel
 
+from app.engine.cache.caches import Caches, CacheTooLarge, check_cache
 from app.engine.cache.pages import pages_of
 from app.engine.engine import Engine
+from app.engine.kernels.int8 import PRODUCTS, chosen_names, int8_model
 from app.engine.scheduling.scheduler import EngineLimits
 from app.engine.scheduling.sequence import Request, TokenEvent
 from app.engine.variant import Variant, make_variant
+from pruning.models.quantize import quantized_layers
+from pruning.models.rounding import QuantizedLinear
 from pruning.models.store import LoadedModel
+from pruning.spec.prune import Quantize
 from tests.support.engine_requests import PRUNED_BLOCKS, check_best, prompt, request
 from tests.support.response_formats import PERSON, constrained
 from tests.support.simcuda.device import SimulatedCuda
@@ -120,6 +127,36 @@ def test_a_response_format_gives_what_it_gives_on_the_cpu(
     gpu = variant_on(tiny_loaded.model)
     check(events(recorded(gpu), *asked(gpu)), expected)
     assert cuda.num_replays > cuda.num_captures
+
+
+def test_int8_gives_what_it_gives_on_the_cpu(cuda: SimulatedCuda) -> None:
+    """Recorded, its variants too, in integer products of as many rows as CUDA wants."""
+    model = tiny_model("llama")
+    cpu, gpu = (int8_model(of) for of in (model, on_device(model)))
+    choices = [chosen_names(quantized_layers(of)) for of in (cpu, gpu)]
+    assert choices[0].keys() == choices[1].keys()
+    for keep in (None, PRUNED_BLOCKS):
+        on_cpu, on_gpu = (make_variant("tiny+int8", "tiny", of, keep) for of in (cpu, gpu))
+        expected = events(Engine(LIMITS), *requests(on_cpu))
+        engine = recorded(on_gpu)
+        cuda.num_captures = cuda.num_replays = 0
+        check(events(engine, *requests(on_gpu)), expected)
+        assert cuda.num_replays > cuda.num_captures == 0
+
+
+@pytest.mark.parametrize(("name", "most"), [("chunked", 12), ("integer", 30)])
+@pytest.mark.parametrize("num_rows", [1, 16, 17])
+def test_a_product_with_int8_weights_is_a_few_launches(
+    cuda: SimulatedCuda, name: str, most: int, num_rows: int
+) -> None:
+    """For weights of six of the pieces that a CPU takes."""
+    layer = QuantizedLinear(torch.nn.Linear(256, 6144, device="cuda", bias=False), Quantize.INT8)
+    rows = torch.randn(num_rows, 256, device="cuda")
+    expected = rows @ layer.dequantized().T
+    before = cuda.num_kernels
+    found = PRODUCTS[name](rows, layer.values, layer.scales)
+    assert cuda.num_kernels - before <= most
+    assert (found - expected).norm() < 1e-3 * expected.norm()
 
 
 def test_two_devices_serve_one_variant_each(cuda: SimulatedCuda) -> None:
@@ -235,9 +272,24 @@ def test_a_prompt_waits_once_for_its_token(cuda: SimulatedCuda) -> None:
 
 def longer(num_tokens: int) -> PreTrainedModel:
     """A tiny model with so many positions."""
-    model = tiny_model("llama")
+    model = copy.deepcopy(tiny_model("llama"))
     model.config.max_position_embeddings = num_tokens
     return model
+
+
+def test_a_cache_that_the_card_cannot_hold_is_refused(cuda: SimulatedCuda) -> None:
+    """At the start if it is more than the card has, and at a load if the weights leave less."""
+    device = torch.device("cuda:1")
+    cuda.set_memory(1 << 30)
+    check_cache(1 << 30, device)
+    check_cache(1 << 60, torch.device("cpu"))
+    with pytest.raises(
+        CacheTooLarge, match=r"SLEB_KV_CACHE_BYTES asks for .* cuda:1 has 1073741824"
+    ):
+        check_cache((1 << 30) + 1, device)
+    of = variant_on(tiny_model("llama"), "cuda:1")
+    with pytest.raises(CacheTooLarge, match="the weights leave on cuda:1"):
+        Caches(1 << 30).of(of)
 
 
 def test_a_stream_of_a_thousand_tokens_records_nothing(cuda: SimulatedCuda) -> None:

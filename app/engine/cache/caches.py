@@ -8,7 +8,7 @@ import torch
 from app.engine.cache.paged_cache import PagedCache, UnitShape, unit_shape
 from app.engine.variant import Variant
 from pruning.models.blocks import num_blocks
-from pruning.models.memory import free_bytes
+from pruning.models.memory import free_bytes, total_bytes
 
 # Of the free memory when the first variant of a shape is loaded. A processor's memory is shared
 # with pruning jobs and other models, and is taken as it is used.
@@ -18,6 +18,24 @@ _MAX_BYTES = 1 << 40
 
 class CacheTooSmall(ValueError):
     """The memory for keys and values has no room for a single page."""
+
+
+class CacheTooLarge(ValueError):
+    """The memory that was asked for keys and values is more than the device has."""
+
+
+def check_cache(num_bytes: int | None, device: torch.device) -> None:
+    """Raise ``CacheTooLarge`` for more bytes than a GPU has. A CPU takes memory as it is used."""
+    if num_bytes is not None and device.type == "cuda":
+        _check_room(num_bytes, total_bytes(device), f"{device} has")
+
+
+def _check_room(num_bytes: int, room: int, whose: str) -> None:
+    if num_bytes > room:
+        raise CacheTooLarge(
+            f"SLEB_KV_CACHE_BYTES asks for {num_bytes} bytes of keys and values, and {whose} "
+            f"{room}: set it to less, or unset it for 0.8 of what the weights leave"
+        )
 
 
 class Caches:
@@ -32,7 +50,7 @@ class Caches:
     def of(self, variant: Variant) -> PagedCache:
         """The cache of a variant, made for the first one of its shape.
 
-        Raises ``CacheTooSmall``.
+        Raises ``CacheTooSmall`` or ``CacheTooLarge``.
         """
         with self._lock:
             cache = self._by_variant.get(variant)
@@ -61,6 +79,8 @@ class Caches:
 
     def _bytes_for(self, device: torch.device) -> int:
         if self._num_bytes is not None:
+            if device.type == "cuda":
+                _check_room(self._num_bytes, free_bytes(device), f"the weights leave on {device}")
             return self._num_bytes
         share = _CPU_SHARE if device.type == "cpu" else _GPU_SHARE
         return min(_MAX_BYTES, int(share * free_bytes(device)))

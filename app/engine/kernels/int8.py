@@ -20,7 +20,10 @@ from pruning.models.quantize import int8_form, quantized_layers
 from pruning.models.rounding import Product, QuantizedLinear, dequantized_product
 
 NUM_SIZES = 9  # 1, 2, 4 ... 256 rows; more rows take the choice for 256
-_CHUNK_BYTES = 2**20  # of plain weights at once, so that they are still in the cache when used
+# Of plain weights at once: on a CPU they are still in the cache when used, and on a GPU every piece
+# is two launches.
+_CHUNK_BYTES, _GPU_CHUNK_BYTES = 2**20, 2**30
+_GPU_ROWS = 16  # at least, twice: CUDA has no integer product of fewer than 17
 _MAX_ERRORS = {torch.float32: 1e-5, torch.float64: 1e-5}  # relative to the plain product
 _MAX_ERROR = 0.03  # of smaller types
 
@@ -37,7 +40,8 @@ def chunked_product(
     activations: torch.Tensor, values: torch.Tensor, scales: torch.Tensor
 ) -> torch.Tensor:
     """Plain products with a few outputs at a time, whose weights are made plain before each."""
-    num_outputs = max(1, _CHUNK_BYTES // (values.shape[1] * activations.itemsize))
+    num_bytes = _GPU_CHUNK_BYTES if values.is_cuda else _CHUNK_BYTES
+    num_outputs = max(1, num_bytes // (values.shape[1] * activations.itemsize))
     parts = [linear(activations, part.to(activations.dtype)) for part in values.split(num_outputs)]
     return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)).mul_(scales[:, 0])
 
@@ -53,10 +57,12 @@ def integer_product(
     steps.mul_(1 / (127 * 254)).clamp_min_(torch.finfo(torch.float32).tiny)
     fine = activations.div(steps).round_()
     coarse = fine.mul(1 / 254).round_()
-    both = torch.empty(2, *activations.shape, dtype=torch.int8, device=activations.device)
-    both[0].copy_(coarse)
-    both[1].copy_(fine.sub_(coarse, alpha=254))
-    sums = torch._int_mm(both.flatten(0, 1), values.t()).unflatten(0, (2, -1))
+    num_rows, width = activations.shape
+    size = (2, max(num_rows, _GPU_ROWS) if values.is_cuda else num_rows, width)
+    both = torch.empty(size, dtype=torch.int8, device=activations.device)
+    both[0, :num_rows].copy_(coarse)
+    both[1, :num_rows].copy_(fine.sub_(coarse, alpha=254))
+    sums = torch._int_mm(both.flatten(0, 1), values.t()).unflatten(0, (2, -1))[:, :num_rows]
     out = sums[0].mul(254.0).add_(sums[1]).mul_(steps)
     return torch.mul(out, scales[:, 0], out=torch.empty_like(out, dtype=activations.dtype))
 
