@@ -48,6 +48,9 @@ PROMPTS = (
 MAX_NEW_TOKENS = 32
 REPEATS = 5  # odd, so that a median is one of the times; the advice needs intervals
 MAX_COMPARED = 7  # depths in one comparison, beside the dense model
+CLOSE = 0.03  # relative: an interval of a speed-up that is no wider needs no more measurement
+MEASURE_S = 15.0  # for the speed of a depth that the advice is about
+MAX_MEASURED = 2  # such depths: a measurement can change the advice
 TIMEOUT_S = 300.0  # of a request; a comparison takes the longest
 START_TIMEOUT_S = 120.0  # until the service is ready
 STOP_TIMEOUT_S = 60.0
@@ -82,11 +85,12 @@ def run_demo(
         keep_result(job["pruned_model"], place.checkpoints_dir, settings.checkpoints_dir)
         with console.status("Generating with the dense and the pruned models, in turn"):
             figures = _compare(client, [NAME, *compared_of(job)])
+            advice = measured_advice(client, job)
         keep_speedups(place.data_dir, settings.data_dir)
-        shown = {NAME, *variants_of(job)}
+        shown = {NAME, *shown_of(job, advice)}
         sides = [side for side in figures if side.model["id"] in shown]
         print_report(job, sides, PROMPTS[0], as_json=as_json)
-        console.print(f"\n[bold]{escape(_advice(client))}[/]")
+        console.print(f"\n[bold]{escape(advice['sentence'])}[/]")
         _print_next_steps(console, url, job, is_running=keep)
 
 
@@ -127,8 +131,46 @@ def compared_of(job: dict[str, Any]) -> list[str]:
     return _depths(job, range(1, depth + 1)) if depth <= MAX_COMPARED else variants_of(job)
 
 
+def shown_of(job: dict[str, Any], advice: dict[str, Any]) -> list[str]:
+    """What the report has beside the dense model: the advised depth and the deepest."""
+    advised, depth = _advised(advice), len(job["removed_blocks"])
+    if advised is None or advised["num_removed"] == depth:
+        return variants_of(job)
+    return _depths(job, {advised["num_removed"], depth})
+
+
 def _depths(job: dict[str, Any], depths: Iterable[int]) -> list[str]:
     return [f"{job['pruned_model']}-{k}" for k in sorted(depths)]
+
+
+def _advised(advice: dict[str, Any]) -> dict[str, Any] | None:
+    """The depth that the sentence of an advice is about."""
+    name = advice["taken"] or advice["nearest"]
+    return next((depth for depth in advice["depths"] if depth["name"] == name), None)
+
+
+def measured_advice(client: httpx2.Client, job: dict[str, Any]) -> dict[str, Any]:
+    """The advice, after the speed of the depth that it is about was measured closely.
+
+    What is measured can change the advice, so it is asked for again.
+    """
+    tried: set[int] = set()
+    while True:
+        advice: dict[str, Any] = client.get(f"/models/{NAME}/advice").raise_for_status().json()
+        advised = _advised(advice)
+        if advised is None or advised["num_removed"] in tried or len(tried) == MAX_MEASURED:
+            return advice
+        tried.add(advised["num_removed"])
+        if not _is_close(advised):
+            (name,) = _depths(job, {advised["num_removed"]})
+            _compared(client, [NAME, name], max_seconds=MEASURE_S)
+
+
+def _is_close(depth: dict[str, Any]) -> bool:
+    if not depth["is_measured"]:
+        return False
+    value, high = (float(depth["speedup"][end]) for end in ("value", "high"))
+    return high - value <= CLOSE * value
 
 
 def keep_speedups(source: Path, target: Path) -> None:
@@ -136,11 +178,6 @@ def keep_speedups(source: Path, target: Path) -> None:
     measured = MeasuredSpeedups(source).of_model(NAME)
     if measured:
         MeasuredSpeedups(target).record_compared(NAME, measured)
-
-
-def _advice(client: httpx2.Client) -> str:
-    sentence: str = client.get(f"/models/{NAME}/advice").raise_for_status().json()["sentence"]
-    return sentence
 
 
 @contextmanager
@@ -281,15 +318,7 @@ def _cancel(client: httpx2.Client, url: str) -> None:
 
 
 def _compare(client: httpx2.Client, names: Sequence[str]) -> list[ModelFigures]:
-    """Generate answers of equal lengths with every model, so that only the depth differs."""
-    body = {
-        "models": names,
-        "prompt": PROMPTS,
-        "max_new_tokens": MAX_NEW_TOKENS,
-        "ignore_eos": True,
-        "repeats": REPEATS,
-    }
-    prompts = _post(client, "/compare", body, expected=200)["prompts"]
+    prompts = _compared(client, names)["prompts"]
     return [
         figures_of(
             client.get(f"/models/{name}").raise_for_status().json(),
@@ -297,6 +326,21 @@ def _compare(client: httpx2.Client, names: Sequence[str]) -> list[ModelFigures]:
         )
         for number, name in enumerate(names)
     ]
+
+
+def _compared(
+    client: httpx2.Client, names: Sequence[str], max_seconds: float = 0
+) -> dict[str, Any]:
+    """Generate answers of equal lengths with every model, so that only the depth differs."""
+    body = {
+        "models": names,
+        "prompt": PROMPTS,
+        "max_new_tokens": MAX_NEW_TOKENS,
+        "ignore_eos": True,
+        "repeats": REPEATS,
+        "max_seconds": max_seconds,
+    }
+    return _post(client, "/compare", body, expected=200)
 
 
 def _post(

@@ -6,9 +6,10 @@ two turns: the second one is the control, which shows what equal models read.
 """
 
 import secrets
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, count
 from statistics import fmean
 from typing import TypeVar
 
@@ -17,10 +18,10 @@ from app.compare.speedup import (
     Kernels,
     Speedup,
     all_kernels,
-    alternate,
     beyond_noise,
     different_kernels,
     speedup,
+    turns,
 )
 from app.engine.async_engine import AsyncEngine, StillWarmingUp
 from app.engine.scheduling.sequence import FinishReason, SamplingParams, Timings
@@ -35,6 +36,7 @@ from pruning.plural import counted
 
 MAX_OUTPUTS = 256  # of one comparison
 MAX_DRAWN_SEED = 2**53 - 1  # that every reader of JSON keeps (RFC 8259, section 6)
+CLOSE = 0.03  # relative half width of an interval, from which on no more repeats are needed
 WARM_UP_LIMIT_S = 120.0  # that a comparison waits, before its first turn and before each other
 Round = Sequence[Output]  # an output for each prompt
 
@@ -63,7 +65,8 @@ class ComparisonRequest:
     prompts: Sequence[str]
     params: SamplingParams
     stop: Sequence[str]
-    repeats: int
+    repeats: int  # at least
+    max_seconds: float = 0.0  # for more of them, until every interval is narrow
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,8 @@ class Comparer:
             GenerationRequest(one, prompts, params, request.stop, traffic="bench") for one in sides
         ]
         variants = {one.variant for one in served if isinstance(one, ServedModel)}
-        rounds, objection = await self._rounds(generations, variants, request.repeats)
+        is_enough = _Enough(request, at, len(sides))
+        rounds, objection = await self._rounds(generations, variants, is_enough)
         firsts = [first for first, *_ in rounds[: len(served)]]
         scores = await self._likelihood.mean_logprobs(served, prompts, firsts)
         scores += [[None] * len(prompts)] * (len(sides) - len(served))
@@ -176,11 +180,15 @@ class Comparer:
             )
 
     async def _rounds(
-        self, requests: Sequence[GenerationRequest], variants: Collection[Variant], repeats: int
+        self,
+        requests: Sequence[GenerationRequest],
+        variants: Collection[Variant],
+        is_enough: Callable[[Sequence[Sequence[Round]]], bool],
     ) -> tuple[list[list[Round]], str | None]:
         """The rounds of each request, after an uncounted warm-up of two tokens.
 
-        The other result is an objection to their times. Raises ``StillWarmingUp``.
+        ``is_enough`` is asked after every repeat. The other result is an objection to their times.
+        Raises ``StillWarmingUp``.
         """
         await self._engine.warmed_up(variants, WARM_UP_LIMIT_S)
         for request in requests:
@@ -190,12 +198,46 @@ class Comparer:
             )
         objection = None
         rounds: list[list[Round]] = [[] for _ in requests]
-        for _, (request, outputs) in alternate([*zip(requests, rounds, strict=True)], repeats):
-            await self._engine.warmed_up(variants, WARM_UP_LIMIT_S)
-            outputs.append(await self._generator.generate(request))
-            if any(self._engine.is_warming_up(variant) for variant in variants):
-                objection = "kernels were compiled or chosen meanwhile: compare again"
+        sides = [*zip(requests, rounds, strict=True)]
+        for repeat in count():
+            for request, outputs in turns(sides, repeat):
+                await self._engine.warmed_up(variants, WARM_UP_LIMIT_S)
+                outputs.append(await self._generator.generate(request))
+                if any(self._engine.is_warming_up(variant) for variant in variants):
+                    objection = "kernels were compiled or chosen meanwhile: compare again"
+            if is_enough(rounds):
+                break
         return rounds, objection
+
+
+class _Enough:
+    """Whether more repeats are wanted: at least ``repeats``, and with ``max_seconds`` until every
+    speed-up per token is known closely, the control's too, or that time is spent.
+
+    Widths alone decide, as in ``pruning.evaluation.enough``: a rule that looked at the ratios would
+    stop at those it likes.
+    """
+
+    def __init__(self, request: ComparisonRequest, baseline: int, num_sides: int) -> None:
+        self._request = request
+        self._baseline = baseline
+        self._most = MAX_OUTPUTS // (len(request.models) * len(request.prompts))
+        self._others = [side for side in range(num_sides) if side != baseline]
+        self._ends_s = time.monotonic() + request.max_seconds
+
+    def __call__(self, rounds: Sequence[Sequence[Round]]) -> bool:
+        num_repeats = len(rounds[0])
+        if num_repeats < self._request.repeats:
+            return False
+        if num_repeats >= self._most or time.monotonic() >= self._ends_s:
+            return True
+        return all(self._is_close(rounds[side], rounds[self._baseline]) for side in self._others)
+
+    def _is_close(self, variant: Sequence[Round], baseline: Sequence[Round]) -> bool:
+        found = _ratio(baseline, variant, lambda timings: timings.tpot_s)
+        if found is None:  # outputs of one token: more of them change nothing
+            return True
+        return found.high is not None and found.high - found.ratio <= CLOSE * found.ratio
 
 
 def _check(request: ComparisonRequest) -> None:
@@ -215,11 +257,11 @@ def _check(request: ComparisonRequest) -> None:
 
 
 def _again(request: ComparisonRequest, at: int) -> int | None:
-    """The place of the control; None for one repeat, which allows no verdict anyway.
+    """The place of the control; None for a single repeat, which allows no verdict anyway.
 
     A baseline that is named twice is its own control. Otherwise it comes behind all models.
     """
-    if request.repeats < 2:
+    if request.repeats < 2 and not request.max_seconds:
         return None
     named = enumerate(request.models)
     twice = (index for index, name in named if name == request.baseline and index != at)
@@ -274,6 +316,15 @@ def _speedup(
     time_s: Callable[[Timings], float | None],
     objection: str | None = None,
 ) -> Speedup | None:
+    return _ratio(baseline.rounds, variant.rounds, time_s, objection)
+
+
+def _ratio(
+    baseline: Sequence[Round],
+    variant: Sequence[Round],
+    time_s: Callable[[Timings], float | None],
+    objection: str | None = None,
+) -> Speedup | None:
     baseline_s, variant_s = _means_s(baseline, time_s), _means_s(variant, time_s)
     if baseline_s is None or variant_s is None:
         return None
@@ -308,10 +359,10 @@ def token_agreement(baseline: Sequence[_Token], other: Sequence[_Token]) -> Toke
 
 
 def _means_s(
-    variant: ComparedVariant, time_s: Callable[[Timings], float | None]
+    rounds: Sequence[Round], time_s: Callable[[Timings], float | None]
 ) -> list[float] | None:
     """The mean time of each round, None if an output lacks it."""
-    times_s = [[time_s(output.timings) for output in outputs] for outputs in variant.rounds]
+    times_s = [[time_s(output.timings) for output in outputs] for outputs in rounds]
     if any(time is None for time in chain.from_iterable(times_s)):
         return None
     return [fmean(time for time in round_s if time is not None) for round_s in times_s]

@@ -59,8 +59,14 @@ def alternate(subjects: Sequence[_Subject], repeats: int) -> Iterator[tuple[int,
     the machine during a repeat favours none.
     """
     for repeat in range(repeats):
-        for place in range(len(subjects)):
-            yield repeat, subjects[(repeat + place) % len(subjects)]
+        for subject in turns(subjects, repeat):
+            yield repeat, subject
+
+
+def turns(subjects: Sequence[_Subject], repeat: int) -> Iterator[_Subject]:
+    """All subjects, in the order of this repeat."""
+    for place in range(len(subjects)):
+        yield subjects[(repeat + place) % len(subjects)]
 
 
 def speedup(

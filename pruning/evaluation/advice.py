@@ -5,7 +5,7 @@ depth is taken only if its numbers show that it keeps the limits. Imports no tor
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pruning.evaluation.probe_scores import ProbeComparison
@@ -84,11 +84,15 @@ class AdvisedDepth:
 
 @dataclass(frozen=True)
 class Advice:
-    """``taken`` is the name of the model to take. None: no depth is shown to keep the limits."""
+    """``taken`` is the name of the model to take. None: no depth is shown to keep the limits.
+
+    ``nearest`` is then the one that the sentence describes, unless there is none at all.
+    """
 
     model: str
     limits: Limits
     taken: str | None
+    nearest: str | None
     sentence: str
     depths: tuple[AdvisedDepth, ...]  # the least pruned first
     missing: tuple[str, ...]  # what is not known, with the command that measures it
@@ -103,18 +107,40 @@ def advise(model: str, candidates: Sequence[Candidate], limits: Limits) -> Advic
     depths = tuple(_judged(candidate, limits) for candidate in ordered)
     kept = [depth for depth in depths if depth.verdict is Verdict.KEPT]
     best = max(kept, key=_rank, default=None)
-    if best is None:
-        sentence = _none(model, depths, limits)
-    else:
-        sentence = f"{_take(best.candidate)} {_deeper(best, depths)}".strip()
+    nearest = None if best else _nearest(depths, limits)
     return Advice(
         model=model,
         limits=limits,
         taken=best.candidate.name if best else None,
-        sentence=sentence,
+        nearest=nearest.candidate.name if nearest else None,
+        sentence=_sentence(model, best, nearest, depths, limits),
         depths=depths,
         missing=tuple(_missing(model, ordered, best.candidate if best else None, limits)),
     )
+
+
+def _sentence(
+    model: str,
+    best: AdvisedDepth | None,
+    nearest: AdvisedDepth | None,
+    depths: Sequence[AdvisedDepth],
+    limits: Limits,
+) -> str:
+    if best is not None:
+        return f"{_take(best.candidate)} {_deeper(best, depths)}".strip()
+    if nearest is not None:
+        return _none(model, nearest, len(depths), limits)
+    return f"{model} has no pruned variant yet."
+
+
+def _nearest(depths: Sequence[AdvisedDepth], limits: Limits) -> AdvisedDepth | None:
+    """The best of those that are fast enough, else the deepest."""
+    fast_enough = [
+        depth
+        for depth in depths
+        if depth.candidate.speedup and depth.candidate.speedup.value >= limits.min_speedup
+    ]
+    return min(fast_enough or depths[-1:], key=_cost, default=None)
 
 
 def _rank(depth: AdvisedDepth) -> tuple[int, float]:
@@ -217,14 +243,8 @@ def _cost(depth: AdvisedDepth) -> float:
 _NOT = {Verdict.EXCEEDED: "does not keep", Verdict.UNDECIDED: "is not shown to keep"}
 
 
-def _none(model: str, depths: Sequence[AdvisedDepth], limits: Limits) -> str:
-    if not depths:
-        return f"{model} has no pruned variant yet."
-    fast_enough: Callable[[AdvisedDepth], bool] = lambda depth: (  # noqa: E731
-        depth.candidate.speedup is not None and depth.candidate.speedup.value >= limits.min_speedup
-    )
-    nearest = min([*filter(fast_enough, depths)] or depths[-1:], key=_cost)
-    tried = counted(len(depths), "depth") if len(depths) > 1 else "known depth"
+def _none(model: str, nearest: AdvisedDepth, num_depths: int, limits: Limits) -> str:
+    tried = counted(num_depths, "depth") if num_depths > 1 else "known depth"
     return (
         f"None of the {tried} of {model} is shown to keep the limits ({limits}). The nearest is "
         f"{nearest.candidate.short_name}: {described(nearest.candidate)}. It "
@@ -239,10 +259,12 @@ def _missing(
         yield f"nothing is pruned yet: `sleb prune {model} --num-remove 6` does that"
         return
     looked_at = [best] if best else candidates
-    if slow := [one for one in looked_at if not one.is_measured]:
-        variants = ",".join(one.short_name for one in slow if one.short_name.startswith("@-"))
-        option = f" --variants {variants}" if variants else ""
-        yield f"the speed-up is predicted, not measured: `sleb bench {model}{option}` measures it"
+    if predicted := [one for one in looked_at if not one.is_measured]:
+        bench = _bench(model, predicted)
+        yield f"the speed-up is predicted, not measured: {bench} measures it"
+    if vague := [one for one in looked_at if _is_vague(one, limits)]:
+        names, bench = ", ".join(one.short_name for one in vague), _bench(model, vague)
+        yield f"the speed-up of {names} is not known closely enough: {bench} says more"
     if any(not one.ratios for one in looked_at):
         yield (
             f"the quality on held-out text is not known: `sleb eval {looked_at[-1].name}` "
@@ -256,3 +278,16 @@ def _missing(
     if limits.min_probe is not None and any(one.probe is None for one in looked_at):
         name = (best or candidates[-1]).name
         yield f"the probe is not known of every depth: `sleb eval {name} --tasks probe` measures it"
+
+
+def _is_vague(candidate: Candidate, limits: Limits) -> bool:
+    """Whether a measured speed-up may be above or below its limit."""
+    found = candidate.speedup
+    if found is None or not candidate.is_measured:
+        return False
+    return Verdict.at_least(found, limits.min_speedup) is Verdict.UNDECIDED
+
+
+def _bench(model: str, candidates: Sequence[Candidate]) -> str:
+    variants = ",".join(one.short_name for one in candidates if one.short_name.startswith("@-"))
+    return f"`sleb bench {model} --variants {variants}`" if variants else f"`sleb bench {model}`"

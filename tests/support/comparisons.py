@@ -44,6 +44,8 @@ class Uneven(Engine):
         # later than any request arrives, in binary fractions: rounding would be a difference
         self.now_s = round(time.monotonic()) + 1000.0
         self.is_control_noisy = False
+        self.noise_ticks = 700
+        self.num_noisy = 1000  # repeats until the noise ends
         self.num_dense = 0  # requests; the first two warm up
         self.scripted: dict[str, dict[str, str]] = {}
         super().__init__(EngineLimits(max_num_seqs=8), clock=lambda: self.now_s)
@@ -58,7 +60,8 @@ class Uneven(Engine):
         ticks = 1300 if "tiny" in names else 1000
         repeat, turn = divmod(self.num_dense - 3, 2)  # turns of the dense model
         is_control = turn == (1 if repeat % 3 == 0 else 0)
-        if "tiny" in names and is_control and self.is_control_noisy:
-            ticks += 700 if repeat % 2 else -700
+        is_noisy = self.is_control_noisy and repeat < self.num_noisy
+        if "tiny" in names and is_control and is_noisy:
+            ticks += self.noise_ticks if repeat % 2 else -self.noise_ticks
         self.now_s += ticks / 2**20
         return super().step(interruption)

@@ -12,6 +12,7 @@ def advice_view(advice: Advice) -> AdviceView:
         model=advice.model,
         limits=LimitsView(**asdict(advice.limits)),
         taken=advice.taken,
+        nearest=advice.nearest,
         sentence=advice.sentence,
         depths=[_depth_view(depth) for depth in advice.depths],
         missing=list(advice.missing),

@@ -38,7 +38,8 @@ async def compare(
     of a model are compiled or chosen. Set ``ignore_eos`` for outputs of equal length. Metrics count
     these requests as ``bench``. A speed-up over the dense model is kept as the measured one of its
     depth, from three repeats and 16 tokens on, unless ``sleb bench`` or more repeats measured it,
-    or the control reads more than 10 % of noise.
+    or the control reads more than 10 % of noise. With ``max_seconds``, a noisy comparison takes
+    more repeats, until its intervals are narrow.
     """
     comparison_request = ComparisonRequest(
         models=body.models,
@@ -47,6 +48,7 @@ async def compare(
         params=sampling_params(body),
         stop=body.stop_strings,
         repeats=body.repeats,
+        max_seconds=body.max_seconds,
     )
     comparer = Comparer(generator, engine, limits.scored)
     found = await unless_gone(request.receive, comparer.compare(comparison_request))

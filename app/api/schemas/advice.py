@@ -52,6 +52,9 @@ class AdviceView(BaseModel):
     taken: str | None = Field(
         description="The depth to take; null if none is shown to keep the limits."
     )
+    nearest: str | None = Field(
+        description="The depth that the sentence describes where none is to be taken."
+    )
     sentence: str = Field(description="The advice in words.")
     depths: list[AdvisedDepthView] = Field(
         description="Those of the newest removal order and healed ones, the least pruned first."

@@ -8,13 +8,14 @@ from app.api.schemas.generate import ModelName, PromptsBody, TimingsView
 
 MAX_MODELS = 8
 MAX_REPEATS = 64
+MAX_SECONDS = 600.0
 
 
 class CompareBody(PromptsBody):
     """The same prompts, seed and sampling on two or more variants of one dense model.
 
-    Prompts × models × repeats must not exceed 256. With two or more repeats, the baseline also runs
-    a second time, as the control.
+    Prompts × models × repeats must not exceed 256; max_seconds adds no repeats beyond that. With
+    two or more repeats, the baseline also runs a second time, as the control.
     """
 
     models: list[ModelName] = Field(
@@ -28,6 +29,11 @@ class CompareBody(PromptsBody):
     repeats: Annotated[int, Field(ge=1, le=MAX_REPEATS)] = Field(
         default=5,
         description="Repeats of every prompt; intervals and verdicts need at least 2.",
+    )
+    max_seconds: Annotated[float, Field(ge=0, le=MAX_SECONDS)] = Field(
+        default=0,
+        description="More repeats, until every interval per token is within 3 % of its ratio, the "
+        "control's too, or so many seconds have passed.",
     )
 
 

@@ -163,7 +163,7 @@ function save() {
 async function measureAll() {
   const variants = new Map(orders.flatMap((order) => order.points.map((point) => [point.depth, point.model])));
   const sorted = [...variants].sort(([one], [other]) => one - other).map(([, each]) => each);
-  byId("measuring").textContent = `Measuring ${count(sorted.length, "depth")}, each five times and in turn with the dense model.`;
+  byId("measuring").textContent = `Measuring ${count(sorted.length, "depth")}, each five times or more and in turn with the dense model.`;
   try {
     await measure(model(), sorted, async (done) => {
       orders = await ordersOf(model());
@@ -172,7 +172,7 @@ async function measureAll() {
       show();
     });
   } finally {
-    byId("measuring").textContent = "Outputs of 32 tokens. Where other work makes equal models differ by more than 10 %, nothing is kept.";
+    byId("measuring").textContent = "Outputs of 32 tokens. Where other work made equal models differ by more than 10 %, also after a minute of repeats, nothing is kept.";
     await showAdvice();
   }
 }

@@ -6,7 +6,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import httpx2
 import pytest
 import redis
 from fastapi.testclient import TestClient
@@ -14,13 +16,16 @@ from rich.console import Console
 
 from app.commands.demo import (
     MAX_NEW_TOKENS,
+    MEASURE_S,
     REPEATS,
     _compare,
     _prune,
     compared_of,
     keep_result,
     keep_speedups,
+    measured_advice,
     own_place,
+    shown_of,
     variants_of,
 )
 from app.commands.demo_report import figures_of, print_report
@@ -70,6 +75,50 @@ def test_all_models_are_compared_by_the_service(
     for domain in models[-1].model["domains"]:
         assert f"{domain['domain']}: {domain['text']}" in " ".join(report.split())
         assert f"{domain['perplexity']:.1f} ({domain['ratio']:.2f}×)" in report
+
+
+class _Advised:
+    """A service whose advice is about a depth until that one is measured, then about the next."""
+
+    def __init__(self, *, is_noisy: bool = False) -> None:
+        self.compared: list[dict[str, Any]] = []
+        self._high = 1.5 if is_noisy else 1.12
+
+    def get(self, _path: str) -> httpx2.Response:
+        measured = {int(body["models"][1].rpartition("-")[2]) for body in self.compared}
+        depths = [self._depth(k, is_measured=k in measured) for k in (2, 3, 4)]
+        about = next(k for k in (3, 4, 2) if k not in measured) if len(measured) < 2 else 4
+        body = {"taken": None, "nearest": f"{NAME}@-{about}", "depths": depths}
+        return httpx2.Response(200, json=body, request=httpx2.Request("GET", "http://demo"))
+
+    def _depth(self, k: int, *, is_measured: bool) -> dict[str, Any]:
+        high = self._high if is_measured else None
+        speedup = {"value": 1.1, "low": high and 1.09, "high": high}
+        name = f"{NAME}@-{k}"
+        return {"name": name, "num_removed": k, "is_measured": is_measured, "speedup": speedup}
+
+    def post(self, path: str, json: dict[str, Any]) -> httpx2.Response:
+        assert path == "/compare"
+        self.compared.append(json)
+        return httpx2.Response(200, json={})
+
+
+@pytest.mark.parametrize("is_noisy", [False, True])
+def test_the_depth_that_the_advice_is_about_is_measured(*, is_noisy: bool) -> None:
+    job = {"pruned_model": f"{NAME}@prn-1", "removed_blocks": [*range(6)]}
+    service = _Advised(is_noisy=is_noisy)
+    advice = measured_advice(service, job)  # type: ignore[arg-type]
+    assert [body["models"] for body in service.compared] == [
+        [NAME, f"{NAME}@prn-1-3"],
+        [NAME, f"{NAME}@prn-1-4"],
+    ]
+    assert all(body["max_seconds"] == MEASURE_S for body in service.compared)
+    assert advice["nearest"] == f"{NAME}@-4"
+    assert shown_of(job, advice) == [f"{NAME}@prn-1-4", f"{NAME}@prn-1-6"]
+    assert shown_of({**job, "removed_blocks": [*range(4)]}, advice) == [
+        f"{NAME}@prn-1-2",
+        f"{NAME}@prn-1-4",
+    ]
 
 
 def test_figures_are_medians_over_the_repeats() -> None:

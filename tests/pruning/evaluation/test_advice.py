@@ -38,7 +38,7 @@ ALL = (DEEP, SHALLOW, MIDDLE)
 
 def test_the_deepest_depth_that_keeps_the_limits_is_taken() -> None:
     advice = advise("m", ALL, Limits())
-    assert advice.taken == "m@-4"
+    assert (advice.taken, advice.nearest) == ("m@-4", None)
     assert advice.sentence == (
         "Take m@-4: 1.13 × as fast per token (measured, 1.12 to 1.14), 10 % fewer parameters; "
         "perplexity on prose 1.03 × (1.02 to 1.04), code 1.01 × (1.00 to 1.02) the dense model's. "
@@ -55,8 +55,10 @@ def test_none_of_the_depths_is_an_answer() -> None:
     assert advice.taken is None
     assert advice.sentence.startswith("None of the 3 depths of m is shown to keep the limits (at ")
     assert "The nearest is @-4: 1.13 × as fast" in advice.sentence
+    assert advice.nearest == "m@-4"
     assert advice.sentence.endswith("It is not shown to keep the limit on prose.")
-    assert advise("m", (), Limits()).sentence == "m has no pruned variant yet."
+    empty = advise("m", (), Limits())
+    assert (empty.nearest, empty.sentence) == (None, "m has no pruned variant yet.")
     assert "sleb prune m" in advise("m", (), Limits()).missing[0]
 
 
@@ -64,6 +66,9 @@ def test_an_interval_that_contains_a_limit_takes_nothing() -> None:
     wide = candidate(4, 1.13, 1.03, half=0.04)
     advice = advise("m", (wide,), Limits())
     assert (advice.taken, advice.depths[0].verdict) == (None, Verdict.UNDECIDED)
+    assert advice.missing == (
+        "the speed-up of @-4 is not known closely enough: `sleb bench m --variants @-4` says more",
+    )
     assert "speed 1.13 × (1.09 to 1.17) is undecided at 1.1" in advice.depths[0].because
 
 

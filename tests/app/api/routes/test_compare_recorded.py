@@ -61,7 +61,7 @@ def test_what_says_little_is_not_kept(
     assert MeasuredSpeedups(data_dir).of_model("tiny") == {}
 
 
-def test_a_busy_machine_measures_nothing_that_is_kept(
+def test_a_busy_machine_measures_nothing_that_is_kept_at_once(
     settings: ServeSettings, redis_url: str, data_dir: Path
 ) -> None:
     engine = Uneven()
@@ -85,3 +85,36 @@ def test_other_kernels_and_benchmarks_are_not_replaced(
         MeasuredSpeedups(data_dir).record("tiny", {1: bench})
         compare(client, **BODY, max_new_tokens=16, repeats=4)
     assert MeasuredSpeedups(data_dir).of("tiny", 6, 1) == bench
+
+
+def test_a_noisy_comparison_goes_on_until_its_intervals_are_narrow(
+    settings: ServeSettings, redis_url: str, data_dir: Path
+) -> None:
+    engine = Uneven()
+    engine.is_control_noisy, engine.noise_ticks, engine.num_noisy = True, 100, 4
+    body = {**BODY, "max_new_tokens": 16, "repeats": 3}
+    with local_api(settings, redis_url, engine) as client:
+        short = compare(client, **body, max_seconds=1e-9)
+        assert short["control"]["tpot"]["high"] > 1.1
+        assert not advised(client)["is_measured"]
+        engine.num_dense = 0
+        found = compare(client, **body, max_seconds=600)
+        assert advised(client)["is_measured"]
+    assert len(short["prompts"][0]["outputs"][0]["timings"]) == 3
+    assert found["control"]["tpot"]["high"] <= 1.03 * found["control"]["tpot"]["ratio"]
+    kept = MeasuredSpeedups(data_dir).of("tiny", 6, 1)
+    assert kept is not None
+    assert kept.num_pairs is not None
+    assert 4 < kept.num_pairs < 40, "its intervals ended it"
+
+
+def test_the_most_outputs_end_a_comparison_too(
+    settings: ServeSettings, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.compare.compare.MAX_OUTPUTS", 8)
+    engine = Uneven()
+    engine.is_control_noisy = True
+    with local_api(settings, redis_url, engine) as client:
+        found = compare(client, **BODY, max_new_tokens=2, repeats=1, max_seconds=600)
+    assert len(found["prompts"][0]["outputs"][0]["timings"]) == 4
+    assert found["control"] is not None
