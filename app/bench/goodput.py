@@ -1,7 +1,8 @@
 """Goodput: the highest request rate at which a share of the requests keeps a promise.
 
 Dense and pruned models take turns, each on the same arrivals, with a second dense model as the
-control. The rate rises until the promise is broken, and is then bisected.
+control. The rate rises until the promise is broken, and is then bisected. Later searches begin near
+the last result, which saves rates to try and changes none of the results.
 """
 
 import math
@@ -13,8 +14,9 @@ from app.bench.plan import AGAIN, DENSE, HALF, BenchSubject
 from app.bench.promise import Promise
 from app.compare.speedup import Speedup, alternate, beyond_noise, speedup
 
-NUM_BISECTIONS = 5  # a rate is then known to 2 %
-_MAX_DOUBLINGS = 20
+RESOLUTION = 1.01  # of a rate
+_FAR, _NEAR = 2.0, 1.15  # the first step from a rate that is a guess, and from one nearby
+_MAX_STEPS = 20
 SHARE = 0.99
 
 
@@ -65,11 +67,16 @@ class Goodput:
 
 
 def highest_rate(
-    served_at: Callable[[float], Served], start: float, share: float, max_rate: float = math.inf
+    served_at: Callable[[float], Served],
+    start: float,
+    share: float,
+    max_rate: float = math.inf,
+    step: float = _FAR,
 ) -> Climb:
     """The highest rate at which ``share`` of the requests keeps the promise.
 
-    It doubles from ``start`` on until they do not, or halves until they do, and is then bisected.
+    It rises from ``start`` on until they do not, or falls until they do, by ``step`` and then in
+    longer steps, and is then bisected.
     """
     rungs: list[Rung] = []
 
@@ -79,24 +86,28 @@ def highest_rate(
         return not served.is_cut_short and served.share >= share
 
     good, bad, rate = 0.0, 0.0, start
-    for _ in range(_MAX_DOUBLINGS):
+    for _ in range(_MAX_STEPS):
         if is_kept(rate):
             good = rate
         else:
             bad = rate
         if good and (bad or rate >= max_rate):
             break
-        rate = min(max_rate, 2 * rate) if good else rate / 2
-    for _ in range(NUM_BISECTIONS if good and bad else 0):
+        rate = min(max_rate, step * rate) if good else rate / step
+        step = min(_FAR, step**2)
+    while good and bad > RESOLUTION * good:
         middle = math.sqrt(good * bad)
         good, bad = (middle, bad) if is_kept(middle) else (good, middle)
     return Climb(good, tuple(rungs))
 
 
 def measure_goodput(
-    subject: BenchSubject, plan: GoodputPlan, start: float, advance: Callable[[], None]
+    subject: BenchSubject, plan: GoodputPlan, start: float, found: Callable[[str, float], None]
 ) -> Goodput:
-    """Every side on the arrivals of every repeat, in alternating turns."""
+    """Every side on the arrivals of every repeat, in alternating turns.
+
+    ``found`` is called after each search, with its side and the goodput.
+    """
     sides = {name: side for name, side in subject.sides().items() if name != HALF}
     climbs: dict[str, list[Climb]] = {name: [] for name in sides}
     for _, name in alternate(list(sides), len(plan.arrivals)):
@@ -108,7 +119,14 @@ def measure_goodput(
             given = (sides[name], arrivals, rate, plan.promise, plan.share)
             return serve(*given, seed=plan.seed, tuner=subject.tuner)
 
-        climbs[name].append(highest_rate(served_at, start, plan.share))
-        advance()
+        near = _last(climbs[name]) or _last(climbs[DENSE])
+        climb = highest_rate(served_at, near or start, plan.share, step=_NEAR if near else _FAR)
+        climbs[name].append(climb)
+        found(name, climb.goodput)
     removed = {name: len(blocks) for name, blocks in subject.removed.items()}
     return Goodput(plan, removed, climbs)
+
+
+def _last(climbs: Sequence[Climb]) -> float:
+    """The goodput of the last search, 0 if there is none or none was found."""
+    return climbs[-1].goodput if climbs else 0.0

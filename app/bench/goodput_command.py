@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -59,8 +58,12 @@ def run_goodput(
     start = _start(subject, arrivals[0])
     with Progress(console=console) as progress:
         task = progress.add_task("searches", total=len(arrivals) * (2 + len(subject.removed)))
-        advance = partial(progress.advance, task)
-        found = measure_goodput(subject, goodput_plan, start, advance)
+
+        def show(side: str, rate: float) -> None:
+            progress.console.print(f"{side}: {rate:.3g} requests a second keep it", markup=False)
+            progress.advance(task)
+
+        found = measure_goodput(subject, goodput_plan, start, show)
     wire = {
         "model": subject.name,
         **to_wire(found),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from app.bench import goodput_command, open_loop
-from app.bench.goodput import Climb, Goodput, GoodputPlan, highest_rate, measure_goodput
+from app.bench.goodput import RESOLUTION, Climb, Goodput, GoodputPlan, highest_rate, measure_goodput
 from app.bench.goodput_command import Asked, run_goodput
 from app.bench.goodput_report import plot, sentences, to_wire
 from app.bench.open_loop import Arrival, InvalidTrace, Served, poisson, read_trace, serve
@@ -43,8 +43,35 @@ def up_to(limit: float, *, is_cut_short: bool = False) -> Callable[[float], Serv
 @pytest.mark.parametrize("is_cut_short", [True, False])
 def test_the_rate_is_bracketed_and_bisected(limit: float, *, is_cut_short: bool) -> None:
     climb = highest_rate(up_to(limit, is_cut_short=is_cut_short), 1.0, 0.99)
-    assert limit * 2 ** (-1 / 16) <= climb.goodput <= limit
+    assert limit / RESOLUTION <= climb.goodput <= limit
     assert len(climb.rungs) <= 12
+    for start in (limit * 0.7, limit * 1.01, limit * 1.4):
+        near = highest_rate(up_to(limit, is_cut_short=is_cut_short), start, 0.99, step=1.15)
+        assert limit / RESOLUTION <= near.goodput <= limit
+        assert len(near.rungs) <= 8
+
+
+def test_a_later_search_begins_near_the_last_result(
+    tiny_variant: Variant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[float] = []
+
+    def served(_variant: Variant, _arrivals: object, rate: float, *_: Any, **__: Any) -> Served:
+        rates.append(rate)
+        return up_to(100.0)(rate)
+
+    monkeypatch.setattr("app.bench.goodput.serve", served)
+    subject = BenchSubject("tiny", tiny_variant, {})
+    plan = GoodputPlan(Promise(ttft_s=1.0), [[Arrival(0.0, 1, 1)]] * 2)
+    found = measure_goodput(subject, plan, 1.0, lambda *_: None)
+    assert all(
+        100 / RESOLUTION <= rate <= 100 for side in found.climbs for rate in found.rates(side)
+    )
+    first = [rung.rate for rung in found.climbs[DENSE][0].rungs]
+    assert (first[0], len(first)) == (1.0, 15)
+    others = rates[len(first) :]
+    assert min(others) > 80
+    assert len(others) <= 3 * 6
 
 
 def test_a_promise_that_no_rate_keeps_has_no_goodput() -> None:
@@ -98,7 +125,7 @@ def test_the_report_says_whether_prompts_were_read_in_full(
     plan = GoodputPlan(Promise(ttft_s=1e6), [arrivals])
 
     def reading() -> str:
-        found = measure_goodput(subject, plan, 1.0, lambda: None)
+        found = measure_goodput(subject, plan, 1.0, lambda *_: None)
         told: str = to_wire(found)["prompt_reading"]
         return told
 
@@ -164,7 +191,7 @@ def test_dense_and_pruned_take_turns(tiny_variant: Variant) -> None:
     arrivals = [poisson(2, 4, 2, seed) for seed in (0, 1)]
     plan = GoodputPlan(Promise(ttft_s=1e-9), arrivals)
     advanced: list[None] = []
-    found = measure_goodput(subject, plan, 1e6, lambda: advanced.append(None))
+    found = measure_goodput(subject, plan, 1e6, lambda *_: advanced.append(None))
     assert found.climbs.keys() == {DENSE, AGAIN, "tiny@-2"}
     assert all(rate == 0 for side in found.climbs for rate in found.rates(side))
     assert len(advanced) == 6
