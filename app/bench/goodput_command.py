@@ -64,12 +64,8 @@ def run_goodput(
             progress.advance(task)
 
         found = measure_goodput(subject, goodput_plan, start, show)
-    wire = {
-        "model": subject.name,
-        **to_wire(found),
-        **facts_of(asked.dtype),
-        "machine": machine(),
-    }
+    facts = {**facts_of(asked.dtype), "machine": machine()}
+    wire = {"model": subject.name, **to_wire(found), **facts}
     (out / REPORT_FILE).write_text(json.dumps(wire, indent=2) + "\n", encoding="utf-8")
     if has_extra("plots"):
         (out / PLOT_FILE).write_bytes(plot(found))

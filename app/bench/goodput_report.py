@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # slow to import
     from matplotlib.figure import Figure
 
 _COLORS = ("#222222", "#909090", "#0072B2", "#C44E00", "#00795A", "#8F4A7A")
+_MARKS = ("o", "s", "^", "D", "v", "P")
+_MOST_STRAIN = 2.5  # that the picture shows
 _MOST_MACHINES = 12
 
 
@@ -67,7 +69,7 @@ def to_wire(goodput: Goodput) -> dict[str, Any]:
 
 
 def plot(goodput: Goodput) -> bytes:
-    """A PNG of the share that kept the promise over the request rate."""
+    """A PNG of how the slowest requests saturate over the request rate."""
     from matplotlib import style  # noqa: PLC0415 - slow to import
 
     buffer = BytesIO()
@@ -82,17 +84,21 @@ def draw(goodput: Goodput) -> "Figure":
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     axes = figure.add_subplot()
     for number, (side, climbs) in enumerate(goodput.climbs.items()):
-        rungs = sorted((rung.rate, rung.served.share) for climb in climbs for rung in climb.rungs)
-        color = _COLORS[number % len(_COLORS)]
-        axes.plot(*zip(*rungs, strict=True), "o", color=color, ms=4, alpha=0.7)
+        color, mark = _COLORS[number % len(_COLORS)], _MARKS[number % len(_MARKS)]
+        rungs = [rung for climb in climbs for rung in climb.rungs if rung.served.strain is not None]
+        for is_whole, face in ((True, color), (False, "none")):
+            found = [rung for rung in rungs if rung.served.is_cut_short is not is_whole]
+            strains = [min(_MOST_STRAIN, rung.served.strain or 0.0) for rung in found]
+            rates = [rung.rate for rung in found]
+            axes.plot(rates, strains, mark, color=color, mfc=face, ms=5, alpha=0.8)
         rate = fmean(goodput.rates(side))
         axes.axvline(rate, color=color, lw=1.5, ls="--" if side == AGAIN else "-")
-        axes.plot([], [], "-o", color=color, label=f"{side}: {rate:.3g} requests a second")
-    axes.axhline(goodput.plan.share, color="#909090", lw=1)
-    axes.set_xscale("log")
-    axes.set_ylim(-0.02, 1.02)
-    axes.set_xlabel("request rate, a second (Poisson or trace, open loop)")
-    axes.set_ylabel("share of requests that kept the promise")
+        axes.plot([], [], f"-{mark}", color=color, label=f"{side}: {rate:.3g} requests a second")
+    axes.axhline(1, color="#909090", lw=1)
+    axes.set_xlim(left=0)
+    axes.set_ylim(0, _MOST_STRAIN * 1.04)
+    axes.set_xlabel("requests a second (open loop); hollow: ended once the promise was lost")
+    axes.set_ylabel(f"time of the slowest {1 - goodput.plan.share:.0%}, × what is promised")
     axes.set_title(f"Promise: {goodput.plan.promise}; lines: goodput", loc="left", size=10)
-    axes.legend(loc="lower left")
+    axes.legend(loc="lower right")
     return figure

@@ -42,6 +42,7 @@ class Served:
     seconds: float  # of the whole run
     is_cut_short: bool = False  # the share was out of reach before the last request
     num_cached_tokens: int = 0  # of prompts: their keys and values were there
+    strain: float | None = None  # that the promised share of them does not exceed; of the promise
 
     @property
     def share(self) -> float:
@@ -138,7 +139,14 @@ async def _served(
         seconds=time.monotonic() - began_s,
         is_cut_short=len(ended) < len(arrivals),
         num_cached_tokens=num_cached_tokens(ended),
+        strain=_strain([promise.strain(each) for each in ended], share),
     )
+
+
+def _strain(each: Sequence[float], share: float) -> float | None:
+    """The quantile ``share`` of them, so that a promise is kept up to 1."""
+    allowed = int((1 - share) * len(each) + 1e-9)
+    return sorted(each)[-1 - allowed] if each else None
 
 
 def _engine(variant: Variant, max_waiting: int, tuner: Autotuner) -> AsyncEngine:

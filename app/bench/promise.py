@@ -50,9 +50,16 @@ class Promise:
 
     def is_kept(self, timings: Timings) -> bool:
         """Whether a request kept it. One without a second token has no time per token."""
+        return self.strain(timings) <= 1
+
+    def strain(self, timings: Timings) -> float:
+        """The largest share of its limit that a time of the request takes; 0 if it has none."""
         pairs = (
             (self.ttft_s, timings.ttft_s),
             (self.tpot_s, timings.tpot_s),
             (self.e2e_s, timings.e2e_s),
         )
-        return all(found is None or found <= limit for limit, found in pairs if limit is not None)
+        shares = (
+            found / limit for limit, found in pairs if limit is not None and found is not None
+        )
+        return max(shares, default=0.0)

@@ -34,7 +34,10 @@ def up_to(limit: float, *, is_cut_short: bool = False) -> Callable[[float], Serv
 
     def served_at(rate: float) -> Served:
         num_kept = 100 if rate <= limit else 90
-        return Served(num_kept, 100, 1.0, is_cut_short=rate > limit and is_cut_short)
+        is_cut = rate > limit and is_cut_short
+        return Served(
+            num_kept, 100, 1.0, is_cut_short=is_cut, strain=rate / limit if limit else None
+        )
 
     return served_at
 
@@ -138,6 +141,19 @@ def test_the_report_says_whether_prompts_were_read_in_full(
 
     monkeypatch.setattr(open_loop, "_requests", sharing)
     assert reading() == "from what was there"
+
+
+def test_the_strain_is_what_the_promised_share_does_not_exceed(tiny_variant: Variant) -> None:
+    arrivals = poisson(6, 5, 3, seed=0)
+    kept = serve(tiny_variant, arrivals, 1e6, Promise(ttft_s=1e6, tpot_s=1e6), 0.99)
+    assert kept.strain is not None
+    assert 0 < kept.strain < 1
+    lost = serve(tiny_variant, arrivals, 1e6, Promise(ttft_s=1e-9), 0.99)
+    assert lost.strain is not None
+    assert lost.strain > 1
+    assert open_loop._strain([0.5, 3.0, *[0.9] * 98], 0.99) == 0.9
+    assert open_loop._strain([0.5, 3.0], 0.99) == 3.0
+    assert open_loop._strain([], 0.99) is None
 
 
 def test_a_run_ends_once_the_share_is_out_of_reach(tiny_variant: Variant) -> None:
