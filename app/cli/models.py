@@ -83,7 +83,9 @@ def rm(
 def add(
     source: Annotated[
         str,
-        typer.Argument(help="ORG/NAME on the Hugging Face hub, s3://BUCKET/NAME, or a directory."),
+        typer.Argument(
+            help="ORG/NAME on the Hugging Face hub, s3://BUCKET/NAME, a directory, or a GGUF file."
+        ),
     ],
     name: Annotated[
         str | None,
@@ -94,7 +96,10 @@ def add(
         typer.Option(help="Branch, tag or commit on the hub; by default the main branch."),
     ] = None,
 ) -> None:
-    """Fetch or copy the safetensors, config and tokenizer files of a model, and no others."""
+    """Fetch or copy the safetensors, config and tokenizer files of a model, and no others.
+
+    A GGUF file is written as such files, in bfloat16.
+    """
     from app.config import serve_settings
     from app.models.hub import add_model
 

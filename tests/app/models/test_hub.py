@@ -179,8 +179,8 @@ REFUSALS: dict[str, tuple[str, dict[str, Any], Change, str]] = {
     "unreachable": (ID, {}, unreachable, "cannot be reached"),
     "offline": (ID, {}, offline, "cannot be reached"),
     "out of order": (ID, {}, out_of_order, "status 500"),
-    "no id": ("tiny", {}, nothing, "neither a directory nor"),
-    "no id either": ("a/b/c", {}, nothing, "neither a directory nor"),
+    "no id": ("tiny", {}, nothing, "nor the ORG/NAME of a hub"),
+    "no id either": ("a/b/c", {}, nothing, "nor the ORG/NAME of a hub"),
     "no name": (ID, {"name": "../x"}, nothing, "cannot be named"),
 }
 
