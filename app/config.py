@@ -148,8 +148,8 @@ class ServeSettings(Settings):
     )
     max_batch_tokens: PositiveInt = Field(
         default=512,
-        description="tokens of prompts that one step reads, of one or several prompts; fewer let "
-        "running outputs wait less",
+        description="tokens of prompts that one step reads, of one or several prompts, and up to "
+        "an eighth more where a prompt ends with them; fewer let running outputs wait less",
     )
     kv_cache_bytes: Annotated[ByteSize, Field(gt=0)] | None = Field(
         default=None,

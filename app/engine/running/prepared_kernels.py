@@ -92,7 +92,7 @@ class Kernels:
             yield from flat.trials(
                 Sizes(
                     max_rows=limits.max_num_seqs,
-                    max_prompt=limits.max_batch_tokens,
+                    max_prompt=limits.max_batch_tokens + limits.num_end_tokens,
                     max_tokens=min(
                         variant.max_model_len, limits.max_model_len or variant.max_model_len
                     ),

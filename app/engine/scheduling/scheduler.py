@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from app.engine.variant import Variant
 
 BACKGROUND_CHUNK = 64  # prompt tokens of one background forward, which a live request waits for
+_SHORT_END = 1 / 8  # of the tokens of a batch
 _MAX_PASSED = 16  # prefills without a prompt, after which it is read before shorter ones
 _WORTH_WAITING = 64  # tokens that another prompt of the same batch reads already
 
@@ -38,6 +39,12 @@ class EngineLimits:
         limits = (self.max_num_seqs, self.max_batch_tokens, *(each or 1 for each in optional))
         if min(limits) < 1 or 0 in optional:
             raise InvalidLimits(f"{self}: expected at least 1 each")
+
+    @property
+    def num_end_tokens(self) -> int:
+        """The tokens of a prompt's end that a batch has beyond ``max_batch_tokens``, instead of
+        leaving them to a forward of their own. Whole pages."""
+        return int(self.max_batch_tokens * _SHORT_END) // PAGE_TOKENS * PAGE_TOKENS
 
 
 @dataclass(eq=False)
@@ -314,18 +321,17 @@ class Scheduler:
 
         A part of a prompt ends with a page where it can, so that what follows may be found.
         """
-        longest = self.limits.max_batch_tokens
+        longest, num_end = self.limits.max_batch_tokens, self.limits.num_end_tokens
         if seq.request.is_background:
-            longest = min(longest, BACKGROUND_CHUNK)
+            longest, num_end = min(longest, BACKGROUND_CHUNK), 0
         if seq.is_cut_alone:
             left = len(seq.request.prompt_ids) - num_cached
             num = min(left, longest - num_cached % longest) if left > 0 else 1
             return num if num <= rest else 0
-        left = len(seq.tokens) - num_cached
-        num = min(left, longest, rest)
+        left, num = len(seq.tokens) - num_cached, min(longest, rest)
+        if left <= num + num_end:
+            return left
         whole = num - (num_cached + num) % PAGE_TOKENS
-        if num == left:
-            return num
         return whole if whole > 0 else num * is_first
 
     def _has_room(self, seq: Sequence) -> bool:
