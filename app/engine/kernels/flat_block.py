@@ -71,14 +71,6 @@ class FlatBlock:
         if self.is_rotated:
             turned = rotation(turned)
         queries, keys = turned.split((num_queries, num_keys), dim=1)
-        return self.attended(queries, keys, values, attention, cache)
-
-    def attended(
-        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
-        attention: Attention, cache: PagedCache,
-    ) -> torch.Tensor:  # fmt: skip
-        """What attention adds to hidden states, from normed and rotated heads ``[tokens, heads,
-        head_dim]``; writes to the open cache."""
         keys, values = cache.write(keys, values, self.position)
         attended = attention(self.kind, queries, keys, values, self.scaling)
         out: torch.Tensor = self.output(attended.flatten(1))

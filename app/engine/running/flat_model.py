@@ -49,9 +49,8 @@ from pruning.models.architectures import architecture
 from pruning.models.blocks import block_list, finish
 from pruning.models.layout import Parts
 
-# Kernels of the blocks on a CPU, the last one for prompts only.
+# Kernels of the blocks on a CPU.
 FLAT, COMPILED, AROUND = "torch's operations", "compiled", "compiled around products"
-AROUND_BOTH = "compiled around products and attention"
 
 _MIN_RUN_S = 0.002  # of a trial, so that what comes with each call does not matter
 _MIN_PROMPT = 16  # tokens: shorter prompts share its choices
@@ -214,10 +213,7 @@ class FlatModel:
         if compiled.has_room(len(hidden)):
             whole[COMPILED] = partial(compiled.whole, hidden, rotations, cache, interruption)
         around = partial(compiled.around_products, hidden, rotations, cache, interruption)
-        if isinstance(attention, BatchedDecodeAttention):
-            return {**whole, FLAT: flat, AROUND: around}
-        both = partial(compiled.around_attention, hidden, rotations, attention, cache, interruption)
-        return {FLAT: flat, **whole, AROUND: around, AROUND_BOTH: both}
+        return {**whole, FLAT: flat, AROUND: around}
 
     def _attention_shape(self) -> AttentionShape:
         first = self._blocks[0]

@@ -27,7 +27,7 @@ from app.engine.autotuning import (
     sizes_to,
 )
 from app.engine.engine import Engine
-from app.engine.running.flat_model import AROUND, AROUND_BOTH, COMPILED, FLAT
+from app.engine.running.flat_model import AROUND, COMPILED, FLAT
 from app.engine.running.head import COMPILED_HEAD, TORCH
 from tests.support.compiled import always, load_compiled
 from tests.support.engine_requests import expected, prompt, request, run, variant
@@ -41,7 +41,6 @@ KERNELS = (
     (FUSED, FLAT, TORCH),
     (PRODUCTS, COMPILED, AROUND, COMPILED_HEAD),
     (AROUND,),
-    (AROUND_BOTH,),
     (),
 )
 

@@ -18,7 +18,6 @@ from app.engine.kernels.compiled.arithmetic import (
 from app.engine.kernels.compiled.attention import attend
 from app.engine.kernels.compiled.openmp import Floats, barrier, compiled, get_thread, inlined, share
 from app.engine.kernels.compiled.parts import (
-    before_attention,
     before_down,
     before_gate_and_up,
     before_next,
@@ -31,7 +30,7 @@ from app.engine.kernels.compiled.rows import gate, multiply, norm_rows
 _BLOCK_BYTES = BLOCK.itemsize
 
 # What runs: all blocks as a whole, or a part of one, by what is behind it.
-WHOLE, PROJECT, ATTENTION, OUTPUT, GATE_AND_UP, DOWN, NEXT = range(7)
+WHOLE, PROJECT, OUTPUT, GATE_AND_UP, DOWN, NEXT = range(6)
 
 
 def float32_block(address: int) -> None:
@@ -52,8 +51,6 @@ def _run(address: int, like: Any) -> None:
         _whole(address, block, step, like)
     elif block.part == PROJECT:
         before_project(block, step, like)
-    elif block.part == ATTENTION:
-        before_attention(block, step, like)
     elif block.part == OUTPUT:
         before_output(block, step, like)
     elif block.part == GATE_AND_UP:

@@ -11,11 +11,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from app.engine.attention import Attention
 from app.engine.cache.paged_cache import PagedCache
 from app.engine.kernels.compiled.attention import room_of_thread
 from app.engine.kernels.compiled.block import (
-    ATTENTION,
     DOWN,
     GATE_AND_UP,
     NEXT,
@@ -120,45 +118,13 @@ class CompiledBlocks:
         """The same with products by torch."""
         out = hidden.clone()
         with self._opened(out, rotations, cache):
-            for block, record in self._both(part):
+            for block, record in zip(self._flat[part], self._records[part], strict=True):
                 interruption.check()
+                self._run_part(*record, PROJECT, out, normed := torch.empty_like(out))
                 attended = hidden.new_empty(len(out), int(record[0]["output"]["inputs"]))
-                self._run_part(*record, OUTPUT, self._projected(block, record, out), attended)
+                self._run_part(*record, OUTPUT, block.project(normed), attended)
                 self._feed_forward(block, record, block.output(attended), out)
         return out
-
-    def around_attention(
-        self,
-        hidden: torch.Tensor,
-        rotations: Mapping[str, Rotation],
-        attention: Attention,
-        cache: PagedCache,
-        interruption: Interruption,
-        part: slice = _ALL,
-    ) -> torch.Tensor:
-        """The same with products and attention by torch."""
-        out = hidden.clone()
-        with self._opened(out, rotations, cache):
-            for block, record in self._both(part):
-                interruption.check()
-                projected = self._projected(block, record, out)
-                self._run_part(*record, ATTENTION, projected, turned := torch.empty_like(projected))
-                heads = turned.view(len(out), -1, block.head_dim)
-                queries, keys, values = heads.split(block.num_heads, dim=1)
-                update = block.attended(queries, keys, values, attention, cache)
-                self._feed_forward(block, record, update, out)
-        return out
-
-    def _both(self, part: slice) -> Iterator[tuple[FlatBlock, tuple[Any, int]]]:
-        """Flat blocks with what their compiled parts read."""
-        return zip(self._flat[part], self._records[part], strict=True)
-
-    def _projected(
-        self, block: FlatBlock, record: tuple[Any, int], hidden: torch.Tensor
-    ) -> torch.Tensor:
-        """Queries, keys and values of hidden states, side by side."""
-        self._run_part(*record, PROJECT, hidden, normed := torch.empty_like(hidden))
-        return block.project(normed)
 
     def _feed_forward(
         self, block: FlatBlock, record: tuple[Any, int], update: torch.Tensor, hidden: torch.Tensor

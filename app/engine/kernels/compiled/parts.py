@@ -13,8 +13,8 @@ from app.engine.kernels.compiled.arithmetic import (
     floats_at,
     own_floats,
 )
-from app.engine.kernels.compiled.attention import attend, turn
-from app.engine.kernels.compiled.openmp import Floats, compiled, get_thread, inlined, share
+from app.engine.kernels.compiled.attention import attend
+from app.engine.kernels.compiled.openmp import Floats, compiled, inlined, share
 from app.engine.kernels.compiled.rows import gate, norm_rows
 
 
@@ -29,23 +29,6 @@ def before_project(block: Any, step: Any, like: Any) -> None:
             stream[row, at] = as_float(hidden[row, at]) * block.input_scale
     normed = array_like(like, block.target, step.rows, block.width)
     norm_rows(block.before, stream, normed, first, last)
-
-
-@inlined
-def before_attention(block: Any, step: Any, like: Any) -> None:
-    """Queries, keys and values to the same, the first two normed and rotated."""
-    width = block.project.outputs
-    projected = array_like(like, block.source, step.rows, width)
-    out = array_like(like, block.target, step.rows, width)
-    heads = own_floats(step.projected, 1, width)
-    start = step.projected + 4 * get_thread() * width
-    first, last = share(step.rows)
-    for row in range(first, last):
-        for at in range(width):
-            heads[0, at] = as_float(projected[row, at])
-        turn(block, row, start)
-        for at in range(width):
-            out[row, at] = as_number_of(out, heads[0, at])
 
 
 @inlined

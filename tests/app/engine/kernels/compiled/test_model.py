@@ -18,7 +18,6 @@ from app.engine.engine_loop import EngineLoop
 from app.engine.kernels.int8 import int8_model
 from app.engine.running.flat_model import (
     AROUND,
-    AROUND_BOTH,
     COMPILED,
     FLAT,
     FlatModel,
@@ -36,7 +35,7 @@ from tests.support.engine_requests import PRUNED_BLOCKS, expected, prompt, reque
 from tests.support.families import EVERYWHERE
 from tests.support.tiny import NUM_BLOCKS, SERVED, tiny_model
 
-WAYS = (AROUND, AROUND_BOTH, COMPILED)
+WAYS = (AROUND, COMPILED)
 NUM_TOKENS = 64  # of a sequence, for short ones
 COMPILED_FAMILIES = (
     "cwm", "gemma", "gemma3_text", "internlm3", "iquestcoder", "llama", "ministral", "mistral",
