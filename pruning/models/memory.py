@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 import torch
+from torch import nn
 
 _GROUP = Path("/sys/fs/cgroup")
 BATCH_TOKENS = 4096  # per call of a block: enough to keep a device busy
@@ -87,6 +88,21 @@ def state_budget(
             "budget, free memory, or use a smaller seqlen"
         )
     return budget
+
+
+def host_budget(device: torch.device, num_bytes: int | None) -> int:
+    """The bytes of hidden states that may be kept in memory of the host for a GPU: half of what is
+    free, and none where the budget is a number, which is that of all states."""
+    if device.type == "cpu" or num_bytes is not None:
+        return 0
+    return free_bytes(torch.device("cpu")) // 2
+
+
+def leave_device(model: nn.Module) -> None:
+    """Move the weights to main memory, and leave that of a GPU to other processes."""
+    if next(model.parameters()).device.type != "cpu":
+        model.to("cpu")
+        release_cache()
 
 
 def release_cache() -> None:

@@ -7,6 +7,7 @@ After r is restored, they resume at r.
 """
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
@@ -18,19 +19,39 @@ from pruning.sleb import Blocks
 _Trail = dict[int, torch.Tensor]
 
 
+@dataclass(frozen=True)
+class StatePlace:
+    """Where states are kept that are computed on a device."""
+
+    device: torch.device
+    is_on_host: bool = False  # in pinned memory: copies wait for nothing, and follow the kernels
+
+    def kept(self, hidden: torch.Tensor) -> torch.Tensor:
+        if not self.is_on_host:
+            return hidden
+        pinned = torch.empty(hidden.shape, dtype=hidden.dtype, pin_memory=True)
+        return pinned.copy_(hidden, non_blocking=True)
+
+    def at_hand(self, kept: torch.Tensor) -> torch.Tensor:
+        return kept.to(self.device, non_blocking=True)
+
+
 class Walk:
     """A pass from the furthest known state along a path of blocks, to the input of the last one.
 
     The caller runs block ``at`` on ``hidden`` and passes the result to ``advance``, until ``at`` is
-    None. States before the blocks ``columns`` are kept.
+    None. States before the blocks ``columns`` are kept in ``place``.
     """
 
-    def __init__(self, trail: _Trail, path: Sequence[int], columns: Collection[int]) -> None:
+    def __init__(
+        self, trail: _Trail, path: Sequence[int], columns: Collection[int], place: StatePlace
+    ) -> None:
         start = max(at for at in trail if at <= path[-1])
         self._trail = trail
+        self._place = place
         self._path = [at for at in path if at >= start]
         self._columns = columns
-        self.hidden = trail[start]
+        self.hidden = place.at_hand(trail[start])
 
     @property
     def at(self) -> int | None:
@@ -39,7 +60,7 @@ class Walk:
     def advance(self, hidden: torch.Tensor) -> None:
         del self._path[0]
         if self._path[0] in self._columns:
-            self._trail[self._path[0]] = hidden
+            self._trail[self._path[0]] = self._place.kept(hidden)
         self.hidden = hidden
 
 
@@ -48,11 +69,20 @@ class Prefixes:
 
     At most ``num_states`` states ``[batch, seqlen, hidden_size]`` are kept: those of the trunk, one
     per branch, and, as far as there is room, more along the branches to resume from. ``dense`` is
-    the output of the dense model's last block, which the caller sets if an objective needs it.
+    the output of the dense model's last block, which the caller sets if an objective needs it. With
+    ``is_on_host`` states are kept in memory of the host, for a model on a GPU.
     """
 
-    def __init__(self, model: PreTrainedModel, token_ids: torch.Tensor, num_states: int) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        token_ids: torch.Tensor,
+        num_states: int,
+        *,
+        is_on_host: bool = False,
+    ) -> None:
         self._model = model
+        self._place = StatePlace(token_ids.device, is_on_host)
         self._num_blocks = num_blocks(model)
         self._num_states = num_states
         self._keep: Blocks = ()
@@ -76,7 +106,7 @@ class Prefixes:
     def prepare(self) -> None:
         """Embed the tokens, which needs the weights before the first block."""
         hidden, self.calls = block_calls(self._model, self.token_ids)
-        self._trunk = {self._num_blocks: hidden}  # no block is kept yet
+        self._trunk = {self._num_blocks: self._place.kept(hidden)}  # no block is kept yet
 
     def forget(self, *, keep_dense: bool = False) -> None:
         self.calls, self._keep = (), ()
@@ -108,7 +138,7 @@ class Prefixes:
         """The walk through the kept blocks up to the input of ``until``, or to the end."""
         end = self._num_blocks if until is None else until
         path = (*(block for block in self._keep if block < end), end)
-        return Walk(self._trunk, path, path)
+        return Walk(self._trunk, path, path, self._place)
 
     def branch(self, block: int) -> Walk:
         """The walk without ``block``. The trunk must have reached it, unless ``has_branch``."""
@@ -116,7 +146,7 @@ class Prefixes:
         columns = self._columns(block)
         trail = self._branches[block] = _thinned(known, columns)
         path = (*(alive for alive in self._keep if alive != block), self._num_blocks)
-        return Walk(trail, path, columns)
+        return Walk(trail, path, columns, self._place)
 
     def _change_from(self, block: int, keep: Blocks) -> None:
         """Keep the states before ``block``, where ``keep`` begins to differ from what was kept.

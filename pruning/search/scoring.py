@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from pruning.models.blocks import num_blocks, view
-from pruning.models.memory import BATCH_TOKENS, state_budget
+from pruning.models.memory import BATCH_TOKENS, host_budget, state_budget
 from pruning.removal import Losses
 from pruning.search.objective import Objective
 from pruning.search.prefixes import Prefixes, Walk
@@ -80,6 +80,7 @@ class BatchPlan:
 
     batch_sizes: tuple[int, ...]
     num_states: int  # hidden states per window that fit
+    num_on_device: int  # windows whose states fit there; those of others are kept on the host
     keeps_all: bool  # whether the trunks of all batches fit; otherwise each batch is forgotten
     keeps_dense: bool  # whether what an objective needs of the dense model fits for all batches
 
@@ -95,7 +96,8 @@ class BatchPlan:
     ) -> "BatchPlan":
         """Divide ``windows [num_windows, seqlen]`` so that their states fit into ``num_bytes``.
 
-        None is half of the free memory. Raises ``StateBudgetTooSmall``.
+        None is half of the free memory, of the device and of the host. Raises
+        ``StateBudgetTooSmall``.
         """
         num_windows, seqlen = windows.shape
         state = seqlen * model.config.hidden_size * model.dtype.itemsize
@@ -110,13 +112,34 @@ class BatchPlan:
         else:
             trunk += of_dense
         largest = max(1, min(batch_tokens // seqlen, budget // trunk))
-        sizes = [
-            min(largest, end - begin)
-            for first, end in pairwise(sorted({0, *boundaries, num_windows}))
-            for begin in range(first, end, largest)
-        ]
-        num_states = budget // (num_windows * state)
-        return cls(tuple(sizes), num_states, num_states > num_blocks(model), keeps_dense)
+        on_host = host_budget(model.device, num_bytes) * largest * state // _pinned(largest * state)
+        num_states = _num_states(num_blocks(model), num_windows * state, budget, on_host)
+        num_on_device = budget // (num_states * state) if num_states else num_windows
+        return cls(
+            tuple(_batch_sizes(num_windows, boundaries, largest)),
+            num_states,
+            num_on_device,
+            num_states > num_blocks(model),
+            keeps_dense,
+        )
+
+
+def _batch_sizes(num_windows: int, boundaries: Sequence[int], largest: int) -> Iterator[int]:
+    for first, end in pairwise(sorted({0, *boundaries, num_windows})):
+        for begin in range(first, end, largest):
+            yield min(largest, end - begin)
+
+
+def _pinned(num_bytes: int) -> int:
+    """What torch takes of the host for so many bytes: the next power of two."""
+    return 1 << (num_bytes - 1).bit_length()
+
+
+def _num_states(depth: int, state_bytes: int, on_device: int, on_host: int) -> int:
+    """The states of all windows that fit. The host takes no more than a search has use for: the
+    trunk, and each branch with a state in front of each later block."""
+    most = 2 * depth + 1 + (depth - 1) * (depth - 2) // 2
+    return max(on_device // state_bytes, min(most, (on_device + on_host) // state_bytes))
 
 
 class SharedPrefixScorer:
@@ -148,7 +171,7 @@ class SharedPrefixScorer:
     def set_state_budget(self, num_bytes: int | None) -> None:
         """Limit hidden states to ``num_bytes``, or to half of the free memory; forgets all states.
 
-        Raises ``StateBudgetTooSmall``.
+        On a GPU, the memory of the host is counted too. Raises ``StateBudgetTooSmall``.
         """
         self._plan = plan = BatchPlan.of(
             self._model,
@@ -158,9 +181,17 @@ class SharedPrefixScorer:
             self._boundaries,
             self._objective,
         )
+        ends = accumulate(plan.batch_sizes)
         self._batches = [
-            Prefixes(self._model, batch, plan.num_states)
-            for batch in torch.split(self._windows, list(plan.batch_sizes))
+            Prefixes(
+                self._model,
+                batch,
+                plan.num_states,
+                is_on_host=plan.keeps_all and end > plan.num_on_device,
+            )
+            for batch, end in zip(
+                torch.split(self._windows, list(plan.batch_sizes)), ends, strict=True
+            )
         ]
 
     @property
