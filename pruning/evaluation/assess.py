@@ -29,7 +29,7 @@ from pruning.evaluation.samples_run import sample_texts
 from pruning.evaluation.zero_shot import fetch_tasks, require_lm_eval, score_tasks
 from pruning.evaluation.zero_shot_scores import PAPER_TASKS, ZeroShot
 from pruning.models.architectures import check_quantizable
-from pruning.models.blocks import NO_OWN, Own, num_blocks, view
+from pruning.models.blocks import NO_OWN, Own, num_blocks
 from pruning.models.forward import Forward
 from pruning.models.store import ModelInfo
 from pruning.removal import Removal, kept
@@ -220,8 +220,9 @@ def _check_limits(gate: Gate | None, domains: Collection[str]) -> None:
 
 
 def _zero_shot(dense: DenseModel, pruned: PrunedModel, tasks_dir: Path | None) -> ZeroShot:
+    every = tuple(range(num_blocks(dense.model)))
     whole, after = (
         tuple(score_tasks(model, dense.tokenizer, PAPER_TASKS, tasks_dir=tasks_dir))
-        for model in (dense.model, view(dense.model, pruned.keep, pruned.own))
+        for model in (dense.forward(every).model, dense.forward(pruned.keep, own=pruned.own).model)
     )
     return ZeroShot(whole, after)

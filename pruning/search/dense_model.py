@@ -18,7 +18,7 @@ from pruning.models.architectures import CannotQuantize
 from pruning.models.block_times import BlockTimes
 from pruning.models.blocks import NO_OWN, Own, view
 from pruning.models.forward import Forward, InMemoryForward, StreamedForward
-from pruning.models.memory import BATCH_TOKENS, free_bytes
+from pruning.models.memory import BATCH_TOKENS, free_bytes, leave_device
 from pruning.models.quantize import quantized
 from pruning.models.save_streamed import SHARD_BYTES, save_streamed
 from pruning.models.save_tower import save_tower
@@ -94,7 +94,10 @@ class DenseModel(Protocol):
         """The dense model as ``repair_depths`` takes it."""
 
     def open_walk(self) -> OpenWalk | None:
-        """Where ``repair_depths`` takes the windows through the blocks; None: in this process."""
+        """Where ``repair_depths`` takes the windows through the blocks; None: in this process.
+
+        Weights of this process leave the GPU to others that have them.
+        """
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield ``(name, values)`` of these parameters of the dense model."""
@@ -181,6 +184,8 @@ def _scorer_of(
 
 @dataclass(frozen=True)
 class _InMemory:
+    """On the device of the run, but for the time of its actors, one of which has the same GPU."""
+
     loaded: LoadedModel
     dtype: str
     resources: Resources
@@ -197,6 +202,10 @@ class _InMemory:
     def path(self) -> Path:
         return self.loaded.path
 
+    def _on_device(self) -> PreTrainedModel:
+        model: PreTrainedModel = self.model.to(pick_device(self.resources.device))  # type: ignore[arg-type]  # of torch
+        return model
+
     @contextmanager
     def scorer(
         self,
@@ -204,6 +213,8 @@ class _InMemory:
         boundaries: Sequence[int] = (),
         objective: Objective = Objective.LOSS,
     ) -> Iterator[GrowingScorer]:
+        if self.resources.num_actors:
+            leave_device(self.model)
         with _scorer_of(self, windows, boundaries, objective, is_streamed=False) as scorer:
             yield scorer
 
@@ -214,7 +225,7 @@ class _InMemory:
         objective: Objective = Objective.LOSS,
     ) -> GrowingScorer:
         return SharedPrefixScorer(
-            self.model,
+            self._on_device(),
             windows,
             state_budget=self.resources.state_budget,
             batch_tokens=self.resources.batch_tokens,
@@ -223,15 +234,15 @@ class _InMemory:
         )
 
     def cosine_ranker(self, windows: torch.Tensor) -> CosineRanker:
-        return CosineRanker(self.model, windows, batch_tokens=self.resources.batch_tokens)
+        return CosineRanker(self._on_device(), windows, batch_tokens=self.resources.batch_tokens)
 
     def forward(self, keep: Blocks, quantize: Quantize | None = None, own: Own = NO_OWN) -> Forward:
-        pruned = view(self.model, keep, own)
+        pruned = view(self._on_device(), keep, own)
         pruned = pruned if quantize is None else quantized(pruned, quantize)
         return InMemoryForward(pruned, batch_tokens=self.resources.batch_tokens)
 
     def times(self) -> BlockTimes:
-        return measure_times(self.model)
+        return measure_times(self._on_device())
 
     def visited(self) -> VisitedModel:
         return ResidentModel(self.model)
@@ -240,6 +251,7 @@ class _InMemory:
         resources = self.resources
         if not resources.num_actors:
             return None
+        leave_device(self.model)
         return partial(
             ClusterWalk,
             path=self.path,

@@ -1,6 +1,8 @@
 """Other parts of the product on a simulated GPU: timing, the plain scorer, a worker's task."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,11 @@ from pruning.jobs.store import JobStore
 from pruning.models.random_models import random_tokens
 from pruning.models.streaming import StreamedModel
 from pruning.models.timing import measure_streamed_times, measure_times
+from pruning.search.dense_model import Resources, load_dense_model
 from pruning.search.objective import Objective
 from pruning.search.scoring import PlainScorer
 from pruning.spec.calibration import CalibrationSpec, Dataset
-from pruning.spec.prune import PruneSpec
+from pruning.spec.prune import PruneSpec, Resident
 from pruning.worker.run import prune_job
 from pruning.worker.task import JobObserver, execute
 from tests.support.simcuda.device import SimulatedCuda
@@ -64,6 +67,37 @@ def test_plain_scores_are_those_of_the_cpu(cuda: SimulatedCuda, objective: Objec
     assert cuda.num_kernels > kernels
     for block in candidates:
         assert gpu[block] == pytest.approx(cpu[block], rel=1e-4)
+
+
+def test_the_weights_of_a_process_leave_its_card_to_actors(
+    cuda: SimulatedCuda, tiny_models_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of them has the same card. They come back for what this process computes."""
+    held: list[int] = []
+
+    @contextmanager
+    def actors(*_args: object, **_kwargs: object) -> Iterator[None]:
+        held.append(cuda.allocated_bytes(0) - before)
+        yield
+
+    monkeypatch.setattr("pruning.search.dense_model.ClusterScorer", actors)
+    monkeypatch.setattr("pruning.search.dense_model.ClusterWalk", actors)
+    before, resources = cuda.allocated_bytes(0), Resources("cuda:0", num_actors=2)
+    dense = load_dense_model(tiny_models_dir / "tiny", Resident.MODEL, resources)
+    weights = cuda.allocated_bytes(0) - before
+    windows, keep = random_tokens(dense.model, 2, 12, seed=1), (0, 2, 5)
+    expected = [hidden.cpu() for _, hidden in dense.forward(keep).hidden([windows])]
+    with dense.scorer(windows):
+        pass
+    found = [hidden.cpu() for _, hidden in dense.forward(keep).hidden([windows])]
+    assert torch.equal(found[0], expected[0])
+    assert cuda.allocated_bytes(0) - before >= weights
+    open_walk = dense.open_walk()
+    assert open_walk is not None
+    with open_walk(None, []):  # type: ignore[arg-type, attr-defined]  # of no actors
+        assert dense.visited().model.device.type == "cpu"
+    assert dense.times().is_plausible
+    assert held == [0, 0]
 
 
 def test_a_task_prunes_on_its_card_and_again_with_less_at_once_where_memory_is_short(
