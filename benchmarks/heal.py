@@ -83,7 +83,7 @@ def main(
     depths: Annotated[str, typer.Option(help="Numbers of removed blocks.")] = "6,9",
     num_tokens: Annotated[int, typer.Option(help="To train on, for each depth.")] = Heal.num_tokens,
     max_minutes: Annotated[float | None, typer.Option(help="For each depth.")] = None,
-    learning_rate: float = Heal.learning_rate,
+    learning_rate: float | None = Heal.learning_rate,
     rank: int = Heal.rank,
     batch_tokens: int = Heal.batch_tokens,
     seqlen: int = 128,

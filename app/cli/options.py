@@ -89,7 +89,7 @@ HEAL_HELP: Mapping[str, str] = MappingProxyType(
         "max_minutes": "Stop after this time even if tokens are left.",
         "rank": "Rank of the adapters.",
         "alpha": "The adapters are scaled by alpha / rank.",
-        "learning_rate": "The highest one; it rises first, then falls along a cosine.",
+        "learning_rate": "The highest one; by default it falls with the width of the model.",
         "batch_tokens": "Tokens of a step of the optimiser.",
         "warmup": "Share of the training in which the learning rate rises.",
         "clip_norm": "Maximum norm of the gradient of a step.",

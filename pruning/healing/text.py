@@ -21,6 +21,22 @@ class HealingText:
     def seqlen(self) -> int:
         return int(next(iter(self.train.values())).shape[1])
 
+    def held_out_sample(self, num_tokens: int) -> Mapping[str, torch.Tensor]:
+        """At most so many tokens of the held-out text, but a window of each domain: the same share
+        of all domains, spread evenly over each."""
+        total = sum(map(len, self.held_out.values()))
+        most = num_tokens // self.seqlen
+        if total <= most:
+            return self.held_out
+        return {
+            domain: windows[_evenly(len(windows), max(1, len(windows) * most // total))]
+            for domain, windows in self.held_out.items()
+        }
+
+
+def _evenly(number: int, wanted: int) -> list[int]:
+    return [at * number // wanted for at in range(wanted)]
+
 
 class Order:
     """An endless order of the training windows.

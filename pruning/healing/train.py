@@ -31,6 +31,7 @@ from pruning.spec.heal import Heal
 logger = logging.getLogger(__name__)
 
 LEAST_RATE = 0.1  # of the learning rate, at the end
+_LEAST_CHECK_TOKENS = 32_768  # of held-out text, where there is so much
 _EPSILON = 1e-6  # of Adam: with less, rounding errors of a gradient of zero become whole steps
 
 
@@ -42,7 +43,8 @@ class Training:
     """The training of ``adapter`` towards ``dense``, from its beginning or from ``earlier``.
 
     A call of a model has at most ``micro_tokens`` tokens, but at least one window. ``peers`` make
-    the same steps with it, each on its share of the windows.
+    the same steps with it, each on its share of the windows, which is one or more. Checks read a
+    part of the held-out text, so that they take no longer than the steps between them.
     """
 
     def __init__(
@@ -64,10 +66,13 @@ class Training:
         self._peers = peers
         self._order = Order(text.train, heal.seed)
         self._micro_windows = max(1, micro_tokens // text.seqlen)
-        self._num_windows = max(1, heal.batch_tokens // text.seqlen)  # of a step
+        self._num_windows = max(heal.batch_tokens // text.seqlen, peers.size)  # of a step
+        self._rate = heal.rate(dense.config.hidden_size)
         self._optimizer = torch.optim.AdamW(
-            adapter.parameters.values(), lr=heal.learning_rate, eps=_EPSILON, weight_decay=0.0
+            adapter.parameters.values(), lr=self._rate, eps=_EPSILON, weight_decay=0.0
         )
+        between = heal.steps_per_check * self._num_windows * text.seqlen
+        self._held_out_windows = text.held_out_sample(max(between, _LEAST_CHECK_TOKENS))
         self._best = adapter.values() if earlier is None else earlier.best
         self.progress = Progress(digest) if earlier is None else earlier.progress
         if earlier is not None:
@@ -129,14 +134,14 @@ class Training:
     @property
     def _used(self) -> float:
         """The share of the budget that is used."""
-        used = self.progress.step / self.num_steps
+        used = self.progress.num_tokens / (self.num_steps * self._step_tokens)
         if self._heal.max_minutes is None:
             return used
         return max(used, self.progress.seconds / (60 * self._heal.max_minutes))
 
     def _step(self) -> Step:
         began_s = time.monotonic()
-        rate = self._heal.learning_rate * schedule(self._used, self._heal.warmup)
+        rate = self._rate * schedule(self._used, self._heal.warmup)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         loss = self._gradients()
@@ -145,7 +150,7 @@ class Training:
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise HealingDiverged(
                 f"step {self.progress.step + 1} of the healing has the loss {loss} and a gradient "
-                f"of the norm {norm}: choose a lower learning rate than {self._heal.learning_rate}"
+                f"of the norm {norm}: choose a lower learning rate than {self._rate}"
             )
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
@@ -165,7 +170,8 @@ class Training:
 
     def _gradients(self) -> float:
         """Sum up the gradients of the next step, part by part, and return its loss."""
-        windows = self._order.windows(self.progress.step * self._num_windows, self._num_windows)
+        read = self.progress.num_tokens // self._text.seqlen
+        windows = self._order.windows(read, self._num_windows)
         total = torch.zeros(1, dtype=torch.float64)
         for part in self._parts(windows):
             loss = self._loss(part) * (len(part) / self._num_windows)
@@ -173,7 +179,7 @@ class Training:
             total += float(loss.detach())
         parameters = list(self._adapter.parameters.values())
         for parameter in parameters:
-            if parameter.grad is None:  # this process has no window of the step
+            if parameter.grad is None:  # no token of this process's windows has used it
                 parameter.grad = torch.zeros_like(parameter)
         self._peers.add_up([each.grad for each in parameters if each.grad is not None])
         self._peers.add_up([total])
@@ -201,14 +207,14 @@ class Training:
         began_s = time.monotonic()
         found = {
             domain: fmean(self._held_out(windows).tolist())
-            for domain, windows in self._text.held_out.items()
+            for domain, windows in self._held_out_windows.items()
         }
         done = self.progress
         check = Check(done.step, done.num_tokens, fmean(found.values()), found)
         if not math.isfinite(check.loss):
             raise HealingDiverged(
                 f"after {counted(done.step, 'step')} of the healing the loss on held-out text is "
-                f"{check.loss}: choose a lower learning rate than {self._heal.learning_rate}"
+                f"{check.loss}: choose a lower learning rate than {self._rate}"
             )
         is_best = not done.checks or check.loss < done.best.loss
         if is_best:

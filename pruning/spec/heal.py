@@ -20,6 +20,9 @@ COUNTS: Mapping[str, tuple[int, int]] = MappingProxyType(
     }
 )
 
+_BEST_RATE, _BEST_RATE_WIDTH = 2e-3, 576  # of the demo model
+_RATE_EXPONENT = 0.781
+
 
 @dataclass(frozen=True)
 class Heal:
@@ -33,7 +36,7 @@ class Heal:
     max_minutes: float | None = None
     rank: int = 16
     alpha: float = 32.0  # the adapter's product is multiplied by alpha / rank
-    learning_rate: float = 2e-3  # the highest one
+    learning_rate: float | None = None  # the highest one; None: by the width of the model
     batch_tokens: int = 1024  # of a step of the optimiser
     warmup: float = 0.05  # share of the training in which the learning rate rises
     clip_norm: float = 1.0  # of the gradient of a step
@@ -56,6 +59,16 @@ class Heal:
             raise _refused("warmup", self.warmup, "a share from 0 to below 1")
         if not 0 <= self.hidden_weight < math.inf:
             raise _refused("hidden_weight", self.hidden_weight, "a finite number, 0 or more")
+
+    def rate(self, width: int) -> float:
+        """The highest learning rate for a model with hidden states of this width.
+
+        By default it falls with the width as the best ones of LoRA were published to (Thinking
+        Machines, 2025), from what is best for the demo model.
+        """
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return _BEST_RATE * math.pow(min(1.0, _BEST_RATE_WIDTH / width), _RATE_EXPONENT)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -38,9 +38,10 @@ class HealBody(Body):
         description="Adapters are scaled by alpha / rank.",
         json_schema_extra=_ABOVE_0,
     )
-    learning_rate: float = Field(
+    learning_rate: float | None = Field(
         default=Heal.learning_rate,
-        description="The highest one; it rises first, then falls along a cosine.",
+        description="The highest one, by default by the width of the model; it rises first, then "
+        "falls along a cosine.",
         json_schema_extra=_ABOVE_0,
     )
     batch_tokens: int = Field(

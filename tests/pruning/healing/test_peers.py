@@ -51,13 +51,12 @@ def together(number: int, run: Callable[[Peers], object]) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    "heal",
-    [HEAL, replace(HEAL, batch_tokens=1)],  # windows for all; one window a step
-    ids=["shared", "one window"],
+    ("batch_tokens", "num_windows"), [(96, 8), (1, 2)], ids=["shared", "a window for each"]
 )
-def test_two_make_the_steps_of_one(heal: Heal) -> None:
-    heal = replace(heal, num_tokens=min(heal.num_tokens, 12 * heal.batch_tokens * 12))
-    alone = training(heal, ALONE)
+def test_two_make_the_steps_of_one(batch_tokens: int, num_windows: int) -> None:
+    same = replace(HEAL, num_tokens=12 * num_windows * 12, batch_tokens=num_windows * 12)
+    heal = replace(same, batch_tokens=batch_tokens)
+    alone = training(same, ALONE)
     expected = [step.loss for step in islice(alone.steps(), 12)]
     prepared = [training(heal, Peers(rank, 2)) for rank in range(2)]  # seeds are of the process
 
@@ -76,6 +75,22 @@ def test_two_make_the_steps_of_one(heal: Heal) -> None:
     assert first.progress == second.progress  # its times as well, which may end the training
     for name, parameter in first._adapter.parameters.items():
         assert torch.equal(parameter, second._adapter.parameters[name])
+
+
+def test_more_processes_go_on_where_one_has_stopped() -> None:
+    heal = replace(HEAL, batch_tokens=12)
+    alone = training(heal, ALONE)
+    list(islice(alone.steps(), 5))
+    state, text = alone.state(), alone._text
+    model = tiny_model("llama")
+    more = Training(
+        model, adapted(view(model, KEEP), heal), text, heal, earlier=state, peers=Peers(0, 3)
+    )
+    assert more._used == alone._used
+    windows = [*islice(more._parts(more._order.windows(5, 3)), 1)]
+    [step] = islice(more.steps(), 1)
+    assert torch.equal(windows[0], alone._order.windows(5, 1))
+    assert (step.number, step.num_tokens) == (6, 8 * 12)
 
 
 def test_values_of_the_first_are_taken() -> None:

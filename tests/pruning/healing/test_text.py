@@ -42,3 +42,11 @@ def test_another_seed_and_another_pass_give_another_order() -> None:
 
 def test_the_length_of_the_windows() -> None:
     assert HealingText({"prose": PROSE}, {}).seqlen == 3
+
+
+def test_a_sample_of_the_held_out_text_represents_all_of_it() -> None:
+    text = HealingText({"prose": PROSE}, {"prose": PROSE, "code": CODE})
+    assert text.held_out_sample(7 * 3) is text.held_out
+    found = {domain: firsts(windows) for domain, windows in text.held_out_sample(13).items()}
+    assert found == {"prose": [0, 2], "code": [100]}
+    assert [len(windows) for windows in text.held_out_sample(1).values()] == [1, 1]

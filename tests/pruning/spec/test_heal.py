@@ -41,3 +41,11 @@ def test_it_survives_json() -> None:
     heal = Heal(rank=3, max_minutes=2.5, control=False)
     assert Heal.from_dict(json.loads(json.dumps(heal.to_dict()))) == heal
     assert Heal.from_dict({}) == Heal()
+
+
+@pytest.mark.parametrize(
+    ("width", "rate"), [(64, 2e-3), (576, 2e-3), (4096, 4.3e-4), (8192, 2.5e-4)]
+)
+def test_wider_models_learn_at_a_lower_rate_unless_told(width: int, rate: float) -> None:
+    assert Heal().rate(width) == pytest.approx(rate, rel=0.02)
+    assert Heal(learning_rate=0.5).rate(width) == 0.5
