@@ -103,12 +103,14 @@ def _of_one(
         if _kernel(tuner, _PROMPT, shape, keys) == PRODUCTS:
             grouped = by_head.unflatten(0, (-1, num_sharing))
             return _products(grouped, keys, values, mask, scaling).flatten(0, 1).transpose(0, 1)
+    is_shared = mask is None and keys.device.type != "cpu"  # by the one kernel that can share them
     all_keys, all_values = (
-        each.repeat_interleave(num_sharing, dim=0)[None] for each in (keys, values)
+        (each if is_shared else each.repeat_interleave(num_sharing, dim=0))[None]
+        for each in (keys, values)
     )
     return F.scaled_dot_product_attention(
         by_head[None], all_keys, all_values,
-        attn_mask=mask, is_causal=mask is None, scale=scaling,
+        attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=is_shared,
     )[0].transpose(0, 1)  # fmt: skip
 
 

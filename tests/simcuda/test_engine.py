@@ -14,7 +14,9 @@ from transformers import PreTrainedModel
 from app.engine.cache.caches import Caches, CacheTooLarge, check_cache
 from app.engine.cache.pages import pages_of
 from app.engine.engine import Engine
+from app.engine.kernels.flat_block import FusedNorm
 from app.engine.kernels.int8 import PRODUCTS, chosen_names, int8_model
+from app.engine.running.flat_model import flat_model
 from app.engine.scheduling.scheduler import EngineLimits
 from app.engine.scheduling.sequence import Request, TokenEvent
 from app.engine.variant import Variant, make_variant
@@ -102,6 +104,23 @@ def test_every_family_gives_what_it_gives_on_the_cpu(cuda: SimulatedCuda, family
         check(events(engine, *requests(gpu)), expected)
         assert (cuda.num_replays > 0) == (family not in EXPERTS)
         assert cuda.num_captures == 0
+
+
+@pytest.mark.parametrize(
+    ("family", "is_fused"), [("llama", True), ("qwen3", True), ("gemma", False)]
+)
+def test_norms_by_the_root_mean_square_are_one_kernel(
+    cuda: SimulatedCuda, family: str, is_fused: bool
+) -> None:
+    """A weight that is stored as the difference from one is none."""
+    assert cuda.current == 0
+    models = tiny_model(family), on_device(tiny_model(family)).bfloat16()
+    for model, on_gpu in zip(models, (False, True), strict=True):
+        flat = flat_model(model)
+        assert flat is not None
+        norms = [norm for block in flat._blocks for norm in (*block.norms, *block.head_norms)]
+        kinds = {type(norm) for norm in norms} - {torch.nn.Identity}
+        assert (kinds == {FusedNorm}) == (is_fused and on_gpu)
 
 
 @pytest.mark.parametrize("family", sorted(EXPERTS))
