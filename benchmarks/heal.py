@@ -29,10 +29,11 @@ from pruning.evaluation.probe_run import answer
 from pruning.evaluation.probe_scores import ItemResult, compare
 from pruning.evaluation.pruned_losses import PrunedModel, pruned_losses
 from pruning.evaluation.quality import Measured
-from pruning.healing.adapter import Adapter, Merged, adapted
+from pruning.healing.adapter import Adapter, Merged
+from pruning.healing.students import alone
 from pruning.healing.text import HealingText
 from pruning.healing.train import Training
-from pruning.models.blocks import NO_OWN, Own, num_blocks, view
+from pruning.models.blocks import NO_OWN, Own, num_blocks
 from pruning.models.demo_model import NAME
 from pruning.models.random_models import SHAPES
 from pruning.models.store import set_up_torch
@@ -201,9 +202,10 @@ def _trained(
 ) -> Trained:
     """The model at the best step, or ``of_last`` at the last one."""
     dense, heal = bench.dense, bench.heal
-    adapter = adapted(view(dense.model, keep, own), heal)
+    students = alone(dense.model, keep, own, heal)
+    adapter = students.adapter
     micro_tokens = dense.resources.batch_tokens
-    training = Training(dense.model, adapter, text, heal, micro_tokens=micro_tokens)
+    training = Training(dense.model, students, text, heal, micro_tokens=micro_tokens)
     steps = training.steps()
     peak = Peak(dense.model.device, bench.bytes_before)
     made = list(islice(steps, _STEPS_OF_PEAK))

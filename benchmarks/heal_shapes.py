@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from benchmarks.heal_memory import Peak, counted, parts, process_bytes
-from pruning.healing.adapter import adapted
+from pruning.healing.students import alone
 from pruning.healing.text import HealingText
 from pruning.healing.train import Training
-from pruning.models.blocks import NO_OWN, num_blocks, view
+from pruning.models.blocks import NO_OWN, num_blocks
 from pruning.models.random_models import random_model
 from pruning.spec.heal import Heal
 
@@ -31,20 +31,22 @@ def pace(
     model.requires_grad_(requires_grad=False)
     total = num_blocks(model)
     keep = tuple(range(total - round(_SHARE_REMOVED * total)))
-    adapter = adapted(view(model, keep, NO_OWN), heal)
+    students = alone(model, keep, NO_OWN, heal)
     windows = torch.randint(model.config.vocab_size, (_NUM_WINDOWS, seqlen))
     text = HealingText({"random": windows[1:]}, {"random": windows[:1]})
-    steps = Training(model, adapter, text, heal).steps()
+    steps = Training(model, students, text, heal).steps()
     peak = Peak(model.device, before)
     next(steps)  # allocates memory and chooses kernels
     found = median(next(steps).tokens_per_s for _ in range(_NUM_STEPS))
     num_bytes = peak.num_bytes()
-    with counted(adapter.model) as activations:  # which keeps them, so the peak comes first
+    with counted(
+        students.adapter.model
+    ) as activations:  # which keeps them, so the peak comes first
         next(steps)
     return {
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "num_kept": len(keep),
         "batch_tokens": heal.batch_tokens,
         "tokens_per_s": found,
-        "bytes": parts(model, NO_OWN, adapter, activations.num_bytes, num_bytes),
+        "bytes": parts(model, NO_OWN, students.adapter, activations.num_bytes, num_bytes),
     }

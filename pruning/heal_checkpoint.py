@@ -7,7 +7,7 @@ on with it. An exception from the observer ends it before anything is published.
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,25 +25,29 @@ from pruning.evaluation.assess import assess_healed, held_out_for
 from pruning.evaluation.pruned_losses import PrunedModel
 from pruning.evaluation.quality import Quality
 from pruning.extras import require_extra
-from pruning.healing.adapter import Adapter, Merged, Tensors, adapted
+from pruning.healing.adapter import Adapter, Merged, Tensors
+from pruning.healing.depths import shared_tensors, whole_repair
 from pruning.healing.lock import locked
 from pruning.healing.peers import ALONE, PeerLost, Peers
 from pruning.healing.places import ADAPTER_FOLDER, CONTROL, CONTROL_FOLDER, HEALED, HealedPlaces
 from pruning.healing.progress import Progress
 from pruning.healing.record import Healing, NotHealable, Run, TrainedText, check_healable
 from pruning.healing.state import read_state, save_state
+from pruning.healing.students import Students, alone, of_order
 from pruning.healing.text import HealingText
 from pruning.healing.train import Training
-from pruning.models.blocks import NO_OWN, Own, num_blocks, view
+from pruning.models.blocks import NO_OWN, Own, num_blocks
 from pruning.models.lineage import lineage_of
 from pruning.models.safetensors_headers import fingerprint
 from pruning.models.store import ModelStore, copy_companions
 from pruning.removal import Removal
 from pruning.repair.folding import folded
+from pruning.repair.record import Method, repair_file
+from pruning.repair.repair import Repaired
 from pruning.search.dense_model import DenseModel, Resources, load_dense_model
 from pruning.search.observed import Observer
 from pruning.sleb import Blocks
-from pruning.spec.heal import Heal
+from pruning.spec.heal import Depths, Heal
 from pruning.spec.prune import PruneSpec, Resident
 
 STEPS_PER_SAVE = 20
@@ -139,10 +143,10 @@ def _published(
     for warning in quality.warnings:
         observer.warned(warning)
     observer.phase("publish")
-    run, model = run.to_publish(model)
+    run = run.to_publish()
     manifest = run.manifest(name, quality, model, control)
     write = partial(run.write, manifest=manifest, model=model, control=control)
-    check = partial(run.verify, own=model.own, how=how, ask=confirm)
+    check = partial(run.verify, model=model, how=how, ask=confirm)
     return publish(run.places.target, manifest, write, confirm, check, overwrite=overwrite)
 
 
@@ -157,10 +161,8 @@ def healing_digest(heal: Heal, source: Manifest) -> str:
 
 @dataclass(frozen=True)
 class _Trained:
-    """A trained model: the blocks of the dense one, and the tensors in place of its own."""
+    """An adapter after its training. ``tensors`` are its values that are kept."""
 
-    keep: Blocks
-    own: Merged
     adapter: Adapter
     tensors: Tensors
     progress: Progress
@@ -185,33 +187,80 @@ class _Healing:
         )
         return HealingText(train, held_out)
 
+    @property
+    def is_elastic(self) -> bool:
+        return self.heal.depths is Depths.ALL
+
+    @property
+    def deepest(self) -> int:
+        return len(self.source.removed_blocks)
+
+    @cached_property
+    def repairs(self) -> Mapping[int, Repaired]:
+        """What the source was repaired by, at each depth that is trained and was repaired."""
+        depths = range(1, self.deepest + 1) if self.is_elastic else [self.deepest]
+        found = {depth: repair_of(self.places.source, depth) for depth in depths}
+        return {
+            depth: repaired
+            for depth, repaired in found.items()
+            if repaired is not None and repaired.method is not Method.NONE
+        }
+
     @cached_property
     def repaired(self) -> Own:
-        """What the repair of the source has changed."""
-        repaired = repair_of(self.places.source, len(self.source.removed_blocks))
+        """What the repair of the source has changed at its full depth."""
+        repaired = self.repairs.get(self.deepest)
         if repaired is None:
             return NO_OWN
         return dict(folded(self.dense.model, self.source.keep, repaired, self.dense.read))
 
     def healed(self) -> _Trained:
-        return self._trained(HEALED, self.source.keep, self.repaired, self.heal)
+        dense, heal = self.dense.model, self.heal
+        if self.is_elastic:
+            students = of_order(dense, self.source.removed_blocks, self.repairs, heal)
+        else:
+            students = alone(dense, self.source.keep, self.repaired, heal)
+        return self._trained(HEALED, students, heal)
 
     def control(self, healed: Progress) -> _Trained:
         """The dense model after as many steps as the healed one that is kept, and no other end."""
         tokens = max(1, healed.best.num_tokens)
         heal = replace(self.heal, num_tokens=tokens, max_minutes=None, patience=2**31)
-        every_block = tuple(range(num_blocks(self.dense.model)))
-        return self._trained(CONTROL, every_block, NO_OWN, heal)
+        students = alone(self.dense.model, self.every_block, NO_OWN, heal)
+        return self._trained(CONTROL, students, heal)
 
-    def _trained(self, which: str, keep: Blocks, own: Own, heal: Heal) -> _Trained:
-        adapter = adapted(view(self.dense.model, keep, own), heal)
+    @property
+    def every_block(self) -> Blocks:
+        return tuple(range(num_blocks(self.dense.model)))
+
+    def models(self, adapter: Tensors) -> Mapping[int, PrunedModel]:
+        """The healed models, by their number of removed blocks."""
+        model, read = self.dense.model, self.dense.read
+        if not self.is_elastic:
+            merged = Merged(model, self.source.keep, self.heal, adapter, self.repaired, read)
+            return {self.deepest: PrunedModel(self.source.keep, merged)}
+        found = {}
+        for depth in range(1, self.deepest + 1):
+            keep, repaired = self.source.keep_after(depth), self.repairs.get(depth)
+            whole = whole_repair(model, keep, self.heal, adapter, repaired, read)
+            found[depth] = PrunedModel(keep, folded(model, keep, whole, read))
+        return found
+
+    def changed(self, adapter: Tensors) -> Own:
+        """The tensors in place of those of the dense model: of all depths those that they share."""
+        if self.is_elastic:
+            return shared_tensors(self.dense.model, self.heal, adapter, self.dense.read)
+        return self.models(adapter)[self.deepest].own
+
+    def _trained(self, which: str, students: Students, heal: Heal) -> _Trained:
+        adapter = students.adapter
         digest = healing_digest(heal, self.source)
         file = self.places.state_of(which)
         earlier = read_state(file, digest)
         self._begin_together(adapter, earlier.progress.step if earlier else 0)
         training = Training(
             self.dense.model,
-            adapter,
+            students,
             self.text,
             heal,
             digest=digest,
@@ -225,8 +274,7 @@ class _Healing:
                 self._save(file, training)
         self._save(file, training)
         tensors = training.best if which == HEALED else adapter.values()
-        merged = Merged(self.dense.model, keep, heal, tensors, own, self.dense.read)
-        return _Trained(keep, merged, adapter, tensors, training.progress)
+        return _Trained(adapter, tensors, training.progress)
 
     def _begin_together(self, adapter: Adapter, step: int) -> None:
         """Raises ``PeerLost`` if a process has not found the state that the first one has."""
@@ -246,31 +294,34 @@ class _Healing:
             self.spec,
             self.dense,
             self.source.quality,
-            PrunedModel(model.keep, model.own),
-            PrunedModel(control.keep, control.own) if control else None,
+            self.models(model.tensors),
+            None if control is None else self._control_model(control.tensors),
         )
 
-    def to_publish(self, model: _Trained) -> tuple[Self, _Trained]:
+    def _control_model(self, adapter: Tensors) -> PrunedModel:
+        dense = self.dense
+        merged = Merged(dense.model, self.every_block, self.heal, adapter, NO_OWN, dense.read)
+        return PrunedModel(self.every_block, merged)
+
+    def to_publish(self) -> Self:
         """With the dense weights in the type in which the source was published."""
         dtype = self.source.dtype
         if dtype == str(self.dense.model.dtype).removeprefix("torch."):
-            return self, model
+            return self
         dense = load_dense_model(self.dense.path, Resident.MODEL, self.dense.resources, dtype=dtype)
-        run = replace(self, dense=dense)
-        own = Merged(dense.model, model.keep, self.heal, model.tensors, run.repaired, dense.read)
-        return run, replace(model, own=own)
+        return replace(self, dense=dense)
 
     def manifest(
         self, name: str, quality: Quality, model: _Trained, control: _Trained | None
     ) -> Manifest:
         itemsize = self.dense.model.dtype.itemsize
-        changed = tuple(sorted(model.own))
+        changed = tuple(sorted(self.changed(model.tensors)))
         sizes = (self.dense.model.get_parameter(each).numel() for each in changed)
         return replace(
             self.source,
             name=name,
             quality=quality,
-            repair=None,
+            repair=self.source.repair if self.is_elastic else None,
             files={},
             created_at=time.time(),
             spec={**self.source.spec, "heal": self.heal.to_dict()},
@@ -298,24 +349,36 @@ class _Healing:
         self, directory: Path, manifest: Manifest, model: _Trained, control: _Trained | None
     ) -> None:
         """Every file of the checkpoint but its manifest."""
-        self.dense.save(model.keep, directory, own=model.own)
+        deepest = self.models(model.tensors)[self.deepest]
+        self.dense.save(deepest.keep, directory, own=deepest.own)
         copy_companions(self.dense.path, directory)
-        model.adapter.save(directory / ADAPTER_FOLDER, model.tensors, self.source.name)
+        base = self.source.parent if self.is_elastic else self.source.name
+        model.adapter.save(directory / ADAPTER_FOLDER, model.tensors, base)
         if control is not None:
             control.adapter.save(directory / CONTROL_FOLDER, control.tensors, self.source.parent)
         for name in ("removal.json", "calibration.json"):
             copyfile(self.places.source / name, directory / name)
+        self._write_repairs(directory, manifest)
         found = json.loads((directory / "removal.json").read_text(encoding="utf-8"))
         removals = [Removal.from_dict(removal) for removal in found]
         card = model_card(manifest, removals, lineage_of(self.dense.path))
         (directory / "README.md").write_text(card, encoding="utf-8")
         write_plot(manifest, directory)
 
-    def verify(self, directory: Path, *, own: Own, how: Verify, ask: Callable[[], object]) -> None:
+    def _write_repairs(self, directory: Path, manifest: Manifest) -> None:
+        """Those of every depth, which the adapter of all depths is added to."""
+        for depth in manifest.repair or ():
+            name = repair_file(depth.num_removed)
+            (directory / name).parent.mkdir(exist_ok=True)
+            copyfile(self.places.source / name, directory / name)
+
+    def verify(
+        self, directory: Path, *, model: _Trained, how: Verify, ask: Callable[[], object]
+    ) -> None:
         """Raises ``CheckpointNotPortable``, and what ``ask`` raises."""
-        device = self.dense.resources.device
+        deepest, device = self.models(model.tensors)[self.deepest], self.dense.resources.device
         verify_portable(
-            directory, self.dense, self.source.keep, own, how=how, device=device, ask=ask
+            directory, self.dense, deepest.keep, deepest.own, how=how, device=device, ask=ask
         )
 
 

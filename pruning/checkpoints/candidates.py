@@ -8,20 +8,21 @@ from pruning.evaluation.quality import DomainQuality, Interval
 
 
 def candidates_of(manifest: Manifest) -> list[Candidate]:
-    """Every depth as it is served; of a healed checkpoint, the others are those of its source."""
+    """Every depth as it is served; of a healed checkpoint, those of its source as well."""
     last = len(manifest.removed_blocks)
     depths = [_candidate(manifest, depth, manifest.quality.domains) for depth in range(1, last + 1)]
     return [*depths, *_healed(manifest)]
 
 
 def _healed(manifest: Manifest) -> Iterator[Candidate]:
-    if manifest.healing is not None:
-        last = len(manifest.removed_blocks)
-        ratios = {
-            domain.domain: domain.ratio(domain.served_after(last))
-            for domain in manifest.quality.domains
-        }
-        yield _with(manifest, last, manifest.name, ratios)
+    """The depths that were healed, of which every checkpoint of a healing has the last."""
+    if manifest.healing is None:
+        return
+    domains, last = manifest.quality.domains, len(manifest.removed_blocks)
+    for depth in range(1 if manifest.healing.is_elastic else last, last + 1):
+        name = manifest.name if depth == last else f"{manifest.name}-{depth}"
+        ratios = {domain.domain: domain.ratio(domain.served_after(depth)) for domain in domains}
+        yield _with(manifest, depth, name, ratios)
 
 
 def _candidate(manifest: Manifest, depth: int, domains: tuple[DomainQuality, ...]) -> Candidate:

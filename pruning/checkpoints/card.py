@@ -13,6 +13,7 @@ from pruning.checkpoints.domain_tables import (
     narrow_table,
     with_interval,
 )
+from pruning.checkpoints.healing_lines import healed_by, training_lines
 from pruning.checkpoints.markdown import bullets, markdown
 from pruning.checkpoints.samples_section import samples_section
 from pruning.checkpoints.store import Manifest
@@ -180,7 +181,9 @@ def model_card(
         loading=_loading(
             manifest.parent, manifest.num_blocks, removed, repair, lineage, manifest.healing
         ),
-        changed=_CHANGED[repair] if manifest.healing is None else _healed(manifest.healing),
+        changed=_CHANGED[repair]
+        if manifest.healing is None
+        else healed_by(manifest.healing, _CHANGED),
         parent=manifest.parent,
         num_removed=len(manifest.removed_blocks),
         num_blocks=manifest.num_blocks,
@@ -208,11 +211,6 @@ def _dtypes(manifest: Manifest, spec: PruneSpec) -> str:
     if manifest.dtype == parent:
         return f" Computed in {computed}, and published in the parent's {parent}."
     return f" The weights are in {manifest.dtype}, where those of the parent are in {parent}."
-
-
-def _healed(healing: Healing) -> str:
-    repaired = "" if healing.method is Method.NONE else f"{_CHANGED[healing.method]} and "
-    return f"{repaired}healed by training on {healing.run.best.num_tokens:,} tokens"
 
 
 @dataclass(frozen=True)
@@ -360,31 +358,7 @@ def _lineage(
     if healing is None:
         yield f"- No training: {_VALUES[repair]}."
     else:
-        yield from _training(parent, healing)
+        yield from training_lines(parent, healing)
     text = ", see LICENSE" if lineage.has_licence_text else ""
     named = f" ({lineage.licence})" if lineage.licence else ""
     yield f"- The licence is that of {parent}{named}{text}."
-
-
-def _training(parent: str, healing: Healing) -> Iterator[str]:
-    """How the model was healed, and what it is compared with."""
-    run, settings = healing.run, healing.settings
-    before, after = run.checks[0].loss, run.best.loss
-    yield (
-        f"- Healed from {healing.parent}: adapters (LoRA, rank {settings.rank}) on the linear "
-        f"layers of its blocks were trained to predict what {parent} predicts, for "
-        f"{counted(run.num_steps, 'step')} of the optimiser. The step after "
-        f"{run.best.num_tokens:,} tokens diverged least from {parent} on held-out text: "
-        f"{after:.4g} nats per token, and {before:.4g} before. Its adapter is merged here, and "
-        "lies in `adapter/` in peft's format."
-    )
-    for text in healing.texts:
-        use = "Trained on" if text.part == "train" else "Stopped by"
-        windows = f"{counted(text.num_windows, 'window')} of {text.seqlen} tokens"
-        yield f"- {use} {text.domain}: {text.source}, {windows} (sha256 `{text.digest}`)."
-    if healing.control is not None:
-        yield (
-            f"- Control: {parent} with the same adapters after the same training, of "
-            f"{healing.control.num_tokens:,} tokens, which is in `control/`. Where it is better "
-            f"than {parent}, so much of the gain is due to the text and not to healing."
-        )

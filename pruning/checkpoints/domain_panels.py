@@ -26,7 +26,7 @@ _STYLES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "pruned": {"color": "#C44E00", "ls": "--", "marker": "s", "ms": 4, "lw": 1.4},
         "repaired": {"color": "#0072B2", "ls": "-", "marker": "o", "ms": 4.5, "lw": 2},
-        "healed": {"color": "#007A57", "ls": "none", "marker": "D", "ms": 5.5},
+        "healed": {"color": "#007A57", "ls": "-", "marker": "D", "ms": 5.5, "lw": 1.4},
     }
 )
 # Where the perplexity at the end of a curve is written, so that no two overlap
@@ -53,13 +53,18 @@ class Curve:
 
 
 def curves(domain: DomainQuality) -> Iterator[Curve]:
-    """The pruned model, the repaired one if there is any, and the point of a healed one."""
+    """The pruned model, the repaired one if there is any, and the healed one where it was trained.
+
+    Healed at all depths it is a line, and else a point: no model of fewer removals was made.
+    """
     yield _curve("pruned", domain, domain.raw_after)
     if any(domain.repaired):
         yield _curve("repaired", domain, domain.unhealed_after)
-    if domain.healed is not None:
-        point = limited_ratio(domain.ratio(domain.healed))
-        yield Curve("healed", (point,), domain.healed.perplexity, first=len(domain.raw))
+    if all(domain.healed) and domain.healed:
+        yield _curve("healed", domain, domain.served_after)
+    elif (healed := domain.healed_after(len(domain.raw))) is not None:
+        point = limited_ratio(domain.ratio(healed))
+        yield Curve("healed", (point,), healed.perplexity, first=len(domain.raw))
 
 
 def grid(num_panels: int) -> tuple[int, int]:

@@ -50,8 +50,11 @@ def narrow_table(domains: Sequence[DomainAtDepth]) -> Table:
 def domain_table(domain: DomainQuality) -> Table:
     """The quality on one domain, with a row for each number of removed blocks from 1."""
     return _without_empty(
-        ("removed", *_MEASURED),
-        [(str(number), *_cells(domain, number)) for number in range(1, len(domain.raw) + 1)],
+        ("removed", *_MEASURED, *_HEALED[:-1]),
+        [
+            (str(number), *_cells(domain, number), *_healed_cells(domain, number)[:-1])
+            for number in range(1, len(domain.raw) + 1)
+        ],
     )
 
 
@@ -121,7 +124,7 @@ def _healed_cells(domain: DomainQuality, num_removed: int) -> Cells:
     if healed is None:
         return NONE, NONE, NONE, NONE
     control = NONE if domain.control is None else with_interval(domain.ratio(domain.control))
-    return *_measured(domain, healed), _share(domain.healed_share()), control
+    return *_measured(domain, healed), _share(domain.healed_share(num_removed)), control
 
 
 def _share(share: float | None) -> str:

@@ -116,12 +116,13 @@ def _draw_panel(
 ) -> list[float]:
     """The curves of the models as they are served, with their intervals. Returns all values.
 
-    A healed checkpoint is one point: its healing made no model of fewer removals.
+    A checkpoint that was healed at its full depth is one point: there is no model of fewer
+    removals.
     """
     drawn: list[float] = []
     for name, domain in panel.items():
         number, deepest = look[name], len(domain.raw)
-        first = 0 if domain.healed is None else deepest
+        first = 0 if all(domain.healed) else deepest
         depths = range(first, deepest + 1)
         points = [limited_ratio(domain.ratio(domain.served_after(depth))) for depth in depths]
         style = {"color": _COLORS[number], "marker": _MARKERS[number], "ms": 4.5, "lw": 1.6}

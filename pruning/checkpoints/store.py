@@ -75,7 +75,9 @@ class Manifest:
     parent_fingerprint: str | None = None  # of the dense parent; None in old manifests
     repair: tuple[DepthRepair, ...] | None = None  # of depths 1, 2 ...; None: all are unrepaired
     block_times: BlockTimes | None = None  # of the dense parent when it was pruned
-    healing: Healing | None = None  # of the model of all removals; then ``repair`` is None
+    healing: Healing | None = (
+        None  # ``repair`` is None if it healed the model of all removals alone
+    )
     tenant: str | None = None  # whom it belongs to; None: all keys see it
     parent_dtype: str | None = None  # of the files of the dense parent; None in old manifests
 
@@ -334,7 +336,8 @@ def open_checkpoint(path: Path, *, device: str = "auto") -> LoadedModel:
 def repair_of(path: Path, num_removed: int) -> "Repaired | None":
     """The repair of a published checkpoint's model after so many removals; None without one.
 
-    That of a healed checkpoint is what its healing has changed, which its own weights contain.
+    That of a checkpoint that was healed at its full depth is what the healing has changed, which
+    its own weights contain. Of one that was healed at all depths, it is without the healing.
     Raises ``FileNotFoundError``, or ``CheckpointCorrupt`` if a file differs from the manifest.
     """
     from pruning.repair.stored import (  # noqa: PLC0415 - it imports torch
@@ -343,14 +346,14 @@ def repair_of(path: Path, num_removed: int) -> "Repaired | None":
     )
 
     manifest = read_manifest(path)
-    if manifest.healing is not None:
+    if manifest.healing is not None and not manifest.healing.is_elastic:
         return _healed(path, manifest.healing, manifest.keep)
     if manifest.repair is None:
         return None
     name = repair_file(num_removed)
     if name not in manifest.files:
         raise CheckpointCorrupt(f"{path}: {name} is not in the manifest")
-    _check_file(path, name, manifest.files[name])
+    check_file(path, name, manifest.files[name])
     try:
         return read_repair(path, num_removed)
     except RepairUnreadable as error:
@@ -375,11 +378,12 @@ def verify(path: Path) -> Manifest:
     if surplus := weights - manifest.files.keys():
         raise CheckpointCorrupt(f"{path}: {sorted(surplus)} are not in the manifest")
     for name, entry in manifest.files.items():
-        _check_file(path, name, entry)
+        check_file(path, name, entry)
     return manifest
 
 
-def _check_file(path: Path, name: str, entry: FileEntry) -> None:
+def check_file(path: Path, name: str, entry: FileEntry) -> None:
+    """Raises ``CheckpointCorrupt`` if the file is not the one of the manifest."""
     if not (path / name).is_file():
         raise CheckpointCorrupt(f"{path}: {name} is missing; publish the checkpoint again")
     if file_entry(path / name) != entry:

@@ -90,7 +90,8 @@ def legend(
     is_repaired = any(any(domain.repaired) for domain in manifest.quality.domains)
     served = "of the model as served, with its repair, " if is_repaired else ""
     if manifest.healing is not None:
-        served = f"{served}and in the last row after healing, "
+        where = "" if manifest.healing.is_elastic else "in the last row "
+        served = f"{served}and {where}after healing, "
     extent = manifest.quality.extent
     until = f" Its extent: {extent}." if extent else ""
     compared = "perplexity" if evaluated_on else "exp(loss)"
@@ -218,7 +219,7 @@ def _repair(manifest: Manifest, step: int) -> str | None:
     """How the model of this row was corrected. A healed checkpoint does not record methods."""
     if manifest.healing is None:
         return manifest.repair[step - 1].method.value if step and manifest.repair else None
-    if step == len(manifest.removed_blocks):
+    if step == len(manifest.removed_blocks) or (step and manifest.healing.is_elastic):
         return "healed"
     is_repaired = any(domain.repaired_after(step) for domain in manifest.quality.domains)
     return "repaired" if is_repaired else None

@@ -160,19 +160,21 @@ def assess_healed(
     spec: PruneSpec,
     dense: DenseModel,
     earlier: Quality,
-    healed: PrunedModel,
+    healed: Mapping[int, PrunedModel],
     control: PrunedModel | None,
 ) -> Quality:
-    """The quality of a healed model: ``earlier``, that of the model before, with what is new.
+    """The quality of healed models: ``earlier``, that of the models before, with what is new.
 
-    Raises ``QualityGateFailed``, and ``CalibrationError`` as ``held_out_for``.
+    They are by number of removed blocks, and the gate judges the deepest. Raises
+    ``QualityGateFailed``, and ``CalibrationError`` as ``held_out_for``.
     """
+    deepest = healed[max(healed)]
     quality = replace(earlier, probe=None, warnings=(), quantized=None, zero_shot=None, samples=())
     of_control = ratio = None
     if earlier.domains:
         windows = held_out_for(spec, dense, earlier)
         domains = with_healed(dense, windows, earlier.domains, healed, control)
-        quality = replace(quality, domains=domains, samples=sample_texts(dense, healed))
+        quality = replace(quality, domains=domains, samples=sample_texts(dense, deepest))
         of_text, shares = _of_text(spec, quality), _shares(spec, quality)
         curve = perplexity_curve(of_text, DomainQuality.served_after, shares)
         quality = replace(quality, perplexities=curve)
@@ -180,7 +182,7 @@ def assess_healed(
         if control is not None:
             of_control, *_ = perplexity_curve(of_text, _control_or_dense, shares)
     if spec.gate is not None:
-        quality = gated(spec.gate, quality, partial(ask_both, dense, healed), ratio, of_control)
+        quality = gated(spec.gate, quality, partial(ask_both, dense, deepest), ratio, of_control)
     return quality
 
 

@@ -86,24 +86,29 @@ def with_healed(
     dense: DenseModel,
     windows: Mapping[str, Windows],
     domains: Sequence[DomainQuality],
-    healed: PrunedModel,
+    healed: Mapping[int, PrunedModel],
     control: PrunedModel | None,
 ) -> tuple[DomainQuality, ...]:
-    """The ``domains``, with the healed model and its control on the same ``windows``."""
+    """The ``domains``, with the healed models and their control on the same ``windows``.
+
+    Those models are by number of removed blocks.
+    """
     whole = PrunedModel(tuple(range(num_blocks(dense.model))))
-    models = [whole, healed, *([control] if control else [])]
+    models = [whole, *healed.values(), *([control] if control else [])]
     token_ids = torch.cat([part.token_ids for part in windows.values()])
     found = dict(_by_domain(windows, pruned_losses(dense, models, token_ids)))
-    return tuple(_healed(domain, *found[domain.domain]) for domain in domains)
+    return tuple(_healed(domain, tuple(healed), found[domain.domain]) for domain in domains)
 
 
-def _healed(
-    domain: DomainQuality, dense: Losses, healed: Losses, control: Losses | None = None
-) -> DomainQuality:
+def _healed(domain: DomainQuality, depths: Blocks, losses: Sequence[Losses]) -> DomainQuality:
+    """``losses`` are of the dense model, of each of these depths, and of the control if any."""
+    dense, *others = losses
+    measured = [Measured.against(dense, found) for found in others]
+    by_depth = dict(zip(depths, measured, strict=False))  # the control follows
     return replace(
         domain,
-        healed=Measured.against(dense, healed),
-        control=None if control is None else Measured.against(dense, control),
+        healed=tuple(by_depth.get(number) for number in range(1, len(domain.raw) + 1)),
+        control=measured[len(depths)] if len(measured) > len(depths) else None,
     )
 
 

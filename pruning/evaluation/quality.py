@@ -134,8 +134,9 @@ class DomainQuality:
     """Losses on the held-out windows of one domain, which are the same windows for every model.
 
     ``raw`` and ``repaired`` are for 1, 2 ... removed blocks. ``repaired`` is empty if nothing was
-    repaired, and None at a depth that is better without repair. ``healed`` is for all removals, and
-    ``control`` is the dense model after the training that healed it.
+    repaired, and None at a depth that is better without repair. ``healed`` is empty without a
+    healing, and None at a depth that it did not train. ``control`` is the dense model after the
+    training that healed them.
     """
 
     domain: str
@@ -146,16 +147,16 @@ class DomainQuality:
     dense: Measured
     raw: tuple[Measured, ...]
     repaired: tuple[Measured | None, ...] = ()
-    healed: Measured | None = None
+    healed: tuple[Measured | None, ...] = ()
     control: Measured | None = None
 
     def has_depths(self, num_removed: int) -> bool:
         """Whether there is one loss for each of 1, 2 ... removals, and windows for their errors."""
-        found = (self.dense, *self.raw, *self.repaired, self.healed, self.control)
+        found = (self.dense, *self.raw, *self.repaired, *self.healed, self.control)
         has_errors = any(each is not None and each.standard_error is not None for each in found)
-        is_repaired = len(self.repaired) in (0, num_removed)
+        are_whole = {len(self.repaired), len(self.healed)} <= {0, num_removed}
         is_enough = self.num_windows >= (2 if has_errors else 1)
-        return is_enough and len(self.raw) == num_removed and is_repaired
+        return is_enough and len(self.raw) == num_removed and are_whole
 
     @property
     def text(self) -> str:
@@ -170,8 +171,8 @@ class DomainQuality:
         return self.repaired[num_removed - 1] if num_removed and self.repaired else None
 
     def healed_after(self, num_removed: int) -> Measured | None:
-        """None for every model but the one without all removed blocks, and without healing."""
-        return self.healed if num_removed == len(self.raw) else None
+        """None for the dense model, and for a depth without healing."""
+        return self.healed[num_removed - 1] if num_removed and self.healed else None
 
     def served_after(self, num_removed: int) -> Measured:
         """The model as it is served: healed or repaired, if it was."""
@@ -210,9 +211,10 @@ class DomainQuality:
         """The share of the lost nats that repair gives back; None if nothing was lost."""
         return self._recovered(num_removed, self.unhealed_after(num_removed))
 
-    def healed_share(self) -> float | None:
+    def healed_share(self, num_removed: int) -> float | None:
         """The share that repair and healing give back; None if nothing was lost, or not healed."""
-        return None if self.healed is None else self._recovered(len(self.raw), self.healed)
+        healed = self.healed_after(num_removed)
+        return None if healed is None else self._recovered(num_removed, healed)
 
     def _recovered(self, num_removed: int, measured: Measured) -> float | None:
         raw = self.raw_after(num_removed)
@@ -232,7 +234,7 @@ class DomainQuality:
             recovered=None if repaired is None else self.recovered_after(num_removed),
             healed=None if healed is None else self._compared(healed),
             control=None if healed is None or not self.control else self._compared(self.control),
-            healed_share=None if healed is None else self.healed_share(),
+            healed_share=None if healed is None else self.healed_share(num_removed),
         )
 
     def _compared(self, measured: Measured) -> Compared:
@@ -240,18 +242,19 @@ class DomainQuality:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "DomainQuality":
-        repaired = (found and Measured(**found) for found in data["repaired"])
+        """Parse JSON of ``asdict``. In older records ``healed`` is that of all removals."""
+        healed = data.get("healed") or ()
+        if isinstance(healed, Mapping):
+            healed = [*(None for _ in data["raw"][1:]), healed]
+        control = data.get("control")
         return cls(
             **{
                 **data,
                 "dense": Measured(**data["dense"]),
                 "raw": tuple(Measured(**found) for found in data["raw"]),
-                "repaired": tuple(repaired),
-                **{
-                    name: Measured(**found)
-                    for name in ("healed", "control")
-                    if (found := data.get(name)) is not None
-                },
+                "repaired": tuple(found and Measured(**found) for found in data["repaired"]),
+                "healed": tuple(found and Measured(**found) for found in healed),
+                "control": None if control is None else Measured(**control),
             }
         )
 

@@ -17,7 +17,6 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from pruning.healing.activations import checkpoint_blocks
 from pruning.healing.places import ADAPTER_TENSORS
 from pruning.models.architectures import architecture
 from pruning.models.blocks import Own, block_list
@@ -90,14 +89,18 @@ class Adapter:
         save_file(named, directory / ADAPTER_TENSORS, metadata={"format": "pt"})
 
 
-def adapted(pruned: PreTrainedModel, heal: Heal) -> Adapter:
+def adapted(pruned: PreTrainedModel, heal: Heal, blocks: Sequence[int] | None = None) -> Adapter:
     """Put a new adapter on ``pruned``, a view of its own, which is changed by it.
 
-    It computes as before: one of the two matrices is zero. Raises ``NothingToAdapt``.
+    It is on these of its blocks, or on all. It computes as before: one of the two matrices is zero.
+    Raises ``NothingToAdapt``.
     """
     from peft import LoraConfig, inject_adapter_in_model  # noqa: PLC0415 - takes a second
 
     settings = _settings(pruned, heal)
+    if blocks is not None:
+        pattern = architecture(pruned.config).blocks.rpartition(".")[2]
+        settings |= {"layers_to_transform": list(blocks), "layers_pattern": pattern}
     devices = [pruned.device] if pruned.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(heal.seed)
@@ -107,8 +110,6 @@ def adapted(pruned: PreTrainedModel, heal: Heal) -> Adapter:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # small steps are lost in bfloat16
             parameters[name.replace(f".{_NAME}.", ".")] = parameter
-    if heal.checkpoint_activations:
-        checkpoint_blocks(pruned)
     return Adapter(pruned, settings, parameters)
 
 

@@ -4,6 +4,7 @@ Logits of a batch may take gigabytes, and so may their gradient. So both are mad
 at a time, and only the gradient of the hidden states is kept.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,14 +18,16 @@ from pruning.models.loss import rows_per_chunk
 _NUM_LOGITS = 5
 
 
-def divergence(model: PreTrainedModel, hidden: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
-    """Mean KL(dense || model) per token in nats, with a gradient for ``hidden``.
+def divergences(
+    model: PreTrainedModel, hidden: Sequence[torch.Tensor], dense: torch.Tensor
+) -> torch.Tensor:
+    """Mean KL(dense || model) per token in nats of each model ``[models]``, with gradients.
 
-    ``hidden`` and ``dense`` ``[rows, width]`` are inputs of the head, which is that of ``model``
-    for both and is not trained.
+    ``hidden`` of each and ``dense`` ``[rows, width]`` are inputs of the head, which is that of
+    ``model`` for all of them and is not trained. Dense logits are made once for all.
     """
-    total: torch.Tensor = _SummedDivergence.apply(hidden, dense, model)  # type: ignore[no-untyped-call]  # of torch
-    return total / len(hidden)
+    totals: torch.Tensor = _SummedDivergence.apply(dense, model, *hidden)  # type: ignore[no-untyped-call]  # of torch
+    return totals / len(dense)
 
 
 def hidden_error(hidden: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
@@ -35,35 +38,38 @@ def hidden_error(hidden: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
 
 
 class _SummedDivergence(torch.autograd.Function):
-    """The sum over rows. Its gradient is computed with it, chunk by chunk."""
+    """The sum over rows for each model. Its gradients are computed with it, chunk by chunk."""
 
     @staticmethod
     def forward(
         ctx: Any,  # noqa: ANN401 - of torch, which has no type for it
-        hidden: torch.Tensor,
         dense: torch.Tensor,
         model: PreTrainedModel,
+        *hidden: torch.Tensor,
     ) -> torch.Tensor:
-        per_chunk = rows_per_chunk(model, hidden.device, _NUM_LOGITS)
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        gradient = torch.empty_like(hidden)
-        parts = (hidden.split(per_chunk), dense.split(per_chunk), gradient.split(per_chunk))
-        for rows, dense_rows, into in zip(*parts, strict=True):
-            wanted = final_logits(model, dense_rows).float().log_softmax(dim=1)
-            leaf = rows.detach().requires_grad_()
-            with torch.enable_grad():
-                found = final_logits(model, leaf).float().log_softmax(dim=1)
-                nats = (wanted.exp() * (wanted - found)).sum()
-                [of_rows] = torch.autograd.grad(nats, leaf)
-            into.copy_(of_rows)
-            total += nats.detach()
-        ctx.save_for_backward(gradient)
-        return total
+        per_chunk = rows_per_chunk(model, dense.device, _NUM_LOGITS)
+        totals = torch.zeros(len(hidden), dtype=torch.float32, device=dense.device)
+        gradients = [torch.empty_like(each) for each in hidden]
+        for begin in range(0, len(dense), per_chunk):
+            rows = slice(begin, begin + per_chunk)
+            wanted = final_logits(model, dense[rows]).float().log_softmax(dim=1)
+            shares = wanted.exp()
+            for at, (each, gradient) in enumerate(zip(hidden, gradients, strict=True)):
+                leaf = each[rows].detach().requires_grad_()
+                with torch.enable_grad():
+                    found = final_logits(model, leaf).float().log_softmax(dim=1)
+                    nats = (shares * (wanted - found)).sum()
+                    [of_rows] = torch.autograd.grad(nats, leaf)
+                gradient[rows].copy_(of_rows)
+                totals[at] += nats.detach()
+        ctx.save_for_backward(*gradients)
+        return totals
 
     @staticmethod
     def backward(
         ctx: Any,  # noqa: ANN401 - as above
         *outputs: torch.Tensor,
-    ) -> tuple[torch.Tensor, None, None]:
-        [of_total], [gradient] = outputs, ctx.saved_tensors
-        return gradient * of_total.to(gradient.dtype), None, None
+    ) -> tuple[torch.Tensor | None, ...]:
+        [of_totals] = outputs
+        parts = zip(ctx.saved_tensors, of_totals, strict=True)
+        return None, None, *(gradient * of.to(gradient.dtype) for gradient, of in parts)

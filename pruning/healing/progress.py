@@ -3,17 +3,27 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Self
+from typing import Any, Self
 
 
 @dataclass(frozen=True)
 class Check:
-    """The loss on held-out text after so many steps, in nats of divergence per token."""
+    """The loss on held-out text after so many steps, in nats of divergence per token.
+
+    Where several depths are trained, ``loss`` is the mean over them, and ``by_depth`` has those of
+    1, 2 ... removed blocks.
+    """
 
     step: int
     num_tokens: int
     loss: float
     by_domain: Mapping[str, float]
+    by_depth: tuple[float, ...] = ()
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Parse JSON of ``asdict``. Older records have no depths."""
+        return cls(**{**data, "by_depth": tuple(data.get("by_depth", ()))})
 
 
 @dataclass(frozen=True)
@@ -53,5 +63,5 @@ class Progress:
     @classmethod
     def from_json(cls, text: str) -> Self:
         data = json.loads(text)
-        checks = tuple(Check(**check) for check in data["checks"])
+        checks = tuple(Check.from_dict(check) for check in data["checks"])
         return cls(**{**data, "losses": tuple(data["losses"]), "checks": checks})

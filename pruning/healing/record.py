@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from pruning.healing.progress import Check, Progress
 from pruning.repair.record import Method
-from pruning.spec.heal import Heal
+from pruning.spec.heal import Depths, Heal
 
 
 class NotHealable(ValueError):
@@ -53,8 +53,8 @@ class Run:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Parse JSON of ``asdict``."""
-        checks = tuple(Check(**check) for check in data["checks"])
-        best = Check(**data["best"])
+        checks = tuple(Check.from_dict(check) for check in data["checks"])
+        best = Check.from_dict(data["best"])
         return cls(**{**data, "best": best, "checks": checks, "losses": tuple(data["losses"])})
 
 
@@ -74,6 +74,11 @@ class Healing:
     texts: tuple[TrainedText, ...]
     changed: tuple[str, ...]
     num_bytes: int
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether one adapter heals every prefix of the removal order."""
+        return self.settings.depths is Depths.ALL
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:

@@ -1,6 +1,6 @@
 """The training of an adapter: a generator of steps, which can be stopped and resumed anywhere.
 
-The dense model teaches. It shares its weights with the model that is healed, so both together take
+The dense model teaches. It shares its weights with the models that are healed, so all together take
 the memory of one.
 """
 
@@ -16,14 +16,15 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from pruning.healing.activations import checkpoint_blocks, kept_bytes
-from pruning.healing.adapter import Adapter, Tensors
-from pruning.healing.divergence import divergence, hidden_error
+from pruning.healing.activations import kept_bytes
+from pruning.healing.adapter import Tensors
+from pruning.healing.divergence import divergences, hidden_error
 from pruning.healing.peers import ALONE, Peers
 from pruning.healing.progress import Check, Progress, Step
 from pruning.healing.state import TrainingState
+from pruning.healing.students import Students, last_hiddens
 from pruning.healing.text import HealingText, Order
-from pruning.models.loss import GPU_LOGITS_BYTES, last_hidden, window_divergences
+from pruning.models.loss import GPU_LOGITS_BYTES, window_divergences
 from pruning.models.memory import free_bytes
 from pruning.plural import counted
 from pruning.spec.heal import Heal
@@ -40,8 +41,10 @@ class HealingDiverged(RuntimeError):
 
 
 class Training:
-    """The training of ``adapter`` towards ``dense``, from its beginning or from ``earlier``.
+    """The training of ``students`` towards ``dense``, from its beginning or from ``earlier``.
 
+    Of several, each step trains the deepest and another one on the same tokens, as slimmable
+    networks are trained (arXiv 1903.05134). All of them say when to stop, and which step is kept.
     A call of a model has at most ``micro_tokens`` tokens, but at least one window. ``peers`` make
     the same steps with it, each on its share of the windows, which is one or more. Checks read a
     part of the held-out text, so that they take no longer than the steps between them.
@@ -50,7 +53,7 @@ class Training:
     def __init__(
         self,
         dense: PreTrainedModel,
-        adapter: Adapter,
+        students: Students,
         text: HealingText,
         heal: Heal,
         *,
@@ -60,7 +63,8 @@ class Training:
         peers: Peers = ALONE,
     ) -> None:
         self._dense = dense
-        self._adapter = adapter
+        self._students = students
+        self._adapter = students.adapter
         self._text = text
         self._heal = heal
         self._peers = peers
@@ -69,11 +73,13 @@ class Training:
         self._num_windows = max(heal.batch_tokens // text.seqlen, peers.size)  # of a step
         self._rate = heal.rate(dense.config.hidden_size)
         self._optimizer = torch.optim.AdamW(
-            adapter.parameters.values(), lr=self._rate, eps=_EPSILON, weight_decay=0.0
+            self._adapter.parameters.values(), lr=self._rate, eps=_EPSILON, weight_decay=0.0
         )
+        if heal.checkpoint_activations:
+            students.checkpoint_activations()
         between = heal.steps_per_check * self._num_windows * text.seqlen
         self._held_out_windows = text.held_out_sample(max(between, _LEAST_CHECK_TOKENS))
-        self._best = adapter.values() if earlier is None else earlier.best
+        self._best = self._adapter.values() if earlier is None else earlier.best
         self.progress = Progress(digest) if earlier is None else earlier.progress
         if earlier is not None:
             self._restore(earlier)
@@ -116,12 +122,13 @@ class Training:
         at_once = min(self._micro_windows, self._num_windows)
         token_ids = self._order.windows(0, at_once).to(device)
         with self._autocast():
-            needed = kept_bytes(self._adapter.model, token_ids)
+            models = [student.model for student in self._students.of_step(0, self._heal.seed)]
+            needed = sum(kept_bytes(model, token_ids) for model in models)
         # beside them: a gradient and two moments, and logits with what they are made of
         others = 3 * self._adapter.num_bytes + 2 * GPU_LOGITS_BYTES
         if needed + others > free_bytes(device):
             logger.info("activations are computed again: %d bytes do not fit", needed)
-            checkpoint_blocks(self._adapter.model)
+            self._students.checkpoint_activations()
 
     @property
     def _is_over(self) -> bool:
@@ -192,25 +199,30 @@ class Training:
             yield from share.to(self._dense.device).split(self._micro_windows)
 
     def _loss(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """The mean over the models that the next step trains."""
+        chosen = self._students.of_step(self.progress.step, self._heal.seed)
         with self._autocast():
-            with torch.no_grad():
-                dense = last_hidden(self._dense, token_ids).flatten(0, 1)
-            hidden = last_hidden(self._adapter.model, token_ids).flatten(0, 1)
-            loss = divergence(self._dense, hidden, dense)
+            dense, found = last_hiddens(self._dense, self._students, chosen, token_ids)
+            dense, hidden = dense.flatten(0, 1), [each.flatten(0, 1) for each in found]
+            loss = divergences(self._dense, hidden, dense).mean()
             if self._heal.hidden_weight:
-                loss = loss + self._heal.hidden_weight * hidden_error(hidden, dense)
+                errors = torch.stack([hidden_error(each, dense) for each in hidden])
+                loss = loss + self._heal.hidden_weight * errors.mean()
         return loss
 
     @torch.no_grad()
     def _check(self) -> Check:
         """Measure the divergence on held-out text, and keep the adapter if it is the best."""
         began_s = time.monotonic()
-        found = {
-            domain: fmean(self._held_out(windows).tolist())
+        measured = {
+            domain: self._held_out(windows).mean(dim=1).tolist()
             for domain, windows in self._held_out_windows.items()
         }
+        found = {domain: fmean(of_depths) for domain, of_depths in measured.items()}
+        by_depth = tuple(map(fmean, zip(*measured.values(), strict=True)))
         done = self.progress
-        check = Check(done.step, done.num_tokens, fmean(found.values()), found)
+        loss, is_elastic = fmean(found.values()), len(by_depth) > 1
+        check = Check(done.step, done.num_tokens, loss, found, by_depth if is_elastic else ())
         if not math.isfinite(check.loss):
             raise HealingDiverged(
                 f"after {counted(done.step, 'step')} of the healing the loss on held-out text is "
@@ -228,19 +240,19 @@ class Training:
         return check
 
     def _held_out(self, windows: torch.Tensor) -> torch.Tensor:
-        """The divergence on each window ``[num_windows]``, on the CPU."""
+        """The divergence of every model on each window ``[models, num_windows]``, on the CPU."""
+        models = self._students.each
         found: list[torch.Tensor] = []
         for part in self._parts(windows):
             with self._autocast():
-                hidden = last_hidden(self._adapter.model, part)
-                found.append(
-                    window_divergences(self._dense, hidden, last_hidden(self._dense, part))
-                )
-        whole = torch.zeros(len(windows), dtype=torch.float64)
+                dense, hidden = last_hiddens(self._dense, self._students, models, part)
+                nats = [window_divergences(self._dense, each, dense) for each in hidden]
+                found.append(torch.stack(nats, dim=1))
+        whole = torch.zeros(len(windows), len(models), dtype=torch.float64)
         if found:
             self._peers.share(whole).copy_(torch.cat(found))
         self._peers.add_up([whole])
-        return whole
+        return whole.T
 
     def _autocast(self) -> AbstractContextManager[object]:
         """Multiply in bfloat16 on a GPU, where it is many times as fast as float32."""

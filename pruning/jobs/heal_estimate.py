@@ -7,10 +7,11 @@ from statistics import median
 
 from pruning.jobs.job import Job, JobStatus
 from pruning.models.safetensors_headers import WeightSizes
-from pruning.spec.heal import Heal
+from pruning.spec.heal import Depths, Heal
 from pruning.spec.prune import TARGETS, PruneSpec
 
 _NUM_BYTES = 4  # adapters are trained in float32
+_STEP_OF_ALL_DEPTHS = 1.7  # of the time of a step of one model
 _NUM_COPIES = 4  # of an adapter in training: itself, its gradient, and two moments of that
 
 
@@ -37,13 +38,12 @@ def heal_estimate(
     if heal is None:
         return None
     num_tokens = _num_tokens(heal, spec.calibration.seqlen)
-    fewest = 1 if spec.is_depth_open else spec.most_removals(num_blocks)
+    is_some_depth = spec.is_depth_open or heal.depths is Depths.ALL
+    fewest = 1 if is_some_depth else spec.most_removals(num_blocks)
     each_block = _NUM_BYTES * heal.rank * sizes.num_sides // num_blocks
     healed, whole = each_block * (num_blocks - fewest), each_block * num_blocks
     paces = dict(_paces(spec, succeeded))
-    num_trainings = 2 if heal.control else 1
-    # the pace is that of the last training: of the control, which has more blocks
-    seconds = num_trainings * num_tokens * median(paces.values()) if paces else None
+    seconds = _num_lasts(heal) * num_tokens * median(paces.values()) if paces else None
     return HealEstimate(
         num_tokens=num_tokens,
         control_tokens=num_tokens if heal.control else 0,
@@ -52,6 +52,13 @@ def heal_estimate(
         seconds=seconds,
         jobs=tuple(paces),
     )
+
+
+def _num_lasts(heal: Heal) -> float:
+    """How many times the last training takes all of them. The last is the control, if any."""
+    if not heal.control:
+        return 1.0
+    return 1 + (_STEP_OF_ALL_DEPTHS if heal.depths is Depths.ALL else 1.0)
 
 
 def _num_tokens(heal: Heal, seqlen: int) -> int:
@@ -76,6 +83,13 @@ def _work(spec: PruneSpec) -> tuple[object, ...]:
     if heal is None:
         return ()
     depth = tuple(getattr(spec, target) for target in TARGETS)
-    how = (heal.rank, heal.batch_tokens, heal.hidden_weight > 0, heal.checkpoint_activations)
+    how = (heal.rank, heal.batch_tokens, heal.hidden_weight > 0, heal.depths)
     checks = (heal.steps_per_check, len(text.parts), text.num_samples, text.seqlen)
-    return (spec.model, spec.dtype, *how, *checks, heal.control or depth)
+    return (
+        spec.model,
+        spec.dtype,
+        *how,
+        heal.checkpoint_activations,
+        *checks,
+        heal.control or depth,
+    )

@@ -11,7 +11,8 @@
 A pruned variant is repaired if its job repaired it. ``+raw`` behind its name means the same blocks
 without the repair. ``+int8`` at the end of any name means the same model with int8 weights.
 
-``NAME@JOB+healed`` is the checkpoint of all removals after healing, and has no prefixes.
+``NAME@JOB+healed`` is the checkpoint after healing. If all depths were healed, then also
+``NAME@JOB+healed-k`` is one, and ``NAME@-k+healed`` is that of the newest such checkpoint.
 """
 
 import re
@@ -19,7 +20,10 @@ from dataclasses import dataclass
 from typing import Self
 
 _PREFIX = re.compile(r"(?P<checkpoint>.*[^-@])-(?P<depth>[0-9]{1,4})")
-_VARIANT = re.compile(r"(?P<model>[^@]*)@(?=.)(?P<job>.*?)(?:-(?P<depth>[0-9]{1,4}))?")
+_NEWEST = re.compile(r"(?P<model>[^@]*)@-(?P<depth>[0-9]{1,4})(?P<healed>\+healed)?")
+_OF_JOB = re.compile(
+    r"(?P<model>[^@]*)@(?P<job>.+?)(?P<healed>\+healed)?(?:-(?P<depth>[0-9]{1,4}))?"
+)
 _RAW = "+raw"
 _INT8 = "+int8"
 _HEALED = "+healed"
@@ -45,12 +49,13 @@ class VariantName:
         """
         plain, is_int8 = split_int8(text)
         name, is_raw = split_raw(plain)
-        name, is_healed = name.removesuffix(_HEALED), name.endswith(_HEALED)
-        match = _VARIANT.fullmatch(name)
+        match = _NEWEST.fullmatch(name) or _OF_JOB.fullmatch(name)
         if match is None:
             return cls(plain, is_int8=is_int8)
-        job, depth = match["job"] or None, int(match["depth"]) if match["depth"] else None
-        return cls(match["model"], job, depth, is_raw, is_int8, is_healed)
+        parts = match.groupdict()
+        depth = int(parts["depth"]) if parts["depth"] else None
+        is_healed = parts["healed"] is not None
+        return cls(parts["model"], parts.get("job"), depth, is_raw, is_int8, is_healed)
 
     @property
     def is_dense(self) -> bool:
@@ -64,8 +69,9 @@ class VariantName:
 
     def __str__(self) -> str:
         depth = "" if self.depth is None else f"-{self.depth}"
-        blocks = "" if self.is_dense else f"@{self.job or ''}{depth}"
-        name = f"{self.model}{blocks}{_HEALED if self.is_healed else ''}"
+        healed = _HEALED if self.is_healed else ""
+        of_job = f"@{self.job}{healed}{depth}" if self.job else f"@{depth}{healed}"
+        name = self.model if self.is_dense else f"{self.model}{of_job}"
         name = raw_name(name) if self.is_raw else name
         return int8_name(name) if self.is_int8 else name
 

@@ -44,10 +44,10 @@ class Folded(Mapping[str, torch.Tensor]):
         return values.to(dense.dtype)
 
     def __iter__(self) -> Iterator[str]:
-        return iter({**self._tensors, **self._factors})
+        return iter({**dict.fromkeys(self._tensors), **dict.fromkeys(self._factors)})
 
     def __len__(self) -> int:
-        return len({**self._tensors, **self._factors})
+        return len({*self._tensors, *self._factors})
 
 
 def folded(
@@ -57,11 +57,16 @@ def folded(
 
     ``read`` reads dense parameters, where ``model`` has no values in memory.
     """
+    return Folded(model, keep, repaired, read or reader_of(model))
 
-    def in_memory(names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+
+def reader_of(model: PreTrainedModel) -> Read:
+    """Reads the parameters of a model in memory."""
+
+    def read(names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
         return ((name, model.get_parameter(name)) for name in names)
 
-    return Folded(model, keep, repaired, read or in_memory)
+    return read
 
 
 def repaired_view(model: PreTrainedModel, keep: Blocks, repaired: Repaired) -> PreTrainedModel:
@@ -75,8 +80,12 @@ def repaired_view(model: PreTrainedModel, keep: Blocks, repaired: Repaired) -> P
         name: tensor.to(model.device, model.dtype, copy=True)
         for name, tensor in repaired.tensors.items()
     }
-    scales = {cut.after: scale for cut, scale in repaired.scales.items() if cut.after in keep}
-    return view(model, keep, own, scales)
+    return view(model, keep, own, scales_of(keep, repaired))
+
+
+def scales_of(keep: Blocks, repaired: Repaired) -> dict[int, float]:
+    """The factors of the inputs of kept blocks."""
+    return {cut.after: scale for cut, scale in repaired.scales.items() if cut.after in keep}
 
 
 def _factors(model: PreTrainedModel, keep: Blocks, repaired: Repaired) -> dict[str, float]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
@@ -22,6 +23,13 @@ COUNTS: Mapping[str, tuple[int, int]] = MappingProxyType(
 
 _BEST_RATE, _BEST_RATE_WIDTH = 2e-3, 576  # of the demo model
 _RATE_EXPONENT = 0.781
+
+
+class Depths(StrEnum):
+    """Which models of a removal order a healing trains."""
+
+    DEEPEST = "deepest"  # the one without all removed blocks
+    ALL = "all"  # every prefix, with one adapter
 
 
 @dataclass(frozen=True)
@@ -46,8 +54,12 @@ class Heal:
     patience: int = 3
     seed: int = 0
     control: bool = True  # train the dense model in the same way, for comparison
+    depths: Depths = Depths.DEEPEST
 
     def __post_init__(self) -> None:
+        if self.depths not in [*Depths]:
+            raise _refused("depths", self.depths, f"one of {', '.join(Depths)}")
+        object.__setattr__(self, "depths", Depths(self.depths))
         for name, (low, high) in COUNTS.items():
             if not low <= getattr(self, name) <= high:
                 raise _refused(name, getattr(self, name), f"{low} to {high}")
@@ -71,7 +83,10 @@ class Heal:
         return _BEST_RATE * math.pow(min(1.0, _BEST_RATE_WIDTH / width), _RATE_EXPONENT)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        found = asdict(self)
+        if self.depths is Depths.DEEPEST:
+            del found["depths"]  # as in older records, whose digests still hold
+        return found
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Heal":

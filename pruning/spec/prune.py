@@ -310,7 +310,9 @@ class PruneSpec:
 
     def to_dict(self) -> dict[str, Any]:
         gate = None if self.gate is None else self.gate.to_wire()
-        return {**asdict(self), "calibration": self.calibration.to_wire(), "gate": gate}
+        heal = None if self.heal is None else self.heal.to_dict()
+        calibration = self.calibration.to_wire()
+        return {**asdict(self), "calibration": calibration, "gate": gate, "heal": heal}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "PruneSpec":

@@ -1,6 +1,7 @@
 """A pruned and a healed checkpoint of a tiny model, made once for all tests that read them."""
 
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from pruning.healing.places import HealedPlaces
 from pruning.models.names import healed_name
 from pruning.models.store import ModelStore
 from pruning.spec.calibration import CalibrationSpec, Dataset
-from pruning.spec.heal import Heal
+from pruning.spec.heal import Depths, Heal
 from pruning.spec.prune import PruneSpec
 from tests.support.pruning_runs import prune_tiny
 from tests.support.recorder import Recorder
@@ -25,6 +26,7 @@ HEAL = Heal(
     batch_tokens=64,
     steps_per_check=10,
 )
+ELASTIC = replace(HEAL, depths=Depths.ALL)
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,18 @@ def healed(pruned_data_dir: tuple[Path, Manifest]) -> Healed:
     recorder = Recorder()
     manifest = heal_tiny(data_dir, HEAL, healed_name(NAME), recorder)
     return Healed(data_dir, pruned, manifest, recorder)
+
+
+@pytest.fixture(scope="session")
+def elastic(
+    pruned_data_dir: tuple[Path, Manifest], tmp_path_factory: pytest.TempPathFactory
+) -> Healed:
+    """The same, healed at all depths. Only for reading."""
+    data_dir = tmp_path_factory.mktemp("elastic") / "data"
+    shutil.copytree(pruned_data_dir[0], data_dir, ignore=shutil.ignore_patterns("*+*"))
+    recorder = Recorder()
+    manifest = heal_tiny(data_dir, ELASTIC, healed_name(NAME), recorder)
+    return Healed(data_dir, pruned_data_dir[1], manifest, recorder)
 
 
 def heal_tiny(

@@ -87,10 +87,9 @@ def healed_run(manifest: Manifest, loss: float) -> Manifest:
     run = Run(1, 64, 1.0, check, (check,), (0.5,))
     heal = Healing(manifest.name, Heal(num_tokens=64), Method.RIDGE, run, None, (), (), 0)
     dense = (3.0, 4.0, 5.0)
-    domains = tuple(
-        replace(domain, healed=Measured.against(dense, (loss,) * len(dense)))
-        for domain in manifest.quality.domains
-    )
+    healed = Measured.against(dense, (loss,) * len(dense))
+    depths = (*(None for _ in manifest.removed_blocks[1:]), healed)
+    domains = tuple(replace(domain, healed=depths) for domain in manifest.quality.domains)
     quality = replace(manifest.quality, domains=domains)
     name = f"{manifest.name}+healed"
     return replace(manifest, name=name, quality=quality, repair=None, healing=heal)

@@ -72,7 +72,7 @@ def test_a_healed_model_and_its_control_have_columns_and_rows() -> None:
     healed, control = (
         Measured.against((3.0, 4.0, 5.0), losses) for losses in ((3.2, 4.2, 5.2), (3.0, 4.0, 5.1))
     )
-    domain = replace(PROSE, healed=healed, control=control)
+    domain = replace(PROSE, healed=(*(None,) * (NUM_REMOVED - 1), healed), control=control)
     headings, [row] = depth_table([domain], NUM_REMOVED)
     assert headings[7:] == ("healed", "healed × dense", "healed: came back", "control × dense")
     assert row[7] == f"{healed.perplexity:.2f}"

@@ -89,11 +89,11 @@ def test_what_is_served_is_repaired_where_repair_was_chosen() -> None:
 
 def test_a_healed_model_is_served_where_all_blocks_are_removed() -> None:
     healed, control = (Measured.against(DENSE, losses) for losses in ((3.25, 4.25, 5.25), DENSE))
-    domain = replace(PROSE, healed=healed, control=control)
+    domain = replace(PROSE, healed=(None, healed), control=control)
     assert domain.served_after(2) is healed
     assert domain.unhealed_after(2) is PROSE.repaired[1]
     assert [domain.served_after(number) for number in (0, 1)] == [PROSE.dense, PROSE.raw[0]]
-    assert domain.healed_share() == pytest.approx(1 - 0.25 / (3.5 / 3))
+    assert domain.healed_share(2) == pytest.approx(1 - 0.25 / (3.5 / 3))
     assert domain.recovered_after(2) == PROSE.recovered_after(2)
     found = domain.at_depth(2)
     assert found.healed is not None
@@ -101,9 +101,22 @@ def test_a_healed_model_is_served_where_all_blocks_are_removed() -> None:
     assert found.control is not None
     assert found.control.ratio.value == 1
     assert domain.at_depth(1).healed is domain.at_depth(1).control is None
-    assert PROSE.healed_share() is None
+    assert PROSE.healed_share(2) is None
     manifest = replace(RUN, quality=replace(RUN.quality, domains=(domain,)))
     assert Manifest.from_json(manifest.to_json()) == manifest
+    old = {**asdict(domain), "healed": asdict(healed)}
+    assert DomainQuality.from_dict(old) == domain
+
+
+def test_a_domain_may_be_healed_at_every_depth() -> None:
+    losses = ((3.125, 4.125, 5.125), (3.25, 4.25, 5.25))
+    healed = tuple(Measured.against(DENSE, found) for found in losses)
+    domain = replace(PROSE, healed=healed)
+    assert [domain.served_after(number) for number in (0, 1, 2)] == [PROSE.dense, *healed]
+    assert domain.healed_share(1) == pytest.approx(1 - 0.125 / 0.5)
+    assert domain.at_depth(1).healed is not None
+    assert domain.has_depths(2)
+    assert not replace(domain, healed=healed[:1]).has_depths(2)
 
 
 def test_a_domain_names_its_text() -> None:

@@ -116,7 +116,7 @@ def test_a_control_that_is_better_than_the_dense_model_takes_its_place() -> None
         "d",
         Measured.of_dense(dense),
         (Measured.against(dense, healed),),
-        healed=Measured.against(dense, healed),
+        healed=(Measured.against(dense, healed),),
         control=Measured.against(dense, control),
     )
     quality = replace(QUALITY, perplexities=(10.0, 12.0), domains=(of_domain,))

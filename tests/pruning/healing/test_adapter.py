@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pruning.healing.adapter import Adapter, Merged, adapted
+from pruning.healing.students import alone
 from pruning.models.architectures import ARCHITECTURES
 from pruning.models.blocks import NO_OWN, Own, block_list, view
 from pruning.repair.folding import folded
@@ -88,8 +89,10 @@ def test_it_takes_over_values_and_lends_itself_for_a_while() -> None:
 def test_recomputed_activations_give_the_same_gradients() -> None:
     gradients = []
     for recomputes in (False, True):
-        heal = Heal(rank=3, alpha=5.0, checkpoint_activations=recomputes)
-        adapter = trained(adapted(view(tiny_model("llama"), KEEP), heal))
+        students = alone(tiny_model("llama"), KEEP, NO_OWN, HEAL)
+        if recomputes:
+            students.checkpoint_activations()
+        adapter = trained(students.adapter)
         adapter.model(token_ids()).logits.square().mean().backward()
         gradients.append([parameter.grad for parameter in adapter.parameters.values()])
     for plain, recomputed in zip(*gradients, strict=True):

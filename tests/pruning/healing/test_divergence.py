@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pruning.healing.divergence import divergence, hidden_error
+from pruning.healing.divergence import divergences, hidden_error
 from pruning.models import loss
 from pruning.models.blocks import final_logits
 from tests.support.tiny import tiny_model
@@ -34,7 +34,7 @@ def test_it_is_the_plain_formula(
     [expected] = torch.autograd.grad(3 * plain, hidden)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loss, "LOGITS_BYTES", per_chunk * 4 * 5 * model.config.vocab_size)
-        chunked = divergence(model, hidden, dense)
+        chunked = divergences(model, [hidden], dense)[0]
         [gradient] = torch.autograd.grad(3 * chunked, hidden)
     torch.testing.assert_close(chunked, plain, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5)
@@ -44,7 +44,7 @@ def test_equal_states_have_no_divergence_and_no_gradient() -> None:
     model = tiny_model("llama")
     hidden = torch.randn(5, model.config.hidden_size)
     leaf = hidden.clone().requires_grad_()
-    nats = divergence(model, leaf, hidden)
+    nats = divergences(model, [leaf], hidden)[0]
     [gradient] = torch.autograd.grad(nats, leaf)
     assert abs(float(nats.detach())) < 1e-6
     assert float(gradient.abs().max()) < 1e-6
@@ -58,7 +58,7 @@ def test_logits_of_few_rows_are_made_at_once(monkeypatch: pytest.MonkeyPatch) ->
     hook = head.register_forward_hook(lambda _m, _a, logits: sizes.append(len(logits)))
     try:
         hidden = torch.randn(10, model.config.hidden_size, requires_grad=True)
-        divergence(model, hidden, hidden.detach())
+        divergences(model, [hidden], hidden.detach())
     finally:
         hook.remove()
     assert max(sizes) == 3

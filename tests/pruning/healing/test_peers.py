@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import distributed
 
-from pruning.healing.adapter import adapted
+from pruning.healing import students
 from pruning.healing.peers import ALONE, PeerLost, Peers
 from pruning.healing.text import HealingText
 from pruning.healing.train import Training
-from pruning.models.blocks import view
+from pruning.models.blocks import NO_OWN
 from pruning.spec.heal import Heal
 from tests.support.repairs import random_text
 from tests.support.tiny import tiny_model
@@ -27,7 +27,7 @@ HEAL = Heal(num_tokens=12 * 96, rank=8, learning_rate=5e-3, batch_tokens=96, ste
 def training(heal: Heal, peers: Peers) -> Training:
     model, windows = tiny_model("llama"), random_text()
     text = HealingText(windows.train, windows.selection)
-    return Training(model, adapted(view(model, KEEP), heal), text, heal, peers=peers)
+    return Training(model, students.alone(model, KEEP, NO_OWN, heal), text, heal, peers=peers)
 
 
 def together(number: int, run: Callable[[Peers], object]) -> list[Any]:
@@ -83,9 +83,8 @@ def test_more_processes_go_on_where_one_has_stopped() -> None:
     list(islice(alone.steps(), 5))
     state, text = alone.state(), alone._text
     model = tiny_model("llama")
-    more = Training(
-        model, adapted(view(model, KEEP), heal), text, heal, earlier=state, peers=Peers(0, 3)
-    )
+    student = students.alone(model, KEEP, NO_OWN, heal)
+    more = Training(model, student, text, heal, earlier=state, peers=Peers(0, 3))
     assert more._used == alone._used
     windows = [*islice(more._parts(more._order.windows(5, 3)), 1)]
     [step] = islice(more.steps(), 1)

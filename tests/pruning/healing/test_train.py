@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from pruning.healing.adapter import adapted
 from pruning.healing.divergence import hidden_error
 from pruning.healing.progress import Step
 from pruning.healing.state import read_state, save_state
+from pruning.healing.students import alone
 from pruning.healing.text import HealingText
 from pruning.healing.train import LEAST_RATE, HealingDiverged, Training, schedule
-from pruning.models.blocks import view
+from pruning.models.blocks import NO_OWN
 from pruning.models.loss import last_hidden
 from pruning.spec.heal import Heal
 from tests.support.repairs import random_text
@@ -34,8 +34,8 @@ def text() -> HealingText:
 
 def training(heal: Heal = HEAL, keep: Sequence[int] = KEEP, **more: object) -> Training:
     model = tiny_model("llama")
-    adapter = adapted(view(model, keep), heal)
-    return Training(model, adapter, text(), heal, digest="d", **more)  # type: ignore[arg-type]  # named
+    students = alone(model, tuple(keep), NO_OWN, heal)
+    return Training(model, students, text(), heal, digest="d", **more)  # type: ignore[arg-type]  # named
 
 
 @pytest.fixture(scope="module")

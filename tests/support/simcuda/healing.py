@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from pruning.healing.adapter import adapted
+from pruning.healing.students import alone
 from pruning.healing.text import HealingText
 from pruning.healing.train import Training
-from pruning.models.blocks import view
+from pruning.models.blocks import NO_OWN
 from pruning.models.random_models import random_model
 from pruning.spec.heal import Heal
 from tests.support.repairs import random_text
@@ -29,7 +29,7 @@ def losses(model: PreTrainedModel) -> dict[str, Any]:
     """Of all steps of a small training, and of its checks."""
     windows = random_text()
     text = HealingText(windows.train, windows.selection)
-    training = Training(model, adapted(view(model, _KEEP), _HEAL), text, _HEAL)
+    training = Training(model, alone(model, _KEEP, NO_OWN, _HEAL), text, _HEAL)
     steps = [step.loss for step in training.steps()]
     return {"steps": steps, "checks": [check.loss for check in training.progress.checks]}
 
@@ -57,10 +57,10 @@ def peak(cuda: SimulatedCuda, shape: Mapping[str, Any], gib: int, seqlen: int) -
         weights = cuda.allocated_bytes()
         depth = shape["num_hidden_layers"]
         heal = Heal(control=False)
-        adapter = adapted(view(model, range(depth - depth // 5)), heal)
+        students = alone(model, tuple(range(depth - depth // 5)), NO_OWN, heal)
         windows = torch.zeros(8, seqlen, dtype=torch.long)
         text = HealingText({"prose": windows[:4]}, {"prose": windows[4:]})
-        steps = Training(model, adapter, text, heal).steps()
+        steps = Training(model, students, text, heal).steps()
         for _ in range(2):
             next(steps)
     return {"weights": weights, "peak": cuda.peak_bytes()}

@@ -1,0 +1,300 @@
+"""One healing of all depths: losses and probe at every depth, beside the repaired models and a
+healing of the deepest alone; and what a step costs.
+
+The removal order and the repairs are those of a published checkpoint. All text that is measured on
+took no part in any fit, training or choice.
+"""
+
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean, median
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+
+from app.bench.machine import machine
+from benchmarks.heal_depths_report import markdown, shares
+from pruning.checkpoints.store import Manifest, repair_of, verify
+from pruning.data.calibration import evaluation_windows, healing_windows
+from pruning.data.windows import Windows
+from pruning.evaluation.probe import probe_items
+from pruning.evaluation.probe_run import answer
+from pruning.evaluation.pruned_losses import PrunedModel, pruned_losses
+from pruning.evaluation.quality import Measured
+from pruning.healing.adapter import Merged
+from pruning.healing.depths import shared_tensors, whole_repair
+from pruning.healing.students import Students, alone, of_order
+from pruning.healing.text import HealingText
+from pruning.healing.train import Training
+from pruning.models.blocks import NO_OWN, num_blocks
+from pruning.models.store import ModelStore, set_up_torch
+from pruning.repair.folding import folded
+from pruning.repair.record import Method
+from pruning.repair.repair import Repaired
+from pruning.search.dense_model import DenseModel, Resources, load_dense_model
+from pruning.spec.calibration import default_calibration
+from pruning.spec.heal import Heal
+from pruning.spec.prune import Resident
+
+_NEVER = 2**31  # rises of the loss that end a training
+_TIMED_STEPS = 7  # of each kind, in turn, after one that nothing is counted of
+
+
+@dataclass(frozen=True)
+class Bench:
+    dense: DenseModel
+    source: Manifest
+    repairs: Mapping[int, Repaired]
+    text: HealingText
+    heal: Heal
+
+    @cached_property
+    def deepest(self) -> int:
+        return len(self.source.removed_blocks)
+
+    def repaired(self, depth: int) -> PrunedModel:
+        keep, repair = self.source.keep_after(depth), self.repairs.get(depth)
+        if repair is None:
+            return PrunedModel(keep)
+        model, read = self.dense.model, self.dense.read
+        return PrunedModel(keep, dict(folded(model, keep, repair, read)))
+
+    def elastic(self) -> Students:
+        order = self.source.removed_blocks
+        return of_order(self.dense.model, order, self.repairs, self.heal)
+
+    def single(self) -> Students:
+        model = self.repaired(self.deepest)
+        return alone(self.dense.model, model.keep, model.own, self.heal)
+
+    def control(self) -> Students:
+        every_block = tuple(range(num_blocks(self.dense.model)))
+        return alone(self.dense.model, every_block, NO_OWN, self.heal)
+
+    def training(self, students: Students, heal: Heal) -> Training:
+        micro_tokens = self.dense.resources.batch_tokens
+        return Training(self.dense.model, students, self.text, heal, micro_tokens=micro_tokens)
+
+    def healed(self, depth: int, adapter: Mapping[str, torch.Tensor]) -> PrunedModel:
+        model, read, keep = self.dense.model, self.dense.read, self.source.keep_after(depth)
+        whole = whole_repair(model, keep, self.heal, adapter, self.repairs.get(depth), read)
+        return PrunedModel(keep, dict(folded(model, keep, whole, read)))
+
+    def merged(
+        self,
+        students: Students,
+        adapter: Mapping[str, torch.Tensor],
+        own: Mapping[str, torch.Tensor],
+    ) -> PrunedModel:
+        keep = students.each[-1].keep
+        merged = Merged(self.dense.model, keep, self.heal, adapter, own, self.dense.read)
+        return PrunedModel(keep, dict(merged))
+
+
+def main(
+    checkpoint: Annotated[Path, typer.Argument(help="Directory of a published checkpoint.")],
+    models_dir: Annotated[Path, typer.Option(help="Directory that has its dense model.")],
+    out: Annotated[Path, typer.Option(help="Where to write the JSON; Markdown goes beside it.")],
+    num_tokens: Annotated[int, typer.Option(help="Of each training.")] = 400_000,
+    learning_rate: float | None = Heal.learning_rate,
+    rank: int = Heal.rank,
+    batch_tokens: int = Heal.batch_tokens,
+    steps_per_check: int = Heal.steps_per_check,
+    seqlen: int = 128,
+    num_samples: Annotated[int, typer.Option(help="Windows of a calibration.")] = 32,
+    num_held_out: Annotated[int, typer.Option(help="Windows of each domain to judge on.")] = 64,
+    num_items: Annotated[int, typer.Option(help="Questions of each kind; 0: no probe.")] = 200,
+    dtype: str = "auto",
+    single: Annotated[bool, typer.Option(help="Also heal the deepest alone.")] = True,
+    control: Annotated[bool, typer.Option(help="Also train the dense model.")] = True,
+    timed: Annotated[bool, typer.Option(help="Time steps of both kinds in turn.")] = True,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+) -> None:
+    """Heal all depths of a checkpoint's order with one adapter, and measure every depth."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    set_up_torch(threads)
+    heal = Heal(
+        num_tokens=num_tokens,
+        learning_rate=learning_rate,
+        rank=rank,
+        alpha=2.0 * rank,
+        batch_tokens=batch_tokens,
+        steps_per_check=steps_per_check,
+    )
+    bench = _bench(checkpoint, models_dir, heal, dtype, seqlen, num_samples)
+    report: dict[str, Any] = {
+        "checkpoint": bench.source.name,
+        "removed": bench.source.removed_blocks,
+        "dtype": str(bench.dense.model.dtype).removeprefix("torch."),
+        "heal": heal.to_dict(),
+        "machine": machine(),
+        "command": shlex.join(["python", "-m", "benchmarks.heal_depths", *sys.argv[1:]]),
+        "step_s": _step_times(bench) if timed else {},
+        "bytes": _bytes(bench),
+    }
+    models, report["runs"] = _models(bench, is_single=single, has_control=control)
+    held_out = default_calibration(num_samples=2 * num_held_out, seqlen=seqlen)
+    judged = evaluation_windows(held_out, bench.dense.model, bench.dense.tokenizer)
+    report["domains"] = dict(_judged(bench.dense, models, judged, num_held_out))
+    report["shares"] = shares(report["domains"])
+    report["probe"] = _probed(bench.dense, models, num_items) if num_items else {}
+    out.write_text(json.dumps(report, indent=2) + "\n")
+    out.with_suffix(".md").write_text(markdown(report))
+    Console().print(markdown(report))
+
+
+def _bench(
+    checkpoint: Path, models_dir: Path, heal: Heal, dtype: str, seqlen: int, num_samples: int
+) -> Bench:
+    source = verify(checkpoint)
+    path = ModelStore(models_dir).inspect(source.parent).path
+    dense = load_dense_model(path, Resident.MODEL, Resources(), dtype=dtype)
+    found = {
+        depth: repair_of(checkpoint, depth) for depth in range(1, len(source.removed_blocks) + 1)
+    }
+    repairs = {
+        depth: repair
+        for depth, repair in found.items()
+        if repair is not None and repair.method is not Method.NONE
+    }
+    calibration = default_calibration(num_samples=num_samples, seqlen=seqlen)
+    windows = healing_windows(calibration, dense.model, dense.tokenizer)
+    train, held_out = (
+        {domain: of.token_ids for domain, of in part.items()}
+        for part in (windows.train, windows.selection)
+    )
+    return Bench(dense, source, repairs, HealingText(train, held_out), heal)
+
+
+def _step_times(bench: Bench) -> dict[str, Any]:
+    """Seconds of a step of all depths and of the deepest alone, made in turn."""
+    endless = replace(bench.heal, steps_per_check=_NEVER, num_tokens=2**40)
+    kinds = {"all depths": bench.elastic(), "deepest alone": bench.single()}
+    steps = {name: bench.training(students, endless).steps() for name, students in kinds.items()}
+    tokens = bench.heal.batch_tokens
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(1 + _TIMED_STEPS):
+        for name, of_kind in steps.items():
+            step = next(of_kind)
+            if turn:
+                seconds[name].append(tokens / step.tokens_per_s)
+    ratios = [one / other for one, other in zip(*seconds.values(), strict=True)]
+    found = {name: median(of_kind) for name, of_kind in seconds.items()}
+    Console().print(found, median(ratios))
+    return {**found, "ratio": median(ratios), "ratios": ratios}
+
+
+def _bytes(bench: Bench) -> dict[str, int]:
+    """Of the dense model, its blocks, what all depths share beside it, and what each has alone."""
+    model = bench.dense.model
+    students = bench.elastic()
+    adapter = students.adapter.values()
+    shared = shared_tensors(model, bench.heal, adapter, bench.dense.read)
+    own = sum(
+        tensor.nbytes for repair in bench.repairs.values() for tensor in repair.tensors.values()
+    )
+    return {
+        "dense": sum(each.nbytes for each in model.parameters()),
+        "blocks": sum(each.nbytes for each in model.model.layers.parameters()),
+        "shared": sum(model.get_parameter(name).nbytes for name in shared),
+        "repairs": own,
+        "adapter": students.adapter.num_bytes,
+    }
+
+
+def _models(
+    bench: Bench, *, is_single: bool, has_control: bool
+) -> tuple[dict[str, PrunedModel], dict[str, Any]]:
+    """All models to measure, by name, and what their trainings did."""
+    every_block = tuple(range(num_blocks(bench.dense.model)))
+    models = {"dense": PrunedModel(every_block)}
+    for depth in range(1, bench.deepest + 1):
+        models[f"raw {depth}"] = PrunedModel(bench.source.keep_after(depth))
+        models[f"repaired {depth}"] = bench.repaired(depth)
+    runs: dict[str, Any] = {}
+    elastic, runs["all depths"] = _trained(bench, bench.elastic(), bench.heal)
+    for depth in range(1, bench.deepest + 1):
+        models[f"healed {depth}"] = bench.healed(depth, elastic)
+    if is_single:
+        students, own = bench.single(), bench.repaired(bench.deepest).own
+        adapter, runs["deepest alone"] = _trained(bench, students, bench.heal)
+        models[f"alone {bench.deepest}"] = bench.merged(students, adapter, own)
+    if has_control:
+        students = bench.control()
+        adapter, runs["control"] = _trained(
+            bench, students, replace(bench.heal, patience=_NEVER), is_last=True
+        )
+        models["control"] = bench.merged(students, adapter, NO_OWN)
+    return models, runs
+
+
+def _trained(
+    bench: Bench, students: Students, heal: Heal, *, is_last: bool = False
+) -> tuple[Mapping[str, torch.Tensor], dict[str, Any]]:
+    training = bench.training(students, heal)
+    pace = []
+    for step in training.steps():
+        if step.check is None:
+            pace.append(step.tokens_per_s)
+        else:
+            depths = " ".join(f"{nats:.4f}" for nats in step.check.by_depth)
+            Console().print(f"{step.num_tokens} tokens: {step.check.loss:.4f} nats {depths}")
+    done = training.progress
+    run = {
+        "num_tokens": done.num_tokens,
+        "seconds": done.seconds,
+        "tokens_per_s": median(pace) if pace else None,
+        "best": asdict(done.best),
+        "checks": [asdict(check) for check in done.checks],
+    }
+    return students.adapter.values() if is_last else training.best, run
+
+
+def _judged(
+    dense: DenseModel,
+    models: Mapping[str, PrunedModel],
+    judged: Mapping[str, Windows],
+    num_windows: int,
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    for domain, windows in judged.items():
+        token_ids = windows.token_ids[:num_windows]
+        found: Sequence[Sequence[float]] = pruned_losses(dense, list(models.values()), token_ids)
+        of_model = dict(zip(models, found, strict=True))
+        whole = of_model["dense"]
+        yield (
+            domain,
+            {
+                "num_windows": len(token_ids),
+                "models": {
+                    name: {"loss": fmean(losses)}
+                    if name == "dense"
+                    else asdict(Measured.against(whole, losses))
+                    for name, losses in of_model.items()
+                },
+            },
+        )
+
+
+def _probed(
+    dense: DenseModel, models: Mapping[str, PrunedModel], num_items: int
+) -> dict[str, float]:
+    """The share of correct answers of every model but the raw ones."""
+    items = probe_items(num_items=num_items)
+    found = {}
+    for name, model in models.items():
+        if not name.startswith("raw"):
+            answers = answer(dense.forward(model.keep, own=model.own), dense.tokenizer, items)
+            found[name] = fmean(each.score for each in answers)
+            Console().print(f"probe of {name}: {found[name]:.3f}")
+    return found
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,86 @@
+"""Report of the benchmark of healings of all depths, as Markdown."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Shares = Mapping[str, Mapping[str, float]]
+
+
+def shares(domains: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """The share of the lost nats that each model gives back, by domain."""
+    found: dict[str, dict[str, float]] = {}
+    for domain, of in domains.items():
+        losses = {name: each["loss"] for name, each in of["models"].items()}
+        found[domain] = {
+            name: (losses[f"raw {depth}"] - loss) / (losses[f"raw {depth}"] - losses["dense"])
+            for name, loss in losses.items()
+            if (depth := name.rpartition(" ")[2]).isdigit() and not name.startswith("raw")
+        }
+    return found
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """A row for each depth and model, with the share that came back on each domain."""
+    domains: Shares = report["shares"]
+    depths = range(1, len(report["removed"]) + 1)
+    names = [
+        f"{kind} {depth}"
+        for depth in depths
+        for kind in ("repaired", "healed", "alone")
+        if any(f"{kind} {depth}" in of for of in domains.values())
+    ]
+    lines = [
+        "# One healing of all depths",
+        "",
+        f"{report['checkpoint']} in {report['dtype']}, {report['heal']['num_tokens']:,} tokens.",
+        "Shares of the lost nats that came back, on held-out windows by domain.",
+        "",
+        *_table(
+            ["model", *domains, "probe"],
+            [
+                [name, *(f"{of[name]:.0%}" for of in domains.values()), _probe(report, name)]
+                for name in names
+            ],
+        ),
+        "",
+        f"Probe of the dense model: {_probe(report, 'dense')}.",
+    ]
+    return "\n".join([*lines, *_control(report), *_effort(report)]) + "\n"
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    ruled = ["---", *("--:" for _ in headings[1:])]
+    return [f"| {' | '.join(row)} |" for row in (headings, ruled, *rows)]
+
+
+def _probe(report: Mapping[str, Any], name: str) -> str:
+    score = report["probe"].get(name)
+    return "" if score is None else f"{score:.3f}"
+
+
+def _control(report: Mapping[str, Any]) -> list[str]:
+    gaps = {
+        domain: of["models"]["control"]["loss"] - of["models"]["dense"]["loss"]
+        for domain, of in report["domains"].items()
+        if "control" in of["models"]
+    }
+    if not gaps:
+        return []
+    named = ", ".join(f"{domain} {nats:+.3f}" for domain, nats in gaps.items())
+    return [f"Control against dense, in nats: {named}."]
+
+
+def _effort(report: Mapping[str, Any]) -> list[str]:
+    found, times = report["bytes"], report["step_s"]
+    sizes = {name: f"{num_bytes / 1e6:.0f} MB" for name, num_bytes in found.items()}
+    lines = [
+        f"The dense model has {sizes['dense']}, of which blocks are {sizes['blocks']}.",
+        f"All depths share {sizes['shared']} beside it, and repairs have {sizes['repairs']}.",
+    ]
+    if times:
+        lines.append(
+            f"A step takes {times['all depths']:.2f} s, of the deepest alone "
+            f"{times['deepest alone']:.2f} s: {times['ratio']:.2f} times, the median of steps made "
+            "in turn."
+        )
+    return lines

@@ -1,0 +1,143 @@
+"""The models that one adapter heals: the deepest of a removal order alone, or every depth of it.
+
+All depths of an order share the dense weights and the adapter. Each has what its repair changed.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from pruning.healing.activations import checkpoint_blocks
+from pruning.healing.adapter import Adapter, adapted
+from pruning.models.architectures import architecture
+from pruning.models.blocks import Own, block_calls, block_list, finish, num_blocks, view
+from pruning.removal import kept
+from pruning.repair.folding import scales_of
+from pruning.repair.repair import Repaired
+from pruning.sleb import Blocks
+from pruning.spec.heal import Heal
+
+_LEAF = ".base_layer"  # peft's name for a layer below its adapter
+
+
+@dataclass(frozen=True)
+class Student:
+    """A model that keeps these blocks of the dense one, and computes with the adapter."""
+
+    keep: Blocks
+    model: PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Students:
+    """Models with one adapter, the deepest last. Each keeps the blocks that the next one keeps.
+
+    Blocks of the dense model in front of ``first`` compute the same in all of them.
+    """
+
+    adapter: Adapter
+    each: tuple[Student, ...]
+    first: int = 0
+
+    def of_step(self, step: int, seed: int) -> tuple[Student, ...]:
+        """Those that a step trains: the deepest, and another one.
+
+        The others take turns in an order that is drawn anew for each turn, so it depends on the
+        seed and the number of the step alone.
+        """
+        *others, deepest = self.each
+        if not others:
+            return (deepest,)
+        turn, place = divmod(step, len(others))
+        rng = random.Random(f"{seed} depths {turn}")  # noqa: S311 - not a secret
+        return others[rng.sample(range(len(others)), len(others))[place]], deepest
+
+    def checkpoint_activations(self) -> None:
+        """Compute activations again in the backward pass: less memory, more time."""
+        for student in self.each:
+            checkpoint_blocks(student.model)
+
+
+def alone(model: PreTrainedModel, keep: Blocks, own: Own, heal: Heal) -> Students:
+    """The model that keeps these blocks, with ``own`` tensors, and an adapter on all of them."""
+    adapter = adapted(view(model, keep, own), heal)
+    return Students(adapter, (Student(keep, adapter.model),))
+
+
+def of_order(
+    model: PreTrainedModel, order: Blocks, repairs: Mapping[int, Repaired], heal: Heal
+) -> Students:
+    """Every depth of a removal order, by the repairs of those that have one.
+
+    The adapter is on all blocks behind the first change that are kept at some depth.
+    """
+    total = num_blocks(model)
+    first = first_changed(model, order, repairs)
+    adapter = adapted(view(model, range(total)), heal, adapted_blocks(total, order, first))
+    keeps = [kept(total, order[:number]) for number in range(1, len(order) + 1)]
+    students = [
+        Student(keep, _repaired(adapter.model, keep, repairs.get(number)))
+        for number, keep in enumerate(keeps, start=1)
+    ]
+    return Students(adapter, tuple(students), first)
+
+
+def first_changed(model: PreTrainedModel, order: Blocks, repairs: Mapping[int, Repaired]) -> int:
+    """The first block that may differ from the dense one: a cut is prepared in front of it."""
+    prefix = f"{architecture(model.config).blocks}."
+    refitted = [
+        int(name.removeprefix(prefix).partition(".")[0])
+        for repaired in repairs.values()
+        for name in repaired.tensors
+    ]
+    return max(0, min([*(block - 1 for block in order), *refitted]))
+
+
+def adapted_blocks(num_blocks: int, order: Blocks, first: int) -> Blocks:
+    """Those that have an adapter. The first removed one is kept at no depth."""
+    return tuple(block for block in range(first, num_blocks) if block != order[0])
+
+
+def last_hiddens(
+    dense: PreTrainedModel, students: Students, chosen: Sequence[Student], token_ids: torch.Tensor
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The inputs of the head ``[batch, seqlen, width]``, of the dense model and of those chosen.
+
+    What they have in common runs once. That of the dense model has no gradient.
+    """
+    first = students.first
+    with torch.no_grad():
+        shared, calls = block_calls(dense, token_ids)
+        for call in calls[:first]:
+            shared = call(shared)
+        whole = shared
+        for call in calls[first:]:
+            whole = call(whole)
+        whole = finish(dense, whole)
+    found = []
+    for student in chosen:
+        hidden = shared
+        for index, block in zip(student.keep, block_list(student.model), strict=True):
+            if index >= first:
+                hidden = calls[index].of(block)(hidden)
+        found.append(finish(dense, hidden))
+    return whole, found
+
+
+def _repaired(
+    adapter_model: PreTrainedModel, keep: Blocks, repaired: Repaired | None
+) -> PreTrainedModel:
+    """The view that keeps these blocks, with the adapter on top of what the repair changed."""
+    if repaired is None:
+        return view(adapter_model, keep)
+    known = dict(adapter_model.named_parameters(remove_duplicate=False))
+    own = {}
+    for name, tensor in repaired.tensors.items():
+        path, _, leaf = name.rpartition(".")
+        below = f"{path}{_LEAF}.{leaf}"
+        target = below if below in known else name
+        own[target] = tensor.to(adapter_model.device, adapter_model.dtype)
+    return view(adapter_model, keep, own, scales_of(keep, repaired))
