@@ -99,6 +99,7 @@ HEAL_HELP: Mapping[str, str] = MappingProxyType(
         "patience": "Stop once the loss on held-out text has risen so many times in a row.",
         "seed": "Seed of the adapters and of the order of the text.",
         "control": "Train the dense model in the same way, for comparison.",
+        "depths": "all: one adapter for every prefix of the removal order.",
     }
 )
 

@@ -146,6 +146,7 @@ class _Exporter:
             name, parent, total = manifest.name, manifest.parent, manifest.num_blocks
         dtype = str(self.dense.model.dtype).removeprefix("torch.")
         removed, is_plain = self.subject.removed_blocks, self.subject.weights is None
+        healed_in = self.subject.healed_in
         return Exported(
             name,
             Path(parent).name,
@@ -158,6 +159,7 @@ class _Exporter:
             measured_speedup=self._measured_speedup(parent, total) if is_plain else None,
             domains=self.subject.measured,
             probe=self.subject.probe,
+            healing=None if healed_in is None else read_manifest(healed_in).healing,
         )
 
     def _measured_speedup(self, parent: str, num_blocks: int) -> Interval | None:

@@ -18,7 +18,7 @@ def advice_on(name: str, catalog: Catalog, limits: Limits) -> Advice:
 
 
 def _candidates(model: str, catalog: Catalog) -> Iterator[Candidate]:
-    """The depths of the newest order, and every healed checkpoint."""
+    """The depths of the newest order, healed ones too, and other healed checkpoints."""
     entries = [
         entry
         for entry in catalog.entries()
@@ -28,8 +28,8 @@ def _candidates(model: str, catalog: Catalog) -> Iterator[Candidate]:
     for entry in entries:
         order = entry.order
         is_named_by_job = order is not None and order.name == entry.name
-        is_healed = order is not None and order.is_healed
-        if is_healed or not is_named_by_job or not newest:
+        is_other_healed = order is not None and order.is_healed and order.name not in newest
+        if is_other_healed or not is_named_by_job or not newest:
             yield _candidate(entry, catalog)
 
 

@@ -131,7 +131,7 @@ class Catalog:
         if name in self._external:
             return self._external_entry(self._external[name])
         if name in self.dense_names():
-            return self._dense_entry(name, self._newest_orders().get(name))
+            return self._dense_entry(name, self._newest().get(name))
         if published := self.published(name):
             return published
         order, depth = self._order_and_depth(name)
@@ -139,7 +139,7 @@ class Catalog:
             return self._target_entry(name, target)
         if order is None:
             raise self._unknown(name)
-        if order.is_healed:
+        if order.is_healed and not order.is_elastic:
             raise UnknownModel(
                 f"{name!r}: only the model of all removals is healed: ask for {order.name!r}"
             )
@@ -181,9 +181,7 @@ class Catalog:
 
     def external_name(self, name: str) -> str | None:
         """The external model that a name or an alias means, if it means one."""
-        if name in self._external or not self._external:
-            return name if name in self._external else None
-        target = self.aliases().get(name)
+        target = name if name in self._external else self.aliases().get(name)
         return target if target in self._external else None
 
     def set_alias(self, alias: str, target: str) -> ModelEntry:
@@ -210,17 +208,16 @@ class Catalog:
             raise UnknownModel(f"no alias {alias[:128]!r}; the known ones are: {known}")
 
     def entries(self) -> list[ModelEntry]:
-        """Dense models with the prefixes of their newest orders, checkpoints, external models.
-
-        What is broken has an ``error``.
-        """
-        orders = self._newest_orders()
+        """All models, and the prefixes of the newest orders. What is broken has an ``error``."""
+        orders, healed = self._newest(), self._newest(is_healed=True)
         entries = []
         for name in self.dense_names():
             dense = self._dense_entry(name, orders.get(name))
             entries.append(dense)
             if dense.order is not None:
                 entries += self._prefix_entries(dense.order, VariantName(name))
+            if name in healed:
+                entries += self._prefix_entries(healed[name], VariantName(name, is_healed=True))
         entries += [self._whole_entry(order) for order in self._published_orders()]
         if self._tenant() is None:  # whom a broken one belongs to is not known
             entries += [
@@ -228,7 +225,7 @@ class Catalog:
                 for name, reason in self._broken.items()
             ]
         entries = [entry for entry in entries if entry.name not in self._external]
-        entries += [self._external_entry(model) for model in self._external.values()]
+        entries += map(self._external_entry, self._external.values())
         return entries + self._broken_aliases({entry.name for entry in entries})
 
     def _broken_aliases(self, models: Collection[str]) -> list[ModelEntry]:
@@ -268,11 +265,11 @@ class Catalog:
         return None if order is None else self._whole_entry(order)
 
     def prefixes(self, order: RemovalOrder) -> list[ModelEntry]:
-        """The prefixes that can be served; without the dense model, the whole checkpoint alone.
+        """The prefixes that can be served; of some, the whole checkpoint alone.
 
-        A healed checkpoint is whole as well.
+        Those are the ones without their dense model, and those healed at their full depth only.
         """
-        if order.is_healed:
+        if order.is_healed and not order.is_elastic:
             return [self._whole_entry(order)]
         entries = self._prefix_entries(order, VariantName.of_checkpoint(order.name))
         return [entry for entry in entries if entry.is_view or entry.is_whole_checkpoint]
@@ -340,11 +337,14 @@ class Catalog:
         newest = max(matching, key=lambda order: order.created_at, default=None)
         return ModelEntry.of_external(model, newest)
 
-    def _newest_orders(self) -> dict[str, RemovalOrder]:
-        """The newest published removal order of every dense model; healed ones repeat another."""
-        orders = [order for order in self._published_orders() if not order.is_healed]
-        by_age = sorted(orders, key=lambda order: order.created_at)
-        return {order.parent: order for order in by_age}
+    def _newest(self, *, is_healed: bool = False) -> dict[str, RemovalOrder]:
+        """The newest published order of each dense model, or of those with all depths healed."""
+        orders = [
+            order
+            for order in self._published_orders()
+            if (order.is_elastic if is_healed else not order.is_healed)
+        ]
+        return {order.parent: order for order in sorted(orders, key=lambda each: each.created_at)}
 
     def _published_orders(self) -> list[RemovalOrder]:
         names = self._checkpoints.names()
@@ -378,7 +378,8 @@ class Catalog:
         """Of ``NAME@-k`` the newest order of the model, of ``CHECKPOINT-k`` its own."""
         variant = VariantName.parse(name)
         if variant.job is None and variant.depth is not None and not variant.is_raw:
-            return self._newest_orders().get(variant.model), variant.depth
+            newest = self._newest(is_healed=variant.is_healed)
+            return newest.get(variant.model), variant.depth
         checkpoint, depth = split_depth(name) or (None, 0)
         return (self.order(checkpoint) if checkpoint else None), depth
 

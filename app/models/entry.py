@@ -26,12 +26,13 @@ ModelKind = Literal["dense", "pruned"]
 class StoredRepair:
     """The repair of one prefix of a removal order, as the manifest of its checkpoint records it.
 
-    Of a healed checkpoint, it is what repair and healing have changed.
+    Of a healed checkpoint, it is what repair and healing have changed. Where one adapter heals all
+    depths, it is what a depth does not share with the others.
     """
 
     method: Method
     num_bytes: int  # of the tensors that it does not share with the dense model
-    sha256: str  # of its file
+    sha256: str  # of its files: equal for equal tensors
     is_healed: bool = False
 
     @property
@@ -42,18 +43,30 @@ class StoredRepair:
     @classmethod
     def by_depth(cls, manifest: Manifest) -> Mapping[int, Self]:
         """By the number of removed blocks. Prefixes that are better without repair are missing."""
-        if (healing := manifest.healing) is not None:
-            file = manifest.files.get(ADAPTER_FILE)
-            sha256 = file.sha256 if file else ""  # it cannot be loaded without
-            whole = cls(healing.method, healing.num_bytes, sha256, is_healed=True)
-            return {len(manifest.removed_blocks): whole}
-        found = {}
-        for depth in manifest.repair or ():
-            if depth.method is not Method.NONE:
-                file = manifest.files.get(repair_file(depth.num_removed))
-                sha256 = file.sha256 if file else ""  # it cannot be loaded without
-                found[depth.num_removed] = cls(depth.method, depth.num_bytes, sha256)
-        return found
+        repaired = {
+            depth.num_removed: cls(
+                depth.method, depth.num_bytes, _sha256(manifest, repair_file(depth.num_removed))
+            )
+            for depth in manifest.repair or ()
+            if depth.method is not Method.NONE
+        }
+        if (healing := manifest.healing) is None:
+            return repaired
+        adapter, last = _sha256(manifest, ADAPTER_FILE), len(manifest.removed_blocks)
+        if not healing.is_elastic:
+            return {last: cls(healing.method, healing.num_bytes, adapter, is_healed=True)}
+        unrepaired = cls(Method.NONE, 0, "")
+        depths = {depth: repaired.get(depth, unrepaired) for depth in range(1, last + 1)}
+        return {
+            depth: replace(found, sha256=f"{adapter} {found.sha256}", is_healed=True)
+            for depth, found in depths.items()
+        }
+
+
+def _sha256(manifest: Manifest, name: str) -> str:
+    """Of a file; empty for one that is missing, with which nothing can be loaded."""
+    entry = manifest.files.get(name)
+    return entry.sha256 if entry else ""
 
 
 @dataclass(frozen=True)
@@ -81,7 +94,8 @@ class RemovalOrder:
     parent_fingerprint: str | None = None  # None matches any model with that many blocks
     block_times: BlockTimes | None = None  # of the dense model; None in old manifests
     repairs: Mapping[int, StoredRepair] = field(default_factory=dict)  # by depth, where it has one
-    is_healed: bool = False  # then the whole order can be served, and no prefix
+    is_healed: bool = False  # then the whole order can be served, and prefixes if it is elastic
+    shared_bytes: int | None = None  # of what all healed depths share; None unless all are healed
     tenant: str | None = None  # whom it belongs to; None: all see it
 
     @classmethod
@@ -102,6 +116,7 @@ class RemovalOrder:
             block_times=manifest.block_times,
             repairs=StoredRepair.by_depth(manifest),
             is_healed=manifest.healing is not None,
+            shared_bytes=_shared_bytes(manifest),
             tenant=manifest.tenant,
         )
 
@@ -123,6 +138,11 @@ class RemovalOrder:
         )
 
     @property
+    def is_elastic(self) -> bool:
+        """Whether every prefix is healed."""
+        return self.shared_bytes is not None
+
+    @property
     def job_id(self) -> str | None:
         """The job that found the order; None if the checkpoint's name has no job."""
         return VariantName.of_checkpoint(self.name).job
@@ -134,6 +154,11 @@ class RemovalOrder:
     def keep_after(self, num_removed: int) -> Blocks:
         """The blocks that remain after the first ``num_removed`` removals."""
         return kept(self.num_blocks, self.removed_blocks[:num_removed])
+
+
+def _shared_bytes(manifest: Manifest) -> int | None:
+    healing = manifest.healing
+    return healing.num_bytes if healing is not None and healing.is_elastic else None
 
 
 @dataclass(frozen=True)
@@ -213,8 +238,16 @@ class ModelEntry:
 
     @property
     def plain_weights_name(self) -> str:
-        """The name of the weights on disk that it runs on, or that its int8 weights are made of."""
-        return self.base if self.is_view or self.order is None else self.order.name
+        """The name of the weights that it runs on, or that its int8 weights are made of."""
+        if self.order is None or (self.is_view and not self.shares_healed_blocks):
+            return self.base
+        return self.order.name
+
+    @property
+    def shares_healed_blocks(self) -> bool:
+        """Whether it runs on a copy of the blocks that all healed depths of its order share."""
+        is_elastic = self.order is not None and self.order.is_elastic
+        return is_elastic and self.is_view and self.is_pruned and self.repair is not None
 
     @property
     def weights_name(self) -> str:

@@ -1,5 +1,6 @@
 """Loaded models by name. Dense weights are read once; every variant is a view of them."""
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -25,9 +26,12 @@ from app.models.weights import (
     WeightSource,
     explained,
 )
+from pruning.checkpoints.healed import files_of_depth, healed_blocks, healed_repair
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointStore
+from pruning.healing.places import ADAPTER_FILE
 from pruning.jobs.redis import JobStoreUnavailable
 from pruning.models.architectures import ARCHITECTURES, CannotQuantize, engine_refusal
+from pruning.models.blocks import num_blocks, view
 from pruning.models.inspection_record import Stamp
 from pruning.models.safetensors_headers import WeightSizes, fingerprint, weight_sizes
 from pruning.models.store import LoadedModel, ModelStore, NotAModel, pick_device, stamp_of
@@ -113,8 +117,29 @@ class ModelRegistry:
             except BaseException as error:  # noqa: BLE001 - the future raises it
                 served.set_exception(explained(name, error))
 
-        self._weights.get(self._source(entry)).add_done_callback(serve)
+        self._get_weights(entry, serve, served.set_exception)
         return served
+
+    def _get_weights(
+        self,
+        entry: ModelEntry,
+        use: "Callable[[Future[Weights]], object]",
+        refuse: Callable[[BaseException], object],
+    ) -> None:
+        """Have the weights of an entry used once they are read, behind those that they share."""
+        source = self._source(entry)
+
+        def go_on(dense: "Future[Weights]") -> None:
+            try:
+                dense.result()
+                self._weights.get(source).add_done_callback(use)
+            except BaseException as error:  # noqa: BLE001 - the future of the caller raises it
+                refuse(explained(entry.name, error))
+
+        if entry.shares_healed_blocks:
+            self._weights.get(self._dense_source(entry.base)).add_done_callback(go_on)
+        else:
+            self._weights.get(source).add_done_callback(use)
 
     def find(self, name: str) -> ModelEntry:
         """As ``Catalog.resolve``, but also finds loaded models whose directory is gone."""
@@ -127,19 +152,25 @@ class ModelRegistry:
 
     def is_loaded(self, entry: ModelEntry) -> bool:
         """Whether the next request runs without loading anything."""
-        return entry.name in self._weights.loaded() or self._view(entry) is not None
+        if entry.is_view and entry.keep is not None:
+            return self._view(entry) is not None
+        return entry.name in self._weights.loaded()
 
     def weight_bytes(self) -> Mapping[str, int]:
         """Bytes of loaded weights by name: of models, and of the own tensors of their variants."""
-        owners = [variant for variant in self._weights.variants() if variant.own_bytes]
-        return {**self._weights.sizes()} | {variant.name: variant.own_bytes for variant in owners}
+        found = Counter(self._weights.sizes())
+        found.update(
+            {each.name: each.own_bytes for each in self._weights.variants() if each.own_bytes}
+        )
+        return found
 
     def bytes_of(self, entry: ModelEntry) -> int:
-        """Bytes of loaded weights that this name has for itself; 0 for an unrepaired view."""
-        if (own := self._weights.sizes().get(entry.name)) is not None:
-            return own
+        """Bytes of loaded weights that this name has for itself; 0 for an unrepaired view.
+
+        What all healed depths of a checkpoint share counts for its own name.
+        """
         view = self._view(entry)
-        return view.own_bytes if view else 0
+        return self._weights.sizes().get(entry.name, 0) + (view.own_bytes if view else 0)
 
     def loaded_variants(self) -> list[Variant]:
         """All variants that were made of the loaded weights."""
@@ -149,7 +180,7 @@ class ModelRegistry:
         """The loaded variants that cannot run after ``drop`` of this entry."""
         found = self._weights.variants_of(entry.name)
         view = self._view(entry)
-        return found if view is None else [*found, view]
+        return found if view is None or view in found else [*found, view]
 
     def variant(self, entry: ModelEntry) -> Variant | None:
         """The variant of exactly this name, if it was made since its weights were loaded."""
@@ -190,15 +221,24 @@ class ModelRegistry:
         """Wait for the store here, where others do not wait for this one."""
         if entry.order is None or entry.view_repair is None or self._view(entry) is not None:
             return
-        is_file = not entry.order.is_healed
-        files = [repair_file(entry.num_removed)] if is_file else None
-        with self._checkpoints.held(entry.order.name, files):
+        with self._checkpoints.held(entry.order.name, self._files_of(entry)):
             pass
+
+    def _files_of(self, entry: ModelEntry) -> Collection[str] | None:
+        """The files of its checkpoint that a view is made of; None for all."""
+        assert entry.order is not None
+        if entry.shares_healed_blocks:
+            manifest = self._checkpoints.manifest(entry.order.name)
+            return files_of_depth(manifest, entry.num_removed)
+        return None if entry.order.is_healed else [repair_file(entry.num_removed)]
 
     def _made(self, entry: ModelEntry, model: PreTrainedModel) -> Variant:
         """Raises ``CheckpointCorrupt`` if its repair differs from the manifest."""
         repaired = None
-        if entry.order is not None and entry.view_repair is not None:
+        if entry.order is not None and entry.shares_healed_blocks:
+            with self._checkpoints.held(entry.order.name, self._files_of(entry)) as path:
+                repaired = healed_repair(path, entry.num_removed, model)
+        elif entry.order is not None and entry.view_repair is not None:
             repaired = self._checkpoints.repair(entry.order.name, entry.num_removed)
         variant = make_variant(entry.name, entry.base, model, entry.key.keep, repaired)
         self._prepare(variant)
@@ -220,13 +260,25 @@ class ModelRegistry:
 
         Otherwise they are read, and are gone afterwards. Raises ``NotAModel``.
         """
-        known = self._weights.loaded().get(plain.name)
-        is_current = known is not None and known.fingerprint == fingerprint(known.loaded.path)
-        loaded = known.loaded if known is not None and is_current else plain.read()
+        loaded = self._loaded_or_read(plain)
         try:
             return replace(loaded, model=int8_model(loaded.model, self._tuner))
         except CannotQuantize as error:
             raise NotAModel(str(error)) from error
+
+    def _loaded_or_read(self, plain: WeightSource) -> LoadedModel:
+        known = self._weights.loaded().get(plain.name)
+        is_current = known is not None and known.fingerprint == fingerprint(known.loaded.path)
+        return known.loaded if known is not None and is_current else plain.read()
+
+    def _made_healed(self, name: str, dense: WeightSource) -> LoadedModel:
+        """The dense model with the blocks that all healed depths of a checkpoint share."""
+        loaded = self._loaded_or_read(dense)
+        with self._checkpoints.held(name, [ADAPTER_FILE]) as path:
+            own = healed_blocks(path, loaded.model)
+        model = view(loaded.model, range(num_blocks(loaded.model)), own)
+        merge_layers(model)
+        return replace(loaded, model=model)
 
     def _int8_bytes(self, entry: ModelEntry, plain: WeightSource) -> int:
         """What is needed while they are made: the plain weights as well, unless they are loaded."""
@@ -244,6 +296,8 @@ class ModelRegistry:
         """
         info = entry.info
         if entry.error is not None or entry.external is not None or entry.dtype is None:
+            return None
+        if entry.repair is not None and entry.repair.is_healed:
             return None
         if info is not None and not ARCHITECTURES[info.model_type].is_linear:
             return None
@@ -270,12 +324,16 @@ class ModelRegistry:
         """The weights on disk."""
         if entry.error is not None:
             raise NotAModel(entry.error)
-        if entry.is_view:
+        if entry.order is not None and entry.shares_healed_blocks:
+            name, shared_bytes = entry.order.name, entry.order.shared_bytes or 0
             return WeightSource(
-                entry.base,
-                partial(self._dense_bytes, entry.base),
-                partial(self._merged, partial(self._models.load, entry.base, device=self._device)),
+                name,
+                lambda: shared_bytes,
+                partial(self._made_healed, name, self._dense_source(entry.base)),
+                partial(self._fetch, name, [ADAPTER_FILE]),
             )
+        if entry.is_view:
+            return self._dense_source(entry.base)
         if entry.order is None or not entry.is_whole_checkpoint:
             raise UnknownModel(
                 f"{entry.name!r} needs its dense model {entry.base!r}, which is missing from the "
@@ -298,9 +356,16 @@ class ModelRegistry:
         merge_layers(loaded.model)
         return loaded
 
-    def _fetch(self, name: str) -> None:
-        """Fetch the files of a checkpoint that is in the object store."""
-        with self._checkpoints.held(name):
+    def _dense_source(self, name: str) -> WeightSource:
+        return WeightSource(
+            name,
+            partial(self._dense_bytes, name),
+            partial(self._merged, partial(self._models.load, name, device=self._device)),
+        )
+
+    def _fetch(self, name: str, files: Collection[str] | None = None) -> None:
+        """Fetch these files of a checkpoint that is in the object store; None: all of them."""
+        with self._checkpoints.held(name, files):
             pass
 
     def _dense_bytes(self, name: str) -> int:

@@ -245,6 +245,7 @@ class Exported:
     measured_speedup: Interval | None = None
     domains: Sequence[DomainAtDepth] = ()  # as the job has measured them
     probe: ProbeComparison | None = None
+    healing: Healing | None = None
 
 
 def export_card(exported: Exported, lineage: Lineage) -> str:
@@ -255,9 +256,14 @@ def export_card(exported: Exported, lineage: Lineage) -> str:
     return _EXPORT.format(
         head=_head(exported.name, exported.parent, lineage),
         loading=_loading(
-            exported.parent, exported.num_blocks, exported.removed_blocks, exported.repair, lineage
+            exported.parent,
+            exported.num_blocks,
+            exported.removed_blocks,
+            exported.repair,
+            lineage,
+            exported.healing,
         ),
-        changed=f", {_CHANGED[exported.repair]}" if exported.repair is not Method.NONE else "",
+        changed=_changed(exported),
         parent=exported.parent,
         kept=kept,
         num_blocks=exported.num_blocks,
@@ -266,6 +272,13 @@ def export_card(exported: Exported, lineage: Lineage) -> str:
         speed=_speed(exported),
         quantized=_quantized(exported),
     )
+
+
+def _changed(exported: Exported) -> str:
+    """How the blocks that stay were changed, if they were."""
+    if exported.healing is not None:
+        return f", {healed_by(exported.healing, _CHANGED)}"
+    return f", {_CHANGED[exported.repair]}" if exported.repair is not Method.NONE else ""
 
 
 def _measured(exported: Exported) -> str:

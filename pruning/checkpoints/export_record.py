@@ -17,7 +17,10 @@ _MEASURED = "sleb bench or sleb compare on the machine of the export"
 
 def to_record(exported: Exported) -> dict[str, Any]:
     """JSON values. A speed-up names its source."""
-    words = asdict(exported)
+    words = {**asdict(exported), "healing": None}
+    if (healing := exported.healing) is not None:
+        tokens = healing.run.best.num_tokens
+        words["healing"] = {"checkpoint": healing.parent, "num_tokens": tokens}
     predicted, measured = words.pop("predicted_speedup"), words.pop("measured_speedup")
     return {
         "format": FORMAT,

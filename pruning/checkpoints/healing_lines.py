@@ -36,8 +36,8 @@ def training_lines(parent: str, healing: Healing) -> Iterator[str]:
         f"layers of its blocks were trained to predict what {parent} predicts, for "
         f"{counted(run.num_steps, 'step')} of the optimiser. The step after "
         f"{run.best.num_tokens:,} tokens diverged least from {parent} on held-out text: "
-        f"{after:.4g} nats per token, and {before:.4g} before. Its adapter is merged here, and "
-        f"lies in `adapter/` in peft's format{_of_depths(parent, healing)}."
+        f"{after:.4g} nats per token, and {before:.4g} before. Its adapter is merged here; the "
+        f"checkpoint has it in `adapter/` in peft's format{_of_depths(parent, healing)}."
     )
     for text in healing.texts:
         use = "Trained on" if text.part == "train" else "Stopped by"
@@ -46,6 +46,6 @@ def training_lines(parent: str, healing: Healing) -> Iterator[str]:
     if healing.control is not None:
         yield (
             f"- Control: {parent} with the same adapters after the same training, of "
-            f"{healing.control.num_tokens:,} tokens, which is in `control/`. Where it is better "
-            f"than {parent}, so much of the gain is due to the text and not to healing."
+            f"{healing.control.num_tokens:,} tokens, which the checkpoint has in `control/`. As "
+            f"far as it is better than {parent}, the gain is due to the text and not to healing."
         )

@@ -149,6 +149,10 @@ class RepairView(BaseModel):
         description="ridge: refitted matrices; scale: a factor of the hidden states."
     )
     bytes: int = Field(description="Of the weights that the variant does not share.")
+    shared_bytes: int = Field(
+        description="Of the blocks that all healed depths of its checkpoint share, once for all of "
+        "them; 0 where they share those of the dense model."
+    )
     raw: str = Field(description="Name of the same blocks without repair.")
     is_healed: bool = Field(description="Whether it was trained behind the repair.")
 

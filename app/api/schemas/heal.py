@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, StrictBool
 
 from app.api.schemas.generate import Body
-from pruning.spec.heal import COUNTS, Heal
+from pruning.spec.heal import COUNTS, Depths, Heal
 
 _ABOVE_0: dict[str, Any] = {"exclusiveMinimum": 0}
 
@@ -86,6 +86,11 @@ class HealBody(Body):
     control: StrictBool = Field(
         default=Heal.control,
         description="Train the dense model in the same way, for comparison.",
+    )
+    depths: Depths = Field(
+        default=Heal.depths,
+        description="deepest: the model of all removals. all: one adapter for every prefix of the "
+        "removal order, which are then NAME@JOB+healed-k and NAME@-k+healed.",
     )
 
 

@@ -25,6 +25,14 @@ def test_parsing_what_was_formatted_gives_the_parts(name: VariantName) -> None:
     assert split_int8(str(raw)) == (str(raw), False)
 
 
+@given(st.builds(VariantName, MODELS, JOBS, st.none() | DEPTHS, is_healed=st.just(value=True)))
+def test_a_depth_stands_behind_the_healed_checkpoint(name: VariantName) -> None:
+    assert VariantName.parse(str(name)) == name
+    checkpoint, *depth = str(name).rsplit("-", 1) if name.depth is not None else [str(name)]
+    assert VariantName.of_checkpoint(checkpoint) == replace(name, depth=None)
+    assert split_depth(str(name)) == ((checkpoint, int(depth[0])) if depth else None)
+
+
 @given(st.builds(VariantName, MODELS, st.none() | JOBS))
 def test_the_name_of_a_checkpoint_has_no_depth(name: VariantName) -> None:
     assert VariantName.of_checkpoint(str(name)) == name
@@ -49,6 +57,10 @@ def test_the_name_of_a_checkpoint_has_no_depth(name: VariantName) -> None:
         ("tiny+int8", VariantName("tiny", is_int8=True)),
         ("tiny@-3+raw+int8", VariantName("tiny", depth=3, is_raw=True, is_int8=True)),
         ("@-6+int8", VariantName("", depth=6, is_int8=True)),
+        ("tiny@-3+healed", VariantName("tiny", depth=3, is_healed=True)),
+        ("@-3+healed+raw", VariantName("", depth=3, is_raw=True, is_healed=True)),
+        ("tiny@prn-1+healed", VariantName("tiny", "prn-1", is_healed=True)),
+        ("tiny@prn-1+healed-2", VariantName("tiny", "prn-1", 2, is_healed=True)),
         ("tiny@-3+raw+raw", VariantName("tiny", "-3+raw", is_raw=True)),
     ],
 )

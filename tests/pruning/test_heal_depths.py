@@ -1,0 +1,94 @@
+"""A healing of all depths: what is published, measured and resumed."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pruning.checkpoints.candidates import candidates_of
+from pruning.checkpoints.domain_panels import curves
+from pruning.checkpoints.store import Manifest, verify
+from pruning.healing.places import ADAPTER_FILE
+from pruning.spec.heal import Depths, Heal
+from tests.support.healing import ELASTIC, NAME, Healed, heal_tiny
+from tests.support.recorder import Recorder, Stop
+
+
+@pytest.fixture
+def data_dir(elastic: Healed, tmp_path: Path) -> Path:
+    """The models and the pruned checkpoint, for other healings."""
+    for part in ("models", f"checkpoints/{NAME}"):
+        target = tmp_path / "data" / part
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(elastic.data_dir / part)
+    return tmp_path / "data"
+
+
+def test_every_depth_is_measured_and_recorded(elastic: Healed) -> None:
+    manifest = verify(elastic.target)
+    assert manifest == elastic.manifest == Manifest.from_json(manifest.to_json())
+    assert manifest.healing is not None
+    assert manifest.healing.is_elastic
+    assert manifest.repair == elastic.pruned.repair
+    run = manifest.healing.run
+    assert all(len(check.by_depth) == 2 for check in run.checks)
+    assert run.best.loss < run.checks[0].loss
+    assert run.best.loss == pytest.approx(sum(run.best.by_depth) / 2)
+    for before, domain in zip(
+        elastic.pruned.quality.domains, manifest.quality.domains, strict=True
+    ):
+        assert domain.digest == before.digest
+        assert all(domain.healed)
+        assert domain.control is not None
+        assert [domain.served_after(depth) for depth in (1, 2)] == [*domain.healed]
+        assert [domain.unhealed_after(depth) for depth in (1, 2)] == [
+            before.served_after(depth) for depth in (1, 2)
+        ]
+    assert manifest.quality.perplexities[0] == elastic.pruned.quality.perplexities[0]
+    assert manifest.quality.perplexities[1] != elastic.pruned.quality.perplexities[1]
+
+
+def test_card_advice_and_plot_have_it_at_every_depth(elastic: Healed) -> None:
+    card = (elastic.target / "README.md").read_text()
+    assert "with one adapter for every depth" in card
+    assert "healed: came back" in card
+    names = [candidate.name for candidate in candidates_of(elastic.manifest)]
+    assert names == [f"{NAME}-1", NAME, f"{NAME}+healed-1", f"{NAME}+healed"]
+    for domain in elastic.manifest.quality.domains:
+        [healed] = [curve for curve in curves(domain) if curve.label == "healed"]
+        assert (len(healed.points), healed.first) == (3, 0)
+
+
+def test_the_adapter_is_for_the_dense_model(elastic: Healed) -> None:
+    config = json.loads((elastic.target / "adapter" / "adapter_config.json").read_text())
+    removed = elastic.manifest.removed_blocks
+    assert config["base_model_name_or_path"] == "tiny"
+    assert config["layers_pattern"] == "layers"
+    first = max(0, min(removed) - 1)
+    assert config["layers_to_transform"] == [b for b in range(first, 6) if b != removed[0]]
+
+
+@pytest.mark.parametrize("number", [13, 21])
+def test_a_healing_that_was_stopped_ends_with_the_same_adapter(
+    number: int, elastic: Healed, data_dir: Path
+) -> None:
+    with pytest.raises(Stop):
+        heal_tiny(data_dir, ELASTIC, "again", Recorder(stop_after_healing=number))
+    rest = Recorder()
+    heal_tiny(data_dir, ELASTIC, "again", rest)
+    assert len(rest.healing_steps) < len(elastic.recorder.healing_steps)
+    found, whole = (
+        load_file(path / ADAPTER_FILE)
+        for path in (data_dir / "checkpoints" / "again", elastic.target)
+    )
+    assert found.keys() == whole.keys()
+    for name, tensor in whole.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_older_settings_mean_the_deepest_alone() -> None:
+    assert Heal.from_dict({}).depths is Depths.DEEPEST
+    assert "depths" not in Heal().to_dict()
+    assert Heal.from_dict(json.loads(json.dumps(ELASTIC.to_dict()))) == ELASTIC
