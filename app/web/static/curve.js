@@ -41,7 +41,7 @@ function places() {
   return [...new Set([origin(), ...found])].sort((one, other) => one - other);
 }
 
-/** Up to two lines of an order, as served and without its repairs, and the point of what was healed. */
+/** Lines of an order, as served, without its repairs and healed; what was healed at one depth is a point. */
 function seriesOf(order, index, xs) {
   const drawn = [];
   const add = (words, isWanted, value, dash = null, isRaw = false, first = 1) => {
@@ -55,7 +55,9 @@ function seriesOf(order, index, xs) {
   const isRepaired = pointsOf(order).some((point) => point.raw && !isHealed(point));
   add(isRepaired ? ", repaired" : "", (point) => !isHealed(point), (point) => point);
   if (isRepaired) add(", raw", (point) => !isHealed(point), (point) => point.raw ?? point, [6, 4], true);
-  add(", healed", isHealed, (point) => point, [2, 3], false, null); // no model leads from the dense one to it
+  const healed = new Set(pointsOf(order).filter(isHealed).map((point) => point.depth));
+  const isLine = healed.size === Math.max(0, ...healed); // else no model leads from the dense one to it
+  add(", healed", isHealed, (point) => point, [2, 3], false, isLine ? 1 : null);
   return drawn;
 }
 

@@ -53,14 +53,19 @@ function band({ kind, points }, x, y) {
   return shape("polygon", { class: `band ${kind}`, points: corners.map(([speed, cost]) => `${x.at(speed)},${y.at(cost)}`).join(" ") });
 }
 
-/** One line of depths from the dense model on, with its name at the end; healed ones are points of their own. */
+/**
+ * One line of depths from the dense model on, with its name at the end. Models that were healed alone are points;
+ * those that were healed at all depths are a line in the same colour.
+ */
 function drawn(line, x, y) {
-  const { kind, words, points } = line;
+  const { words, points } = line;
+  const isPoints = line.kind === "healed";
+  const kind = line.kind === "elastic" ? "healed" : line.kind;
   const path = [{ speed: 1, cost: 1 }, ...points].map(({ speed, cost }) => `${x.at(speed)},${y.at(cost)}`).join(" ");
   const last = points.at(-1);
   const area = band(line, x, y);
   return [
-    area, kind === "healed" ? null : shape("polyline", { class: `line ${kind}`, points: path }),
+    area, isPoints ? null : shape("polyline", { class: `line ${kind}`, points: path }),
     ...points.flatMap(({ speed, cost, low, high, isTaken, title, short }) => [
       area === null && kind !== "raw" && Number.isFinite(low) && Number.isFinite(high)
         ? shape("line", { class: `range ${kind}`, x1: x.at(speed), y1: y.at(low), x2: x.at(speed), y2: y.at(high) }) : null,

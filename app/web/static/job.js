@@ -218,7 +218,7 @@ function measuredAs(found, kind) {
 
 /** The healed checkpoint beside what it was before, by domain. */
 function healedTable() {
-  const healed = checkpoints.flatMap((checkpoint) => checkpoint.prefixes).find((prefix) => prefix.repair?.is_healed);
+  const healed = checkpoints.flatMap((checkpoint) => checkpoint.prefixes).findLast((prefix) => prefix.repair?.is_healed);
   if (!healed) return null;
   const kinds = [["pruned, raw", "raw"], ["repaired", "repaired"], ["healed", null], ["control", "control"]]
     .filter(([, kind]) => kind === null || healed.domains.some((found) => found[`${kind}_perplexity`] !== null));

@@ -104,14 +104,16 @@ function pointOf(model, base, advice, kind = "") {
 
 function picture(base, models, advice) {
   const known = models.filter((model) => model.variant === "pruned" && speedOf(model) && model.domains.length > 0);
-  const healed = known.filter((model) => model.repair?.is_healed);
-  const depths = known.filter((model) => model.id.startsWith(`${base}@-`)).sort((one, other) => other.num_blocks - one.num_blocks);
+  const all = known.filter((model) => model.repair?.is_healed).sort((one, other) => other.num_blocks - one.num_blocks);
+  const elastic = all.filter((model) => model.id.startsWith(`${base}@-`)); // every depth; others are points
+  const healed = all.filter((model) => !elastic.some((other) => other.checkpoint === model.checkpoint));
+  const depths = known.filter((model) => model.id.startsWith(`${base}@-`) && !model.repair?.is_healed).sort((one, other) => other.num_blocks - one.num_blocks);
   const isRepaired = depths.some((model) => model.repair !== null);
   const line = (kind, words, found, field) => ({ kind, words, points: found.map((model) => pointOf(model, base, advice, field)) });
   return gain(`Speed and perplexity of the variants of ${base}`, [
     line("served", isRepaired ? "repaired" : "pruned", depths),
     ...(isRepaired ? [line("raw", "unrepaired", depths, "raw_")] : []),
-    line("healed", "healed", healed)], advice?.limits);
+    line("elastic", "healed", elastic), line("healed", "healed", healed)], advice?.limits);
 }
 
 function speedCell(model) {
@@ -120,10 +122,10 @@ function speedCell(model) {
   return model.predicted_speedup === null ? null : [ratio(model.predicted_speedup), el("span", { class: "sub" }, "predicted")];
 }
 
-/** The dense model first, then by depth. The checkpoint of the newest order is its deepest one. */
+/** The dense model first, then by depth. The checkpoint of a newest order is its deepest one. */
 function listed(base, models) {
-  const newest = models.find((model) => model.id.startsWith(`${base}@-`))?.checkpoint;
-  const isTwice = (model) => model.id === newest && models.some((other) => other !== model && other.num_blocks === model.num_blocks && other.checkpoint === newest);
+  const newest = models.filter((model) => model.id.startsWith(`${base}@-`)).map((model) => model.checkpoint);
+  const isTwice = (model) => newest.includes(model.id) && models.some((other) => other !== model && other.num_blocks === model.num_blocks && other.checkpoint === model.id);
   return models.filter((model) => !isTwice(model)).sort((one, other) => (one.variant === "dense" ? -1 : 0) - (other.variant === "dense" ? -1 : 0));
 }
 
