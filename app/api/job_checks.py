@@ -22,7 +22,7 @@ from pruning.models.safetensors_headers import WeightSizes, weight_sizes
 from pruning.models.store import DTYPE_BYTES, ModelInfo, ModelStore, load_tokenizer, read_config
 from pruning.repair.order import methods_for
 from pruning.spec import InvalidSpec
-from pruning.spec.heal import Heal
+from pruning.spec.heal import Depths, Heal
 from pruning.spec.prune import PruneSpec
 
 _KEPT_TOKENIZERS = 2  # between submissions: one takes some 100 MB and half a second to read
@@ -77,6 +77,8 @@ class Checked:
         needed = self.footprint
         healing = heal_estimate(self.spec, self.num_blocks, self.sizes, succeeded=())
         healed_bytes = 0 if healing is None else needed.checkpoint_bytes + healing.adapter_bytes
+        if self.spec.heal is not None and self.spec.heal.depths is Depths.ALL:
+            healed_bytes += needed.repair_bytes
         return needed.checkpoint_bytes + needed.repair_bytes + healed_bytes
 
 
@@ -93,7 +95,9 @@ class CheckedHealing:
     def checkpoint_bytes(self) -> int:
         """What the job writes at most."""
         found = heal_estimate(self.spec, self.num_blocks, self.sizes, succeeded=())
-        return self.source.weight_bytes + (0 if found is None else found.adapter_bytes)
+        is_elastic = self.spec.heal is not None and self.spec.heal.depths is Depths.ALL
+        model_bytes = self.source.disk_bytes if is_elastic else self.source.weight_bytes
+        return model_bytes + (0 if found is None else found.adapter_bytes)
 
 
 class JobChecks:

@@ -22,6 +22,7 @@ from pruning.healing.peers import Peers, launched
 from pruning.healing.places import HealedPlaces
 from pruning.models.names import healed_name
 from pruning.models.store import ModelStore, set_up_torch
+from pruning.plural import counted
 from pruning.search.dense_model import Resources
 from pruning.spec.heal import Heal
 from pruning.storage.checkpoints import current_checkpoints
@@ -137,9 +138,20 @@ def _print(healed: Manifest, out: Path, *, as_json: bool) -> None:
     run = healed.healing.run
     before, after = run.checks[0].loss, run.best.loss
     for text in (
+        *_came_back(healed),
         f"healed from {healed.healing.parent}: {run.num_tokens:,} tokens in {run.seconds:.0f} s",
         f"kept: step {run.best.step} of {run.num_steps}, the best one on held-out text",
         f"divergence from the dense model there: {before:.4g} nats per token, now {after:.4g}",
         f"published in {out}",
     ):
         console.print(text, markup=False, soft_wrap=True)
+
+
+def _came_back(healed: Manifest) -> Iterator[str]:
+    """The shares of the lost nats at each depth, where all are healed."""
+    if healed.healing is None or not healed.healing.is_elastic:
+        return
+    for depth in range(1, len(healed.removed_blocks) + 1):
+        found = {each.domain: each.healed_share(depth) for each in healed.quality.domains}
+        shares = [f"{share:.0%} on {name}" for name, share in found.items() if share is not None]
+        yield f"without {counted(depth, 'block')}, of the lost nats came back {', '.join(shares)}"

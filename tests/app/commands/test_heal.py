@@ -20,6 +20,7 @@ from pruning.heal_checkpoint import healing_digest
 from pruning.healing.lock import HealingInProgress, locked
 from pruning.models.blocks import view
 from pruning.search.dense_model import Resources, load_dense_model
+from pruning.spec.heal import Depths
 from pruning.spec.prune import Resident
 from tests.support.healing import HEAL, NAME, Healed
 from tests.support.logits import logits_of
@@ -78,6 +79,17 @@ def test_a_second_command_is_refused_at_once(
             run_heal(replace(HEAL, rank=2), NAME, None, settings, as_json=False)
     assert "The training is kept" not in capsys.readouterr().err
     assert not (data_dir / "searches").exists()
+
+
+def test_every_depth_is_told_where_all_are_healed(
+    data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = WorkerSettings(data_dir=data_dir, threads=1)
+    heal = replace(HEAL, num_tokens=64, control=False, depths=Depths.ALL)
+    run_heal(heal, NAME, None, settings, as_json=False)
+    shown = capsys.readouterr().out
+    assert "without 1 block, of the lost nats came back" in shown
+    assert "without 2 blocks, of the lost nats came back" in shown
 
 
 def test_an_unknown_checkpoint_is_refused(data_dir: Path) -> None:

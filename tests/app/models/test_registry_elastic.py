@@ -10,10 +10,12 @@ from transformers import AutoModelForCausalLM
 
 from app.api.formats.models import repair_view
 from app.commands.export import Export, run_export
+from app.models.advice import advice_on
 from app.models.catalog import Catalog, UnknownModel
 from app.models.registry import ModelRegistry
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointStore
 from pruning.config import WorkerSettings
+from pruning.evaluation.advice import Limits
 from pruning.healing.places import ADAPTER_FILE
 from pruning.models.store import ModelStore
 from tests.support.healing import NAME, Healed
@@ -152,6 +154,13 @@ def test_a_damaged_adapter_is_not_served(elastic: Healed, tmp_path: Path) -> Non
     with pytest.raises(CheckpointCorrupt, match="has changed"):
         registry.get(DEPTHS[1])
     assert registry.get("tiny@-1").entry.num_removed == 1
+
+
+def test_the_advice_has_each_depth_once(elastic: Healed) -> None:
+    catalog = registry_of(elastic.data_dir).catalog
+    found = advice_on("tiny", catalog, Limits())
+    names = sorted(depth.candidate.name for depth in found.depths)
+    assert names == ["tiny@-1", "tiny@-1+healed", "tiny@-2", "tiny@-2+healed"]
 
 
 def test_another_adapter_is_another_variant(elastic: Healed) -> None:

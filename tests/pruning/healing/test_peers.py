@@ -16,7 +16,7 @@ from pruning.healing.peers import ALONE, PeerLost, Peers
 from pruning.healing.text import HealingText
 from pruning.healing.train import Training
 from pruning.models.blocks import NO_OWN
-from pruning.spec.heal import Heal
+from pruning.spec.heal import Depths, Heal
 from tests.support.repairs import random_text
 from tests.support.tiny import tiny_model
 
@@ -27,7 +27,11 @@ HEAL = Heal(num_tokens=12 * 96, rank=8, learning_rate=5e-3, batch_tokens=96, ste
 def training(heal: Heal, peers: Peers) -> Training:
     model, windows = tiny_model("llama"), random_text()
     text = HealingText(windows.train, windows.selection)
-    return Training(model, students.alone(model, KEEP, NO_OWN, heal), text, heal, peers=peers)
+    if heal.depths is Depths.ALL:
+        found = students.of_order(model, (3, 1, 4), {}, heal)
+    else:
+        found = students.alone(model, KEEP, NO_OWN, heal)
+    return Training(model, found, text, heal, peers=peers)
 
 
 def together(number: int, run: Callable[[Peers], object]) -> list[Any]:
@@ -51,11 +55,13 @@ def together(number: int, run: Callable[[Peers], object]) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("batch_tokens", "num_windows"), [(96, 8), (1, 2)], ids=["shared", "a window for each"]
+    ("change", "num_windows"),
+    [({}, 8), ({"batch_tokens": 1}, 2), ({"depths": Depths.ALL}, 8)],
+    ids=["shared", "a window for each", "all depths"],
 )
-def test_two_make_the_steps_of_one(batch_tokens: int, num_windows: int) -> None:
-    same = replace(HEAL, num_tokens=12 * num_windows * 12, batch_tokens=num_windows * 12)
-    heal = replace(same, batch_tokens=batch_tokens)
+def test_two_make_the_steps_of_one(change: dict[str, Any], num_windows: int) -> None:
+    heal = replace(HEAL, num_tokens=12 * num_windows * 12, **change)
+    same = replace(heal, batch_tokens=num_windows * 12)
     alone = training(same, ALONE)
     expected = [step.loss for step in islice(alone.steps(), 12)]
     prepared = [training(heal, Peers(rank, 2)) for rank in range(2)]  # seeds are of the process

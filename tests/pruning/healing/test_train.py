@@ -11,12 +11,12 @@ import torch
 from pruning.healing.divergence import hidden_error
 from pruning.healing.progress import Step
 from pruning.healing.state import read_state, save_state
-from pruning.healing.students import alone
+from pruning.healing.students import alone, of_order
 from pruning.healing.text import HealingText
 from pruning.healing.train import LEAST_RATE, HealingDiverged, Training, schedule
 from pruning.models.blocks import NO_OWN
 from pruning.models.loss import last_hidden
-from pruning.spec.heal import Heal
+from pruning.spec.heal import Depths, Heal
 from tests.support.repairs import random_text
 from tests.support.tiny import tiny_model
 
@@ -60,6 +60,17 @@ def test_the_divergence_on_held_out_text_falls(whole: tuple[Training, Sequence[S
     assert steps[-1].ratio == 1
     checks = [step.check for step in steps if step.check]
     assert [check.step for check in checks] == [6, 12, 18, 24]
+
+
+def test_one_adapter_brings_every_depth_nearer() -> None:
+    model, heal = tiny_model("llama"), replace(HEAL, depths=Depths.ALL)
+    run = Training(model, of_order(model, (3, 2, 4), {}, heal), text(), heal)
+    list(run.steps())
+    first, best = run.progress.checks[0], run.progress.best
+    assert len(first.by_depth) == 3
+    for before, after in zip(first.by_depth, best.by_depth, strict=True):
+        assert after < 0.95 * before
+    assert best.loss == pytest.approx(sum(best.by_depth) / 3)
 
 
 def test_the_hidden_states_can_be_a_part_of_the_loss(
