@@ -12,11 +12,17 @@ from pruning.plural import counted
 
 # A function of the table of ``limits_of``, which names the indexes of the jobs that count. One
 # that has succeeded since its client has looked which are pending counts as well.
-# Returns what does not hold, if anything, and the bytes of pending jobs.
+# Returns what does not hold, if anything, and the bytes of pending jobs. A record whose bytes are
+# no such number adds none: inf would use up the quota, and nan would lift it.
 UNMET = """
 local function unmet(limits)
   if limits.max_queued and redis.call('ZCARD', limits.queued) >= limits.max_queued then
     return 'full', 0
+  end
+  local function amount(text)
+    text = text or ''
+    if #text > 15 or text:find('%D') then return 0 end
+    return tonumber(text) or 0
   end
   local function of_tenant(indexes, succeeded)
     local count, bytes, seen = 0, 0, {}
@@ -26,7 +32,7 @@ local function unmet(limits)
       local record = limits.records .. id
       local found = redis.pcall('HMGET', record, 'owner', 'checkpoint_bytes', 'status')
       if found[1] == limits.owner and (not status or found[3] == status) then
-        count, bytes = count + 1, bytes + (tonumber(found[2] or 0) or 0)
+        count, bytes = count + 1, bytes + amount(found[2])
       end
     end
     for _, index in ipairs(indexes) do

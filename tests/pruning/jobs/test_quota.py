@@ -10,6 +10,7 @@ import redis
 
 from pruning.jobs.conditions import Conditions
 from pruning.jobs.job import Job, JobError, JobStatus, Sink
+from pruning.jobs.keys import RECORD
 from pruning.jobs.quota import CheckpointQuotaReached, JobQuota, QueueQuotaReached
 from pruning.jobs.sinks import SinkOutbox
 from pruning.jobs.store import JobStore
@@ -66,6 +67,18 @@ def test_the_quota_holds_for_many_at_once(job_store: JobStore) -> None:
         list(clients.map(try_to_create, range(40)))
     owners = [job.owner for job in job_store.list(100).jobs]
     assert (owners.count("a"), owners.count("b")) == (3, 2)
+
+
+@pytest.mark.parametrize("stored", ["inf", "nan", "-1", "1e308", "0x7fffffff", "9" * 40, "", "a"])
+def test_a_record_without_a_number_of_bytes_changes_no_quota(
+    job_store: JobStore, redis_client: redis.Redis, stored: str
+) -> None:
+    quota = JobQuota(checkpoint_bytes=100)
+    broken = create(job_store, "a", quota, num_bytes=40).id
+    redis_client.hset(RECORD.format(id=broken), "checkpoint_bytes", stored)
+    create(job_store, "a", quota, num_bytes=60)
+    with pytest.raises(CheckpointQuotaReached, match="may write 60,"):
+        create(job_store, "a", quota, num_bytes=41)
 
 
 def test_published_pending_and_new_bytes_fit_together_or_the_job_is_refused(
