@@ -70,6 +70,7 @@ from pruning.jobs.quota import CheckpointQuotaReached, QueueQuotaReached
 from pruning.jobs.redis import JobStoreUnavailable
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
 from pruning.models.store import ModelNotFound, NotAModel
+from pruning.records import sendable
 from pruning.sleb import TooManyRemovals
 from pruning.spec import InvalidSpec, TargetUnreachable
 from pruning.storage.cache import NoRoomInCache
@@ -225,7 +226,8 @@ def problem_of(error: Exception, problems: Problems = PROBLEMS) -> Problem:
     for kind, (status, type_, title) in problems.items():
         if isinstance(error, kind):
             extra = {"param": param} if (param := getattr(error, "param", None)) else {}
-            return Problem(title, type_, str(error), status, _headers(error, status), **extra)
+            detail = sendable(str(error))  # it may quote a file that somebody has damaged
+            return Problem(title, type_, detail, status, _headers(error, status), **extra)
     return _Unexpected()
 
 

@@ -26,6 +26,7 @@ from pruning.models.architectures import (
 )
 from pruning.models.names import VariantName, split_depth, split_int8, split_raw
 from pruning.models.store import ModelStore, NotAModel
+from pruning.records import sendable
 
 if TYPE_CHECKING:  # redis takes a sixth of a second to import
     from pruning.jobs.store import JobStore
@@ -306,9 +307,9 @@ class Catalog:
         try:
             info = self._models.inspect(name)
         except NotAModel as error:
-            return ModelEntry(name, name, None, None, error=str(error))
+            return ModelEntry(name, name, None, None, error=sendable(str(error)))
         except (UnknownArchitecture, UnsupportedConfig) as error:
-            said = f"{error}; vLLM may serve it, if SLEB_VLLM names its program"
+            said = f"{sendable(str(error))}; vLLM may serve it, if SLEB_VLLM names its program"
             return ModelEntry(name, name, None, None, error=said, is_foreign=True)
         is_of_this_model = order is not None and self._dense_models.matching(order) is not None
         return ModelEntry.of_model(name, name, info, order if is_of_this_model else None)

@@ -35,6 +35,7 @@ from pruning.models.blocks import num_blocks, view
 from pruning.models.inspection_record import Stamp
 from pruning.models.safetensors_headers import WeightSizes, fingerprint, weight_sizes
 from pruning.models.store import LoadedModel, ModelStore, NotAModel, pick_device, stamp_of
+from pruning.records import sendable
 from pruning.repair.record import repair_file
 from pruning.storage.cache import NoRoomInCache
 from pruning.storage.store import StoreError
@@ -148,7 +149,7 @@ class ModelRegistry:
         except UnknownModel as error:
             if name not in self._weights.loaded():
                 raise
-            return ModelEntry(name, name, None, None, error=str(error))
+            return ModelEntry(name, name, None, None, error=sendable(str(error)))
 
     def is_loaded(self, entry: ModelEntry) -> bool:
         """Whether the next request runs without loading anything."""

@@ -11,6 +11,11 @@ from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pruning.records import MAX_INTEGER, read_stored
+
+# What follows from a header that is not as the format wants it
+_WRONG = (RecursionError, ValueError, KeyError, TypeError, AttributeError, struct.error)
+_MAX_SHOWN_CHARS = 128
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the format
 _BLOCK_NAME = re.compile(r"(?:^|\.)(?:layers|h)\.\d+\.")  # names of blocks in all families
 # Names in towers for images, and in what passes their output on
@@ -106,11 +111,8 @@ def check_weights(path: Path) -> None:
         raise NotAModel(f"{path}: {', '.join(absent)} of {_INDEX} is missing")
     for file in sorted(path.glob("*.safetensors")):
         header, begins = read_header(file)
-        try:
-            ends = [of["data_offsets"][1] for name, of in header.items() if name[:2] != "__"]
-            num_bytes = begins + max(ends, default=0)
-        except (KeyError, TypeError, IndexError, AttributeError) as error:
-            raise NotAModel(f"{file}: the header has no offsets of its tensors") from error
+        ends = [tensor["data_offsets"][1] for tensor in _tensors(header).values()]
+        num_bytes = begins + max(ends, default=0)
         if (found := file.stat().st_size) != num_bytes:
             raise NotAModel(f"{file} has {found} bytes, its header says {num_bytes}")
 
@@ -122,7 +124,22 @@ def read_header(file: Path) -> tuple[dict[str, Any], int]:
         if num_bytes > _MAX_HEADER_BYTES:
             raise ValueError(f"a header of {num_bytes} bytes")
         header: dict[str, Any] = json.loads(opened.read(num_bytes))
+        for name, tensor in _tensors(header).items():
+            _check_tensor(name, tensor)
         return header, 8 + num_bytes
+
+
+def _tensors(header: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+
+
+def _check_tensor(name: str, tensor: Mapping[str, Any]) -> None:
+    """Raises ``ValueError``, or what follows from other types than those of the format."""
+    begin, end = tensor["data_offsets"]
+    sizes = [begin, end, *tensor["shape"]]
+    are_sizes = all(type(size) is int and 0 <= size <= MAX_INTEGER for size in sizes)
+    if not are_sizes or begin > end:
+        raise ValueError(f"{name[:_MAX_SHOWN_CHARS]!r} has no shape or no place")
 
 
 def fingerprint(path: Path) -> str:
@@ -145,8 +162,11 @@ def _shards(path: Path) -> set[str]:
     if not index.is_file():
         return set()
     try:
-        return {str(name) for name in json.loads(index.read_text("utf-8"))["weight_map"].values()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        content = read_stored(index, _MAX_HEADER_BYTES)
+        return {str(name) for name in json.loads(content)["weight_map"].values()}
+    except OSError as error:
+        raise NotAModel(f"{index} cannot be read: {error.strerror}") from error
+    except (RecursionError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise NotAModel(f"{index} is not a safetensors index: {error}") from error
 
 
@@ -165,12 +185,8 @@ def _shape_of(
 
 def _shapes(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
     header, _ = read_header(file)
-    with _errors_as_not_a_model(file):
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                shape = tuple(tensor["shape"])
-                prod(shape)  # raises for what is no shape
-                yield name, shape
+    for name, tensor in _tensors(header).items():
+        yield name, tuple(tensor["shape"])
 
 
 @contextmanager
@@ -182,7 +198,7 @@ def _errors_as_not_a_model(file: Path) -> Iterator[None]:
             f"{file} may not be read ({error.strerror}): make it readable for the user that runs "
             "the service"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+    except (OSError, *_WRONG) as error:
         raise NotAModel(
             f"{file} is not a safetensors file ({error}): download or save the model again"
         ) from error
@@ -191,7 +207,7 @@ def _errors_as_not_a_model(file: Path) -> Iterator[None]:
 def _add_file(digest: "hashlib._Hash", file: Path) -> None:
     header, begin = read_header(file)
     digest.update(json.dumps([file.name, file.stat().st_size, header], sort_keys=True).encode())
-    offsets = [entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"]
+    offsets = [tensor["data_offsets"] for tensor in _tensors(header).values()]
     with _opened(file) as opened:
         for first, end in sorted(offsets):
             opened.seek(begin + first)

@@ -310,6 +310,7 @@ def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
         found: Any = AutoTokenizer.from_pretrained(
             path, trust_remote_code=False, local_files_only=True
         )
+        found.decode(found("a")["input_ids"])  # some of what its files hold shows only in use
     except MemoryError:
         raise
     except Exception as error:  # the code of a tokenizer runs on whatever its files hold
