@@ -21,6 +21,7 @@ import httpx2
 import psutil
 
 from app.config import ServeSettings
+from app.vllm import keeper
 from benchmarks.workload import SampleRequest
 from pruning.checkpoints.gguf import write_gguf
 from pruning.config import child_environment
@@ -225,6 +226,8 @@ def vllm_serve(
         command += ["--max-model-len", str(max_len)]
         command += ["--max-num-seqs", str(max_num_seqs), *options]
         command += _VLLM_REUSES if reuses_prefixes else ["--no-enable-prefix-caching"]
+        # vLLM has processes of its own, which outlive it if it is killed
+        command = [sys.executable, "-m", keeper.__name__, f"{directory}/kept", *command]
         environment = {**child_environment(ServeSettings()), **_VLLM}
         if threads is not None:
             environment["OMP_NUM_THREADS"] = str(threads)
@@ -313,7 +316,12 @@ def _running(
     """
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603 - our own command
-            command, env=environment, stdout=output, stderr=subprocess.STDOUT, cwd=folder
+            command,
+            env=environment,
+            stdin=subprocess.PIPE,  # a keeper ends its command when this process does
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
         )
     try:
         _wait_until_ready(f"http://127.0.0.1:{port}{health}", process, log)
@@ -359,6 +367,8 @@ def _tail(log: Path) -> str:
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
+    assert process.stdin is not None
+    process.stdin.close()
     process.send_signal(signal.SIGTERM)
     try:
         process.wait(_STOP_TIMEOUT_S)
