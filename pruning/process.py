@@ -9,8 +9,9 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
+from pathlib import Path
 
 # of a disk, a quota, and a file system or a process that allows no larger file
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -85,3 +86,14 @@ def end_with_parent(parent: int, signum: signal.Signals) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signum)
     if os.getppid() != parent:
         os._exit(1)  # the parent ended before the call
+
+
+def lower_priority(niceness: int) -> None:
+    """Have other processes go first.
+
+    Where Linux shares the processors by session, the niceness of the session counts as well.
+    """
+    os.nice(niceness)
+    if os.getsid(0) == os.getpid():  # not that of others
+        with suppress(OSError):
+            Path("/proc/self/autogroup").write_text(str(niceness), encoding="ascii")

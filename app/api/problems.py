@@ -37,7 +37,8 @@ _TOO_LARGE = {
 
 MAX_NESTED = 50_000  # lists, objects and fields of a body; each takes up to 0.3 µs to parse
 MAX_ITEMS = 300_000  # values in lists, as of a prompt of token ids; each takes a fifth of that
-_LARGE_BYTES = 2**16
+_LARGE_BYTES, _LARGE_NESTED = 2**16, 5_000  # from which on bodies take turns
+_PAUSES = 2  # times as long as a body takes, until the next one
 _TURNS = 10  # steps of the event loop: a short request needs about four
 _TOO_MANY = {
     "type": "too-many-values",
@@ -91,17 +92,18 @@ class BodyTooLarge:
 
     The process answers no other request while it parses a body, because the parser holds the
     interpreter's lock. Empty lists take a hundred times as long as text of the same length. After
-    each large body, short requests are answered. Garbage is collected after it, not between its
-    values, of which none is garbage.
+    each large body, short requests are answered, and the engine has the lock for twice the time
+    that the body has taken. Garbage is collected after it, not between its values, of which none is
+    garbage.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._turn = asyncio.Lock()
+        self._turns = _Turns()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_replaced = False
-        body = _Body(receive, self._turn)
+        body = _Body(receive, self._turns)
 
         async def replace(message: Message) -> None:
             nonlocal is_replaced
@@ -123,9 +125,9 @@ class _Body:
     them is counted even if the name ends with a backslash.
     """
 
-    def __init__(self, receive: Receive, turn: asyncio.Lock) -> None:
+    def __init__(self, receive: Receive, turns: "_Turns") -> None:
         self._receive = receive
-        self._turn = turn
+        self._turns = turns
         self._num_bytes = 0
         self._num_brackets = 0
         self._num_colons = 0
@@ -134,8 +136,15 @@ class _Body:
 
     @property
     def has_too_many(self) -> bool:
-        num_fields = min(self._num_colons, self._num_quotes)
-        return self._num_brackets + num_fields > MAX_NESTED or self._num_items > MAX_ITEMS
+        return self._num_nested > MAX_NESTED or self._num_items > MAX_ITEMS
+
+    @property
+    def _num_nested(self) -> int:
+        return self._num_brackets + min(self._num_colons, self._num_quotes)
+
+    @property
+    def _is_large(self) -> bool:
+        return self._num_bytes > _LARGE_BYTES or self._num_nested > _LARGE_NESTED
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -147,12 +156,31 @@ class _Body:
         if self.has_too_many:
             raise HTTPException(413)  # whatever the response to it is, it is replaced
         self._num_bytes += len(part)
-        if self._num_bytes > _LARGE_BYTES and not message.get("more_body"):
-            async with self._turn:
-                for _ in range(_TURNS):
-                    await asyncio.sleep(0)
-            _collect_no_garbage_in_this_step()
+        if self._is_large and not message.get("more_body"):
+            await self._turns.wait()
         return message  # and is parsed before anything else runs
+
+
+class _Turns:
+    """The turns of large bodies."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._next_s = 0.0  # by the clock of the event loop
+
+    async def wait(self) -> None:
+        """Wait for a turn, which lasts until this task waits for something else."""
+        loop = asyncio.get_running_loop()
+        async with self._lock:
+            for _ in range(_TURNS):
+                await asyncio.sleep(0)
+            await asyncio.sleep(self._next_s - loop.time())
+        loop.call_soon(self._end, loop.time())
+        _collect_no_garbage_in_this_step()
+
+    def _end(self, began_s: float) -> None:
+        now_s = asyncio.get_running_loop().time()
+        self._next_s = now_s + _PAUSES * (now_s - began_s)
 
 
 def _collect_no_garbage_in_this_step() -> None:

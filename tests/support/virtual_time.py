@@ -27,8 +27,18 @@ class _Loop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._clock.now_s
 
+    def spend(self, seconds: float) -> None:
+        self._clock.now_s += seconds
+
 
 def run(work: Coroutine[Any, Any, _Result]) -> _Result:
     """As ``asyncio.run``, with virtual time: for work that waits for timers alone."""
     with asyncio.Runner(loop_factory=_Loop) as runner:
         return runner.run(work)
+
+
+def spend(seconds: float) -> None:
+    """Take so long without waiting, as work does that holds the thread."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, _Loop)
+    loop.spend(seconds)

@@ -14,6 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from app.api.problems import MAX_ITEMS, MAX_NESTED, BodyTooLarge
 from app.server import serve
+from tests.support import virtual_time
 
 JSON = {"content-type": "application/json"}
 PATHS = ["/generate", "/v1/completions", "/compare", "/prune-jobs", "/heal-jobs"]
@@ -86,6 +87,29 @@ def test_others_get_turns_between_two_large_bodies() -> None:
     order.clear()
     asyncio.run(serve_all(b"a"))
     assert order[:5] == ["parsed"] * 5  # small ones do not wait
+
+
+@pytest.mark.parametrize("body", [b"a" * 2**17, b"[]" * 6_000])
+def test_the_engine_has_most_of_the_time_between_two_large_bodies(body: bytes) -> None:
+    times_s: list[tuple[float, float]] = []
+
+    async def parse(_scope: Scope, receive: Receive, _send: Send) -> None:
+        await receive()
+        began_s = asyncio.get_running_loop().time()
+        virtual_time.spend(0.25)
+        times_s.append((began_s, asyncio.get_running_loop().time()))
+
+    async def whole() -> Message:
+        return {"type": "http.request", "body": body}
+
+    async def serve_all() -> None:
+        limit, nothing = BodyTooLarge(parse), AsyncMock()
+        await asyncio.gather(*(limit({}, whole, nothing) for _ in range(4)))
+
+    virtual_time.run(serve_all())
+    pauses_s = [later[0] - earlier[1] for earlier, later in pairwise(times_s)]
+    assert times_s[0][0] == 0
+    assert pauses_s == pytest.approx([0.5] * 3)
 
 
 def test_no_garbage_is_collected_between_the_values_of_a_body() -> None:

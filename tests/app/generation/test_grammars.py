@@ -13,6 +13,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from llguidance import LLTokenizer
 
@@ -225,6 +226,18 @@ async def test_a_process_that_ends_is_started_again(
         os.kill(serving.made._client._process.pid, signal.SIGKILL)  # type: ignore[union-attr]
         with pytest.raises(SchemaServerEnded):
             await serving.get({"const": 13})
+
+
+@in_loop
+async def test_schemas_give_way_to_the_engine(tiny: Variant, tiny_loaded: LoadedModel) -> None:
+    """Also where Linux shares the processors by session: the process has its own."""
+    async with service(tiny_loaded, tiny) as serving:
+        await serving.get(VALUES)
+        process = serving.made._client._process
+        assert process is not None
+        assert psutil.Process(process.pid).nice() > psutil.Process().nice()
+        group = Path(f"/proc/{process.pid}/autogroup")
+        assert not group.exists() or not group.read_text().endswith("nice 0\n")
 
 
 def test_memory_is_limited() -> None:
