@@ -150,6 +150,7 @@ class JobChecks:
         sizes = weight_sizes(info.path, ARCHITECTURES[info.model_type].writes.refit)
         *_, of_healing = needs(spec, info, sizes, footprint(spec, info, sizes))
         check_memory((of_healing,), self._memory_bytes)
+        check_text(spec.calibration, self._tokenizer(info.path, _changed_at(info.path)))
         return CheckedHealing(spec, manifest, info.num_blocks, sizes)
 
     def _checked_disk(self, needed_bytes: int) -> int:

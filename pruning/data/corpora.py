@@ -47,9 +47,10 @@ class Split(StrEnum):
 
 @dataclass(frozen=True)
 class HubPart:
-    """Where the rows of a split begin on the hub."""
+    """Where the rows of a split begin on the hub, and how many bytes they have at most."""
 
     split: str
+    max_bytes: int
     start: int = 0
 
 
@@ -156,7 +157,7 @@ def _wikitext_rows(path: Path) -> list[str]:
 
 # Splits, separators and sizes are those of the paper and of its authors' code. Of C4 they take the
 # first shard; 4096 documents are about two million tokens, eight times the paper's sample.
-_C4_ROWS = 4096
+_C4_ROWS, _C4_BYTES = 4096, 2**24
 HUB_CORPORA: Mapping[Dataset, HubCorpus] = MappingProxyType(
     {
         Dataset.WIKITEXT2: HubCorpus(
@@ -164,9 +165,9 @@ HUB_CORPORA: Mapping[Dataset, HubCorpus] = MappingProxyType(
             config="wikitext-2-raw-v1",
             separator="\n\n",
             parts={
-                Split.CALIBRATION: HubPart("train"),
-                Split.SELECTION: HubPart("validation"),
-                Split.EVALUATION: HubPart("test"),
+                Split.CALIBRATION: HubPart("train", 12_000_000),
+                Split.SELECTION: HubPart("validation", 1_500_000),
+                Split.EVALUATION: HubPart("test", 1_500_000),
             },
             local_file="wikitext2-test.txt",
             read_rows=_wikitext_rows,
@@ -176,9 +177,9 @@ HUB_CORPORA: Mapping[Dataset, HubCorpus] = MappingProxyType(
             config=None,
             separator=" ",
             parts={
-                Split.CALIBRATION: HubPart("train"),
-                Split.SELECTION: HubPart("train", start=_C4_ROWS),
-                Split.EVALUATION: HubPart("validation"),
+                Split.CALIBRATION: HubPart("train", _C4_BYTES),
+                Split.SELECTION: HubPart("train", _C4_BYTES, start=_C4_ROWS),
+                Split.EVALUATION: HubPart("validation", _C4_BYTES),
             },
             local_file="c4-validation.jsonl",
             read_rows=read_rows,

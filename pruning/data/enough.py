@@ -1,7 +1,7 @@
 """Whether there is enough text for a calibration, told without its model, before a job is recorded.
 
 A file is read only as far as it takes to know, unless rows are sampled. Text of the hub and of the
-model itself is not read: only a worker has it.
+model itself is not read: only a worker has it. Of text of the hub, the size is known.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,15 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from pruning.data.corpora import HUB_CORPORA, check_hub, no_text, reading, text_of_record
+from pruning.data.corpora import (
+    HUB_CORPORA,
+    HubCorpus,
+    Split,
+    check_hub,
+    no_text,
+    reading,
+    text_of_record,
+)
 from pruning.data.sources import Use, check_enough, file_source, packaged_source
 from pruning.spec.calibration import PACKAGED, Calibration, CalibrationSpec, Sampling
 
@@ -23,10 +31,18 @@ def check_text(spec: Calibration, tokenizer: PreTrainedTokenizerBase) -> None:
         if part.dataset in PACKAGED:
             packaged_source(part, tokenizer).windows(Use.CALIBRATION)
         elif part.dataset in HUB_CORPORA:
-            check_hub(HUB_CORPORA[part.dataset].repo)
+            _check_corpus(part, HUB_CORPORA[part.dataset])
         elif part.path is not None:
             with reading(Path(part.path)):
                 _check_file(part, Path(part.path), tokenizer)
+
+
+def _check_corpus(part: CalibrationSpec, corpus: HubCorpus) -> None:
+    """No text has more tokens than bytes, so some windows are too many for any tokenizer."""
+    check_hub(corpus.repo)
+    most = corpus.parts[Split.CALIBRATION].max_bytes // part.seqlen
+    if part.sampling is Sampling.WINDOWS or most == 0:
+        check_enough(part, torch.empty(most, 0))
 
 
 def _check_file(part: CalibrationSpec, path: Path, tokenizer: PreTrainedTokenizerBase) -> None:

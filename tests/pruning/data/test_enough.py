@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pruning.data.calibration import calibrate
-from pruning.data.corpora import CalibrationError
+from pruning.data.corpora import HUB_CORPORA, CalibrationError
 from pruning.data.enough import check_text
 from pruning.spec.calibration import CalibrationMix, CalibrationSpec, Dataset, Sampling
 from tests.support.tiny import tiny_model
@@ -73,3 +74,14 @@ def test_packaged_text_has_an_end() -> None:
 @pytest.mark.parametrize("dataset", [Dataset.SELF, Dataset.C4])
 def test_text_that_only_a_worker_has_is_left_to_it(dataset: Dataset) -> None:
     check_text(CalibrationSpec(dataset, num_samples=10**3), tiny_tokenizer())
+
+
+@pytest.mark.parametrize("dataset", HUB_CORPORA)
+def test_text_of_the_hub_has_an_end(dataset: Dataset) -> None:
+    """Told without a download, for what no tokenizer makes of it."""
+    windows = CalibrationSpec(dataset, Sampling.WINDOWS, num_samples=100_000, seqlen=2_048)
+    with pytest.raises(CalibrationError, match="ask for fewer samples") as caught:
+        check_text(windows, tiny_tokenizer())
+    assert caught.value.code == "not_enough_text"
+    check_text(replace(windows, sampling=Sampling.ROWS), tiny_tokenizer())  # takes what there is
+    check_text(replace(windows, num_samples=1_000), tiny_tokenizer())

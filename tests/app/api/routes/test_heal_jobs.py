@@ -1,5 +1,6 @@
 """Healing over HTTP: of a published checkpoint, and as a part of a pruning job."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from pruning.checkpoints.store import CheckpointStore, Manifest
+from pruning.checkpoints.store import MANIFEST, CheckpointStore, Manifest
 from pruning.worker.task import run_job
 from tests.support.healing import NAME
 from tests.support.prune_requests import JOB
@@ -127,3 +128,18 @@ def test_an_idempotency_key_creates_one_job(client: TestClient) -> None:
     assert answers[0].json()["id"] == answers[1].json()["id"]
     assert answers[1].json()["source"] == NAME
     assert answers[1].headers["Idempotent-Replayed"] == "true"
+
+
+@pytest.mark.parametrize("is_dry", [True, False])
+def test_a_checkpoint_whose_text_is_gone_is_refused(
+    client: TestClient, data_dir: Path, is_dry: bool
+) -> None:
+    """The training reads it again, hours later."""
+    file = data_dir / "checkpoints" / NAME / MANIFEST
+    manifest = json.loads(file.read_text())
+    manifest["spec"]["calibration"]["path"] = str(data_dir / "no-such-file.txt")
+    file.write_text(json.dumps(manifest))
+    refused = client.post("/heal-jobs", json={"model": NAME, "heal": HEAL, "dry_run": is_dry})
+    assert refused.status_code == 422
+    assert "no-such-file.txt" in refused.json()["detail"]
+    assert client.get("/prune-jobs").json()["data"] == []
