@@ -2,8 +2,8 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
-from urllib.parse import urlencode
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlencode
 
 import pytest
 import redis
@@ -19,6 +19,7 @@ from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec
 from tests.support.api_fixtures import publish_pruned
 from tests.support.browser import browser_page
+from tests.support.external import DONE, declare, fake_server, head, says, text, usage
 from tests.support.serving import serving
 
 if TYPE_CHECKING:
@@ -48,8 +49,11 @@ def write_results(data_dir: Path) -> dict[ResultKind, str]:
     bench = {"num_blocks": 6, "results": [{**row, "dense_s": 0.3, "variant_s": 0.2, "ideal": 1.2}]}
     run = {"text": MARKUP, "seed": 1, "removals": [{"block": 2}]}
     stability = {"num_blocks": 6, "dense_perplexities": {}, "runs": [run], "depths": []}
-    reports = {
+    measured = {"dense_perplexity": 20.0, "perplexity": 30.0, "perplexity_low": None, "ratio": 1.5}
+    held_out = {"text": MARKUP, "num_windows": 1, "seqlen": MARKUP, "ratio_low": None, **measured}
+    reports: dict[ResultKind, dict[str, Any]] = {
         ResultKind.BENCH: bench,
+        ResultKind.EVAL: {"model": MARKUP, "texts": [held_out]},
         ResultKind.STABILITY: {**stability, "picked": [], "conclusions": [MARKUP]},
     }
     store = ResultStore(data_dir)
@@ -71,9 +75,35 @@ def shows(page: "Page", path: str, *parts: str) -> None:
     page.goto(path)
     for part in parts:
         page.locator("main").get_by_text(part, exact=False).first.wait_for(state="attached")
+    has_made_nothing(page)
+
+
+def has_made_nothing(page: "Page") -> None:
     made = page.locator("img[src=x], [onload], [onerror], a[href^=java]")
-    assert made.count() == 0, path
-    assert page.title() != "hit", path
+    assert made.count() == 0, page.url
+    assert page.title() != "hit", page.url
+
+
+def test_markup_that_models_and_clients_send_is_text(
+    data_dir: Path, redis_url: str, redis_client: redis.Redis
+) -> None:
+    """Prompts, outputs of this service's models and of other servers, labels, an unknown path."""
+    assert redis_client.ping()
+    with fake_server() as fake:
+        fake.behave = says(head(), text(MARKUP), text("", "stop"), usage(1, 1), DONE)
+        declare(data_dir, "ext", fake.base_url)
+        settings = ServeSettings(data_dir=data_dir, drain_s=0)
+        with serving(settings, redis_url) as (_, url), browser_page(url) as (page, watched):
+            watched.may_fail = True
+            query = {"model": ["tiny", "ext"], "prompt": [MARKUP], "max_new_tokens": 4}
+            page.goto(f"/ui/compare?{urlencode(query, doseq=True)}")
+            page.get_by_role("button", name="Generate").click()
+            page.locator("#outputs .output mark").first.wait_for()  # what differs
+            outputs = page.locator("#outputs .output").all_text_contents()
+            assert any(MARKUP in output for output in outputs)
+            has_made_nothing(page)
+            shows(page, f"/ui/{quote(IMAGE)}", IMAGE)
+            assert (watched.complaints, watched.foreign) == ([], [])
 
 
 def test_markup_of_others_is_text(
