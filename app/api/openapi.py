@@ -1,5 +1,6 @@
 """The OpenAPI document, where FastAPI cannot derive it: problem responses, scopes, examples."""
 
+import asyncio
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -96,13 +97,15 @@ def describe_api(app: FastAPI, authorizer: Authorizer, *, is_audited: bool = Fal
             kept[access] = _Kept(generated, document, JSONResponse(document).body)
         return kept[access]
 
+    async def send() -> Response:
+        """Not in a thread unless it has to be made: many of them would keep the loop waiting."""
+        found = kept.get((authorizer.requires_key, authorizer.is_local))
+        if found is None or found.generated is not app.openapi_schema:
+            found = await asyncio.to_thread(current)
+        return Response(found.json, media_type="application/json")
+
     app.openapi = lambda: current().document  # type: ignore[method-assign]  # FastAPI's way
-    app.add_api_route(
-        "/openapi.json",
-        lambda: Response(current().json, media_type="application/json"),
-        include_in_schema=False,
-        name="openapi",
-    )
+    app.add_api_route("/openapi.json", send, include_in_schema=False, name="openapi")
 
 
 @dataclass(frozen=True)

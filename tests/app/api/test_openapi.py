@@ -200,15 +200,19 @@ def test_every_parameter_says_what_it_is(settings: ServeSettings) -> None:
 
 
 def test_the_description_is_made_once_and_again_when_keys_are_required(
-    settings: ServeSettings,
+    settings: ServeSettings, redis_url: str
 ) -> None:
     """The pages read it, and making it takes longer than all else that they ask for."""
-    app = create_app(settings, redis_url="unix:///none")
-    before = app.openapi()
-    assert app.openapi() is before
-    KeyFile(settings.keys_file).create("reader", [Scope.JOBS])
-    assert "security" in app.openapi()["paths"]["/prune-jobs"]["get"]
-    assert "security" not in before["paths"]["/prune-jobs"]["get"]
+    app = create_app(settings, redis_url=redis_url)
+    with LocalClient(app) as client:
+        sent = client.get("/openapi.json").json()
+        before = app.openapi()
+        assert app.openapi() is before
+        assert client.get("/openapi.json").json() == sent == json.loads(json.dumps(before))
+        KeyFile(settings.keys_file).create("reader", [Scope.JOBS])
+        assert "security" in app.openapi()["paths"]["/prune-jobs"]["get"]
+        assert "security" not in before["paths"]["/prune-jobs"]["get"]
+        assert client.get("/openapi.json").json() != sent
 
 
 def test_the_description_is_made_early_where_that_is_asked_for(
