@@ -141,7 +141,7 @@ class SchemaServer:
 def _checked(schema: str, tokens: LLTokenizer) -> dict[str, str]:
     try:
         source = grammar_source(schema)
-        Grammar(source, tokens)
+        Grammar(source, tokens).try_out()
     except ResponseFormatRefused as error:
         return {"refused": str(error)}
     return {"source": source}

@@ -132,3 +132,14 @@ def test_a_grammar_says_at_once_that_it_takes_no_token(tiny: Variant) -> None:
     with pytest.raises(ResponseFormatRefused, match="cannot be enforced"):
         matcher.advance(5)  # which the schema does not allow there
     assert matcher.failure
+
+
+@pytest.mark.parametrize("schema", [PERSON, {}, {"enum": ["a"]}])
+def test_a_grammar_that_is_tried_goes_on(schema: dict[str, Any]) -> None:
+    tiny_grammar(json.dumps(schema)).try_out()
+
+
+def test_a_grammar_that_fails_soon_is_seen_when_it_is_tried() -> None:
+    """So that it takes no time of the steps of others."""
+    with pytest.raises(ResponseFormatRefused, match="the part for /p0"):
+        tiny_grammar(json.dumps(WIDE)).try_out()
