@@ -25,7 +25,10 @@ export function sentenceOf(advice) {
 /** A sentence whose commands are in backticks. */
 const marked = (text) => text.split("`").map((part, index) => (index % 2 ? el("code", {}, part) : part));
 
-/** Every depth with what it gives and costs, and what is not known. */
+/** What is not known, with the command that measures it. */
+export const missingOf = (advice) => advice.missing.map((text) => el("p", { class: "note" }, "Missing: ", marked(text), "."));
+
+/** Every depth with what it gives and costs, against the limits. */
 export function adviceTable(advice) {
   const domains = [...new Set(advice.depths.flatMap(({ ratios }) => Object.keys(ratios)))];
   const columns = [{ title: "depth" }, { title: "blocks", num: true }, { title: "speed-up", num: true },
@@ -39,6 +42,5 @@ export function adviceTable(advice) {
   ]);
   const { max_ratio: most, min_speedup: least } = advice.limits;
   return [advice.depths.length ? table(`Depths of ${advice.model}`, columns, rows) : null,
-    el("p", { class: "note" }, `Limits: at most ${most} × the dense perplexity on every text, and at least ${least} × the speed. Other limits: `, el("code", {}, `sleb advise ${advice.model} --max-ratio 1.2 --min-speedup 1.05`), "."),
-    advice.missing.map((text) => el("p", { class: "note" }, "Missing: ", marked(text), "."))];
+    el("p", { class: "note" }, `Limits: at most ${most} × the dense perplexity on every text, and at least ${least} × the speed. Other limits: `, el("code", {}, `sleb advise ${advice.model} --max-ratio 1.2 --min-speedup 1.05`), ".")];
 }

@@ -1,6 +1,6 @@
 // The curve: quality against speed for all depths and jobs of a model; pick one to serve or export.
 
-import { adviceOn, adviceTable, sentenceOf } from "./advice.js";
+import { adviceOn, adviceTable, missingOf, sentenceOf } from "./advice.js";
 import { json, post } from "./api.js";
 import { command } from "./command.js";
 import { bracketed, byId, el, fill, name, say, table } from "./dom.js";
@@ -10,6 +10,7 @@ import { act, begin } from "./live.js";
 import { csv, ordersOf } from "./orders.js";
 import { Plot } from "./plot.js";
 import { measure } from "./speeds.js";
+import { trajectory } from "./trajectory.js";
 
 const PAGE = 50; // rows of the table
 const PROD = "prod"; // the alias that a depth can be given
@@ -17,6 +18,8 @@ const query = new URLSearchParams(location.search);
 const plot = new Plot(byId("plot"), "Quality against speed; the table below has its values");
 let numRows = PAGE;
 let orders = [];
+let dense = []; // models
+let advice = null;
 
 const model = () => byId("model").value;
 const domain = () => byId("domain").value;
@@ -41,23 +44,24 @@ function places() {
   return [...new Set([origin(), ...found])].sort((one, other) => one - other);
 }
 
-/** Lines of an order, as served, without its repairs and healed; what was healed at one depth is a point. */
+/** Up to two lines of an order, as served and without its repairs, and the point of what was healed. */
 function seriesOf(order, index, xs) {
   const drawn = [];
-  const add = (words, isWanted, value, dash = null, isRaw = false, first = 1) => {
+  const add = (words, isWanted, value, dash = null, isRaw = false) => {
+    const depths = pointsOf(order).filter(isWanted).map(({ depth }) => depth).sort((one, other) => one - other);
+    const isJoined = depths.every((depth, place) => place === 0 || depth === depths[place - 1] + 1); // no model is between
+    const first = depths[0] === 1 ? 1 : null; // and none leads from the dense one to the others
     const found = xs.map((x) => pointsOf(order).find((point) => at(point) === x && isWanted(point)))
       .map((point) => (point ? value(point) : null));
     if (!found.some(Boolean)) return;
-    drawn.push({ label: `${label(order)}${words}`, hue: index, dash, format: ratio,
+    drawn.push({ label: `${label(order)}${words}`, hue: index, dash, format: ratio, isJoined,
       values: xs.map((x, place) => (x === origin() ? first : found[place]?.ratio ?? null)),
       bounds: isRaw ? null : found.map((point) => (point && point.low !== null ? [point.low, point.high] : null)) });
   };
   const isRepaired = pointsOf(order).some((point) => point.raw && !isHealed(point));
   add(isRepaired ? ", repaired" : "", (point) => !isHealed(point), (point) => point);
   if (isRepaired) add(", raw", (point) => !isHealed(point), (point) => point.raw ?? point, [6, 4], true);
-  const healed = new Set(pointsOf(order).filter(isHealed).map((point) => point.depth));
-  const isLine = healed.size === Math.max(0, ...healed); // else no model leads from the dense one to it
-  add(", healed", isHealed, (point) => point, [2, 3], false, isLine ? 1 : null);
+  add(", healed", isHealed, (point) => point, [2, 3]);
   return drawn;
 }
 
@@ -89,7 +93,22 @@ function speedCell(point) {
 const qualityOf = (point) => [ratio(point.ratio),
   point.low === null ? null : bracketed(interval(point.low, point.high))];
 
+/** The newest order, with what was healed of it. */
+function newest() {
+  const first = orders.find(({ job }) => !job?.source) ?? orders[0];
+  return [first, ...orders.filter(({ job }) => job?.source?.startsWith(first.name))].flatMap(({ points }) => points);
+}
+
+function showTrajectory() {
+  const about = advice?.depths.find((depth) => depth.name === (advice.taken ?? advice.nearest));
+  const points = newest();
+  const isThere = points.some(({ depth }) => depth === about?.num_removed);
+  fill(byId("trajectory"), el("h2", {}, "The newest order"),
+    trajectory(points, dense.find(({ id }) => id === model())?.num_blocks ?? null, isThere ? about.num_removed : null, pick));
+}
+
 function show() {
+  showTrajectory();
   draw();
   const rows = orders.flatMap((order) => pointsOf(order).map((point) => [
     [el("button", { "data-key": point.model, onclick: () => pick(point.depth), title: point.model }, name(shortOf(point, order)))],
@@ -180,8 +199,9 @@ async function measureAll() {
 }
 
 async function showAdvice() {
-  const advice = await adviceOn(model());
-  fill(byId("advice"), advice?.depths.length ? [sentenceOf(advice), adviceTable(advice)] : null);
+  advice = await adviceOn(model());
+  fill(byId("advice"), advice?.depths.length ? [sentenceOf(advice), missingOf(advice)] : null);
+  fill(byId("limits"), advice?.depths.length ? el("details", {}, el("summary", {}, "Every depth against the limits"), adviceTable(advice)) : null);
 }
 
 async function choose() {
@@ -191,7 +211,7 @@ async function choose() {
   const domains = [...new Set(orders.flatMap((order) => order.points.map((point) => point.domain)))];
   const before = domain();
   fill(byId("domain"), domains.map((each) => el("option", { selected: each === before }, each)));
-  for (const id of ["domain", "axis", "measure", "csv"]) byId(id).disabled = orders.length === 0;
+  for (const id of ["all", "measure", "csv", "trajectory"]) byId(id).hidden = orders.length === 0;
   const submit = el("a", { "data-needs": "jobs", href: `/ui/jobs/new?${new URLSearchParams({ model: model() })}` }, "Submit a job");
   fill(byId("empty"), orders.length ? null
     : empty("No job has measured this model yet. A job gives the whole curve:", el("p", {}, submit)));
@@ -202,7 +222,7 @@ async function choose() {
 }
 
 await begin(async () => {
-  const dense = (await json("/models")).data.filter((each) => each.variant === "dense");
+  dense = (await json("/models")).data.filter((each) => each.variant === "dense");
   if (!dense.length) {
     fill(byId("rows"));
     return fill(byId("empty"), noModel());

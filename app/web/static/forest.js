@@ -1,28 +1,12 @@
 // Ratios with their intervals as a picture: one line each, drawn as SVG in the colours of the page.
 
 import { el } from "./dom.js";
+import { shape, ticks } from "./svg.js";
 
-const SVG = "http://www.w3.org/2000/svg"; // a name, which nothing is fetched from
 const FOOT = 26; // of the axis
 // in wide pictures names are beside their lines, in narrow ones above them; `line` is where in the row
 const WIDE = { kind: "wide", width: 760, from: 260, margin: 24, row: 30, line: 15, words: { x: 248, y: 20, "text-anchor": "end" } };
 const NARROW = { kind: "narrow", width: 360, from: 16, margin: 16, row: 44, line: 31, words: { x: 0, y: 16 } };
-
-function shape(tag, attributes, ...children) {
-  const node = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, String(value));
-  node.append(...children);
-  return node;
-}
-
-/** Round values for the axis, about five. */
-function ticks(low, high) {
-  const rough = (high - low) / 5;
-  const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((each) => each * power).find((each) => each >= rough);
-  const first = Math.ceil(low / step);
-  return Array.from({ length: Math.floor(high / step) - first + 1 }, (_, index) => (first + index) * step);
-}
 
 /** `rows` are `{label, value, low, high, ideal, verdict}`; a line marks 1, and another each ideal. */
 export function forest(label, rows) {
@@ -37,7 +21,7 @@ function picture(label, rows, { kind: size, width, from: left, margin, row, line
   const x = (value) => left + ((value - low) / (high - low)) * (width - left - margin);
   const bottom = rows.length * row;
   const line = (kind, x1, y1, x2, y2) => shape("line", { class: kind, x1, y1, x2, y2 });
-  const axis = ticks(low, high).flatMap((value) => [line("grid", x(value), 0, x(value), bottom),
+  const axis = ticks(low, high, 5).flatMap((value) => [line("grid", x(value), 0, x(value), bottom),
     shape("text", { class: "tick", x: x(value), y: bottom + 18, "text-anchor": "middle" }, `${Number(value.toPrecision(3))}×`)]);
   const drawn = rows.flatMap(({ label: words, value, low: from, high: to, ideal, verdict }, index) => {
     const y = index * row + middle;

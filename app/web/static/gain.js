@@ -2,27 +2,11 @@
 
 import { el } from "./dom.js";
 import { ratio } from "./format.js";
+import { runs, shape, ticks } from "./svg.js";
 
-const SVG = "http://www.w3.org/2000/svg"; // a name, which nothing is fetched from
 // names stand behind the lines where there is room, and else the picture is higher than wide
 const WIDE = { kind: "wide", width: 680, height: 340, left: 58, right: 100, top: 16, bottom: 44, numTicks: 6 };
-const NARROW = { kind: "narrow", width: 340, height: 320, left: 46, right: 84, top: 12, bottom: 44, numTicks: 3 };
-
-function shape(tag, attributes, ...children) {
-  const node = document.createElementNS(SVG, tag);
-  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, String(value));
-  node.append(...children);
-  return node;
-}
-
-/** Round values between two ends, about so many. */
-function ticks({ low, high }, number) {
-  const rough = (high - low) / number;
-  const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((each) => each * power).find((each) => each >= rough);
-  const first = Math.ceil(low / step - 1e-9);
-  return Array.from({ length: Math.floor(high / step + 1e-9) - first + 1 }, (_, index) => (first + index) * step);
-}
+const NARROW = { kind: "narrow", width: 340, height: 320, left: 52, right: 84, top: 12, bottom: 44, numTicks: 3 };
 
 /** From values to pixels, with room at the end. */
 function scale(values, from, to) {
@@ -38,9 +22,9 @@ function axes(x, y, { width, height, left, right, top, bottom, numTicks }) {
   const text = (attributes, words) => shape("text", { class: "tick", ...attributes }, words);
   const line = (x1, y1, x2, y2) => shape("line", { class: "grid", x1, y1, x2, y2 });
   return [
-    ...ticks(x, numTicks).flatMap((value) => [line(x.at(value), top, x.at(value), height - bottom),
+    ...ticks(x.low, x.high, numTicks).flatMap((value) => [line(x.at(value), top, x.at(value), height - bottom),
       text({ x: x.at(value), y: height - bottom + 18, "text-anchor": "middle" }, label(value))]),
-    ...ticks(y, 5).flatMap((value) => [line(left, y.at(value), width - right, y.at(value)),
+    ...ticks(y.low, y.high, 5).flatMap((value) => [line(left, y.at(value), width - right, y.at(value)),
       text({ x: left - 8, y: y.at(value) + 5, "text-anchor": "end" }, label(value))]),
     text({ x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle" }, "speed-up of a token"),
   ];
@@ -53,19 +37,14 @@ function band({ kind, points }, x, y) {
   return shape("polygon", { class: `band ${kind}`, points: corners.map(([speed, cost]) => `${x.at(speed)},${y.at(cost)}`).join(" ") });
 }
 
-/**
- * One line of depths from the dense model on, with its name at the end. Models that were healed alone are points;
- * those that were healed at all depths are a line in the same colour.
- */
+/** One line of depths from the dense model on, with its name at the end. */
 function drawn(line, x, y) {
-  const { words, points } = line;
-  const isPoints = line.kind === "healed";
-  const kind = line.kind === "elastic" ? "healed" : line.kind;
-  const path = [{ speed: 1, cost: 1 }, ...points].map(({ speed, cost }) => `${x.at(speed)},${y.at(cost)}`).join(" ");
+  const { kind, words, points } = line;
+  const path = (run) => run.map(({ speed, cost }) => `${x.at(speed)},${y.at(cost)}`).join(" ");
   const last = points.at(-1);
   const area = band(line, x, y);
   return [
-    area, isPoints ? null : shape("polyline", { class: `line ${kind}`, points: path }),
+    area, ...runs([{ depth: 0, speed: 1, cost: 1 }, ...points]).map((run) => shape("polyline", { class: `line ${kind}`, points: path(run) })),
     ...points.flatMap(({ speed, cost, low, high, isTaken, title, short }) => [
       area === null && kind !== "raw" && Number.isFinite(low) && Number.isFinite(high)
         ? shape("line", { class: `range ${kind}`, x1: x.at(speed), y1: y.at(low), x2: x.at(speed), y2: y.at(high) }) : null,
@@ -97,7 +76,7 @@ function picture(title, lines, limits, layout) {
 }
 
 /**
- * `lines` are `{kind, words, points}`, points `{speed, cost, low, high, isTaken, title, short}` from the
+ * `lines` are `{kind, words, points}`, points `{depth, speed, cost, low, high, isTaken, title, short}` from the
  * least pruned on; the dense model is at 1, 1.
  */
 export function gain(title, lines, limits = null) {

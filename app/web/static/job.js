@@ -1,14 +1,17 @@
 // One job: its state, its removal order as it grows, its events, and what can be done with it.
 
-import { adviceOn, adviceTable, sentenceOf } from "./advice.js";
+import { adviceOn, adviceTable, missingOf, sentenceOf } from "./advice.js";
 import { json, post, Problem } from "./api.js";
+import { blocks } from "./blocks.js";
 import { bracketed, byId, confirmed, el, facts, fill, name, say, table, text } from "./dom.js";
 import { follow } from "./follow.js";
 import { fixed, interval, moment, number, perplexity, ratio, seconds } from "./format.js";
 import { act, begin, Freshness } from "./live.js";
+import { pointsOf } from "./orders.js";
 import { phases } from "./phases.js";
 import { Plot } from "./plot.js";
 import { FINAL, statusOf, targetOf } from "./status_words.js";
+import { trajectory } from "./trajectory.js";
 
 const MIN_REFRESH_MS = 1000;
 const MAX_EVENTS = 200;
@@ -16,7 +19,7 @@ const MAX_EVENTS = 200;
 const id = byId("title").dataset.id;
 const path = `/prune-jobs/${encodeURIComponent(id)}`;
 const decided = new Map(); // what the events say of each round, by its step
-const plots = { quality: null, losses: null, margins: null, healing: null };
+const plots = { losses: null, margins: null, healing: null };
 const checks = { healed: new Map(), control: new Map() }; // what the events say of the healing, by tokens
 let job = null;
 let checkpoints = []; // the pruned one, then the healed one
@@ -139,21 +142,11 @@ function draw(found) {
     series: both.filter(({ values }) => values.some((value) => value !== null)) });
 }
 
-/** The quality of every depth on each text, from the dense model on: what the checkpoint's picture shows. */
-function drawQuality() {
-  const domains = [...new Set(prefixes.flatMap((prefix) => prefix.domains.map(({ domain }) => domain)))];
-  byId("quality-figure").hidden = domains.length === 0;
-  if (domains.length === 0) return;
-  plots.quality ??= new Plot(byId("quality"), "Perplexity by number of removed blocks; the table below has its values");
-  const at = (domain) => prefixes.map((prefix) => prefix.domains.find((each) => each.domain === domain));
-  const isRepaired = prefixes.some((prefix) => prefix.repair);
-  const line = (domain, words, hue, field, dash = null) => ({ label: `${domain}${words}`, hue, dash, format: ratio,
-    values: [1, ...at(domain).map((found) => found?.[`${field}ratio`] ?? null)],
-    bounds: dash ? null : [null, ...at(domain).map((found) => (found && found.ratio_low !== null ? [found.ratio_low, found.ratio_high] : null))] });
-  const speed = (depth) => { const found = prefixes[depth - 1]; return found?.measured_speedup?.ratio ?? found?.predicted_speedup; };
-  plots.quality.draw({ x: [0, ...prefixes.map((prefix) => prefix.num_removed)], xLabel: "removed blocks (speed-up)", xStep: true,
-    xFormat: (depth) => (depth > 0 && speed(depth) ? `${depth} (${ratio(speed(depth))})` : String(depth)),
-    series: domains.flatMap((domain, hue) => [line(domain, "", hue, ""), ...(isRepaired ? [line(domain, ", unrepaired", hue, "raw_", [6, 4])] : [])]) });
+/** The quality of every depth on each text, with the blocks that went: what the checkpoint's picture shows. */
+function showQuality() {
+  const points = checkpoints.flatMap((checkpoint) => checkpoint.prefixes).flatMap(pointsOf);
+  byId("quality").hidden = points.length === 0;
+  if (points.length > 0) fill(byId("quality"), trajectory(points, numBlocks));
 }
 
 /** The loss of the healing over its tokens, beside that of the control. */
@@ -174,17 +167,6 @@ function drawHealing() {
     { label: "control, held-out text", hue: 1, dash: [6, 4], format, values: line(checks.control, "held_out_loss") },
   ];
   plots.healing.draw({ x, xLabel: "tokens", series: series.filter(({ values }) => values.some((value) => value !== null)) });
-}
-
-function blocks(numBlocks, found) {
-  const step = new Map(found.map((round) => [round.block, round.step]));
-  const items = Array.from({ length: numBlocks }, (_, block) => {
-    const at = step.get(block);
-    return el("li", { class: at && "gone" }, el("span", { class: "unseen" }, at ? `block ${block}, removed in round ` : `block ${block} kept`),
-      el("span", { "aria-hidden": at ? null : "true" }, at ?? "·"));
-  });
-  return el("div", {}, el("p", { class: "note" }, "All blocks from the first to the last. A number is the round in which the block was removed."),
-    el("ul", { class: "blocks" }, items));
 }
 
 function quality(prefix, domain) {
@@ -232,7 +214,7 @@ function healedTable() {
 async function showAdvice() {
   if (job.status !== "succeeded" || job.pruned_model === null) return fill(byId("advice"));
   const advice = await adviceOn(job.model);
-  fill(byId("advice"), advice && [el("h2", {}, "Which depth to take"), sentenceOf(advice), ended(), adviceTable(advice)]);
+  fill(byId("advice"), advice && [el("h2", {}, "Which depth to take"), sentenceOf(advice), ended(), adviceTable(advice), missingOf(advice)]);
 }
 
 let numBlocks = null;
@@ -240,8 +222,9 @@ function showTrajectory() {
   const found = rounds();
   byId("trajectory").hidden = found.length === 0;
   if (found.length === 0) return;
-  if (numBlocks !== null) fill(byId("blocks"), blocks(numBlocks, found));
-  drawQuality();
+  const isMeasured = prefixes.some(({ domains }) => domains.length > 0); // the picture of the quality has the blocks too
+  fill(byId("blocks"), numBlocks === null || isMeasured ? null : blocks(numBlocks, new Map(found.map(({ block, step }) => [block, step]))));
+  showQuality();
   draw(found);
   fill(byId("rounds"), roundTable(found));
 }

@@ -36,8 +36,8 @@ function progressOf(job) {
 }
 
 const row = (job) => [
-  el("a", { href: `/ui/jobs/${encodeURIComponent(job.id)}`, "data-key": job.id }, name(job.id)),
-  name(job.model), targetOf(job), statusOf(job), progressOf(job), moment(job.created_at),
+  el("a", { href: `/ui/jobs/${encodeURIComponent(job.id)}`, "data-key": job.id, title: job.id }, name(`…${job.id.slice(-6)}`)),
+  el("span", { title: job.source ?? job.model }, name(job.model)), targetOf(job), statusOf(job), progressOf(job), moment(job.created_at),
 ];
 
 function none() {

@@ -24,7 +24,7 @@ function speedOf({ measured_speedup: bench, predicted_speedup: predicted }) {
 }
 
 /** Points of a depth and a domain: as served, and raw where that differs. */
-function pointsOf(prefix) {
+export function pointsOf(prefix) {
   return prefix.domains.map((domain) => ({
     depth: prefix.num_removed,
     model: prefix.model,

@@ -98,22 +98,21 @@ const shortName = (model, base) => (model.id.startsWith(`${base}@`) ? model.id.s
 function pointOf(model, base, advice, kind = "") {
   const worst = model.domains.reduce((one, other) => (other[`${kind}ratio`] > one[`${kind}ratio`] ? other : one));
   const [cost, low, high] = ["ratio", "ratio_low", "ratio_high"].map((field) => worst[`${kind}${field}`]);
-  return { speed: speedOf(model), cost, low, high, short: shortName(model, base), isTaken: kind === "" && model.id === advice?.taken,
+  return { depth: model.removed_blocks.length, speed: speedOf(model), cost, low, high, short: shortName(model, base), isTaken: kind === "" && model.id === advice?.taken,
     title: `${shortName(model, base)}: ${ratio(speedOf(model))} as fast, ${ratio(cost)} the perplexity on ${worst.domain}` };
 }
 
 function picture(base, models, advice) {
   const known = models.filter((model) => model.variant === "pruned" && speedOf(model) && model.domains.length > 0);
-  const all = known.filter((model) => model.repair?.is_healed).sort((one, other) => other.num_blocks - one.num_blocks);
-  const elastic = all.filter((model) => model.id.startsWith(`${base}@-`)); // every depth; others are points
-  const healed = all.filter((model) => !elastic.some((other) => other.checkpoint === model.checkpoint));
-  const depths = known.filter((model) => model.id.startsWith(`${base}@-`) && !model.repair?.is_healed).sort((one, other) => other.num_blocks - one.num_blocks);
+  const byDepth = (one, other) => other.num_blocks - one.num_blocks;
+  const healed = Map.groupBy(known.filter((model) => model.repair?.is_healed), ({ checkpoint }) => checkpoint);
+  const depths = known.filter((model) => model.id.startsWith(`${base}@-`) && !model.repair?.is_healed).sort(byDepth);
   const isRepaired = depths.some((model) => model.repair !== null);
   const line = (kind, words, found, field) => ({ kind, words, points: found.map((model) => pointOf(model, base, advice, field)) });
   return gain(`Speed and perplexity of the variants of ${base}`, [
     line("served", isRepaired ? "repaired" : "pruned", depths),
     ...(isRepaired ? [line("raw", "unrepaired", depths, "raw_")] : []),
-    line("elastic", "healed", elastic), line("healed", "healed", healed)], advice?.limits);
+    ...[...healed.values()].map((found, index) => line("healed", index ? "" : "healed", found.sort(byDepth)))], advice?.limits);
 }
 
 function speedCell(model) {
@@ -122,10 +121,10 @@ function speedCell(model) {
   return model.predicted_speedup === null ? null : [ratio(model.predicted_speedup), el("span", { class: "sub" }, "predicted")];
 }
 
-/** The dense model first, then by depth. The checkpoint of a newest order is its deepest one. */
+/** The dense model first, then by depth. The checkpoint of the newest order is its deepest one. */
 function listed(base, models) {
-  const newest = models.filter((model) => model.id.startsWith(`${base}@-`)).map((model) => model.checkpoint);
-  const isTwice = (model) => newest.includes(model.id) && models.some((other) => other !== model && other.num_blocks === model.num_blocks && other.checkpoint === model.id);
+  const newest = models.find((model) => model.id.startsWith(`${base}@-`))?.checkpoint;
+  const isTwice = (model) => model.id === newest && models.some((other) => other !== model && other.num_blocks === model.num_blocks && other.checkpoint === newest);
   return models.filter((model) => !isTwice(model)).sort((one, other) => (one.variant === "dense" ? -1 : 0) - (other.variant === "dense" ? -1 : 0));
 }
 
@@ -179,20 +178,23 @@ function answer(base, models, advice, query) {
     picture(base, models, advice));
 }
 
-function family(base, models, advice) {
+const isPruned = (models) => models.some((model) => model.variant === "pruned");
+
+/** `isOnly` where there is no other model, so that the first words have its button already. */
+function family(base, models, advice, isOnly) {
   const query = new URLSearchParams({ model: base });
-  const isPruned = models.some((model) => model.variant === "pruned");
   return el("article", { class: "family" }, el("h2", {}, name(base), ` `, el("span", { class: "muted" },
     `${count(models[0].num_blocks ?? "–", "block")}, ${models[0].dtype ?? "type unknown"}`)),
-  isPruned ? answer(base, models, advice, query)
-    : el("p", { class: "row" }, el("a", { class: "button primary", "data-needs": "jobs", href: `/ui/jobs/new?${query}` }, "Prune this model")),
+  isPruned(models) ? answer(base, models, advice, query) : null,
+  isPruned(models) || isOnly ? null
+    : el("p", { class: "row" }, el("a", { class: "button", "data-needs": "jobs", href: `/ui/jobs/new?${query}` }, "Prune this model")),
   variants(base, models));
 }
 
 /** What this is and what to do first, where nothing is pruned. */
 function first(groups) {
   const models = [...groups.values()].flat();
-  if (models.some((model) => model.variant === "pruned")) return null;
+  if (isPruned(models)) return null;
   const base = models.find((model) => model.backend === "engine" && model.error === null);
   return base && el("div", { class: "empty first" },
     el("p", {}, "sleb-serve makes a model faster by removing the blocks that it needs least, and shows what that costs. Nothing is pruned here yet."),
@@ -200,12 +202,12 @@ function first(groups) {
 }
 
 function families(groups, advice) {
-  return groups.size === 0 ? [noModel()] : [first(groups), ...[...groups].map(([base, found]) => family(base, found, advice.get(base)))];
+  return groups.size === 0 ? [noModel()] : [first(groups), ...[...groups].map(([base, found]) => family(base, found, advice.get(base), groups.size === 1))];
 }
 
 /** What to take of each model that has variants. */
 async function advices(groups) {
-  const pruned = [...groups].filter(([, found]) => found.some((model) => model.variant === "pruned")).slice(0, MAX_ADVISED);
+  const pruned = [...groups].filter(([, found]) => isPruned(found)).slice(0, MAX_ADVISED);
   return new Map(await Promise.all(pruned.map(async ([base]) => [base, await adviceOn(base)])));
 }
 
@@ -224,6 +226,7 @@ const refresh = poll(async () => {
   fill(byId("cards"), cards(status));
   const groups = Map.groupBy(models.data, (model) => model.parent ?? model.id);
   fill(byId("list"), families(groups, await advices(groups)));
+  byId("legend").hidden = !isPruned(models.data);
   const isRunning = status.jobs !== null && status.jobs.num_jobs.running > 0;
   fill(byId("running"), isRunning ? running(await json("/prune-jobs?status=running&limit=5")) : null);
 }, 5);

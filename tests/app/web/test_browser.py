@@ -69,7 +69,7 @@ def test_a_visitor_prunes_a_model_reads_its_curve_and_compares(url: str) -> None
         page.locator(".status", has_text="succeeded").wait_for(timeout=300_000)
         page.locator("#rounds tbody tr").nth(1).wait_for()
         page.get_by_text("removed block").first.wait_for()
-        assert page.locator("#blocks li.gone").count() == 2
+        assert page.locator("#trajectory li.gone").count() == 2
         for line in ("all text", "prose", "code"):
             page.locator("#losses .u-legend").get_by_text(line).wait_for()
         heal(page)

@@ -117,6 +117,33 @@ def test_a_depth_is_evaluated_and_used_as_prod(
         assert (watched.complaints, watched.foreign) == ([], [])
 
 
+def test_the_trajectory_tells_of_the_depth_under_the_pointer(
+    settings: ServeSettings, redis_url: str, job_store: JobStore
+) -> None:
+    job = job_store.create(PruneSpec("tiny", num_remove=2)).id
+    publish_pruned(settings.data_dir, 2, job=job)
+    succeed(job_store, job, f"tiny@{job}")
+    with serving(settings, redis_url) as (_, url), browser_page(url) as (page, watched):
+        page.goto("/ui/curve?model=tiny")
+        told = page.locator("#trajectory .told")
+        told.wait_for()
+        texts = page.locator("#trajectory h3").all_inner_texts()
+        assert len(texts) == page.locator(".panels svg").count() >= 2
+        page.locator(".panels [data-depth='2']").first.hover()
+        assert told.inner_text().startswith("@-2 without ")
+        assert all(f"{text} " in told.inner_text() for text in texts)
+        assert page.locator("#trajectory li.gone.later").count() == 0
+        page.locator(".panels [data-depth='1']").last.hover()
+        assert re.match(r"@-1 without \d: \d\.\d\d× as fast \(predicted\)", told.inner_text())
+        assert page.locator("#trajectory li.gone.later").inner_text().endswith("2")
+        page.locator(".panels [data-depth='1']").last.click()
+        page.get_by_role("heading", name="Without 1 block").wait_for()
+        page.goto(f"/ui/jobs/{job}")
+        page.locator("#trajectory .panels svg").nth(1).wait_for()
+        assert page.locator("#trajectory li.gone").count() == 2
+        assert (watched.complaints, watched.foreign) == ([], [])
+
+
 def test_a_phone_has_the_header_in_one_line_and_a_key_sees_what_it_may_do(
     settings: ServeSettings, redis_url: str
 ) -> None:

@@ -60,7 +60,7 @@ def test_hostile_text_is_shown_as_text(
         assert all(text in found for text in HOSTILE)
         assert page.locator("#list tbody tr").count() == len(HOSTILE) + 1
         page.goto("/ui/jobs")
-        page.get_by_text(job.id).wait_for()
+        page.get_by_title(job.id).wait_for()
         assert page.locator("main img, main script").count() == 0
         assert page.title() != "hit"
         assert (watched.complaints, watched.foreign) == ([], [])

@@ -29,6 +29,12 @@ def settings(tiny_models_dir: Path) -> ServeSettings:
     return ServeSettings(data_dir=tiny_models_dir.parent, drain_s=0)
 
 
+SVG = (Path(__file__).parents[3] / "app" / "web" / "static" / "svg.js").read_text()
+RUNS = f"""(all) => {{ {SVG.replace("export ", "")}
+  const joined = (depths) => runs(depths.map((depth) => ({{ depth }})));
+  return all.map((depths) => joined(depths).map((run) => run.map(({{ depth }}) => depth))); }}"""
+
+
 def healed_job(settings: ServeSettings, job_store: JobStore) -> str:
     """A job that has pruned, repaired and healed, with the control of its healing."""
     text = settings.data_dir / "text.txt"
@@ -73,6 +79,14 @@ def test_a_healed_model_is_compared_with_all_others_and_is_one_point_of_the_curv
         values = {label.rpartition(", ")[2]: value for label, value in at_dense.items()}
         assert values.pop("healed") in ("", "\N{EN DASH}")
         assert {value.startswith("1") for value in values.values()} == {True}
+
+        healed = page.locator("#trajectory circle.healed")
+        assert healed.count() == page.locator("#trajectory svg").count() >= 2
+        assert page.locator("#trajectory polyline.healed").count() == 0, (
+            "no depth was healed before it"
+        )
+        joined = page.evaluate(RUNS, [[0, 1, 2, 4], [0, 2, 3], [0, 3], [0]])
+        assert joined == [[[0, 1, 2]], [[2, 3]], [], []]
         assert (watched.complaints, watched.foreign) == ([], [])
 
 
