@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from app.bench.open_loop import Arrival, Served, serve
+from app.bench.open_loop import Arrival, Served, serve, within
 from app.bench.plan import AGAIN, DENSE, HALF, BenchSubject
 from app.bench.promise import Promise
 from app.compare.speedup import Speedup, alternate, beyond_noise, speedup
@@ -22,10 +22,16 @@ SHARE = 0.99
 
 @dataclass(frozen=True)
 class GoodputPlan:
-    """What is promised, and on which load. ``arrivals`` has one list for each repeat."""
+    """What is promised, and on which load. ``arrivals`` has one list for each repeat.
+
+    At each rate, so many seconds of them are served. An equal number of requests would be over the
+    sooner the higher the rate, and a queue that grows would not be seen.
+    """
 
     promise: Promise
     arrivals: Sequence[Sequence[Arrival]]
+    seconds: float = math.inf
+    num_requests: int = 1  # at least
     share: float = SHARE
     seed: int = 0
 
@@ -116,7 +122,8 @@ def measure_goodput(
         def served_at(
             rate: float, name: str = name, arrivals: Sequence[Arrival] = arrivals
         ) -> Served:
-            given = (sides[name], arrivals, rate, plan.promise, plan.share)
+            part = within(arrivals, rate * plan.seconds, plan.num_requests)
+            given = (sides[name], part, rate, plan.promise, plan.share)
             return serve(*given, seed=plan.seed, tuner=subject.tuner)
 
         near = _last(climbs[name]) or _last(climbs[DENSE])

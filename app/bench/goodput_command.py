@@ -1,6 +1,7 @@
 """``sleb bench --slo``: the goodput of a model and of its pruned variants."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from app.terminal import print_json
 from pruning.config import Settings
 from pruning.extras import has_extra, missing_extra
 
+MOST_REQUESTS = 20_000  # at one rate
 _START_BATCH = 8  # requests at a time
 REPORT_FILE, PLOT_FILE = "goodput.json", "goodput.png"
 
@@ -29,7 +31,8 @@ class Asked:
 
     slo: str
     trace: Path | None
-    num_requests: int
+    num_requests: int  # at each rate, at least
+    seconds: float  # of arrivals at each rate; a trace is served whole
     model: str | None
     shape: str | None
     variants: tuple[str, ...]
@@ -51,10 +54,11 @@ def run_goodput(
         subject = stored_subject(asked.model, *given)
     else:
         subject = random_subject(asked.shape or "", *given)
-    arrivals = _arrivals(asked, plan, recorded)
+    arrivals = _arrivals(plan, recorded)
     console = Console(stderr=True, highlight=False)
     console.print(f"goodput of {subject.name} and {', '.join(subject.removed)}: {promise}")
-    goodput_plan = GoodputPlan(promise, arrivals, seed=plan.seed)
+    seconds = asked.seconds if recorded is None else math.inf
+    goodput_plan = GoodputPlan(promise, arrivals, seconds, asked.num_requests, seed=plan.seed)
     start = _start(subject, arrivals[0])
     with Progress(console=console) as progress:
         task = progress.add_task("searches", total=len(arrivals) * (2 + len(subject.removed)))
@@ -86,14 +90,12 @@ def _print(found: Sequence[str], out: Path) -> None:
         shown.print(missing_extra("plots", "a plot"), markup=False, soft_wrap=True)
 
 
-def _arrivals(
-    asked: Asked, plan: BenchPlan, recorded: Sequence[Arrival] | None
-) -> list[Sequence[Arrival]]:
+def _arrivals(plan: BenchPlan, recorded: Sequence[Arrival] | None) -> list[Sequence[Arrival]]:
     """Those of each repeat. A trace is the same in all of them."""
     if recorded is not None:
         return [recorded] * plan.repeats
     return [
-        poisson(asked.num_requests, plan.prompt_tokens, plan.served_tokens, plan.seed + repeat)
+        poisson(MOST_REQUESTS, plan.prompt_tokens, plan.served_tokens, plan.seed + repeat)
         for repeat in range(plan.repeats)
     ]
 

@@ -1,5 +1,6 @@
 """The report of a goodput: sentences, JSON values, and a picture of the saturation."""
 
+import math
 from dataclasses import asdict
 from fractions import Fraction
 from io import BytesIO
@@ -55,7 +56,8 @@ def to_wire(goodput: Goodput) -> dict[str, Any]:
         "promise": asdict(goodput.plan.promise),
         "prompt_reading": prompt_reading(sum(rung.served.num_cached_tokens for rung in rungs)),
         "share": goodput.plan.share,
-        "num_requests": [len(arrivals) for arrivals in goodput.plan.arrivals],
+        "seconds": goodput.plan.seconds if math.isfinite(goodput.plan.seconds) else None,
+        "num_requests": goodput.plan.num_requests,
         "goodput": {side: goodput.rates(side) for side in goodput.climbs},
         "gain": {
             side: (found := goodput.gain(side)) and asdict(found)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,6 +58,12 @@ def poisson(num_requests: int, prompt_tokens: int, new_tokens: int, seed: int) -
         arrivals.append(Arrival(at_s, prompt_tokens, new_tokens))
         at_s += draw.expovariate(1.0)
     return arrivals
+
+
+def within(arrivals: Sequence[Arrival], until_s: float, at_least: int) -> Sequence[Arrival]:
+    """Those until a time at request rate 1, and at least so many."""
+    number = bisect_right(arrivals, until_s, key=lambda arrival: arrival.at_s)
+    return arrivals[: max(number, at_least)]
 
 
 def read_trace(path: Path) -> list[Arrival]:

@@ -52,8 +52,13 @@ def bench(
         ),
     ] = None,
     slo_requests: Annotated[
-        int, typer.Option(min=1, help="Requests at each rate of --slo; fewer than 100 allow none.")
+        int,
+        typer.Option(min=1, help="Requests at each rate, at least; fewer than 100 allow none."),
     ] = 100,
+    slo_seconds: Annotated[
+        float,
+        typer.Option(min=0, help="Seconds of arrivals at each rate; many times one request's."),
+    ] = 20,
     trace: Annotated[
         Path | None,
         typer.Option(help="JSON lines of arrival, prompt_tokens and new_tokens, for --slo."),
@@ -94,7 +99,8 @@ def bench(
     if slo is not None:
         from app.bench.goodput_command import Asked, run_goodput
 
-        asked = Asked(slo, trace, slo_requests, model, random_weights, variant_names, dtype)
+        load = (slo, trace, slo_requests, slo_seconds)
+        asked = Asked(*load, model, random_weights, variant_names, dtype)
         run_goodput(asked, plan, out, settings, as_json=as_json)
         return
     out.mkdir(parents=True, exist_ok=True)  # fails before the work, not after it

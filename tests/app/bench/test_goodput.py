@@ -1,7 +1,7 @@
 """Goodput: the highest rate that keeps a promise, on arrivals that do not wait for answers."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -112,6 +112,26 @@ def test_a_trace_is_scaled_to_one_request_a_second(tmp_path: Path) -> None:
             read_trace(trace)
 
 
+def test_each_rate_has_so_many_seconds_of_arrivals(
+    tiny_variant: Variant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers: dict[float, int] = {}
+
+    def served(_: Variant, arrivals: Sequence[Arrival], rate: float, *_a: Any, **_b: Any) -> Served:
+        numbers[rate] = len(arrivals)
+        return up_to(32.0)(rate)
+
+    monkeypatch.setattr("app.bench.goodput.serve", served)
+    arrivals = [Arrival(float(at_s), 1, 1) for at_s in range(2000)]
+    plan = GoodputPlan(Promise(ttft_s=1.0), [arrivals], 10.0, 50)
+    measure_goodput(BenchSubject("tiny", tiny_variant, {}), plan, 1.0, lambda *_: None)
+    assert numbers[1.0] == 50
+    assert {numbers[rate] for rate in (8.0, 16.0, 32.0)} == {81, 161, 321}
+    trace = GoodputPlan(Promise(ttft_s=1.0), [arrivals])
+    measure_goodput(BenchSubject("tiny", tiny_variant, {}), trace, 64.0, lambda *_: None)
+    assert numbers[64.0] == 2000
+
+
 def test_requests_arrive_without_waiting_for_answers(tiny_variant: Variant) -> None:
     arrivals = poisson(6, 5, 3, seed=0)
     everything = Promise(ttft_s=1e6, tpot_s=1e6)
@@ -194,7 +214,7 @@ def test_without_the_extra_of_plots_there_is_a_report_alone(
         monkeypatch.setattr("pruning.extras.find_spec", lambda _name: None)
     found = goodput([3.0, 3.1], [3.9, 4.0])
     monkeypatch.setattr(goodput_command, "measure_goodput", lambda *_args: found)
-    asked = Asked("ttft=1s", None, 2, None, tiny_shape, ("@-2",), "float32")
+    asked = Asked("ttft=1s", None, 2, 0.0, None, tiny_shape, ("@-2",), "float32")
     plan = BenchPlan(prompt_tokens=4, served_tokens=2, repeats=2)
     run_goodput(asked, plan, tmp_path, Settings(data_dir=tmp_path), as_json=False)
     assert json.loads((tmp_path / "goodput.json").read_text())["goodput"]["m@-6"] == [3.9, 4.0]
