@@ -4,6 +4,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, get_args, get_type_hints
@@ -235,10 +236,15 @@ def calibration_of(
 
     Raises ``InvalidSpec``.
     """
-    named = [_weighted(text) for text in texts]
+    named = weighted(texts)
     sources = [source_of(name, sampling, num_samples, seqlen, seed) for name, _ in named]
     mix = CalibrationMix(tuple(sources), tuple(weight for _, weight in named))
     return mix if len(sources) > 1 else sources[0]
+
+
+def weighted(texts: Sequence[str]) -> list[tuple[str, float]]:
+    """The name and the weight of each text."""
+    return [_weighted(text) for text in texts]
 
 
 def source_of(
@@ -249,6 +255,20 @@ def source_of(
     dataset = Dataset(text) if is_named else Dataset.FILE
     path = None if is_named else text
     return CalibrationSpec(dataset, sampling, num_samples, seqlen, seed, path)
+
+
+def check_texts_here(names: Sequence[str]) -> None:
+    """Check, before a model is loaded, that each text is a data set or a file of this machine.
+
+    Raises ``InvalidSpec``.
+    """
+    data_sets = sorted(set(Dataset) - {Dataset.FILE})
+    for name in names:
+        if name in data_sets or Path(name).exists():
+            continue
+        near = get_close_matches(name, data_sets, n=1)
+        meant = f"did you mean {near[0]}?" if near else f"data sets are {', '.join(data_sets)}"
+        raise InvalidSpec("calibration", f"{name!r} is neither a data set nor a file here: {meant}")
 
 
 def ratios_by_domain(texts: Sequence[str]) -> dict[str, float]:

@@ -12,11 +12,13 @@ from app.cli.options import (
     DomainRatios,
     SourceArgument,
     calibration_of,
+    check_texts_here,
     place_of,
     ratios_by_domain,
     spec_of,
     spec_options,
     values_of,
+    weighted,
 )
 from pruning.spec.calibration import DEFAULT, CalibrationSpec
 
@@ -54,6 +56,7 @@ def prune(
     """
     from pruning.config import WorkerSettings
 
+    check_texts_here([name for name, _ in weighted(calibration)])
     text = calibration_of(calibration, **values_of(CalibrationSpec, values))
     ratios = ratios_by_domain(gate_max_perplexity_ratio_of)
     spec = spec_of(model, text, {**values, "gate_max_perplexity_ratio_of": ratios})

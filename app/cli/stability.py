@@ -8,6 +8,7 @@ import typer
 from app.cli.options import (
     AsJson,
     ModelArgument,
+    check_texts_here,
     source_of,
     spec_of,
     spec_options,
@@ -47,6 +48,7 @@ def stability(
 
     numbers = _numbers(seeds)
     source = {**values_of(CalibrationSpec, values), "seed": numbers[0]}
+    check_texts_here(calibration)
     texts = {text: source_of(text, **source) for text in calibration}
     _check(texts, calibration, numbers)
     spec = spec_of(model, texts[calibration[0]], {**values, "num_remove": num_remove})

@@ -151,7 +151,8 @@ class Catalog:
 
     def _unknown(self, name: str) -> UnknownModel:
         return UnknownModel(
-            f"no model named {name[:128]!r}: GET /models lists all models; the dense ones are "
+            f"no model named {name[:128]!r}: `sleb models` or GET /models lists all models; the "
+            "dense ones are "
             f"{', '.join(self.dense_names()) or 'none, as the models directory is empty'}"
         )
 

@@ -1,6 +1,7 @@
 """The options for calibration texts, and the agreement of all options with the spec."""
 
 import inspect
+import re
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -14,6 +15,7 @@ from app.cli.options import (
     HEAL,
     HEAL_HELP,
     calibration_of,
+    check_texts_here,
     heal_from,
     ratios_by_domain,
     spec_of,
@@ -164,3 +166,13 @@ def test_prune_writes_beside_where_it_runs_unless_told_otherwise(
         ran = CliRunner().invoke(command_line, ["prune", *arguments, "--num-remove", "1"])
         assert ran.exit_code == 0, ran.output
     assert places == [Path("tiny-pruned"), Path("there")]
+
+
+def test_a_text_that_is_neither_a_data_set_nor_a_file_is_refused_before_a_model_is_read(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "mine.txt").touch()
+    check_texts_here(["wikitext2", "self", str(tmp_path / "mine.txt")])
+    for name, meant in (("wikitext", "did you mean wikitext2?"), ("zebra", "data sets are c4, ")):
+        with pytest.raises(InvalidSpec, match=f"{name!r} is neither .*: {re.escape(meant)}"):
+            check_texts_here(["code", name])
