@@ -341,12 +341,9 @@ class Catalog:
 
     def _newest(self, *, is_healed: bool = False) -> dict[str, RemovalOrder]:
         """The newest published order of each dense model, or of those with all depths healed."""
-        orders = [
-            order
-            for order in self._published_orders()
-            if (order.is_elastic if is_healed else not order.is_healed)
-        ]
-        return {order.parent: order for order in sorted(orders, key=lambda each: each.created_at)}
+        orders = sorted(self._published_orders(), key=lambda order: order.created_at)
+        wanted = (each for each in orders if (each.is_elastic if is_healed else not each.is_healed))
+        return {order.parent: order for order in wanted}
 
     def _published_orders(self) -> list[RemovalOrder]:
         names = self._checkpoints.names()

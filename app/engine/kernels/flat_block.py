@@ -50,7 +50,7 @@ def fused(norm: nn.Module) -> nn.Module:
     """The norm as one kernel on a GPU, where each of its operations is a launch. Others stay."""
     weight: Any = getattr(norm, "weight", None)
     epsilon: Any = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
-    if weight is None or epsilon is None or weight.device.type == "cpu":
+    if weight is None or epsilon is None or weight.device.type in ("cpu", "meta"):
         return norm
     sample = torch.linspace(-2, 3, weight.numel(), device=weight.device, dtype=weight.dtype)[None]
     found = FusedNorm(weight, float(epsilon))
