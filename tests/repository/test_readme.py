@@ -127,6 +127,15 @@ def test_every_make_target_that_is_named_exists() -> None:
     assert {"demo", "test", "up"} <= named <= targets
 
 
+@pytest.fixture
+def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files that the lines name, in the working directory."""
+    for name in ("file.txt", "prose.txt", "code.txt"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("texts")
 def test_every_prune_line_says_what_can_be_done(monkeypatch: pytest.MonkeyPatch) -> None:
     specs: list[PruneSpec] = []
     monkeypatch.setattr("app.commands.prune.run_prune", lambda spec, *_, **__: specs.append(spec))
@@ -141,6 +150,7 @@ def test_every_prune_line_says_what_can_be_done(monkeypatch: pytest.MonkeyPatch)
     assert any(isinstance(spec.calibration, CalibrationMix) for spec in specs)
 
 
+@pytest.mark.usefixtures("texts")
 def test_the_stability_line_says_what_can_be_done(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[set[str], list[int]]] = []
     monkeypatch.setattr(

@@ -181,7 +181,7 @@ def test_a_taken_place_is_refused_before_any_work(data_dir: Path, tmp_path: Path
     ("arguments", "code", "word"),
     [
         (["prune", "tiny", "--num-remove", "5"], 1, "4 can go"),
-        (["prune", "tiny", "--num-remove", "1", "--calibration", "none.txt"], 1, "none.txt"),
+        (["prune", "tiny", "--num-remove", "1", "--calibration", "none.txt"], 2, "none.txt"),
         (["prune", "tiny"], 2, "exactly one"),
         (["prune", "tiny", "--num-remove", "1", "--sparsity", "0.1"], 2, "exactly one"),
         (["prune", "tiny", "--max-perplexity-ratio", "nan"], 2, "above 1"),
