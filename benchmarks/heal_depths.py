@@ -142,12 +142,20 @@ def main(
     models, report["runs"] = _models(bench, is_single=single, has_control=control)
     held_out = default_calibration(num_samples=2 * num_held_out, seqlen=seqlen)
     judged = evaluation_windows(held_out, bench.dense.model, bench.dense.tokenizer)
-    report["domains"] = dict(_judged(bench.dense, models, judged, num_held_out))
+    report |= {"domains": {}, "shares": {}, "probe": {}}
+    for domain, found in _judged(bench.dense, models, judged, num_held_out):
+        report["domains"][domain] = found
+        _write(report, out)  # a run that is cut off has what came before
+    if num_items:
+        report["probe"] = _probed(bench.dense, models, num_items)
+        _write(report, out)
+    Console().print(markdown(report))
+
+
+def _write(report: dict[str, Any], out: Path) -> None:
     report["shares"] = shares(report["domains"])
-    report["probe"] = _probed(bench.dense, models, num_items) if num_items else {}
     out.write_text(json.dumps(report, indent=2) + "\n")
     out.with_suffix(".md").write_text(markdown(report))
-    Console().print(markdown(report))
 
 
 def _bench(
