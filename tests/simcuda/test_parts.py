@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from pruning.checkpoints.quantized import load_quantized, save_quantized
 from pruning.checkpoints.store import CheckpointStore
 from pruning.config import WorkerSettings
 from pruning.jobs.job import Job, JobStatus
 from pruning.jobs.store import JobStore
+from pruning.models.quantize import quantized
 from pruning.models.random_models import random_tokens
 from pruning.models.streaming import StreamedModel
 from pruning.models.timing import measure_streamed_times, measure_times
@@ -19,7 +21,7 @@ from pruning.search.dense_model import Resources, load_dense_model
 from pruning.search.objective import Objective
 from pruning.search.scoring import PlainScorer
 from pruning.spec.calibration import CalibrationSpec, Dataset
-from pruning.spec.prune import PruneSpec, Resident
+from pruning.spec.prune import PruneSpec, Quantize, Resident
 from pruning.worker.run import prune_job
 from pruning.worker.task import JobObserver, execute
 from tests.support.simcuda.device import SimulatedCuda
@@ -126,3 +128,22 @@ def test_a_task_prunes_on_its_card_and_again_with_less_at_once_where_memory_is_s
     assert name == job.checkpoint_name
     assert cuda.peak_bytes(1) > 0
     assert cuda.allocated_bytes(0) == before
+
+
+@pytest.mark.parametrize("weights", Quantize)
+def test_a_quantized_export_from_a_card_is_that_of_the_cpu(
+    cuda: SimulatedCuda, tmp_path: Path, weights: Quantize
+) -> None:
+    model = tiny_model("llama")
+    for name, each in (("cpu", model), ("cuda:1", on_device(model, "cuda:1"))):
+        save_quantized(quantized(each, weights), tmp_path / name, 2**20)
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("cpu", "cuda:1")]
+    assert files[0] == files[1]
+    before = cuda.allocated_bytes(0)
+    expected, found = (load_quantized(tmp_path / "cuda:1", name) for name in ("cpu", "cuda:1"))
+    assert found.device == torch.device("cuda:1")
+    assert cuda.allocated_bytes(0) == before
+    token_ids = torch.arange(3, 20)[None]
+    with torch.inference_mode():
+        logits = found(token_ids.to("cuda:1")).logits.cpu()
+        torch.testing.assert_close(logits, expected(token_ids).logits, rtol=1e-4, atol=1e-4)
