@@ -28,7 +28,7 @@ from tests.support.compiled import always
 from tests.support.engine_requests import cache_bytes
 from tests.support.engine_scenarios import until
 
-POOL_TOKENS = LONGEST_PROMPT + LONGEST_OUTPUT + 2048  # of the dense variant
+POOL_TOKENS = LONGEST_PROMPT + LONGEST_OUTPUT + 256  # of the dense variant: few beside a long one
 _RELOAD_S = 10.0
 _SAMPLE_S = 0.5
 _MAX_FAILURES = 5  # then the test stops

@@ -3,6 +3,7 @@
 The oracle is a plain loop of whole forwards; its own sampling is tested against transformers'.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -56,6 +57,13 @@ class Arrival:
     max_new_tokens: int
     deadline_after: int | None  # steps
     cache_scope: str | None
+    tenant: str | None
+    num_samples: int  # requests of the same prompt, as for ``n`` outputs
+
+    @property
+    def shared(self) -> tuple[str | None, bool, int]:
+        """What requests have to have in common to find pages of each other."""
+        return self.cache_scope, self.pruned, self.num_prompt
 
 
 @cache
@@ -82,6 +90,8 @@ arrivals = st.builds(
     max_new_tokens=st.integers(1, LONGEST),
     deadline_after=st.none() | st.integers(0, 15),
     cache_scope=st.sampled_from([None, "", "other"]),
+    tenant=st.sampled_from([None, "ann", "bob"]),
+    num_samples=st.sampled_from([1, 1, 2, 3]),
 )
 limits = st.builds(
     EngineLimits,
@@ -104,28 +114,36 @@ class EngineMachine(RuleBasedStateMachine):
         )
         self.open: dict[str, tuple[Request, Arrival]] = {}
         self.choices: dict[str, list[Choice]] = {}
+        self.num_alike: Counter[tuple[str | None, bool, int]] = Counter()
         self.outcome = Outcome()
 
     @rule(arrival=arrivals)
     def add(self, arrival: Arrival) -> None:
         after_s = arrival.deadline_after
-        each = request(
-            prompt(arrival.num_prompt, seed=arrival.num_prompt),
-            variant(arrival.pruned),
-            max_new_tokens=arrival.max_new_tokens,
-            deadline_s=None if after_s is None else self.now_s + after_s,
-            ignore_eos=True,
-            **SAMPLINGS[arrival.sampling],
-        )
-        each = replace(each, cache_scope=arrival.cache_scope)
-        self.engine.add(each)
-        self.open[each.request_id] = each, arrival
-        self.choices[each.request_id] = []
+        for _ in range(arrival.num_samples):
+            each = request(
+                prompt(arrival.num_prompt, seed=arrival.num_prompt),
+                variant(arrival.pruned),
+                max_new_tokens=arrival.max_new_tokens,
+                deadline_s=None if after_s is None else self.now_s + after_s,
+                ignore_eos=True,
+                **SAMPLINGS[arrival.sampling],
+            )
+            each = replace(each, cache_scope=arrival.cache_scope, tenant=arrival.tenant)
+            self.engine.add(each)
+            self.open[each.request_id] = each, arrival
+            self.choices[each.request_id] = []
+            self.num_alike[arrival.shared] += 1
 
-    @rule(which=st.integers(0, 100))
-    def cancel(self, which: int) -> None:
-        if self.open:
-            request_id = sorted(self.open)[which % len(self.open)]
+    @rule(which=st.integers(0, 100), is_for_all=st.booleans())
+    def cancel(self, which: int, is_for_all: bool) -> None:
+        """One request, or all samples of an arrival that are still open."""
+        if not self.open:
+            return
+        chosen = sorted(self.open)[which % len(self.open)]
+        arrival = self.open[chosen][1]
+        alike = [name for name, (_, of) in self.open.items() if of is arrival]
+        for request_id in alike if is_for_all else [chosen]:
             event = self.engine.cancel(request_id)
             assert event is not None
             assert event.finish_reason is FinishReason.ABORT
@@ -165,7 +183,9 @@ class EngineMachine(RuleBasedStateMachine):
                 check_scored(event.prompt, scored(arrival.pruned, arrival.num_prompt))
             check(event, expected[len(made)])
             made.append(expected[len(made)])
-        if event.finish_reason is not None:
+        if event.timings is not None:
+            finds = arrival.cache_scope is not None and self.num_alike[arrival.shared] > 1
+            assert finds or not event.timings.num_cached_tokens, "pages of a stranger"
             del self.open[event.request_id]
         if event.finish_reason is FinishReason.LENGTH:
             assert len(self.choices[event.request_id]) == arrival.max_new_tokens
