@@ -17,6 +17,7 @@ from pruning.checkpoints.trajectory_plot import plot
 from tests.support.families import is_slow
 
 _FEW_MUTATIONS = 60  # of each kind of record in `make test`
+_FEW_WINDOWS = 32  # of a domain: random models are never told apart, however many are measured
 _QUICK_EXAMPLES = 40  # of a property that does not say how many it needs
 
 # Each of these takes a minute or so: begun last, they would keep one worker of xdist waiting.
@@ -99,6 +100,7 @@ def _quick_by_default() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLEB_VERIFY", "inline")
         patch.setenv("SLEB_TUNE", "off")
+        patch.setattr("pruning.spec.evaluation.MAX_WINDOWS", _FEW_WINDOWS)
         yield
 
 

@@ -65,6 +65,7 @@ def test_the_list_names_files_and_prefixes(
                 "method": repair.method,
                 "bytes": repair.num_bytes,
                 "raw": f"{name}-{k}+raw",
+                "shared_bytes": 0,
                 "is_healed": False,
             },
             "domains": client.get(f"/models/{name}-{k}").json()["domains"],

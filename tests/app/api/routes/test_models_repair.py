@@ -41,17 +41,25 @@ def test_every_repaired_variant_names_its_raw_form_which_is_not_listed(
     assert listed == {
         "tiny": None,
         "tiny@-1": None,
-        "tiny@-2": {"method": "scale", "bytes": 0, "raw": "tiny@-2+raw", "is_healed": False},
+        "tiny@-2": {
+            "method": "scale",
+            "bytes": 0,
+            "shared_bytes": 0,
+            "raw": "tiny@-2+raw",
+            "is_healed": False,
+        },
         "tiny@-3": {
             "method": "ridge",
             "bytes": own_bytes,
             "raw": "tiny@-3+raw",
+            "shared_bytes": 0,
             "is_healed": False,
         },
         "tiny@prn-1": {
             "method": "ridge",
             "bytes": own_bytes,
             "raw": "tiny@prn-1+raw",
+            "shared_bytes": 0,
             "is_healed": False,
         },
     }
