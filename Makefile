@@ -46,7 +46,7 @@ test: setup  ## lint, and beside it all tests except the slow ones
 pytest: setup
 	$(PYTEST) -n 4 --dist worksteal -m 'not slow'
 
-test-slow: setup  ## the slow tests: the demo model, the search, the demo (SHARE=K/N)
+test-slow: setup  ## the slow tests: the demo model, the search (SHARE=K/N)
 	$(PYTEST) -m 'slow and not soak and not image' --timeout 1500 --share $(SHARE)
 
 soak: setup  ## load, crashes and random traffic (MINUTES=n of each)

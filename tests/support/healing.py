@@ -12,6 +12,7 @@ from pruning.healing.places import HealedPlaces
 from pruning.models.names import healed_name
 from pruning.models.store import ModelStore
 from pruning.spec.calibration import CalibrationSpec, Dataset
+from pruning.spec.evaluation import Evaluation
 from pruning.spec.heal import Depths, Heal
 from pruning.spec.prune import PruneSpec
 from tests.support.pruning_runs import prune_tiny
@@ -55,9 +56,9 @@ def pruned_data_dir(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Man
     text = data_dir / "text.txt"
     text.write_text("\n".join(f"{number} lazy dogs, {7 * number} foxes" for number in range(900)))
     calibration = CalibrationSpec(Dataset.FILE, num_samples=4, seqlen=8, path=str(text))
-    manifest, _ = prune_tiny(
-        data_dir / "models", PruneSpec("tiny", 2, calibration=calibration), NAME
-    )
+    evaluation = Evaluation(num_samples=512)  # narrow intervals, for its gate
+    spec = PruneSpec("tiny", 2, calibration=calibration, evaluation=evaluation)
+    manifest, _ = prune_tiny(data_dir / "models", spec, NAME)
     return data_dir, manifest
 
 
