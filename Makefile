@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 MINUTES ?= 30
 SHARE ?= 1/1
+MUTATIONS ?= 10000
 SOAK ?= tests/soak
 DEMO := $(VENV)/.with-demo
 ALL := $(VENV)/.with-all
@@ -47,7 +48,7 @@ pytest: setup
 	$(PYTEST) -n 4 --dist worksteal -m 'not slow'
 
 test-slow: setup  ## the slow tests: the demo model, the search (SHARE=K/N)
-	$(PYTEST) -m 'slow and not soak and not image' --timeout 1500 --share $(SHARE)
+	$(PYTEST) -m 'slow and not soak and not image' --timeout 1500 --share $(SHARE) --mutations $(MUTATIONS)
 
 soak: setup  ## load, crashes and random traffic (MINUTES=n of each)
 	SLEB_TEST_SOAK_MINUTES=$(MINUTES) $(PYTEST) -m soak $(SOAK)
