@@ -5,7 +5,7 @@ import torch
 
 from app.engine.sampling.logprobs import score
 from tests.support.engine_requests import prompt, variant
-from tests.support.tiny import CONFIGS
+from tests.support.tiny import SERVED
 
 
 def scored(family: str, prompt_len: int, answer_len: int, chunk: int) -> tuple[list[float], int]:
@@ -33,7 +33,7 @@ def oracle(family: str, prompt_len: int, answer_len: int) -> list[float]:
     return [float(logprobs[place - 1, ids[0, place]]) for place in places]
 
 
-@pytest.mark.parametrize("family", sorted(CONFIGS))
+@pytest.mark.parametrize("family", SERVED)
 def test_every_family_is_read_in_chunks_as_in_one(family: str) -> None:
     expected = oracle(family, 9, 14)
     for chunk in (1, 4, 9, 50):

@@ -12,7 +12,7 @@ from app.engine.scheduling.sequence import (
     TokenEvent,
 )
 from tests.support.engine_requests import check_scored, prompt, request, scored_prompt, variant
-from tests.support.tiny import CONFIGS
+from tests.support.tiny import SERVED
 
 NUM_BEST = 3
 
@@ -28,7 +28,7 @@ def events(engine: Engine, *requests: Request) -> dict[str, list[TokenEvent]]:
     return found
 
 
-@pytest.mark.parametrize("family", sorted(CONFIGS))
+@pytest.mark.parametrize("family", SERVED)
 @pytest.mark.parametrize("max_batch_tokens", [1, 8, 512])
 def test_every_family_gives_those_of_one_forward(family: str, max_batch_tokens: int) -> None:
     """Several prompts at once, in one forward or in chunks, with the head in chunks of rows."""
