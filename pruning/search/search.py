@@ -50,8 +50,10 @@ def search(
 ) -> list[Removal]:
     """All removals, including those of ``earlier`` if its plan is still valid.
 
-    Raises what ``sleb`` raises, and ``TargetUnreachable`` if even the first removal is too much.
+    Raises what ``sleb`` raises, ``TargetUnreachable`` if even the first removal is too much, and
+    ``InvalidSpec`` for a spec of an older release that this one cannot search by.
     """
+    spec.check_runnable()
     objective = Objective.of(spec.metric)
     plan = plan_of(spec, dense, windows, earlier)
     if spec.is_depth_planned:

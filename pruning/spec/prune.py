@@ -84,7 +84,7 @@ _LATER: Mapping[str, object] = MappingProxyType(
         "target_bytes": None,
     }
 )
-# Settings that no longer exist, with the reason. Older checkpoints and jobs may name them.
+# Settings that no longer exist, with the reason. Older checkpoints and jobs may have used them.
 REMOVED: Mapping[str, str] = MappingProxyType(
     {
         "refine": "exchanges after the search found blocks that were no better on other text",
@@ -137,6 +137,7 @@ class PruneSpec:
     heal: Heal | None = None  # train the pruned model in the end, and publish that as well
     evaluation: Evaluation | None = field(default_factory=Evaluation)  # None: as many as calibrate
     save_dtype: str | None = "auto"  # of the published weights: the checkpoint's; None: ``dtype``
+    removed: Mapping[str, Any] = field(default_factory=dict)  # of ``REMOVED``, as an older run had
 
     def __post_init__(self) -> None:
         if not self.model.strip():
@@ -152,6 +153,13 @@ class PruneSpec:
         self._check_search()
         self._check_text()
         self._check_measures()
+
+    def check_runnable(self) -> None:
+        """Raises ``InvalidSpec`` if this release lacks a setting that an older one had."""
+        for name in self.removed:
+            raise InvalidSpec(
+                name, f"{name} was removed, as {REMOVED[name]}: submit the job again without it"
+            )
 
     def _check_search(self) -> None:
         if self.search is Search.STAGED and not self.metric.has_rounds:
@@ -309,19 +317,22 @@ class PruneSpec:
         return replace(self, calibration=calibration)
 
     def to_dict(self) -> dict[str, Any]:
-        gate = None if self.gate is None else self.gate.to_wire()
-        heal = None if self.heal is None else self.heal.to_dict()
-        calibration = self.calibration.to_wire()
-        return {**asdict(self), "calibration": calibration, "gate": gate, "heal": heal}
+        settings = asdict(self)
+        settings["gate"] = None if self.gate is None else self.gate.to_wire()
+        settings["heal"] = None if self.heal is None else self.heal.to_dict()
+        settings["calibration"] = self.calibration.to_wire()
+        del settings["removed"]
+        return {**settings, **self.removed}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "PruneSpec":
         """Inverse of ``to_dict``, also after JSON.
 
         Missing fields take their defaults, and those of ``_LATER`` what older specs imply: a job
-        that an earlier release has queued runs as it was submitted, but for those of ``REMOVED``.
-        Raises ``InvalidSpec``.
+        that an earlier release has queued runs as it was submitted. Those of ``REMOVED`` are kept,
+        so that its digests differ from those of runs without them. Raises ``InvalidSpec``.
         """
+        removed = {name: value for name in REMOVED if (value := data.get(name))}
         data = {**_LATER, **{name: data[name] for name in data if name not in REMOVED}}
         kinds = {
             "metric": Metric,
@@ -338,4 +349,4 @@ class PruneSpec:
         measured = data.get("evaluation")
         evaluation = None if measured is None else Evaluation.from_dict(measured)
         parts = {"calibration": calibration, "gate": gate, "heal": heal, "evaluation": evaluation}
-        return cls(**{**data, **enums, **parts})
+        return cls(**{**data, **enums, **parts, "removed": removed})

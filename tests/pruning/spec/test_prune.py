@@ -245,6 +245,17 @@ def test_a_record_of_an_earlier_release_takes_the_defaults() -> None:
         None,
     )
     assert spec.calibration.parts[0].sampling is Sampling.ROWS
-    assert PruneSpec.from_dict(record | {"refine": 2, "score_repaired": True}) == spec
+
+
+def test_a_setting_that_was_removed_is_kept_and_cannot_be_searched_by() -> None:
+    record = {"model": "m", "num_remove": 2, "refine": 2, "score_repaired": False}
+    older, plain = (PruneSpec.from_dict(record | change) for change in ({}, {"refine": 0}))
+    assert plain == PruneSpec.from_dict({"model": "m", "num_remove": 2})
+    plain.check_runnable()
+    assert older.search_digest() != plain.search_digest()  # their losses do not compare
+    assert PruneSpec.from_dict(json.loads(json.dumps(older.to_dict()))) == older
+    with pytest.raises(InvalidSpec, match="refine was removed, as exchanges") as refused:
+        older.check_runnable()
+    assert refused.value.param == "refine"
     unrepaired = PruneSpec("m", num_remove=1, repair=Repair.NONE, evaluation=None, save_dtype=None)
     assert PruneSpec.from_dict({"model": "m", "num_remove": 1}) == unrepaired
