@@ -37,7 +37,7 @@ from app.models.stored import stored_files
 from pruning.checkpoints.staging import make_directory, staged, sweep, sync_directory
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig, architecture
 from pruning.models.dequantize import dequantize, quantized_by
-from pruning.models.from_gguf import SUFFIX, convert_gguf
+from pruning.models.from_gguf import SUFFIX, convert_gguf, inspect_gguf
 from pruning.models.lineage import ORIGIN_FILE
 from pruning.models.names import is_name
 from pruning.models.store import (
@@ -230,13 +230,17 @@ def _fetch(files: ModelFiles, source: str, staging: Path) -> None:
     except (NotAModel, UnknownArchitecture, UnsupportedConfig) as error:
         raise _refused(source, staging, error) from error
     weights = _weight_files(sizes, source, staging)
-    needed, free = sum(sizes[name] for name in weights), shutil.disk_usage(staging).free
+    _check_room(sum(sizes[name] for name in weights), source, staging)
+    files.fetch(weights, staging)
+
+
+def _check_room(needed: int, source: str, staging: Path) -> None:
+    free = shutil.disk_usage(staging).free
     if needed > free:
         raise ModelNotAdded(
             f"{source} needs {needed} bytes, and {free} are free on the disk of the models "
             f"directory: free space"
         )
-    files.fetch(weights, staging)
 
 
 def _weight_files(names: Collection[str], source: str, staging: Path) -> list[str]:
@@ -268,13 +272,15 @@ def _converted(file: Path, revision: str | None, staging: Path) -> str:
         raise ModelNotAdded(f"{file} is a file, which has no revisions: leave out --revision")
     set_up_torch()
     try:
-        kind = convert_gguf(file, staging)
+        weights = inspect_gguf(file)
+        _check_room(weights.plain_bytes, str(file), staging)
+        convert_gguf(file, staging)
         architecture(parse_config(staging))
     except (NotAModel, UnknownArchitecture, UnsupportedConfig) as error:
         raise _refused(str(file), staging, error) from error
-    said = f"The weights of {file} are {kind}: they are written as bfloat16."
+    said = f"The weights of {file} are {weights.kind}: they are written as bfloat16."
     Console(stderr=True).print(said, markup=False, soft_wrap=True)
-    return f"converted from GGUF ({kind}) to bfloat16"
+    return f"converted from GGUF ({weights.kind}) to bfloat16"
 
 
 def _made_plain(staging: Path, source: str) -> str | None:

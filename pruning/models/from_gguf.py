@@ -4,6 +4,10 @@ transformers reads the files and makes quantized weights plain. What is written 
 """
 
 import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from pruning.extras import require_extra
@@ -14,51 +18,63 @@ SUFFIX = ".gguf"
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")  # of a file that llama-gguf-split has divided
 
 
-def convert_gguf(file: Path, directory: Path) -> str:
-    """Write the model of a GGUF file and its tokenizer, and return the type of its weights.
+@dataclass(frozen=True)
+class GgufWeights:
+    """What is in a GGUF file."""
 
-    That is the name of the type that most of them have, such as ``Q4_K``. Raises ``NotAModel``, and
-    ``ExtraMissing`` without the package ``gguf``.
-    """
+    kind: str  # the type that most of its bytes have, such as ``Q4_K``
+    plain_bytes: int  # of the same weights in bfloat16
+
+
+def inspect_gguf(file: Path) -> GgufWeights:
+    """Raises ``NotAModel``, and ``ExtraMissing`` without the package ``gguf``."""
     require_extra("gguf", "reading a GGUF file")
-    if _PART.search(file.name):
-        raise NotAModel(f"{file} is a part of a model: merge the parts by llama-gguf-split --merge")
-    try:
-        kind = _most_frequent_type(file)
-        _write(file, directory)
-    except MemoryError:
-        raise
-    except Exception as error:  # readers of other people's files raise anything
-        raise NotAModel(f"{file} cannot be read as a model: {error}") from error
-    return kind
-
-
-def _most_frequent_type(file: Path) -> str:
     from gguf import GGUFReader  # noqa: PLC0415 - an extra
 
-    num_bytes: dict[str, int] = {}
-    for tensor in GGUFReader(file).tensors:
-        kind = tensor.tensor_type.name
-        num_bytes[kind] = num_bytes.get(kind, 0) + int(tensor.n_bytes)
+    if _PART.search(file.name):
+        raise NotAModel(f"{file} is a part of a model: merge the parts by llama-gguf-split --merge")
+    num_bytes: Counter[str] = Counter()
+    num_weights = 0
+    with _errors_as_not_a_model(file):
+        for tensor in GGUFReader(file).tensors:
+            num_bytes[tensor.tensor_type.name] += int(tensor.n_bytes)
+            num_weights += int(tensor.n_elements)
     if not num_bytes:
-        raise ValueError("it has no tensors")
-    return max(num_bytes, key=num_bytes.__getitem__)
+        raise NotAModel(f"{file} has no weights")
+    return GgufWeights(num_bytes.most_common(1)[0][0], 2 * num_weights)
 
 
-def _write(file: Path, directory: Path) -> None:
+def convert_gguf(file: Path, directory: Path) -> None:
+    """Write the model of a GGUF file and its tokenizer into ``directory``.
+
+    Raises ``NotAModel``, and ``ExtraMissing`` without the package ``gguf``.
+    """
     import torch  # noqa: PLC0415 - takes seconds
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415 - as above
 
+    require_extra("gguf", "reading a GGUF file")
     hide_gguf_bar()
-    model = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=torch.bfloat16, local_files_only=True
-    )
+    with _errors_as_not_a_model(file):
+        model = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.bfloat16, local_files_only=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(
+            file.parent, gguf_file=file.name, local_files_only=True
+        )
     # save_pretrained would refuse a model with traces of the quantizer.
     del model.config.quantization_config
     del model.hf_quantizer
     model.config.dtype = torch.bfloat16
     model.save_pretrained(directory)
-    tokenizer = AutoTokenizer.from_pretrained(
-        file.parent, gguf_file=file.name, local_files_only=True
-    )
     tokenizer.save_pretrained(directory)
+
+
+@contextmanager
+def _errors_as_not_a_model(file: Path) -> Iterator[None]:
+    """Raise errors of readers of other people's files, which may be any, as ``NotAModel``."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise NotAModel(f"{file} cannot be read as a model: {error}") from error

@@ -1,6 +1,7 @@
 """A GGUF file is added as a directory with the same model, or not at all."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,17 @@ def test_a_file_that_is_no_whole_model_is_refused_and_leaves_nothing(
         add_model(str(tmp_path / name), settings)
     with pytest.raises(ModelNotAdded, match="leave out --revision"):
         add_model(str(tmp_path / name), settings, revision="main")
+    assert list(settings.models_dir.glob("[!.]*")) == []
+
+
+def test_a_disk_without_room_for_plain_weights_is_told_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, settings = written(tmp_path, "llama"), ServeSettings(data_dir=tmp_path / "data")
+    usage = shutil.disk_usage(tmp_path)._replace(free=99)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
+    with pytest.raises(ModelNotAdded, match=r"needs \d+ bytes, and 99 are free"):
+        add_model(str(file), settings)
     assert list(settings.models_dir.glob("[!.]*")) == []
 
 
