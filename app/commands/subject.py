@@ -7,7 +7,7 @@ from app.models.aliases import Aliases
 from app.models.catalog import Catalog, UnknownModel
 from app.models.demo_bar import demo_model_with_bar
 from app.models.entry import ModelEntry
-from pruning.checkpoints.healed import healed_tensors
+from pruning.checkpoints.healed import healed_tensors, heals_every_depth
 from pruning.checkpoints.store import MANIFEST, CheckpointStore, repair_of, verify
 from pruning.config import Settings
 from pruning.evaluation.probe_scores import ProbeComparison
@@ -45,7 +45,6 @@ class Subject:
     weights: Quantize | None = None  # to which the weights at ``path`` are rounded
     healed_in: Path | None = None  # the checkpoint of a healed model
     quality: Quality | None = None  # as it was measured with plain weights in the dtype of its job
-    is_elastic: bool = False  # healed by an adapter of all depths of its order
     is_control: bool = False  # the dense model after the training of the checkpoint ``healed_in``
 
     @property
@@ -102,9 +101,7 @@ class Subject:
         if self.repaired_by is None:
             return None
         name = raw_name(unhealed_name(self.name))
-        return replace(
-            self, name=name, method=Method.NONE, repaired_by=None, healed_in=None, is_elastic=False
-        )
+        return replace(self, name=name, method=Method.NONE, repaired_by=None, healed_in=None)
 
     def own_tensors(self, dense: DenseModel) -> Own:
         """What its repair changes of ``dense``, the model at ``path``.
@@ -115,7 +112,7 @@ class Subject:
             return _control_tensors(self.healed_in, dense)
         if self.repaired_by is None or self.keep is None:
             return NO_OWN
-        if self.healed_in is not None and self.is_elastic:
+        if self.healed_in is not None and heals_every_depth(self.healed_in):
             num_removed = len(self.removed_blocks)
             return healed_tensors(self.healed_in, num_removed, dense.model, dense.read)
         repaired = repair_of(self.repaired_by, len(self.removed_blocks))
@@ -170,7 +167,7 @@ def _entry(entry: ModelEntry, models: ModelStore, checkpoints: CheckpointStore) 
         checkpoint = checkpoints.directory(entry.order.name)
         healed_in = checkpoint if entry.order.is_healed else None
         found = replace(subject, method=entry.view_repair.method, repaired_by=checkpoint)
-        return replace(found, healed_in=healed_in, is_elastic=entry.order.is_elastic)
+        return replace(found, healed_in=healed_in)
     if entry.order is None or not entry.is_whole_checkpoint:
         raise NotEvaluable(
             f"{entry.name!r} needs {entry.base!r}, which is not in the models directory: add that "

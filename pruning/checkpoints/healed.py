@@ -26,6 +26,12 @@ from pruning.repair.record import repair_file
 from pruning.repair.repair import Repaired
 
 
+def heals_every_depth(path: Path) -> bool:
+    """Whether the checkpoint in this directory is one of these."""
+    healing = read_manifest(path).healing
+    return healing is not None and healing.is_elastic
+
+
 def files_of_depth(manifest: Manifest, num_removed: int) -> Collection[str]:
     """The files that a depth is made of, on top of the dense weights."""
     name = repair_file(num_removed)

@@ -75,9 +75,7 @@ class Manifest:
     parent_fingerprint: str | None = None  # of the dense parent; None in old manifests
     repair: tuple[DepthRepair, ...] | None = None  # of depths 1, 2 ...; None: all are unrepaired
     block_times: BlockTimes | None = None  # of the dense parent when it was pruned
-    healing: Healing | None = (
-        None  # ``repair`` is None if it healed the model of all removals alone
-    )
+    healing: Healing | None = None  # where it is of all removals alone, ``repair`` is None
     tenant: str | None = None  # whom it belongs to; None: all keys see it
     parent_dtype: str | None = None  # of the files of the dense parent; None in old manifests
 
