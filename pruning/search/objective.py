@@ -1,7 +1,6 @@
 """What candidates are scored by: the loss, or the divergence from the dense model."""
 
 from enum import StrEnum
-from typing import Self
 
 import torch
 from transformers import PreTrainedModel
@@ -18,9 +17,9 @@ class Objective(StrEnum):
     DIVERGENCE = "divergence"  # KL(p of the dense model || p of the pruned one)
 
     @classmethod
-    def of(cls, metric: Metric) -> Self:
+    def of(cls, metric: Metric) -> "Objective":
         """What a search by this metric scores by."""
-        return cls("divergence" if metric is Metric.KL else "loss")
+        return cls.DIVERGENCE if metric is Metric.KL else cls.LOSS
 
     @property
     def needs_dense(self) -> bool:

@@ -35,7 +35,7 @@ class Observer:
         """
 
     def evaluated(self, done: int, total: int, scored: Sequence[ScoredCandidate]) -> None:
-        """Candidates were evaluated, on all windows or on more than before; or ``total`` is lower.
+        """Candidates were evaluated, on all windows or on more than before.
 
         ``scored`` has their losses so far, from which the search can resume within the round.
         """

@@ -1,9 +1,8 @@
-"""Hidden states of a batch of windows that stay valid while blocks are removed and restored.
+"""Hidden states of a batch of windows that stay valid while blocks are removed.
 
 No change of a block changes the states before it. So the trunk (all kept blocks) runs once, and
 every branch (the trunk without one block) starts from the trunk's state before that block. After
 block r is removed, r's branch is the new trunk, and branches at earlier blocks resume after r.
-After r is restored, they resume at r.
 """
 
 from collections.abc import Collection, Sequence
@@ -119,16 +118,19 @@ class Prefixes:
         return self.trunk()
 
     def move_to(self, keep: Blocks) -> None:
-        """Drop the states that are not those of a model with exactly the blocks ``keep``."""
+        """Drop the states that are not those of a model with exactly the blocks ``keep``.
+
+        If blocks come back, which no search asks for, only the embedded tokens stay.
+        """
         assert self.is_prepared, "call prepare() first"
+        if not set(keep) <= set(self._keep):
+            self._keep, self._branches = keep, {}
+            self._trunk = {self._next(0, keep): self._trunk[min(self._trunk)]}
+            return
         for block in sorted(set(self._keep) - set(keep)):
             branch = self._branches.pop(block, {})
-            self._change_from(block, tuple(alive for alive in self._keep if alive != block))
+            self._remove(block)
             self._trunk |= branch
-        if restored := set(keep) - set(self._keep):
-            self._change_from(min(restored), keep)
-            for block, trail in self._branches.items():  # more branches share the room
-                self._branches[block] = _thinned(trail, self._columns(block))
 
     def has_branch(self, block: int) -> bool:
         """Whether ``branch`` needs no state of the trunk."""
@@ -148,15 +150,13 @@ class Prefixes:
         path = (*(alive for alive in self._keep if alive != block), self._num_blocks)
         return Walk(trail, path, columns, self._place)
 
-    def _change_from(self, block: int, keep: Blocks) -> None:
-        """Keep the states before ``block``, where ``keep`` begins to differ from what was kept.
-
-        The last of them, the input of the next kept block so far, may be that of another one now.
-        """
-        before, now = self._next(block, self._keep), self._next(block, keep)
+    def _remove(self, block: int) -> None:
+        """Keep the states before ``block``. The last of them is the input of the next block now."""
+        keep = tuple(alive for alive in self._keep if alive != block)
+        now = self._next(block, keep)
 
         def still_valid(trail: _Trail) -> _Trail:
-            return {now if at == before else at: trail[at] for at in trail if at <= before}
+            return {now if at == block else at: trail[at] for at in trail if at <= block}
 
         self._trunk = still_valid(self._trunk)
         self._branches = {

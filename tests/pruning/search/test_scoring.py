@@ -182,15 +182,3 @@ def test_blocks_run_much_less_often_than_in_the_plain_search() -> None:
     plain, shared = counts
     assert plain == 6 + 4 * 5 + 3 * 4 + 2 * 3
     assert shared < 0.7 * plain
-
-
-def test_a_block_that_comes_back_leaves_the_states_in_front_of_it() -> None:
-    model = tiny_model("llama")
-    scorer = SharedPrefixScorer(model, windows())
-    dict(scorer.score_round((0, 1, 2, 4, 5), (1, 2, 4)))
-    with counted_passes(model) as ran:
-        dict(scorer.score_round((0, 1, 2, 3, 4, 5), (1, 2)))
-    assert ran == [3, 4, 5] * 2  # both branches resume at block 3, the trunk is not needed
-    with counted_passes(model) as ran:
-        dict(scorer.score_round((0, 1, 2, 3, 5), (1, 2)))
-    assert ran == [5] * 2
