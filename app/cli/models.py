@@ -101,7 +101,7 @@ def add(
     A GGUF file is written as such files, in bfloat16.
     """
     from app.config import serve_settings
-    from app.models.hub import add_model
+    from app.models.add import add_model
 
     target = add_model(source, serve_settings(), name=name, revision=revision)
     typer.echo(f"{target.name} is in {target}")

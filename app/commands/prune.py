@@ -12,8 +12,9 @@ from rich.progress import Progress
 from app.commands.progress import SearchBar, search_progress
 from app.commands.tables import print_run
 from app.config import ServeSettings
+from app.models.add import ensure_model
 from app.models.demo_bar import demo_model_with_bar
-from app.models.hub import ensure_model, is_repo_id
+from app.models.hub import is_repo_id
 from app.models.measured_speedups import MeasuredSpeedups
 from app.models.stored import Outgoing
 from pruning.checkpoints.publish import CheckpointExists, free_bytes_at

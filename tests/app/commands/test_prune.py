@@ -14,7 +14,7 @@ from app.commands.progress import SearchBar, search_progress
 from app.commands.prune import run_prune
 from app.commands.tables import print_run
 from app.config import ServeSettings
-from app.models.hub import ModelNotAdded
+from app.models.add import ModelNotAdded
 from app.models.measured_speedups import MeasuredSpeedup, MeasuredSpeedups
 from pruning.checkpoints.publish import CheckpointExists, DiskFull
 from pruning.checkpoints.store import MANIFEST, read_manifest
@@ -348,7 +348,7 @@ def test_a_model_of_the_hub_is_added_first(
         asked.append((repo_id, given.models_dir))
         return (settings.models_dir / "tiny").rename(settings.models_dir / "fetched")
 
-    monkeypatch.setattr("app.models.hub.add_model", add)
+    monkeypatch.setattr("app.models.add.add_model", add)
     run_prune(replace(SPEC, model="org/fetched"), tmp_path / "out", settings, as_json=True)
     assert asked == [("org/fetched", settings.models_dir)]
     assert read_manifest(tmp_path / "out").parent == "fetched"

@@ -9,7 +9,7 @@ from typer.testing import CliRunner, Result
 from app.cli.main import app as command_line
 from app.commands.prune import run_prune
 from app.config import ServeSettings
-from app.models.hub import ModelNotAdded, add_model
+from app.models.add import ModelNotAdded, add_model
 from pruning.checkpoints.publish import CheckpointExists
 from pruning.checkpoints.store import Manifest
 from pruning.config import WorkerSettings

@@ -14,7 +14,8 @@ from huggingface_hub import close_session, constants
 from safetensors.torch import load_file, save_file
 
 from app.config import ServeSettings
-from app.models.hub import HubError, ModelNotAdded, add_model
+from app.models.add import ModelNotAdded, add_model
+from app.models.hub import HubError
 from pruning.models.lineage import ORIGIN_FILE
 from pruning.models.store import ModelStore
 from tests.support.command_line import sleb

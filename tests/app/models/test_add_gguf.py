@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from app.config import ServeSettings
-from app.models.hub import ModelNotAdded, add_model
+from app.models.add import ModelNotAdded, add_model
 from pruning.checkpoints.gguf import FAMILIES, write_gguf
 from pruning.models.lineage import ORIGIN_FILE
 from pruning.models.store import ModelStore
