@@ -107,7 +107,7 @@ class _Advised:
 def test_the_depth_that_the_advice_is_about_is_measured(*, is_noisy: bool) -> None:
     job = {"pruned_model": f"{NAME}@prn-1", "removed_blocks": [*range(6)]}
     service = _Advised(is_noisy=is_noisy)
-    advice = measured_advice(service, job)  # type: ignore[arg-type]
+    advice = measured_advice(service, job)  # type: ignore[arg-type]  # of two methods of a client
     assert [body["models"] for body in service.compared] == [
         [NAME, f"{NAME}@prn-1-3"],
         [NAME, f"{NAME}@prn-1-4"],
