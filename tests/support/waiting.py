@@ -9,7 +9,7 @@ _Value = TypeVar("_Value")
 
 
 def wait_until(
-    predicate: Callable[[], _Value], description: str, timeout_s: float = 30.0
+    predicate: Callable[[], _Value], description: str, timeout_s: float = 100.0
 ) -> _Value:
     """The first true value of ``predicate``; fails the test with ``description`` if none comes."""
     deadline = time.monotonic() + timeout_s

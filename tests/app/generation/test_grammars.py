@@ -245,9 +245,14 @@ def test_memory_is_limited() -> None:
         "import os\n"
         "from app.generation.schema_server import MEMORY_BYTES, _limit, _ended\n"
         "if not (pid := os.fork()):\n"
-        "    _limit(1.0)\n"
-        "    bytearray(MEMORY_BYTES)\n"
-        "print(_ended(os.waitpid(pid, 0)[1]))\n"
+        "    _limit(60.0)\n"
+        "    try:\n"
+        "        bytearray(MEMORY_BYTES * 2)\n"
+        "    except MemoryError:\n"
+        "        os._exit(1)\n"
+        "    os._exit(0)\n"
+        "status = os.waitpid(pid, 0)[1]\n"
+        "print(_ended(status) if status else 'no limit')\n"
     )
     ended = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True

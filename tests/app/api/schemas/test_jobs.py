@@ -55,6 +55,7 @@ def test_a_body_has_the_fields_and_defaults_of_its_spec(
         field.name: field.default if field.default_factory is MISSING else field.default_factory()
         for field in fields(spec)
     }
+    expected.pop("removed", None)  # of older releases: a new job has none
     found = {name: field for name, field in body.model_fields.items() if name not in own}
     assert found.keys() == expected.keys()
     defaults = {
