@@ -33,6 +33,7 @@ from app.compare.compare import NotComparable
 from app.compare.evaluation import NotEvaluable
 from app.engine.async_engine import EngineStopped, StillWarmingUp
 from app.engine.cache.caches import CacheTooLarge, CacheTooSmall
+from app.engine.cache.paged_cache import CannotCompute
 from app.engine.engine import NotYetReproducible, PromptTooLong
 from app.engine.grammar import ResponseFormatRefused
 from app.engine.sampling.text import MessagesRefused, NoChatTemplate
@@ -97,6 +98,7 @@ _MODELS: Problems = {
     NotAModel: (422, "not-a-model", "The model directory contains no usable model."),
     UnknownArchitecture: (422, "unknown-architecture", "Model architecture not supported."),
     UnsupportedConfig: (422, "unsupported-config", "Model configuration not supported."),
+    CannotCompute: (422, "cannot-compute", "The model computes no token."),
     CheckpointNotFound: (404, "checkpoint-not-found", "Checkpoint or file not found."),
     ResultNotFound: (404, "result-not-found", "Result not found."),
     CheckpointCorrupt: (422, "checkpoint-corrupt", "The checkpoint is corrupt."),

@@ -42,6 +42,10 @@ class _Found(Exception):
         self.shape = shape
 
 
+class CannotCompute(ValueError):
+    """The model's own forward fails, as it does with a wrong number in its config."""
+
+
 class _Probe(Cache):
     """Ends a forward at the first keys that it is to keep."""
 
@@ -59,7 +63,10 @@ class _Probe(Cache):
 @torch.inference_mode()
 def unit_shape(model: PreTrainedModel) -> UnitShape:
     """The shape of a model's keys and values, which configs do not tell alike: the first block
-    makes those of a token."""
+    makes those of a token.
+
+    Raises ``CannotCompute``, and the errors of a device.
+    """
     token_id = torch.zeros(1, 1, dtype=torch.long, device=model.device)
     mask = torch.zeros(1, 1, 1, 1, dtype=model.dtype, device=model.device)
     kinds = set(kinds_of_attention(model.config))
@@ -74,7 +81,13 @@ def unit_shape(model: PreTrainedModel) -> UnitShape:
         )
     except _Found as found:
         return found.shape
-    raise TypeError(f"{type(model).__name__} keeps no keys and values in its cache")
+    except (torch.AcceleratorError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise CannotCompute(
+            f"{type(model).__name__} computes no token with its config.json: {error}"
+        ) from error
+    raise CannotCompute(f"{type(model).__name__} keeps no keys and values in its cache")
 
 
 class PagedCache(Cache):

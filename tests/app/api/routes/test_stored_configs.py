@@ -54,6 +54,19 @@ def test_half_a_character_in_a_config_breaks_no_list(
     assert not ask_all(client, data_dir, source, CONFIG, [json.dumps(config)])
 
 
+def test_a_model_that_computes_no_token_says_so(
+    client: LocalClient, data_dir: Path, tmp_path: Path
+) -> None:
+    source = write_source(tmp_path, "gpt2")
+    config = {**json.loads((source / CONFIG).read_text()), "embd_pdrop": float("nan")}
+    assert not ask_all(client, data_dir, source, CONFIG, [json.dumps(config)])
+    shutil.copytree(source, data_dir / "models" / "nan")
+    (data_dir / "models" / "nan" / CONFIG).write_text(json.dumps(config))
+    refused = client.post("/generate", json={**BODY, "model": "nan"})
+    assert refused.status_code == 422
+    assert "dropout probability has to be between 0 and 1" in refused.json()["detail"]
+
+
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", GENERATION])
 def test_no_file_beside_a_config_breaks_what_others_ask_for(
     client: LocalClient, data_dir: Path, tmp_path: Path, name: str, num_mutations: int
