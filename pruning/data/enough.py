@@ -20,6 +20,7 @@ from pruning.data.corpora import (
     text_of_record,
 )
 from pruning.data.sources import Use, check_enough, file_source, packaged_source
+from pruning.data.windows import text_tokens
 from pruning.spec.calibration import PACKAGED, Calibration, CalibrationSpec, Sampling
 
 _PIECE = 2**16  # characters that are tokenized at once: some megabytes of memory
@@ -31,16 +32,17 @@ def check_text(spec: Calibration, tokenizer: PreTrainedTokenizerBase) -> None:
         if part.dataset in PACKAGED:
             packaged_source(part, tokenizer).windows(Use.CALIBRATION)
         elif part.dataset in HUB_CORPORA:
-            _check_corpus(part, HUB_CORPORA[part.dataset])
+            size = text_tokens(part.seqlen, tokenizer)
+            _check_corpus(part, HUB_CORPORA[part.dataset], size)
         elif part.path is not None:
             with reading(Path(part.path)):
                 _check_file(part, Path(part.path), tokenizer)
 
 
-def _check_corpus(part: CalibrationSpec, corpus: HubCorpus) -> None:
+def _check_corpus(part: CalibrationSpec, corpus: HubCorpus, window_tokens: int) -> None:
     """No text has more tokens than bytes, so some windows are too many for any tokenizer."""
     check_hub(corpus.repo)
-    most = corpus.parts[Split.CALIBRATION].max_bytes // part.seqlen
+    most = corpus.parts[Split.CALIBRATION].max_bytes // window_tokens
     if part.sampling is Sampling.WINDOWS or most == 0:
         check_enough(part, torch.empty(most, 0))
 
@@ -49,16 +51,17 @@ def _check_file(part: CalibrationSpec, path: Path, tokenizer: PreTrainedTokenize
     if part.sampling is Sampling.ROWS:  # which rows it takes depends on all of them
         file_source(part, path, tokenizer).windows(Use.CALIBRATION)
         return
-    num_tokens, has_text = 0, False
+    num_tokens, has_text, size = 0, False, text_tokens(part.seqlen, tokenizer)
     for piece in _pieces(path):
         has_text = has_text or bool(piece.strip())
         # a batch of one, as a single text is tokenized without letting other threads run
-        num_tokens += len(tokenizer([piece], verbose=False).input_ids[0])
-        if num_tokens >= part.num_samples * part.seqlen:
+        of_piece = tokenizer([piece], add_special_tokens=False, verbose=False).input_ids[0]
+        num_tokens += len(of_piece)
+        if num_tokens >= part.num_samples * size:
             return
     if not has_text:
         raise no_text(path)
-    check_enough(part, torch.empty(num_tokens // part.seqlen, 0))
+    check_enough(part, torch.empty(num_tokens // size, 0))
 
 
 def _pieces(path: Path) -> Iterator[str]:

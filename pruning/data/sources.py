@@ -23,7 +23,7 @@ from pruning.data.corpora import HUB_CORPORA, CalibrationError, Corpus, Split, r
 from pruning.data.documents import draw_kinds, split_documents
 from pruning.data.model_text import Observe, sampled_text, unobserved
 from pruning.data.packaged import packaged_documents
-from pruning.data.windows import Windows, all_windows
+from pruning.data.windows import Windows, all_windows, behind_beginning
 from pruning.plural import counted
 from pruning.spec.calibration import PACKAGED, CalibrationSpec, Dataset, Sampling
 from pruning.spec.evaluation import Evaluation
@@ -71,7 +71,10 @@ def source_of(
         return packaged_source(spec, tokenizer)
     if spec.path is None:
         known = HUB_CORPORA[spec.dataset]
-        names = {split: f"{spec.dataset} {part.split}" for split, part in known.parts.items()}
+        names = {
+            split: behind_beginning(f"{spec.dataset} {part.split}", tokenizer)
+            for split, part in known.parts.items()
+        }
         return _SplitText(spec, known.load, names, tokenizer)
     return file_source(spec, Path(spec.path), tokenizer)
 
@@ -88,7 +91,7 @@ def check_positions(seqlen: int, model: PreTrainedModel, field: str = "seqlen") 
 
 def file_source(spec: CalibrationSpec, path: Path, tokenizer: PreTrainedTokenizerBase) -> Source:
     """The source of a file. Raises ``CalibrationError``."""
-    rows, name = read_rows(path), f"file {path}"
+    rows, name = read_rows(path), behind_beginning(f"file {path}", tokenizer)
     if path.suffix == ".jsonl" and spec.sampling is Sampling.WINDOWS:
         by_split = {split: {"": texts} for split, texts in split_documents(rows).items()}
         documents = _DocumentText(spec, by_split, name, tokenizer)
@@ -337,7 +340,8 @@ _SPLITS: Mapping[Use, Split] = {
 
 def packaged_source(spec: CalibrationSpec, tokenizer: PreTrainedTokenizerBase) -> Source:
     """A packaged text: windows of its documents, or rows that are the lines of them."""
-    documents, name = packaged_documents(spec.dataset), f"packaged {spec.dataset}"
+    documents = packaged_documents(spec.dataset)
+    name = behind_beginning(f"packaged {spec.dataset}", tokenizer)
     if spec.sampling is Sampling.WINDOWS:
         return _DocumentText(spec, documents, name, tokenizer)
 

@@ -21,7 +21,7 @@ from pruning.data.corpora import (
 )
 from pruning.data.documents import draw_kinds
 from pruning.data.packaged import packaged_documents
-from pruning.data.windows import Windows, all_windows
+from pruning.data.windows import Windows, all_windows, behind_beginning
 from pruning.spec.calibration import PACKAGED, Dataset
 
 DEFAULT_SEQLEN = 2048  # of the paper
@@ -54,9 +54,11 @@ def text_windows(
         wanted = num_windows or MAX_PACKAGED_TOKENS // seqlen
         documents = packaged_documents(Dataset(name))[Split.EVALUATION]
         windows, _ = draw_kinds(documents, wanted, seqlen, 0, tokenizer)
-        source = f"packaged {name}, {Split.EVALUATION} documents"
+        named = behind_beginning(f"packaged {name}", tokenizer)
+        source = f"{named}, {Split.EVALUATION} documents"
     else:
-        text, source, max_windows = _text(name, texts_dir)
+        text, found, max_windows = _text(name, texts_dir)
+        source = behind_beginning(found, tokenizer)
         windows = all_windows(text, seqlen, tokenizer)
         wanted = min(max_windows or len(windows), num_windows or len(windows))
     if not len(windows):

@@ -121,8 +121,33 @@ def excerpt(text: str) -> str:
     return " ".join(shown.split())[:MAX_EXCERPT].rstrip()
 
 
+def beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The token ids that the tokenizer puts in front of a text: as a rule a BOS, or none."""
+    bare: list[int] = tokenizer("a", add_special_tokens=False).input_ids
+    framed: list[int] = tokenizer("a").input_ids
+    return framed[: framed.index(bare[0])] if bare and bare[0] in framed else []
+
+
+def behind_beginning(name: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The name of a text, and what its windows begin with, which older records do not have."""
+    begins = beginning(tokenizer)
+    return f"{name} behind {tokenizer.decode(begins)}" if begins else name
+
+
+def text_tokens(seqlen: int, tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many tokens of a text a window of ``seqlen`` tokens takes: one at least."""
+    return max(1, seqlen - len(beginning(tokenizer)))
+
+
 def all_windows(text: str, seqlen: int, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
-    """All windows ``[num_windows, seqlen]`` of the text in order; drops the last partial one."""
-    token_ids = torch.tensor(tokenizer(text, verbose=False).input_ids, dtype=torch.int64)
-    num_windows = len(token_ids) // seqlen
-    return token_ids[: num_windows * seqlen].view(num_windows, seqlen)
+    """All windows ``[num_windows, seqlen]`` of the text in order; drops the last partial one.
+
+    Each begins as the tokenizer begins a text. A model that was trained behind a BOS may be lost
+    without it: Gemma's perplexity is 30 times as high (Shortened LLaMA, pull request 6).
+    """
+    token_ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    size = text_tokens(seqlen, tokenizer)
+    num_windows = len(token_ids) // size
+    of_text = torch.tensor(token_ids[: num_windows * size], dtype=torch.int64)
+    begins = torch.tensor(beginning(tokenizer)[: seqlen - size], dtype=torch.int64)
+    return torch.cat([begins.expand(num_windows, -1), of_text.view(num_windows, size)], dim=1)

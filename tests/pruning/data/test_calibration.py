@@ -1,14 +1,18 @@
 """Windows from files and from the model itself, and the errors of unusable text."""
 
 import json
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
-from pruning.data.calibration import calibrate, held_out
+from pruning.data.calibration import calibrate, evaluation_windows, held_out, repair_windows
 from pruning.data.corpora import CalibrationError
-from pruning.data.windows import Windows
+from pruning.data.enough import check_text
+from pruning.data.windows import Windows, all_windows
 from pruning.models.store import LoadedModel
 from pruning.spec import InvalidSpec
 from pruning.spec.calibration import CalibrationSpec, Dataset, Sampling
@@ -181,3 +185,60 @@ def test_the_sampling_of_text_can_be_followed_and_stopped(tiny_loaded: LoadedMod
 
     with pytest.raises(InterruptedError):
         calibrate(spec, tiny_loaded.model, tiny_loaded.tokenizer, stop)
+
+
+def with_bos(loaded: LoadedModel) -> LoadedModel:
+    """The same with a tokenizer that begins texts with a BOS, as that of Llama does."""
+    tokenizer = deepcopy(loaded.tokenizer)
+    bos = (str(tokenizer.bos_token), tokenizer.bos_token_id)
+    framing = TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
+    tokenizer.backend_tokenizer.post_processor = framing
+    return replace(loaded, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("sampling", Sampling)
+def test_each_window_begins_with_a_bos_where_the_tokenizer_adds_one(
+    tiny_loaded: LoadedModel, text_file: Path, sampling: Sampling
+) -> None:
+    spec, loaded = spec_of(text_file, sampling=sampling), with_bos(tiny_loaded)
+    windows = run(loaded, spec)
+    assert windows.token_ids.shape[1] == 8
+    bos = loaded.tokenizer.bos_token_id
+    assert (windows.token_ids[:, 0] == bos).all()
+    assert not (windows.token_ids[:, 1:] == bos).any()
+    assert windows.source == f"file {text_file} behind <s>"
+    plain = run(tiny_loaded, replace(spec, seqlen=7))
+    assert torch.equal(plain.token_ids[:, :7], windows.token_ids[:, 1:])
+    assert plain.source == f"file {text_file}"
+
+
+def test_packaged_and_held_out_windows_begin_with_it_too(tiny_loaded: LoadedModel) -> None:
+    loaded = with_bos(tiny_loaded)
+    spec = CalibrationSpec(Dataset.CODE, num_samples=2, seqlen=8)
+    found = [calibrate(spec, loaded.model, loaded.tokenizer)]
+    found += evaluation_windows(spec, loaded.model, loaded.tokenizer).values()
+    repair = repair_windows(spec, loaded.model, loaded.tokenizer)
+    found += [*repair.train.values(), *repair.selection.values()]
+    for windows in found:
+        assert (windows.token_ids[:, 0] == loaded.tokenizer.bos_token_id).all()
+        assert " behind <s>" in windows.source
+
+
+def test_a_window_has_a_token_of_the_text_however_short_it_is(
+    tiny_loaded: LoadedModel, text_file: Path
+) -> None:
+    loaded = with_bos(tiny_loaded)
+    token_ids = all_windows(text_file.read_text(), 1, loaded.tokenizer)
+    assert (token_ids != loaded.tokenizer.bos_token_id).all()
+    assert token_ids.shape[1] == 1
+
+
+def test_the_text_needs_no_tokens_for_the_bos(tiny_loaded: LoadedModel, tmp_path: Path) -> None:
+    path = tmp_path / "short.txt"
+    path.write_text("lazy dog " * 8)
+    num_tokens = len(tiny_loaded.tokenizer(path.read_text()).input_ids)
+    spec, loaded = spec_of(path, num_samples=num_tokens // 3, seqlen=4), with_bos(tiny_loaded)
+    check_text(spec, loaded.tokenizer)
+    assert len(run(loaded, spec).token_ids) == num_tokens // 3
+    with pytest.raises(CalibrationError, match="the text gives"):
+        check_text(spec, tiny_loaded.tokenizer)
