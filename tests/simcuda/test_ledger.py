@@ -1,9 +1,7 @@
 """What a run of a published shape holds on a card at its peak. Nothing is computed: tensors have
 shapes only, and the product's own code runs."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from types import SimpleNamespace
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -14,26 +12,15 @@ from app.engine.engine import Engine
 from app.engine.running.cuda_graphs import no_recorder
 from app.engine.scheduling.sequence import FinishReason, Request, SamplingParams
 from app.engine.variant import make_variant
-from pruning.models import streaming
 from pruning.models.loss import window_divergences, window_losses
 from pruning.models.memory import BATCH_TOKENS
-from pruning.models.random_models import SHAPES, random_model
-from pruning.models.streaming import StreamedModel
+from pruning.models.random_models import random_model
 from pruning.repair.record import Method
 from pruning.repair.repair import RepairText, ResidentModel, repair_depths
 from pruning.search.objective import Objective
 from pruning.search.scoring import SharedPrefixScorer
-from pruning.search.streamed_scoring import StreamedScorer
 from tests.simcuda.shapes import GIB, LLAMA_2_13B, LLAMA_3_8B
 from tests.support.simcuda.device import SimulatedCuda
-
-
-@pytest.fixture
-def dry(cuda: SimulatedCuda, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedCuda]:
-    """What goes to the host has memory there, so nothing does."""
-    monkeypatch.setattr("pruning.search.scoring.host_budget", lambda *_args: 0)
-    with cuda.dry():
-        yield cuda
 
 
 def model_of(shape: Mapping[str, Any], **changes: Any) -> PreTrainedModel:
@@ -138,44 +125,3 @@ def test_serving_fits_the_card_that_has_the_model(
         num_ended += sum(event.finish_reason is FinishReason.LENGTH for event in engine.step())
     assert num_ended == engine.limits.max_num_seqs
     assert dry.peak_bytes() < gib * GIB
-
-
-@pytest.mark.slow
-def test_a_streamed_search_and_repair_of_70b_fit_one_card(
-    dry: SimulatedCuda, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    dry.set_memory(80 * GIB)
-    streamed = streamed_model(SHAPES["llama-2-70b"], monkeypatch)
-    windows = torch.zeros(128, 2048, dtype=torch.long)
-    scorer = StreamedScorer(streamed, windows)
-    first = scorer.parts(range(128))[0]
-    assert len(first) > 1
-    candidates = tuple(range(1, 79, 6))
-    assert len(dict(scorer.score(tuple(range(80)), candidates, first))) == len(candidates)
-    of_search = dry.peak_bytes()
-    del scorer
-    dry.reset_peak()
-    text = RepairText({"prose": windows[:2]}, {"prose": windows[2:3]})
-    keep = (*range(10), *range(11, 80))
-    [found] = repair_depths(streamed, [keep], text, batch_tokens=BATCH_TOKENS)
-    assert found.tried[Method.RIDGE].tensors
-    assert max(of_search, dry.peak_bytes()) < 80 * GIB
-    assert streamed.peak_bytes < 8 * GIB
-
-
-class _Unread(StreamedModel):
-    """Parts are loaded without reading them."""
-
-    def _fetch(self, part: Sequence[str]) -> streaming._Fetched:
-        absent = {name: self._absent[name] for name in part}
-        weights = {name: torch.empty_like(of, device="cuda") for name, of in absent.items()}
-        return streaming._Fetched(weights, None)
-
-
-def streamed_model(shape: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch) -> StreamedModel:
-    model = random_model(shape, "bfloat16", device="meta").requires_grad_(requires_grad=False)
-    loaded = SimpleNamespace(model=model, tokenizer=None)
-    monkeypatch.setattr(streaming, "load", lambda *_args, **_kwargs: loaded)
-    files = SimpleNamespace(are_equal=lambda *_names: False)
-    monkeypatch.setattr(streaming, "WeightFiles", lambda *_args: files)
-    return _Unread(Path("nowhere"), device="cuda")
