@@ -336,7 +336,14 @@ def _vllm(
     folder = settings.vllm_dir
     # written on the CPU: the memory of the card is for vLLM
     export = child_environment(settings) | {"SLEB_DEVICE": "cpu"}
-    exports = Exports(catalog, checkpoints, folder / "exports", settings.vllm_cache_bytes, export)
+    exports = Exports(
+        catalog,
+        checkpoints,
+        folder / "exports",
+        settings.vllm_cache_bytes,
+        export,
+        options.dtype,
+    )
     return VllmServers(options, exports, folder / "logs", settings.engine, settings.vllm_models)
 
 

@@ -22,7 +22,10 @@ _MAX_REASON_CHARS = 1000
 
 
 class Exports:
-    """Bound to one event loop. ``environment`` is that of ``sleb export``."""
+    """Bound to one event loop. ``environment`` is that of ``sleb export``.
+
+    ``dtype`` is a torch name, in which vLLM computes; None: in that of the weights.
+    """
 
     def __init__(
         self,
@@ -31,12 +34,14 @@ class Exports:
         folder: Path,
         max_bytes: int,
         environment: Mapping[str, str],
+        dtype: str | None = None,
     ) -> None:
         self._catalog = catalog
         self._checkpoints = checkpoints
         self._folder = folder
         self._max_bytes = max_bytes
         self._environment = environment
+        self._dtype = dtype
         self._turn = asyncio.Lock()
 
     async def directory(self, entry: ModelEntry) -> Path:
@@ -44,19 +49,30 @@ class Exports:
         order = entry.order
         if not entry.is_int8 and not entry.is_pruned:
             return await asyncio.to_thread(self._catalog.directory, entry.base)
-        if not entry.is_int8 and entry.is_whole_checkpoint and order is not None:
+        is_published = entry.is_whole_checkpoint and not entry.is_int8
+        if is_published and order is not None and self._dtype_of(entry) in ("auto", order.dtype):
             return await asyncio.to_thread(self._checkpoints.directory, order.name)
         async with self._turn:
-            path = self._folder / _digest(entry) / "model"
+            path = self._folder / _digest(entry, self._dtype_of(entry)) / "model"
             if not path.exists():
                 await self._export(entry, path)
                 await asyncio.to_thread(self._make_room, path)
             os.utime(path.parent)
             return path
 
+    def _dtype_of(self, entry: ModelEntry) -> str:
+        """In which its files have the weights that our engine computes with.
+
+        Only a repair of dense weights is rounded when it is written.
+        """
+        if entry.view_repair is None or entry.is_int8:
+            return "auto"
+        return self._dtype or entry.dtype or "auto"
+
     async def _export(self, entry: ModelEntry, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         export = [sys.executable, "-m", "app", "export", entry.pinned_name, str(path)]
+        export += ["--dtype", self._dtype_of(entry)]
         scratch = path.parent / ".scratch"  # which the keeper removes
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", keeper.__name__, str(scratch), *export),
@@ -89,11 +105,11 @@ class Exports:
                     shutil.rmtree(path, ignore_errors=True)
 
 
-def _digest(entry: ModelEntry) -> str:
+def _digest(entry: ModelEntry, dtype: str) -> str:
     """Another one where the weights are others."""
     fingerprint = entry.order.parent_fingerprint if entry.order else None
     repair = entry.repair.sha256 if entry.repair else None
-    what = f"{entry.pinned_name} {entry.removed_blocks} {fingerprint} {repair}"
+    what = f"{entry.pinned_name} {entry.removed_blocks} {fingerprint} {repair} {dtype}"
     return sha256(what.encode()).hexdigest()[:16]
 
 

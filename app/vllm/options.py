@@ -55,6 +55,23 @@ class VllmOptions:
         )
 
     @property
+    def dtype(self) -> str | None:
+        """The torch name of the type that ``args`` ask it to compute in; None: that of a model."""
+        asked = self._value("--dtype")
+        known = {"half": "float16", "float": "float32"}.get(asked or "", asked)
+        return None if known == "auto" else known
+
+    def _value(self, option: str) -> str | None:
+        """Of the last ``option`` in ``args``: ``--a b`` or ``--a=b``."""
+        found = None
+        for name, following in zip(self.args, (*self.args[1:], None), strict=True):
+            if name == option:
+                found = following
+            elif name.startswith(f"{option}="):
+                found = name.partition("=")[2]
+        return found
+
+    @property
     def is_on_gpu(self) -> bool:
         return pick_device(self.device).startswith("cuda")
 
