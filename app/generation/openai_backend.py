@@ -136,7 +136,8 @@ class ExternalBackend:
         traffic: Traffic,
         deadline_s: float | None,
     ) -> list[OutputStream]:
-        server, labels = self._servers[served.model.name], labels_of(served.entry, traffic)
+        server = self._servers[served.model.name]
+        labels = labels_of(served.entry, traffic, served.model.backend)
         try:
             server.limiter.admit(len(requests))
         except Overloaded as refusal:

@@ -5,6 +5,7 @@ Histograms have vLLM's bucket boundaries, and enough between them to resolve a s
 
 from collections.abc import Callable, Iterable
 from contextvars import Context, copy_context
+from typing import Literal
 
 from asgi_correlation_id import correlation_id
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
@@ -42,7 +43,8 @@ TOKENS = tuple(float(step * 10**power) for power in range(6) for step in (1, 2, 
 SEQUENCES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 48.0, 64.0, 96.0, 128.0, 192.0, 256.0, 512.0)
 
 
-_LABELS = ("model_name", "variant", "traffic")
+_LABELS = ("model_name", "variant", "traffic", "engine")
+EngineName = Literal["own", "vllm", "openai"]  # openai: a server that was declared
 _COMPUTED, _FOUND = "local_compute", "local_cache_hit"  # vLLM's sources of prompt tokens
 _UNKNOWN_MODEL = "other"  # unknown names from clients would be an unbounded label
 _MAX_EXEMPLAR_CHARS = 128 - len("request_id")  # characters, by OpenMetrics
@@ -51,21 +53,27 @@ Finished = Callable[["Labels", int, FinishReason, Timings], None]
 
 
 class Labels:
-    """Of one variant: the served name, dense or pruned, and what kind of traffic it is.
+    """Of one variant: the served name, dense or pruned, the kind of traffic, and what generates.
 
     ``origin`` is the context of the request that they were made for, with its id and its trace.
     """
 
-    def __init__(self, model_name: str, kind: ModelKind, traffic: str = "live") -> None:
-        self.values = (model_name, kind, traffic)
+    def __init__(
+        self,
+        model_name: str,
+        kind: ModelKind,
+        traffic: str = "live",
+        engine: EngineName = "own",
+    ) -> None:
+        self.values = (model_name, kind, traffic, engine)
         self.traffic = traffic
         self.origin: Context = copy_context()
         self.request_id = request_id = self.origin.get(correlation_id)
         self.exemplar = {"request_id": request_id[:_MAX_EXEMPLAR_CHARS]} if request_id else None
 
 
-def labels_of(entry: ModelEntry, traffic: str = "live") -> Labels:
-    return Labels(entry.name, entry.kind, traffic)
+def labels_of(entry: ModelEntry, traffic: str = "live", engine: EngineName = "own") -> Labels:
+    return Labels(entry.name, entry.kind, traffic, engine)
 
 
 class Metrics:
@@ -222,7 +230,7 @@ class Metrics:
 
     def rejected_unparsed(self, reason: str) -> None:
         """Count a request that was refused before its model was known."""
-        self._rejections.labels(_UNKNOWN_MODEL, "unknown", "live", reason).inc()
+        self._rejections.labels(_UNKNOWN_MODEL, "unknown", "live", "unknown", reason).inc()
 
     def unknown_model(self) -> None:
         self.rejected_unparsed("unknown_model")

@@ -53,7 +53,7 @@ class Tracing:
         Attributes follow OpenTelemetry's semantic conventions for generative AI.
         """
         clock = _Clock()
-        model_name, variant, traffic = labels.values
+        model_name, variant, traffic, engine = labels.values
         span = self._tracer.start_span(
             f"generate {model_name}",
             labels.origin.run(context.get_current),
@@ -66,6 +66,7 @@ class Tracing:
                 "gen_ai.usage.output_tokens": timings.num_tokens,
                 "sleb.variant": variant,
                 "sleb.traffic": traffic,
+                "sleb.engine": engine,
                 **({"sleb.request_id": labels.request_id} if labels.request_id else {}),
             },
         )

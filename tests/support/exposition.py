@@ -24,8 +24,9 @@ class Scrape:
             yield from family.samples
 
     def value(self, name: str, **labels: str) -> float | None:
-        """None if there is no such series."""
-        found = [each.value for each in self.samples(name) if each.labels == labels]
+        """None if there is no such series. Of requests, those of the own engine by default."""
+        either = (labels, {"engine": "own", **labels})
+        found = [each.value for each in self.samples(name) if each.labels in either]
         return found[-1] if found else None
 
     def series(self, name: str) -> list[dict[str, str]]:

@@ -17,7 +17,7 @@ from tests.support.serving import local_api, serving
 from tests.support.waiting import wait_until
 
 PATHS = ["/generate", "/compare", "/v1/completions", "/v1/chat/completions"]
-OTHER = {"model_name": "other", "variant": "unknown", "traffic": "live"}
+OTHER = {"model_name": "other", "variant": "unknown", "traffic": "live", "engine": "unknown"}
 FULL: dict[str, Any] = {"prompt": ["the dog"] * 12, "max_new_tokens": 100, "stream": True}
 
 

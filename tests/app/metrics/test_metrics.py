@@ -91,7 +91,7 @@ def test_a_made_up_model_has_the_one_label_of_all_made_up_ones(client: TestClien
         client.get(f"/made-up-{number}")
         client.request(f"MADEUP{number}", "/generate")
     found = scrape(client)
-    other = {"model_name": "other", "variant": "unknown", "traffic": "live"}
+    other = {"model_name": "other", "variant": "unknown", "traffic": "live", "engine": "unknown"}
     rejected = found.value("sleb_admission_rejections_total", reason="unknown_model", **other)
     assert rejected == 3
     requests = "sleb_http_requests_total"

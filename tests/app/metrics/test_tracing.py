@@ -58,6 +58,7 @@ def test_a_request_is_one_tree_down_to_the_phases_in_the_engine(
         assert each.attributes["gen_ai.usage.output_tokens"] == 5
         assert each.attributes["gen_ai.response.finish_reasons"] == ("length",)
         assert each.attributes["sleb.request_id"] == "req-7"
+        assert each.attributes["sleb.engine"] == "own"
         assert (each.attributes["sleb.variant"], each.attributes["sleb.traffic"]) == (
             "dense",
             "live",

@@ -186,5 +186,5 @@ def test_more_than_may_wait_is_refused_whole_with_advice_when_to_come_back(
         assert running.result().status_code == 200
     generate(client, max_new_tokens=1)
     each = {"model_name": "other", "variant": "unknown"}  # it was not parsed
-    each |= {"traffic": "live", "reason": "queue_full"}
+    each |= {"traffic": "live", "engine": "unknown", "reason": "queue_full"}
     assert Scrape(client.get("/metrics").text).value("sleb_admission_rejections_total", **each) == 1

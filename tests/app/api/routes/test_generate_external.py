@@ -27,7 +27,7 @@ from tests.support.response_formats import PERSON, json_schema
 from tests.support.serving import LocalClient, serving
 from tests.support.waiting import wait_until
 
-DENSE = {"model_name": "there", "variant": "dense", "traffic": "live"}
+DENSE = {"model_name": "there", "variant": "dense", "traffic": "live", "engine": "openai"}
 
 
 @dataclass(frozen=True)

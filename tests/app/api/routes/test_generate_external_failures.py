@@ -40,7 +40,7 @@ from tests.support.generate_requests import events_in
 from tests.support.serving import local_api
 from tests.support.waiting import wait_until
 
-LABELS = {"variant": "pruned", "traffic": "live"}
+LABELS = {"variant": "pruned", "traffic": "live", "engine": "openai"}
 IMPATIENT = "impatient"  # for what is silent: where others wait for 120 s, it does for 0.3 s
 JSON = "application/json"
 

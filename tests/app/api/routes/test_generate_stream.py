@@ -95,11 +95,12 @@ def test_a_stream_without_news_says_that_it_is_alive(
 
 def test_a_stream_counts_as_any_other_request(client: TestClient) -> None:
     streamed(client, max_new_tokens=5, ignore_eos=True)
-    labels = 'model_name="tiny",traffic="live",variant="dense"'
+    labels = 'engine="own",model_name="tiny",traffic="live",variant="dense"'
     text = client.get("/metrics").text
     assert f"sleb_generation_tokens_total{{{labels}}} 5.0" in text
     assert f"sleb_inter_token_latency_seconds_count{{{labels}}} 4.0" in text
-    assert f'sleb_request_success_total{{finished_reason="length",{labels}}} 1.0' in text
+    labels = labels.replace(",", ',finished_reason="length",', 1)
+    assert f"sleb_request_success_total{{{labels}}} 1.0" in text
 
 
 def test_log_probabilities_are_of_each_token_and_its_best_rivals(client: TestClient) -> None:

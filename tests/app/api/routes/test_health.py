@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -29,14 +28,16 @@ def test_metrics_have_the_names_and_labels_that_dashboards_use(
         client.post("/generate", json=body)
     text = client.get("/metrics").text
     for kind, name in (("dense", "tiny"), ("pruned", "tiny@-2")):
-        labels = f'model_name="{name}",traffic="live",variant="{kind}"'
+        model = f'model_name="{name}",traffic="live",variant="{kind}"'
+        labels = f'engine="own",{model}'
         assert f"sleb_generation_tokens_total{{{labels}}} 5.0" in text
         assert f"sleb_time_to_first_token_seconds_count{{{labels}}} 1.0" in text
         assert f"sleb_inter_token_latency_seconds_count{{{labels}}} 4.0" in text
         assert f"sleb_request_time_per_output_token_seconds_count{{{labels}}} 1.0" in text
         assert f"sleb_e2e_request_latency_seconds_count{{{labels}}} 1.0" in text
         assert f"sleb_request_queue_time_seconds_count{{{labels}}} 1.0" in text
-        assert re.search(rf'success_total{{finished_reason="length",{labels}}} 1.0', text)
+        length = f'engine="own",finished_reason="length",{model}'
+        assert f"success_total{{{length}}} 1.0" in text
         labels_of_model = f'model_name="{name}",variant="{kind}"'
         for gauge in ("num_requests_running", "num_requests_waiting"):
             assert f"sleb_{gauge}{{{labels_of_model}}} 0.0" in text

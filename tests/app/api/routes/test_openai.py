@@ -339,10 +339,11 @@ def test_openai_requests_are_counted_and_keep_their_id(
 ) -> None:
     api.completions.create(**GREEDY, prompt=["a", "the dog"], max_tokens=5)
     list(api.chat.completions.create(**GREEDY, messages=USER, max_tokens=5, stream=True))
-    labels = 'model_name="tiny",traffic="live",variant="dense"'
+    labels = 'engine="own",model_name="tiny",traffic="live",variant="dense"'
     text = client.get("/metrics").text
     assert f"sleb_generation_tokens_total{{{labels}}} 15.0" in text
-    assert f'sleb_request_success_total{{finished_reason="length",{labels}}} 3.0' in text
+    labels = labels.replace(",", ',finished_reason="length",', 1)
+    assert f"sleb_request_success_total{{{labels}}} 3.0" in text
     for path in ("models", "models/none", "nothing"):
         answer = client.get(f"/v1/{path}", headers={"X-Request-Id": "mine"})
         assert answer.headers["x-request-id"] == "mine"

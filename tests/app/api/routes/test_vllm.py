@@ -117,7 +117,7 @@ def test_states_are_told(api: LocalClient) -> None:
         "version": "0.32.0",
     }
     assert api.get("/health/ready").json()["vllm"]["tiny"]["state"] == "ready"
-    labels = {"model_name": "tiny", "variant": "dense", "traffic": "live"}
+    labels = {"model_name": "tiny", "variant": "dense", "traffic": "live", "engine": "vllm"}
     assert Scrape(api.get("/metrics").text).value("sleb_generation_tokens_total", **labels)
 
 
