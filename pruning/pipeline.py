@@ -51,6 +51,7 @@ from pruning.models.store import ModelStore, copy_companions, num_parameters, re
 from pruning.removal import Removal, kept
 from pruning.repair.folding import folded
 from pruning.repair.order import OrderRepair, RepairRequest, methods_for, repair_order, request_for
+from pruning.repair.possible import limits
 from pruning.repair.record import Method
 from pruning.repair.states import SpillFailed
 from pruning.repair.stored import write_repair
@@ -176,6 +177,7 @@ class _Run:
     times: BlockTimes | None  # of the dense model
     measured_on: Mapping[str, Windows]  # by domain; empty if perplexities are not measured
     repair: OrderRepair | None = None
+    notes: tuple[str, ...] = ()  # on what is not repaired, and why
 
     @cached_property
     def own_tensors(self) -> Mapping[int, Own]:
@@ -222,6 +224,7 @@ class _Run:
             parent_dtype=str(read_config(self.dense.path).dtype).removeprefix("torch."),
             parent_fingerprint=self.fingerprint,
             repair=self.repair.records if self.repair else None,
+            repair_notes=self.notes,
             block_times=self.times,
         )
 
@@ -267,7 +270,8 @@ def _searched(
 ) -> _Run:
     info = models.inspect(spec.model)
     spec.num_evaluations(info.num_blocks)  # raises for a search that cannot succeed
-    methods = methods_for(spec.repair, read_config(info.path))
+    config = read_config(info.path)
+    methods_for(spec.repair, config)  # raises for a method that is not possible
     observer.phase("load")
     prepare(spec, info, resources.tasks_dir)
     dense = load_dense_model(info.path, spec.resident, resources, dtype=spec.dtype)
@@ -276,7 +280,10 @@ def _searched(
     source = (spec.calibration, dense.model, dense.tokenizer, observer.calibrating)
     windows = calibrate(*source)
     read = partial(repair_windows, *source)
-    request = request_for(spec.repair, methods, read, observer.warned)
+    notes: list[str] = []
+    request = request_for(spec.repair, config, read, _noted(observer, notes))
+    if request is not None and spec.repair is not Repair.SCALE:
+        notes += limits(config)
     held_out = partial(evaluation_windows, *source, evaluation=spec.evaluation)
     measured_on = held_out() if spec.evaluate else {}
     if spec.heal is not None:  # raises now what would be raised behind the search
@@ -287,7 +294,17 @@ def _searched(
     state = earlier if earlier.plan == plan else SearchState(plan)
     removals = search(spec, dense, windows, observer, state)
     given = (windows, request, removals, plan.times, measured_on)
-    return _Run(spec, dense, parent_fingerprint, *given)
+    return _Run(spec, dense, parent_fingerprint, *given, notes=tuple(notes))
+
+
+def _noted(observer: Observer, notes: list[str]) -> Callable[[str], None]:
+    """Warns, and keeps what was said."""
+
+    def warn(message: str) -> None:
+        observer.warned(message)
+        notes.append(message)
+
+    return warn
 
 
 def _repaired(run: _Run, observer: Observer, resources: Resources) -> _Run:
@@ -308,8 +325,8 @@ def _repaired(run: _Run, observer: Observer, resources: Resources) -> _Run:
             if (reason := _shortage(error)) is None:
                 raise
         release_cache()  # only now, as the error held what was in memory
-    observer.warned(f"the model is not repaired: {reason}")
-    return run
+    observer.warned(said := f"the model is not repaired: {reason}")
+    return replace(run, notes=(said,))
 
 
 def _shortage(error: Exception) -> str | None:

@@ -12,7 +12,7 @@ from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig,
 from pruning.models.store import NotAModel, parse_config
 from pruning.models.towers import tower_type
 from pruning.plural import counted
-from pruning.repair.repair import possible_methods
+from pruning.repair.possible import limits, possible_methods
 
 
 def family(path: Path) -> list[Finding]:
@@ -54,7 +54,8 @@ def _served(config: PreTrainedConfig) -> Finding:
 
 
 def _repairs(config: PreTrainedConfig) -> Finding:
+    left = "; ".join(limits(config))
     if methods := possible_methods(config):
-        return fine("repair", f"possible by {' and by '.join(methods)}")
-    said = "not possible: its blocks read hidden states without a norm, or write them behind one"
-    return note("repair", said, "prune fewer blocks, or heal the checkpoint")
+        said = f"possible by {' and by '.join(methods)}"
+        return fine("repair", f"{said}; {left}" if left else said)
+    return note("repair", left, "prune fewer blocks, or heal the checkpoint")

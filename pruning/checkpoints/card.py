@@ -144,9 +144,9 @@ _VALUES: Mapping[Method, str] = MappingProxyType(
         Method.NONE: "all weights have the parent's values, in the dtype of the files",
         Method.SCALE: "what blocks behind removed ones add to the hidden states was multiplied by "
         "constants; all other weights have the parent's values, in the dtype of the files",
-        Method.RIDGE: "the last matrices of the blocks in front of and behind removed ones were "
-        "fitted anew by least squares; all other weights have the parent's values, in the dtype of "
-        "the files",
+        Method.RIDGE: "matrices of the blocks in front of and behind removed ones, with the norms "
+        "that follow them, were fitted anew by least squares; all other weights have the parent's "
+        "values, in the dtype of the files",
     }
 )
 _UNKNOWN = Lineage()

@@ -74,6 +74,7 @@ class Manifest:
     format: int = FORMAT
     parent_fingerprint: str | None = None  # of the dense parent; None in old manifests
     repair: tuple[DepthRepair, ...] | None = None  # of depths 1, 2 ...; None: all are unrepaired
+    repair_notes: tuple[str, ...] = ()  # on what is not repaired, and why
     block_times: BlockTimes | None = None  # of the dense parent when it was pruned
     healing: Healing | None = None  # where it is of all removals alone, ``repair`` is None
     tenant: str | None = None  # whom it belongs to; None: all keys see it
@@ -126,6 +127,7 @@ class Manifest:
         data["files"] = {name: FileEntry(**entry) for name, entry in data["files"].items()}
         if data.get("repair") is not None:
             data["repair"] = tuple(DepthRepair.from_dict(depth) for depth in data["repair"])
+        data["repair_notes"] = tuple(data.get("repair_notes", ()))
         if data.get("block_times") is not None:
             data["block_times"] = BlockTimes(**data["block_times"])
         if data.get("healing") is not None:

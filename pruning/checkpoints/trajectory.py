@@ -9,7 +9,7 @@ from pruning.evaluation.probe_scores import ProbeComparison
 from pruning.evaluation.quality import Quality, perplexity_of
 from pruning.plural import counted
 from pruning.removal import Removal, is_tie
-from pruning.repair.record import Method
+from pruning.repair.record import DepthRepair, Method
 from pruning.spec.prune import Metric, PruneSpec
 
 Cells = tuple[str, ...]
@@ -107,6 +107,7 @@ def legend(
     explained = [sentence for name, sentence in sentences.items() if name in headings]
     return [
         *explained,
+        *_repairs(manifest),
         *ties([(row.margin, row.margin_error) for row in rows], len(rows) - 1),
         *_measured(manifest.quality),
     ]
@@ -157,6 +158,26 @@ def _measured_speedups(rows: Sequence[Row], speedups: Mapping[int, str] | None) 
         return "It is not measured yet: `sleb bench` does that."
     sentence = f"Measured by `sleb bench`: {', '.join(known)}."
     return f"{sentence} Not measured yet: without {', '.join(unknown)}." if unknown else sentence
+
+
+def _repairs(manifest: Manifest) -> Iterator[str]:
+    """What was not repaired, and why."""
+    yield from (f"{note}." for note in manifest.repair_notes)
+    left = [
+        f"after {counted(depth.num_removed, 'removal')} ({', '.join(_harms(depth))})"
+        for depth in manifest.repair or ()
+        if depth.method is Method.NONE and any(depth.gains.values())
+    ]
+    if left:
+        yield f"not repaired, as each repair does harm to a text: {'; '.join(left)}."
+
+
+def _harms(depth: DepthRepair) -> Iterator[str]:
+    """What each method costs the domain that it harms most."""
+    for method, gains in depth.gains.items():
+        if gains:
+            domain, gain = min(gains.items(), key=lambda each: each[1].mean)
+            yield f"{method}: {-gain.mean:.4f} nats per token on {domain}"
 
 
 def _measured(quality: Quality) -> Iterator[str]:

@@ -79,12 +79,12 @@ def footprint(spec: PruneSpec, info: ModelInfo, sizes: WeightSizes) -> Footprint
         least_state_bytes=state_bytes * ((2 if is_streamed else 1) * blocks + 1 + of_dense),
         checkpoint_bytes=published_bytes * sizes.num_parameters(blocks, fewest),
         least_checkpoint_bytes=published_bytes * sizes.num_parameters(blocks, most),
-        repair_bytes=item_bytes * _num_refitted(spec, blocks) * sizes.num_refit // blocks,
+        repair_bytes=item_bytes * _num_refitted(spec, blocks) * sizes.num_refit,
     )
 
 
 def _num_refitted(spec: PruneSpec, blocks: int) -> int:
-    """The matrices of all depths together, at most: of blocks in front of and behind each cut."""
+    """The fitted blocks of all depths together, at most: in front of and behind each cut."""
     if spec.repair not in (Repair.AUTO, Repair.RIDGE):
         return 0
     depths = range(1, min(spec.most_removals(blocks), blocks) + 1)

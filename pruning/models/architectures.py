@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from pruning.models.layout import Architecture, Parts, StreamWrites, weight_and_bias
+from pruning.models.layout import Architecture, Fitted, Parts, StreamWrites, weight_and_bias
 from pruning.models.towers import TOWERS
 
 if TYPE_CHECKING:
@@ -37,14 +37,17 @@ class CannotQuantize(UnsupportedConfig):
 _LLAMA_LIKE = Architecture(blocks="model.layers", tail=("model.norm",), parts=Parts())
 _QWEN_LIKE = replace(_LLAMA_LIKE, boundaries=("max_window_layers",))
 _GEMMA_LIKE = replace(_LLAMA_LIKE, logit_softcap="final_logit_softcapping")
+# Experts see few tokens each, so what is fitted is what all tokens pass.
+_ATTENTION = Fitted("self_attn.o_proj", is_last=False)
 # The router chooses the experts of each token independently of the rest of the batch.
 _WITH_EXPERTS = replace(
     _LLAMA_LIKE,
     depth_dependent=(("mlp_only_layers", []), ("decoder_sparse_step", 1)),
     parts=None,
+    has_experts=True,
     is_linear=False,
     writes=StreamWrites(
-        scaled=(*weight_and_bias("self_attn.o_proj"), "mlp.experts.down_proj"), refit=None
+        scaled=(*weight_and_bias("self_attn.o_proj"), "mlp.experts.down_proj"), refit=(_ATTENTION,)
     ),
 )
 _OWN_FORWARD = replace(_LLAMA_LIKE, parts=None)
@@ -56,12 +59,16 @@ _GRANITE_LIKE = replace(
     writes=StreamWrites(multiplier="residual_multiplier"),
 )
 _COHERE_LIKE = replace(_OWN_FORWARD, logit_multiplier="logit_scale")
+_MIXERS_END = ("mixer.o_proj", "mixer.out_proj", "mixer.down_proj")  # a block has one of them
 _FFN_DOWN = "feed_forward.down_proj"
+_IN_FRONT_OF_NORMS = (Fitted("mlp.down_proj", norm="post_feedforward_layernorm"),)
 _BEHIND_NORMS = StreamWrites(
     scaled=("post_attention_layernorm.weight", "post_feedforward_layernorm.weight"),
     offset=1.0,
-    refit=None,
+    refit=_IN_FRONT_OF_NORMS,
 )
+# A factor of the stream changes what a block computes that reads it without a norm.
+_READS_WITHOUT_NORM = StreamWrites(scaled=(), refit=_IN_FRONT_OF_NORMS)
 _HEAD_NORMS = ("q_norm", "k_norm")
 _NORMS_AFTER = ("", "post_attention_layernorm", "", "post_feedforward_layernorm")
 _FOUR_NORMS = ("input_layernorm", "post_attention_layernorm",
@@ -77,7 +84,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         "exaone4": replace(
             _OWN_FORWARD,
             periods=("sliding_window_pattern",),
-            writes=StreamWrites(scaled=(), refit=None),
+            writes=_READS_WITHOUT_NORM,
         ),
         "falcon": Architecture(
             blocks="transformer.h",
@@ -86,7 +93,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             only=(("alibi", False),),
             writes=StreamWrites(
                 scaled=weight_and_bias("self_attention.dense", "mlp.dense_4h_to_h"),
-                refit="mlp.dense_4h_to_h",
+                refit=(Fitted("mlp.dense_4h_to_h"),),
             ),
         ),
         "falcon_h1": replace(
@@ -97,11 +104,16 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             logit_multiplier="lm_head_multiplier",
             writes=StreamWrites(
                 scaled=weight_and_bias("self_attn.o_proj", "mamba.out_proj", _FFN_DOWN),
-                refit=_FFN_DOWN,
+                refit=(Fitted(_FFN_DOWN),),
                 multiplier="mlp_multipliers.1",
             ),
         ),
-        "flex_olmo": replace(_WITH_EXPERTS, writes=StreamWrites(scaled=(), refit=None)),
+        "flex_olmo": replace(
+            _WITH_EXPERTS,
+            writes=StreamWrites(
+                scaled=(), refit=(replace(_ATTENTION, norm="post_attention_layernorm"),)
+            ),
+        ),
         "gemma": _LLAMA_LIKE,
         "gemma2": replace(
             _GEMMA_LIKE,
@@ -118,7 +130,8 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         "glm4": replace(
             _OWN_FORWARD,
             writes=StreamWrites(
-                scaled=("post_self_attn_layernorm.weight", "post_mlp_layernorm.weight"), refit=None
+                scaled=("post_self_attn_layernorm.weight", "post_mlp_layernorm.weight"),
+                refit=(Fitted("mlp.down_proj", norm="post_mlp_layernorm"),),
             ),
         ),
         "gpt2": Architecture(
@@ -128,7 +141,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             is_linear=False,
             writes=StreamWrites(
                 scaled=weight_and_bias("attn.c_proj", "mlp.c_proj"),
-                refit="mlp.c_proj",
+                refit=(Fitted("mlp.c_proj"),),
                 is_transposed=True,
             ),
         ),
@@ -136,7 +149,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             blocks="transformer.h",
             tail=("transformer.ln_f",),
             writes=StreamWrites(
-                scaled=weight_and_bias("attn.c_proj", "mlp.c_proj"), refit="mlp.c_proj"
+                scaled=weight_and_bias("attn.c_proj", "mlp.c_proj"), refit=(Fitted("mlp.c_proj"),)
             ),
         ),
         "gpt_neox": Architecture(
@@ -144,13 +157,14 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             tail=("gpt_neox.final_layer_norm",),
             writes=StreamWrites(
                 scaled=weight_and_bias("attention.dense", "mlp.dense_4h_to_h"),
-                refit="mlp.dense_4h_to_h",
+                refit=(Fitted("mlp.dense_4h_to_h"),),
             ),
         ),
         "gpt_oss": replace(
             _WITH_EXPERTS,
             writes=StreamWrites(
-                scaled=(*_WITH_EXPERTS.writes.scaled, "mlp.experts.down_proj_bias"), refit=None
+                scaled=(*_WITH_EXPERTS.writes.scaled, "mlp.experts.down_proj_bias"),
+                refit=(_ATTENTION,),
             ),
         ),
         "granite": _GRANITE_LIKE,
@@ -162,7 +176,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
                 scaled=weight_and_bias(
                     "self_attn.o_proj", "mamba.out_proj", "shared_mlp.output_linear"
                 ),
-                refit="shared_mlp.output_linear",
+                refit=(Fitted("shared_mlp.output_linear"),),
                 multiplier="residual_multiplier",
             ),
         ),
@@ -173,8 +187,9 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             logit_multiplier="logits_scaling",
             writes=StreamWrites(
                 scaled=("post_norm1.weight", "post_norm2.weight"),
-                refit=None,
-                requires=(("use_post_norm", True),),
+                refit=(Fitted("mlp.down_proj", norm="post_norm2"),),
+                multiplier="residual_multiplier",
+                scale_requires=(("use_post_norm", True),),
             ),
         ),
         "internlm3": _LLAMA_LIKE,
@@ -186,7 +201,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             periods=("full_attn_idxs",),
             writes=StreamWrites(
                 scaled=weight_and_bias("self_attn.out_proj", "conv.out_proj", "feed_forward.w2"),
-                refit="feed_forward.w2",
+                refit=(Fitted("feed_forward.w2"),),
             ),
         ),
         "llama": _LLAMA_LIKE,
@@ -202,31 +217,32 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             per_block=("layers_block_type",),
             block_kinds=frozenset({"full_attention", "linear_attention", "mlp"}),
             writes=StreamWrites(
-                scaled=weight_and_bias("mixer.o_proj", "mixer.out_proj", "mixer.down_proj"),
-                refit=None,
+                scaled=weight_and_bias(*_MIXERS_END),
+                refit=tuple(map(Fitted, _MIXERS_END)),
             ),
         ),
         "olmo": _OWN_FORWARD,
         "olmo2": replace(
             _LLAMA_LIKE,
             parts=Parts(norms=_NORMS_AFTER, head_norms=_HEAD_NORMS),
-            writes=StreamWrites(scaled=(), refit=None),
+            writes=_READS_WITHOUT_NORM,
         ),
         "olmo3": replace(
             _LLAMA_LIKE,
             parts=Parts(norms=_NORMS_AFTER, head_norms=_HEAD_NORMS, rotates_by_kind=True),
-            writes=StreamWrites(scaled=(), refit=None),
+            writes=_READS_WITHOUT_NORM,
         ),
-        "olmo_hybrid": replace(_WITH_STATES, writes=StreamWrites(scaled=(), refit=None)),
+        "olmo_hybrid": replace(_WITH_STATES, writes=_READS_WITHOUT_NORM),
         "olmoe": _WITH_EXPERTS,
         "opt": Architecture(
             blocks="model.decoder.layers",
             tail=("model.decoder.final_layer_norm", "model.decoder.project_out"),
             writes=StreamWrites(
                 scaled=weight_and_bias("self_attn.out_proj", "fc2"),
-                refit="fc2",
-                # OPT-350m has its norms behind; without the last norm, a scale is in the logits
-                requires=(("do_layer_norm_before", True), ("_remove_final_layer_norm", False)),
+                refit=(Fitted("fc2"),),
+                requires=(("do_layer_norm_before", True),),  # OPT-350m has its norms behind
+                # Without the last norm, a scale is in the logits
+                scale_requires=(("_remove_final_layer_norm", False),),
             ),
         ),
         "persimmon": replace(
@@ -234,14 +250,14 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             tail=("model.final_layernorm",),
             writes=StreamWrites(
                 scaled=weight_and_bias("self_attn.dense", "mlp.dense_4h_to_h"),
-                refit="mlp.dense_4h_to_h",
+                refit=(Fitted("mlp.dense_4h_to_h"),),
             ),
         ),
         "phi": replace(
             _OWN_FORWARD,
             tail=("model.final_layernorm",),
             writes=StreamWrites(
-                scaled=weight_and_bias("self_attn.dense", "mlp.fc2"), refit="mlp.fc2"
+                scaled=weight_and_bias("self_attn.dense", "mlp.fc2"), refit=(Fitted("mlp.fc2"),)
             ),
         ),
         "phi3": replace(_LLAMA_LIKE, parts=Parts(projections=("qkv_proj",))),
@@ -251,7 +267,10 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             boundaries=_QWEN_LIKE.boundaries,
             writes=StreamWrites(
                 scaled=(*_WITH_EXPERTS.writes.scaled, "mlp.shared_expert.down_proj.weight"),
-                refit=None,
+                refit=(
+                    _ATTENTION,
+                    Fitted("mlp.shared_expert.down_proj", gate="mlp.shared_expert_gate"),
+                ),
             ),
         ),
         "qwen3": replace(_QWEN_LIKE, parts=Parts(head_norms=_HEAD_NORMS)),
@@ -273,7 +292,8 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         "starcoder2": replace(
             _LLAMA_LIKE,
             writes=StreamWrites(
-                scaled=weight_and_bias("self_attn.o_proj", "mlp.c_proj"), refit="mlp.c_proj"
+                scaled=weight_and_bias("self_attn.o_proj", "mlp.c_proj"),
+                refit=(Fitted("mlp.c_proj"),),
             ),
         ),
         "vaultgemma": replace(_OWN_FORWARD, logit_softcap="final_logit_softcapping"),

@@ -30,24 +30,46 @@ class Parts:
 
 
 @dataclass(frozen=True)
+class Fitted:
+    """A linear layer of a block that a repair by ridge fits anew.
+
+    What it writes goes into the residual stream: through ``norm`` if the block has that, and
+    multiplied by the sigmoid of what ``gate`` returns if that is named.
+    """
+
+    layer: str
+    norm: str = ""
+    gate: str = ""
+    is_last: bool = True  # whether nothing in the block reads the stream behind it
+
+
+@dataclass(frozen=True)
 class StreamWrites:
     """The parameters that write into the residual stream, which a repair can change.
 
     Multiplying the ``scaled`` parameters multiplies what a block adds to the stream by the same
     factor. A model may lack some of them, such as biases that its config turns off. There are none
-    if the block reads its input without a norm, as no factor has this effect then. ``refit`` is the
-    last linear layer, if it writes into the stream, multiplied by ``multiplier`` or directly.
+    if the block reads its input without a norm, as no factor has this effect then. ``refit`` are
+    linear layers that write into the stream, multiplied by ``multiplier`` or directly. Those that a
+    block has are fitted together.
     """
 
     scaled: tuple[str, ...] = weight_and_bias("self_attn.o_proj", "mlp.down_proj")
     offset: float = 0.0  # of norms that multiply by their weight plus this offset
-    refit: str | None = "mlp.down_proj"
-    is_transposed: bool = False  # whether the matrix of ``refit`` is [width_in, width_out]
+    refit: tuple[Fitted, ...] = (Fitted("mlp.down_proj"),)
+    is_transposed: bool = False  # whether the matrices of ``refit`` are [width_in, width_out]
     # Config key of the factor between ``refit`` and the stream, or "KEY.INDEX" of one in a list
     multiplier: str | None = None
     requires: tuple[
         tuple[str, object], ...
     ] = ()  # config keys, and the values without which none of this is true
+    # The same of ``scaled`` alone
+    scale_requires: tuple[tuple[str, object], ...] = ()
+
+    @property
+    def fitted(self) -> tuple[str, ...]:
+        """The names of the layers that are fitted anew, and of the norms that go with them."""
+        return tuple(name for each in self.refit for name in (each.layer, each.norm) if name)
 
     def factor(self, config: "PreTrainedConfig") -> float:
         """By what the output of ``refit`` is multiplied before it is added to the stream."""
@@ -80,5 +102,6 @@ class Architecture:
     only: tuple[tuple[str, object], ...] = ()
     parts: Parts | None = None  # None if blocks are not standard
     has_states: bool = False  # whether blocks keep more of a sequence than keys and values
+    has_experts: bool = False
     is_linear: bool = True  # whether every matrix of a block belongs to an nn.Linear
     writes: StreamWrites = StreamWrites()

@@ -4,7 +4,8 @@ import hashlib
 import json
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -17,7 +18,7 @@ from pruning.records import MAX_INTEGER, read_stored
 _WRONG = (RecursionError, ValueError, KeyError, TypeError, AttributeError, struct.error)
 _MAX_SHOWN_CHARS = 128
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the format
-_BLOCK_NAME = re.compile(r"(?:^|\.)(?:layers|h)\.\d+\.")  # names of blocks in all families
+_BLOCK_NAME = re.compile(r"(?:^|[.:])(?:layers|h)\.(\d+)\.")  # names of blocks in all families
 # Names in towers for images, and in what passes their output on
 _OTHER_TOWER = re.compile(
     r"(?:^|\.)[a-z_]*(?:vision|visual|vit|audio|projector|connector)[a-z_]*\."
@@ -42,7 +43,7 @@ class WeightSizes:
 
     num_in_blocks: int
     num_elsewhere: int
-    num_refit: int = 0  # of those in blocks, in the matrices that a repair may fit anew
+    num_refit: int = 0  # in the matrices of one block that a repair may fit anew, at most
     num_in_matrices: int = 0  # of those in blocks
     num_outputs: int = 0  # of all matrices in blocks
     num_sides: int = 0  # inputs and outputs of linear layers in blocks but those of experts
@@ -68,11 +69,11 @@ class WeightSizes:
         return self.num_in_head + plain * itemsize + in_blocks * kept // num_blocks
 
 
-def weight_sizes(path: Path, refit: str | None = None) -> WeightSizes:
+def weight_sizes(path: Path, refit: Collection[str] = ()) -> WeightSizes:
     """Count the parameters in the headers of all files in ``path``, without those of towers for
     images. Raises ``NotAModel``.
 
-    ``refit`` is the layer of a block that a repair may fit anew.
+    ``refit`` are the layers of a block that a repair may fit anew.
     """
     in_blocks: dict[str, tuple[int, ...]] = {}
     elsewhere: dict[str, tuple[int, ...]] = {}
@@ -85,13 +86,12 @@ def weight_sizes(path: Path, refit: str | None = None) -> WeightSizes:
             else:
                 elsewhere[f"{file.name}:{name}"] = shape
     matrices = [shape for shape in in_blocks.values() if len(shape) > 1]
-    ending = f".{refit}.weight"
     head, embeddings = _shape_of(elsewhere, _HEADS), _shape_of(elsewhere, _EMBEDDINGS)
     in_head = head or embeddings or (0,)
     return WeightSizes(
         num_in_blocks=sum(map(prod, in_blocks.values())),
         num_elsewhere=sum(map(prod, elsewhere.values())),
-        num_refit=sum(prod(shape) for name, shape in in_blocks.items() if name.endswith(ending)),
+        num_refit=_num_refit(in_blocks, tuple(f".{layer}.weight" for layer in refit)),
         num_in_matrices=sum(map(prod, matrices)),
         num_outputs=sum(shape[0] for shape in matrices),
         num_sides=sum(
@@ -103,6 +103,15 @@ def weight_sizes(path: Path, refit: str | None = None) -> WeightSizes:
         num_head_outputs=in_head[0],
         is_head_stored=head is not None,
     )
+
+
+def _num_refit(in_blocks: Mapping[str, tuple[int, ...]], endings: tuple[str, ...]) -> int:
+    """The parameters of these names in the block that has most of them."""
+    found: Counter[str] = Counter()
+    for name, shape in in_blocks.items():
+        if name.endswith(endings) and (block := _BLOCK_NAME.search(name)):
+            found[block[1]] += prod(shape)
+    return max(found.values(), default=0)
 
 
 def check_weights(path: Path) -> None:

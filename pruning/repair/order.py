@@ -10,13 +10,13 @@ from pruning.data.corpora import CalibrationError
 from pruning.models.blocks import num_blocks
 from pruning.removal import kept
 from pruning.repair.choose import choose, record_of
+from pruning.repair.possible import limits, possible_methods, refusals
 from pruning.repair.record import DepthRepair, Method
 from pruning.repair.repair import (
     Repaired,
     RepairedDepth,
     RepairText,
     VisitedModel,
-    possible_methods,
     repair_depths,
 )
 from pruning.repair.walk import OpenWalk
@@ -70,28 +70,29 @@ def methods_for(repair: Repair, config: PreTrainedConfig) -> tuple[Method, ...]:
         known = ", ".join([Repair.AUTO, *possible, Repair.NONE])
         raise InvalidSpec(
             "repair",
-            f"repair={repair} is not possible for this model of type {config.model_type}: choose "
-            f"one of {known}",
+            f"repair={repair} is not possible for this model of type {config.model_type}, as "
+            f"{refusals(config)[method]}: choose one of {known}",
         )
     return (method,)
 
 
 def request_for(
     repair: Repair,
-    methods: tuple[Method, ...],
+    config: PreTrainedConfig,
     read: Callable[[], RepairWindows],
     warn: Callable[[str], object],
 ) -> RepairRequest | None:
     """What is asked for, with the text of ``read``; None if nothing is.
 
-    ``methods`` are those of ``methods_for``. With ``AUTO``, nothing is repaired after a warning if
-    there are no methods, or no text to choose by. Raises ``CalibrationError`` if the text is too
-    short for the method that is asked for.
+    With ``AUTO``, nothing is repaired after a warning if there are no methods, or no text to choose
+    by. Raises ``CalibrationError`` if the text is too short for the method that is asked for, and
+    what ``methods_for`` raises.
     """
     if repair is Repair.NONE:
         return None
+    methods = methods_for(repair, config)
     if not methods:
-        warn("the model is not repaired: no method is sound for models of this type")
+        warn(f"the model is not repaired: {'; '.join(limits(config))}")
         return None
     windows = read()
     if not windows.selection and repair is not Repair.SCALE:

@@ -2,8 +2,8 @@
 
 *Scale* multiplies the residual stream behind a cut by the ratio of the mean norms of hidden states,
 dense against pruned, in front of the next kept block (Prune&Comp, AAAI 2026). *Ridge* refits
-matrices that write into the stream, by least squares shrunk towards their old values: that of the
-block in front of a cut (as ReplaceMe does for one cut, arXiv 2505.02819), and that of the first
+matrices that write into the stream, by least squares shrunk towards their old values: those of the
+block in front of a cut (as ReplaceMe does for one cut, arXiv 2505.02819), and those of the first
 block behind it, which corrects what the one in front could not foresee. Both need the dense model
 and text, and no gradients. All depths of a removal order are repaired in one walk over the blocks.
 """
@@ -17,15 +17,17 @@ from types import MappingProxyType
 from typing import Protocol
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from pruning.models.architectures import architecture
-from pruning.models.blocks import num_blocks
+from pruning.models.blocks import NO_OWN, Own, block_list, num_blocks
 from pruning.removal import Losses
 from pruning.repair.cuts import Cut, Part, Refit, Route, Run, Scale, refitted, scaled, unrepaired
+from pruning.repair.fitted import FittedLayers
 from pruning.repair.plan import Plan, plan_of
+from pruning.repair.possible import possible_methods
 from pruning.repair.record import Method
-from pruning.repair.ridge import fit
+from pruning.repair.ridge import fit, gram_of
 from pruning.repair.walk import LocalWalk, OpenWalk, Walk, Windows
 from pruning.sleb import Blocks
 
@@ -34,15 +36,6 @@ ROUTES: Mapping[Method, Callable[[Blocks, int], Route]] = MappingProxyType(
 )
 SAMPLE_WINDOWS = 16  # about so many in all: norms are measured on them
 NUM_FOLDS = 3  # at most: each takes sums of its own at every cut, which are large for wide models
-
-
-def possible_methods(config: PreTrainedConfig) -> tuple[Method, ...]:
-    """The repairs that are sound for models of this family and configuration."""
-    writes = architecture(config).writes
-    if any(getattr(config, switch, value) != value for switch, value in writes.requires):
-        return ()
-    scale = (Method.SCALE,) if writes.scaled else ()
-    return (*scale, Method.RIDGE) if writes.refit else scale
 
 
 class VisitedModel(Protocol):
@@ -163,12 +156,9 @@ class _Repair:
         self._dense = dense
         self._plan = plan
         self._walk = walk
-        row = architecture(dense.model.config)
-        self._path, self._writes = row.blocks, row.writes
-        self._multiplier = row.writes.factor(dense.model.config)
         self._factors: dict[int, float] = {}
         self._penalties: dict[int, float | None] = {}
-        self._matrices: dict[int, tuple[str, torch.Tensor]] = {}
+        self._matrices: dict[int, Mapping[str, torch.Tensor]] = {}
 
     def run(self, observe: Callable[[int, int], object]) -> None:
         visits, done = self._plan.visits, 0
@@ -187,7 +177,11 @@ class _Repair:
         return Repaired(
             method,
             losses,
-            dict(self._matrices[at] for at, _ in passed if at in self._matrices),
+            {
+                name: matrix
+                for at, _ in passed
+                for name, matrix in self._matrices.get(at, NO_OWN).items()
+            },
             {step.cut: self._factors[at] for at, step in passed if isinstance(step, Scale)},
             {step.block: self._penalties[at] for at, step in passed if isinstance(step, Refit)},
         )
@@ -205,18 +199,18 @@ class _Repair:
             self._refit(stream, step.block)
 
     def _refit(self, stream: int, block: int) -> None:
-        """Change the matrix of the block by what explains the error of the stream behind it."""
+        """Change the matrices of the block by what explains the error of the stream behind it."""
         errors = self._walk.errors(stream).to(self._dense.device)
         found = fit(errors.folds)
         self._penalties[stream] = found.penalty
-        matrix = None
+        own: Own = NO_OWN
         if found.penalty is not None:
-            name = f"{self._path}.{block}.{self._writes.refit}.weight"
-            old = self._dense.model.get_parameter(name)
-            change = found.change.T if self._writes.is_transposed else found.change
-            matrix = (old.float() + change / self._multiplier).to(old.dtype)
-            self._matrices[stream] = (name, matrix)
-        self._walk.refit(stream, matrix)
+            model = self._dense.model
+            layers = FittedLayers(block_list(model)[block], model.config)
+            own = layers.changed(found.change, gram_of(errors.folds))
+            path = architecture(model.config).blocks
+            self._matrices[stream] = {f"{path}.{block}.{name}": own[name] for name in own}
+        self._walk.refit(stream, own)
 
 
 def _windows(text: RepairText) -> list[Windows]:

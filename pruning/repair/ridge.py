@@ -127,6 +127,12 @@ def _solved(parts: Sequence[Sums], penalty: float) -> torch.Tensor | None:
     return torch.cholesky_solve(cross, factor).T.to(first.cross.dtype)
 
 
+def gram_of(folds: Mapping[str, Sums]) -> torch.Tensor:
+    """``G`` of all folds."""
+    first, *others = folds.values()
+    return sum((each.gram for each in others), first.gram)
+
+
 def fit_bytes(width_in: int, width_out: int, num_folds: int) -> int:
     """Bytes of the sums of each fold, and of what ``fit`` needs beside them."""
     gram, cross = width_in * width_in, width_out * width_in

@@ -10,12 +10,12 @@ from typing import Protocol
 import torch
 from transformers import PreTrainedModel
 
-from pruning.models.architectures import architecture
-from pruning.models.blocks import BlockCall, block_calls, finish, with_own
+from pruning.models.blocks import BlockCall, Own, block_calls, block_list, finish, with_own
 from pruning.models.loss import window_losses
 from pruning.models.memory import state_budget
 from pruning.removal import Losses
 from pruning.repair.cuts import Part, Parts, Refit, Run, observed
+from pruning.repair.fitted import FittedLayers
 from pruning.repair.plan import EMBEDDED, Plan, Stream
 from pruning.repair.ridge import Sums, fit_bytes
 from pruning.repair.states import States
@@ -43,7 +43,7 @@ class Norms:
 
 @dataclass(frozen=True)
 class Errors:
-    """What the refitted layer reads and the error of the stream behind the block, as sums over the
+    """What the refitted layers read and the error of the stream behind the block, as sums over the
     tokens of each fold of the training windows."""
 
     folds: Mapping[str, Sums]
@@ -76,8 +76,8 @@ class Walk(Protocol):
 
     def errors(self, stream: int) -> Errors: ...
 
-    def refit(self, stream: int, matrix: torch.Tensor | None) -> None:
-        """``matrix`` takes the place of the block's own, in its shape; None changes nothing."""
+    def refit(self, stream: int, own: Own) -> None:
+        """``own`` take the places of parameters of the block, by their names in it."""
 
     def losses(self, stream: int) -> Mapping[str, Losses]:
         """Nats per predicted token of each selection window, by domain."""
@@ -88,7 +88,7 @@ class Walk(Protocol):
 OpenWalk = Callable[[Plan, Sequence[Windows]], Walk]
 
 
-_READ = -1  # in place of a stream: what the layer that is refitted has read
+_READ = -1  # in place of a stream: what the layers that are refitted have read
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,6 @@ class LocalWalk:
         self._model = model
         self._device = device
         self._plan = plan
-        self._row = architecture(model.config)
         seqlen = windows[0].token_ids.shape[1]
         window_bytes = seqlen * self._token_bytes()
         budget = state_budget(
@@ -180,9 +179,9 @@ class LocalWalk:
         it, the few tokens that are attention sinks would decide everything.
         """
         made = self._plan.streams[stream]
-        call, layer = self._refitted(made)
-        run = _tapped(call, layer)
-        found = self._no_errors(call, layer)
+        call, layers = self._refitted(made)
+        run = layers.tapped(call)
+        found = self._no_errors(layers)
         for at in self._batches_of(made.reads):
             batch = self._batches[at]
             output, read = run(self._source(made, at))
@@ -191,31 +190,29 @@ class LocalWalk:
                 errors = wanted - output.flatten(0, 1).float()
                 weights = wanted.square().sum(dim=1).reciprocal()
                 found.folds[batch.domain].add(read.flatten(0, -2).float(), errors, weights)
-            if batch.part in made.parts and self.states.has_room(output.nbytes + read.nbytes):
+            is_kept = layers.is_exact and batch.part in made.parts
+            if is_kept and self.states.has_room(output.nbytes + read.nbytes):
                 self.states.put((stream, at), output)
                 self.states.put((_READ, at), read)
         return found
 
     @torch.no_grad()
-    def refit(self, stream: int, matrix: torch.Tensor | None) -> None:
-        """The refitted layer writes into the stream, at most times a factor. So what its change
-        adds is added to the output of the block, or the block runs again if there was no room to
-        keep that."""
+    def refit(self, stream: int, own: Own) -> None:
+        """What the change of the layers adds to the stream is added to the output of the block.
+
+        The block runs again if there was no room to keep that, or if more depends on the layers.
+        """
         made = self._plan.streams[stream]
-        call, layer = self._refitted(made)
-        old = call.block.get_parameter(f"{layer}.weight")
-        matrix = old if matrix is None else matrix.to(old.device)
-        again = call.of(with_own(call.block, {f"{layer}.weight": matrix}))
-        factor = self._row.writes.factor(self._model.config)
-        change = ((matrix.float() - old.float()) * factor).to(old.dtype)
-        if not self._row.writes.is_transposed:
-            change = change.T
+        call, layers = self._refitted(made)
+        own = {name: tensor.to(self._device) for name, tensor in own.items()}
+        again = call.of(with_own(call.block, own))
+        change = layers.change_by(own).to(self._model.dtype).T if layers.is_exact else None
         for at in self._batches_of(made.reads):
             if self._batches[at].part not in made.parts:
                 self._release(stream, at)
-            elif (stream, at) in self.states:
+            elif change is not None and (stream, at) in self.states:
                 output, read = self.states.pop((stream, at)), self.states.pop((_READ, at))
-                self._advance(stream, at, output + read.view(*output.shape[:-1], -1) @ change)
+                self._advance(stream, at, output + read @ change)
             else:
                 self._advance(stream, at, again(self._source(made, at)))
 
@@ -253,54 +250,41 @@ class LocalWalk:
             if part is self._batches[at].part:
                 self.states.drop((earlier, at))
 
-    def _refitted(self, made: Stream) -> tuple[BlockCall, str]:
-        """The block that is refitted, and the name of its layer."""
+    def _refitted(self, made: Stream) -> tuple[BlockCall, FittedLayers]:
+        """The block that is refitted, and its layers."""
         assert isinstance(made.step, Refit)
-        assert self._row.writes.refit is not None
-        return self._calls[made.step.block], self._row.writes.refit
+        call = self._calls[made.step.block]
+        return call, FittedLayers(call.block, self._model.config)
 
-    def _no_errors(self, call: BlockCall, layer: str) -> Errors:
-        matrix = call.block.get_parameter(f"{layer}.weight")
-        width_out, width_in = matrix.T.shape if self._row.writes.is_transposed else matrix.shape
+    def _no_errors(self, layers: FittedLayers) -> Errors:
         folds = {b.domain: None for b in self._batches if b.part is not Part.SELECTION}
-        return Errors({fold: Sums(width_in, width_out, self._device) for fold in folds})
+        return Errors(
+            {fold: Sums(layers.width_in, layers.width_out, self._device) for fold in folds}
+        )
+
+    def _refits(self) -> list[FittedLayers]:
+        """The layers that are fitted in each step of the plan that fits any."""
+        blocks = block_list(self._model)
+        steps = (made.step for made in self._plan.streams.values())
+        return [
+            FittedLayers(blocks[step.block], self._model.config)
+            for step in steps
+            if isinstance(step, Refit)
+        ]
 
     def _ridge_bytes(self, windows: Sequence[Windows], num_tokens: int) -> int:
         """What sums, a fit and the fitted matrices take at most, beside hidden states."""
-        num_refits = sum(isinstance(made.step, Refit) for made in self._plan.streams.values())
-        if not num_refits:
+        if not (refits := self._refits()):
             return 0
-        weight = self._model.get_parameter(f"{self._row.blocks}.0.{self._row.writes.refit}.weight")
         width_out: int = self._model.config.hidden_size
-        width_in = weight.numel() // width_out
+        width_in = max(layers.width_in for layers in refits)
         num_folds = len({each.domain for each in windows if each.part is not Part.SELECTION})
         of_batch = 4 * num_tokens * (2 * width_in + 3 * width_out)  # float32 copies of a batch
-        matrices = num_refits * width_in * width_out * self._model.dtype.itemsize
+        matrices = sum(layers.num_parameters for layers in refits) * self._model.dtype.itemsize
         return fit_bytes(width_in, width_out, num_folds) + of_batch + matrices
 
     def _token_bytes(self) -> int:
         """Bytes of a token in the states that one call needs: source, output, dense, and read."""
-        config, writes = self._model.config, self._row.writes
-        width = 3 * config.hidden_size
-        if writes.refit is not None:
-            path = f"{self._row.blocks}.0.{writes.refit}.weight"
-            width += self._model.get_parameter(path).numel() // config.hidden_size
-        return int(width * self._model.dtype.itemsize)
-
-
-def _tapped(
-    call: BlockCall, layer: str
-) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
-    """The call of a block that also returns what ``layer`` has read."""
-    reads: list[torch.Tensor] = []
-    block = with_own(call.block, {})
-    block.get_submodule(layer).register_forward_pre_hook(
-        lambda _module, args: reads.append(args[0])
-    )
-    tapped = call.of(block)
-
-    def run(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        output = tapped(hidden)
-        return output, reads.pop()
-
-    return run
+        width_in = max((layers.width_in for layers in self._refits()), default=0)
+        width: int = 3 * self._model.config.hidden_size + width_in
+        return width * self._model.dtype.itemsize

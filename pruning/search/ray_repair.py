@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from pruning.models.blocks import Own
 from pruning.models.memory import state_budget
 from pruning.models.store import load, set_up_torch
 from pruning.removal import Losses
@@ -107,8 +108,8 @@ class ClusterWalk:
         total, *others = self._call("errors", stream)
         return reduce(Errors.including, others, total)
 
-    def refit(self, stream: int, matrix: torch.Tensor | None) -> None:
-        shared = None if matrix is None else self._pool.ray.put(matrix.cpu())
+    def refit(self, stream: int, own: Own) -> None:
+        shared = self._pool.ray.put({name: tensor.cpu() for name, tensor in own.items()})
         self._change("refit", stream, shared)
 
     def losses(self, stream: int) -> Mapping[str, Losses]:

@@ -20,8 +20,8 @@ from pruning.models.memory import BATCH_TOKENS, StateBudgetTooSmall
 from pruning.models.store import load
 from pruning.repair.folding import folded
 from pruning.repair.order import OrderRepair, repair_order, request_for
+from pruning.repair.possible import possible_methods
 from pruning.repair.record import DepthRepair, Method
-from pruning.repair.repair import possible_methods
 from pruning.repair.states import SpillFailed
 from pruning.repair.walk import LocalWalk
 from pruning.spec import InvalidSpec
@@ -30,7 +30,7 @@ from pruning.spec.prune import PruneSpec, Repair, Resident
 from tests.support.logits import logits_of, token_ids
 from tests.support.pruning_runs import prune_tiny
 from tests.support.recorder import Recorder, Stop
-from tests.support.tiny import every_family
+from tests.support.tiny import every_family, tiny_model
 from tests.support.tiny_checkpoints import write_checkpoint
 
 NUM_REMOVE = 2
@@ -137,14 +137,37 @@ def test_a_streamed_model_is_repaired_like_one_in_memory(
 def test_a_family_without_a_sound_method_is_published_with_a_warning(
     tmp_path: Path, spec: PruneSpec
 ) -> None:
-    write_checkpoint(tmp_path / "models" / "olmo2", "olmo2")
-    spec, recorder = replace(spec, model="olmo2", calibration=SELF), Recorder()
-    manifest, path = prune_tiny(tmp_path / "models", spec, "olmo2@x", recorder)
-    assert recorder.warnings == [
-        "the model is not repaired: no method is sound for models of this type"
-    ]
+    write_checkpoint(tmp_path / "models" / "opt", "opt-do_layer_norm_before")
+    spec, recorder = replace(spec, model="opt", calibration=SELF), Recorder()
+    manifest, path = prune_tiny(tmp_path / "models", spec, "opt@x", recorder)
+    reason = "it needs do_layer_norm_before=true, and the config has false"
+    against = tuple(f"{each} is not possible for this opt: {reason}" for each in ("scale", "ridge"))
+    assert recorder.warnings == [f"the model is not repaired: {'; '.join(against)}"]
+    assert manifest.repair_notes == tuple(recorder.warnings)
     assert (manifest.repair, recorder.repair_steps) == (None, [])
     assert not (path / "repair").exists()
+
+
+@pytest.mark.parametrize(
+    ("family", "left"),
+    [
+        ("mixtral", "ridge fits self_attn.o_proj of this mixtral: its experts keep their weights"),
+        ("olmo2", "scale is not possible for this olmo2: its blocks read hidden states without"),
+    ],
+)
+def test_the_result_says_what_its_repair_leaves(
+    family: str, left: str, tmp_path: Path, spec: PruneSpec
+) -> None:
+    write_checkpoint(tmp_path / "models" / family, family)
+    asked = replace(spec, model=family, num_remove=1)
+    manifest, path = prune_tiny(tmp_path / "models", asked, f"{family}@x")
+    [note] = manifest.repair_notes
+    assert note.startswith(left)
+    assert f"- {note}." in (path / "README.md").read_text()
+    assert verify(path).repair_notes == (note,)
+    scaled = replace(asked, repair=Repair.NONE)
+    manifest, _ = prune_tiny(tmp_path / "models", scaled, f"{family}@none")
+    assert manifest.repair_notes == ()
 
 
 SHORTAGES: dict[str, Exception] = {
@@ -212,11 +235,11 @@ def test_a_repair_that_is_asked_for_is_no_matter_of_luck(
 def test_a_method_that_is_not_sound_is_refused_before_weights_are_read(
     tmp_path: Path, spec: PruneSpec
 ) -> None:
-    write_checkpoint(tmp_path / "models" / "gemma2", "gemma2")
+    write_checkpoint(tmp_path / "models" / "olmo2", "olmo2")
     recorder = Recorder()
-    asked = replace(spec, model="gemma2", repair=Repair.RIDGE)
-    with pytest.raises(InvalidSpec, match="choose one of auto, scale, none") as refused:
-        prune_tiny(tmp_path / "models", asked, "gemma2@x", recorder)
+    asked = replace(spec, model="olmo2", repair=Repair.SCALE)
+    with pytest.raises(InvalidSpec, match="choose one of auto, ridge, none") as refused:
+        prune_tiny(tmp_path / "models", asked, "olmo2@x", recorder)
     assert refused.value.param == "repair"
     assert recorder.phases == []
 
@@ -238,12 +261,12 @@ def test_text_that_leaves_no_windows_of_its_own_to_choose_by(
 
 def test_a_repair_without_any_text_to_choose_by() -> None:
     windows = RepairWindows({"text": Windows(torch.zeros((1, 8), dtype=torch.int64), "text")}, {})
-    methods, warnings = (Method.RIDGE, Method.SCALE), list[str]()
-    assert request_for(Repair.AUTO, methods, lambda: windows, warnings.append) is None
+    config, warnings = tiny_model("llama").config, list[str]()
+    assert request_for(Repair.AUTO, config, lambda: windows, warnings.append) is None
     assert "too short" in warnings[0]
     with pytest.raises(CalibrationError, match="repair=ridge: the calibration text is too short"):
-        request_for(Repair.RIDGE, methods[:1], lambda: windows, warnings.append)
-    asked = request_for(Repair.SCALE, methods[1:], lambda: windows, warnings.append)
+        request_for(Repair.RIDGE, config, lambda: windows, warnings.append)
+    asked = request_for(Repair.SCALE, config, lambda: windows, warnings.append)
     assert asked is not None
 
 

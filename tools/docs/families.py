@@ -65,7 +65,8 @@ without some blocks and repaired; a written checkpoint computes the same.
 Blocks of hybrids keep other states of a sequence than keys and values: search, repair and
 verification call the model's forward, and vLLM serves what is published. A
 [repair](guides/prune.md#repair) by scale multiplies the hidden states, one by ridge refits
-matrices. A config may rule a repair out.
+matrices, in mixtures those that every token passes. A config may rule a repair out, and the
+result of a job says what it leaves.
 
 {supported}
 

@@ -24,8 +24,8 @@ def config_of(path: Path, name: str) -> Path:
     [
         ("llama", "runs the blocks itself", "by scale and by ridge"),
         ("gpt2", "calls the model's own forward", "by scale and by ridge"),
-        ("mixtral", "calls the model's own forward", "by scale"),
-        ("olmo2", "runs the blocks itself", "not possible"),
+        ("mixtral", "calls the model's own forward", "by scale and by ridge; ridge fits"),
+        ("olmo2", "runs the blocks itself", "by ridge; scale is not possible for this olmo2"),
     ],
 )
 def test_a_supported_model_is_described(
@@ -35,7 +35,14 @@ def test_a_supported_model_is_described(
     assert f"{name} is supported; the model has 6 blocks" in described["family"].said
     assert served in described["served"].said
     assert repair in described["repair"].said
-    assert ("ridge" in described["repair"].said) == ("ridge" in repair)
+
+
+def test_a_config_may_rule_repairs_out(tmp_path: Path) -> None:
+    name = "opt-do_layer_norm_before"
+    described = {each.check: each for each in family(config_of(tmp_path, name))}
+    assert described["repair"].level is Level.NOTE
+    for method in ("scale", "ridge"):
+        assert f"{method} is not possible for this opt: it needs" in described["repair"].said
 
 
 def test_a_hybrid_is_repaired_here_and_served_by_vllm(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from app.engine.scheduling.sequence import FinishReason
 from app.engine.variant import make_variant
 from pruning.models.blocks import view
 from pruning.repair.folding import folded
-from pruning.repair.repair import possible_methods
+from pruning.repair.possible import possible_methods
 from tests.support.engine_requests import (
     PRUNED_BLOCKS,
     Outcome,

@@ -6,7 +6,7 @@ from app.engine.engine import Engine
 from app.engine.variant import make_variant
 from pruning.models.blocks import view
 from pruning.repair.folding import folded
-from pruning.repair.repair import possible_methods
+from pruning.repair.possible import possible_methods
 from tests.support.engine_requests import PRUNED_BLOCKS, prompt, request, run, variant
 from tests.support.repairs import repaired_by
 from tests.support.tiny import SERVED, SWITCHED, generated, tiny_model

@@ -94,7 +94,7 @@ def test_a_card_says_how_to_load_it_elsewhere() -> None:
     [
         (Method.NONE, "and otherwise unchanged", "all weights have the parent's values"),
         (Method.SCALE, "and repaired by scales", "add to the hidden states was multiplied"),
-        (Method.RIDGE, "and repaired by least squares", "the last matrices of the blocks in front"),
+        (Method.RIDGE, "and repaired by least squares", "matrices of the blocks in front"),
     ],
 )
 def test_a_card_says_what_a_repair_has_changed(method: Method, said: str, changed: str) -> None:

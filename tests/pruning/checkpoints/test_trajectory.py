@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pruning.checkpoints.trajectory import calibration_perplexities, legend, rows, short, table
 from pruning.evaluation.quality import MAX_NATS
-from pruning.repair.record import DepthRepair, Method
+from pruning.repair.record import DepthRepair, Gain, Method
 from tests.support.pruning_runs import RUN, domain_of, healed_run, manifest_of, removals_of_run
 
 
@@ -50,6 +50,24 @@ def test_a_depth_says_how_it_was_repaired() -> None:
     assert "repair: how the weights" in " ".join(legend(manifest, headings))
     unrepaired = replace(RUN, repair=depths[1:] * 2)
     assert "repair" not in table(rows(unrepaired))[0]
+
+
+def test_the_legend_says_why_a_depth_is_not_repaired() -> None:
+    gains = {
+        Method.SCALE: {"prose": Gain(-0.5, 0.1), "code": Gain(0.2, 0.1)},
+        Method.RIDGE: {"prose": Gain(0.1, 0.1), "code": Gain(-0.0125, 0.1)},
+    }
+    depths = (DepthRepair(1, Method.RIDGE, 8, gains), DepthRepair(2, Method.NONE, 0, gains))
+    note = "ridge is not possible for this tiny: it has no matrix"
+    manifest = replace(RUN, repair=depths, repair_notes=(note,))
+    said = legend(manifest, table(rows(manifest))[0])
+    assert f"{note}." in said
+    [harm] = [line for line in said if "does harm" in line]
+    assert harm == (
+        "not repaired, as each repair does harm to a text: after 2 removals (scale: 0.5000 nats "
+        "per token on prose, ridge: 0.0125 nats per token on code)."
+    )
+    assert "harm" not in " ".join(legend(replace(manifest, repair=depths[:1] * 2), ()))
 
 
 def test_the_row_of_a_healed_model_is_not_one_of_its_repair() -> None:

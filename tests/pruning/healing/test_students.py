@@ -15,8 +15,9 @@ from pruning.models.blocks import block_list, final_logits, num_blocks, view
 from pruning.models.loss import last_hidden
 from pruning.removal import kept
 from pruning.repair.folding import folded, reader_of, repaired_view
+from pruning.repair.possible import possible_methods
 from pruning.repair.record import Method
-from pruning.repair.repair import Repaired, possible_methods
+from pruning.repair.repair import Repaired
 from pruning.spec.heal import Heal
 from tests.support.logits import logits_of, token_ids
 from tests.support.repairs import repaired_by

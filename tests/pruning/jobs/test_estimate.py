@@ -13,8 +13,10 @@ from pruning.checkpoints.store import CheckpointStore
 from pruning.jobs.estimate import Footprint, duration, footprint, is_upper_bound, wait_s
 from pruning.jobs.job import Job, JobStatus, Progress
 from pruning.models.architectures import ARCHITECTURES
+from pruning.models.blocks import block_list
 from pruning.models.safetensors_headers import WeightSizes, weight_sizes
 from pruning.models.store import ModelStore, NotAModel
+from pruning.repair.fitted import FittedLayers
 from pruning.spec.calibration import CalibrationSpec, Dataset, Sampling
 from pruning.spec.prune import Metric, PruneSpec, Repair, Resident, Search
 from tests.support.api_fixtures import publish_pruned
@@ -27,7 +29,7 @@ SPEC = PruneSpec("tiny", num_remove=2, calibration=WINDOWS)
 
 def needs(models_dir: Path, spec: PruneSpec) -> Footprint:
     info = ModelStore(models_dir).inspect("tiny")
-    refit = ARCHITECTURES[info.model_type].writes.refit
+    refit = ARCHITECTURES[info.model_type].writes.fitted
     return footprint(spec, info, weight_sizes(info.path, refit))
 
 
@@ -99,10 +101,9 @@ def test_repairs_are_not_larger_than_estimated(tiny_models_dir: Path) -> None:
 @pytest.mark.parametrize("family", ARCHITECTURES)
 def test_the_matrices_of_a_repair_are_found_in_every_family(tmp_path: Path, family: str) -> None:
     write_checkpoint(tmp_path, family)
-    row, model = ARCHITECTURES[family], tiny_model(family)
-    matrix = f"{row.blocks}.0.{row.writes.refit}.weight"
-    expected = 6 * model.get_parameter(matrix).numel() if row.writes.refit else 0
-    assert weight_sizes(tmp_path, row.writes.refit).num_refit == expected
+    model, layers = tiny_model(family), ARCHITECTURES[family].writes.fitted
+    most = max(FittedLayers(block, model.config).num_parameters for block in block_list(model))
+    assert weight_sizes(tmp_path, layers).num_refit == most
 
 
 def test_another_dtype_takes_another_number_of_bytes(tiny_models_dir: Path) -> None:

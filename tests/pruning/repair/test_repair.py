@@ -15,12 +15,12 @@ from pruning.models.memory import StateBudgetTooSmall
 from pruning.models.store import load
 from pruning.models.streaming import StreamedModel
 from pruning.repair.folding import folded
+from pruning.repair.possible import possible_methods
 from pruning.repair.record import Method
 from pruning.repair.repair import (
     RepairedDepth,
     RepairText,
     ResidentModel,
-    possible_methods,
     repair_depths,
 )
 from pruning.repair.ridge import Sums, fit

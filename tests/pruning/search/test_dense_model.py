@@ -12,8 +12,9 @@ from pruning.models.forward import Forward
 from pruning.models.save_streamed import kept_weights
 from pruning.models.store import load
 from pruning.repair.folding import folded
+from pruning.repair.possible import possible_methods
 from pruning.repair.record import Method
-from pruning.repair.repair import Repaired, RepairText, possible_methods, repair_depths
+from pruning.repair.repair import Repaired, RepairText, repair_depths
 from pruning.search.dense_model import DenseModel, Resources, load_dense_model
 from pruning.spec.prune import Resident
 from tests.support.tiny import VOCAB_SIZE

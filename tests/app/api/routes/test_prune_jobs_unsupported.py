@@ -54,13 +54,14 @@ def test_quantized_models_are_refused_with_what_to_give_instead(
 
 
 @pytest.mark.parametrize(
-    ("family", "possible"), [("gemma2", "auto, scale, none"), ("olmo2", "auto, none")]
+    ("family", "possible"),
+    [("exaone4", "auto, ridge, none"), ("opt-do_layer_norm_before", "auto, none")],
 )
 def test_a_repair_that_is_not_sound_for_the_family_is_refused(
     client: TestClient, data_dir: Path, redis_client: redis.Redis, family: str, possible: str
 ) -> None:
     write_checkpoint(data_dir / "models" / "other", family)
-    job = {**JOB, "model": "other", "repair": "ridge"}
+    job = {**JOB, "model": "other", "repair": "scale"}
     for body in (job, {**job, "dry_run": True}):
         answer = client.post("/prune-jobs", json=body)
         told = answer.json()

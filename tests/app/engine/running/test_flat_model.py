@@ -19,7 +19,7 @@ from app.engine.scheduling.scheduler import Batch, EngineLimits
 from app.engine.step import Step
 from app.engine.variant import Variant, make_variant
 from pruning.models.blocks import block_list
-from pruning.repair.repair import possible_methods
+from pruning.repair.possible import possible_methods
 from tests.support.both_ways import Forwards, forwards
 from tests.support.engine_requests import PRUNED_BLOCKS, expected, prompt, request, run, variant
 from tests.support.repairs import repaired_by
