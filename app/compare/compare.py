@@ -145,8 +145,9 @@ class Comparer:
             GenerationRequest(one, prompts, params, request.stop, traffic="bench") for one in sides
         ]
         variants = {one.variant for one in served if isinstance(one, ServedModel)}
-        is_enough = _Enough(request, at, len(sides))
-        rounds, objection = await self._rounds(generations, variants, is_enough)
+        rounds, objection = await self._rounds(
+            generations, variants, lambda: _Enough(request, at, len(sides))
+        )
         firsts = [first for first, *_ in rounds[: len(served)]]
         scores = await self._likelihood.mean_logprobs(served, prompts, firsts)
         scores += [[None] * len(prompts)] * (len(sides) - len(served))
@@ -183,12 +184,12 @@ class Comparer:
         self,
         requests: Sequence[GenerationRequest],
         variants: Collection[Variant],
-        is_enough: Callable[[Sequence[Sequence[Round]]], bool],
+        begin: Callable[[], Callable[[Sequence[Sequence[Round]]], bool]],
     ) -> tuple[list[list[Round]], str | None]:
         """The rounds of each request, after an uncounted warm-up of two tokens.
 
-        ``is_enough`` is asked after every repeat. The other result is an objection to their times.
-        Raises ``StillWarmingUp``.
+        ``begin`` is called behind the warm-up, and its result after every repeat. The other result
+        is an objection to their times. Raises ``StillWarmingUp``.
         """
         await self._engine.warmed_up(variants, WARM_UP_LIMIT_S)
         for request in requests:
@@ -196,7 +197,7 @@ class Comparer:
             await self._generator.generate(
                 replace(request, prompts=request.prompts[:1], params=few)
             )
-        objection = None
+        is_enough, objection = begin(), None
         rounds: list[list[Round]] = [[] for _ in requests]
         sides = [*zip(requests, rounds, strict=True)]
         for repeat in count():
@@ -212,7 +213,7 @@ class Comparer:
 
 class _Enough:
     """Whether more repeats are wanted: at least ``repeats``, and with ``max_seconds`` until every
-    speed-up per token is known closely, the control's too, or that time is spent.
+    speed-up per token is known closely, the control's too, or that time from here is spent.
 
     Widths alone decide, as in ``pruning.evaluation.enough``: a rule that looked at the ratios would
     stop at those it likes.

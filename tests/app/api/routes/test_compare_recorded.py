@@ -1,7 +1,9 @@
 """What a comparison measures, the catalog and the advice know from then on."""
 
 import time
+from collections.abc import Collection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,8 +11,11 @@ import redis
 from fastapi.testclient import TestClient
 
 from app.config import ServeSettings
+from app.engine.async_engine import AsyncEngine
+from app.engine.variant import Variant
 from app.models.measured_speedups import COMPARISON, MeasuredSpeedup, MeasuredSpeedups
 from tests.support.api_fixtures import publish_pruned
+from tests.support.clock import Clock
 from tests.support.comparisons import Uneven, compare
 from tests.support.serving import local_api
 
@@ -106,6 +111,26 @@ def test_a_noisy_comparison_goes_on_until_its_intervals_are_narrow(
     assert kept is not None
     assert kept.num_pairs is not None
     assert 4 < kept.num_pairs < 40, "its intervals ended it"
+
+
+def test_the_time_of_a_comparison_begins_behind_the_warm_up(
+    settings: ServeSettings, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first warm-up takes longer than the limit, by a clock that nothing else moves."""
+    clock, warmed_up = Clock(), AsyncEngine.warmed_up
+    warm_s = clock.now + 10_000
+
+    async def slowly(self: AsyncEngine, variants: Collection[Variant], limit_s: float) -> None:
+        clock.now = warm_s
+        await warmed_up(self, variants, limit_s)
+
+    monkeypatch.setattr(AsyncEngine, "warmed_up", slowly)
+    monkeypatch.setattr("app.compare.compare.time", SimpleNamespace(monotonic=clock))
+    engine = Uneven()
+    engine.is_control_noisy, engine.noise_ticks, engine.num_noisy = True, 100, 4
+    with local_api(settings, redis_url, engine) as client:
+        found = compare(client, **BODY, max_new_tokens=16, repeats=3, max_seconds=600)
+    assert len(found["prompts"][0]["outputs"][0]["timings"]) > 4
 
 
 def test_the_most_outputs_end_a_comparison_too(
