@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -84,11 +84,11 @@ def run_demo(
         job = _prune(client, console, num_remove, evaluate_s)
         keep_result(job["pruned_model"], place.checkpoints_dir, settings.checkpoints_dir)
         with console.status("Generating with the dense and the pruned models, in turn"):
-            figures = _compare(client, [NAME, *compared_of(job)])
+            compared = [NAME, *compared_of(job)]
+            prompts = _compared(client, compared)["prompts"]
             advice = measured_advice(client, job)
         keep_speedups(place.data_dir, settings.data_dir)
-        shown = {NAME, *shown_of(job, advice)}
-        sides = [side for side in figures if side.model["id"] in shown]
+        sides = _figures(client, compared, prompts, {NAME, *shown_of(job, advice)})
         print_report(job, sides, PROMPTS[0], as_json=as_json)
         console.print(f"\n[bold]{escape(advice['sentence'])}[/]")
         _print_next_steps(console, url, job, is_running=keep)
@@ -317,14 +317,17 @@ def _cancel(client: httpx2.Client, url: str) -> None:
         pause.wait(POLL_S)
 
 
-def _compare(client: httpx2.Client, names: Sequence[str]) -> list[ModelFigures]:
-    prompts = _compared(client, names)["prompts"]
+def _figures(
+    client: httpx2.Client, compared: Sequence[str], prompts: Sequence[Any], shown: Collection[str]
+) -> list[ModelFigures]:
+    """Those of the models to be shown, with what is known of them by now."""
     return [
         figures_of(
             client.get(f"/models/{name}").raise_for_status().json(),
             [prompt["outputs"][number] for prompt in prompts],
         )
-        for number, name in enumerate(names)
+        for number, name in enumerate(compared)
+        if name in shown
     ]
 
 

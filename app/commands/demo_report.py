@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
+from app.models.measured_speedups import NOT_MEASURED
 from app.terminal import print_json
 
 
@@ -17,7 +18,7 @@ from app.terminal import print_json
 class ModelFigures:
     """The measurements of one model: medians over the repeats, and one completion."""
 
-    model: dict[str, Any]  # as GET /models describes it
+    model: dict[str, Any]  # as GET /models describes it, with the speed-up that counts
     ttft_s: float
     tpot_s: float
     tokens_per_s: float
@@ -45,21 +46,23 @@ def print_report(
     """``models``: the dense one first. ``prompt`` is that of the completions."""
     if as_json:
         dense = models[0]
-        sides = [{**asdict(side), "speedup": _speedup(dense, side)} for side in models]
+        sides = [{**asdict(side), "speedup": _speedups(dense, side)} for side in models]
         print_json({"job": job, "models": sides})
         return
     console = Console(highlight=False)
     console.print(_table(models))
-    for text in _explained(models[-1].model):
+    for text in _explained(models[1:]):
         console.print(text, markup=False)
     for side in models:
         text = f"[dim]{escape(prompt)}[/]{escape(side.completion)}"
         console.print(Panel(text, title=escape(side.model["id"]), title_align="left"))
 
 
-def _speedup(dense: ModelFigures, side: ModelFigures) -> dict[str, float]:
+def _speedups(dense: ModelFigures, side: ModelFigures) -> dict[str, Any]:
+    """Those that the advice counts with: the ratio of the times above has no interval."""
     return {
-        "measured": dense.tpot_s / side.tpot_s,
+        "measured": side.model["measured_speedup"],
+        "predicted": side.model["predicted_speedup"],
         "ideal": dense.model["num_blocks"] / side.model["num_blocks"],
     }
 
@@ -74,9 +77,9 @@ def _table(models: Sequence[ModelFigures]) -> Table:
     for name, text in _ROWS:
         table.add_row(name, *map(text, models))
     table.add_section()
-    for kind, name in (("measured", "speed-up, measured"), ("ideal", "speed-up, ideal (blocks)")):
-        gains = (f"[bold]{_speedup(dense, side)[kind]:.2f}×[/]" for side in pruned)
-        table.add_row(name, "", *gains)
+    speedups = [_speedups(dense, side) for side in pruned]
+    for name, text_of in _SPEEDUP_ROWS:
+        table.add_row(name, "", *map(text_of, speedups))
     table.add_section()
     for row in _perplexities(pruned):
         table.add_row(*row)
@@ -92,6 +95,30 @@ _ROWS: Sequence[tuple[str, Callable[[ModelFigures], str]]] = (
 )
 
 
+def _measured(speedups: dict[str, Any]) -> str:
+    found = speedups["measured"]
+    return NOT_MEASURED if found is None else f"[bold]{found['ratio']:.2f}×[/]"
+
+
+def _interval(speedups: dict[str, Any]) -> str:
+    found = speedups["measured"]
+    is_known = found is not None and found["low"] is not None
+    return f"{found['low']:.2f} to {found['high']:.2f}" if is_known else ""
+
+
+def _predicted(speedups: dict[str, Any]) -> str:
+    found = speedups["predicted"]
+    return "" if found is None else f"{found:.2f}×"
+
+
+_SPEEDUP_ROWS: Sequence[tuple[str, Callable[[dict[str, Any]], str]]] = (
+    ("speed-up, measured", _measured),
+    ("  95 % interval", _interval),
+    ("speed-up, predicted", _predicted),
+    ("speed-up, ideal (blocks)", lambda speedups: f"{speedups['ideal']:.2f}×"),
+)
+
+
 def _perplexities(pruned: Sequence[ModelFigures]) -> Iterator[tuple[str, ...]]:
     """Two rows for each domain: as it is served, and without the repair."""
     for domains in zip(*(side.model["domains"] for side in pruned), strict=True):
@@ -103,8 +130,11 @@ def _perplexities(pruned: Sequence[ModelFigures]) -> Iterator[tuple[str, ...]]:
             yield (*first, *cells)
 
 
-def _explained(model: dict[str, Any]) -> Iterator[str]:
-    for domain in model["domains"]:
+def _explained(pruned: Sequence[ModelFigures]) -> Iterator[str]:
+    for domain in pruned[-1].model["domains"]:
         yield f"{domain['domain']}: {domain['text']}"
     yield "in parentheses: times the perplexity of the dense model"
     yield "times: medians over requests of several prompts, the models in turn"
+    yield "predicted: by the times of the blocks; ideal: blocks of the dense model over its own"
+    if any(side.model["measured_speedup"] is None for side in pruned):
+        yield f"{NOT_MEASURED}: no comparison was quiet enough, and the times above say little"

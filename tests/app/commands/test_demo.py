@@ -18,7 +18,8 @@ from app.commands.demo import (
     MAX_NEW_TOKENS,
     MEASURE_S,
     REPEATS,
-    _compare,
+    _compared,
+    _figures,
     _prune,
     compared_of,
     keep_result,
@@ -28,7 +29,7 @@ from app.commands.demo import (
     shown_of,
     variants_of,
 )
-from app.commands.demo_report import figures_of, print_report
+from app.commands.demo_report import ModelFigures, figures_of, print_report
 from app.config import ServeSettings
 from app.models.measured_speedups import COMPARISON, MeasuredSpeedup, MeasuredSpeedups
 from pruning.config import child_environment
@@ -58,7 +59,8 @@ def test_all_models_are_compared_by_the_service(
     assert names == ["tiny@prn-1-1", "tiny@prn-1-3"]
     assert compared_of(job) == [f"tiny@prn-1-{k}" for k in (1, 2, 3)]
     assert len(compared_of({**job, "removed_blocks": [*range(28)]})) == 2
-    models = _compare(client, ["tiny", *names])
+    compared = ["tiny", *compared_of(job)]
+    models = _figures(client, compared, _compared(client, compared)["prompts"], {"tiny", *names})
     assert [side.model["id"] for side in models] == ["tiny", *names]
     assert [side.model["variant"] for side in models] == ["dense", "pruned", "pruned"]
     for figures in models:
@@ -75,6 +77,37 @@ def test_all_models_are_compared_by_the_service(
     for domain in models[-1].model["domains"]:
         assert f"{domain['domain']}: {domain['text']}" in " ".join(report.split())
         assert f"{domain['perplexity']:.1f} ({domain['ratio']:.2f}×)" in report
+
+
+def test_the_table_says_of_speed_what_the_advice_counts_with(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The times of one busy comparison are no speed-up, though they look like 3.48 of it."""
+    monkeypatch.setenv("COLUMNS", "80")
+    found = {"ratio": 1.12, "low": 1.09, "high": 1.15}
+    model = {"num_parameters": 1000, "domains": []}
+    dense = {**model, "id": NAME, "num_blocks": 30, "measured_speedup": None}
+    busy = {"predicted_speedup": 1.08, "measured_speedup": None, "removed_blocks": [1, 2, 3]}
+    quiet = {"predicted_speedup": 1.17, "measured_speedup": found, "removed_blocks": [1, 2, 3, 4]}
+    sides = [
+        ModelFigures(dense | {"predicted_speedup": None}, 0.02, 0.0348, 100.0, "a"),
+        ModelFigures({**model, "id": f"{NAME}@-3", "num_blocks": 27, **busy}, 0.01, 0.01, 9.0, "b"),
+        ModelFigures({**model, "id": f"{NAME}@-4", "num_blocks": 26, **quiet}, 0.1, 0.02, 9.0, "c"),
+    ]
+    print_report({}, sides, "a prompt", as_json=False)
+    lines = capsys.readouterr().out
+    cells = {
+        row[1]: row[3:]
+        for line in lines.splitlines()
+        if len(row := [cell.strip() for cell in line.split("│")]) > 4
+    }
+    assert cells["speed-up, measured"][:2] == ["not measured", "1.12×"]
+    assert cells["95 % interval"][:2] == ["", "1.09 to 1.15"]
+    assert cells["speed-up, predicted"][:2] == ["1.08×", "1.17×"]
+    assert "3.48" not in lines
+    assert "not measured: no comparison was quiet enough" in lines
+    print_report({}, [sides[0], sides[2]], "a prompt", as_json=False)
+    assert "quiet enough" not in capsys.readouterr().out
 
 
 class _Advised:
