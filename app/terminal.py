@@ -1,10 +1,15 @@
-"""What commands print: JSON and times. Light, so that those which need no model start at once."""
+"""What commands print: JSON, times and what they do. Light, so that those which need no model
+start at once.
+"""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 
 def print_json(data: Any) -> None:  # noqa: ANN401 - whatever JSON can say
@@ -14,3 +19,12 @@ def print_json(data: Any) -> None:  # noqa: ANN401 - whatever JSON can say
 def local_time(seconds: float) -> str:
     """Seconds since 1970 in the time zone of this machine, as every command shows times."""
     return f"{datetime.fromtimestamp(seconds, UTC).astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+@contextmanager
+def saying(console: Console, what: str) -> Iterator[None]:
+    """Show what is done; without a terminal, which has no status, in a line."""
+    if not console.is_terminal:
+        console.print(what, markup=False, highlight=False, soft_wrap=True)
+    with console.status(escape(what)):
+        yield

@@ -4,8 +4,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +31,7 @@ from app.models.demo_bar import demo_model_with_bar
 from app.models.entry import ModelEntry
 from app.models.measured_speedups import MeasuredSpeedup, MeasuredSpeedups
 from app.results.store import ResultKind, ResultStore
-from app.terminal import print_json
+from app.terminal import print_json, saying
 from pruning.checkpoints.store import CheckpointStore
 from pruning.config import Settings
 from pruning.extras import has_extra, missing_extra
@@ -58,9 +57,9 @@ def run_bench(
     sides = subject.sides()
     dense = subject.dense.model
     console = Console(stderr=True, highlight=False)
-    with _saying(console, "Compiling and timing kernels"):
+    with saying(console, "Compiling and timing kernels"):
         Engine(tuner=subject.tuner, recorder=no_recorder).kernels.finish(*sides.values())
-    with _saying(console, "Measuring the parts of a decode step"):
+    with saying(console, "Measuring the parts of a decode step"):
         parts = {scenario: measure_times(dense, plan.rows(scenario)) for scenario in plan.scenarios}
     weights = {name: _weight_bytes(variant) for name, variant in sides.items()}
     bench = Bench(subject, plan, {}, parts, weights, {**facts, "machine": machine()})
@@ -75,15 +74,6 @@ def run_bench(
             bench = replace(bench, samples={**bench.samples, scenario: samples})
             _write(bench, out)
     return bench
-
-
-@contextmanager
-def _saying(console: Console, what: str) -> Iterator[None]:
-    """Show what is done; without a terminal, which has no status, in a line."""
-    if not console.is_terminal:
-        console.print(what, markup=False)
-    with console.status(what):
-        yield
 
 
 def stored_subject(
@@ -118,7 +108,7 @@ def stored_subject(
             tenants.add(entry.order.tenant)
         if repaired := _repair(entry, checkpoints):
             repairs[entry.name] = repaired
-    with Console(stderr=True).status(f"Loading {name}"):
+    with saying(Console(stderr=True), f"Loading {name}"):
         loaded = models.load(name, dtype=dtype, device=settings.device)
     dense = make_variant(name, name, loaded.model)
     tuner = _tuner(settings)

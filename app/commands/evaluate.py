@@ -16,6 +16,7 @@ from app.commands.eval_table import Evaluation, print_evaluations
 from app.commands.json_answers import json_score
 from app.commands.progress import search_progress
 from app.commands.subject import NotEvaluable, Subject, subject_of
+from app.terminal import saying
 from pruning.config import WorkerSettings
 from pruning.data.texts import default_seqlen, text_windows
 from pruning.evaluation.json_questions import JsonScore, json_questions
@@ -100,9 +101,9 @@ def run_evaluation(
     """Evaluate each model and report the results. Shared weights are read once."""
     console = Console(stderr=True)
     if tasks.zero_shot:
-        with console.status("Looking up the tasks of lm-eval"):
+        with saying(console, "Looking up the tasks of lm-eval"):
             check_tasks(tasks.zero_shot, tasks.tasks_dir)
-    with console.status(f"Looking up {', '.join(names)}"):
+    with saying(console, f"Looking up {', '.join(names)}"):
         set_up_torch(settings.threads)
         subjects = [subject_of(name, settings) for name in names]
     is_compared = bool(tasks.texts) or tasks.has_json
@@ -189,8 +190,7 @@ def _evaluated(
                 f"{path} is streamed, and tasks of lm-eval and quantized weights need the whole "
                 "model in memory: leave them out, or use --resident model"
             )
-        with search_progress(console) as progress:
-            progress.add_task(f"load {path.name}", total=None)
+        with saying(console, f"Loading {path.name}"):
             dense = load_dense_model(path, resident, resources, dtype=options.dtype)
         for column in [one for one in columns if one.subject.path == path]:
             console.print(column.name, markup=False, highlight=False, soft_wrap=True)
@@ -280,7 +280,9 @@ class _ModelEvaluation:
 
     @contextmanager
     def _observed(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """Show a progress bar during a measurement."""
+        """Show a progress bar during a measurement; without a terminal, first what it measures."""
+        if not self.progress.console.is_terminal:
+            self.progress.console.print(f"  {what}", markup=False, highlight=False)
         bar = self.progress.add_task(f"  {what}", total=None)
 
         def observe(done: int, total: int) -> None:
