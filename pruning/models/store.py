@@ -153,8 +153,9 @@ def _checked(info: ModelInfo, name: str) -> ModelInfo:
 
 
 def stamp_of(path: Path) -> Stamp:
-    """A stamp of the existing config and weight files, which changes when one of them changes."""
-    files = [path / "config.json", *sorted(path.glob("*.safetensors"))]
+    """A stamp of the existing files that ``inspect`` looks at. It changes when one of them does."""
+    others = (path / name for name in _VOCABULARIES)
+    files = [path / "config.json", *others, *sorted(path.glob("*.safetensors"))]
     stats = [(file.name, file.stat()) for file in files if file.exists()]
     return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 

@@ -1,6 +1,7 @@
 """The commands of ``sleb``; in a separate process only where that makes a difference."""
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -114,6 +115,17 @@ def test_models_lists_the_catalog(data_dir: Path) -> None:
     listed = sleb(data_dir, "models").stdout
     assert "tiny" in listed
     assert "measured ┃\n" in listed  # no column for errors without an error
+
+
+def test_models_names_what_is_wrong_with_a_truncated_model(data_dir: Path) -> None:
+    """In place of a number of blocks, as if it could be served."""
+    weights = data_dir / "models" / "tiny" / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size - 1000)
+    listed = sleb(data_dir, "models")
+    assert (listed.returncode, listed.stderr) == (0, "")
+    assert "its header says" in " ".join(listed.stdout.split())
+    [found] = json.loads(sleb(data_dir, "models", "--json").stdout)
+    assert "its header says" in found["error"]
 
 
 def test_models_plot_writes_one_picture_of_the_checkpoints_of_a_model(

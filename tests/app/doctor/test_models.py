@@ -74,6 +74,13 @@ def test_a_model_that_cannot_be_loaded_is_told(
     assert found.advice
 
 
+def test_a_tokenizer_that_goes_after_an_inspection_is_missed(tiny_models_dir: Path) -> None:
+    assert models(tiny_models_dir)[0].level is Level.OK
+    lose_tokenizer(tiny_models_dir / "tiny")
+    [found] = models(tiny_models_dir)
+    assert (found.level, "has no tokenizer" in found.said) == (Level.WRONG, True)
+
+
 def test_each_model_is_looked_at(tiny_models_dir: Path) -> None:
     write_unsupported(tiny_models_dir / "encoder", "t5")
     shutil.copytree(tiny_models_dir / "tiny", tiny_models_dir / "no name")

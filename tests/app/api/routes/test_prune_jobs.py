@@ -176,6 +176,24 @@ def test_a_job_that_can_never_run_is_refused_and_leaves_nothing(
     assert client.get("/prune-jobs").json()["data"] == []
 
 
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [("", "holds no text"), ("hello world", "gives 0 windows of 16 tokens, needed: 4")],
+)
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_file_of_too_little_text_is_refused_by_a_dry_run_too(
+    client: TestClient, data_dir: Path, text: str, word: str, *, dry_run: bool
+) -> None:
+    (data_dir / "texts").mkdir()
+    (data_dir / "texts" / "short.txt").write_text(text)
+    calibration = {"dataset": "file", "path": "short.txt", "num_samples": 4, "seqlen": 16}
+    body = {**JOB, "calibration": calibration, "dry_run": dry_run}
+    response = client.post("/prune-jobs", json=body)
+    assert response.status_code == 422, response.text
+    assert word in response.json()["detail"]
+    assert client.get("/prune-jobs").json()["data"] == []
+
+
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
 @pytest.mark.parametrize("target", ["sparsity", "max_perplexity_ratio", "target_speedup"])
 def test_numbers_that_json_does_not_know_are_refused(
