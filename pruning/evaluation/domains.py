@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import chain, count, pairwise
 
 import torch
 
 from pruning.data.windows import Windows
 from pruning.evaluation.enough import EVERY_WINDOW, Enough
-from pruning.evaluation.pruned_losses import PrunedModel, pruned_losses
+from pruning.evaluation.pruned_losses import Part, PrunedModel, losses_of_parts, pruned_losses
 from pruning.evaluation.quality import DomainQuality, Measured, Shares, perplexity_of
 from pruning.models.blocks import Own, num_blocks
 from pruning.removal import Losses, kept
@@ -31,55 +31,59 @@ def measure_domains(
     raw = [PrunedModel(kept(total, removed[:number])) for number in range(len(removed) + 1)]
     repaired = [PrunedModel(raw[number].keep, tensors) for number, tensors in own.items()]
     models = [*raw, *repaired]
-    depth_of = dict(enumerate([*(at for at in range(len(raw))), *own]))
-    served = {at for at, depth in depth_of.items() if at >= len(raw) or depth not in own}
+    served = {**dict(enumerate(range(len(raw)))), **dict(zip(own, count(len(raw)), strict=False))}
     losses: dict[str, list[list[float]]] = {name: [[] for _ in models] for name in windows}
     available = {name: len(part.token_ids) for name, part in windows.items()}
-    wanted: Mapping[str, int] = {
-        name: enough.at_first(number) for name, number in available.items()
+    wanted: _Wanted = {
+        name: dict.fromkeys(range(len(models)), enough.at_first(number))
+        for name, number in available.items()
     }
-    measured = list(range(len(models)))
     while True:
-        _measure(dense, models, measured, windows, wanted, losses)
+        _measure(dense, models, windows, wanted, losses)
         found = tuple(
             _domain(name, windows[name], of_domain, tuple(own), len(raw))
             for name, of_domain in losses.items()
         )
-        wanted = enough.next_sizes(found, available)
-        if not wanted:
+        sizes = enough.next_sizes(found, available)
+        if not sizes:
             return found
-        measured = [0] + [
-            at
-            for at in sorted(served - {0})
-            if any(enough.lacks(one, depth_of[at]) for one in found if one.domain in wanted)
-        ]
+        wanted = {
+            name: {0: max(of.values()), **{served[depth]: size for depth, size in of.items()}}
+            for name, of in sizes.items()
+        }
+
+
+_Wanted = Mapping[str, Mapping[int, int]]  # windows in all, by domain and position of the model
 
 
 def _measure(
     dense: DenseModel,
     models: Sequence[PrunedModel],
-    measured: Sequence[int],
     windows: Mapping[str, Windows],
-    wanted: Mapping[str, int],
+    wanted: _Wanted,
     losses: Mapping[str, list[list[float]]],
 ) -> None:
-    """Extend the ``losses`` of some models to the first ``wanted`` windows of these domains.
+    """Extend the ``losses`` of models to the first ``wanted`` windows of each domain."""
+    parts = [
+        (name, Part(windows[name].token_ids[begin:end], which))
+        for name, sizes in wanted.items()
+        for begin, end, which in _segments([len(found) for found in losses[name]], sizes)
+    ]
+    found = losses_of_parts(dense, models, [part for _, part in parts])
+    for (name, part), of_part in zip(parts, found, strict=True):
+        for at, more in zip(part.models, of_part, strict=True):
+            losses[name][at].extend(more)
 
-    ``measured`` are their positions. A model that was left out before keeps what it has: all its
-    windows are the first ones.
-    """
-    parts = {
-        name: replace(part, token_ids=part.token_ids[len(losses[name][0]) : wanted[name]])
-        for name, part in windows.items()
-        if name in wanted
-    }
-    token_ids = torch.cat([part.token_ids for part in parts.values()])
-    chosen = [models[at] for at in measured]
-    for name, found in _by_domain(parts, pruned_losses(dense, chosen, token_ids)):
-        num_before = len(losses[name][0])
-        for at, more in zip(measured, found, strict=True):
-            if len(losses[name][at]) == num_before:
-                losses[name][at].extend(more)
+
+def _segments(
+    measured: Sequence[int], wanted: Mapping[int, int]
+) -> Iterator[tuple[int, int, Sequence[int]]]:
+    """Ranges of windows, in order, each with the positions of the models that lack its windows."""
+    spans = {at: (measured[at], size) for at, size in wanted.items() if size > measured[at]}
+    for begin, end in pairwise(sorted({*chain.from_iterable(spans.values())})):
+        which = [at for at, (first, last) in spans.items() if first <= begin and end <= last]
+        if which:
+            yield begin, end, which
 
 
 def with_healed(

@@ -7,6 +7,7 @@ The sizes follow from the intervals so far, as in sequential estimation of a mea
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from pruning.evaluation.extent import Ended, Extent
@@ -18,19 +19,17 @@ _MOST_GROWTH = 4  # a standard error of few windows is itself uncertain
 _SPARE = 1.1  # more windows than expected, so that a round more is seldom needed
 
 
+Sizes = Mapping[str, Mapping[int, int]]  # windows in all, by domain and number of removed blocks
+
+
 class Enough(Protocol):
     """Decides after each pass whether more windows are measured."""
 
     def at_first(self, available: int) -> int:
-        """How many windows of a domain are measured first."""
+        """How many windows of a domain are measured first, at every depth."""
 
-    def next_sizes(
-        self, domains: Sequence[DomainQuality], available: Mapping[str, int]
-    ) -> Mapping[str, int]:
-        """How many windows in all each domain that lacks some is to have. Empty: it is enough."""
-
-    def lacks(self, domain: DomainQuality, num_removed: int) -> bool:
-        """Whether this depth is one of those that need them."""
+    def next_sizes(self, domains: Sequence[DomainQuality], available: Mapping[str, int]) -> Sizes:
+        """What each depth that lacks windows is to have. Empty: it is enough."""
 
 
 class EveryWindow:
@@ -39,20 +38,18 @@ class EveryWindow:
     def at_first(self, available: int) -> int:
         return available
 
-    def next_sizes(
-        self, _domains: Sequence[DomainQuality], _available: Mapping[str, int]
-    ) -> Mapping[str, int]:
+    def next_sizes(self, _domains: Sequence[DomainQuality], _available: Mapping[str, int]) -> Sizes:
         return {}
-
-    def lacks(self, _domain: DomainQuality, _num_removed: int) -> bool:
-        return False
 
 
 EVERY_WINDOW = EveryWindow()
 
 
 class UntilKnown:
-    """Takes windows until ``evaluation`` ends and the gate is decided, and keeps how it ended."""
+    """Takes windows until ``evaluation`` ends and the gate is decided, and keeps how it ended.
+
+    Each depth has as many as it needs: the differences of a shallow one vary least.
+    """
 
     def __init__(
         self,
@@ -64,66 +61,91 @@ class UntilKnown:
         self._is_decided = is_decided
         self._clock = clock
         self._started = clock()
-        self._lacks_decision = False
         self.extent: Extent | None = None  # None before the end
 
     def at_first(self, available: int) -> int:
         wanted = self._evaluation.num_samples
         return min(available, FIRST_WINDOWS if wanted is None else wanted)
 
-    def next_sizes(
-        self, domains: Sequence[DomainQuality], available: Mapping[str, int]
-    ) -> Mapping[str, int]:
+    def next_sizes(self, domains: Sequence[DomainQuality], available: Mapping[str, int]) -> Sizes:
         spent_s = self._clock() - self._started
         if self._evaluation.num_samples is not None:
             return self._end(Ended.NUMBER)
-        self._lacks_decision = not self._is_decided(domains)
-        lacking = {domain.domain: size for domain in domains if (size := self._size(domain))}
+        is_decided = self._is_decided(domains)
+        lacking = [
+            _Growth(domain, sizes, available[domain.domain])
+            for domain in domains
+            if (sizes := self._lacking(domain, is_decided=is_decided))
+        ]
         if not lacking:
             return self._end(Ended.MARGIN)
-        sizes = {name: min(size, available[name]) for name, size in lacking.items()}
-        measured = {domain.domain: domain.num_windows for domain in domains}
-        more = {name: size - measured[name] for name, size in sizes.items()}
-        if not any(more.values()):
+        num_more = sum(growth.num_more for growth in lacking)
+        if not num_more:
             return self._end(Ended.TEXT)
-        share = self._affordable(sum(measured.values()), sum(more.values()), spent_s)
-        sizes = {
-            name: measured[name] + took
-            for name, number in more.items()
-            if (took := math.floor(share * number)) > 0
+        share = self._affordable(sum(map(_num_measured, domains)), num_more, spent_s)
+        found = {
+            growth.domain.domain: sizes for growth in lacking if (sizes := growth.sizes(share))
         }
-        return sizes or self._end(Ended.TIME)
+        return found or self._end(Ended.TIME)
 
-    def lacks(self, domain: DomainQuality, num_removed: int) -> bool:
-        margin = domain.margin_after(num_removed)
-        if margin == math.inf:  # a broken model stays so
-            return False
-        is_wide = margin is None or margin > self._wanted
-        return is_wide or (self._lacks_decision and num_removed == len(domain.raw))
+    def _lacking(self, domain: DomainQuality, *, is_decided: bool) -> Mapping[int, int]:
+        """How many windows each depth that lacks some is to have."""
+        deepest = len(domain.raw)
+        sizes = {depth: self._size(domain, depth) for depth in range(1, deepest + 1)}
+        if not is_decided and math.isfinite(domain.served_after(deepest).loss):
+            sizes[deepest] = sizes[deepest] or 2 * domain.num_windows_after(deepest)
+        return {depth: size for depth, size in sizes.items() if size}
 
-    @property
-    def _wanted(self) -> float:
-        return math.log1p(self._evaluation.margin)
-
-    def _size(self, domain: DomainQuality) -> int:
-        """How many windows the domain is to have, by its widest interval; 0 for no more."""
-        depths = [at for at in range(1, len(domain.raw) + 1) if self.lacks(domain, at)]
-        if not depths:
+    def _size(self, domain: DomainQuality, depth: int) -> int:
+        """How many windows make the interval narrow; 0 if it is, or if a broken model stays so."""
+        margin, wanted = domain.margin_after(depth), math.log1p(self._evaluation.margin)
+        if margin is not None and (margin <= wanted or margin == math.inf):
             return 0
-        margins = [domain.margin_after(depth) for depth in depths]
-        most = domain.num_windows * _MOST_GROWTH
-        widest = max(margin or math.inf for margin in margins)
-        if widest <= self._wanted:  # only the gate is undecided
-            return 2 * domain.num_windows
-        needed = domain.num_windows * (widest / self._wanted) ** 2 * _SPARE
-        return math.ceil(min(needed, most)) + 1
+        growth = _MOST_GROWTH if margin is None else _SPARE * (margin / wanted) ** 2
+        return math.ceil(domain.num_windows_after(depth) * min(growth, _MOST_GROWTH)) + 1
 
     def _affordable(self, measured: int, more: int, spent_s: float) -> float:
-        """The share of ``more`` windows that the rest of the time allows, by the pace so far."""
+        """The share of ``more`` losses that the rest of the time allows, by the pace so far."""
         needed_s = more * spent_s / measured
         left_s = self._evaluation.max_seconds - spent_s
         return 1.0 if needed_s <= left_s else max(0.0, left_s) / needed_s
 
-    def _end(self, ended: Ended) -> Mapping[str, int]:
+    def _end(self, ended: Ended) -> Sizes:
         self.extent = Extent(ended, self._evaluation.margin, self._evaluation.max_seconds)
         return {}
+
+
+@dataclass(frozen=True)
+class _Growth:
+    """The windows that depths of a domain are to have, of those that there are."""
+
+    domain: DomainQuality
+    wanted: Mapping[int, int]  # by number of removed blocks
+    available: int
+
+    def sizes(self, share: float = 1.0) -> Mapping[int, int]:
+        """With this ``share`` of what is to be added; without depths that get nothing."""
+        found = {}
+        for depth, size in self.wanted.items():
+            measured = self.domain.num_windows_after(depth)
+            found[depth] = measured + math.floor(share * (min(size, self.available) - measured))
+        return {
+            depth: size
+            for depth, size in found.items()
+            if size > self.domain.num_windows_after(depth)
+        }
+
+    @property
+    def num_more(self) -> int:
+        """Losses of windows to be measured, those of the dense model among them."""
+        sizes = self.sizes()
+        of_dense = max(0, max(sizes.values(), default=0) - self.domain.num_windows)
+        return of_dense + sum(
+            size - self.domain.num_windows_after(depth) for depth, size in sizes.items()
+        )
+
+
+def _num_measured(domain: DomainQuality) -> int:
+    """Losses of windows that were measured, of all models."""
+    measured = (domain.dense, *domain.raw, *domain.repaired)
+    return sum(one.num_windows or domain.num_windows for one in measured if one is not None)

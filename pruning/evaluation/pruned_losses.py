@@ -4,7 +4,7 @@ Two models that have the same blocks up to some block share the hidden states in
 prefixes of a removal order, raw and repaired, cost less than one by one. Each block is loaded once.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -40,67 +40,111 @@ class PrunedModel:
     own: Own = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Part:
+    """Windows [num_windows, seqlen], and the positions of the models that are measured on them."""
+
+    windows: torch.Tensor
+    models: Sequence[int]
+
+
 def pruned_losses(
     dense: DenseModel, models: Sequence[PrunedModel], windows: torch.Tensor
 ) -> list[Losses]:
     """Nats per predicted token of each of the ``windows [num_windows, seqlen]``, for each model.
 
+    Raises ``StateBudgetTooSmall``.
+    """
+    return losses_of_parts(dense, models, [Part(windows, range(len(models)))])[0]
+
+
+def losses_of_parts(
+    dense: DenseModel, models: Sequence[PrunedModel], parts: Sequence[Part]
+) -> list[list[Losses]]:
+    """The losses of each part, for each of its models. All windows have one length.
+
     Hidden states take at most the state budget of the run; windows that exceed it have a pass of
     their own. Raises ``StateBudgetTooSmall``.
     """
-    config, seqlen = dense.model.config, windows.shape[1]
-    state_bytes = seqlen * config.hidden_size * dense.model.dtype.itemsize
-    needed = (len(models) + 1) * state_bytes
+    config, seqlen = dense.model.config, parts[0].windows.shape[1]
+    most = max(len(part.models) for part in parts)
+    needed = (most + 1) * seqlen * config.hidden_size * dense.model.dtype.itemsize
     budget = state_budget(
         dense.visited().device,
         dense.resources.state_budget,
         least=needed,
-        of=f"one window of {seqlen} tokens in {counted(len(models), 'model')}",
+        of=f"one window of {seqlen} tokens in {counted(most, 'model')}",
     )
-    found: list[list[float]] = [[] for _ in models]
-    for group in torch.split(windows, budget // needed):
-        for losses, more in zip(found, _one_pass(dense, models, group), strict=True):
-            losses.extend(more)
-    return list(found)
+    found: list[list[list[float]]] = [[[] for _ in part.models] for part in parts]
+    for pieces in _passes(parts, budget // needed):
+        for number, of_piece in _one_pass(dense, models, pieces):
+            for losses, more in zip(found[number], of_piece, strict=True):
+                losses.extend(more)
+    return [list(of_part) for of_part in found]
+
+
+_Pieces = Sequence[tuple[int, Part]]  # each with the number of the part that it is from
+
+
+def _passes(parts: Sequence[Part], most_windows: int) -> Iterator[_Pieces]:
+    """What fits into memory at once: parts, some of them in pieces."""
+    pieces: list[tuple[int, Part]] = []
+    room = most_windows
+    for number, part in enumerate(parts):
+        windows = part.windows
+        while len(windows):
+            piece, windows = windows[:room], windows[room:]
+            pieces.append((number, Part(piece, part.models)))
+            room -= len(piece)
+            if not room:
+                yield pieces
+                pieces, room = [], most_windows
+    if pieces:
+        yield pieces
 
 
 @torch.inference_mode()
 def _one_pass(
-    dense: DenseModel, models: Sequence[PrunedModel], windows: torch.Tensor
-) -> list[list[float]]:
+    dense: DenseModel, models: Sequence[PrunedModel], pieces: _Pieces
+) -> list[tuple[int, list[list[float]]]]:
+    """The losses of each model of a piece on its windows, in order."""
     visited = dense.visited()
-    token_ids = windows.to(visited.device)
-    size = max(1, dense.resources.batch_tokens // windows.shape[1])
     with visited.embeddings():
         batches = [
-            _Batch(visited.model, part, len(models)) for part in torch.split(token_ids, size)
+            (number, _Batch(visited.model, token_ids.to(visited.device), piece.models))
+            for number, piece in pieces
+            for token_ids in torch.split(piece.windows, _batch_size(dense, piece.windows))
         ]
-    needed = sorted({block for pruned in models for block in pruned.keep})
+    used = {at for _, piece in pieces for at in piece.models}
+    needed = sorted({block for at in used for block in models[at].keep})
     with closing(visited.blocks(needed)) as loaded:
         for block in loaded:
-            modules = list(_modules(visited, block, models))
-            for batch in batches:
+            modules = dict(_modules(visited, block, {at: models[at] for at in sorted(used)}))
+            for _, batch in batches:
                 batch.run(block, modules)
     with visited.head():
-        by_batch = [batch.losses(visited.model) for batch in batches]
-    return [[loss for losses in parts for loss in losses] for parts in zip(*by_batch, strict=True)]
+        return [(number, batch.losses(visited.model)) for number, batch in batches]
+
+
+def _batch_size(dense: DenseModel, windows: torch.Tensor) -> int:
+    return max(1, dense.resources.batch_tokens // windows.shape[1])
 
 
 def _modules(
-    visited: VisitedModel, block: int, models: Sequence[PrunedModel]
-) -> Iterator[nn.Module | None]:
+    visited: VisitedModel, block: int, models: Mapping[int, PrunedModel]
+) -> Iterator[tuple[int, nn.Module | None]]:
     """What each pruned model runs in place of a block: one module for equal tensors, or None."""
     known: list[tuple[Own, nn.Module]] = [(NO_OWN, block_list(visited.model)[block])]
-    for pruned in models:
+    for at, pruned in models.items():
         if block not in pruned.keep:
-            yield None
+            yield at, None
             continue
         own = own_of_block(visited.model, block, pruned.own, visited.device)
         module = next((module for tensors, module in known if _are_equal(tensors, own)), None)
         if module is None:
             module = with_own(known[0][1], own)
             known.append((own, module))
-        yield module
+        yield at, module
 
 
 def _are_equal(one: Own, other: Own) -> bool:
@@ -108,19 +152,26 @@ def _are_equal(one: Own, other: Own) -> bool:
 
 
 class _Batch:
-    """Windows that go through a block together. Models may share the tensors of their states."""
+    """Windows that go through a block together, in the models at these positions.
 
-    def __init__(self, model: PreTrainedModel, token_ids: torch.Tensor, num_models: int) -> None:
+    Models may share the tensors of their states.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, token_ids: torch.Tensor, models: Sequence[int]
+    ) -> None:
         self._token_ids = token_ids
+        self._models = models
         hidden, self._calls = block_calls(model, token_ids)
-        self._states = [hidden] * num_models
+        self._states = [hidden] * len(models)
 
-    def run(self, block: int, modules: Sequence[nn.Module | None]) -> None:
+    def run(self, block: int, modules: Mapping[int, nn.Module | None]) -> None:
         """Advance each model by its module, once for models with the same state and module."""
         call = self._calls[block]
         outputs: dict[tuple[int, int], torch.Tensor] = {}
         states = []
-        for module, hidden in zip(modules, self._states, strict=True):
+        for at, hidden in zip(self._models, self._states, strict=True):
+            module = modules[at]
             if module is None:
                 states.append(hidden)
                 continue

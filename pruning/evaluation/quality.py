@@ -189,6 +189,10 @@ class DomainQuality:
         num_windows = measured.num_windows or self.num_windows
         return _exp_interval(measured.loss - self.dense.loss, measured.standard_error, num_windows)
 
+    def num_windows_after(self, num_removed: int) -> int:
+        """On how many windows this depth was measured as it is served."""
+        return self.served_after(num_removed).num_windows or self.num_windows
+
     def margin_after(self, num_removed: int) -> float | None:
         """How far the interval of the ratio reaches, on the scale of the loss, as it is served.
 
@@ -197,7 +201,7 @@ class DomainQuality:
         served = self.served_after(num_removed)
         if not math.isfinite(served.loss):
             return math.inf
-        num_windows = served.num_windows or self.num_windows
+        num_windows = self.num_windows_after(num_removed)
         if served.standard_error is None or num_windows < MIN_WINDOWS:
             return None
         return _margin(served.standard_error, num_windows)

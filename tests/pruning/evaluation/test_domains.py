@@ -1,6 +1,6 @@
 """The quality of each domain is what the slow scorer finds on its windows, depth by depth."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from math import exp
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 from pruning.data.calibration import evaluation_windows
 from pruning.data.windows import Windows
 from pruning.evaluation.domains import measure_domains, perplexity_curve
+from pruning.evaluation.enough import Sizes
 from pruning.evaluation.quality import DomainQuality, Measured
 from pruning.models.blocks import view
 from pruning.models.store import ModelStore, load
@@ -95,12 +96,9 @@ class TwiceForDepth2:
     def at_first(self, _available: int) -> int:
         return 2
 
-    def next_sizes(self, domains: Sequence[DomainQuality], _: object) -> Mapping[str, int]:
+    def next_sizes(self, domains: Sequence[DomainQuality], _: object) -> Sizes:
         self.passes += 1
-        return {one.domain: 3 for one in domains} if self.passes == 1 else {}
-
-    def lacks(self, _domain: DomainQuality, num_removed: int) -> bool:
-        return num_removed == 2
+        return {one.domain: {2: 3} for one in domains} if self.passes == 1 else {}
 
 
 def test_windows_are_added_for_depths_that_lack_them(dense: DenseModel) -> None:

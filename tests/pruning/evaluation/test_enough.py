@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pruning.data.windows import Windows, mixed
-from pruning.evaluation.enough import FIRST_WINDOWS, UntilKnown
+from pruning.evaluation.enough import FIRST_WINDOWS, Sizes, UntilKnown
 from pruning.evaluation.extent import Ended, Extent
 from pruning.evaluation.quality import DomainQuality, Measured, Quality
 from pruning.spec import InvalidSpec
@@ -31,7 +31,7 @@ PLENTY = {"prose": 500, "code": 500}
 
 def sizes(
     enough: UntilKnown, *domains: DomainQuality, available: Mapping[str, int] = PLENTY
-) -> tuple[Mapping[str, int], Ended | None]:
+) -> tuple[Sizes, Ended | None]:
     found = enough.next_sizes(domains, available)
     return found, enough.extent.ended if enough.extent else None
 
@@ -42,28 +42,28 @@ def test_only_a_domain_with_a_wide_interval_gets_more_windows() -> None:
     assert ended is None
     assert found.keys() == {"code"}
     # t(15) * 0.03 = 0.0639, wanted log(1.03) = 0.0296: (0.0639 / 0.0296)² * 1.1 * 16 = 82.4
-    assert found["code"] == 65  # not more than four times as many, and one
+    assert found["code"] == {1: 65}  # not more than four times as many, and one
     assert sizes(until(Evaluation()), narrow) == ({}, Ended.MARGIN)
     assert sizes(until(Evaluation(margin=0.1)), narrow, wide) == ({}, Ended.MARGIN)
 
 
 def test_the_time_ends_it_by_the_pace_so_far() -> None:
     wide = domain("prose", 16, 0.03)
-    found, ended = sizes(until(Evaluation(max_seconds=3), spent_s=1.0), wide)
-    assert (found, ended) == ({"prose": 47}, None)  # 16 a second, 2 s are left
+    found, ended = sizes(until(Evaluation(max_seconds=2.9), spent_s=1.0), wide)
+    assert (found, ended) == ({"prose": {1: 46}}, None)  # 16 a second in both, 1.9 s are left
     assert sizes(until(Evaluation(max_seconds=1), spent_s=1.0), wide) == ({}, Ended.TIME)
 
 
 def test_the_text_ends_it() -> None:
     wide = domain("prose", 16, 0.03)
-    assert sizes(until(Evaluation()), wide, available={"prose": 20})[0] == {"prose": 20}
+    assert sizes(until(Evaluation()), wide, available={"prose": 20})[0] == {"prose": {1: 20}}
     assert sizes(until(Evaluation()), wide, available={"prose": 16}) == ({}, Ended.TEXT)
 
 
 def test_an_undecided_limit_asks_for_twice_as_many() -> None:
     narrow = domain("prose", 16, 0.001)
     enough = until(Evaluation(), is_decided=False)
-    assert sizes(enough, narrow) == ({"prose": 32}, None)
+    assert sizes(enough, narrow) == ({"prose": {1: 32}}, None)
 
 
 def test_a_number_of_windows_is_taken_at_once() -> None:
@@ -77,7 +77,7 @@ def test_a_broken_model_is_not_measured_for_ever() -> None:
     broken = domain("prose", 16, None, math.inf)
     assert sizes(until(Evaluation()), broken)[0] == {}
     few = domain("prose", 2, None)
-    assert sizes(until(Evaluation()), few)[0] == {"prose": 9}
+    assert sizes(until(Evaluation()), few)[0] == {"prose": {1: 9}}
 
 
 def test_differences_on_fewer_windows_are_added_to_the_loss_of_the_dense_model() -> None:
@@ -92,12 +92,15 @@ def test_differences_on_fewer_windows_are_added_to_the_loss_of_the_dense_model()
     assert (found.value, found.low) == pytest.approx((expected.value, expected.low))
 
 
-def test_only_depths_that_lack_windows_are_measured_again() -> None:
-    served = (Measured(2.1, 0.001), Measured(2.4, 0.1))
+def test_each_depth_gets_as_many_windows_as_it_lacks() -> None:
+    served = (Measured(2.1, 0.001), Measured(2.4, 0.1), Measured(2.4, 0.02), Measured(2.4, 0.02, 8))
     of_domain = DomainQuality("prose", "text", 16, 8, "d", Measured(2.0, 0.1), served)
-    enough = until(Evaluation())
-    assert sizes(enough, of_domain)[0] == {"prose": 65}
-    assert [enough.lacks(of_domain, depth) for depth in (1, 2)] == [False, True]
+    # t(15) * 0.02 = 0.0426 is 1.44 times what is wanted: 1.44² * 1.1 * 16 = 36.6, and one
+    # t(7) * 0.02 = 0.0473 is 1.60 times that, of the windows that this depth had: 8
+    expected = {2: 65, 3: 38, 4: 24}
+    assert sizes(until(Evaluation()), of_domain)[0] == {"prose": expected}
+    undecided = sizes(until(Evaluation(), is_decided=False), of_domain)[0]
+    assert undecided == {"prose": expected}, "the deepest gets more windows already"
 
 
 def test_the_manifest_keeps_how_it_ended() -> None:

@@ -1,6 +1,7 @@
 """Losses of many pruned models at once are those of each alone, wherever the weights are."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Sequence
+from math import ceil
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pruning.evaluation.pruned_losses import PrunedModel, pruned_losses
+from pruning.evaluation.pruned_losses import Part, PrunedModel, losses_of_parts, pruned_losses
 from pruning.models.blocks import BlockCall, Own, view
 from pruning.models.memory import StateBudgetTooSmall
 from pruning.removal import Losses, kept
+from pruning.repair.repair import ResidentModel
 from pruning.search.dense_model import DenseModel, Resources, load_dense_model
 from pruning.search.scoring import PlainScorer
 from pruning.spec.prune import Resident
@@ -113,6 +115,31 @@ def test_any_models_in_any_budget(
     whole = dense_model(tiny_model_dir, Resident.MODEL)
     for pruned, losses in zip(models, pruned_losses(dense, models, windows()), strict=True):
         assert losses == pytest.approx(alone(whole, pruned), abs=1e-5)
+
+
+@pytest.mark.parametrize("num_windows", [1, 2, 5])
+def test_each_part_is_measured_with_its_models_in_as_few_passes_as_fit(
+    tiny_model_dir: Path, num_windows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[list[int]] = []
+    blocks = ResidentModel.blocks
+
+    def counted(this: ResidentModel, indices: Iterable[int]) -> Generator[int]:
+        passes.append([*indices])
+        return blocks(this, passes[-1])
+
+    monkeypatch.setattr(ResidentModel, "blocks", counted)
+    dense = dense_model(tiny_model_dir, Resident.MODEL, num_windows * 3 * STATE_BYTES)
+    gone: tuple[tuple[int, ...], ...] = ((), (4,), (4, 2))
+    models = [PrunedModel(kept(NUM_BLOCKS, each)) for each in gone]
+    each = windows()
+    parts = [Part(each[:2], [0, 2]), Part(each[2:3], [2]), Part(each[3:], [1, 0])]
+    found = losses_of_parts(dense, models, parts)
+    assert len(passes) == ceil(5 / num_windows)
+    for part, losses, begin in zip(parts, found, (0, 2, 3), strict=True):
+        for at, of_model in zip(part.models, losses, strict=True):
+            end = begin + len(part.windows)
+            assert of_model == pytest.approx(alone(dense, models[at])[begin:end], abs=1e-5)
 
 
 def test_a_budget_for_less_than_a_window_is_refused(tiny_model_dir: Path) -> None:
