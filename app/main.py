@@ -65,15 +65,13 @@ from app.models.measured_speedups import MeasuredSpeedups
 from app.models.registry import ModelRegistry
 from app.readiness import Readiness
 from app.results.store import ResultStore
-from app.vllm.exports import Exports
 from app.vllm.options import VllmOptions
-from app.vllm.servers import VllmServers
+from app.vllm.servers import VllmServers, servers_of
 from app.web import routes as web
 from app.webhooks.delivery import WebhookDeliverer
 from app.webhooks.sender import WebhookSender
 from app.webhooks.target import address_rule
 from pruning.checkpoints.store import CheckpointStore
-from pruning.config import child_environment
 from pruning.extras import require_extra
 from pruning.jobs.deletion import JobDeletion
 from pruning.jobs.events import EventFeed
@@ -205,7 +203,7 @@ def _services(
         prepare=async_engine.prepare,
     )
     external = ExternalBackend(declared, metrics, settings.prefix_cache)
-    servers = None if vllm is None else _vllm(settings, vllm, registry.catalog, checkpoints)
+    servers = None if vllm is None else servers_of(settings, vllm, registry.catalog, checkpoints)
     return Services(
         settings=settings,
         readiness=readiness,
@@ -328,23 +326,6 @@ def _engine(settings: ServeSettings, engine: Engine | None, tuner: Autotuner) ->
         max_waiting_tokens=settings.max_waiting_tokens,
         stall_s=settings.engine_stall_s,
     )
-
-
-def _vllm(
-    settings: ServeSettings, options: VllmOptions, catalog: Catalog, checkpoints: CheckpointStore
-) -> VllmServers:
-    folder = settings.vllm_dir
-    # written on the CPU: the memory of the card is for vLLM
-    export = child_environment(settings) | {"SLEB_DEVICE": "cpu"}
-    exports = Exports(
-        catalog,
-        checkpoints,
-        folder / "exports",
-        settings.vllm_cache_bytes,
-        export,
-        options.dtype,
-    )
-    return VllmServers(options, exports, folder / "logs", settings.engine, settings.vllm_models)
 
 
 def _generation(

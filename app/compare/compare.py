@@ -13,7 +13,7 @@ from itertools import chain, count
 from statistics import fmean
 from typing import TypeVar
 
-from app.compare.likelihood import Likelihood
+from app.compare.likelihood import Likelihood, Scorer
 from app.compare.speedup import (
     Kernels,
     Speedup,
@@ -121,7 +121,7 @@ class Comparer:
     ) -> None:
         self._generator = generator
         self._engine = engine
-        self._likelihood = Likelihood(generator, engine, scored)
+        self._likelihood = Likelihood(generator, Scorer(generator, engine, scored))
 
     async def compare(self, request: ComparisonRequest) -> Comparison:
         """Raises the errors in ``RAISES``."""

@@ -1,32 +1,32 @@
 """Evaluate what is served: perplexity on held-out text, beside that of the dense model.
 
-The engine reads one window after another between the steps of live requests, with the weights that
-are in memory. One evaluation runs at a time; others wait for it.
+The engine, or vLLM, reads one window after another between the steps of live requests, with the
+weights that are in memory. One evaluation runs at a time; others wait for it.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from app.engine.async_engine import AsyncEngine
-from app.engine.sampling.logprobs import score
-from app.generation.generator import Generator
-from app.generation.request import ServedElsewhere
-from app.models.registry import LOAD_RAISES, ServedModel
-from pruning.data.texts import TextUnusable, text_windows
+from app.compare.likelihood import Scorer
+from app.generation.generator import GENERATOR_LOAD_RAISES, Generator
+from app.generation.openai_client import EXTERNAL_RAISES
+from app.generation.request import Served, ServedElsewhere
+from app.models.registry import ServedModel
+from pruning.data.texts import TextUnusable, limited_windows, text_windows
 from pruning.data.windows import Windows
 from pruning.evaluation.quality import Perplexity, interval_of, perplexity_of
 
 
 class NotEvaluable(ValueError):
-    """Another server has the weights."""
+    """A server that was declared has the weights."""
 
     param = "model"
 
 
-RAISES = (NotEvaluable, TextUnusable, *LOAD_RAISES)
+RAISES = (NotEvaluable, TextUnusable, *GENERATOR_LOAD_RAISES, *EXTERNAL_RAISES)
 
 
 @dataclass(frozen=True)
@@ -41,25 +41,18 @@ class EvaluationRequest:
 class Evaluation:
     """``dense`` has the texts in the same order; it is empty for a dense model, or without one."""
 
-    served: ServedModel
+    served: Served
     perplexities: Sequence[Perplexity]  # with ratios to the dense model's, where that is here
     dense: Sequence[Perplexity] = ()
 
 
 class Evaluator:
-    """``turn`` is held while one evaluates. ``scored`` gets the number of tokens of each window."""
+    """``turn`` is held while one evaluates."""
 
-    def __init__(
-        self,
-        generator: Generator,
-        engine: AsyncEngine,
-        turn: asyncio.Lock,
-        scored: Callable[[int], object] = lambda _num_tokens: None,
-    ) -> None:
+    def __init__(self, generator: Generator, scorer: Scorer, turn: asyncio.Lock) -> None:
         self._generator = generator
-        self._engine = engine
+        self._scorer = scorer
         self._turn = turn
-        self._scored = scored
 
     async def evaluate(self, request: EvaluationRequest) -> Evaluation:
         """Raises the errors in ``RAISES``."""
@@ -75,34 +68,25 @@ class Evaluator:
         pairs = zip(found, of_dense, strict=True)
         return Evaluation(served, [own.against(whole) for own, whole in pairs], of_dense)
 
-    async def _served(self, name: str) -> ServedModel:
+    async def _served(self, name: str) -> Served:
         served = await self._generator.load(name)
-        if isinstance(served, ServedElsewhere):
+        if isinstance(served, ServedElsewhere) and served.vllm is None:
             raise NotEvaluable(
-                f"another server generates for {name!r}: only models of this engine are evaluated"
+                f"another server generates for {name!r}: only models of this service are evaluated"
             )
         return served
 
-    async def _windows(self, served: ServedModel, text: str, request: EvaluationRequest) -> Windows:
-        return await asyncio.to_thread(
-            text_windows,
-            text,
-            Path(),  # packaged texts need no folder
-            served.variant.model,
-            served.tokenizer,
-            seqlen=request.seqlen,
-            num_windows=request.num_windows,
-        )
+    async def _windows(self, served: Served, text: str, request: EvaluationRequest) -> Windows:
+        return await asyncio.to_thread(_windows, served, text, request)
 
-    async def _measured(self, served: ServedModel, windows: dict[str, Windows]) -> list[Perplexity]:
+    async def _measured(self, served: Served, windows: dict[str, Windows]) -> list[Perplexity]:
         return [await self._perplexity(served, text, each) for text, each in windows.items()]
 
-    async def _perplexity(self, served: ServedModel, text: str, windows: Windows) -> Perplexity:
-        losses = []
-        for ids in windows.token_ids.tolist():
-            pieces = score(served.variant, ids[:1], ids[1:], self._engine.max_chunk)
-            losses.append(-fmean(await self._engine.run(pieces, served.variant)))
-            self._scored(len(ids))
+    async def _perplexity(self, served: Served, text: str, windows: Windows) -> Perplexity:
+        losses = [
+            -fmean(await self._scorer.logprobs(served, ids[:1], ids[1:]))
+            for ids in windows.token_ids.tolist()
+        ]
         return Perplexity(
             text=text,
             num_windows=len(losses),
@@ -113,3 +97,25 @@ class Evaluator:
             interval=interval_of(losses),
             losses=tuple(losses),
         )
+
+
+def _windows(served: Served, text: str, request: EvaluationRequest) -> Windows:
+    """Packaged texts need no folder. Raises ``TextUnusable``."""
+    if isinstance(served, ServedModel):
+        return text_windows(
+            text,
+            Path(),
+            served.variant.model,
+            served.tokenizer,
+            seqlen=request.seqlen,
+            num_windows=request.num_windows,
+        )
+    assert served.vllm is not None
+    return limited_windows(
+        text,
+        Path(),
+        served.vllm.max_scored,
+        served.vllm.tokenizer,
+        seqlen=request.seqlen,
+        num_windows=request.num_windows,
+    )

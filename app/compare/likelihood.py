@@ -12,8 +12,8 @@ from app.generation.request import GenerationRequest, Served, ServedElsewhere
 from app.models.registry import ServedModel
 
 
-class Likelihood:
-    """``scored`` is called with the number of tokens of each text that was scored."""
+class Scorer:
+    """Reads texts of known tokens. ``scored`` is called with the number of tokens of each."""
 
     def __init__(
         self, generator: Generator, engine: AsyncEngine, scored: Callable[[int], object]
@@ -21,6 +21,36 @@ class Likelihood:
         self._generator = generator
         self._engine = engine
         self._scored = scored
+
+    async def logprobs(
+        self, served: Served, prompt: Sequence[int], output: Sequence[int]
+    ) -> Sequence[float]:
+        """Of the tokens of ``output`` after ``prompt``; none if vLLM has no room for one more."""
+        if isinstance(served, ServedModel):
+            pieces = score(served.variant, prompt, output, self._engine.max_chunk)
+            found: Sequence[float] = await self._engine.run(pieces, served.variant)
+        else:
+            found = await self._in_vllm(served, (*prompt, *output), len(output))
+        self._scored(len(prompt) + len(output))
+        return found
+
+    async def _in_vllm(
+        self, served: ServedElsewhere, ids: Sequence[int], num_tokens: int
+    ) -> list[float]:
+        if served.vllm is None or len(ids) > served.vllm.max_scored:
+            return []
+        params = SamplingParams(max_new_tokens=0, num_prompt_logprobs=0)
+        request = GenerationRequest(served, [ids], params, traffic="bench")
+        [output] = await self._generator.generate(request)
+        return [token.logprob or 0.0 for token in output.prompt[-num_tokens:]]
+
+
+class Likelihood:
+    """How likely outputs are under the dense model. ``scorer`` reads them."""
+
+    def __init__(self, generator: Generator, scorer: Scorer) -> None:
+        self._generator = generator
+        self._scorer = scorer
 
     async def mean_logprobs(
         self,
@@ -62,24 +92,8 @@ class Likelihood:
     ) -> float | None:
         if not output:
             return None
-        if isinstance(dense, ServedModel):
-            pieces = score(dense.variant, prompt, output, self._engine.max_chunk)
-            logprobs = await self._engine.run(pieces, dense.variant)
-        else:
-            logprobs = await self._in_vllm(dense, (*prompt, *output), len(output))
-        self._scored(len(prompt) + len(output))
+        logprobs = await self._scorer.logprobs(dense, prompt, output)
         return fmean(logprobs) if logprobs else None
-
-    async def _in_vllm(
-        self, dense: ServedElsewhere, ids: Sequence[int], num_tokens: int
-    ) -> list[float]:
-        """The log-probabilities of the last tokens; none if vLLM has no room for one more."""
-        if dense.vllm is None or len(ids) >= dense.vllm.max_len:
-            return []
-        params = SamplingParams(max_new_tokens=0, num_prompt_logprobs=0)
-        request = GenerationRequest(dense, [ids], params, traffic="bench")
-        [output] = await self._generator.generate(request)
-        return [token.logprob or 0.0 for token in output.prompt[-num_tokens:]]
 
 
 def token_ids(output: Output) -> tuple[int, ...]:

@@ -12,12 +12,16 @@ from typing import Literal
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from app.config import ServeSettings
+from app.models.catalog import Catalog
 from app.models.entry import ModelEntry
 from app.models.external import ExternalModel
 from app.vllm.exports import Exports
 from app.vllm.options import VllmOptions
 from app.vllm.process import Launch, VllmProcess, VllmStartFailed
 from app.vllm.server import ServerState, VllmServer, VllmUnavailable
+from pruning.checkpoints.store import CheckpointStore
+from pruning.config import child_environment
 from pruning.models.memory import free_bytes
 from pruning.models.store import load_tokenizer, pick_device
 from pruning.plural import counted
@@ -38,6 +42,11 @@ class VllmModel:
     max_len: int  # of prompt and output together
     version: str  # of vLLM
     args: tuple[str, ...]  # that the settings give it
+
+    @property
+    def max_scored(self) -> int:
+        """The longest prompt, as vLLM generates at least one token."""
+        return self.max_len - 1
 
 
 @dataclass
@@ -188,6 +197,23 @@ class VllmServers:
                 f"SLEB_VLLM_SERVERS"
             )
         return kv_cache_bytes
+
+
+def servers_of(
+    settings: ServeSettings, options: VllmOptions, catalog: Catalog, checkpoints: CheckpointStore
+) -> VllmServers:
+    folder = settings.vllm_dir
+    # written on the CPU: the memory of the card is for vLLM
+    export = child_environment(settings) | {"SLEB_DEVICE": "cpu"}
+    exports = Exports(
+        catalog,
+        checkpoints,
+        folder / "exports",
+        settings.vllm_cache_bytes,
+        export,
+        options.dtype,
+    )
+    return VllmServers(options, exports, folder / "logs", settings.engine, settings.vllm_models)
 
 
 def _external_model(entry: ModelEntry, socket: Path, options: VllmOptions) -> ExternalModel:

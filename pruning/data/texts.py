@@ -47,9 +47,23 @@ def text_windows(
     counts as one text; the records of a ``.jsonl`` are joined by blank lines. Raises
     ``TextUnusable``.
     """
-    positions = _positions(model)
-    if not 2 <= seqlen <= (positions or seqlen):
-        raise TextUnusable(f"seqlen={seqlen}: this model takes windows of 2 to {positions} tokens")
+    return limited_windows(
+        name, texts_dir, _positions(model), tokenizer, seqlen=seqlen, num_windows=num_windows
+    )
+
+
+def limited_windows(
+    name: str,
+    texts_dir: Path,
+    max_seqlen: int | None,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seqlen: int,
+    num_windows: int | None = None,
+) -> Windows:
+    """As ``text_windows``, for a model that is known by its tokenizer and longest window."""
+    if not 2 <= seqlen <= (max_seqlen or seqlen):
+        raise TextUnusable(f"seqlen={seqlen}: this model takes windows of 2 to {max_seqlen} tokens")
     if name in PACKAGED:
         wanted = num_windows or MAX_PACKAGED_TOKENS // seqlen
         documents = packaged_documents(Dataset(name))[Split.EVALUATION]

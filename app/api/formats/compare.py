@@ -3,11 +3,11 @@
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from statistics import fmean
 
 from asgi_correlation_id import correlation_id
 
+from app.api.formats.engine import engine_view
 from app.api.formats.generate import timings_view
 from app.api.schemas.compare import (
     ComparedModelView,
@@ -16,7 +16,6 @@ from app.api.schemas.compare import (
     CompareView,
     ControlView,
     DivergenceView,
-    EngineView,
     SpeedupView,
     TokenTextView,
 )
@@ -29,7 +28,6 @@ from app.compare.compare import (
 )
 from app.compare.likelihood import token_ids
 from app.compare.speedup import Speedup, kernel_names
-from app.generation.request import Served, ServedElsewhere
 from app.generation.vocabulary import Vocabulary
 
 
@@ -50,20 +48,11 @@ def compare_view(comparison: Comparison) -> CompareView:
             )
             for index, output in enumerate(baseline.rounds[0])
         ],
-        engine=_engine(baseline.served),
+        engine=engine_view(baseline.served),
         baseline_kernels=kernel_names(baseline.kernels),
         control=_control(comparison),
         results=[_result(comparison, variant) for variant in variants if variant is not baseline],
     )
-
-
-def _engine(served: Served) -> EngineView:
-    """All models of a comparison have the same one."""
-    if isinstance(served, ServedElsewhere) and served.vllm is not None:
-        return EngineView(
-            name="vllm", version=served.vllm.version, arguments=list(served.vllm.args)
-        )
-    return EngineView(name="own", version=version("sleb-serve"), arguments=[])
 
 
 def _output(baseline: ComparedVariant, variant: ComparedVariant, index: int) -> ComparedOutputView:

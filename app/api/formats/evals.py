@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from app.api.formats.engine import engine_view
 from app.compare.evaluation import Evaluation
 from pruning.evaluation.advice import times
 from pruning.evaluation.quality import Interval, Perplexity
@@ -14,6 +15,7 @@ def report_of(evaluation: Evaluation) -> dict[str, Any]:
         "model": entry.name,
         "dense": entry.base,
         "num_blocks": entry.num_blocks,
+        "engine": engine_view(evaluation.served).model_dump(),
         "texts": [
             _text(own, whole) for own, whole in zip(evaluation.perplexities, dense, strict=True)
         ],

@@ -12,6 +12,7 @@ from app.api.routes.results import ResultReportView, result_view
 from app.api.schemas.evals import EvalBody
 from app.api.sse import unless_gone
 from app.compare.evaluation import RAISES, Evaluation, EvaluationRequest, Evaluator
+from app.compare.likelihood import Scorer
 from app.engine.async_engine import EngineStopped
 from app.results.store import ResultKind, ResultNotKept, ResultStore
 
@@ -41,7 +42,7 @@ async def evaluate(
     wanted = EvaluationRequest(
         body.model, list(dict.fromkeys(body.texts)), body.num_windows, body.seqlen
     )
-    evaluator = Evaluator(generator, engine, evaluating, limits.scored)
+    evaluator = Evaluator(generator, Scorer(generator, engine, limits.scored), evaluating)
     found = await unless_gone(request.receive, evaluator.evaluate(wanted))
     kept = await asyncio.to_thread(_kept, results, found)
     response.headers["Location"] = f"/results/{kept.id}"

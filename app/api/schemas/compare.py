@@ -133,7 +133,7 @@ class ComparedModelView(SpeedupsView):
 
 
 class EngineView(BaseModel):
-    """What generated for all models of a comparison."""
+    """What generated for all models of a result."""
 
     name: Literal["own", "vllm"] = Field(description="own: the engine of this service.")
     version: str = Field(description="Of this service, or of vLLM.")

@@ -30,6 +30,7 @@ def test_the_result_is_that_of_plain_forwards_and_is_kept(
     assert response.status_code == 200, response.text
     found = response.json()
     report = found["report"]
+    assert report["engine"]["name"] == "own"
     assert (found["kind"], found["model"], report["model"]) == ("eval", "tiny", "tiny@-2")
     for text in report["texts"]:
         windows = text_windows(

@@ -260,6 +260,23 @@ def test_a_comparison_says_engine_and_version(api: LocalClient, data_dir: Path) 
     assert ids[0] == ids[1] < 0
 
 
+def test_an_evaluation_reads_its_windows_in_vllm(api: LocalClient, data_dir: Path) -> None:
+    publish_pruned(data_dir, 3)
+    body = {"model": "tiny@-3", "texts": ["prose"], "num_windows": 2, "seqlen": 16}
+    answer = api.post("/evals", json=body)
+    assert answer.status_code == 200, answer.text
+    report = answer.json()["report"]
+    assert (report["engine"]["name"], report["engine"]["version"]) == ("vllm", "0.32.0")
+    [text] = report["texts"]
+    assert text["ratio"] == 1  # a token's logprob there depends on its id alone
+    assert text["perplexity"] == text["dense_perplexity"] > 1
+    labels = {"model_name": "tiny@-3", "variant": "pruned", "traffic": "bench", "engine": "vllm"}
+    metrics = Scrape(api.get("/metrics").text)
+    assert metrics.value("sleb_prompt_tokens_total", **labels) == 2 * 16
+    answer = api.post("/evals", json=body | {"seqlen": 4096})
+    assert "this model takes windows of 2 to" in answer.json()["detail"]
+
+
 def test_more_models_than_run_at_once_are_not_compared(api: LocalClient, data_dir: Path) -> None:
     publish_pruned(data_dir, 3)
     body = {"models": ["tiny", "tiny@-3", "tiny@-2"], "prompt": ["the dog"]}
