@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -19,9 +20,9 @@ from app.bench.machine import machine
 from app.bench.plan import DENSE, BenchPlan, BenchSubject, Scenario
 from app.bench.report import HEADINGS, PLOT_FILE, cells, markdown, plot, reasons, summary
 from app.bench.result import Bench, to_wire
-from app.bench.runs import Sample, measure, warm_up
+from app.bench.runs import OwnRuns, Runs, Sample
 from app.compare.speedup import alternate
-from app.engine.autotuning import OFF, Autotuner
+from app.engine.autotuning import Autotuner
 from app.engine.engine import Engine
 from app.engine.kernels.compiled.openmp import keep_compiled_in
 from app.engine.running.cuda_graphs import no_recorder
@@ -62,15 +63,21 @@ def run_bench(
     with saying(console, "Measuring the parts of a decode step"):
         parts = {scenario: measure_times(dense, plan.rows(scenario)) for scenario in plan.scenarios}
     weights = {name: _weight_bytes(variant) for name, variant in sides.items()}
-    bench = Bench(subject, plan, {}, parts, weights, {**facts, "machine": machine()})
+    engine = {"name": "own", "version": version("sleb-serve"), "arguments": []}
+    facts = {"engine": engine, **facts, "machine": machine()}
+    bench = Bench(subject, plan, {}, parts, weights, facts)
+    return measured(bench, OwnRuns(sides, subject.tuner), out)
+
+
+def measured(bench: Bench, runs: Runs, out: Path) -> Bench:
+    """The bench with samples of all scenarios. The reports are written into ``out`` after each."""
+    console, plan = Console(stderr=True, highlight=False), bench.plan
     with Progress(console=console) as progress:
         for scenario in plan.scenarios:
             if not console.is_terminal:
                 console.print(f"Measuring {scenario}", markup=False)
-            task = progress.add_task(scenario, total=len(sides) * (1 + plan.repeats))
-            samples = _measured(
-                sides, scenario, plan, partial(progress.advance, task), subject.tuner
-            )
+            task = progress.add_task(scenario, total=len(runs.names) * (1 + plan.repeats))
+            samples = _in_turns(runs, scenario, plan, partial(progress.advance, task))
             bench = replace(bench, samples={**bench.samples, scenario: samples})
             _write(bench, out)
     return bench
@@ -231,20 +238,15 @@ def _repair(entry: ModelEntry, checkpoints: CheckpointStore) -> Repaired | None:
     return checkpoints.repair(entry.order.name, entry.num_removed)
 
 
-def _measured(
-    sides: Mapping[str, Variant],
-    scenario: Scenario,
-    plan: BenchPlan,
-    advance: Callable[[], None],
-    tuner: Autotuner = OFF,
+def _in_turns(
+    runs: Runs, scenario: Scenario, plan: BenchPlan, advance: Callable[[], None]
 ) -> dict[str, list[Sample]]:
-    names = list(sides)
-    for variant in sides.values():
-        warm_up(variant, scenario, plan, tuner)
+    for name in runs.names:
+        runs.warm_up(name, scenario, plan)
         advance()
-    samples: dict[str, list[Sample]] = {name: [] for name in names}
-    for _, name in alternate(names, plan.repeats):
-        samples[name].append(measure(sides[name], scenario, plan, tuner))
+    samples: dict[str, list[Sample]] = {name: [] for name in runs.names}
+    for _, name in alternate(runs.names, plan.repeats):
+        samples[name].append(runs.measure(name, scenario, plan))
         advance()
     return samples
 

@@ -61,7 +61,8 @@ def markdown(bench: Bench) -> str:
         sides = {side: runs for side, runs in samples.items() if side in shown}
         lines += _table(headings, [_usage(side, runs) for side, runs in sides.items()], num_left=1)
     machine = bench.facts.get("machine")
-    lines += ["", "## Machine", "", f"`{machine}`", "", f"`{bench.facts.get('command')}`", ""]
+    facts = (bench.facts.get("engine"), machine, bench.facts.get("command"))
+    lines += ["", "## Engine and machine", "", *(f"`{fact}`\n" for fact in facts)]
     return "\n".join(lines)
 
 

@@ -93,8 +93,10 @@ class Bench:
         """The speed-up of a step that consists of embeddings, blocks and head only.
 
         The time of a block follows from the times of the whole and of half the model. None if
-        noise makes it negative.
+        noise makes it negative, or without half a model.
         """
+        if HALF not in samples:
+            return None
         num_blocks = self.subject.num_blocks
         dense_s = fmean(_times_s(samples[DENSE], time))
         half_s = fmean(_times_s(samples[HALF], time))

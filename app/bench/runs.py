@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from statistics import fmean
+from typing import Protocol
 
 import torch
 
@@ -20,7 +21,7 @@ from pruning.plural import counted
 from pruning.worker.gpu import energy_j
 
 _UNLIMITED = 1 << 30  # tokens, so that no request is refused
-_WARM_UP_TOKENS = 2
+WARM_UP_TOKENS = 2
 
 
 class WrongLength(RuntimeError):
@@ -44,9 +45,38 @@ class Sample:
         return self.num_tokens / self.seconds
 
 
+class Runs(Protocol):
+    """What runs the sides of a bench, which have ``names``."""
+
+    @property
+    def names(self) -> Sequence[str]: ...
+
+    def warm_up(self, name: str, scenario: Scenario, plan: BenchPlan) -> None: ...
+
+    def measure(self, name: str, scenario: Scenario, plan: BenchPlan) -> Sample: ...
+
+
+class OwnRuns:
+    """Variants in memory, each run in an engine of its own."""
+
+    def __init__(self, sides: Mapping[str, Variant], tuner: Autotuner) -> None:
+        self._sides = sides
+        self._tuner = tuner
+
+    @property
+    def names(self) -> Sequence[str]:
+        return list(self._sides)
+
+    def warm_up(self, name: str, scenario: Scenario, plan: BenchPlan) -> None:
+        warm_up(self._sides[name], scenario, plan, self._tuner)
+
+    def measure(self, name: str, scenario: Scenario, plan: BenchPlan) -> Sample:
+        return measure(self._sides[name], scenario, plan, self._tuner)
+
+
 def warm_up(variant: Variant, scenario: Scenario, plan: BenchPlan, tuner: Autotuner = OFF) -> None:
     """A short run that is not measured, as the first run is slower and chooses kernels."""
-    _prepared(scenario, variant, plan, tuner, new_tokens=_WARM_UP_TOKENS)()
+    _prepared(scenario, variant, plan, tuner, new_tokens=WARM_UP_TOKENS)()
 
 
 def measure(
@@ -63,7 +93,7 @@ def measure(
     is_cuda = device.type == "cuda"
     is_prompt = scenario is Scenario.PROMPT
     return Sample(
-        times_s=_times_s(scenario, timings),
+        times_s=times_of(scenario, timings),
         num_tokens=plan.long_prompt if is_prompt else sum(one.num_tokens for one in timings),
         seconds=seconds,
         peak_memory_bytes=torch.cuda.max_memory_allocated(device) if is_cuda else None,
@@ -83,7 +113,7 @@ def _kernels(timings: Sequence[Timings]) -> tuple[Mapping[str, str], ...]:
     return tuple(dict(kernels) for kernels in sorted(found) if kernels)
 
 
-def _times_s(scenario: Scenario, timings: Sequence[Timings]) -> dict[str, float]:
+def times_of(scenario: Scenario, timings: Sequence[Timings]) -> dict[str, float]:
     """Mean times over the requests, by name."""
     ttft_s = fmean(one.ttft_s for one in timings if one.ttft_s is not None)
     if scenario is Scenario.PROMPT:
@@ -91,6 +121,17 @@ def _times_s(scenario: Scenario, timings: Sequence[Timings]) -> dict[str, float]
     tpot_s = fmean(one.tpot_s for one in timings if one.tpot_s is not None)
     e2e_s = fmean(one.e2e_s for one in timings)
     return {"tpot": tpot_s, "e2e": e2e_s, "ttft": ttft_s}
+
+
+def requests_of(
+    scenario: Scenario, variant: Variant, plan: BenchPlan, new_tokens: int | None = None
+) -> list[Request]:
+    """The requests of a run, the same for every variant, with ``new_tokens`` for a warm-up."""
+    if scenario is Scenario.SERVED:
+        return _requests(variant, plan, plan.requests, new_tokens or plan.served_tokens)
+    if scenario is Scenario.PROMPT:
+        return _requests(variant, plan, 1, 1, plan.long_prompt)
+    return _requests(variant, plan, plan.batch_size, new_tokens or plan.new_tokens)
 
 
 def _prepared(
@@ -104,17 +145,12 @@ def _prepared(
 
     The run raises ``WrongLength``.
     """
+    requests = requests_of(scenario, variant, plan, new_tokens)
     if scenario is Scenario.SERVED:
-        requests = _requests(variant, plan, plan.requests, new_tokens or plan.served_tokens)
         limits = EngineLimits(max_num_seqs=plan.concurrency, max_model_len=_longest(requests))
     else:
-        is_prompt = scenario is Scenario.PROMPT
-        size = (1, 1, plan.long_prompt) if is_prompt else (plan.batch_size, plan.new_tokens, None)
-        number, tokens, prompt_tokens = size
-        tokens = tokens if is_prompt else new_tokens or tokens
-        requests = _requests(variant, plan, number, tokens, prompt_tokens)
         limits = EngineLimits(  # all prompts in one forward
-            max_num_seqs=number,
+            max_num_seqs=len(requests),
             max_batch_tokens=sum(len(request.prompt_ids) for request in requests),
             max_model_len=_longest(requests),
         )
@@ -123,8 +159,8 @@ def _prepared(
 
     def run() -> list[Timings]:
         if scenario is Scenario.SERVED:
-            return _checked(requests, asyncio.run(_closed_loop(engine, requests, plan.concurrency)))
-        return _checked(requests, _at_once(engine, requests))
+            return checked(requests, asyncio.run(_closed_loop(engine, requests, plan.concurrency)))
+        return checked(requests, _at_once(engine, requests))
 
     return run
 
@@ -134,7 +170,7 @@ def _longest(requests: Sequence[Request]) -> int:
     return max(len(each.prompt_ids) + each.params.max_new_tokens for each in requests)
 
 
-def _checked(requests: Sequence[Request], timings: list[Timings]) -> list[Timings]:
+def checked(requests: Sequence[Request], timings: list[Timings]) -> list[Timings]:
     """Raises ``WrongLength``."""
     for request, timing in zip(requests, timings, strict=True):
         if timing.num_tokens != request.params.max_new_tokens:

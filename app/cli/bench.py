@@ -1,5 +1,6 @@
 """``sleb bench``: measure speed-ups. Imports are lazy."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,7 +9,16 @@ import typer
 from app.cli.options import AsJson
 
 if TYPE_CHECKING:
-    from app.bench.plan import Scenario
+    from collections.abc import Sequence
+
+    from app.bench.plan import BenchPlan, Scenario
+    from app.bench.result import Bench
+    from pruning.config import Settings
+
+
+class Engine(StrEnum):
+    OWN = "own"
+    VLLM = "vllm"
 
 
 def bench(
@@ -69,6 +79,9 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, help="An interval needs at least two.")] = 5,
     seed: Annotated[int, typer.Option(help="Seed of the random prompts.")] = 0,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    engine: Annotated[
+        Engine, typer.Option(help="vllm measures servers of vLLM, with SLEB_VLLM_ARGS.")
+    ] = Engine.OWN,
     as_json: AsJson = False,
 ) -> None:
     """Measure speed-ups: dense and pruned in turn, with intervals and verdicts.
@@ -77,7 +90,7 @@ def bench(
     clients. With --slo, requests arrive at rising rates instead, by a Poisson process or as in
     --trace, whether earlier ones have an answer or not. Answers have fixed lengths.
     """
-    _check(model, random_weights, dtype, slo, trace)
+    _check(model, random_weights, dtype, slo, trace, engine)
     from app.bench.bench import bench_model, facts_of, keep, print_bench, random_subject, run_bench
     from app.bench.plan import BenchPlan
     from pruning.config import Settings
@@ -94,23 +107,37 @@ def bench(
         repeats=repeats,
         seed=seed,
     )
-    variant_names = tuple(name for name in variants.split(",") if name)
+    names = tuple(name for name in variants.split(",") if name)
     settings, out = Settings(), out.expanduser().absolute()
     if slo is not None:
         from app.bench.goodput_command import Asked, run_goodput
 
-        load = (slo, trace, slo_requests, slo_seconds)
-        asked = Asked(*load, model, random_weights, variant_names, dtype)
+        asked = Asked(slo, trace, slo_requests, slo_seconds, model, random_weights, names, dtype)
         run_goodput(asked, plan, out, settings, as_json=as_json)
         return
     out.mkdir(parents=True, exist_ok=True)  # fails before the work, not after it
     if model is not None:
-        found = bench_model(model, variant_names, plan, out, dtype, settings)
+        run = _in_vllm if engine is Engine.VLLM else bench_model
+        found = run(model, names, plan, out, dtype, settings)
     else:
-        subject = random_subject(random_weights or "", variant_names, dtype, settings)
+        subject = random_subject(random_weights or "", names, dtype, settings)
         found = run_bench(subject, plan, out, facts_of(dtype))
         keep(found, settings)
     print_bench(found, out, as_json=as_json)
+
+
+def _in_vllm(
+    model: str,
+    variants: "Sequence[str]",
+    plan: "BenchPlan",
+    out: Path,
+    _dtype: str,
+    _settings: "Settings",
+) -> "Bench":
+    from app.bench.in_vllm import bench_in_vllm
+    from app.config import ServeSettings
+
+    return bench_in_vllm(model, variants, plan, out, ServeSettings())
 
 
 def _named(scenarios: str) -> "tuple[Scenario, ...]":
@@ -123,7 +150,12 @@ def _named(scenarios: str) -> "tuple[Scenario, ...]":
 
 
 def _check(
-    model: str | None, random_weights: str | None, dtype: str, slo: str | None, trace: Path | None
+    model: str | None,
+    random_weights: str | None,
+    dtype: str,
+    slo: str | None,
+    trace: Path | None,
+    engine: Engine,
 ) -> None:
     if (model is None) == (random_weights is None):
         raise typer.BadParameter("expected a MODEL or --random-weights, and not both")
@@ -131,3 +163,18 @@ def _check(
         raise typer.BadParameter(f"--dtype {dtype}: expected auto, float32, bfloat16 or float16")
     if trace is not None and slo is None:
         raise typer.BadParameter("--trace needs --slo")
+    _check_engine(engine, random_weights, dtype, slo)
+
+
+def _check_engine(engine: Engine, random_weights: str | None, dtype: str, slo: str | None) -> None:
+    """Refuse what only the own engine has."""
+    if engine is Engine.OWN:
+        return
+    given = {"--random-weights": random_weights, "--slo": slo}
+    for name, value in given.items():
+        if value is not None:
+            raise typer.BadParameter(f"{name} is for the engine of this service: leave it out")
+    if dtype != "auto":
+        raise typer.BadParameter(
+            f'--dtype is for --engine own: use SLEB_VLLM_ARGS="--dtype {dtype}"'
+        )

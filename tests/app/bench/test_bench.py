@@ -17,10 +17,10 @@ from app.bench import runs as bench_runs
 from app.bench.plan import DENSE, HALF, BenchPlan, BenchSubject, Scenario
 from app.bench.report import draw, markdown, plot
 from app.bench.result import Bench, to_wire
-from app.bench.runs import Sample, WrongLength, measure
+from app.bench.runs import OwnRuns, Sample, WrongLength, measure
 from app.cli.main import app as command_line
 from app.compare.speedup import Verdict
-from app.engine.autotuning import Autotuner
+from app.engine.autotuning import OFF, Autotuner
 from app.engine.cache.pages import PAGE_TOKENS
 from app.engine.engine import PromptTooLong
 from app.engine.running.flat_model import FLAT
@@ -203,10 +203,10 @@ def test_sides_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
         order.append(each.name)
         return measure(each, scenario, plan, tuner)
 
-    monkeypatch.setattr(bench, "measure", noted)
+    monkeypatch.setattr(bench_runs, "measure", noted)
     sides = {"a": replace(variant(), name="a"), "b": replace(variant(), name="b")}
     plan = replace(PLAN, repeats=4)
-    samples = bench._measured(sides, Scenario.PROMPT, plan, lambda: None)
+    samples = bench._in_turns(OwnRuns(sides, OFF), Scenario.PROMPT, plan, lambda: None)
     assert order == ["a", "b", "b", "a"] * 2
     assert {name: len(runs) for name, runs in samples.items()} == {"a": 4, "b": 4}
 

@@ -1,0 +1,156 @@
+"""``sleb bench --engine vllm``: dense and pruned models as servers of vLLM, in turns.
+
+One server has requests while the others are idle. No prompt is read from a cache.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from app.bench.bench import facts_of, keep, measured, stored_subject
+from app.bench.machine import machine
+from app.bench.plan import AGAIN, DENSE, BenchPlan, BenchSubject, Scenario
+from app.bench.result import Bench
+from app.bench.runs import (
+    WARM_UP_TOKENS,
+    Sample,
+    checked,
+    num_cached_tokens,
+    requests_of,
+    times_of,
+)
+from app.config import ServeSettings
+from app.engine.scheduling.sequence import Request, Timings
+from app.generation.generator import Generation
+from app.generation.request import GenerationRequest
+from app.generation.vllm_backend import VllmBackend
+from app.metrics.metrics import Metrics
+from app.models.catalog import Catalog
+from app.models.entry import ModelEntry
+from app.vllm.options import VllmOptions
+from app.vllm.servers import VllmModel, servers_of
+from pruning.models.store import ModelStore
+from pruning.plural import counted
+from pruning.storage.checkpoints import current_checkpoints
+
+
+class TooManyServers(ValueError):
+    """The sides of a bench are not all served at once, so a turn would begin with a start."""
+
+
+def bench_in_vllm(
+    name: str, variants: Sequence[str], plan: BenchPlan, out: Path, settings: ServeSettings
+) -> Bench:
+    """Measure a stored model in vLLM, and keep the result. Its dtype is that of ``SLEB_VLLM_ARGS``.
+
+    Raises ``VllmMissing``, ``TooManyServers``, ``VllmUnavailable``, a ``BackendError``, and what
+    ``stored_subject`` raises.
+    """
+    options = VllmOptions.of(settings.model_copy(update={"engine": "vllm"}))
+    assert options is not None
+    without_weights = settings.model_copy(update={"device": "meta"})
+    subject = stored_subject(name, variants, "auto", without_weights)
+    num_servers = 1 + len(subject.removed)
+    if num_servers > options.max_servers:
+        raise TooManyServers(
+            f"{counted(num_servers, 'model')} in vLLM, of which {options.max_servers} run at once: "
+            f"measure fewer variants, or raise SLEB_VLLM_SERVERS"
+        )
+    options = replace(options, has_prefix_cache=False)
+    checkpoints = current_checkpoints(settings)
+    catalog = Catalog(ModelStore(settings.models_dir), checkpoints)
+    names = {DENSE: name, AGAIN: name, **{variant: variant for variant in subject.removed}}
+    entries = {side: catalog.resolve(model) for side, model in names.items()}
+    with asyncio.Runner() as runner:
+        backend = VllmBackend(servers_of(settings, options, catalog, checkpoints), Metrics())
+        runs = VllmRuns(backend, subject, entries, runner)
+        try:
+            facts = {"engine": runs.engine(), **facts_of("auto"), "machine": machine()}
+            bench = measured(Bench(subject, plan, {}, {}, {}, facts), runs, out)
+        finally:
+            runner.run(backend.aclose())
+    keep(bench, settings)
+    return bench
+
+
+class VllmRuns:
+    """Runs on the servers of ``entries``, which are the sides by name."""
+
+    def __init__(
+        self,
+        backend: VllmBackend,
+        subject: BenchSubject,
+        entries: Mapping[str, ModelEntry],
+        runner: asyncio.Runner,
+    ) -> None:
+        self._backend = backend
+        self._subject = subject
+        self._entries = entries
+        self._runner = runner
+
+    @property
+    def names(self) -> Sequence[str]:
+        return list(self._entries)
+
+    def engine(self) -> dict[str, object]:
+        """Start the dense model, and return what is known of vLLM."""
+        model = self._runner.run(self._model(DENSE))
+        return {"name": "vllm", "version": model.version, "arguments": list(model.args)}
+
+    def warm_up(self, name: str, scenario: Scenario, plan: BenchPlan) -> None:
+        requests = requests_of(scenario, self._subject.dense, plan, WARM_UP_TOKENS)
+        self._run(name, requests, scenario, plan)
+
+    def measure(self, name: str, scenario: Scenario, plan: BenchPlan) -> Sample:
+        """Raises ``WrongLength``."""
+        requests = requests_of(scenario, self._subject.dense, plan)
+        began_s = time.perf_counter()
+        timings = self._run(name, requests, scenario, plan)
+        seconds = time.perf_counter() - began_s
+        is_prompt = scenario is Scenario.PROMPT
+        return Sample(
+            times_s=times_of(scenario, timings),
+            num_tokens=plan.long_prompt if is_prompt else sum(one.num_tokens for one in timings),
+            seconds=seconds,
+            peak_memory_bytes=None,
+            energy_j=None,
+            num_cached_tokens=num_cached_tokens(timings),
+        )
+
+    def _run(
+        self, name: str, requests: Sequence[Request], scenario: Scenario, plan: BenchPlan
+    ) -> list[Timings]:
+        clients = plan.concurrency if scenario is Scenario.SERVED else len(requests)
+        return checked(requests, self._runner.run(self._closed_loop(name, requests, clients)))
+
+    async def _model(self, name: str) -> VllmModel:
+        found = (await self._backend.load(self._entries[name])).vllm
+        assert found is not None
+        return found
+
+    async def _closed_loop(
+        self, name: str, requests: Sequence[Request], num_clients: int
+    ) -> list[Timings]:
+        """Each client waits for its response before its next request."""
+        waiting, timings = iter(requests), dict[str, Timings]()
+
+        async def client() -> None:
+            for request in waiting:
+                timings[request.request_id] = await self._timings(name, request)
+
+        await asyncio.gather(*(client() for _ in range(num_clients)))
+        return [timings[request.request_id] for request in requests]
+
+    async def _timings(self, name: str, request: Request) -> Timings:
+        served = await self._backend.load(self._entries[name])
+        wanted = GenerationRequest(served, [request.prompt_ids], request.params, traffic="bench")
+        generation = Generation(await self._backend.start(wanted, served, None))
+        try:
+            while not generation.is_over:
+                await generation.next_deltas()
+        finally:
+            await generation.aclose()
+        [output] = generation.outputs
+        return output.timings
