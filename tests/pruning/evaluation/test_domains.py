@@ -1,6 +1,6 @@
 """The quality of each domain is what the slow scorer finds on its windows, depth by depth."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import exp
 from pathlib import Path
@@ -87,32 +87,39 @@ def test_each_domain_is_measured_dense_raw_and_repaired(
         assert perplexity_curve([prose, code], of_depth) == pytest.approx(expected, rel=1e-5)
 
 
-class TwiceForDepth2:
-    """Takes two windows of each domain, and then three for the second depth."""
+class InPasses:
+    """Takes two windows of each domain, and then what it is given for the depths."""
 
-    def __init__(self) -> None:
-        self.passes = 0
+    def __init__(self, *sizes: Mapping[int, int]) -> None:
+        self._sizes = [*sizes]
 
     def at_first(self, _available: int) -> int:
         return 2
 
     def next_sizes(self, domains: Sequence[DomainQuality], _: object) -> Sizes:
-        self.passes += 1
-        return {one.domain: {2: 3} for one in domains} if self.passes == 1 else {}
+        return {one.domain: self._sizes.pop(0) for one in domains[:1]} if self._sizes else {}
 
 
 def test_windows_are_added_for_depths_that_lack_them(dense: DenseModel) -> None:
-    prose, code = measure_domains(dense, TEXTS, REMOVED, {}, TwiceForDepth2())
-    for found in (prose, code):
-        first = TEXTS[found.domain].first(3)
-        [whole] = measure_domains(dense, {found.domain: first}, REMOVED, {})
-        assert (found.num_windows, found.digest) == (3, first.digest)
-        same(found.dense, whole.dense)
-        same(found.raw[1], whole.raw[1])
-        assert [one.num_windows for one in found.raw] == [2, None]
-        [short] = measure_domains(dense, {found.domain: first.first(2)}, REMOVED, {})
-        gap = short.raw[0].loss - short.dense.loss
-        assert found.raw[0].loss == pytest.approx(whole.dense.loss + gap, abs=1e-5)
+    found, other = measure_domains(dense, TEXTS, REMOVED, {}, InPasses({2: 3}))
+    first = TEXTS[found.domain].first(3)
+    [whole] = measure_domains(dense, {found.domain: first}, REMOVED, {})
+    assert (found.num_windows, found.digest) == (3, first.digest)
+    same(found.dense, whole.dense)
+    same(found.raw[1], whole.raw[1])
+    assert [one.num_windows for one in found.raw] == [2, None]
+    [short] = measure_domains(dense, {found.domain: first.first(2)}, REMOVED, {})
+    gap = short.raw[0].loss - short.dense.loss
+    assert found.raw[0].loss == pytest.approx(whole.dense.loss + gap, abs=1e-5)
+    assert other.num_windows == 2
+
+
+def test_each_depth_goes_on_behind_its_own_windows(dense: DenseModel) -> None:
+    found, _ = measure_domains(dense, TEXTS, REMOVED, {}, InPasses({2: 3}, {1: 3, 2: 4}, {1: 4}))
+    [whole] = measure_domains(dense, {found.domain: TEXTS[found.domain].first(4)}, REMOVED, {})
+    assert [one.num_windows for one in found.raw] == [None, None]
+    for mine, expected in zip((found.dense, *found.raw), (whole.dense, *whole.raw), strict=True):
+        same(mine, expected)
 
 
 def same(found: Measured, expected: Measured) -> None:
