@@ -8,7 +8,12 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from app.doctor.finding import Finding, fine, note, wrong
 from app.engine.attention import UnsupportedAttention, attention_windows
 from app.engine.running.flat_model import flat_model
-from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig, architecture
+from pruning.models.architectures import (
+    UnknownArchitecture,
+    UnsupportedConfig,
+    architecture,
+    engine_refusal,
+)
 from pruning.models.store import NotAModel, parse_config
 from pruning.models.towers import tower_type
 from pruning.plural import counted
@@ -41,10 +46,13 @@ def family(path: Path) -> list[Finding]:
 
 
 def _served(config: PreTrainedConfig) -> Finding:
+    refusal = engine_refusal(config.model_type)
     try:
         attention_windows(config)
     except UnsupportedAttention as error:
-        return note("served", f"not by the own engine: {error}", "serve the checkpoint with vLLM")
+        refusal = refusal or str(error)
+    if refusal is not None:
+        return note("served", f"not by the own engine: {refusal}", "serve the checkpoint with vLLM")
     with torch.device("meta"):  # modules without values
         model = AutoModelForCausalLM.from_config(config).eval()
         is_flat = flat_model(model) is not None

@@ -80,8 +80,9 @@ def _sampled_at_once(
 
 def _cached_bytes(model: PreTrainedModel, seqlen: int) -> int:
     """The keys and values of a window in all blocks."""
-    config = model.config
-    num_heads: int = config.num_attention_heads
-    num_keys = getattr(config, "num_key_value_heads", None) or num_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // num_heads
-    return int(2 * config.num_hidden_layers * num_keys * head_dim * seqlen * model.dtype.itemsize)
+    width = 0
+    for config in model.config.per_layer_config:
+        num_heads: int = config.num_attention_heads
+        num_keys = getattr(config, "num_key_value_heads", None) or num_heads
+        width += num_keys * (getattr(config, "head_dim", None) or config.hidden_size // num_heads)
+    return int(2 * width * seqlen * model.dtype.itemsize)

@@ -28,7 +28,7 @@ from pruning.evaluation.quality_gate import ask_both, gated, is_known
 from pruning.evaluation.samples_run import sample_texts
 from pruning.evaluation.zero_shot import fetch_tasks, require_lm_eval, score_tasks
 from pruning.evaluation.zero_shot_scores import PAPER_TASKS, ZeroShot
-from pruning.models.architectures import check_quantizable
+from pruning.models.architectures import ARCHITECTURES, check_quantizable
 from pruning.models.blocks import NO_OWN, Own, num_blocks
 from pruning.models.forward import Forward
 from pruning.models.store import ModelInfo
@@ -41,16 +41,26 @@ from pruning.spec.prune import PruneSpec
 
 
 def check_measures(spec: PruneSpec, info: ModelInfo) -> None:
-    """Check what can be told at once of what ``assess`` measures.
+    """Check what can be told at once of the spec and of what ``assess`` measures.
 
-    Raises ``CannotQuantize``, ``ZeroShotUnavailable``, or ``InvalidSpec`` for a limit on a domain
-    that is not measured: it would pass in silence.
+    Raises ``CannotQuantize``, ``ZeroShotUnavailable``, or ``InvalidSpec``: for a last block that
+    must stay, and for a limit on a domain that is not measured, as it would pass in silence.
     """
+    _check_last_block(spec, info.model_type)
     if spec.quantize is not None:
         check_quantizable(info.model_type)
     if spec.zero_shot:
         require_lm_eval()
     _check_limits(spec.gate, {*(part.domain for part in spec.calibration.parts), *PACKAGED})
+
+
+def _check_last_block(spec: PruneSpec, model_type: str) -> None:
+    if ARCHITECTURES[model_type].keeps_last and not spec.protect_last:
+        raise InvalidSpec(
+            "protect_last",
+            f"the last block of a {model_type} cannot be removed, as transformers makes the last "
+            "one attend to everything, whatever the config says: set protect_last to 1 or more",
+        )
 
 
 def prepare(spec: PruneSpec, info: ModelInfo, tasks_dir: Path | None) -> None:

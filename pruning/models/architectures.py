@@ -126,6 +126,19 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             parts=Parts(norms=_FOUR_NORMS, head_norms=_HEAD_NORMS, rotates_by_kind=True),
             writes=_BEHIND_NORMS,
         ),
+        "gemma4_text": replace(
+            _GEMMA_LIKE,
+            parts=None,
+            has_unlike_keys=True,
+            keeps_last=True,
+            is_linear=False,
+            only=(
+                ("hidden_size_per_layer_input", 0),
+                ("num_kv_shared_layers", 0),
+                ("is_causal", True),
+            ),
+            writes=replace(_BEHIND_NORMS, offset=0.0),
+        ),
         "glm": _OWN_FORWARD,
         "glm4": replace(
             _OWN_FORWARD,
@@ -346,11 +359,15 @@ def check_quantizable(model_type: str) -> None:
 
 def engine_refusal(model_type: str) -> str | None:
     """Why the engine of this project does not serve a supported family; None if it does."""
-    if not ARCHITECTURES[model_type].has_states:
+    row = ARCHITECTURES[model_type]
+    if row.is_served:
         return None
+    what = "other states of a sequence than keys and values"
+    if row.has_unlike_keys:
+        what = "keys and values of several shapes"
     return (
-        f"blocks of a {model_type} keep other states of a sequence than keys and values, for which "
-        "the engine of this service has no room; vLLM may serve it, if SLEB_VLLM names its program"
+        f"blocks of a {model_type} keep {what}, for which the engine of this service has no room; "
+        "vLLM may serve it, if SLEB_VLLM names its program"
     )
 
 

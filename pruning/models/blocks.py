@@ -84,6 +84,11 @@ def pruned_config(config: PreTrainedConfig, keep: Sequence[int]) -> PreTrainedCo
     for key in row.periods:
         pruned.__dict__.pop(key, None)
     pruned.num_hidden_layers = len(keep)
+    if config.is_heterogeneous:
+        own = {int(block): each for block, each in config.to_dict()["per_layer_config"].items()}
+        pruned.per_layer_config = {
+            position: own[block] for position, block in enumerate(keep) if block in own
+        }
     return pruned
 
 

@@ -103,5 +103,12 @@ class Architecture:
     parts: Parts | None = None  # None if blocks are not standard
     has_states: bool = False  # whether blocks keep more of a sequence than keys and values
     has_experts: bool = False
+    has_unlike_keys: bool = False  # whether the keys of blocks differ in their shape
+    keeps_last: bool = False  # whether the config makes the last block one of a kind
     is_linear: bool = True  # whether every matrix of a block belongs to an nn.Linear
     writes: StreamWrites = StreamWrites()
+
+    @property
+    def is_served(self) -> bool:
+        """Whether the engine of this project serves the family."""
+        return not (self.has_states or self.has_unlike_keys)

@@ -112,6 +112,8 @@ def _config(tower: Tower, keep: Sequence[int], *, is_cast: bool) -> dict[str, An
     for key in (*row.per_block, *row.boundaries):
         if getattr(own, key, None) is not None:
             text[key] = getattr(pruned, key)
+    if "per_layer_config" in text:
+        text["per_layer_config"] = pruned.to_dict()["per_layer_config"]
     for key in row.periods:
         text.pop(key, None)
     text["num_hidden_layers"] = len(keep)

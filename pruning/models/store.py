@@ -25,6 +25,7 @@ from pruning.models.load_checks import check_size, refuse_wrong_buffers, refuse_
 from pruning.models.names import is_name
 from pruning.models.safetensors_headers import NotAModel as NotAModel  # noqa: PLC0414 - for importers
 from pruning.models.safetensors_headers import check_weights
+from pruning.models.stored_buffers import as_parameters
 from pruning.models.towers import auto_class, language_config, language_model, whole_config
 from pruning.plural import counted
 from pruning.records import InvalidRecord, check_record
@@ -299,6 +300,7 @@ def load_whole(path: Path, *, dtype: str = "auto", on_meta: bool = False) -> "Pr
         raise NotAModel(f"{path} cannot be loaded: {error}") from error
     model, report = loaded
     refuse_wrong_keys(path, report)
+    as_parameters(model)
     whole: PreTrainedModel = model.eval()
     return whole
 

@@ -18,6 +18,7 @@ from pruning.models.architectures import architecture
 from pruning.models.blocks import num_blocks
 from pruning.models.safetensors_files import WeightFiles
 from pruning.models.store import load, pick_device
+from pruning.models.stored_buffers import as_parameters
 
 _Part = Sequence[str]  # names of parameters
 
@@ -154,9 +155,10 @@ def _parts(model: PreTrainedModel) -> tuple[_Part, Sequence[_Part], _Part]:
 
 
 def _set_buffers(model: PreTrainedModel, device: torch.device) -> None:
-    """Compute buffers, such as rotations and scales, from the config. They are not stored."""
+    """Compute those buffers from the config that are not stored, such as rotations."""
     with init_empty_weights(include_buffers=False):
         computed = AutoModelForCausalLM.from_config(copy.deepcopy(model.config), dtype=model.dtype)
+    as_parameters(computed)
     for name, buffer in computed.named_buffers(remove_duplicate=False):
         _put(model, name, buffer.to(device))
 

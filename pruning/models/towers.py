@@ -10,13 +10,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from pruning.models.stored_buffers import as_parameters
+
 if TYPE_CHECKING:  # both take seconds to import
     from transformers import PreTrainedConfig, PreTrainedModel
 
 # Types of models with a language tower, which `language_config` finds in their config.
 TOWERS = frozenset(
-    {"gemma3", "idefics3", "internvl", "lfm2_vl", "llava", "llava_next", "llava_onevision",
-     "mistral3", "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_vl", "smolvlm"}
+    {"gemma3", "gemma4", "idefics3", "internvl", "lfm2_vl", "llava", "llava_next",
+     "llava_onevision", "mistral3", "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_vl", "smolvlm"}
 )  # fmt: skip
 # Towers that compute what another family does, if all positions are those of text.
 _SAME_AS: Mapping[str, str] = MappingProxyType(
@@ -49,6 +51,7 @@ def language_model(whole: "PreTrainedModel") -> "PreTrainedModel":
     config.tie_word_embeddings = head.weight is whole.get_input_embeddings().weight
     with init_empty_weights(include_buffers=False):
         made: Any = AutoModelForCausalLM.from_config(config, dtype=whole.dtype)
+    as_parameters(made)
     model: PreTrainedModel = made
     names = language_names(whole)
     parameters = dict(whole.named_parameters(remove_duplicate=False))
@@ -95,6 +98,7 @@ def whole_without_weights(path: Path, model: "PreTrainedModel") -> "PreTrainedMo
         return model
     with torch.device("meta"):
         whole: PreTrainedModel = auto_class(config).from_config(config, dtype=model.dtype)
+    as_parameters(whole)
     return whole
 
 

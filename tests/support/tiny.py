@@ -29,10 +29,11 @@ from tests.support.families import (
 
 __all__ = [
     "CONFIGS", "DISTINCT", "EOS", "MAX_POSITIONS", "NUM_BLOCKS", "SERVED", "SWITCHED", "SWITCHES",
-    "TINY_SHAPE", "VOCAB_SIZE", "every_family", "generated", "random_model", "tiny_model",
+    "TINY_SHAPE", "VOCAB_SIZE", "every_family", "every_served_family", "generated",
+    "random_model", "tiny_model",
 ]  # fmt: skip
 
-SERVED = tuple(sorted(name for name, row in ARCHITECTURES.items() if not row.has_states))
+SERVED = tuple(sorted(name for name, row in ARCHITECTURES.items() if row.is_served))
 
 # They differ in what a run does with them: grouped heads, norms behind, biases and transposed
 # matrices, projections in one, experts.
@@ -44,6 +45,14 @@ every_family = pytest.mark.parametrize(
     [
         pytest.param(family, marks=() if family in DISTINCT else pytest.mark.slow)
         for family in sorted(ARCHITECTURES)
+    ],
+)
+
+every_served_family = pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, marks=() if family in DISTINCT else pytest.mark.slow)
+        for family in SERVED
     ],
 )
 
@@ -76,6 +85,10 @@ def random_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
         for parameter in model.parameters():
             if parameter.ndim == 1:  # zero biases and norms of one would hide that they are lost
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        for name, stored in model.state_dict().items():
+            if name not in parameters:  # a buffer
+                stored.add_(torch.randn_like(stored), alpha=0.1)
     return model
 
 

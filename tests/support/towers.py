@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -38,6 +39,16 @@ _THREE_AXES = {
 # Of each type, the settings of the language tower and of the tower for images.
 CONFIGS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "gemma3": ({"sliding_window": WINDOW, "layer_types": _MIXED}, _IMAGES),
+    "gemma4": (
+        {
+            "sliding_window": WINDOW,
+            "layer_types": _MIXED,
+            "global_head_dim": 16,
+            "hidden_size_per_layer_input": 0,
+            "use_bidirectional_attention": "vision",
+        },
+        {**_IMAGES, "head_dim": 8, "num_key_value_heads": 4, "position_embedding_size": 16},
+    ),
     "idefics3": ({"model_type": "llama"}, _IMAGES),
     "internvl": (
         {"model_type": "qwen3"},
@@ -68,13 +79,15 @@ CONFIGS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
 }
 
 
-def whole_model(model_type: str) -> PreTrainedModel:
-    """A float32 model with large weights."""
+def whole_model(
+    model_type: str, shape: Mapping[str, Any] = MappingProxyType({})
+) -> PreTrainedModel:
+    """A float32 model with large weights, whose language tower has this shape beside its own."""
     torch.manual_seed(0)
     text, images = CONFIGS[model_type]
     config = AutoConfig.for_model(
         model_type,
-        text_config={**LLAMA_LIKE, **text},
+        text_config={**LLAMA_LIKE, **text, **shape},
         vision_config=dict(images),
         tie_word_embeddings=False,
     )
@@ -86,6 +99,9 @@ def whole_model(model_type: str) -> PreTrainedModel:
                 parameter.normal_(std=0.3)
             else:
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
+        for name, stored in model.state_dict().items():
+            if name.endswith("layer_scalar"):  # a buffer, of ones at first
+                stored.add_(torch.randn_like(stored), alpha=0.1)
     return model
 
 

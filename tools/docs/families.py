@@ -1,5 +1,6 @@
 """``python -m tools.docs.families [FILE]``: write the page of families from their rows."""
 
+import json
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -24,7 +25,7 @@ REASONS: Mapping[str, tuple[str, ...]] = {
         "xlm-roberta-xl", "xmod",
     ),
     "a tower for images or sound, whose language tower is of no supported family": (
-        "emu3", "fuyu", "gemma3n", "gemma4", "git", "got_ocr2", "llama4", "mllama", "moshi",
+        "emu3", "fuyu", "gemma3n", "git", "got_ocr2", "llama4", "mllama", "moshi",
         "musicgen", "musicgen_melody", "phi4_multimodal", "qwen3_5_moe",
     ),
     "recurrent states in every block": ("falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm"),
@@ -62,13 +63,17 @@ search does, and the engine generates what `generate` does, with every switch of
 without some blocks and repaired; a written checkpoint computes the same.
 
 *Flat* means that the engine runs the blocks itself; *own forward* that it calls the model's.
-Blocks of hybrids keep other states of a sequence than keys and values: search, repair and
-verification call the model's forward, and vLLM serves what is published. A
-[repair](guides/prune.md#repair) by scale multiplies the hidden states, one by ridge refits
-matrices, in mixtures those that every token passes. A config may rule a repair out, and the
+Blocks of hybrids keep other states of a sequence than keys and values, and those of `gemma4_text`
+keys of two shapes: search, repair and verification call the model's forward, and vLLM serves what
+is published. A [repair](guides/prune.md#repair) by scale multiplies the hidden states, one by ridge
+refits matrices, in mixtures those that every token passes. A config may rule a repair out, and the
 result of a job says what it leaves.
 
 {supported}
+
+Some are supported with these settings only; the error for another value names it:
+
+{limited}
 
 Of models with a tower for images, the language tower is pruned and served, and measured on text.
 The files of a pruned one have everything else bit for bit, so transformers and vLLM load it whole:
@@ -82,18 +87,36 @@ Not supported, of what transformers can load as a language model:
 
 
 def page() -> str:
-    return PAGE.format(supported=_supported(), towers=_quoted(sorted(TOWERS)), refused=_refused())
+    return PAGE.format(
+        supported=_supported(),
+        limited=_limited(),
+        towers=_quoted(sorted(TOWERS)),
+        refused=_refused(),
+    )
 
 
 def _supported() -> str:
     groups: dict[tuple[str, str], list[str]] = {}
     for family, row in sorted(ARCHITECTURES.items()):
         served = "flat" if row.parts is not None and _is_flat(family) else "own forward"
-        served = "vLLM only" if row.has_states else served
+        served = served if row.is_served else "vLLM only"
         groups.setdefault((served, _repairs(row.writes)), []).append(family)
     lines = ["| served | repairs | families |", "|---|---|---|"]
     for (served, repairs), families in sorted(groups.items()):
         lines.append(f"| {served} | {repairs} | {_quoted(families)} |")
+    return "\n".join(lines)
+
+
+def _limited() -> str:
+    groups: dict[str, list[str]] = {}
+    for family, row in sorted(ARCHITECTURES.items()):
+        settings = [f"{key}={json.dumps(value)}" for key, value in row.only + row.depth_dependent]
+        if row.keeps_last:
+            settings.append("a last block that stays")
+        if settings:
+            groups.setdefault(", ".join(settings), []).append(family)
+    lines = ["| settings | families |", "|---|---|"]
+    lines += [f"| {settings} | {', '.join(families)} |" for settings, families in groups.items()]
     return "\n".join(lines)
 
 

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 from app.cli.main import app
 from app.doctor.family import family
 from app.doctor.finding import Level
-from tests.support.tiny import tiny_model
+from pruning.models.architectures import ARCHITECTURES
+from tests.support.tiny import SERVED, tiny_model
 from tests.support.towers import whole_model
 
 
@@ -43,6 +44,13 @@ def test_a_config_may_rule_repairs_out(tmp_path: Path) -> None:
     assert described["repair"].level is Level.NOTE
     for method in ("scale", "ridge"):
         assert f"{method} is not possible for this opt: it needs" in described["repair"].said
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES.keys() - set(SERVED)))
+def test_what_the_own_engine_has_no_room_for_is_for_vllm(name: str, tmp_path: Path) -> None:
+    described = {each.check: each for each in family(config_of(tmp_path, name))}
+    assert described["served"].level is Level.NOTE
+    assert f"blocks of a {name} keep" in described["served"].said
 
 
 def test_a_hybrid_is_repaired_here_and_served_by_vllm(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from pruning.models.quantize import quantized
 from pruning.models.store import ModelStore, load
 from pruning.pipeline import prune
 from pruning.search.dense_model import Resources
+from pruning.spec import InvalidSpec
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec, Quantize, Repair
 from tests.support.losses import mean_loss
@@ -148,6 +149,14 @@ def test_a_family_that_cannot_be_quantized_is_refused_before_its_weights_are_rea
     spoil_weights(tmp_path / "models" / "tiny")
     with pytest.raises(CannotQuantize, match="mixtral"):
         run(tmp_path / "models", replace(SPEC, quantize=Quantize.INT8), Recorder())
+
+
+def test_a_last_block_that_must_stay_is_protected_before_weights_are_read(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "models" / "tiny", "gemma4_text")
+    spoil_weights(tmp_path / "models" / "tiny")
+    with pytest.raises(InvalidSpec, match="set protect_last to 1 or more") as refused:
+        run(tmp_path / "models", replace(SPEC, protect_last=0), Recorder())
+    assert refused.value.param == "protect_last"
 
 
 def test_the_summary_has_all_of_it_side_by_side() -> None:

@@ -35,8 +35,8 @@ def test_adapters_of_every_family_are_as_large_as_estimated(tmp_path: Path, fami
     assert found is not None
     pruned = adapted(view(model, (0, 1, 3, 5)), HEAL).num_bytes
     has_experts = any("experts" in name for name, _ in model.named_parameters())
-    has_states = ARCHITECTURES[family].has_states  # blocks of different sizes count as equal
-    least, most = (0.95 if has_states else 1), (1.5 if has_states else 1.25 if has_experts else 1)
+    is_mixed = not ARCHITECTURES[family].is_served  # blocks of different sizes count as equal
+    least, most = (0.95 if is_mixed else 1), (1.5 if is_mixed else 1.25 if has_experts else 1)
     assert least * pruned <= found.adapter_bytes <= pruned * most
     assert found.training_bytes == 4 * found.adapter_bytes
     both = heal_estimate(CONTROLLED, 6, sizes, [])

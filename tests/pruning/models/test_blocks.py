@@ -203,6 +203,20 @@ def test_a_mechanism_that_is_not_served_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    ("switch", "value"),
+    [
+        ("hidden_size_per_layer_input", 256),
+        ("num_kv_shared_layers", 10),
+        ("use_bidirectional_attention", "all"),
+    ],
+)
+def test_blocks_that_read_more_than_hidden_states_are_refused(switch: str, value: object) -> None:
+    settings = {"hidden_size_per_layer_input": 0, switch: value}
+    with pytest.raises(UnsupportedConfig, match=r"gemma4_text with \w+=(256|10|false) cannot be"):
+        architecture(AutoConfig.for_model("gemma4_text", **settings))
+
+
+@pytest.mark.parametrize(
     ("switch", "value"), [("mlp_only_layers", [0, 2]), ("decoder_sparse_step", 2)]
 )
 @pytest.mark.parametrize("family", ["qwen2_moe", "qwen3_moe"])

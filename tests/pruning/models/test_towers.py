@@ -110,7 +110,7 @@ def test_a_pruned_tower_is_whole_to_transformers_and_a_language_model_here(
     served = make_variant("tower@-2", "tower", dense.model, manifest.keep)
     torch.testing.assert_close(logits_of(load_whole(path), ids), logits_of(served.model, ids))
     own = make_variant("own", "own", load(path).model)
-    if ARCHITECTURES[dense.model.config.model_type].has_states:
+    if not ARCHITECTURES[dense.model.config.model_type].is_served:
         assert generated(own.model, prompt(9), 8) == generated(served.model, prompt(9), 8)
     else:
         serve(served, own)
@@ -127,6 +127,22 @@ def test_a_pruned_tower_is_whole_to_transformers_and_a_language_model_here(
         assert torch.equal(values, before[kept]), name
     elsewhere = {name for name in before if number_of_block(name) is None}
     assert elsewhere == {name for name in after if number_of_block(name) is None}
+
+
+def test_settings_of_single_blocks_are_renumbered_in_either_form(tmp_path: Path) -> None:
+    """The hub has the size of all global heads; transformers writes one for each block."""
+    saved(tmp_path, "gemma4")
+    path = tmp_path / "saved" / "config.json"
+    numbered = json.loads(path.read_text())
+    assert set(numbered["text_config"]["per_layer_config"]) == {"2", "3"}
+    dense = json.loads((tmp_path / "dense" / "config.json").read_text())
+    del dense["text_config"]["per_layer_config"]
+    dense["text_config"]["global_head_dim"] = 16
+    (tmp_path / "dense" / "config.json").write_text(json.dumps(dense))
+    source = load_dense_model(tmp_path / "dense", Resident.MODEL, Resources())
+    source.save(KEEP, tmp_path / "again")
+    again, ids = load_whole(tmp_path / "again"), token_ids()
+    assert torch.equal(logits_of(again, ids), logits_of(load_whole(tmp_path / "saved"), ids))
 
 
 @pytest.mark.parametrize("tower", ["gemma3", "qwen3_vl"])

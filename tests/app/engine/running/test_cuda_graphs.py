@@ -29,7 +29,7 @@ from tests.support.engine_requests import (
     run,
     variant,
 )
-from tests.support.tiny import SERVED, every_family
+from tests.support.tiny import SERVED, every_served_family
 
 
 class Traces:
@@ -67,7 +67,7 @@ def engine(recorder: Recorder, *variants: Variant) -> Engine:
 BOTH_VARIANTS = ((5, False), (9, True), (60, False))  # tokens of the prompt, and whether pruned
 
 
-@every_family
+@every_served_family
 def test_replays_give_what_generate_gives(family: str) -> None:
     check_replays(family, BOTH_VARIANTS if family == "llama" else ((5, True), (60, True)))
 
