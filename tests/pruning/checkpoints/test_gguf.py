@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from gguf import GGUFReader
+from gguf import GGUFReader, GGUFValueType
 from tokenizers import Regex, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -53,6 +53,17 @@ def test_every_family_is_its_view_to_transformers(tmp_path: Path, family: str, d
     assert torch.equal(
         logits_of(read, token_ids()), logits_of(view(dense.model, KEEP), token_ids())
     )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_metadata_counts_the_blocks_of_the_dense_model(tmp_path: Path, family: str) -> None:
+    """llama.cpp reads lists by block from the first entry on; none is written but the tokens."""
+    write_gguf(tmp_path / "pruned.gguf", dense_in(tmp_path / "dense", family), KEEP, "pruned")
+    fields = GGUFReader(tmp_path / "pruned.gguf").fields.values()
+    lists = {field.name for field in fields if GGUFValueType.ARRAY in field.types}
+    assert all(name.startswith("tokenizer.") for name in lists)
+    [count] = [field for field in fields if field.name.endswith(".block_count")]
+    assert count.contents() == len(KEEP)
 
 
 def test_streamed_and_tied_weights_make_the_same_file(tmp_path: Path) -> None:
