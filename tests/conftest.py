@@ -35,6 +35,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--mutations", type=int, default=10_000, help="changed records of each kind in slow tests"
     )
+    parser.addoption(
+        "--kills", type=int, default=2, help="how often slow tests kill vLLM, and the service"
+    )
     parser.addoption("--share", default="1/1", help="K/N: the K-th of N shares of the slow tests")
 
 

@@ -2,13 +2,17 @@
 
 import shutil
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import psutil
 import pytest
 
 from app.config import ServeSettings
+from app.vllm.server import HEALTHY_S
 from pruning.models.names import healed_name
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec
@@ -102,8 +106,32 @@ def ours(strangers: set[int], named: str = "") -> list[psutil.Process]:
     return [process for process in found if named in " ".join(process.cmdline())]
 
 
+@pytest.fixture
+def num_kills(request: pytest.FixtureRequest) -> int:
+    return int(request.config.getoption("--kills"))
+
+
+class Watch:
+    """Sees when the server of a model is ready again."""
+
+    def __init__(self, api: LocalClient) -> None:
+        self._api = api
+        self._began_s: dict[int, float] = {}  # by the number of restarts
+
+    def wait(self, num_restarts: int) -> None:
+        """Until it has served so long since this restart that earlier deaths do not count."""
+        wait_until(lambda: self._is_healthy(num_restarts), "it serves again", START_S)
+
+    def _is_healthy(self, num_restarts: int) -> bool:
+        server = self._api.get("/models/tiny").json()["server"]
+        if (server["state"], server["num_restarts"]) != ("ready", num_restarts):
+            return False
+        began_s = self._began_s.setdefault(num_restarts, time.monotonic())
+        return time.monotonic() - began_s > HEALTHY_S + 1
+
+
 def test_a_vllm_that_is_killed_under_load_is_started_again(
-    settings: ServeSettings, redis_url: str, strangers: set[int]
+    settings: ServeSettings, redis_url: str, strangers: set[int], num_kills: int
 ) -> None:
     """Every request has an end: an output, or 503 with Retry-After."""
     statuses: list[int] = []
@@ -116,21 +144,18 @@ def test_a_vllm_that_is_killed_under_load_is_started_again(
             assert answer.status_code == 200 or int(answer.headers["retry-after"]) >= 1
             statuses.append(answer.status_code)
 
-    def wait_for_service(api: LocalClient) -> None:
-        count = statuses.count(200)
-        wait_until(lambda: statuses.count(200) >= count + 8, "requests are served", START_S)
-        assert api.get("/models/tiny").json()["is_loaded"]
-
     with local_api(settings.model_copy(update=OPTIONS), redis_url) as api:
         assert api.post("/models/tiny/load").status_code == 200
         clients = [threading.Thread(target=ask, args=(api,)) for _ in range(4)]
         for client in clients:
             client.start()
-        for victim in ("vllm serve", "EngineCore"):
-            wait_for_service(api)
-            ours(strangers, victim)[0].kill()
-        wait_for_service(api)
-        assert api.get("/models/tiny").json()["server"]["num_restarts"] == 2
+        watch = Watch(api)
+        for kill in range(num_kills):
+            watch.wait(num_restarts=kill)
+            ours(strangers, ("vllm serve", "EngineCore")[kill % 2])[0].kill()
+        watch.wait(num_restarts=num_kills)
+        count = len(statuses)
+        wait_until(lambda: 200 in statuses[count:], "requests are served", START_S)
         is_over.set()
         for client in clients:
             client.join(60)
@@ -139,11 +164,28 @@ def test_a_vllm_that_is_killed_under_load_is_started_again(
     wait_until(lambda: not ours(strangers), "no vLLM is left")
 
 
-def test_no_vllm_is_left_by_a_service_that_is_killed(data_dir: Path, strangers: set[int]) -> None:
+def test_no_vllm_is_left_by_a_service_that_is_killed(
+    data_dir: Path, strangers: set[int], num_kills: int
+) -> None:
+    """Every second time it is killed while vLLM starts."""
     variables = {name: str(value) for name, value in OPTIONS.items() if name != "preload"}
-    with serve_process(data_dir, preload="[]", **variables) as (process, client):
-        body = {"model": "tiny", "prompt": "the dog", "max_new_tokens": 2}
-        assert client.post("/generate", json=body, timeout=START_S).status_code == 200
-        assert ours(strangers)
-        process.kill()
-        wait_until(lambda: not ours(strangers), "no vLLM is left", 60)
+    body = {"model": "tiny", "prompt": "the dog", "max_new_tokens": 2}
+    for kill in range(num_kills):
+        statuses: list[int] = []
+        with serve_process(data_dir, preload="[]", **variables) as (process, client):
+
+            def ask(client: httpx2.Client = client, statuses: list[int] = statuses) -> None:
+                with suppress(httpx2.TransportError):
+                    statuses.append(
+                        client.post("/generate", json=body, timeout=START_S).status_code
+                    )
+
+            asking = threading.Thread(target=ask)
+            asking.start()
+            if kill % 2 == 0:
+                asking.join(START_S)
+                assert statuses == [200]
+            wait_until(lambda: bool(ours(strangers)), "vLLM is there", START_S)
+            process.kill()
+            asking.join(60)
+            wait_until(lambda: not ours(strangers), "no vLLM is left", 60)
