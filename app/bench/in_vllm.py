@@ -5,7 +5,8 @@ One server has requests while the others are idle. No prompt is read from a cach
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,6 +49,21 @@ def bench_in_vllm(
     Raises ``VllmMissing``, ``TooManyServers``, ``VllmUnavailable``, a ``BackendError``, and what
     ``stored_subject`` raises.
     """
+    with runs_in_vllm(name, variants, settings) as runs:
+        facts = {"engine": runs.engine(), **facts_of("auto"), "machine": machine()}
+        bench = measured(Bench(runs.subject, plan, {}, {}, {}, facts), runs, out)
+    keep(bench, settings)
+    return bench
+
+
+@contextmanager
+def runs_in_vllm(
+    name: str, variants: Sequence[str], settings: ServeSettings
+) -> Iterator["VllmRuns"]:
+    """The runs of these sides. Their servers are started when they are first needed, and end here.
+
+    Raises as ``bench_in_vllm`` does.
+    """
     options = VllmOptions.of(settings.model_copy(update={"engine": "vllm"}))
     assert options is not None
     without_weights = settings.model_copy(update={"device": "meta"})
@@ -65,14 +81,10 @@ def bench_in_vllm(
     entries = {side: catalog.resolve(model) for side, model in names.items()}
     with asyncio.Runner() as runner:
         backend = VllmBackend(servers_of(settings, options, catalog, checkpoints), Metrics())
-        runs = VllmRuns(backend, subject, entries, runner)
         try:
-            facts = {"engine": runs.engine(), **facts_of("auto"), "machine": machine()}
-            bench = measured(Bench(subject, plan, {}, {}, {}, facts), runs, out)
+            yield VllmRuns(backend, subject, entries, runner)
         finally:
             runner.run(backend.aclose())
-    keep(bench, settings)
-    return bench
 
 
 class VllmRuns:
@@ -86,7 +98,7 @@ class VllmRuns:
         runner: asyncio.Runner,
     ) -> None:
         self._backend = backend
-        self._subject = subject
+        self.subject = subject
         self._entries = entries
         self._runner = runner
 
@@ -100,12 +112,12 @@ class VllmRuns:
         return {"name": "vllm", "version": model.version, "arguments": list(model.args)}
 
     def warm_up(self, name: str, scenario: Scenario, plan: BenchPlan) -> None:
-        requests = requests_of(scenario, self._subject.dense, plan, WARM_UP_TOKENS)
+        requests = requests_of(scenario, self.subject.dense, plan, WARM_UP_TOKENS)
         self._run(name, requests, scenario, plan)
 
     def measure(self, name: str, scenario: Scenario, plan: BenchPlan) -> Sample:
         """Raises ``WrongLength``."""
-        requests = requests_of(scenario, self._subject.dense, plan)
+        requests = requests_of(scenario, self.subject.dense, plan)
         began_s = time.perf_counter()
         timings = self._run(name, requests, scenario, plan)
         seconds = time.perf_counter() - began_s

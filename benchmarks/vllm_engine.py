@@ -1,0 +1,271 @@
+"""What vLLM loses behind our API, and whether ``sleb bench`` reads the ratio that vLLM's own does.
+
+- Closed loops of several numbers of clients with streams, in turns: through ``sleb serve`` with
+  ``SLEB_ENGINE=vllm``, and against ``vllm serve`` directly. Wanted: 0.95 of its tokens per second,
+  and 1.1 times its time to the first token.
+- The speed-up per token of a pruned model over the dense one: runs of ``sleb bench --engine vllm``
+  and of ``vllm bench serve`` against each server, in turns. Wanted: a difference of at most 2 %.
+
+Servers that wait are stopped by a signal, since some poll while they are idle. All have the options
+of ``SLEB_VLLM_ARGS``.
+"""
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import psutil
+import typer
+from transformers import AutoTokenizer
+
+from app.bench.in_vllm import runs_in_vllm
+from app.bench.machine import machine
+from app.bench.plan import DENSE, BenchPlan, Scenario
+from app.compare.speedup import turns
+from app.config import ServeSettings
+from benchmarks.latencies import performance
+from benchmarks.peers import SLEB, Closed, closed_loops, rows
+from benchmarks.plan import Baseline
+from benchmarks.search import Dtype
+from benchmarks.servers import Server, no_server_left, paused, sleb_serve_on, vllm_serve
+from benchmarks.workload import Prompts
+from pruning.config import child_environment
+from pruning.models.demo_model import NAME
+
+_FREE = 64  # tokens of the context beyond those of a request: vLLM's own bench may need some
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Lengths are in tokens. ``requests`` are those of one run of a bench."""
+
+    clients: tuple[int, ...]
+    prompt_len: int
+    output_len: int
+    repeats: int
+    bench_clients: int
+    bench_requests: int
+    bench_repeats: int
+
+    @property
+    def max_len(self) -> int:
+        return self.prompt_len + self.output_len + _FREE
+
+    @property
+    def max_num_seqs(self) -> int:
+        return max(*self.clients, self.bench_clients)
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Where to write the JSON and the table.")],
+    program: Annotated[Path, typer.Option(help="The program vllm.")],
+    model: Annotated[str, typer.Option(help="Of the data directory.")] = NAME,
+    variant: Annotated[str, typer.Option(help="Compared with the dense model.")] = "@-6",
+    clients: Annotated[str, typer.Option(help="Numbers of clients.")] = "1,16,64",
+    prompt_len: Annotated[int, typer.Option(min=1, help="Tokens.")] = 64,
+    output_len: Annotated[int, typer.Option(min=2, help="Tokens.")] = 64,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns of each side.")] = 4,
+    bench_repeats: Annotated[int, typer.Option(min=1, help="Turns of each bench.")] = 6,
+    bench_requests: Annotated[int, typer.Option(min=1, help="Of one run of a bench.")] = 32,
+    dtype: Dtype = Dtype.BFLOAT16,
+) -> None:
+    numbers = tuple(int(each) for each in clients.split(","))
+    sizes = Sizes(numbers, prompt_len, output_len, repeats, 8, bench_requests, bench_repeats)
+    subject = Subject(program.absolute(), model, f"{model}{variant}", dtype.value, sizes)
+    out.parent.mkdir(parents=True, exist_ok=True)  # fail before the measurements
+    report: dict[str, Any] = {
+        "model": model,
+        "variant": subject.variant,
+        "dtype": subject.dtype,
+        "sizes": asdict(sizes),
+        "machine": machine(),
+        "command": shlex.join(["python", "-m", "benchmarks.vllm_engine", *sys.argv[1:]]),
+    }
+    for name, part in (("through_api", through_api), ("bench", bench)):
+        report[name] = part(subject)
+        out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    table = markdown(report)
+    out.with_suffix(".md").write_text(table, encoding="utf-8")
+    sys.stdout.write(table)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured, with the settings of this process."""
+
+    program: Path
+    model: str
+    variant: str
+    dtype: str
+    sizes: Sizes
+
+    @property
+    def settings(self) -> ServeSettings:
+        """Servers of ours have the options of those that are started directly."""
+        given = ServeSettings()
+        changes = {
+            "engine": "vllm",
+            "vllm": self.program,
+            "vllm_args": f"--dtype {self.dtype} {given.vllm_args}",
+            "vllm_servers": 2,
+            "kv_cache_bytes": 4 * 2**30,  # of two servers: the other side has 2 GiB each
+            "max_model_len": self.sizes.max_len,
+            "max_num_seqs": self.sizes.max_num_seqs,
+            "prefix_cache": "off",
+            "preload": (self.model,),
+            "redis_url": None,
+        }
+        return given.model_copy(update=changes)
+
+    def direct(self, directory: Path) -> Any:  # noqa: ANN401 - a context of one server
+        given, sizes = ServeSettings(), (self.sizes.max_len, self.sizes.max_num_seqs)
+        options = given.vllm_arguments
+        return vllm_serve(self.program, directory, self.dtype, given.threads, *sizes, options)
+
+
+def through_api(subject: Subject) -> dict[str, Any]:
+    """Our figures over vLLM's for each number of clients."""
+    directory, sizes = subject.settings.models_dir / subject.model, subject.sizes
+    prompts = Prompts(AutoTokenizer.from_pretrained(directory), seed=0)
+    starts = {
+        SLEB: partial(sleb_serve_on, subject.settings, subject.model),
+        Baseline.VLLM: partial(subject.direct, directory),
+    }
+    with no_server_left():
+        found: Closed = closed_loops(
+            starts,
+            lambda number: prompts.uniform(2 * number, sizes.prompt_len, sizes.output_len),
+            sizes.clients,
+            sizes.repeats,
+        )
+    return {
+        "over_vllm": rows(found, Baseline.VLLM),
+        "sides": {
+            str(number): {name: performance(timed) for name, timed in passes.items()}
+            for number, passes in found.items()
+        },
+    }
+
+
+def bench(subject: Subject) -> dict[str, Any]:
+    """The speed-up per token by each bench, from the means of all its runs."""
+    sizes = subject.sizes
+    plan = BenchPlan(
+        scenarios=(Scenario.SERVED,),
+        prompt_tokens=sizes.prompt_len,
+        served_tokens=sizes.output_len,
+        concurrency=sizes.bench_clients,
+        requests=sizes.bench_requests,
+    )
+    tpots_s: dict[str, dict[str, list[float]]] = {
+        bench: {DENSE: [], subject.variant: []} for bench in ("sleb bench", "vllm bench serve")
+    }
+    with no_server_left(), _both(subject, plan) as sides:
+        for name, side in sides.items():
+            for of in tpots_s[name]:
+                side(of)  # a warm-up
+        for repeat in range(sizes.bench_repeats):
+            for name, side in turns([*sides.items()], repeat):
+                for of, found in turns([*tpots_s[name].items()], repeat):
+                    found.append(side(of))
+    ratios = {
+        name: fmean(found[DENSE]) / fmean(found[subject.variant]) for name, found in tpots_s.items()
+    }
+    ours, theirs = ratios["sleb bench"], ratios["vllm bench serve"]
+    return {"speedup": ratios, "difference": ours / theirs - 1, "tpots_s": tpots_s}
+
+
+@contextmanager
+def _both(subject: Subject, plan: BenchPlan) -> Iterator[dict[str, Callable[[str], float]]]:
+    """A function of each bench that measures a side: seconds per token of a run."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="sleb-bench-")))
+        runs = stack.enter_context(runs_in_vllm(subject.model, [subject.variant], subject.settings))
+        for side in (DENSE, subject.variant):
+            runs.warm_up(side, Scenario.SERVED, plan)
+        ours = [Server("", "", takes_ids=True, extra={}, pid=pid) for pid in _children()]
+        directories = {
+            DENSE: subject.settings.models_dir / subject.model,
+            subject.variant: _exported(subject, folder / "pruned"),
+        }
+        direct = {
+            side: stack.enter_context(subject.direct(directory))
+            for side, directory in directories.items()
+        }
+
+        def sleb(side: str) -> float:
+            with paused(direct.values()):
+                return runs.measure(side, Scenario.SERVED, plan).times_s["tpot"]
+
+        def vllm(side: str) -> float:
+            others = [server for other, server in direct.items() if other != side]
+            with paused([*ours, *others]):
+                return _vllm_bench(subject.program, direct[side], directories[side], plan, folder)
+
+        yield {"sleb bench": sleb, "vllm bench serve": vllm}
+
+
+def _children() -> list[int]:
+    return [process.pid for process in psutil.Process().children()]
+
+
+def _exported(subject: Subject, out: Path) -> Path:
+    command = [sys.executable, "-m", "app", "export", subject.variant, str(out)]
+    command += ["--dtype", subject.dtype]
+    subprocess.run(command, check=True, env=child_environment(subject.settings))  # noqa: S603
+    return out
+
+
+def _vllm_bench(program: Path, server: Server, model: Path, plan: BenchPlan, folder: Path) -> float:
+    """Mean seconds per token by ``vllm bench serve``."""
+    options = {
+        "base-url": server.url,
+        "model": server.model,
+        "tokenizer": model,
+        "dataset-name": "random",
+        "random-input-len": plan.prompt_tokens,
+        "random-output-len": plan.served_tokens,
+        "num-prompts": plan.requests,
+        "max-concurrency": plan.concurrency,
+        "temperature": 0,
+        "result-dir": folder,
+        "result-filename": "result.json",
+    }
+    command = [str(program), "bench", "serve", "--ignore-eos", "--save-result", "--disable-tqdm"]
+    command += [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    subprocess.run(  # noqa: S603 - the program that was named
+        command, check=True, env={**child_environment(ServeSettings()), "HF_HUB_OFFLINE": "1"}
+    )
+    found = json.loads((folder / "result.json").read_text())
+    return float(found["mean_tpot_ms"]) / 1e3
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    lines = [
+        "## vLLM through the API over vLLM directly",
+        "",
+        "| clients | tokens per second | range | time to first token |",
+        "|--:|--:|--:|--:|",
+    ]
+    for row in report["through_api"]["over_vllm"]:
+        ends = f"{row['from']:.3f} to {row['to']:.3f}"
+        cells = (str(row["clients"]), f"{row['tokens_per_s']:.3f}×", ends, f"{row['ttft']:.3f}×")
+        lines.append(f"| {' | '.join(cells)} |")
+    found = report["bench"]
+    lines += ["", f"## Speed-up per token of {report['variant']}", ""]
+    lines += [f"- {name}: {speedup:.4f}×" for name, speedup in found["speedup"].items()]
+    lines += [f"- difference: {found['difference']:+.2%}", "", f"`{report['command']}`", ""]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    typer.run(main)
