@@ -280,12 +280,22 @@ class ServeSettings(Settings):
     )
 
     @model_validator(mode="after")
-    def _goes_together(self) -> Self:
+    def _shadow_fits(self) -> Self:
         if self.shadow_direction != "dense" and not self.shadow_share:
             raise ValueError(
                 "SLEB_SHADOW_DIRECTION is set, but SLEB_SHADOW_SHARE is 0, so nothing is "
                 "replayed: set the share, as 0.05, or unset the direction"
             )
+        if self.engine == "vllm" and self.shadow_share:
+            raise ValueError(
+                "SLEB_SHADOW_SHARE is set, but SLEB_ENGINE=vllm, and only the engine of this "
+                "service replays requests: unset the share, and use POST /compare or sleb bench "
+                "--engine vllm, or name the models of vLLM in SLEB_VLLM_MODELS"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
         if (self.tls_cert is None) != (self.tls_key is None) or (
             self.tls_client_ca is not None and self.tls_cert is None
         ):
