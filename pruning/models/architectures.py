@@ -60,6 +60,9 @@ _GRANITE_LIKE = replace(
 )
 _COHERE_LIKE = replace(_OWN_FORWARD, logit_multiplier="logit_scale")
 _MIXERS_END = ("mixer.o_proj", "mixer.out_proj", "mixer.down_proj")  # a block has one of them
+_C_PROJ = StreamWrites(
+    scaled=weight_and_bias("attn.c_proj", "mlp.c_proj"), refit=(Fitted("mlp.c_proj"),)
+)
 _FFN_DOWN = "feed_forward.down_proj"
 _IN_FRONT_OF_NORMS = (Fitted("mlp.down_proj", norm="post_feedforward_layernorm"),)
 _BEHIND_NORMS = StreamWrites(
@@ -69,6 +72,7 @@ _BEHIND_NORMS = StreamWrites(
 )
 # A factor of the stream changes what a block computes that reads it without a norm.
 _READS_WITHOUT_NORM = StreamWrites(scaled=(), refit=_IN_FRONT_OF_NORMS)
+_OLMO_LIKE = replace(_LLAMA_LIKE, writes=_READS_WITHOUT_NORM)
 _HEAD_NORMS = ("q_norm", "k_norm")
 _NORMS_AFTER = ("", "post_attention_layernorm", "", "post_feedforward_layernorm")
 _FOUR_NORMS = ("input_layernorm", "post_attention_layernorm",
@@ -82,9 +86,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         "cwm": _LLAMA_LIKE,
         "ernie4_5": _OWN_FORWARD,
         "exaone4": replace(
-            _OWN_FORWARD,
-            periods=("sliding_window_pattern",),
-            writes=_READS_WITHOUT_NORM,
+            _OWN_FORWARD, periods=("sliding_window_pattern",), writes=_READS_WITHOUT_NORM
         ),
         "falcon": Architecture(
             blocks="transformer.h",
@@ -117,8 +119,8 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         "gemma": _LLAMA_LIKE,
         "gemma2": replace(
             _GEMMA_LIKE,
-            parts=None,  # softcap of attention scores
-            writes=_BEHIND_NORMS,
+            parts=None,
+            writes=_BEHIND_NORMS,  # softcap of attention scores
         ),
         "gemma3_text": replace(
             _GEMMA_LIKE,
@@ -152,18 +154,10 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             tail=("transformer.ln_f",),
             depth_dependent=(("scale_attn_by_inverse_layer_idx", False),),
             is_linear=False,
-            writes=StreamWrites(
-                scaled=weight_and_bias("attn.c_proj", "mlp.c_proj"),
-                refit=(Fitted("mlp.c_proj"),),
-                is_transposed=True,
-            ),
+            writes=replace(_C_PROJ, is_transposed=True),
         ),
         "gpt_bigcode": Architecture(
-            blocks="transformer.h",
-            tail=("transformer.ln_f",),
-            writes=StreamWrites(
-                scaled=weight_and_bias("attn.c_proj", "mlp.c_proj"), refit=(Fitted("mlp.c_proj"),)
-            ),
+            blocks="transformer.h", tail=("transformer.ln_f",), writes=_C_PROJ
         ),
         "gpt_neox": Architecture(
             blocks="gpt_neox.layers",
@@ -235,15 +229,10 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             ),
         ),
         "olmo": _OWN_FORWARD,
-        "olmo2": replace(
-            _LLAMA_LIKE,
-            parts=Parts(norms=_NORMS_AFTER, head_norms=_HEAD_NORMS),
-            writes=_READS_WITHOUT_NORM,
-        ),
+        "olmo2": replace(_OLMO_LIKE, parts=Parts(norms=_NORMS_AFTER, head_norms=_HEAD_NORMS)),
         "olmo3": replace(
-            _LLAMA_LIKE,
+            _OLMO_LIKE,
             parts=Parts(norms=_NORMS_AFTER, head_norms=_HEAD_NORMS, rotates_by_kind=True),
-            writes=_READS_WITHOUT_NORM,
         ),
         "olmo_hybrid": replace(_WITH_STATES, writes=_READS_WITHOUT_NORM),
         "olmoe": _WITH_EXPERTS,
