@@ -35,6 +35,7 @@ ROUTES: Mapping[Method, Callable[[Blocks, int], Route]] = MappingProxyType(
     {Method.NONE: unrepaired, Method.SCALE: scaled, Method.RIDGE: refitted}
 )
 SAMPLE_WINDOWS = 16  # about so many in all: norms are measured on them
+STEPS = (1.0, 0.5, 0.25)  # shares of a change that are tried where a fit is not exact
 NUM_FOLDS = 3  # at most: each takes sums of its own at every cut, which are large for wide models
 
 
@@ -202,15 +203,29 @@ class _Repair:
         """Change the matrices of the block by what explains the error of the stream behind it."""
         errors = self._walk.errors(stream).to(self._dense.device)
         found = fit(errors.folds)
-        self._penalties[stream] = found.penalty
         own: Own = NO_OWN
         if found.penalty is not None:
-            model = self._dense.model
-            layers = FittedLayers(block_list(model)[block], model.config)
-            own = layers.changed(found.change, gram_of(errors.folds))
-            path = architecture(model.config).blocks
-            self._matrices[stream] = {f"{path}.{block}.{name}": own[name] for name in own}
+            own = self._stepped(stream, block, found.change, gram_of(errors.folds))
+        self._penalties[stream] = found.penalty if own else None
+        path = f"{architecture(self._dense.model.config).blocks}.{block}"
+        self._matrices[stream] = {f"{path}.{name}": own[name] for name in own}
         self._walk.refit(stream, own)
+
+    def _stepped(self, stream: int, block: int, change: torch.Tensor, gram: torch.Tensor) -> Own:
+        """The parameters with as much of the change as brings the stream nearest, or none.
+
+        Unless the fit is exact, the block makes something else of a change than what was fitted.
+        """
+        model = self._dense.model
+        layers = FittedLayers(block_list(model)[block], model.config)
+        if layers.is_exact:
+            return layers.changed(change, gram)
+        best, least = NO_OWN, self._walk.error(stream, NO_OWN)
+        for step in STEPS:
+            tried = layers.changed(step * change, gram)
+            if (error := self._walk.error(stream, tried)) < least:
+                best, least = tried, error
+        return best
 
 
 def _windows(text: RepairText) -> list[Windows]:

@@ -76,6 +76,10 @@ class Walk(Protocol):
 
     def errors(self, stream: int) -> Errors: ...
 
+    def error(self, stream: int, own: Own) -> float:
+        """The squared error of the stream on the sample, weighted as in ``errors``, with ``own`` in
+        the places of parameters of the block."""
+
     def refit(self, stream: int, own: Own) -> None:
         """``own`` take the places of parameters of the block, by their names in it."""
 
@@ -197,15 +201,25 @@ class LocalWalk:
         return found
 
     @torch.no_grad()
+    def error(self, stream: int, own: Own) -> float:
+        made = self._plan.streams[stream]
+        again = self._with(made, own)
+        total = torch.zeros((), dtype=torch.float64, device=self._device)
+        for at in self._batches_of(frozenset({Part.SAMPLE})):
+            wanted = self._wanted(made, at).float()
+            squares = (wanted - again(self._source(made, at)).float()).square().sum(dim=-1)
+            total += (squares / wanted.square().sum(dim=-1)).double().sum()
+        return float(total)
+
+    @torch.no_grad()
     def refit(self, stream: int, own: Own) -> None:
         """What the change of the layers adds to the stream is added to the output of the block.
 
         The block runs again if there was no room to keep that, or if more depends on the layers.
         """
         made = self._plan.streams[stream]
-        call, layers = self._refitted(made)
-        own = {name: tensor.to(self._device) for name, tensor in own.items()}
-        again = call.of(with_own(call.block, own))
+        _, layers = self._refitted(made)
+        again = self._with(made, own)
         change = layers.change_by(own).to(self._model.dtype).T if layers.is_exact else None
         for at in self._batches_of(made.reads):
             if self._batches[at].part not in made.parts:
@@ -255,6 +269,12 @@ class LocalWalk:
         assert isinstance(made.step, Refit)
         call = self._calls[made.step.block]
         return call, FittedLayers(call.block, self._model.config)
+
+    def _with(self, made: Stream, own: Own) -> BlockCall:
+        """The block that is refitted, with other parameters."""
+        call, _ = self._refitted(made)
+        own = {name: tensor.to(self._device) for name, tensor in own.items()}
+        return call.of(with_own(call.block, own))
 
     def _no_errors(self, layers: FittedLayers) -> Errors:
         folds = {b.domain: None for b in self._batches if b.part is not Part.SELECTION}

@@ -108,9 +108,12 @@ class ClusterWalk:
         total, *others = self._call("errors", stream)
         return reduce(Errors.including, others, total)
 
+    def error(self, stream: int, own: Own) -> float:
+        shares: list[float] = self._call("error", stream, self._shared(own))
+        return sum(shares)
+
     def refit(self, stream: int, own: Own) -> None:
-        shared = self._pool.ray.put({name: tensor.cpu() for name, tensor in own.items()})
-        self._change("refit", stream, shared)
+        self._change("refit", stream, self._shared(own))
 
     def losses(self, stream: int) -> Mapping[str, Losses]:
         found: dict[str, list[float]] = {}
@@ -118,6 +121,10 @@ class ClusterWalk:
             for domain, part in losses.items():
                 found.setdefault(domain, []).extend(part)
         return found
+
+    def _shared(self, own: Own) -> object:
+        """Parameters for all actors, sent once."""
+        return self._pool.ray.put({name: tensor.cpu() for name, tensor in own.items()})
 
     def _change(self, *call: object) -> None:
         self._call(*call)
