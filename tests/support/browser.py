@@ -53,7 +53,7 @@ def browser() -> "Iterator[Browser]":
 def page_of(visitor: "Browser", url: str, **options: Any) -> "tuple[Page, Watched]":
     """A page with cookies and storage of its own, and what it did wrong."""
     page = visitor.new_context(base_url=url, **options).new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(200_000)  # also on a busy machine
     page.add_init_script(_REPORT_VIOLATIONS)
     return page, Watched(page, url)
 

@@ -2,7 +2,7 @@
 
 import { json } from "./api.js";
 import { bracketed, el, name, table } from "./dom.js";
-import { interval, ratio } from "./format.js";
+import { interval, ratio, shortName, unbroken } from "./format.js";
 
 const KEEPS = { kept: "all", exceeded: "not: ", undecided: "not decided: " };
 
@@ -14,12 +14,13 @@ const cell = (found) => (found ? [ratio(found.value), found.low === null ? null 
 /** The sentence, with the name of what is to be taken as a link to its comparison. */
 export function sentenceOf(advice) {
   if (advice.taken === null) {
-    const [first, ...rest] = advice.sentence.split(/(?<=\)\.) /);
+    const [first, ...rest] = unbroken(advice.sentence).split(/(?<=\)\.) /);
     return el("p", { class: "advice" }, el("strong", {}, first), rest.length ? ` ${rest.join(" ")}` : "");
   }
   const [before, after] = advice.sentence.split(advice.taken, 2);
   const sides = new URLSearchParams([["model", advice.model], ["model", advice.taken]]);
-  return el("p", { class: "advice" }, before, el("a", { href: `/ui/compare?${sides}` }, name(advice.taken)), after);
+  const link = el("a", { href: `/ui/compare?${sides}`, title: advice.taken }, name(shortName(advice.taken)));
+  return el("p", { class: "advice" }, before, link, unbroken(after));
 }
 
 /** A sentence whose commands are in backticks. */
@@ -34,7 +35,7 @@ export function adviceTable(advice) {
   const columns = [{ title: "depth" }, { title: "blocks", num: true }, { title: "speed-up", num: true },
     ...domains.map((domain) => ({ title: `× perplexity, ${domain}`, num: true })), { title: "keeps" }];
   const rows = advice.depths.map((depth) => [
-    [el("span", { title: depth.name }, name(depth.short_name)), depth.name === advice.taken ? el("span", { class: "sub good" }, "take this") : null],
+    [el("span", { title: depth.name }, name(shortName(depth.short_name))), depth.name === advice.taken ? el("span", { class: "sub good" }, "take this") : null],
     String(depth.num_blocks),
     depth.speedup && [...cell(depth.speedup), el("span", { class: "sub" }, depth.is_measured ? "measured" : "predicted")],
     ...domains.map((domain) => cell(depth.ratios[domain])),

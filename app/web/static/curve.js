@@ -47,21 +47,21 @@ function places() {
 /** Up to two lines of an order, as served and without its repairs, and the point of what was healed. */
 function seriesOf(order, index, xs) {
   const drawn = [];
-  const add = (words, isWanted, value, dash = null, isRaw = false) => {
+  const add = (words, isWanted, value, { dash = null, isRaw = false, isHollow = false } = {}) => {
     const depths = pointsOf(order).filter(isWanted).map(({ depth }) => depth).sort((one, other) => one - other);
     const isJoined = depths.every((depth, place) => place === 0 || depth === depths[place - 1] + 1); // no model is between
     const first = depths[0] === 1 ? 1 : null; // and none leads from the dense one to the others
     const found = xs.map((x) => pointsOf(order).find((point) => at(point) === x && isWanted(point)))
       .map((point) => (point ? value(point) : null));
     if (!found.some(Boolean)) return;
-    drawn.push({ label: `${label(order)}${words}`, hue: index, dash, format: ratio, isJoined,
+    drawn.push({ label: `${label(order)}${words}`, hue: index, dash, format: ratio, isJoined, isHollow,
       values: xs.map((x, place) => (x === origin() ? first : found[place]?.ratio ?? null)),
       bounds: isRaw ? null : found.map((point) => (point && point.low !== null ? [point.low, point.high] : null)) });
   };
   const isRepaired = pointsOf(order).some((point) => point.raw && !isHealed(point));
   add(isRepaired ? ", repaired" : "", (point) => !isHealed(point), (point) => point);
-  if (isRepaired) add(", raw", (point) => !isHealed(point), (point) => point.raw ?? point, [6, 4], true);
-  add(", healed", isHealed, (point) => point, [2, 3]);
+  if (isRepaired) add(", raw", (point) => !isHealed(point), (point) => point.raw ?? point, { dash: [6, 4], isRaw: true });
+  add(", healed", isHealed, (point) => point, { dash: [2, 3], isHollow: true });
   return drawn;
 }
 

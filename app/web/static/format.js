@@ -49,4 +49,10 @@ export function moment(value) {
   return isNumber(value) ? moments.format(value * 1000) : NONE;
 }
 
+/** A name with the end of its job's id alone, which is long; the whole name belongs into a title. */
+export const shortName = (found) => found.replace(/(^|@)prn-[0-9a-f]+?([0-9a-f]{6})(?![0-9a-f])/g, "$1…$2");
+
+/** Numbers stay with their signs at the end of a line. */
+export const unbroken = (text) => text.replace(/ (?=[×%])/g, "\u00a0");
+
 export const count = (value, one, many = `${one}s`) => `${value} ${value === 1 ? one : many}`;

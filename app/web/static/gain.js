@@ -12,8 +12,9 @@ const NARROW = { kind: "narrow", width: 340, height: 320, left: 52, right: 84, t
 function scale(values, from, to) {
   const most = Math.max(1.05, ...values);
   const least = Math.min(1, ...values);
-  const high = most + (most - least) * 0.06;
-  return { low: least, high, at: (value) => from + ((value - least) / (high - least)) * (to - from) };
+  const span = most - least;
+  const [low, high] = [least < 1 ? least - 0.1 * span : least, most + 0.06 * span]; // names are below the points
+  return { low, high, at: (value) => from + ((value - low) / (high - low)) * (to - from) };
 }
 
 const label = (value) => `${Number(value.toPrecision(3))}×`;
@@ -67,7 +68,7 @@ function picture(title, lines, limits, layout) {
   const { kind, width, height, left, right, top, bottom } = layout;
   const points = lines.flatMap((line) => line.points);
   const x = scale(points.map(({ speed }) => speed), left, width - right);
-  const costs = lines.flatMap((line) => line.points.flatMap(({ cost, high }) => [cost, line.kind === "raw" ? cost : high]));
+  const costs = lines.flatMap((line) => line.points.flatMap(({ cost, low, high }) => (line.kind === "raw" ? [cost] : [cost, low, high])));
   const y = scale(costs.filter(Number.isFinite), height - bottom, top);
   return shape("svg", { class: `gain ${kind}`, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": title }, ...kept(limits, x, y, layout), ...axes(x, y, layout),
     shape("circle", { class: "point dense", cx: x.at(1), cy: y.at(1), r: 5 }, shape("title", {}, `dense: ${ratio(1)}`)),

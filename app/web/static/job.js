@@ -166,7 +166,7 @@ function drawHealing() {
     { label: "healed, in training", hue: 0, dash: [2, 3], format, values: line(checks.healed, "loss") },
     { label: "control, held-out text", hue: 1, dash: [6, 4], format, values: line(checks.control, "held_out_loss") },
   ];
-  plots.healing.draw({ x, xLabel: "tokens", series: series.filter(({ values }) => values.some((value) => value !== null)) });
+  plots.healing.draw({ x, xLabel: "tokens", xZero: true, series: series.filter(({ values }) => values.some((value) => value !== null)) });
 }
 
 function quality(prefix, domain) {

@@ -29,7 +29,7 @@ export class Output {
   finish({ reason, promptTokens, tokens, ttftS, tpotS }) {
     this.isOver = true;
     fill(this.numbers, facts([["tokens", `${promptTokens ?? "–"} of the prompt, ${tokens ?? "–"} generated`],
-      ["TTFT", seconds(ttftS)], ["TPOT", seconds(tpotS)], ["ended by", reason]]));
+      ["first token", seconds(ttftS)], ["each further", seconds(tpotS)], ["ended by", reason]]));
   }
 
   /** The verdict of a comparison on this variant, above its text. */

@@ -5,7 +5,7 @@ import { json, post } from "./api.js";
 import { cacheLines } from "./cache.js";
 import { bracketed, byId, el, fill, name, say, table } from "./dom.js";
 import { noModel } from "./empty.js";
-import { bytes, count, interval, number, perplexity, ratio, seconds } from "./format.js";
+import { bytes, count, interval, number, perplexity, ratio, seconds, shortName } from "./format.js";
 import { gain } from "./gain.js";
 import { act, poll } from "./live.js";
 
@@ -86,20 +86,20 @@ function memoryOf(model) {
 function nameOf(model, base) {
   const notes = [model.is_published ? null : "not published yet",
     model.repair && (model.repair.is_healed ? "healed" : `repaired: ${model.repair.method}`), ...model.warnings];
-  return [el("span", { title: model.id }, name(shortName(model, base))), ...notes.filter(Boolean).map((note) => el("span", { class: "sub" }, note))];
+  return [el("span", { title: model.id }, name(shortOf(model, base))), ...notes.filter(Boolean).map((note) => el("span", { class: "sub" }, note))];
 }
 
 const speedOf = (model) => model.measured_speedup?.ratio ?? model.predicted_speedup;
 
 /** The name without that of the model, which the heading has. */
-const shortName = (model, base) => (model.id.startsWith(`${base}@`) ? model.id.slice(base.length) : model.id);
+const shortOf = (model, base) => shortName(model.id.startsWith(`${base}@`) ? model.id.slice(base.length) : model.id);
 
 /** The point of a model in the picture, by its worst domain; `kind` is a field before `ratio`. */
 function pointOf(model, base, advice, kind = "") {
   const worst = model.domains.reduce((one, other) => (other[`${kind}ratio`] > one[`${kind}ratio`] ? other : one));
   const [cost, low, high] = ["ratio", "ratio_low", "ratio_high"].map((field) => worst[`${kind}${field}`]);
-  return { depth: model.removed_blocks.length, speed: speedOf(model), cost, low, high, short: shortName(model, base), isTaken: kind === "" && model.id === advice?.taken,
-    title: `${shortName(model, base)}: ${ratio(speedOf(model))} as fast, ${ratio(cost)} the perplexity on ${worst.domain}` };
+  return { depth: model.removed_blocks.length, speed: speedOf(model), cost, low, high, short: shortOf(model, base), isTaken: kind === "" && model.id === advice?.taken,
+    title: `${shortOf(model, base)}: ${ratio(speedOf(model))} as fast, ${ratio(cost)} the perplexity on ${worst.domain}` };
 }
 
 function picture(base, models, advice) {

@@ -66,6 +66,14 @@ function zeroLine(plot) {
   ctx.restore();
 }
 
+/** How the legend marks series: as full as their points, with a border like their lines. */
+function marksOf(styled) {
+  const of = (index) => styled[index - 1] ?? {};
+  return { width: 2, stroke: (_, index) => of(index).color,
+    fill: (_, index) => (of(index).dash || of(index).isHollow ? "transparent" : of(index).color),
+    dash: (_, index) => (of(index).isHollow ? "dotted" : of(index).dash ? "dashed" : "solid") };
+}
+
 /** The range of all values and bounds, with room at both ends. */
 function rangeOf(series) {
   const found = series.flatMap(({ values, bounds }) => [...values, ...(bounds ?? []).flat()])
@@ -109,14 +117,15 @@ export class Plot {
   }
 
   paint() {
-    const { x, xLabel, xFormat = String, xStep, zero, series, onPick } = this.drawn;
+    const { x, xLabel, xFormat = String, xStep, xZero, zero, series, onPick } = this.drawn;
     const styled = series.map((each, index) => ({ ...each, color: each.color ?? colour(each.hue ?? index) }));
     this.plot?.destroy();
-    const room = x.length > 1 ? (x.at(-1) - x[0]) * 0.04 : 0.5;
+    const first = xZero ? 0 : x[0];
+    const room = x.at(-1) > first ? (x.at(-1) - first) * 0.04 : 0.5;
     this.plot = new uPlot({
       ...this.size(),
       scales: {
-        x: { time: false, range: () => [x[0] - room, x.at(-1) + room] },
+        x: { time: false, range: () => [first - room, x.at(-1) + room] },
         y: { range: () => rangeOf(zero ? [...styled, { values: [0] }] : styled) },
       },
       axes: [
@@ -125,13 +134,13 @@ export class Plot {
       ],
       series: [
         { label: xLabel, value: (_, value) => (value === null ? "" : xFormat(value)) },
-        ...styled.map(({ label, color, dash, isJoined = true, format = String }) => ({
+        ...styled.map(({ label, color, dash, isJoined = true, isHollow = false, format = String }) => ({
           label, stroke: color, width: 2, dash, spanGaps: true, ...(isJoined ? {} : { paths: () => null }),
-          points: { show: true, size: 7, fill: color },
+          points: { show: true, size: isHollow ? 9 : 7, fill: isHollow ? css("--bg") : color },
           value: (_, value) => (value === null || value === undefined ? "" : format(value)),
         })),
       ],
-      legend: { live: true },
+      legend: { live: true, markers: marksOf(styled) },
       cursor: { drag: { x: false, y: false } },
       hooks: { draw: [(plot) => { if (zero) zeroLine(plot); bars(plot, styled); }] },
     }, [x, ...styled.map(({ values }) => values)], this.node);

@@ -14,6 +14,7 @@ from pruning.models.names import healed_name
 from pruning.models.store import ModelStore
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec, Repair
+from tests.support.accessibility import misfits
 from tests.support.browser import browser_page
 from tests.support.healing import HEAL
 from tests.support.job_lives import succeed
@@ -33,6 +34,9 @@ SVG = (Path(__file__).parents[3] / "app" / "web" / "static" / "svg.js").read_tex
 RUNS = f"""(all) => {{ {SVG.replace("export ", "")}
   const joined = (depths) => runs(depths.map((depth) => ({{ depth }})));
   return all.map((depths) => joined(depths).map((run) => run.map(({{ depth }}) => depth))); }}"""
+
+
+MARKS = "(all) => all.map((mark) => getComputedStyle(mark).borderTopStyle)"
 
 
 def healed_job(settings: ServeSettings, job_store: JobStore) -> str:
@@ -69,9 +73,20 @@ def test_a_healed_model_is_compared_with_all_others_and_is_one_point_of_the_curv
         for row in page.locator("#healed tbody tr").all():
             assert all("×" in cell for cell in row.locator("td").all_inner_texts()[1:])
 
+        page.goto("/ui")
+        shown = page.locator(
+            f"#list td [title='tiny@{job}+healed'], #list th [title='tiny@{job}+healed']"
+        )
+        assert shown.first.inner_text() == f"@…{job[-6:]}+healed"
+        assert misfits(page) == []
+
         page.goto("/ui/curve?model=tiny")
         page.locator("#plot .u-over").hover(position={"x": 2, "y": 40})
         page.locator("#plot .u-series .u-value", has_text="1.00×").first.wait_for()
+        marks = page.locator("#plot .u-marker").evaluate_all(MARKS)
+        assert {*marks} - {"none"} == {"solid", "dashed", "dotted"}, (
+            "the legend tells series of a job apart"
+        )
         at_dense = {
             row.locator(".u-label").inner_text(): row.locator(".u-value").inner_text()
             for row in page.locator("#plot .u-series").all()[1:]

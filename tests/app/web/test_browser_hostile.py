@@ -119,7 +119,7 @@ def test_markup_of_others_is_text(
         shows(page, "/ui/results", MARKUP)
         for result in results.values():
             shows(page, f"/ui/results/{result}", MARKUP)
-        shows(page, "/ui/jobs", job_id)
+        shows(page, "/ui/jobs", f"…{job_id[-6:]}")
         shows(page, f"/ui/jobs/{job_id}", MARKUP)
         for path in ("/ui/curve", "/ui/jobs/new", "/ui/compare"):
             shows(page, f"{path}?{urlencode({'model': MARKUP, 'prompt': MARKUP})}")
