@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from app.config import ServeSettings
@@ -64,7 +65,7 @@ class VllmOptions:
     def _value(self, option: str) -> str | None:
         """Of the last ``option`` in ``args``: ``--a b`` or ``--a=b``."""
         found = None
-        for name, following in zip(self.args, (*self.args[1:], None), strict=True):
+        for name, following in pairwise((*self.args, "")):
             if name == option:
                 found = following
             elif name.startswith(f"{option}="):
