@@ -76,11 +76,21 @@ function button(model) {
 
 function memoryOf(model) {
   if (model.error !== null) return el("span", { class: "bad" }, model.error);
+  if (model.backend === "vllm") return stateOf(model.server);
   if (model.backend !== "engine") return "on another server";
   if (!model.is_loaded) return "not loaded";
   const own = model.weight_bytes > 0 ? bytes(model.weight_bytes) : "shares its parent's";
   return [own, model.kv_cache_bytes > 0
     ? el("span", { class: "sub" }, `KV cache ${bytes(model.kv_cache_bytes)}`) : null];
+}
+
+/** What the vLLM of a model does, and why. */
+function stateOf(server) {
+  if (server === null) return "vLLM: not started";
+  const isGivenUp = server.state === "failed";
+  return [el("span", { class: isGivenUp ? "bad" : "" }, `vLLM: ${isGivenUp ? "given up" : server.state}`),
+    server.num_restarts > 0 ? el("span", { class: "sub" }, `restarts: ${server.num_restarts}`) : null,
+    server.detail === null ? null : el("span", { class: "sub" }, server.detail)];
 }
 
 function nameOf(model, base) {

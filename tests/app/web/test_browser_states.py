@@ -20,6 +20,7 @@ from tests.support.browser import browser, page_of
 from tests.support.job_lives import succeed
 from tests.support.serving import serving
 from tests.support.valkey_server import running_valkey
+from tests.support.vllm_program import write_program
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -208,3 +209,18 @@ def test_old_data_and_a_store_that_is_gone_break_no_rule(
             look.page.get_by_text("This page shows the state of").wait_for()
             look.now("a page whose service is gone")
     assert look.found == []
+
+
+def test_what_vllm_does_for_a_model_is_shown(
+    settings: ServeSettings, tmp_path: Path, visitor: "Browser", redis_url: str
+) -> None:
+    program = write_program(tmp_path / "program")
+    for arguments, words in (
+        ("", "vLLM: ready"),
+        ("--test-refuse 'no kernel'", "vLLM: given up"),
+    ):
+        changes = {"engine": "vllm", "vllm": program, "vllm_args": arguments}
+        with serving(settings.model_copy(update=changes), redis_url) as (_, url):
+            look = Look(visitor, url)
+            look.at("/ui", words)
+            assert not look.found
