@@ -123,7 +123,13 @@ def test_any_number_of_threads_computes_the_same(num_threads: int, way: str) -> 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("is_int8", [False, True])
-@pytest.mark.parametrize("family", sorted(EVERYWHERE & set(COMPILED_FAMILIES)))
+@pytest.mark.parametrize(
+    "family",
+    [
+        *sorted(EVERYWHERE & set(COMPILED_FAMILIES)),
+        *(pytest.param(family, marks=pytest.mark.slow) for family in ("internlm3", "seed_oss")),
+    ],
+)
 def test_in_bfloat16_they_are_nearer_to_float32_than_the_flat_blocks(
     family: str, is_int8: bool, way: str
 ) -> None:
