@@ -1,0 +1,210 @@
+"""What other programs make of a pruned tiny model of each family: vLLM, and GGUF files.
+
+``python -m tests.support.portability VLLM_PYTHON FOLDER [FAMILY...]`` measures the outcomes that
+docs/portability.md shows, and keeps those of other families. It goes on from what FOLDER has.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PreTrainedModel
+
+from pruning.checkpoints.gguf import FAMILIES, check_gguf, write_gguf
+from pruning.checkpoints.llama_cpp import GgufUnsupported
+from pruning.checkpoints.verify_expected import expectation
+from pruning.checkpoints.verify_reload import compare_gguf
+from pruning.models.architectures import ARCHITECTURES
+from pruning.models.blocks import pruned_config, view
+from pruning.models.store import copy_companions
+from pruning.models.towers import TOWERS
+from pruning.search.dense_model import DenseModel, Resources, load_dense_model
+from pruning.spec.prune import Resident
+from tests.support import towers, vllm_families
+from tests.support.families import CONFIGS, LLAMA_LIKE, OF_ITS_OWN
+from tests.support.tiny import random_model
+from tests.support.tiny_directory import edit_config, tiny_tokenizer, write_tiny_model
+from tools.docs.portability import EQUAL, OUTCOMES, Outcome, outcomes
+
+KEEP = (0, 2, 3, 5)
+UNKNOWN = "not measured"
+_NUM_TOKENS = 8
+_TOLERANCE = 2e-3  # of log-probabilities, in nats
+_PROMPTS = [[(7 * place + 11 * row) % 90 + 3 for place in range(9 + row)] for row in range(4)]
+# vLLM's attention on CPUs knows no heads below 32.
+_WIDE: Mapping[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+}
+# Where a family's own settings depend on the width, or have other names.
+_WIDE_OWN: Mapping[str, Mapping[str, Any]] = {
+    "cohere": {"tie_word_embeddings": True},  # vLLM knows no head of its own
+    "cohere2": {"tie_word_embeddings": True},
+    "falcon": {"hidden_size": 64, "num_attention_heads": 2},
+    "gpt2": {"n_embd": 64, "n_head": 2},
+    "gpt_bigcode": {"n_embd": 64, "n_head": 2},
+    "granitemoehybrid": {"mamba_d_head": 32},
+    "opt": {"ffn_dim": 96, "word_embed_proj_dim": 64},
+}
+_ENVIRONMENT: Mapping[str, str] = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # a process for each model would take half a minute
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+def measured(families: Sequence[str], folder: Path, python: Path) -> dict[str, Outcome]:
+    """The outcomes of these families. What ``folder`` has of an earlier run is not made again."""
+    known = {family: published(folder / family, family) for family in families}
+    answers = _vllm(families, folder, python)
+    return {
+        family: Outcome(vllm=_compared(answers[family], each["expected"]), gguf=each["gguf"])
+        for family, each in known.items()
+    }
+
+
+def published(folder: Path, family: str) -> dict[str, Any]:
+    """Write a pruned model, and return what becomes of a GGUF file and what vLLM should answer."""
+    notes = folder / "notes.json"
+    if not notes.exists():
+        dense = _publish(folder, family)
+        found: dict[str, Any] = {"gguf": _gguf(folder, family, dense)}
+        found["expected"] = _continuations(view(dense.model, KEEP))
+        notes.write_text(json.dumps(found))
+    known: dict[str, Any] = json.loads(notes.read_text())
+    return known
+
+
+def _publish(folder: Path, family: str) -> DenseModel:
+    """Write a dense model, and without two blocks as it is published; return the dense one."""
+    tokenizer = tiny_tokenizer()
+    wide = {**_WIDE, "vocab_size": len(tokenizer)}
+    if family in TOWERS:
+        whole = towers.whole_model(family, wide)
+    else:
+        whole = random_model(_config(family, wide))
+    whole.save_pretrained(folder / "dense")
+    tokenizer.save_pretrained(folder / "dense")
+    dense = load_dense_model(folder / "dense", Resident.MODEL, Resources("cpu"))
+    dense.save(KEEP, folder / "pruned")
+    copy_companions(folder / "dense", folder / "pruned")
+    return dense
+
+
+def _config(family: str, wide: Mapping[str, Any]) -> Any:
+    shape = {"vocab_size": wide["vocab_size"]}
+    if family not in OF_ITS_OWN:
+        shape = {**LLAMA_LIKE, **wide}
+    settings = {"tie_word_embeddings": False, **CONFIGS[family], **shape}
+    return AutoConfig.for_model(family, **{**settings, **_WIDE_OWN.get(family, {})})
+
+
+def _gguf(folder: Path, family: str, dense: DenseModel) -> str:
+    """Whether the file computes the same to transformers, or why there is none."""
+    plain = dense
+    if family in FAMILIES:
+        write_tiny_model(folder / "plain", family=family)
+        if family == "mistral":  # the later ones have no windows, which are refused
+            edit_config(folder / "plain", sliding_window=None)
+        plain = load_dense_model(folder / "plain", Resident.MODEL, Resources("cpu"))
+    try:
+        check_gguf(pruned_config(plain.model.config, KEEP))
+    except GgufUnsupported:
+        return "refused: not one of the families that this project writes"
+    write_gguf(folder / "pruned.gguf", plain, KEEP, "pruned")
+    compare_gguf(folder / "pruned.gguf", expectation(plain, KEEP, "cpu"))
+    return EQUAL
+
+
+@torch.inference_mode()
+def _continuations(model: PreTrainedModel) -> list[tuple[list[int], list[float]]]:
+    """Of each prompt, the next tokens and their log-probabilities, without a cache."""
+    found = []
+    for prompt in _PROMPTS:
+        ids, logprobs = list(prompt), []
+        for _ in range(_NUM_TOKENS):
+            last = model(torch.tensor([ids]), use_cache=False).logits[0, -1].float()
+            ids.append(int(last.argmax()))
+            logprobs.append(float(last.log_softmax(-1).max()))
+        found.append((ids[len(prompt) :], logprobs))
+    return found
+
+
+def _vllm(families: Sequence[str], folder: Path, python: Path) -> dict[str, Any]:
+    """Answers by family. A process that dies is replaced by one for the families after it."""
+    results = folder / "results.jsonl"
+    results.touch()
+    while left := [family for family in families if family not in _answers(results)]:
+        (folder / "jobs.json").write_text(json.dumps([_job(each, folder) for each in left]))
+        with (folder / "vllm.log").open("a") as log:
+            code = subprocess.run(
+                [python, "-P", vllm_families.__file__, folder / "jobs.json", results],
+                env={**os.environ, **_ENVIRONMENT},  # noqa: TID251 - of a child process
+                stdout=log,
+                stderr=log,
+                check=False,
+            ).returncode
+        if code and (left := [family for family in left if family not in _answers(results)]):
+            refused = {"name": left[0], "refused": f"the process ended with {code}"}
+            with results.open("a") as file:
+                file.write(f"{json.dumps(refused)}\n")
+    return _answers(results)
+
+
+def _answers(results: Path) -> dict[str, Any]:
+    lines = results.read_text().splitlines()
+    return {answer["name"]: answer for answer in map(json.loads, lines)}
+
+
+def _job(family: str, folder: Path) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    if family in TOWERS:
+        options = {"limit_mm_per_prompt": {"image": 0, "video": 0}}
+    path = str(folder / family / "pruned")
+    return {
+        "name": family,
+        "path": path,
+        "options": options,
+        "num_tokens": _NUM_TOKENS,
+        "prompts": _PROMPTS,
+    }
+
+
+def _compared(answer: Mapping[str, Any], expected: Sequence[tuple[list[int], list[float]]]) -> str:
+    if "refused" in answer:
+        reason = " ".join(answer["refused"].split())
+        reason = re.sub(r"/\S*/", "", reason).replace("|", "/")
+        return f"refused: {reason[:160]}"
+    gap = 0.0
+    for (tokens, logprobs), (ids, wanted) in zip(answer["outputs"], expected, strict=True):
+        gap = max(gap, *(abs(a - b) for a, b in zip(logprobs, wanted, strict=True)))
+        if tokens != ids:
+            return f"loads, but other tokens (log-probabilities differ by {gap:.2g})"
+    return EQUAL if gap < _TOLERANCE else f"loads, but log-probabilities differ by {gap:.2g}"
+
+
+def main(python: Path, folder: Path, families: Sequence[str]) -> None:
+    found = measured(families, folder, python)
+    earlier = outcomes() if OUTCOMES.exists() else {}
+    together = {family: asdict(each) for family, each in sorted({**earlier, **found}.items())}
+    OUTCOMES.write_text(json.dumps(together, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(
+        Path(sys.argv[1]),
+        Path(sys.argv[2]),
+        sys.argv[3:] or [*sorted(ARCHITECTURES), *sorted(TOWERS)],
+    )
