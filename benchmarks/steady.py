@@ -5,12 +5,15 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import TypeVar
 
+from app.engine.cache.paged_cache import unit_shape
+from app.engine.cache.pages import pages_of
 from app.engine.engine import Engine
 from app.engine.scheduling.scheduler import EngineLimits
 from app.engine.scheduling.sequence import Request
 from app.engine.variant import Variant
 from benchmarks.offline import engine_requests
 from benchmarks.workload import SampleRequest
+from pruning.models.blocks import num_blocks
 
 _Key = TypeVar("_Key")
 MakeRequests = Callable[[Variant, Sequence[SampleRequest]], Sequence[Request]]
@@ -27,11 +30,11 @@ class SteadyBatch:
         make_requests: MakeRequests = engine_requests,
     ) -> None:
         self._size = len(requests)
+        longest_prompt = max(len(request.prompt_ids) for request in requests)
         limits = EngineLimits(
             max_num_seqs=len(requests),
-            max_batch_tokens=max(
-                len(request.prompt_ids) for request in requests
-            ),  # no prompt is split
+            max_batch_tokens=longest_prompt,  # no prompt is split
+            **room_for(variant, requests),
         )
         self._engine = make_engine(limits)
         self._engine.kernels.finish(variant)
@@ -48,6 +51,16 @@ class SteadyBatch:
         seconds = time.perf_counter() - began_s
         assert len(events) == self._size, "a sequence finished"
         return seconds
+
+
+def room_for(variant: Variant, requests: Sequence[SampleRequest]) -> dict[str, int]:
+    """Limits of an engine that runs these requests at once, and leaves a card to other engines."""
+    longest = max(len(request.prompt_ids) + request.num_new_tokens for request in requests)
+    num_units = len(requests) * pages_of(longest) * num_blocks(variant.model) + 1  # of padding
+    return {
+        "max_model_len": longest,
+        "kv_cache_bytes": num_units * unit_shape(variant.model).num_bytes,
+    }
 
 
 def steady_output_len(batch_size: int, num_steps: int) -> int:

@@ -16,9 +16,6 @@ from benchmarks.gpu.plan import GpuPlan
 from pruning.models.random_models import random_model
 
 _NUM_BLOCKS = 4
-_PROMPT_LENS = (5, 9, 33, 60, 130)
-_NUM_NEW_TOKENS = 24
-_MAX_LEN = 160
 _CACHE_BYTES = 2**26
 _DTYPES = ("float32", "bfloat16")
 _USUAL: Mapping[str, Any] = MappingProxyType(
@@ -93,7 +90,7 @@ def compared(plan: GpuPlan, family: str, dtype: str) -> dict[str, int]:
         recorded = _tokens(variant, plan, lambda _device: counts)
         same += sum(plain[name] == recorded[name] for name in plain)
     return {
-        "requests": 2 * len(_PROMPT_LENS),
+        "requests": 2 * len(plan.family_prompt_lens),
         "same": same,
         "recorded": counts.num_recorded,
         "replayed": counts.num_replayed,
@@ -104,14 +101,17 @@ def _tokens(
     variant: Variant, plan: GpuPlan, recorder: Callable[[torch.device], Recorder | None]
 ) -> Mapping[str, tuple[int, ...]]:
     """Greedy continuations of prompts of different lengths in one batch."""
+    lengths, num_tokens = plan.family_prompt_lens, plan.family_output_len
     limits = EngineLimits(
-        max_num_seqs=len(_PROMPT_LENS), max_model_len=_MAX_LEN, kv_cache_bytes=_CACHE_BYTES
+        max_num_seqs=len(lengths),
+        max_model_len=max(lengths) + num_tokens,
+        kv_cache_bytes=_CACHE_BYTES,
     )
     engine = Engine(limits, recorder=recorder)
     engine.kernels.finish(variant)
-    for length in _PROMPT_LENS:
-        [one] = plan.requests(variant.vocab_size, 1, length, _NUM_NEW_TOKENS)
-        params = SamplingParams(max_new_tokens=_NUM_NEW_TOKENS, ignore_eos=True)
+    for length in lengths:
+        [one] = plan.requests(variant.vocab_size, 1, length, num_tokens)
+        params = SamplingParams(max_new_tokens=num_tokens, ignore_eos=True)
         engine.add(Request(str(length), variant, one.prompt_ids, params))
     found: dict[str, list[int]] = {}
     while engine.has_work:

@@ -25,6 +25,7 @@ from benchmarks.offline import engine_requests, run_engine
 from benchmarks.peers import PROGRAMS, SLEB, closed_loops, missing, rows
 from benchmarks.plan import Baseline
 from benchmarks.servers import sleb_serve, vllm_serve
+from benchmarks.steady import room_for
 
 _NAME = "random"
 _TURNS = 2  # of a comparison that takes half a minute on one GPU
@@ -40,7 +41,7 @@ def generate(model: PreTrainedModel, plan: GpuPlan) -> dict[str, Any]:
         model.config.vocab_size, plan.num_requests, plan.prompt_len, plan.output_len
     )
     dense = make_variant(_NAME, _NAME, model)
-    make_engine = partial(Engine, _limits(plan))
+    make_engine = partial(Engine, _limits(dense, plan))
     sides: dict[str, SideRunner] = {
         "engine": partial(run_engine, dense, concurrency=len(requests), make_engine=make_engine),
         "generate": partial(run_static, model, batch_size=len(requests)),
@@ -68,7 +69,7 @@ def pruned(model: PreTrainedModel, plan: GpuPlan) -> dict[str, Any]:
             run_engine,
             variant,
             concurrency=len(batch),
-            make_engine=partial(Engine, _limits(plan)),
+            make_engine=partial(Engine, _limits(variant, plan)),
         )
         for name, variant in (("dense", dense), ("pruned", cut))
     }
@@ -111,11 +112,10 @@ def vllm(plan: GpuPlan) -> dict[str, Any]:
     return {"rows": rows(closed, Baseline.VLLM)}
 
 
-def _limits(plan: GpuPlan) -> EngineLimits:
-    """No more is recorded than these requests need."""
-    return EngineLimits(
-        max_num_seqs=plan.num_requests, max_model_len=plan.prompt_len + plan.output_len
-    )
+def _limits(variant: Variant, plan: GpuPlan) -> EngineLimits:
+    """No more is recorded, and no more memory taken, than these requests need."""
+    of = plan.requests(variant.vocab_size, plan.num_requests, plan.prompt_len, plan.output_len)
+    return EngineLimits(max_num_seqs=len(of), **room_for(variant, of))
 
 
 def _speedup(sides: Mapping[str, Callable[[], float]], turns: int) -> float:
@@ -131,7 +131,8 @@ def _speedup(sides: Mapping[str, Callable[[], float]], turns: int) -> float:
 def _prompt_s(variant: Variant, plan: GpuPlan) -> float:
     """Seconds until the first token of one long prompt, which is not split."""
     [one] = plan.requests(variant.vocab_size, 1, plan.long_prompt_len, 1)
-    engine = Engine(EngineLimits(max_batch_tokens=plan.long_prompt_len))
+    limits = EngineLimits(max_batch_tokens=plan.long_prompt_len, **room_for(variant, [one]))
+    engine = Engine(limits)
     [request] = engine_requests(variant, [one])
     engine.add(request)
     began_s = time.perf_counter()

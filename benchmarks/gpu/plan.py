@@ -40,6 +40,8 @@ class GpuPlan:
     streamed_depth: int = 80  # of the whole model
     served_shape: Shape = field(default_factory=lambda: SHAPES["tinyllama-1.1b"])  # beside vLLM
     concurrency: tuple[int, ...] = (1, 8, 64)
+    family_prompt_lens: tuple[int, ...] = (5, 9, 33, 60, 130)
+    family_output_len: int = 24
     num_removed: int = 7  # 20 % of 32 blocks
     batch_sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
     int8_batch_sizes: tuple[int, ...] = (1, 8, 64)
@@ -75,6 +77,8 @@ def small(device: str) -> GpuPlan:
         streamed_depth=12,
         served_shape=_TINY,
         concurrency=(1, 2),
+        family_prompt_lens=(5, 33),  # one of them is longer than the window of those that slide
+        family_output_len=6,
         num_removed=2,
         batch_sizes=(1, 4),
         int8_batch_sizes=(1, 4),
