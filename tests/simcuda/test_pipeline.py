@@ -1,19 +1,27 @@
 """Whole pruning runs on a simulated GPU decide and measure what they do on the CPU."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
-from pruning.checkpoints.store import Manifest
+from pruning.checkpoints.store import Manifest, read_manifest
+from pruning.jobs.job import JobStatus
+from pruning.jobs.queue import PruneQueue
+from pruning.jobs.store import JobStore
 from pruning.models.store import ModelStore, load
 from pruning.pipeline import prune
 from pruning.search.dense_model import Resources
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import Metric, PruneSpec, Quantize, Repair, Resident, Search
 from tests.support.recorder import Recorder
+from tests.support.simcuda import build
 from tests.support.simcuda.device import SimulatedCuda
+from tests.support.waiting import wait_until
+from tests.support.worker_fixtures import Workers
 
 RUNS: Mapping[str, Mapping[str, Any]] = {
     "exact": {},
@@ -83,3 +91,31 @@ def test_a_run_is_that_of_the_cpu(
     assert [each.method for each in found.repair] == [each.method for each in expected.repair]
     loaded = load(tiny_models_dir.parent / "cuda:1" / "tiny@prn-1")
     assert loaded.model.config.num_hidden_layers == 4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_the_child_of_a_worker_prunes_on_its_card(
+    workers: Workers,
+    redis_client: redis.Redis,
+    job_store: JobStore,
+    tiny_models_dir: Path,
+    text: Path,
+) -> None:
+    build.library()
+    assert tiny_models_dir == workers.data_dir / "models"
+    calibration = CalibrationSpec(Dataset.FILE, num_samples=4, seqlen=16, path=str(text))
+    spec = PruneSpec("tiny", 2, calibration=calibration)
+    job_id = job_store.create(spec).id
+    PruneQueue(redis_client).enqueue(job_id)
+    workers.device, workers.module = "cuda:1", "tests.support.simcuda.worker"
+    workers.start()
+    wait_until(lambda: job_store.get(job_id).status.is_final, "the end of the job", timeout_s=300)
+    job = job_store.get(job_id)
+    assert (job.status, job.error) == (JobStatus.SUCCEEDED, None), workers.log()
+    found = read_manifest(workers.data_dir / "checkpoints" / job.checkpoint_name)
+    assert len(found.removed_blocks) == 2
+    peaks = workers.data_dir / "peaks.json"
+    wait_until(peaks.exists, "what the cards held")
+    of_first, of_second = json.loads(peaks.read_text())
+    assert of_first == 0 < of_second

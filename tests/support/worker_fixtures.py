@@ -21,6 +21,8 @@ class Workers:
         self.data_dir = data_dir
         self.cancel_s = 30.0
         self.checkpoint_store: str | None = None
+        self.device = "auto"
+        self.module = "tests.support.worker_process"
         self._url = redis_url
         self._started: list[subprocess.Popen[bytes]] = []
 
@@ -28,11 +30,12 @@ class Workers:
         settings = WorkerSettings(
             data_dir=self.data_dir,
             threads=1,
+            device=self.device,
             cancel_s=self.cancel_s,
             checkpoint_store=self.checkpoint_store,
             worker_metrics_port=metrics_port,
         )
-        command = [sys.executable, "-m", "tests.support.worker_process", self._url, str(LEASE_S)]
+        command = [sys.executable, "-m", self.module, self._url, str(LEASE_S)]
         with (self.data_dir / f"worker-{len(self._started)}.log").open("wb") as log:
             process = subprocess.Popen(
                 command, env=child_environment(settings), stdout=log, stderr=log
