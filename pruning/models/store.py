@@ -148,7 +148,8 @@ def _checked(info: ModelInfo, name: str) -> ModelInfo:
     """The information of a record. Raises ``InvalidRecord``."""
     check_record(info)
     is_plausible = 0 < info.num_blocks < 2**31 and info.weight_bytes >= 0
-    if info.name != name or info.dtype not in DTYPE_BYTES or not is_plausible:
+    is_known = info.model_type in ARCHITECTURES and info.dtype in DTYPE_BYTES
+    if info.name != name or not is_known or not is_plausible:
         raise InvalidRecord(f"it does not describe {name}")
     return info
 

@@ -46,7 +46,7 @@ def test_a_broken_record_is_made_again(root: Path, text: str) -> None:
     assert json.loads((root / FILE).read_text())["models"]["tiny"]["fields"]["num_blocks"] == 6
 
 
-@pytest.mark.parametrize("field", [{"colour": "red"}, None, [], 7])
+@pytest.mark.parametrize("field", [{"colour": "red"}, {"model_type": "x"}, None, [], 7])
 def test_fields_of_another_shape_are_read_again(root: Path, field: object) -> None:
     """As a checkout leaves them whose version did not change with its code."""
     expected = ModelStore(root).inspect("tiny")
