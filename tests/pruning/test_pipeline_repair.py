@@ -152,7 +152,7 @@ def test_a_family_without_a_sound_method_is_published_with_a_warning(
     ("family", "left"),
     [
         ("mixtral", "ridge fits self_attn.o_proj of this mixtral: its experts keep their weights"),
-        ("olmo2", "scale is not possible for this olmo2: its blocks read hidden states without"),
+        ("olmo2", "scale is not possible for this olmo2: blocks read hidden states without"),
     ],
 )
 def test_the_result_says_what_its_repair_leaves(

@@ -27,7 +27,7 @@ REQUESTS: list[tuple[str, int, dict[str, Any]]] = [  # with the number of answer
 def num_aborted(server: ApiServer) -> float:
     metrics = server.lifespan.state["services"].metrics
     labels = {"finished_reason": "abort", "model_name": "tiny"}
-    labels |= {"variant": "dense", "traffic": "live"}
+    labels |= {"variant": "dense", "traffic": "live", "engine": "own"}
     return metrics.registry.get_sample_value("sleb_request_success_total", labels) or 0
 
 

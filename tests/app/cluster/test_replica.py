@@ -70,7 +70,12 @@ def test_load_is_told_in_tokens_and_slots_and_leaves_with_the_client(
             async with asyncio.timeout(30):
                 while replica.record_autoscaling_stats() != before:
                     await asyncio.sleep(0)
-            labels = {"model_name": "tiny", "variant": "dense", "traffic": "live"}
+            labels = {
+                "model_name": "tiny",
+                "variant": "dense",
+                "traffic": "live",
+                "engine": "own",
+            }
             found = replica.services.metrics.registry.get_sample_value(
                 "sleb_request_success_total", {**labels, "finished_reason": "abort"}
             )

@@ -19,6 +19,7 @@ from pruning.models.blocks import pruned_config
 
 ROOT = Path(__file__).parents[3]
 PLAIN: dict[str, dict[str, Any]] = {
+    "gemma4_text": {"hidden_size_per_layer_input": 0},
     "granitemoehybrid": {"num_local_experts": 0},
     "mistral": {"sliding_window": None},
     "nemotron_h": {"layers_block_type": ["mlp"] * 12},

@@ -23,7 +23,7 @@ def _empty_store(redis_client: redis.Redis) -> None:
 
 def num_ended(client: TestClient, reason: str) -> float | None:
     registry = client.app_state["services"].metrics.registry
-    labels = {"model_name": "tiny", "variant": "dense", "traffic": "live"}
+    labels = {"model_name": "tiny", "variant": "dense", "traffic": "live", "engine": "own"}
     found: float | None = registry.get_sample_value(
         "sleb_request_success_total", {**labels, "finished_reason": reason}
     )
@@ -62,7 +62,7 @@ def test_what_the_engine_fails_on_is_counted_as_an_error_and_as_no_latency(
         assert answer.json()["type"] == "generation-failed"
         assert num_ended(client, "error") == 2
         found = Scrape(client.get("/metrics").text)
-        labels = {"model_name": "tiny", "variant": "dense", "traffic": "live"}
+        labels = {"model_name": "tiny", "variant": "dense", "traffic": "live", "engine": "own"}
         for name in ("e2e_request_latency", "time_to_first_token", "request_queue_time"):
             assert found.value(f"sleb_{name}_seconds_count", **labels) == 0
         assert client.get("/health/ready").status_code == 200
@@ -103,7 +103,7 @@ def test_what_would_make_too_many_tokens_wait_is_refused_and_counted(
         assert int(refused.headers["retry-after"]) >= 1
         assert "tokens are waiting" in refused.json()["detail"]
         registry = services.metrics.registry
-        labels = {"model_name": "tiny", "variant": "dense", "traffic": "live"}
+        labels = {"model_name": "tiny", "variant": "dense", "traffic": "live", "engine": "own"}
         labels["reason"] = "queue_tokens_full"
         assert registry.get_sample_value("sleb_admission_rejections_total", labels) == 1
         engine.gate.set()

@@ -203,7 +203,7 @@ def test_it_is_counted_as_any_other_model_is(services: Both) -> None:
     assert metrics.value("sleb_generation_tokens_total", **DENSE) == 12
     there = Scrape(httpx2.get(f"{services.there}/metrics").text)
     for name in ("sleb_prompt_tokens_total", "sleb_generation_tokens_total"):
-        labels = {**DENSE, "model_name": "tiny"}
+        labels = {**DENSE, "model_name": "tiny", "engine": "own"}
         assert metrics.value(name, **DENSE) == there.value(name, **labels)
     assert metrics.value("sleb_request_success_total", finished_reason="length", **DENSE) == 2
     for name in (
@@ -250,7 +250,7 @@ def test_a_client_that_leaves_frees_its_slots_there(
             lambda: not services.there_server.server_state.tasks, "no client is connected there"
         )
         engine.gate.set()
-        aborted = {**labels, "model_name": "tiny"}
+        aborted = {**labels, "model_name": "tiny", "engine": "own"}
         wait_until(
             lambda: (
                 Scrape(httpx2.get(f"{services.there}/metrics").text).value(
