@@ -18,6 +18,7 @@ from pruning.checkpoints.export_record import EXPORT_FILE, to_record
 from pruning.checkpoints.llama_cpp import GgufUnsupported
 from pruning.checkpoints.publish import CheckpointExists, check_place, place
 from pruning.checkpoints.quantized import (
+    check_readable,
     compared_perplexities,
     load_quantized,
     require_compressed_tensors,
@@ -256,7 +257,9 @@ def _rounded(subject: Subject, export: Export) -> Subject:
             "leave int8 or int4 out"
         )
     require_compressed_tensors()
-    check_quantizable(read_config(subject.path).model_type)
+    model_type = read_config(subject.path).model_type
+    check_quantizable(model_type)
+    check_readable(model_type)
     return subject
 
 

@@ -1,10 +1,12 @@
 """A variant: a dense model without some of its blocks, repaired or not, under an opaque name."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from pruning.models.architectures import UnsupportedConfig
 from pruning.models.blocks import num_blocks, view
 from pruning.models.names import split_int8
 from pruning.repair.folding import repaired_view
@@ -45,7 +47,8 @@ def make_variant(
     """The variant that keeps these blocks, all by default. It shares the weights of the model,
     except those that ``repaired`` has changed.
 
-    Raises ``ValueError`` unless ``keep`` has ascending blocks of ``dense_model``.
+    Raises ``ValueError`` unless ``keep`` has ascending blocks of ``dense_model``, and
+    ``UnsupportedConfig`` for an end of text that is no token.
     """
     every_block = tuple(range(num_blocks(dense_model)))
     blocks = every_block if keep is None else tuple(keep)
@@ -72,9 +75,13 @@ def _eos_token_ids(model: PreTrainedModel) -> frozenset[int]:
     eos = getattr(model.generation_config, "eos_token_id", None)
     if eos is None:
         eos = getattr(model.config, "eos_token_id", None)
-    if eos is None:
-        return frozenset()
-    return frozenset([eos] if isinstance(eos, int) else eos)
+    ids = [*eos] if isinstance(eos, list | tuple) else [] if eos is None else [eos]
+    if not all(isinstance(token_id, int) for token_id in ids):
+        raise UnsupportedConfig(
+            f"eos_token_id={json.dumps(eos)}: expected the id of a token, or a list of ids, in "
+            f"generation_config.json or config.json"
+        )
+    return frozenset(ids)
 
 
 def _max_model_len(config: PreTrainedConfig) -> int:

@@ -18,7 +18,7 @@ from pruning.data.texts import default_seqlen, text_windows
 from pruning.evaluation.perplexity import measure_perplexity
 from pruning.evaluation.quality import Perplexity
 from pruning.extras import has_extra, missing_extra
-from pruning.models.architectures import architecture
+from pruning.models.architectures import ARCHITECTURES, CannotQuantize, architecture
 from pruning.models.forward import Forward, InMemoryForward
 from pruning.models.quantize import other_parameters, quantized_layers
 from pruning.models.rounding import QuantizedLinear
@@ -40,6 +40,15 @@ def require_compressed_tensors() -> None:
     if not has_extra("quantize"):
         raise QuantizeUnavailable(
             missing_extra("quantize", "writing or reading a quantized checkpoint")
+        )
+
+
+def check_readable(model_type: str) -> None:
+    """Raise ``CannotQuantize`` if transformers does not read quantized weights of this family."""
+    if not ARCHITECTURES[model_type].loads_quantized:
+        raise CannotQuantize(
+            f"transformers looks for the plain weights of a {model_type} while it loads quantized "
+            f"ones: leave int8 or int4 out"
         )
 
 

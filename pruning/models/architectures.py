@@ -16,7 +16,6 @@ from pruning.models.towers import TOWERS
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-
 _MAX_NAMED = 12  # config keys in a message
 
 
@@ -92,6 +91,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             blocks="transformer.h",
             tail=("transformer.ln_f",),
             returns_tuple=True,
+            loads_quantized=False,
             only=(("alibi", False),),
             writes=StreamWrites(
                 scaled=weight_and_bias("self_attention.dense", "mlp.dense_4h_to_h"),
@@ -157,7 +157,10 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             writes=replace(_C_PROJ, is_transposed=True),
         ),
         "gpt_bigcode": Architecture(
-            blocks="transformer.h", tail=("transformer.ln_f",), writes=_C_PROJ
+            blocks="transformer.h",
+            tail=("transformer.ln_f",),
+            loads_quantized=False,
+            writes=_C_PROJ,
         ),
         "gpt_neox": Architecture(
             blocks="gpt_neox.layers",

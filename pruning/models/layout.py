@@ -106,6 +106,7 @@ class Architecture:
     has_unlike_keys: bool = False  # whether the keys of blocks differ in their shape
     keeps_last: bool = False  # whether the config makes the last block one of a kind
     is_linear: bool = True  # whether every matrix of a block belongs to an nn.Linear
+    loads_quantized: bool = True  # whether transformers reads files with quantized weights
     writes: StreamWrites = StreamWrites()
 
     @property

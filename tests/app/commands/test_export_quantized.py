@@ -29,7 +29,9 @@ from tests.support.repairs import repair_checkpoint
 from tests.support.tiny import tiny_model
 from tests.support.tiny_checkpoints import write_checkpoint
 
-LINEAR = sorted(name for name, row in ARCHITECTURES.items() if row.is_linear)
+LOADED = sorted(
+    name for name, row in ARCHITECTURES.items() if row.is_linear and row.loads_quantized
+)
 
 
 @pytest.fixture
@@ -92,7 +94,7 @@ def test_the_int8_form_of_a_name_is_exported_with_int8_weights(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("weights", Quantize)
-@pytest.mark.parametrize("family", LINEAR)
+@pytest.mark.parametrize("family", LOADED)
 def test_every_family_is_loaded_as_it_was_written(
     family: str, weights: Quantize, tmp_path: Path
 ) -> None:
@@ -131,6 +133,9 @@ def test_what_cannot_be_written_is_refused_before_weights_are_read(
     out = str(tmp_path / "out")
     with pytest.raises(CannotQuantize, match="'mixtral' cannot be quantized"):
         run("experts", out, "--quantize", "int4")
+    write_checkpoint(data_dir / "models" / "falcon", "falcon")
+    with pytest.raises(CannotQuantize, match="looks for the plain weights of a falcon"):
+        run("falcon", out, "--quantize", "int4")
     with pytest.raises(GgufUnsupported, match="llama-quantize"):
         run("tiny", out, "--quantize", "int4", "--gguf", str(tmp_path / "file.gguf"))
     monkeypatch.setattr("pruning.extras.find_spec", lambda _name: None)

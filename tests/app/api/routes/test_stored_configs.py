@@ -67,6 +67,18 @@ def test_a_model_that_computes_no_token_says_so(
     assert "dropout probability has to be between 0 and 1" in refused.json()["detail"]
 
 
+@pytest.mark.parametrize("eos", [float("inf"), "</s>", [[1]], {}])
+def test_an_end_of_text_that_is_no_token_is_refused(
+    client: LocalClient, data_dir: Path, tmp_path: Path, eos: object
+) -> None:
+    shutil.copytree(write_source(tmp_path, "llama"), data_dir / "models" / "endless")
+    file = data_dir / "models" / "endless" / GENERATION
+    file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token_id": eos}))
+    refused = client.post("/generate", json={**BODY, "model": "endless"})
+    assert refused.status_code == 422
+    assert "expected the id of a token" in refused.json()["detail"]
+
+
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", GENERATION])
 def test_no_file_beside_a_config_breaks_what_others_ask_for(
     client: LocalClient, data_dir: Path, tmp_path: Path, name: str, num_mutations: int
