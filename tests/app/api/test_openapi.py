@@ -46,7 +46,7 @@ few.values = [1, 2, 3]
 [[operations]]
 include-name = [
     "POST /prune-jobs", "POST /prune-jobs/{{job_id}}/retry", "POST /heal-jobs", "POST /generate",
-    "POST /compare",
+    "POST /compare", "POST /evals",
 ]
 checks.positive_data_acceptance.expected-statuses = ["2xx", "404", "409", "422", "429"]
 
