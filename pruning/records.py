@@ -148,7 +148,7 @@ def _check_value(value: object, kind: Any, where: str) -> None:  # noqa: ANN401 
         _expect(value is None, value, "null", where)
     elif kind is float:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        _expect(is_number and _fits(value), value, "a number", where)
+        _expect(is_number and _fits(value), value, f"a number below {MAX_NUMBER:g}", where)
     elif kind is int:
         is_integer = isinstance(value, int) and not isinstance(value, bool)
         _expect(is_integer and _fits(value), value, "an integer", where)

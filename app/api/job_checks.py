@@ -20,6 +20,7 @@ from pruning.models.architectures import ARCHITECTURES
 from pruning.models.block_bytes import removals_for_bytes
 from pruning.models.safetensors_headers import WeightSizes, weight_sizes
 from pruning.models.store import DTYPE_BYTES, ModelInfo, ModelStore, load_tokenizer, read_config
+from pruning.records import InvalidRecord, check_record
 from pruning.repair.order import methods_for
 from pruning.spec import InvalidSpec
 from pruning.spec.heal import Depths, Heal
@@ -137,6 +138,7 @@ class JobChecks:
         copies = 1 if spec.heal is None else 2
         free_bytes = self._checked_disk(needed.least_checkpoint_bytes * copies)
         check_text(spec.calibration, self._tokenizer(info.path, _changed_at(info.path)))
+        _check_storable(spec)
         return Checked(spec, num_evaluations, info.num_blocks, sizes, needed, free_bytes)
 
     def healing(self, name: str, heal: Heal) -> CheckedHealing:
@@ -146,6 +148,7 @@ class JobChecks:
         check_healable(manifest.name, manifest.healing)
         info = self._models.inspect(manifest.parent)
         spec = replace(PruneSpec.from_dict(manifest.spec), model=manifest.parent, heal=heal)
+        _check_storable(spec)
         self._checked_disk(manifest.weight_bytes)
         sizes = weight_sizes(info.path, ARCHITECTURES[info.model_type].writes.fitted)
         *_, of_healing = needs(spec, info, sizes, footprint(spec, info, sizes))
@@ -168,6 +171,15 @@ def _tokenizer_of(path: Path, _changed_at: float) -> PreTrainedTokenizerBase:
 def _changed_at(path: Path) -> float:
     """When a file of the model has last changed, in seconds since the epoch."""
     return max(file.stat().st_mtime for file in path.iterdir())
+
+
+def _check_storable(spec: PruneSpec) -> None:
+    """Raise ``InvalidSpec`` for what the record of a job could not hold."""
+    try:
+        check_record(spec)
+    except InvalidRecord as error:
+        param, _, reason = str(error).partition(": ")
+        raise InvalidSpec(param, f"{param}: {reason}") from error
 
 
 def _check_positions(spec: PruneSpec, info: ModelInfo) -> None:

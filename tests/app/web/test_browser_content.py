@@ -166,5 +166,5 @@ def test_text_is_shown_while_it_is_generated(settings: ServeSettings, redis_url:
         page.evaluate(WATCH_OUTPUTS)
         page.get_by_role("button", name="Generate").click()
         page.locator("#outputs .facts").nth(1).wait_for()
-        assert page.evaluate("() => window.lengths.size") > 3
+        assert page.evaluate("() => window.lengths.size") > 2  # none, some, all
         assert (watched.complaints, watched.foreign) == ([], [])

@@ -212,6 +212,8 @@ def test_numbers_that_json_does_not_know_are_refused(
         ({"num_remove": None}, "num_remove"),
         ({"target_speedup": 1.5}, "target_speedup"),
         ({"num_remove": None, "max_perplexity_ratio": 0.5}, "max_perplexity_ratio"),
+        ({"num_remove": None, "max_perplexity_ratio": 1e307}, "max_perplexity_ratio"),
+        ({"heal": {"alpha": 1e307}}, "heal.alpha"),
         ({"num_remove": None, "target_speedup": 3.5}, "target_speedup"),
         ({"calibration": {"dataset": "self"}, "resident": "stream"}, "calibration.dataset"),
         ({"metric": "one_shot", "search": "staged"}, "search"),
