@@ -80,7 +80,8 @@ def published(folder: Path, family: str) -> dict[str, Any]:
     notes = folder / "notes.json"
     if not notes.exists():
         dense = _publish(folder, family)
-        found: dict[str, Any] = {"gguf": _gguf(folder, family, dense)}
+        gguf = None if family in TOWERS else _gguf(folder, family, dense)
+        found: dict[str, Any] = {"gguf": gguf}
         found["expected"] = _continuations(view(dense.model, KEEP))
         notes.write_text(json.dumps(found))
     known: dict[str, Any] = json.loads(notes.read_text())

@@ -18,10 +18,13 @@ _BEGIN, _END = "<!-- generated: {name} -->", "<!-- end: {name} -->"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a program makes of a pruned model of a family: ``EQUAL``, or what is otherwise."""
+    """What a program makes of a pruned model of a family: ``EQUAL``, or what is otherwise.
+
+    A GGUF file of a model with a tower has the language model alone, which is of a family.
+    """
 
     vllm: str
-    gguf: str
+    gguf: str | None = None
 
 
 def outcomes() -> dict[str, Outcome]:
@@ -35,7 +38,7 @@ def page(text: str) -> str:
     found = outcomes()
     tables = {
         "vllm": _table({family: each.vllm for family, each in found.items()}),
-        "gguf": _table({family: each.gguf for family, each in found.items()}),
+        "gguf": _table({family: each.gguf for family, each in found.items() if each.gguf}),
     }
     for name, table in tables.items():
         begin, end = _BEGIN.format(name=name), _END.format(name=name)

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from pruning.models.architectures import ARCHITECTURES
-from pruning.models.towers import TOWERS
 from tests.support.pages import ROOT
 from tests.support.portability import UNKNOWN, measured, published
 from tools.docs.portability import outcomes
@@ -17,7 +16,7 @@ KNOWN = [family for family, each in outcomes().items() if each.vllm != UNKNOWN]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(10_000)]
 
 
-@pytest.mark.parametrize("family", [*sorted(ARCHITECTURES), *sorted(TOWERS)])
+@pytest.mark.parametrize("family", sorted(ARCHITECTURES))
 def test_gguf_files_are_written_and_refused_as_the_page_says(family: str, tmp_path: Path) -> None:
     assert published(tmp_path / family, family)["gguf"] == outcomes()[family].gguf
 
