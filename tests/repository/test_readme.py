@@ -97,7 +97,7 @@ def test_every_curl_line_works_in_the_order_of_the_pages(client: TestClient) -> 
     assert [answer["variant"] for answer in generated] == [*variants, *variants, "pruned", "pruned"]
     assert [len(answer["outputs"]) for answer in generated] == [1, 1, 1, 1, 2, 1]
     statuses = [answer["status"] for answer in answers if answer.get("object") == "prune_job"]
-    assert statuses[-2:] == ["cancelled", "queued"]  # and then retried
+    assert statuses[-1] == "cancelled"
     assert "text_completion" in {answer.get("object") for answer in answers}
 
 
