@@ -18,9 +18,8 @@ from app.bench.runs import (
     WARM_UP_TOKENS,
     Sample,
     checked,
-    num_cached_tokens,
     requests_of,
-    times_of,
+    sample_of,
 )
 from app.config import ServeSettings
 from app.engine.scheduling.sequence import Request, Timings
@@ -120,16 +119,7 @@ class VllmRuns:
         requests = requests_of(scenario, self.subject.dense, plan)
         began_s = time.perf_counter()
         timings = self._run(name, requests, scenario, plan)
-        seconds = time.perf_counter() - began_s
-        is_prompt = scenario is Scenario.PROMPT
-        return Sample(
-            times_s=times_of(scenario, timings),
-            num_tokens=plan.long_prompt if is_prompt else sum(one.num_tokens for one in timings),
-            seconds=seconds,
-            peak_memory_bytes=None,
-            energy_j=None,
-            num_cached_tokens=num_cached_tokens(timings),
-        )
+        return sample_of(scenario, plan, timings, time.perf_counter() - began_s)
 
     def _run(
         self, name: str, requests: Sequence[Request], scenario: Scenario, plan: BenchPlan

@@ -59,7 +59,7 @@ class Runs(Protocol):
 class OwnRuns:
     """Variants in memory, each run in an engine of its own."""
 
-    def __init__(self, sides: Mapping[str, Variant], tuner: Autotuner) -> None:
+    def __init__(self, sides: Mapping[str, Variant], tuner: Autotuner = OFF) -> None:
         self._sides = sides
         self._tuner = tuner
 
@@ -68,36 +68,38 @@ class OwnRuns:
         return list(self._sides)
 
     def warm_up(self, name: str, scenario: Scenario, plan: BenchPlan) -> None:
-        warm_up(self._sides[name], scenario, plan, self._tuner)
+        """A short run that is not measured, as the first is slower and chooses kernels."""
+        _prepared(scenario, self._sides[name], plan, self._tuner, new_tokens=WARM_UP_TOKENS)()
 
     def measure(self, name: str, scenario: Scenario, plan: BenchPlan) -> Sample:
-        return measure(self._sides[name], scenario, plan, self._tuner)
+        """Raises ``WrongLength``, or ``RequestRefused`` for lengths beyond the model's maximum."""
+        variant = self._sides[name]
+        device = variant.model.device
+        run = _prepared(scenario, variant, plan, self._tuner)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        before_j, began_s = energy_j(device), time.perf_counter()
+        timings = run()
+        seconds, after_j = time.perf_counter() - began_s, energy_j(device)
+        is_cuda = device.type == "cuda"
+        return replace(
+            sample_of(scenario, plan, timings, seconds),
+            peak_memory_bytes=torch.cuda.max_memory_allocated(device) if is_cuda else None,
+            energy_j=None if before_j is None or after_j is None else after_j - before_j,
+        )
 
 
-def warm_up(variant: Variant, scenario: Scenario, plan: BenchPlan, tuner: Autotuner = OFF) -> None:
-    """A short run that is not measured, as the first run is slower and chooses kernels."""
-    _prepared(scenario, variant, plan, tuner, new_tokens=WARM_UP_TOKENS)()
-
-
-def measure(
-    variant: Variant, scenario: Scenario, plan: BenchPlan, tuner: Autotuner = OFF
+def sample_of(
+    scenario: Scenario, plan: BenchPlan, timings: Sequence[Timings], seconds: float
 ) -> Sample:
-    """Raises ``WrongLength``, or ``RequestRefused`` for lengths beyond the model's maximum."""
-    device = variant.model.device
-    run = _prepared(scenario, variant, plan, tuner)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    before_j, began_s = energy_j(device), time.perf_counter()
-    timings = run()
-    seconds, after_j = time.perf_counter() - began_s, energy_j(device)
-    is_cuda = device.type == "cuda"
+    """What is known of a run by the times of its requests."""
     is_prompt = scenario is Scenario.PROMPT
     return Sample(
-        times_s=times_of(scenario, timings),
+        times_s=_times_s(scenario, timings),
         num_tokens=plan.long_prompt if is_prompt else sum(one.num_tokens for one in timings),
         seconds=seconds,
-        peak_memory_bytes=torch.cuda.max_memory_allocated(device) if is_cuda else None,
-        energy_j=None if before_j is None or after_j is None else after_j - before_j,
+        peak_memory_bytes=None,
+        energy_j=None,
         kernels=_kernels(timings),
         num_cached_tokens=num_cached_tokens(timings),
     )
@@ -113,7 +115,7 @@ def _kernels(timings: Sequence[Timings]) -> tuple[Mapping[str, str], ...]:
     return tuple(dict(kernels) for kernels in sorted(found) if kernels)
 
 
-def times_of(scenario: Scenario, timings: Sequence[Timings]) -> dict[str, float]:
+def _times_s(scenario: Scenario, timings: Sequence[Timings]) -> dict[str, float]:
     """Mean times over the requests, by name."""
     ttft_s = fmean(one.ttft_s for one in timings if one.ttft_s is not None)
     if scenario is Scenario.PROMPT:

@@ -145,9 +145,9 @@ def all_windows(text: str, seqlen: int, tokenizer: PreTrainedTokenizerBase) -> t
     Each begins as the tokenizer begins a text. A model that was trained behind a BOS may be lost
     without it: Gemma's perplexity is 30 times as high (Shortened LLaMA, pull request 6).
     """
+    begins = torch.tensor(beginning(tokenizer)[: seqlen - 1], dtype=torch.int64)
+    size = seqlen - len(begins)
     token_ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-    size = text_tokens(seqlen, tokenizer)
     num_windows = len(token_ids) // size
     of_text = torch.tensor(token_ids[: num_windows * size], dtype=torch.int64)
-    begins = torch.tensor(beginning(tokenizer)[: seqlen - size], dtype=torch.int64)
     return torch.cat([begins.expand(num_windows, -1), of_text.view(num_windows, size)], dim=1)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain, count, pairwise
+from itertools import chain, pairwise
 
 import torch
 
@@ -14,6 +14,8 @@ from pruning.models.blocks import Own, num_blocks
 from pruning.removal import Losses, kept
 from pruning.search.dense_model import DenseModel
 from pruning.sleb import Blocks
+
+_Wanted = Mapping[str, Mapping[int, int]]  # windows in all, by domain and position of the model
 
 
 def measure_domains(
@@ -31,7 +33,8 @@ def measure_domains(
     raw = [PrunedModel(kept(total, removed[:number])) for number in range(len(removed) + 1)]
     repaired = [PrunedModel(raw[number].keep, tensors) for number, tensors in own.items()]
     models = [*raw, *repaired]
-    served = {**dict(enumerate(range(len(raw)))), **dict(zip(own, count(len(raw)), strict=False))}
+    served = {depth: depth for depth in range(len(raw))}
+    served |= {depth: len(raw) + at for at, depth in enumerate(own)}
     losses: dict[str, list[list[float]]] = {name: [[] for _ in models] for name in windows}
     available = {name: len(part.token_ids) for name, part in windows.items()}
     wanted: _Wanted = {
@@ -51,9 +54,6 @@ def measure_domains(
             name: {0: max(of.values()), **{served[depth]: size for depth, size in of.items()}}
             for name, of in sizes.items()
         }
-
-
-_Wanted = Mapping[str, Mapping[int, int]]  # windows in all, by domain and position of the model
 
 
 def _measure(

@@ -117,10 +117,8 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             ),
         ),
         "gemma": _LLAMA_LIKE,
-        "gemma2": replace(
-            _GEMMA_LIKE,
-            parts=None,
-            writes=_BEHIND_NORMS,  # softcap of attention scores
+        "gemma2": replace(  # with a softcap of attention scores
+            _GEMMA_LIKE, parts=None, writes=_BEHIND_NORMS
         ),
         "gemma3_text": replace(
             _GEMMA_LIKE,

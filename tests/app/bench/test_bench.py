@@ -17,10 +17,9 @@ from app.bench import runs as bench_runs
 from app.bench.plan import DENSE, HALF, BenchPlan, BenchSubject, Scenario
 from app.bench.report import draw, markdown, plot
 from app.bench.result import Bench, to_wire
-from app.bench.runs import OwnRuns, Sample, WrongLength, measure
+from app.bench.runs import OwnRuns, Sample, WrongLength
 from app.cli.main import app as command_line
 from app.compare.speedup import Verdict
-from app.engine.autotuning import OFF, Autotuner
 from app.engine.cache.pages import PAGE_TOKENS
 from app.engine.engine import PromptTooLong
 from app.engine.running.flat_model import FLAT
@@ -196,30 +195,34 @@ def test_a_variant_that_there_is_not_is_refused(
     assert "expected dense, or @-1 to @-5" in str(result.exception)
 
 
-def test_sides_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sides_take_turns() -> None:
     order: list[str] = []
 
-    def noted(each: Any, scenario: Scenario, plan: BenchPlan, tuner: Autotuner) -> Sample:
-        order.append(each.name)
-        return measure(each, scenario, plan, tuner)
+    class Noted(OwnRuns):
+        def measure(self, name: str, scenario: Scenario, plan: BenchPlan) -> Sample:
+            order.append(name)
+            return super().measure(name, scenario, plan)
 
-    monkeypatch.setattr(bench_runs, "measure", noted)
-    sides = {"a": replace(variant(), name="a"), "b": replace(variant(), name="b")}
     plan = replace(PLAN, repeats=4)
-    samples = bench._in_turns(OwnRuns(sides, OFF), Scenario.PROMPT, plan, lambda: None)
+    runs = Noted({"a": variant(), "b": variant()})
+    samples = bench._in_turns(runs, Scenario.PROMPT, plan, lambda: None)
     assert order == ["a", "b", "b", "a"] * 2
     assert {name: len(runs) for name, runs in samples.items()} == {"a": 4, "b": 4}
 
 
+def measured(scenario: Scenario, plan: BenchPlan) -> Sample:
+    return OwnRuns({"one": variant()}).measure("one", scenario, plan)
+
+
 def test_what_the_model_does_not_take_is_refused() -> None:
     with pytest.raises(PromptTooLong):
-        measure(variant(), Scenario.PROMPT, replace(PLAN, long_prompt=1000))
+        measured(Scenario.PROMPT, replace(PLAN, long_prompt=1000))
 
 
 def test_an_answer_of_another_length_is_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.engine.engine.next_tokens", lambda _logits, seqs: [None] * len(seqs))
     with pytest.raises(WrongLength, match="0 of 5 tokens"):
-        measure(variant(), Scenario.GENERATION, PLAN)
+        measured(Scenario.GENERATION, PLAN)
 
 
 def sample(tpot_s: float, energy: float | None = None) -> Sample:
@@ -307,7 +310,7 @@ def test_it_says_how_prompts_were_read() -> None:
 
 def test_a_run_counts_what_it_did_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = replace(PLAN, batch_size=2, prompt_tokens=5 * PAGE_TOKENS)
-    assert measure(variant(), Scenario.GENERATION, plan).num_cached_tokens == 0
+    assert measured(Scenario.GENERATION, plan).num_cached_tokens == 0
     made = bench_runs._requests
 
     def sharing(*given: Any) -> list[Request]:
@@ -315,7 +318,7 @@ def test_a_run_counts_what_it_did_not_read(monkeypatch: pytest.MonkeyPatch) -> N
         return [first, *(replace(each, prompt_ids=first.prompt_ids) for each in rest)]
 
     monkeypatch.setattr(bench_runs, "_requests", sharing)
-    assert measure(variant(), Scenario.GENERATION, plan).num_cached_tokens == 4 * PAGE_TOKENS
+    assert measured(Scenario.GENERATION, plan).num_cached_tokens == 4 * PAGE_TOKENS
 
 
 def kernels_of(kernel: str) -> dict[str, str]:
@@ -323,7 +326,7 @@ def kernels_of(kernel: str) -> dict[str, str]:
 
 
 def test_a_run_has_the_kernels_of_its_requests() -> None:
-    (kernels,) = measure(variant(), Scenario.GENERATION, PLAN).kernels
+    (kernels,) = measured(Scenario.GENERATION, PLAN).kernels
     assert kernels["blocks, decode of 4 within 64"] == FLAT
     assert kernels["head of 4"] == TORCH
 
