@@ -116,7 +116,7 @@ def _missing(settings: ServeSettings) -> str:
     if settings.vllm is not None:
         state = "cannot be executed" if settings.vllm.exists() else "does not exist"
         return f"SLEB_VLLM={settings.vllm} {state}: expected the program `vllm` of its environment"
-    asked = "SLEB_ENGINE=vllm" if settings.engine == "vllm" else "SLEB_VLLM_MODELS is set"
+    asked = "vLLM is the engine" if settings.engine == "vllm" else "SLEB_VLLM_MODELS is set"
     return (
         f"{asked}, but there is no program `vllm` on the PATH: install vLLM in an environment of "
         f"its own, and name its program with SLEB_VLLM"
