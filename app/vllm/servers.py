@@ -22,6 +22,7 @@ from app.vllm.process import Launch, VllmProcess, VllmStartFailed
 from app.vllm.server import ServerState, VllmServer, VllmUnavailable
 from pruning.checkpoints.store import CheckpointStore
 from pruning.config import child_environment
+from pruning.models.architectures import ARCHITECTURES, UnsupportedConfig
 from pruning.models.memory import free_bytes
 from pruning.models.store import load_tokenizer, pick_device
 from pruning.plural import counted
@@ -104,8 +105,9 @@ class VllmServers:
     async def model(self, entry: ModelEntry) -> VllmModel:
         """Start its server, if there is none, and wait until it is ready.
 
-        Raises ``VllmUnavailable``, and what stores and tokenizers do.
+        Raises ``VllmUnavailable``, ``UnsupportedConfig``, and what stores and tokenizers do.
         """
+        _check_windows(entry)
         name = entry.pinned_name
         async with self._turn:
             if (known := self._served.get(name)) is not None and known.server.is_given_up:
@@ -214,6 +216,17 @@ def servers_of(
         options.dtype,
     )
     return VllmServers(options, exports, folder / "logs", settings.engine, settings.vllm_models)
+
+
+def _check_windows(entry: ModelEntry) -> None:
+    """Raise ``UnsupportedConfig`` for a pruned model of which vLLM computes something else."""
+    family = None if entry.info is None or not entry.is_pruned else entry.info.model_type
+    if family is not None and ARCHITECTURES[family].is_by_position_in_vllm:
+        raise UnsupportedConfig(
+            f"vLLM gives every other block of a {family} a window, whatever its config says, so it "
+            f"computes something else of {entry.name!r}: leave {entry.base!r} to the engine of "
+            f"this service, by naming the models of vLLM in SLEB_VLLM_MODELS"
+        )
 
 
 def _external_model(entry: ModelEntry, socket: Path, options: VllmOptions) -> ExternalModel:

@@ -170,6 +170,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         ),
         "gpt_oss": replace(
             _WITH_EXPERTS,
+            is_by_position_in_vllm=True,
             writes=StreamWrites(
                 scaled=(*_WITH_EXPERTS.writes.scaled, "mlp.experts.down_proj_bias"),
                 refit=(_ATTENTION,),

@@ -107,6 +107,7 @@ class Architecture:
     keeps_last: bool = False  # whether the config makes the last block one of a kind
     is_linear: bool = True  # whether every matrix of a block belongs to an nn.Linear
     loads_quantized: bool = True  # whether transformers reads files with quantized weights
+    is_by_position_in_vllm: bool = False  # whether vLLM gives every other block a window
     writes: StreamWrites = StreamWrites()
 
     @property

@@ -17,6 +17,7 @@ from tests.support.api_fixtures import publish_pruned
 from tests.support.exposition import Scrape
 from tests.support.processes import is_alive
 from tests.support.serving import LocalClient, local_api
+from tests.support.tiny_checkpoints import write_checkpoint
 from tests.support.vllm_program import write_program
 from tests.support.waiting import wait_until
 
@@ -104,6 +105,20 @@ def test_what_vllm_lacks_is_refused_by_name(api: LocalClient) -> None:
     assert answer.status_code == 422
     assert answer.json()["param"] == "reproducible"
     assert generate(api, max_new_tokens=100_000).json()["type"] == "prompt-too-long"
+
+
+def test_a_pruned_model_that_vllm_gets_wrong_is_refused(
+    vllm_settings: ServeSettings, redis_url: str, data_dir: Path
+) -> None:
+    write_checkpoint(data_dir / "models" / "oss", "gpt_oss")
+    publish_pruned(data_dir, 2, model="oss")
+    with local_api(vllm_settings, redis_url) as api:
+        refused = generate(api, model="oss@-2")
+        assert (refused.status_code, refused.json()["type"]) == (422, "unsupported-config")
+        assert "every other block of a gpt_oss" in refused.json()["detail"]
+        assert model(api, "oss@-2")["server"] is None
+        dense = generate(api, model="oss", max_new_tokens=2)
+        assert dense.status_code == 200, dense.text
 
 
 def test_states_are_told(api: LocalClient) -> None:
