@@ -119,6 +119,13 @@ def test_windows_are_spread_over_any_number_of_actors(
 
 
 @pytest.mark.usefixtures("local")
+def test_a_change_that_is_not_exact_is_tried_on_all_actors(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "olmo2", family="olmo2")
+    model = ResidentModel(load(path, device="cpu").model)
+    assert_equal(repaired(path), repair_depths(model, KEEPS, TEXT, batch_tokens=27))
+
+
+@pytest.mark.usefixtures("local")
 def test_the_replacement_of_a_lost_actor_repeats_its_steps(
     model_dir: Path, expected: list[RepairedDepth]
 ) -> None:
