@@ -212,7 +212,7 @@ def demo(
     port: Port = None,
     evaluate_s: Annotated[
         float, typer.Option(min=0, help="Seconds of the evaluation; with less it is less sure.")
-    ] = 105,
+    ] = 120,
     as_json: AsJson = False,
 ) -> None:
     """Prune a real model, serve it beside the dense one, and compare the two."""

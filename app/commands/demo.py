@@ -37,7 +37,6 @@ from pruning.process import deferred_signal
 
 CALIBRATION = {"num_samples": 8, "seqlen": 64}
 EVALUATION = {"margin": 0.05, "seqlen": 64}
-EVALUATE_S = 120.0  # until every interval is within that margin, as far as it goes
 DTYPE = "float32"  # in bfloat16, processors differ in the third digit of a perplexity
 PROMPTS = (
     "The capital of France is",
@@ -68,9 +67,12 @@ def run_demo(
     *,
     keep: bool,
     as_json: bool,
-    evaluate_s: float = EVALUATE_S,
+    evaluate_s: float,
 ) -> None:
-    """Fetch the model, start the service, prune, compare, report, and stop the service."""
+    """Fetch the model, start the service, prune, compare, report, and stop the service.
+
+    The evaluation ends after ``evaluate_s`` if not every interval is narrow by then.
+    """
     console = Console(stderr=True, highlight=False)
     set_up_torch()
     path = demo_model_with_bar(settings.models_dir, console)
@@ -246,7 +248,7 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _prune(
-    client: httpx2.Client, console: Console, num_remove: int, evaluate_s: float = EVALUATE_S
+    client: httpx2.Client, console: Console, num_remove: int, evaluate_s: float
 ) -> dict[str, Any]:
     """Submit a job and show its progress. Returns the job after it has succeeded."""
     body = {

@@ -15,8 +15,8 @@ from pruning.evaluation.quality import DomainQuality
 from pruning.spec.evaluation import Evaluation
 
 FIRST_WINDOWS = 8  # of each domain, before anything is known
-_MOST_GROWTH = 4  # a standard error of few windows is itself uncertain
-_SPARE = 1.1  # more windows than expected, so that a round more is seldom needed
+_MOST_GROWTH = 2  # a standard error of few windows is itself uncertain
+_SPARE = 1.05  # more windows than expected, so that a round more is seldom needed
 
 
 Sizes = Mapping[str, Mapping[int, int]]  # windows in all, by domain and number of removed blocks

@@ -195,7 +195,7 @@ def ctrl_c_when_submitted(redis_client: redis.Redis) -> Iterator[JobStore]:
 
 def test_ctrl_c_cancels_the_job(demo_client: TestClient, redis_client: redis.Redis) -> None:
     with ctrl_c_when_submitted(redis_client) as store, pytest.raises(KeyboardInterrupt):
-        _prune(demo_client, QUIET, 2)
+        _prune(demo_client, QUIET, 2, evaluate_s=1)
     (job,) = store.list(10).jobs
     assert job.status is JobStatus.CANCELLED
 

@@ -41,16 +41,16 @@ def test_only_a_domain_with_a_wide_interval_gets_more_windows() -> None:
     found, ended = sizes(until(Evaluation()), narrow, wide)
     assert ended is None
     assert found.keys() == {"code"}
-    # t(15) * 0.03 = 0.0639, wanted log(1.03) = 0.0296: (0.0639 / 0.0296)² * 1.1 * 16 = 82.4
-    assert found["code"] == {1: 65}  # not more than four times as many, and one
+    # t(15) * 0.03 = 0.0639, wanted log(1.03) = 0.0296: (0.0639 / 0.0296)² * 1.05 * 16 = 78.6
+    assert found["code"] == {1: 33}  # not more than twice as many, and one
     assert sizes(until(Evaluation()), narrow) == ({}, Ended.MARGIN)
     assert sizes(until(Evaluation(margin=0.1)), narrow, wide) == ({}, Ended.MARGIN)
 
 
 def test_the_time_ends_it_by_the_pace_so_far() -> None:
     wide = domain("prose", 16, 0.03)
-    found, ended = sizes(until(Evaluation(max_seconds=2.9), spent_s=1.0), wide)
-    assert (found, ended) == ({"prose": {1: 46}}, None)  # 16 a second in both, 1.9 s are left
+    found, ended = sizes(until(Evaluation(max_seconds=1.5), spent_s=1.0), wide)
+    assert (found, ended) == ({"prose": {1: 24}}, None)  # 16 a second in both, 0.5 s are left
     assert sizes(until(Evaluation(max_seconds=1), spent_s=1.0), wide) == ({}, Ended.TIME)
 
 
@@ -77,7 +77,7 @@ def test_a_broken_model_is_not_measured_for_ever() -> None:
     broken = domain("prose", 16, None, math.inf)
     assert sizes(until(Evaluation()), broken)[0] == {}
     few = domain("prose", 2, None)
-    assert sizes(until(Evaluation()), few)[0] == {"prose": {1: 9}}
+    assert sizes(until(Evaluation()), few)[0] == {"prose": {1: 5}}
 
 
 def test_differences_on_fewer_windows_are_added_to_the_loss_of_the_dense_model() -> None:
@@ -93,11 +93,16 @@ def test_differences_on_fewer_windows_are_added_to_the_loss_of_the_dense_model()
 
 
 def test_each_depth_gets_as_many_windows_as_it_lacks() -> None:
-    served = (Measured(2.1, 0.001), Measured(2.4, 0.1), Measured(2.4, 0.02), Measured(2.4, 0.02, 8))
+    served = (
+        Measured(2.1, 0.001),
+        Measured(2.4, 0.1),
+        Measured(2.4, 0.018),
+        Measured(2.4, 0.016, 8),
+    )
     of_domain = DomainQuality("prose", "text", 16, 8, "d", Measured(2.0, 0.1), served)
-    # t(15) * 0.02 = 0.0426 is 1.44 times what is wanted: 1.44² * 1.1 * 16 = 36.6, and one
-    # t(7) * 0.02 = 0.0473 is 1.60 times that, of the windows that this depth had: 8
-    expected = {2: 65, 3: 38, 4: 24}
+    # t(15) * 0.018 = 0.0384 is 1.30 times what is wanted: 1.30² * 1.05 * 16 = 28.3, and one
+    # t(7) * 0.016 = 0.0378 is 1.28 times that, of the windows that this depth had: 8
+    expected = {2: 33, 3: 30, 4: 15}
     assert sizes(until(Evaluation()), of_domain)[0] == {"prose": expected}
     undecided = sizes(until(Evaluation(), is_decided=False), of_domain)[0]
     assert undecided == {"prose": expected}, "the deepest gets more windows already"
