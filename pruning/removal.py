@@ -27,6 +27,7 @@ class Removal:
     scores: Mapping[int, float]  # loss without each candidate
     num_windows: Mapping[int, int]  # of each score; fewer for clearly worse candidates
     domain_losses: Mapping[str, float] = field(default_factory=dict)  # of a mix: ``loss`` by domain
+    dense_domain_losses: Mapping[str, float] = field(default_factory=dict)  # and ``dense_loss``
 
     @property
     def score(self) -> float:

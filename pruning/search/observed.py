@@ -122,7 +122,8 @@ class ObservedScorer:
     """A scorer that reports every candidate of a round, also one that is scored on some windows.
 
     ``name`` gives the name of the round behind some blocks. Losses in ``scored``, by names of
-    rounds, are not computed again. ``latest`` gets the losses of the latest round.
+    rounds, are not computed again. ``latest`` gets the losses of the latest round, and ``models``
+    those of other models, by their blocks.
     """
 
     def __init__(
@@ -132,6 +133,7 @@ class ObservedScorer:
         scored: Mapping[str, Mapping[int, Losses]],
         name: Callable[[Blocks], str],
         latest: dict[int, Losses],
+        models: dict[Blocks, Losses],
         *,
         is_staged: bool = False,
     ) -> None:
@@ -140,10 +142,12 @@ class ObservedScorer:
         self._scored = scored
         self._name = name
         self._latest = latest
+        self._models = models
         self._is_staged = is_staged
 
     def losses(self, keep: Blocks) -> Losses:
-        return self._scorer.losses(keep)
+        self._models[keep] = self._scorer.losses(keep)
+        return self._models[keep]
 
     def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, Losses]]:
         name = self._name(keep)

@@ -1,6 +1,6 @@
 """The search of a run: any metric, exact or staged, to a number of blocks or to a target."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import exp, isfinite
@@ -86,6 +86,7 @@ class _Search:
     observer: Observer
     tally: Tally
     latest: dict[int, Losses] = field(default_factory=dict)  # of the candidates of a round
+    models: dict[Blocks, Losses] = field(default_factory=dict)  # of others, by their blocks
 
     @property
     def num_blocks(self) -> int:
@@ -104,6 +105,7 @@ class _Search:
         ):
             removed = [*(earlier.block for earlier in removals), removal.block]
             measured = self._with_loss(removal, removed)
+            measured = replace(measured, dense_domain_losses=self._dense_domain_losses(removals))
             if spec.exceeds(measured.loss, measured.dense_loss):
                 _refuse_none(spec, measured)
                 break
@@ -124,7 +126,7 @@ class _Search:
 
     def _observed(self, name: Callable[[Blocks], str]) -> ObservedScorer:
         is_staged = self.spec.search is Search.STAGED
-        given = (self.scorer, self.tally, self.state.scored, name, self.latest)
+        given = (self.scorer, self.tally, self.state.scored, name, self.latest, self.models)
         return ObservedScorer(*given, is_staged=is_staged)
 
     def _with_loss(self, removal: Removal, removed: Sequence[int]) -> Removal:
@@ -141,6 +143,12 @@ class _Search:
                 )
             removal = replace(removal, loss=loss)
         return replace(removal, domain_losses=by_domain(losses, self.windows.domains))
+
+    def _dense_domain_losses(self, removals: Sequence[Removal]) -> Mapping[str, float]:
+        if removals:
+            return removals[0].dense_domain_losses
+        losses = self.models[tuple(range(self.num_blocks))]
+        return by_domain(losses, self.windows.domains)
 
 
 def _num_left(spec: PruneSpec, state: SearchState, blocks: int, num_windows: int) -> int:

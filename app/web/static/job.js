@@ -132,7 +132,7 @@ function draw(found) {
   plots.losses.draw({ x: [0, ...found.map(({ step }) => step)], xLabel: "removed blocks", xStep: true,
     series: [{ label: domains.length ? "all text" : "loss", values: [job.dense_loss, ...found.map(({ loss }) => loss)], format },
       ...domains.map((domain, index) => ({ label: domain, hue: index + 2, dash: [6, 4], format,
-        values: [null, ...found.map(({ domain_losses: losses }) => losses?.[domain] ?? null)] }))] });
+        values: [found[0].dense_domain_losses?.[domain] ?? null, ...found.map(({ domain_losses: losses }) => losses?.[domain] ?? null)] }))] });
   const bounds = found.map(({ margin, margin_error: error }) =>
     (margin === undefined || margin === null || !error ? null : [margin - error, margin + error]));
   const margins = (words, hue, isWanted) => ({ label: words, hue, isJoined: false, format, bounds: bounds.map((bound, at) => (isWanted(found[at]) ? bound : null)),

@@ -128,7 +128,15 @@ def test_a_mix_has_the_loss_of_each_domain(
         assert removal.loss == pytest.approx(
             (6 * by_domain["dogs"] + 3 * by_domain["cats"]) / 9, abs=1e-6
         )
+    dense_losses = removals[0].dense_domain_losses
+    assert removals[0].dense_loss == pytest.approx(
+        (6 * dense_losses["dogs"] + 3 * dense_losses["cats"]) / 9, abs=1e-6
+    )
+    assert removals[1].dense_domain_losses == dense_losses
+    resumed = search(spec, dense, windows, Recorder(), SearchState(removals=removals[:1]))
+    assert resumed[1].dense_domain_losses == dense_losses
     restored = Removal.from_dict(json.loads(json.dumps(asdict(removals[0]))))
     assert restored == removals[0]
     alone = replace(spec, calibration=dogs)
-    assert [removal.domain_losses for removal in found(alone, dense)] == [{}, {}]
+    for removal in found(alone, dense):
+        assert (removal.domain_losses, removal.dense_domain_losses) == ({}, {})
