@@ -102,5 +102,5 @@ def draw(goodput: Goodput) -> "Figure":
     axes.set_xlabel("requests a second (open loop); hollow: ended once the promise was lost")
     axes.set_ylabel(f"time of the slowest {1 - goodput.plan.share:.0%}, × what is promised")
     axes.set_title(f"Promise: {goodput.plan.promise}; lines: goodput", loc="left", size=10)
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper left")
     return figure
