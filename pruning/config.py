@@ -255,8 +255,15 @@ def offline_environment() -> dict[str, str]:
 
 
 def foreign_environment() -> dict[str, str]:
-    """The environment of a program of others: without our settings, as some are secrets."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("SLEB_")}
+    """The environment of a program of others.
+
+    It is without our settings, as some are secrets, and without what ``share_cpus`` sets for us.
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("SLEB_") and (name, value) != _SPINS
+    }
 
 
 def environment_with_temporary_files_in(directory: Path) -> dict[str, str]:
@@ -266,13 +273,14 @@ def environment_with_temporary_files_in(directory: Path) -> dict[str, str]:
 
 # How often a thread of OpenMP looks for its next work before it sleeps: as long as a step computes
 # between two products. The default, 300000, keeps the CPU from others for a hundredth of a second.
-_SPIN_COUNT = 2000
+_SPINS = ("GOMP_SPINCOUNT", "2000")
 
 
 def share_cpus() -> None:
     """Let waiting threads of torch sleep soon. To be called before torch is imported.
 
-    Changes nothing that the user has set. Processes that are started inherit it.
+    Changes nothing that the user has set. Our own processes inherit it.
     """
-    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
-        os.environ["GOMP_SPINCOUNT"] = str(_SPIN_COUNT)
+    name, count = _SPINS
+    if not {name, "OMP_WAIT_POLICY"} & os.environ.keys():
+        os.environ[name] = count

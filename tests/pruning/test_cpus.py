@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pruning.config import foreign_environment, offline_environment, share_cpus
 from pruning.cpus import cpu_quotas, usable_cpus
 
 V1 = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
@@ -77,3 +78,15 @@ def test_torch_has_a_thread_for_each_cpu_and_what_the_user_set_stays(
         monkeypatch.setenv("OMP_WAIT_POLICY", policy)
     ran = subprocess.run([sys.executable, "-c", SET_UP], capture_output=True, text=True, check=True)
     assert ran.stdout.split() == ["1", spin_count]
+
+
+def test_programs_of_others_spin_as_they_would_without_us(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")  # so that both are restored
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    share_cpus()
+    assert foreign_environment()["GOMP_SPINCOUNT"] == "7", "the user set it"
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    share_cpus()
+    assert "GOMP_SPINCOUNT" in offline_environment()
+    assert "GOMP_SPINCOUNT" not in foreign_environment()
