@@ -155,7 +155,7 @@ class ServeSettings(Settings):
         default=None,
         description="memory for keys and values, for models whose keys have one shape, in bytes "
         "or as `8GiB`; unset is a quarter of the free memory of a CPU, and 0.8 of that of a GPU, "
-        "when the first such model is used; on a CPU it is taken as it is used",
+        "when the first such model is used; on a CPU it is taken as it is used, 64 MiB ahead",
     )
     prefix_cache: PrefixCache = Field(
         default="on",

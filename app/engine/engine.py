@@ -248,6 +248,10 @@ class Engine:
         """Raise ``AssertionError`` if an engine without requests has pages in use."""
         assert not any(cache.pool.num_used for cache in self._caches.every()), "a page is lost"
 
+    def take_ahead(self) -> bool:
+        """Take a part of the memory that new pages will need next. False: enough is taken."""
+        return any(cache.take_ahead() for cache in self._caches.every())
+
     def check_integrity(self) -> None:
         """Raise ``AssertionError`` if pages, caches and sequences are inconsistent. Slow."""
         self._scheduler.check_integrity()

@@ -195,6 +195,8 @@ class EngineThread:
         wait_s: float | None = 0.0
         if not self._loop.has_work:
             self._engine.check_idle()
+            while self._commands.empty() and self._engine.take_ahead():
+                pass
             wait_s = self._engine.kernels.warm_up.wait_s
         while wait_s != 0.0 or not self._commands.empty():
             try:

@@ -122,3 +122,26 @@ def test_an_idle_engine_looks_for_what_was_left_behind(caplog: pytest.LogCapture
 
     scenario(run, engine=_Leaking())
     assert "a page is lost" in caplog.text
+
+
+class _Taking(Engine):
+    """Keeps what there was to take while it was idle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[bool] = []
+
+    def take_ahead(self) -> bool:
+        assert not self.has_work
+        self.found.append(super().take_ahead())
+        return self.found[-1]
+
+
+def test_an_idle_engine_takes_memory_for_the_next_pages() -> None:
+    taking = _Taking()
+
+    async def run(engine: AsyncEngine) -> None:
+        await events_of(engine.stream(request(max_new_tokens=2)))
+        await until(lambda: True in taking.found and not taking.found[-1])
+
+    scenario(run, engine=taking)

@@ -1,6 +1,8 @@
 import gc
+import sys
 import weakref
 
+import psutil
 import pytest
 import torch
 
@@ -131,3 +133,32 @@ def test_a_cache_without_room_for_a_page_is_refused() -> None:
 def test_by_default_a_cache_takes_memory_only_as_it_is_used() -> None:
     caches = Caches(None)
     assert caches.of(variant()).num_bytes > 2**26
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages of memory are counted as Linux does")
+def test_memory_is_taken_ahead_of_the_pages_in_use_and_no_further() -> None:
+    shape = UnitShape(8, 64, torch.float32, CPU)
+    cache, process = PagedCache(shape, 2**28 // shape.num_bytes), psutil.Process()
+
+    def taken() -> int:
+        before = process.memory_info().rss
+        while cache.take_ahead():
+            pass
+        return int(process.memory_info().rss - before)
+
+    first = taken()
+    assert 0.7 * 2**26 < first < 2**27  # the system gives it in large pieces
+    assert not cache.take_ahead()
+    page = cache.pool.allocate(2**25 // shape.num_bytes)
+    assert page is not None
+    cache.keys[:, list(page.units)] = 1
+    taken()
+    assert cache.keys[:, list(page.units)].eq(1).all(), "what is in use stays"
+    assert cache.pool.allocate(cache.pool.num_available) is not None
+    assert not cache.take_ahead()
+
+
+def test_a_small_pool_is_taken_as_a_whole() -> None:
+    cache = PagedCache(SHAPE, 12)
+    assert cache.take_ahead()
+    assert not cache.take_ahead()
