@@ -49,7 +49,8 @@ def room_of_thread(num_sharing: int, head_dim: int) -> int:
     """The float32 numbers that a thread needs for heads of which so many share keys."""
     padded = -(-head_dim // num_lanes()) * num_lanes()
     queries = max(_QUERIES, num_sharing)
-    return _TILE * (head_dim + padded) + queries * (head_dim + _TILE + padded + 2)
+    of_query = head_dim + _TILE + padded + 1 + num_lanes()
+    return _TILE * (head_dim + padded) + queries * of_query + num_lanes()
 
 
 @inlined
@@ -167,12 +168,13 @@ def _attend_piece(
     queries = values + 4 * _TILE * padded
     scores = queries + 4 * num_rows * width
     out = scores + 4 * num_rows * _TILE
-    states = floats_at(out + 4 * num_rows * padded, 2, num_rows)  # highest score, sum of weights
+    tops = floats_at(out + 4 * num_rows * padded, 1, num_rows)  # highest scores so far
+    totals = out + 4 * num_rows * (padded + 1)  # partial sums of weights, last those of a tile
     _begin(block, step, first, last, head, together, queries, like)
     sums = floats_at(out, num_rows, padded)
     sums[:] = np.float32(0)
-    states[0, :] = np.float32(-np.inf)
-    states[1, :] = np.float32(0)
+    tops[:] = np.float32(-np.inf)
+    floats_at(totals, num_rows, num_columns())[:] = np.float32(0)
     positions = integers_at(step.positions, step.rows)
     nearest = positions[last - 1] + 1
     farthest = max(0, positions[first] + 1 - block.window) if block.window else 0
@@ -184,12 +186,12 @@ def _attend_piece(
         add_product(
             like, queries, 4 * words, keys, 4 * _TILE, scores, 4 * _TILE, num_rows, words, _TILE
         )
-        _weigh_rows(block, step, first, together, start, scores, states, sums, like)
+        _weigh_rows(block, step, first, together, start, scores, tops, totals, sums, like)
         depth = -(-(end - start) // number)
         add_product(
             like, scores, 4 * _TILE, values, 4 * padded, out, 4 * padded, num_rows, depth, padded
         )
-    _end(block, step, first, last, head, together, sums, states)
+    _end(block, step, first, last, head, together, sums, totals)
 
 
 @compiled
@@ -209,16 +211,20 @@ def _begin(
 @compiled
 def _end(
     block: Any, step: Any, first: int, last: int, head: int, together: int, sums: Floats,
-    states: Floats,
+    totals: int,
 ) -> None:  # fmt: skip
     """Write what the queries get."""
     width = block.head_dim
+    parts = floats_at(totals, len(sums), num_columns())
     for row in range(first, last):
         start = step.attended + 4 * (row * block.output.inputs + head * width)
         out = floats_at(start, together, width)
         for each in range(together):
             query = (row - first) * together + each
-            factor = np.float32(1) / states[1, query]
+            total = np.float32(0)
+            for lane in range(num_columns()):
+                total += parts[query, lane]
+            factor = np.float32(1) / total
             for at in range(width):
                 out[each, at] = sums[query, at] * factor
 
@@ -241,17 +247,18 @@ def _take_tile(
 
 @compiled
 def _weigh_rows(
-    block: Any, step: Any, first: int, together: int, start: int, scores: int, states: Floats,
-    sums: Floats, like: Any,
+    block: Any, step: Any, first: int, together: int, start: int, scores: int, tops: Floats,
+    totals: int, sums: Floats, like: Any,
 ) -> None:  # fmt: skip
     """Make weights of the scores of a tile, and scale the sums to them."""
     positions = integers_at(step.positions, step.rows)
-    scaling, window = block.scaling, block.window
-    for query in range(len(sums)):
+    scaling, window, num_rows = block.scaling, block.window, len(sums)
+    parts = floats_at(totals, num_rows + 1, num_columns())
+    for query in range(num_rows):
         nearest = positions[first + query // together] + 1
         farthest = max(0, nearest - window) if window else 0
-        before = states[0, query]
-        top, total = weigh(
+        before = tops[0, query]
+        top = weigh(
             like,
             scores + 4 * query * _TILE,
             _TILE,
@@ -259,11 +266,14 @@ def _weigh_rows(
             nearest - start,
             before,
             scaling,
+            totals + 4 * num_rows * num_columns(),
         )
         if top > before:
             factor = exp((before - top) * scaling)
-            states[1, query] *= factor
+            for lane in range(num_columns()):
+                parts[query, lane] *= factor
             for at in range(sums.shape[1]):
                 sums[query, at] *= factor
-        states[0, query] = top
-        states[1, query] += total
+        tops[0, query] = top
+        for lane in range(num_columns()):
+            parts[query, lane] += parts[num_rows, lane]

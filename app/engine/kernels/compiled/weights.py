@@ -15,31 +15,29 @@ from app.engine.kernels.compiled.numbers import (
     num_lanes,
     repeated,
     rounded,
-    sum_of_pairs,
 )
 
 _INT32, _INT64, _FLOAT = ir.IntType(32), ir.IntType(64), ir.FloatType()
 _FUSED = ("contract",)
 _LOWEST = -126.0  # power of two of a number that is not denormal
-_Weigh = Callable[[Any, int, int, int, int, Any, Any], tuple[Any, Any]]
+_Weigh = Callable[[Any, int, int, int, int, Any, Any, int], Any]
 
 
 def _weigh(
     _typing: Any, like: Any, _scores: Any, num_scores: Any, _low: Any, _high: Any, _top: Any,
-    _scaling: Any,
+    _scaling: Any, _sums: Any,
 ) -> Any:  # fmt: skip
     """Make weights of the float32 scores from ``low`` to ``high`` at an address, relative to the
     highest one of these and of ``top``, and zeros of the others. There are as many scores as the
     literal ``num_scores`` says. The weights are in the words of operands for numbers ``like``
-    these. Returns the highest one, and the sum of the weights."""
+    these. Returns the highest one. A vector of partial sums of the weights gets to ``sums``."""
     number = num_scores.literal_value
-    ints, floats = (types.int64,) * 4, (types.float32,) * 2
+    int64, float32 = types.int64, types.float32
 
-    def make(context: Any, builder: ir.IRBuilder, signature: Any, values: Sequence[Any]) -> Any:
-        found = _make_weights(builder, like, number, [values[1], *values[3:]])
-        return context.make_tuple(builder, signature.return_type, found)
+    def make(_context: Any, builder: ir.IRBuilder, _signature: Any, values: Sequence[Any]) -> Any:
+        return _make_weights(builder, like, number, [values[1], *values[3:]])
 
-    return types.UniTuple(types.float32, 2)(like, ints[0], num_scores, *ints[2:], *floats), make
+    return float32(like, int64, num_scores, int64, int64, float32, float32, int64), make
 
 
 weigh = cast("_Weigh", intrinsic(prefer_literal=True)(_weigh))
@@ -47,8 +45,8 @@ weigh = cast("_Weigh", intrinsic(prefer_literal=True)(_weigh))
 
 def _make_weights(
     builder: ir.IRBuilder, like: types.Array, number: int, values: Sequence[Any]
-) -> tuple[Any, Any]:
-    scores, low, high, top, scaling = values
+) -> Any:
+    scores, low, high, top, scaling, sums = values
     lanes = num_lanes()
     floats, ints = ir.VectorType(_FLOAT, lanes), ir.VectorType(_INT32, lanes)
     zeros, none = (ir.Constant(floats, [each] * lanes) for each in (0.0, float("-inf")))
@@ -71,9 +69,8 @@ def _make_weights(
         size = lanes * (2 if are_paired(like) else 4)
         place = _place(builder, scores, index * size, operand.type)
         builder.store(operand, place, align=2)
-    while total.type.count > 1:
-        total = sum_of_pairs(builder, total, total, total.type.count // 2)
-    return highest, builder.extract_element(total, _INT32(0))
+    builder.store(total, _place(builder, sums, 0, floats), align=4)
+    return highest
 
 
 def _place(builder: ir.IRBuilder, start: Any, offset: int, vector: ir.VectorType) -> Any:
