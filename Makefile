@@ -90,6 +90,7 @@ docs: setup  ## generate pages of docs/ from the code
 	$(BIN)/python -m tools.docs.settings
 	$(BIN)/python -m tools.docs.rest
 	$(BIN)/python -m tools.docs.families
+	$(BIN)/python -m tools.docs.unsupported_families
 	$(BIN)/python -m tools.docs.portability
 
 audit: setup sbom  ## check the installed packages for known vulnerabilities

@@ -28,7 +28,9 @@ def family(path: Path) -> list[Finding]:
     except NotAModel as error:
         return [wrong("family", str(error), "give a directory with the config.json of a model")]
     except (UnknownArchitecture, UnsupportedConfig) as error:
-        advice = "docs/families.md lists all families, and why others are not supported"
+        advice = (
+            "docs/families.md lists families, docs/unsupported-families.md why others have no row"
+        )
         return [wrong("family", str(error), advice)]
     blocks = counted(config.num_hidden_layers, "block")
     whole = tower_type(path)

@@ -1,4 +1,4 @@
-"""docs/families.md is generated from the rows, and names every family once."""
+"""The pages of families are generated from the rows, and name every family once."""
 
 import re
 
@@ -6,17 +6,32 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from pruning.models.architectures import ARCHITECTURES
 from pruning.models.towers import TOWERS
-from tools.docs.families import REASONS, TARGET, page
+from tools.docs import families, unsupported_families
+
+_MAX_LINES, _MAX_COLUMNS = 52, 100  # of a screen
 
 
-def test_the_page_is_up_to_date() -> None:
-    assert TARGET.read_text(encoding="utf-8") == page(), "run make docs"
+def names_in(page: str) -> list[str]:
+    rows = [line for line in page.splitlines() if line.startswith("|")]
+    return re.findall(r"`([\w-]+)`", "\n".join(rows))
 
 
-def test_every_language_model_of_transformers_is_on_the_page_once() -> None:
-    rows = [line for line in page().splitlines() if line.startswith(("|", "`"))]
-    named = re.findall(r"`([\w-]+)`", "\n".join(rows))
-    expected = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() | ARCHITECTURES.keys() | TOWERS
-    assert sorted(named) == sorted(expected)
-    known = {family for families in REASONS.values() for family in families}
+def test_the_pages_are_up_to_date() -> None:
+    for each in (families, unsupported_families):
+        assert each.TARGET.read_text(encoding="utf-8") == each.page(), "run make docs"
+
+
+def test_supported_families_are_on_one_screen() -> None:
+    page = families.page()
+    assert sorted(names_in(page)) == sorted(ARCHITECTURES.keys() | TOWERS)
+    lines = page.splitlines()
+    assert len(lines) <= _MAX_LINES
+    assert max(map(len, lines)) <= _MAX_COLUMNS
+
+
+def test_every_other_language_model_of_transformers_is_on_the_other_page_once() -> None:
+    named = names_in(unsupported_families.page())
+    others = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() - ARCHITECTURES.keys() - TOWERS
+    assert sorted(named) == sorted(others)
+    known = {family for names in unsupported_families.REASONS.values() for family in names}
     assert known <= set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)

@@ -22,7 +22,6 @@ from typer.testing import CliRunner
 from app.cli.main import app as command_line
 from app.config import ServeSettings
 from app.main import create_app
-from pruning.models.architectures import ARCHITECTURES
 from pruning.spec.calibration import CalibrationMix
 from pruning.spec.prune import Metric, PruneSpec, Resident, Search
 from pruning.worker.metrics import WorkerMetrics
@@ -170,11 +169,6 @@ def test_every_command_is_named_and_no_other() -> None:
         if command.callback
     } | {group.name for group in command_line.registered_groups}
     assert set(re.findall(r"(?:^|/)sleb ([a-z]+)", CODE, re.MULTILINE)) == commands
-
-
-def test_the_list_of_families_is_the_one_of_the_code() -> None:
-    families = prose(PRUNE).partition("<!-- families -->")[2].partition("<!-- /families -->")[0]
-    assert re.findall(r"`(\w+)`", families) == sorted(ARCHITECTURES)
 
 
 def test_every_link_leads_somewhere() -> None:
