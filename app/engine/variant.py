@@ -85,12 +85,16 @@ def _eos_token_ids(model: PreTrainedModel) -> frozenset[int]:
 
 
 def _max_model_len(config: PreTrainedConfig) -> int:
-    """Positions of the model. With longrope, those that need no second set of frequencies.
+    """Positions of the model, of which steps have the frequencies of its original length.
 
-    Beyond them, a longrope model would need every cached key rotated again, per row.
+    Beyond that, a model with others would need every cached key rotated again, per row.
     """
     positions: int = config.max_position_embeddings
     rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") == "longrope":
-        return min(positions, rope.get("original_max_position_embeddings") or positions)
-    return positions
+    by_kind = [each for each in rope.values() if isinstance(each, dict)]
+    originals = [
+        each.get("original_max_position_embeddings") or positions
+        for each in by_kind or [rope]
+        if each.get("rope_type") == "longrope"
+    ]
+    return min([positions, *originals])

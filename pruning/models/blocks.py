@@ -211,7 +211,7 @@ def _renumbered(block: nn.Module, config: PreTrainedConfig, position: int) -> nn
 
 
 def _copied(block: nn.Module) -> nn.Module:
-    copied = _with_own_dicts(block)
+    copied = with_own_dicts(block)
     for name, child in block._modules.items():
         if child is not None:
             copied._modules[name] = _copied(child)
@@ -239,13 +239,13 @@ def _scale_input(block: nn.Module, scale: float) -> None:
 
 def _shell(module: _Module, config: PreTrainedConfig) -> _Module:
     """A new module over the same tensors."""
-    shell = _with_own_dicts(module)
+    shell = with_own_dicts(module)
     if isinstance(module.__dict__.get("config"), PreTrainedConfig):
         shell.__dict__["config"] = config
     return shell
 
 
-def _with_own_dicts(module: _Module) -> _Module:
+def with_own_dicts(module: _Module) -> _Module:
     """A copy of a module. ``copy.copy`` alone would share its dicts, as of its parameters."""
     copied = copy.copy(module)
     dicts = {name: each.copy() for name, each in module.__dict__.items() if isinstance(each, dict)}

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from pruning.models.block_times import BlockTimes
 from pruning.models.blocks import block_calls, block_list, final_logits, finish, num_blocks, view
 from pruning.models.recording import Recorder
+from pruning.models.rotations import held
 from pruning.models.streaming import StreamedModel
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ class _Step:
         self._model = model
         self._tokens = torch.zeros((num_sequences, 1), dtype=torch.long, device=self.device)
         self._hidden, self._calls = block_calls(model, self._tokens)
-        self._front = view(model, range(num_blocks(model)))
+        self._front = held(view(model, range(num_blocks(model))))
         block_list(self._front)[0].__dict__["forward"] = _stop
 
     def embed(self) -> None:

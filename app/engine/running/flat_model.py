@@ -48,6 +48,7 @@ from app.engine.step import NEVER, Interruption, Step
 from pruning.models.architectures import architecture
 from pruning.models.blocks import block_list, finish
 from pruning.models.layout import Parts
+from pruning.models.rotations import held_rotation
 
 # Kernels of the blocks on a CPU.
 FLAT, COMPILED, AROUND = "torch's operations", "compiled", "compiled around products"
@@ -84,7 +85,7 @@ class FlatModel:
         if tuner.chooses and model.device.type == "cpu":
             self._compiled = compiled_blocks(self._blocks, self._windows)
         self._kinds = {block.kind for block in self._blocks}
-        self._rotate = model.get_submodule(parts.rotation)
+        self._rotate = held_rotation(model.get_submodule(parts.rotation))
         self._rotates_by_kind = parts.rotates_by_kind
 
     def __call__(

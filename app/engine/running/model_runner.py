@@ -43,6 +43,7 @@ from app.engine.step import Interruption, Step
 from app.engine.transfer import sent, upload
 from app.engine.variant import Variant
 from pruning.models.blocks import block_list, num_blocks
+from pruning.models.rotations import held
 
 _COPIED = 3  # a page that torch's attention reads is read, written and read again
 
@@ -77,7 +78,7 @@ class ModelRunner:
         self.cache = cache
         self.head = Head(variant.model, tuner)
         self.graphs: DecodeGraphs | None = None
-        self._model = variant.model
+        self._model = held(variant.model)
         self._windows = attention_windows(variant.model.config)
         self._flat_model = flat
         self._tuner = tuner

@@ -45,14 +45,18 @@ def test_end_of_sequence_is_what_generate_would_use(
     assert make_variant("tiny", "tiny", model).eos_token_ids == expected
 
 
-def test_longrope_ends_where_its_second_set_of_frequencies_would_begin() -> None:
+@pytest.mark.parametrize("is_by_kind", [False, True])
+def test_longrope_ends_where_its_second_set_of_frequencies_would_begin(is_by_kind: bool) -> None:
     model = copy.copy(tiny_model("phi3"))
     model.config = copy.deepcopy(model.config)
-    model.config.rope_parameters = {
+    rope = {
         "rope_type": "longrope",
         "rope_theta": 10000.0,
         "original_max_position_embeddings": 32,
         "short_factor": [1.0] * 4,
         "long_factor": [2.0] * 4,
     }
+    default = {"rope_type": "default", "rope_theta": 10000.0}
+    by_kind = {"full_attention": rope, "sliding_attention": default}
+    model.config.rope_parameters = by_kind if is_by_kind else rope
     assert make_variant("tiny", "tiny", model).max_model_len == 32
