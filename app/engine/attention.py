@@ -7,6 +7,7 @@ batch. Parts of prompts are packed in one row, and each attends to its own seque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import Protocol
 
 import torch
 from torch.nn import functional as F
@@ -23,6 +24,17 @@ _DECODE, _PROMPT = "attention, decode", "attention, prompt"
 
 class UnsupportedAttention(ValueError):
     """The model has a kind of attention for which there is no mask here."""
+
+
+class Attention(Protocol):
+    """The attention of one forward, called by each block with what its metadata has it read."""
+
+    def __call__(
+        self, kind: str, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
+        scaling: float,
+    ) -> torch.Tensor:  # fmt: skip
+        """The result is shaped like the queries, ``[tokens, heads, head_dim]``."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -58,12 +70,13 @@ class BatchedDecodeAttention:
 
 @dataclass(frozen=True)
 class VarlenPrefillAttention:
-    """Queries of several sequences one after the other, ``[tokens, heads, head_dim]``."""
+    """Queries of several sequences one after the other, ``[tokens, heads, head_dim]``, on a CPU:
+    there is a call for each, since none is launched and nothing is padded."""
 
     num_queries: Sequence[int]  # of each sequence
     num_keys: Sequence[int]
     num_stored: Sequence[int]  # keys that are there of each, with those behind its last token
-    masks: Mapping[str, Sequence[torch.Tensor | None]]  # [queries, keys]; None: all before it
+    masks: Mapping[str, Sequence[torch.Tensor]]  # [queries, keys]
     tuner: Autotuner = OFF
 
     def __call__(
@@ -88,30 +101,24 @@ class VarlenPrefillAttention:
         )
 
 
-Attention = BatchedDecodeAttention | VarlenPrefillAttention
-
-
 def _of_one(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None,
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor,
     scaling: float, tuner: Autotuner,
 ) -> torch.Tensor:  # fmt: skip
     """``[queries, heads, head_dim]`` over ``[key_heads, keys, head_dim]``."""
     by_head = queries.transpose(0, 1)
     num_sharing = len(by_head) // len(keys)
-    if mask is not None and mask.numel() <= _MAX_SCORES:
+    if mask.numel() <= _MAX_SCORES:
         shape = (*by_head.shape[::2], size_of(mask.shape[0]), context_of(mask.shape[1]))
         if _kernel(tuner, _PROMPT, shape, keys) == PRODUCTS:
             grouped = by_head.unflatten(0, (-1, num_sharing))
             return _products(grouped, keys, values, mask, scaling).flatten(0, 1).transpose(0, 1)
-    is_shared = mask is None and keys.device.type != "cpu"  # by the one kernel that can share them
     all_keys, all_values = (
-        (each if is_shared else each.repeat_interleave(num_sharing, dim=0))[None]
-        for each in (keys, values)
+        each.repeat_interleave(num_sharing, dim=0)[None] for each in (keys, values)
     )
     return F.scaled_dot_product_attention(
-        by_head[None], all_keys, all_values,
-        attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=is_shared,
-    )[0].transpose(0, 1)  # fmt: skip
+        by_head[None], all_keys, all_values, attn_mask=mask, scale=scaling
+    )[0].transpose(0, 1)
 
 
 def _products(
@@ -159,7 +166,7 @@ def prefill_attention(
     """Attention of several tokens of each sequence, which are at these places, to keys and values
     ``like`` a tensor."""
     masks = {
-        kind: [own_mask(each, reach, like.dtype, like.device) for each in places]
+        kind: [own_mask(each, reach, like.dtype) for each in places]
         for kind, reach in windows.items()
     }
     num_keys = [each.stop for each in places]
@@ -266,15 +273,9 @@ def packed_mask(
     return mask[None, None].to(like.device)
 
 
-def own_mask(
-    places: range, window: int | None, dtype: torch.dtype, device: torch.device
-) -> torch.Tensor | None:
-    """Of one sequence by itself, ``[queries, keys]``; on a GPU None where a query sees all before
-    it, for which it has faster kernels."""
-    sees_all = not places.start and (window is None or len(places) <= window)
-    if sees_all and device.type != "cpu":
-        return None
-    return causal_mask(torch.tensor([places], device=device), places.stop, window, dtype)[0, 0]
+def own_mask(places: range, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+    """Of one sequence by itself, ``[queries, keys]``."""
+    return causal_mask(torch.tensor([places]), places.stop, window, dtype)[0, 0]
 
 
 def _out_of_sight(distance: torch.Tensor, window: int | None) -> torch.Tensor:

@@ -44,7 +44,9 @@ KINDS: Mapping[str, Mapping[str, Any]] = {
 }  # fmt: skip
 # The memory of a card is that of the host. Steps of few shapes are recorded.
 LIMITS = EngineLimits(max_num_seqs=16, kv_cache_bytes=1 << 22, max_model_len=64)
-EXPERTS = {"mixtral", "olmoe", "qwen2_moe", "qwen3_moe"}
+EXPERTS = {"flex_olmo", "gpt_oss", "mellum", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe"}
+# Its own forward takes the one key head of a block by a list, which goes to the device each time.
+UNRECORDED = {*EXPERTS, "falcon"}
 
 
 def requests(of: Variant, num_tokens: int = 8) -> list[Request]:
@@ -93,7 +95,8 @@ def check(found: Mapping[str, list[TokenEvent]], expected: Mapping[str, list[Tok
 
 @pytest.mark.parametrize("family", SERVED)
 def test_every_family_gives_what_it_gives_on_the_cpu(cuda: SimulatedCuda, family: str) -> None:
-    """Recorded, but for experts in float32: torch reads on the host where their groups end."""
+    """Recorded, but for falcon and experts in float32: torch reads on the host where their groups
+    end."""
     model = tiny_model(family)
     for keep in (None, PRUNED_BLOCKS):
         cpu = make_variant("tiny", "tiny", model, keep)
@@ -102,7 +105,7 @@ def test_every_family_gives_what_it_gives_on_the_cpu(cuda: SimulatedCuda, family
         engine = recorded(gpu)
         cuda.num_captures = cuda.num_replays = 0
         check(events(engine, *requests(gpu)), expected)
-        assert (cuda.num_replays > 0) == (family not in EXPERTS)
+        assert (cuda.num_replays > 0) == (family not in UNRECORDED)
         assert cuda.num_captures == 0
 
 

@@ -22,6 +22,9 @@ class AttentionMetadata:
     # Tokens of each sequence that are read. None: a token each, and all pages of the table.
     num_read: tuple[int, ...] | None
     num_seen: int  # the most tokens that one of the tokens sees
+    # Sequences that are read group after group, each as far as the longest of its group. Without
+    # groups, each is read as far as it goes, in the order of the table.
+    groups: tuple[tuple[int, ...], ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -50,10 +53,14 @@ class AttentionMetadata:
         """``[blocks, pages]``: the units that are read, of one sequence after the other."""
         if self.num_read is None:
             return self.tables.flatten(0, 1).T.contiguous()
-        parts = [
-            table[: pages_of(num)] for table, num in zip(self.tables, self.num_read, strict=True)
-        ]
+        groups = self.groups or tuple((row,) for row in range(len(self.tables)))
+        parts = [self.tables[row, : self.num_pages(rows)] for rows in groups for row in rows]
         return torch.cat(parts).T.contiguous()
+
+    def num_pages(self, rows: Sequence[int]) -> int:
+        """The pages of the longest of these sequences, as far as they are read."""
+        assert self.num_read is not None
+        return max(pages_of(self.num_read[row]) for row in rows)
 
     def of(self, tokens: slice) -> "AttentionMetadata":
         """The same for some of the tokens."""

@@ -38,6 +38,7 @@ from app.engine.running.cuda_graphs import (
 from app.engine.running.decode_groups import ReadLimits, decode_groups
 from app.engine.running.flat_model import FlatModel
 from app.engine.running.head import Head
+from app.engine.running.prompt_attention import alike, padded_attention
 from app.engine.scheduling.scheduler import Batch
 from app.engine.step import Interruption, Step
 from app.engine.transfer import sent, upload
@@ -84,7 +85,9 @@ class ModelRunner:
         self._tuner = tuner
         self._num_blocks = num_blocks(self._model)
         self._read_limits: ReadLimits | None = None
-        if self._model.device.type != "cpu":
+        is_on_gpu = self._model.device.type != "cpu"
+        self._reads_groups = is_on_gpu and flat is not None  # of prompts
+        if is_on_gpu:
             self._read_limits = self._limits_of_reads()
         if record is not None:
             self.graphs = DecodeGraphs(
@@ -216,12 +219,15 @@ class ModelRunner:
         num_pages = num_read_pages(longest) if is_decode else pages_of(longest)
         tables = sent(tables_of(units, num_pages), self._model.device)
         num_read = None if is_decode else tuple(each.stop for each in places)
-        return AttentionMetadata(tables, owners, positions, num_read, longest)
+        groups = alike(places) if self._reads_groups and not is_decode else ()
+        return AttentionMetadata(tables, owners, positions, num_read, longest, groups)
 
     def _attention(self, metadata: AttentionMetadata, places: Sequence[range]) -> Attention:
         if all(len(each) == 1 for each in places):
             return self._decode_attention(metadata.positions, metadata.num_tokens)
         like = self.cache.keys
+        if metadata.groups:
+            return padded_attention(self._windows, places, metadata, like.dtype)
         return prefill_attention(self._windows, places, metadata.num_stored, like, self._tuner)
 
     def _decode_attention(self, positions: torch.Tensor, num_tokens: int) -> BatchedDecodeAttention:

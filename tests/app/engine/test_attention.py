@@ -22,7 +22,7 @@ from tests.support.families import WINDOW
 from tests.support.tiny import tiny_model
 
 HEADS, KEY_HEADS, DIM = 6, 2, 8
-CPU, KIND = torch.device("cpu"), "any"
+KIND = "any"
 
 
 def plain(
@@ -106,19 +106,16 @@ def test_a_token_each_over_its_own_tokens(ends: list[int], window: int | None, w
     window=st.sampled_from([None, 1, 20]),
     max_scores=st.sampled_from([0, 10**6]),
     way=st.sampled_from([FUSED, PRODUCTS]),
-    are_masked=st.booleans(),
     behind=st.integers(0, 3),
 )
 def test_several_prompts_in_one_row(
-    lengths: list[int], window: int | None, max_scores: int, way: str, are_masked: bool, behind: int
+    lengths: list[int], window: int | None, max_scores: int, way: str, behind: int
 ) -> None:
     torch.manual_seed(len(lengths))
     queries = torch.randn(sum(lengths), HEADS, DIM)
     stored = [length + behind for length in lengths]
     keys, values = torch.randn(2, 1, KEY_HEADS, sum(stored), DIM)
-    masks = [own_mask(range(length), window, torch.float32, CPU) for length in lengths]
-    if window is None and not are_masked:
-        masks = [None] * len(lengths)  # as on a GPU
+    masks = [own_mask(range(length), window, torch.float32) for length in lengths]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention_module, "_MAX_SCORES", max_scores)
         tuner = Autotuner(always=frozenset({way}))
@@ -134,8 +131,7 @@ def test_a_chunk_of_a_prompt_sees_what_came_before(window: int | None) -> None:
     torch.manual_seed(0)
     queries = torch.randn(10, HEADS, DIM)
     keys, values = torch.randn(2, 1, KEY_HEADS, 25, DIM)
-    mask = own_mask(range(15, 25), window, torch.float32, CPU)
-    assert mask is not None
+    mask = own_mask(range(15, 25), window, torch.float32)
     found = VarlenPrefillAttention([10], [25], [25], {KIND: [mask]})(
         KIND, queries, keys, values, 0.3
     )
