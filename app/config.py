@@ -286,11 +286,11 @@ class ServeSettings(Settings):
                 "SLEB_SHADOW_DIRECTION is set, but SLEB_SHADOW_SHARE is 0, so nothing is "
                 "replayed: set the share, as 0.05, or unset the direction"
             )
-        if self.engine == "vllm" and self.shadow_share:
+        if self.engine == "vllm" and self.shadow_share and self.vllm_servers < 2:
             raise ValueError(
-                "SLEB_SHADOW_SHARE is set, but SLEB_ENGINE=vllm, and only the engine of this "
-                "service replays requests: unset the share, and use POST /compare or sleb bench "
-                "--engine vllm, or name the models of vLLM in SLEB_VLLM_MODELS"
+                "SLEB_SHADOW_SHARE is set, but SLEB_VLLM_SERVERS is 1, and a request is replayed "
+                "on two models, each with a server of its own: set SLEB_VLLM_SERVERS to 2 or more, "
+                "or unset the share"
             )
         return self
 

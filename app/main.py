@@ -353,6 +353,6 @@ def _generation(
             vllm=vllm,
             max_timeout_s=settings.request_timeout_s,
         ),
-        shadow=shadow_of(settings, registry, engine, metrics, backend),
+        shadow=shadow_of(settings, registry, engine, metrics, backend, vllm),
         token_check=TokenCheck(registry, engine),
     )

@@ -36,7 +36,7 @@ async def unload(
     """
     entry = await asyncio.to_thread(registry.find, name)
     if vllm is not None:
-        await _stop_vllm(entry, vllm)
+        await _stop_vllm(entry, vllm, shadow)
     # There is no await between check and drop, so no request can start in between.
     variants = registry.variants(entry)
     if num_open := engine.num_open(variants):
@@ -52,8 +52,11 @@ async def unload(
     )  # no reference cycle holds a model: no collection is needed
 
 
-async def _stop_vllm(entry: ModelEntry, vllm: VllmServers) -> None:
+async def _stop_vllm(entry: ModelEntry, vllm: VllmServers, shadow: Shadow | None) -> None:
     """Stop the vLLM of exactly this entry, if there is one. Raises ``ModelInUse``."""
+    if shadow is not None:
+        await shadow.forget_server(entry)
+    # There is no await between check and stop, so no request can start in between.
     if num_open := vllm.num_open(entry.pinned_name):
         raise ModelInUse(
             f"requests for {entry.name!r} are running or waiting in vLLM, {num_open} in all: "

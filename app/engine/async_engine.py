@@ -73,6 +73,11 @@ class AsyncEngine:
         return self._is_accepting
 
     @property
+    def is_busy(self) -> bool:
+        """Whether it has any request or work, background requests included."""
+        return bool(self._streams or self._works or self._background)
+
+    @property
     def stalled_s(self) -> float:
         """Seconds since a step has ended, while there is work; 0 while there is none."""
         has_work = self._streams or self._works

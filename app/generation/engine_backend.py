@@ -4,8 +4,8 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar, copy_context
-from dataclasses import dataclass, replace
+from contextvars import ContextVar
+from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from uuid import uuid4
@@ -26,6 +26,7 @@ from app.engine.scheduling.sequence import (
     SamplingParams,
     TokenEvent,
 )
+from app.generation.completed import Completions
 from app.generation.grammars import Grammars
 from app.generation.output import GenerationFailed, Output, OutputStream, Token
 from app.generation.prompt_sharing import cache_scope
@@ -52,16 +53,6 @@ ENGINE_RAISES = (
 _unparsed: ContextVar[Reservation | None] = ContextVar("unparsed", default=None)
 
 
-@dataclass(frozen=True)
-class CompletedOutput:
-    """A finished output, with its request and the engine's stream behind it."""
-
-    request: GenerationRequest
-    served: ServedModel
-    stream: Stream
-    output: Output
-
-
 class EngineBackend:
     """Generates the outputs of a request as one batch."""
 
@@ -73,11 +64,7 @@ class EngineBackend:
         self._metrics = metrics
         self._tokenizers = TokenizerPool()
         self._grammars = Grammars()
-        self._listeners: list[Callable[[CompletedOutput], None]] = []
-
-    def on_completed(self, listener: Callable[[CompletedOutput], None]) -> None:
-        """Call the listener with every output that a client has waited for to its end."""
-        self._listeners.append(listener)
+        self.completions = Completions()
 
     async def aclose(self) -> None:
         await self._grammars.aclose()
@@ -135,7 +122,7 @@ class EngineBackend:
                 stream,
                 TextStream(served.tokenizer, request.stop),
                 self._metrics.token_gaps(labels),
-                self._publisher(request, served, stream),
+                self._publisher(request, index, stream.request),
             )
             for index, stream in enumerate(streams)
         ]
@@ -204,16 +191,12 @@ class EngineBackend:
         return params
 
     def _publisher(
-        self, request: GenerationRequest, served: ServedModel, stream: Stream
+        self, request: GenerationRequest, index: int, made: Request
     ) -> Callable[[Output], None]:
-        """Calls the listeners in the context of the request, not in that of the engine's event."""
-        context = copy_context()
-
-        def publish(output: Output) -> None:
-            for listener in self._listeners:
-                context.run(listener, CompletedOutput(request, served, stream, output))
-
-        return publish
+        """``made`` is the engine's request for the output ``index``."""
+        prompts = [request.prompts[index // request.n]]
+        alone = replace(request, prompts=prompts, params=made.params, n=1, fills_context=False)
+        return self.completions.publisher(alone, made.prompt_ids, made.grammar)
 
     def _count(self, labels: Labels, request: Request, last: TokenEvent) -> None:
         assert last.finish_reason is not None

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from app.config import PrefixCache
 from app.engine.scheduling.admission import Overloaded, TooManyPrompts
 from app.engine.scheduling.sequence import FinishReason, RequestRefused, Timings
+from app.generation.meter import LabelledMeter, Meter
 from app.generation.openai_chunks import Chunk
 from app.generation.openai_client import (
     BackendError,
@@ -23,10 +24,10 @@ from app.generation.openai_client import (
     OpenAIRequest,
     openai_request,
 )
-from app.generation.output import OutputStream
+from app.generation.output import Output, OutputStream
 from app.generation.prompt_sharing import salt_elsewhere
 from app.generation.request import GenerationRequest, ServedElsewhere, Traffic
-from app.metrics.metrics import Labels, Metrics, labels_of
+from app.metrics.metrics import Metrics, labels_of
 from app.models.entry import ModelEntry
 from app.models.external import ExternalModel
 from pruning.plural import counted
@@ -92,7 +93,7 @@ class ExternalBackend:
 
     async def start(
         self, request: GenerationRequest, served: ServedElsewhere, deadline_s: float | None
-    ) -> list[OutputStream]:
+    ) -> Sequence[OutputStream]:
         """Admit the outputs of a request, all or none. Each must be closed.
 
         Raises ``NoPromptLogprobs``, ``NoCacheSalt``, ``TooManyPrompts`` or ``Overloaded``.
@@ -135,16 +136,16 @@ class ExternalBackend:
         served: ServedElsewhere,
         traffic: Traffic,
         deadline_s: float | None,
-    ) -> list[OutputStream]:
+    ) -> list["ExternalOutputStream"]:
         server = self._servers[served.model.name]
-        labels = labels_of(served.entry, traffic, served.model.backend)
+        meter = LabelledMeter(self._metrics, labels_of(served.entry, traffic, served.model.backend))
         try:
             server.limiter.admit(len(requests))
         except Overloaded as refusal:
-            self._metrics.rejected(labels, refusal.reason)
+            meter.rejected(refusal.reason)
             raise
         return [
-            ExternalOutputStream(index, one, server, self._metrics, labels, deadline_s)
+            ExternalOutputStream(index, one, server, meter, deadline_s)
             for index, one in enumerate(requests)
         ]
 
@@ -157,16 +158,15 @@ class ExternalOutputStream(OutputStream):
         index: int,
         request: OpenAIRequest,
         server: "Server",
-        metrics: Metrics,
-        labels: Labels,
+        meter: Meter,
         deadline_s: float | None,
     ) -> None:
         super().__init__(index, num_prompt_tokens=None)
         self._request = request
         self._server = server
-        self._metrics = metrics
-        self._labels = labels
-        self._on_gap = metrics.token_gaps(self._labels)
+        self._meter = meter
+        self._on_gap = meter.admitted()
+        self.on_done: Callable[[Output], None] | None = None
         self._deadline_s = deadline_s
         self._limit: asyncio.Timeout | None = None
         self._cut = FinishReason.TIMEOUT  # the finish reason if the deadline passes
@@ -177,7 +177,6 @@ class ExternalOutputStream(OutputStream):
         self._num_cached_tokens: int | None = None
         self._end: tuple[FinishReason, float] | None = None  # as the server reported it, and when
         self._task: asyncio.Task[None] | None = None
-        metrics.admitted(self._labels)
         server.open_outputs.add(self)
 
     def start(self, notify: Callable[[], None]) -> None:
@@ -196,7 +195,7 @@ class ExternalOutputStream(OutputStream):
             reason = await self._ask(notify)
         except BackendOverloaded:
             self._release()
-            self._metrics.rejected(self._labels, "backend_overloaded")
+            self._meter.rejected("backend_overloaded")
             raise
         except BackendRefused:
             self._release()
@@ -205,6 +204,8 @@ class ExternalOutputStream(OutputStream):
             self._count(FinishReason.ERROR)
             raise
         self._finish(reason, self._count(reason))
+        if self.on_done is not None:
+            self.on_done(self.output)
 
     async def aclose(self) -> None:
         if self._task is not None:
@@ -216,7 +217,7 @@ class ExternalOutputStream(OutputStream):
     def abort(self) -> None:
         """End the output now, with what it has."""
         self._cut, self._deadline_s = FinishReason.ABORT, time.monotonic()
-        if self._limit is not None:
+        if self._limit is not None and not self._limit.expired():
             self._limit.reschedule(self._deadline_s)
 
     async def _ask(self, notify: Callable[[], None]) -> FinishReason:
@@ -277,7 +278,7 @@ class ExternalOutputStream(OutputStream):
             self._num_tokens,
             num_cached_tokens=self._num_cached_tokens,
         )
-        self._metrics.finished(self._labels, self._num_prompt_tokens or 0, reason, timings)
+        self._meter.finished(self._num_prompt_tokens or 0, reason, timings)
         return timings
 
     def _release(self) -> None:

@@ -3,16 +3,23 @@
 They are asked as external servers are, with token ids instead of texts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from hashlib import sha256
 
 from app.config import PrefixCache
-from app.generation.openai_backend import ExternalBackend
+from app.generation.completed import CompletedOutput, Completions
+from app.generation.meter import NoMeter
+from app.generation.openai_backend import (
+    ConcurrencyLimiter,
+    ExternalBackend,
+    ExternalOutputStream,
+)
 from app.generation.output import OutputStream
 from app.generation.prompt_sharing import cache_scope
 from app.generation.request import GenerationRequest, Prompt, ServedElsewhere
 from app.generation.tokenization import PromptLimit, TokenIds, TokenizerPool
-from app.generation.vllm_requests import check_params, vllm_request
+from app.generation.vllm_requests import check_params, one_of, vllm_request
 from app.metrics.metrics import Metrics
 from app.models.entry import ModelEntry
 from app.vllm.servers import VllmModel, VllmServers
@@ -27,7 +34,19 @@ class VllmBackend(ExternalBackend):
         super().__init__((), metrics, prefix_cache)
         self.servers = servers
         self._tokenizers = TokenizerPool()
+        self._before_work: list[Callable[[], None]] = []
+        self.completions = Completions()
         servers.num_open = self.num_open
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether requests are open, replays excluded, or a server is starting."""
+        is_open = any(server.open_outputs for server in self._servers.values())
+        return is_open or self.servers.is_starting
+
+    def before_work(self, listener: Callable[[], None]) -> None:
+        """Call the listener before any request is sent or server is started, except for replays."""
+        self._before_work.append(listener)
 
     def num_open(self, name: str) -> int:
         """The number of requests that run on a server or wait for it."""
@@ -36,6 +55,8 @@ class VllmBackend(ExternalBackend):
 
     async def load(self, entry: ModelEntry) -> ServedElsewhere:
         """Wait until its server is ready. Raises what ``VllmServers.model`` does."""
+        for listener in self._before_work:
+            listener()
         found = await self.servers.model(entry)
         known = self._servers.get(found.model.name)
         if known is None or known.model != found.model:
@@ -44,9 +65,17 @@ class VllmBackend(ExternalBackend):
                 await known.client.aclose()
         return ServedElsewhere(entry, found.model, found)
 
+    def ready(self, entry: ModelEntry) -> ServedElsewhere | None:
+        """None unless its server is ready, and was asked for before."""
+        found = self.servers.ready_model(entry)
+        known = None if found is None else self._servers.get(found.model.name)
+        if found is None or known is None or known.model != found.model:
+            return None
+        return ServedElsewhere(entry, found.model, found)
+
     async def start(
         self, request: GenerationRequest, served: ServedElsewhere, deadline_s: float | None
-    ) -> list[OutputStream]:
+    ) -> Sequence[OutputStream]:
         """As ``ExternalBackend.start``, on a server that may have been stopped meanwhile.
 
         Raises ``NotOnVllm``, ``PromptTooLong`` and what ``load`` raises, too.
@@ -57,12 +86,30 @@ class VllmBackend(ExternalBackend):
         max_new_tokens = 1 if request.fills_context else request.params.max_new_tokens
         prompts = await self.encode(request.prompts, [served.vllm], max_new_tokens)
         scope = cache_scope(request.cache_salt, self._prefix_cache)
-        requests = [
-            vllm_request(request, served.vllm, prompt, number, scope)
-            for prompt in prompts
+        alone = [
+            (one_of(request, served, at, number, len(ids)), ids)
+            for at, ids in enumerate(prompts)
             for number in range(request.n)
         ]
-        return self._admitted(requests, served, request.traffic, deadline_s)
+        requests = [vllm_request(one, served.vllm, ids, scope) for one, ids in alone]
+        outputs = self._admitted(requests, served, request.traffic, deadline_s)
+        for output, (one, ids) in zip(outputs, alone, strict=True):
+            output.on_done = self.completions.publisher(one, ids)
+        return outputs
+
+    def replay(self, live: CompletedOutput, served: ServedElsewhere) -> ExternalOutputStream:
+        """The same request once more, its prompt read in full, neither counted nor limited.
+
+        ``served`` is from ``ready``.
+        """
+        assert served.vllm is not None
+        params = replace(live.request.params, num_logprobs=None, num_prompt_logprobs=None)
+        request = replace(live.request, served=served, params=params)
+        apart = replace(
+            self._servers[served.model.name], limiter=ConcurrencyLimiter(1, 0), open_outputs=set()
+        )
+        made = vllm_request(request, served.vllm, live.prompt_ids, scope=None)
+        return ExternalOutputStream(0, made, apart, NoMeter(), None)
 
     async def encode(
         self, prompts: Sequence[Prompt], models: Sequence[VllmModel], max_new_tokens: int

@@ -12,8 +12,7 @@ from app.engine.scheduling.sequence import PromptToken, RequestRefused, Sampling
 from app.generation.openai_chunks import Choice, Chunk, ChunkReader, Usage
 from app.generation.openai_client import OpenAIRequest, openai_request
 from app.generation.output import Token
-from app.generation.request import GenerationRequest
-from app.generation.tokenization import TokenIds
+from app.generation.request import GenerationRequest, ServedElsewhere
 from app.vllm.servers import VllmModel
 
 _ID = "token_id:"
@@ -35,18 +34,32 @@ def check_params(params: SamplingParams) -> None:
         )
 
 
+def one_of(
+    request: GenerationRequest, served: ServedElsewhere, at: int, number: int, num_ids: int
+) -> GenerationRequest:
+    """The request for one output alone: ``number`` of those of prompt ``at``, both from 0.
+
+    The prompt has ``num_ids`` tokens.
+    """
+    assert served.vllm is not None
+    params = request.params_of(number)
+    if request.fills_context:
+        rest = max(1, min(served.vllm.max_len - num_ids, params.max_new_tokens))
+        params = replace(params, max_new_tokens=rest)
+    prompts = [request.prompts[at]]
+    return replace(request, served=served, prompts=prompts, params=params, n=1, fills_context=False)
+
+
 def vllm_request(
-    request: GenerationRequest, model: VllmModel, prompt: TokenIds, number: int, scope: str | None
+    request: GenerationRequest, model: VllmModel, prompt: Sequence[int], scope: str | None
 ) -> OpenAIRequest:
-    """The request for one of the ``n`` outputs of this prompt, ``number`` from 0.
+    """A request for one output. ``prompt`` has the token ids of its prompt.
 
     Requests of one ``scope`` share what is read of their prompts; None: it is read in full.
     """
-    params = request.params_of(number)
-    plain = openai_request(request, prompt, number)
+    params = request.params
+    plain = openai_request(request, prompt, 0)
     body = {**plain.body, "return_token_ids": True}
-    if request.fills_context:
-        body["max_tokens"] = max(1, min(model.max_len - len(prompt), params.max_new_tokens))
     num_top = params.num_logprobs
     if params.num_prompt_logprobs is not None:
         num_top = params.num_prompt_logprobs

@@ -55,6 +55,11 @@ class VllmServer:
         """Whether it failed so long ago that another start may be tried."""
         return self.state.state == "failed" and time.monotonic() - self._failed_s > GIVEN_UP_S
 
+    @property
+    def facts(self) -> Facts | None:
+        """None unless it is ready."""
+        return None if self._process is None else self._process.facts
+
     async def ready(self) -> Facts:
         """Wait for the first start. Raises ``VllmUnavailable`` without a wait after a death."""
         self.used_s = time.monotonic()

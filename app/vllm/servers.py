@@ -18,7 +18,7 @@ from app.models.entry import ModelEntry
 from app.models.external import ExternalModel
 from app.vllm.exports import Exports
 from app.vllm.options import VllmOptions
-from app.vllm.process import Launch, VllmProcess, VllmStartFailed
+from app.vllm.process import Facts, Launch, VllmProcess, VllmStartFailed
 from app.vllm.server import ServerState, VllmServer, VllmUnavailable
 from pruning.checkpoints.store import CheckpointStore
 from pruning.config import child_environment
@@ -120,12 +120,27 @@ class VllmServers:
         if served.tokenizer is None:
             directory = await self._exports.directory(entry)
             served.tokenizer = await asyncio.to_thread(load_tokenizer, directory)
+        return self._ready(served, served.tokenizer, facts)
+
+    def ready_model(self, entry: ModelEntry) -> VllmModel | None:
+        """None unless a server of it is ready. This is no use of the server."""
+        served = self._served.get(entry.pinned_name)
+        facts = None if served is None else served.server.facts
+        if served is None or served.tokenizer is None or facts is None:
+            return None
+        return self._ready(served, served.tokenizer, facts)
+
+    @property
+    def is_starting(self) -> bool:
+        """Whether any server is started now, or soon again."""
+        states = (served.server.state.state for served in self._served.values())
+        return any(state in ("starting", "restarting") for state in states)
+
+    def _ready(
+        self, served: _Served, tokenizer: PreTrainedTokenizerBase, facts: Facts
+    ) -> VllmModel:
         return VllmModel(
-            served.model,
-            served.tokenizer,
-            facts.max_model_len,
-            facts.version,
-            self._options.args,
+            served.model, tokenizer, facts.max_model_len, facts.version, self._options.args
         )
 
     async def unload(self, entry: ModelEntry) -> None:

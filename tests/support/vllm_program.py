@@ -64,6 +64,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--test-version", default="0.32.0")
     parser.add_argument("--test-token-s", type=float, default=0.0)
     parser.add_argument("--test-notes", type=Path)
+    parser.add_argument("--test-log", type=Path)
     return parser.parse_known_args(arguments)[0]
 
 
@@ -102,7 +103,14 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path != "/v1/completions":
             self._json(404, {"error": {"message": "no such route"}})
         elif self._is_allowed():
+            self._note(body)
             self._complete(body)
+
+    def _note(self, body: dict[str, Any]) -> None:
+        """Append the request to the log, as a line of JSON."""
+        if (log := self.server.options.test_log) is not None:
+            with log.open("a") as file:
+                file.write(json.dumps(body) + "\n")
 
     def _is_allowed(self) -> bool:
         if self.headers["authorization"] != f"Bearer {self.server.key}":

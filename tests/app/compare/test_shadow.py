@@ -338,7 +338,7 @@ def test_without_a_share_nothing_is_replayed(
         {"shadow_share": 1.1},
         {"shadow_share": -0.1},
         {"shadow_direction": "pruned"},
-        {"shadow_share": 0.1, "engine": "vllm"},
+        {"shadow_share": 0.1, "engine": "vllm", "vllm_servers": 1},
     ],
 )
 def test_settings_that_mean_nothing_are_refused(data_dir: Path, wrong: dict[str, Any]) -> None:
