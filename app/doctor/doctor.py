@@ -44,7 +44,7 @@ def _checks(api: ServeSettings, worker: WorkerSettings) -> Iterator[Check]:
     yield "models", lambda: models.models(api.models_dir)
     yield "checkpoints", lambda: models.checkpoints(api.checkpoints_dir)
     yield "models on other servers", lambda: [models.external(api.external_models_file)]
-    yield "vLLM", lambda: [vllm.vllm(api)]
+    yield "vLLM", lambda: [vllm.vllm(api), *vllm.servers(api)]
     yield "ports and limits", lambda: _limits(api, worker)
 
 

@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 
-import httpx2
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from app.doctor.finding import Finding, fine, note, size, wrong
+from app.doctor.running import asked
 from app.engine.autotuning import Choice
 from app.engine.kernels.compiled.compilation import CompilationState, kept_state
 from app.engine.kernels.compiled.model import BLOCKS
@@ -193,14 +193,4 @@ def _found(name: str) -> str | None:
 
 
 def _exports(host: str, number: int, metric: str) -> bool:
-    address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - any address
-    place = f"[{address}]:{number}" if ":" in address else f"{address}:{number}"
-    return any(_is_on(f"{scheme}://{place}/metrics", metric) for scheme in ("http", "https"))
-
-
-def _is_on(url: str, metric: str) -> bool:
-    try:
-        # nothing secret is sent: whose certificate it is does not matter here
-        return metric in httpx2.get(url, timeout=2, verify=False).text
-    except httpx2.HTTPError:
-        return False
+    return metric in (asked(host, number, "/metrics") or "")

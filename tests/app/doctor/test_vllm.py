@@ -1,13 +1,18 @@
 """The doctor's check of vLLM."""
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from app.config import ServeSettings
-from app.doctor.finding import Level
-from app.doctor.vllm import vllm
+from app.doctor import vllm as doctor_vllm
+from app.doctor.finding import Finding, Level
+from app.doctor.vllm import servers, vllm
+from tests.support.serving import serving
 from tests.support.vllm_program import write_program
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -49,3 +54,54 @@ def test_a_program_that_is_asked_for_and_missing_is_wrong() -> None:
         assert "no program `vllm` on the PATH" in found.said
     missing = vllm(ServeSettings(vllm=Path("/no/such/vllm")))
     assert "SLEB_VLLM=/no/such/vllm does not exist" in missing.said
+
+
+@pytest.fixture
+def served(data_dir: Path, tmp_path: Path, redis_url: str) -> Iterator[ServeSettings]:
+    """Settings of a service that runs, with a program of its own for each model."""
+    program = write_program(tmp_path / "program")
+    settings = ServeSettings(
+        data_dir=data_dir, engine="vllm", vllm=program, vllm_start_s=60.0, drain_s=0, tune="off"
+    )
+    with serving(settings, redis_url) as (_, url):
+        yield settings.model_copy(update={"port": int(url.rpartition(":")[2])})
+
+
+def test_the_servers_of_a_service_that_runs_are_told(served: ServeSettings) -> None:
+    def found() -> list[Finding]:
+        return list(servers(served))
+
+    wait_until(lambda: [each.said for each in found()] == ["ready"], "the doctor sees it")
+    [ready] = found()
+    assert (ready.check, ready.level) == ("vllm of tiny", Level.OK)
+    assert not list(servers(served.model_copy(update={"port": 1})))
+
+
+STATES = [
+    ({"state": "starting"}, Level.OK, "starting"),
+    (
+        {"state": "restarting", "num_restarts": 2, "detail": "vLLM ended with code 137"},
+        Level.NOTE,
+        "restarting, started again 2 times: vLLM ended with code 137",
+    ),
+    ({"state": "failed", "detail": "no kernel"}, Level.WRONG, "failed: no kernel"),
+]
+
+
+@pytest.mark.parametrize(("state", "level", "said"), STATES)
+def test_a_server_that_does_not_serve_is_told(
+    monkeypatch: pytest.MonkeyPatch, state: dict[str, object], level: Level, said: str
+) -> None:
+    answer = json.dumps({"status": "ready", "vllm": {"m@-3": state}})
+    monkeypatch.setattr(doctor_vllm, "asked", lambda *_: answer)
+    [found] = servers(ServeSettings())
+    assert (found.level, found.said) == (level, said)
+    assert ("m@-3.log" in found.advice) == (level is not Level.OK)
+
+
+@pytest.mark.parametrize("answer", ["", "no", "[]", '{"vllm": 3}', '{"vllm": {"m": 3}}', None])
+def test_what_is_no_service_of_ours_says_nothing(
+    monkeypatch: pytest.MonkeyPatch, answer: str | None
+) -> None:
+    monkeypatch.setattr(doctor_vllm, "asked", lambda *_: answer)
+    assert not list(servers(ServeSettings()))
