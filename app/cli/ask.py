@@ -48,7 +48,8 @@ def chat(
 ) -> None:
     """Talk to a model of a running service. /compare OTHER has another model answer too.
 
-    Ctrl-C stops an answer, and Ctrl-D the conversation.
+    Below each answer are its tokens per second. Ctrl-C stops an answer, and Ctrl-D the
+    conversation.
     """
     from app.commands.chat import run_chat
 

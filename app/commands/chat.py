@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
@@ -34,13 +35,20 @@ class Conversation:
     """The messages so far. A model answers to all of them."""
 
     def __init__(
-        self, client: ServiceClient, model: str, options: dict[str, Any], console: Console
+        self,
+        client: ServiceClient,
+        model: str,
+        options: dict[str, Any],
+        console: Console,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.messages: Messages = []
         self._client = client
         self._model = model
         self._options = options
         self._console = console
+        self._clock = clock
+        self._num_tokens = 0  # of the last answer, once the service has said so
 
     def run(self, read: Callable[[], str]) -> None:
         """Answer to what ``read`` returns, until it raises ``EOFError``."""
@@ -85,11 +93,12 @@ class Conversation:
     def _answer(self, model: str, messages: Messages) -> str:
         """Print the answer as it arrives, and return it. Ctrl-C stops it."""
         self._console.print(f"{model}:", style="dim", markup=False)
-        text = ""
+        text, began_s, self._num_tokens = "", 0.0, 0
         try:
             deltas = filter(None, self._deltas(model, messages))
             with self._console.status("waiting for its first token"):
                 first = next(deltas, "")
+            began_s = self._clock()
             words = WrappedWords(self._console)
             for delta in chain([first], deltas):
                 words.show(delta)
@@ -97,16 +106,31 @@ class Conversation:
         except KeyboardInterrupt:
             pass
         self._console.print()
+        self._say_pace(self._clock() - began_s)
         return text
 
+    def _say_pace(self, seconds: float) -> None:
+        """Say how fast the tokens behind the first one came. Nothing of an answer that was cut."""
+        if self._num_tokens > 1 and seconds > 0:
+            pace = (self._num_tokens - 1) / seconds
+            self._console.print(f"{self._num_tokens} tokens, {pace:.1f} a second", style="dim")
+
     def _deltas(self, model: str, messages: Messages) -> Iterator[str]:
-        body = {"model": model, "messages": messages, "stream": True, **self._options}
+        body = {
+            "model": model,
+            "messages": messages,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            **self._options,
+        }
         for data in self._client.events("/v1/chat/completions", body=body):
             if data == _END:
                 return
             chunk = json.loads(data)
             if "error" in chunk:
                 raise Refused(chunk["error"]["message"])
+            if usage := chunk.get("usage"):
+                self._num_tokens = usage["completion_tokens"]
             for choice in chunk["choices"]:
                 yield choice["delta"].get("content") or ""
 

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from io import StringIO
+from itertools import count
 from typing import Any
 
 import pytest
@@ -33,7 +34,9 @@ class Echo(ServiceClient):
         self.bodies.append(json.loads(json.dumps(body)))
         messages = body["messages"]
         for word in (body["model"], f" {len(messages)} ", messages[-1]["content"], None):
-            yield json.dumps({"choices": [{"delta": {"content": word}}]})
+            yield json.dumps({"choices": [{"delta": {"content": word}}], "usage": None})
+        if body["stream_options"]["include_usage"]:
+            yield json.dumps({"choices": [], "usage": {"completion_tokens": 4}})
         yield "[DONE]"
 
 
@@ -86,6 +89,13 @@ def test_bye_ends_and_help_says_how(console: Console) -> None:
     assert [body["messages"][-1]["content"] for body in service.bodies] == ["hello"]
     assert isinstance(console.file, StringIO)
     assert "/bye or Ctrl-D ends" in " ".join(console.file.getvalue().split())
+
+
+def test_an_answer_ends_with_its_tokens_per_second(console: Console) -> None:
+    clock = count(100.0, 2.0)  # two seconds from the first token to the last one
+    Conversation(Echo(), "m", {}, console, lambda: next(clock)).run(reading("hello"))
+    assert isinstance(console.file, StringIO)
+    assert "m 1 hello\n4 tokens, 1.5 a second\n" in console.file.getvalue()
 
 
 def test_another_model_answers_to_the_same_messages(console: Console) -> None:
