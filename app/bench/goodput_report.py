@@ -31,7 +31,9 @@ def _sentence(goodput: Goodput, side: str) -> str:
     dense, other, gain = fmean(goodput.rates(DENSE)), fmean(goodput.rates(side)), goodput.gain(side)
     rates = f"dense {dense:.3g}, {side} {other:.3g} requests a second"
     if gain is None:
-        return f"{rates}: the dense model keeps the promise at no rate, so there is no ratio"
+        sides = dict.fromkeys((DENSE, AGAIN, side))
+        lost = [name for name in sides if min(goodput.rates(name)) <= 0]
+        return f"{rates}: no rate keeps the promise for {' and '.join(lost)}, so there is no ratio"
     ends = "" if gain.low is None else f" ({gain.low:.2f} to {gain.high:.2f})"
     text = f"{rates}: {gain.ratio:.2f} × the traffic{ends}, {gain.verdict.value}"
     return f"{text}{_machines(gain.low)}" if side != AGAIN else f"control: {text}"

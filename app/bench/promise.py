@@ -8,7 +8,7 @@ from typing import Self
 from app.engine.scheduling.sequence import Timings
 
 _UNITS: Mapping[str, float] = {"ms": 1e-3, "s": 1.0, "": 1e-3}
-_LIMIT = re.compile(r"(ttft|tpot|e2e)[=:]([0-9]+(?:\.[0-9]+)?)(ms|s|)")
+_LIMIT = re.compile(r"(ttft|tpot|e2el?)[=:]([0-9]+(?:\.[0-9]+)?)(ms|s|)")
 
 
 class InvalidPromise(ValueError):
@@ -27,7 +27,7 @@ class Promise:
     def parse(cls, text: str) -> Self:
         """Parse ``ttft=500ms,tpot=50ms``, also with colons; a number without unit is in ms.
 
-        Raises ``InvalidPromise``.
+        As in vLLM, ``e2el`` is a name of ``e2e``. Raises ``InvalidPromise``.
         """
         limits: dict[str, float] = {}
         for part in text.split(","):
@@ -37,7 +37,7 @@ class Promise:
                     f"{part.strip()!r}: expected ttft, tpot or e2e with a time, as "
                     "ttft=500ms,tpot=50ms"
                 )
-            limits[f"{found[1]}_s"] = float(found[2]) * _UNITS[found[3]]
+            limits[f"{found[1].removesuffix('l')}_s"] = float(found[2]) * _UNITS[found[3]]
         return cls(**limits)
 
     def __str__(self) -> str:

@@ -96,7 +96,7 @@ def test_a_promise_that_no_rate_keeps_has_no_goodput() -> None:
 def test_a_promise_is_read_and_kept() -> None:
     promise = Promise.parse("ttft=500ms,tpot:50")
     assert promise == Promise(ttft_s=0.5, tpot_s=0.05)
-    assert Promise.parse("e2e=2s") == Promise(e2e_s=2.0)
+    assert Promise.parse("e2e=2s") == Promise.parse("e2el:2000") == Promise(e2e_s=2.0)
     assert str(promise) == "ttft of at most 500 ms, tpot of at most 50 ms"
     for wrong in ("", "ttft", "ttft=0", "ttft=-1", "speed=3", "ttft=1h"):
         with pytest.raises(InvalidPromise, match="ttft=500ms,tpot=50ms"):
@@ -211,7 +211,10 @@ def test_the_report_says_what_the_traffic_is_worth() -> None:
     assert to_wire(found)["goodput"]["m@-6"] == [3.9, 4.0, 3.95]
     assert plot(found).startswith(b"\x89PNG")
     [nothing, _] = sentences(goodput([0.0, 0.0], [1.0, 1.0]))
-    assert nothing.endswith("so there is no ratio")
+    assert "no rate keeps the promise for dense and dense again, so there is no" in nothing
+    [nothing, control] = sentences(goodput([1.0, 1.0], [0.0, 1.0]))
+    assert "no rate keeps the promise for m@-6, so there is no ratio" in nothing
+    assert "1.00 × the traffic" in control
 
 
 @pytest.mark.parametrize("has_plots", [True, False])
