@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning.data.corpora import CalibrationError
+from pruning.data.corpora import NOT_ENOUGH, CalibrationError
 from pruning.data.model_text import Observe, unobserved
 from pruning.data.sources import Source, Use, check_positions, source_of
 from pruning.data.windows import Windows, mixed
@@ -110,7 +110,7 @@ def check_healable_text(
 
 def _nothing_to_stop_by(spec: Calibration) -> CalibrationError:
     return CalibrationError(
-        "not_enough_text",
+        NOT_ENOUGH,
         f"the text gives no window of {spec.seqlen} tokens to train on, or none to stop "
         "by: add text, or choose a smaller seqlen",
     )

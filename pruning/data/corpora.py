@@ -15,14 +15,19 @@ from pruning.extras import has_extra, missing_extra
 from pruning.spec.calibration import Dataset
 
 MAX_FILE_BYTES = 2**30
+NOT_ENOUGH = "not_enough_text"  # the code of a text that gives too few windows
 
 
 class CalibrationError(ValueError):
-    """The text cannot be read or gives too few windows; ``code`` is the error code of the job."""
+    """The text cannot be read or gives too few windows; ``code`` is the error code of the job.
 
-    def __init__(self, code: str, message: str) -> None:
+    ``param`` is the field of the job that has to change, where it is known.
+    """
+
+    def __init__(self, code: str, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self.code = code
+        self.param = param
 
 
 @dataclass(frozen=True)

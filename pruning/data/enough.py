@@ -12,6 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from pruning.data.corpora import (
     HUB_CORPORA,
+    NOT_ENOUGH,
+    CalibrationError,
     HubCorpus,
     Split,
     check_hub,
@@ -27,16 +29,34 @@ _PIECE = 2**16  # characters that are tokenized at once: some megabytes of memor
 
 
 def check_text(spec: Calibration, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise ``CalibrationError`` if a source cannot give the windows that it has to give."""
-    for part in spec.parts:
-        if part.dataset in PACKAGED:
-            packaged_source(part, tokenizer).windows(Use.CALIBRATION)
-        elif part.dataset in HUB_CORPORA:
-            size = text_tokens(part.seqlen, tokenizer)
-            _check_corpus(part, HUB_CORPORA[part.dataset], size)
-        elif part.path is not None:
-            with reading(Path(part.path)):
-                _check_file(part, Path(part.path), tokenizer)
+    """Raise ``CalibrationError`` if a source cannot give the windows that it has to give.
+
+    It names the field of the job that this depends on.
+    """
+    for at, part in enumerate(spec.parts):
+        try:
+            _check_part(part, tokenizer)
+        except CalibrationError as error:
+            source = "calibration" if isinstance(spec, CalibrationSpec) else f"calibration.{at}"
+            error.param = f"{source}.{_field_of(error, part)}"
+            raise
+
+
+def _field_of(error: CalibrationError, part: CalibrationSpec) -> str:
+    if error.code == NOT_ENOUGH:
+        return "num_samples"
+    return "dataset" if part.path is None else "path"
+
+
+def _check_part(part: CalibrationSpec, tokenizer: PreTrainedTokenizerBase) -> None:
+    if part.dataset in PACKAGED:
+        packaged_source(part, tokenizer).windows(Use.CALIBRATION)
+    elif part.dataset in HUB_CORPORA:
+        size = text_tokens(part.seqlen, tokenizer)
+        _check_corpus(part, HUB_CORPORA[part.dataset], size)
+    elif part.path is not None:
+        with reading(Path(part.path)):
+            _check_file(part, Path(part.path), tokenizer)
 
 
 def _check_corpus(part: CalibrationSpec, corpus: HubCorpus, window_tokens: int) -> None:

@@ -19,7 +19,14 @@ from typing import Protocol
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning.data.corpora import HUB_CORPORA, CalibrationError, Corpus, Split, read_rows
+from pruning.data.corpora import (
+    HUB_CORPORA,
+    NOT_ENOUGH,
+    CalibrationError,
+    Corpus,
+    Split,
+    read_rows,
+)
 from pruning.data.documents import draw_kinds, split_documents
 from pruning.data.model_text import Observe, sampled_text, unobserved
 from pruning.data.packaged import packaged_documents
@@ -359,7 +366,7 @@ def check_enough(spec: CalibrationSpec, windows: torch.Tensor) -> None:
     least = 1 if spec.sampling is Sampling.ROWS else spec.num_samples
     if len(windows) < least:
         raise CalibrationError(
-            "not_enough_text",
+            NOT_ENOUGH,
             f"the text gives {counted(len(windows), 'window')} of {spec.seqlen} tokens, needed: "
             f"{least}; add text, or ask for fewer samples or a smaller seqlen",
         )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedConfig
 
 from pruning.data.calibration import RepairWindows
-from pruning.data.corpora import CalibrationError
+from pruning.data.corpora import NOT_ENOUGH, CalibrationError
 from pruning.models.blocks import num_blocks
 from pruning.removal import kept
 from pruning.repair.choose import choose, record_of
@@ -101,7 +101,7 @@ def request_for(
             "text, or ask for fewer samples or a smaller seqlen"
         )
         if repair is not Repair.AUTO:
-            raise CalibrationError("not_enough_text", f"repair={repair}: {reason}")
+            raise CalibrationError(NOT_ENOUGH, f"repair={repair}: {reason}")
         warn(f"the model is not repaired: {reason}")
         return None
     unheard = sorted(windows.train.keys() - windows.selection.keys())

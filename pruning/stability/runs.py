@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.data.calibration import calibrate, held_out
-from pruning.data.corpora import CalibrationError
+from pruning.data.corpora import NOT_ENOUGH, CalibrationError
 from pruning.data.windows import Windows
 from pruning.evaluation.perplexity import perplexity
 from pruning.models.blocks import num_blocks
@@ -59,7 +59,7 @@ def unused_windows(
     for text, windows in found.items():
         if not windows:
             raise CalibrationError(
-                "not_enough_text",
+                NOT_ENOUGH,
                 f"every window of {text} is in a sample, and none is left for evaluation: use a "
                 "longer text, or fewer or shorter windows",
             )

@@ -62,7 +62,7 @@ _HINT = (
 def describe(error: Exception) -> JobError:
     """Describe ``error`` for clients. The message of an unexpected error stays in the log."""
     if isinstance(error, CalibrationError):
-        return JobError(error.code, str(error))
+        return JobError(error.code, str(error), error.param)
     if is_out_of_memory(error):
         return JobError("out_of_memory", f"{shortage(error)}, {_HINT}")
     for kind, code in CODES.items():

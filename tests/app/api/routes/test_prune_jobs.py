@@ -177,12 +177,15 @@ def test_a_job_that_can_never_run_is_refused_and_leaves_nothing(
 
 
 @pytest.mark.parametrize(
-    ("text", "word"),
-    [("", "holds no text"), ("hello world", "gives 0 windows of 16 tokens, needed: 4")],
+    ("text", "word", "field"),
+    [
+        ("", "holds no text", "path"),
+        ("hello world", "gives 0 windows of 16 tokens, needed: 4", "num_samples"),
+    ],
 )
 @pytest.mark.parametrize("dry_run", [True, False])
 def test_a_file_of_too_little_text_is_refused_by_a_dry_run_too(
-    client: TestClient, data_dir: Path, text: str, word: str, *, dry_run: bool
+    client: TestClient, data_dir: Path, text: str, word: str, field: str, *, dry_run: bool
 ) -> None:
     (data_dir / "texts").mkdir()
     (data_dir / "texts" / "short.txt").write_text(text)
@@ -191,6 +194,10 @@ def test_a_file_of_too_little_text_is_refused_by_a_dry_run_too(
     response = client.post("/prune-jobs", json=body)
     assert response.status_code == 422, response.text
     assert word in response.json()["detail"]
+    assert response.json()["param"] == f"calibration.{field}"
+    mix = [{"dataset": "prose", "num_samples": 8, "seqlen": 16}, {**calibration, "num_samples": 8}]
+    response = client.post("/prune-jobs", json={**body, "calibration": mix})
+    assert response.json()["param"] == f"calibration.1.{field}"
     assert client.get("/prune-jobs").json()["data"] == []
 
 
