@@ -18,7 +18,7 @@ from app.commands.progress import search_progress
 from app.commands.subject import NotEvaluable, Subject, subject_of
 from app.terminal import saying
 from pruning.config import WorkerSettings
-from pruning.data.texts import default_seqlen, text_windows
+from pruning.data.texts import check_text_name, default_seqlen, text_windows
 from pruning.evaluation.json_questions import JsonScore, json_questions
 from pruning.evaluation.perplexity import measure_perplexity
 from pruning.evaluation.probe import digest, probe_items
@@ -100,6 +100,8 @@ def run_evaluation(
 ) -> None:
     """Evaluate each model and report the results. Shared weights are read once."""
     console = Console(stderr=True)
+    for text in tasks.texts:
+        check_text_name(text, _texts_dir(options, settings))
     if tasks.zero_shot:
         with saying(console, "Looking up the tasks of lm-eval"):
             check_tasks(tasks.zero_shot, tasks.tasks_dir)
@@ -111,6 +113,10 @@ def run_evaluation(
     found = dict(_evaluated(columns, tasks, options, settings, console))
     evaluations = [_against_parent(column, found) for column in columns]
     print_evaluations(evaluations, tasks.texts, as_json=as_json, out=out)
+
+
+def _texts_dir(options: Options, settings: WorkerSettings) -> Path:
+    return options.texts_dir or settings.data_dir / "texts"
 
 
 @dataclass(frozen=True)
@@ -181,7 +187,7 @@ def _evaluated(
     console: Console,
 ) -> Iterator[tuple[_Column, Evaluation]]:
     resources = replace(Resources.of(settings), num_actors=0)  # no search
-    texts_dir = options.texts_dir or settings.data_dir / "texts"
+    texts_dir = _texts_dir(options, settings)
     for path in dict.fromkeys(column.subject.path for column in columns):
         resident = options.resident or fitting_resident(path, resources)
         is_rounded = any(one.weights for one in columns if one.subject.path == path)

@@ -6,6 +6,7 @@ the folder of texts if its file is there, and otherwise from the Hugging Face hu
 is its evaluation documents.
 """
 
+from difflib import get_close_matches
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,6 +31,16 @@ MAX_PACKAGED_TOKENS = 2**15  # of a packaged text, unless more windows are asked
 
 class TextUnusable(ValueError):
     """The text does not exist, cannot be read, or is shorter than one window."""
+
+
+def check_text_name(name: str, texts_dir: Path) -> None:
+    """Raise ``TextUnusable`` for what is neither a data set nor a file, before a model is read."""
+    known = [dataset.value for dataset in (*PACKAGED, *HUB_CORPORA)]
+    if name in known or (texts_dir / name).is_file() or Path(name).is_file():
+        return
+    near = get_close_matches(name, known, n=1)
+    meant = f"did you mean {near[0]}?" if near else f"data sets are {', '.join(known)}"
+    raise TextUnusable(f"{name!r} is neither a data set nor a file here: {meant}")
 
 
 def text_windows(

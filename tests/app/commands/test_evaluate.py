@@ -360,6 +360,23 @@ def test_what_cannot_be_evaluated_is_one_message(data_dir: Path, published: Mani
         run(published.name, *PPL)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("wikitext", "did you mean wikitext2?"), ("notes.txt", "data sets are prose, code")],
+)
+def test_an_unknown_text_is_refused_before_any_model_is_read(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str
+) -> None:
+    def read(*_: object) -> None:
+        raise AssertionError("a model is read before the texts are checked")
+
+    monkeypatch.setattr("app.commands.evaluate.subject_of", read)
+    tasks = Tasks.parse(["ppl:prose", f"ppl:{text}"])
+    settings = WorkerSettings(data_dir=data_dir)
+    with pytest.raises(TextUnusable, match=f"{text}.*{re.escape(said)}"):
+        run_evaluation(["tiny"], tasks, Options(), settings, as_json=True, out=None)
+
+
 @pytest.mark.slow  # as lm-eval reads the files of all its tasks
 def test_an_unknown_task_is_refused_before_any_model_is_read(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
