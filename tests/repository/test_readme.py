@@ -119,6 +119,20 @@ def test_every_metric_that_a_guide_names_is_there(client: TestClient) -> None:
     assert not {metric for metric in metrics if f"# TYPE {metric} " not in found}
 
 
+def test_the_readme_begins_with_clone_demo_and_page() -> None:
+    first = next(iter(blocks(README)))
+    words = [line.partition("#") for line in first.code.splitlines()]
+    assert [code.split()[:2] for code, _, _ in words] == [
+        ["git", "clone"],
+        ["make", "demo"],
+        ["make", "up"],
+        [".venv/bin/sleb", "advise"],
+    ]
+    assert "http://localhost:8000/ui" in words[2][2]
+    lines = README.read_text(encoding="utf-8").splitlines()
+    assert lines.index("```sh no-run: takes minutes") < 15
+
+
 def test_every_make_target_that_is_named_exists() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))

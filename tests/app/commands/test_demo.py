@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from app.commands.demo import (
     REPEATS,
     _compared,
     _figures,
+    _print_next_steps,
     _prune,
     compared_of,
     keep_result,
@@ -191,6 +193,15 @@ def ctrl_c_when_submitted(redis_client: redis.Redis) -> Iterator[JobStore]:
         yield store
     finally:
         thread.join()
+
+
+def test_it_ends_with_the_addresses_and_commands_to_go_on_with() -> None:
+    said = StringIO()
+    job = {"id": "prn-1", "pruned_model": "m@prn-1", "removed_blocks": [1, 2]}
+    _print_next_steps(Console(file=said, width=40), "http://127.0.0.1:8000", job, is_running=True)
+    lines = [line.split() for line in said.getvalue().splitlines()]
+    assert ["the", "page", "http://127.0.0.1:8000/ui"] in lines
+    assert ["which", "depth", "sleb", "advise", NAME] in lines
 
 
 def test_ctrl_c_cancels_the_job(demo_client: TestClient, redis_client: redis.Redis) -> None:
