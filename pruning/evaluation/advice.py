@@ -115,7 +115,7 @@ def advise(model: str, candidates: Sequence[Candidate], limits: Limits) -> Advic
         nearest=nearest.candidate.name if nearest else None,
         sentence=_sentence(model, best, nearest, depths, limits),
         depths=depths,
-        missing=tuple(_missing(model, ordered, best.candidate if best else None, limits)),
+        missing=tuple(_missing(model, depths, best, limits)),
     )
 
 
@@ -253,16 +253,17 @@ def _none(model: str, nearest: AdvisedDepth, num_depths: int, limits: Limits) ->
 
 
 def _missing(
-    model: str, candidates: Sequence[Candidate], best: Candidate | None, limits: Limits
+    model: str, depths: Sequence[AdvisedDepth], best: AdvisedDepth | None, limits: Limits
 ) -> Iterator[str]:
-    if not candidates:
+    if not depths:
         yield f"nothing is pruned yet: `sleb prune {model} --num-remove 6` does that"
         return
-    looked_at = [best] if best else candidates
+    looked_at = [best.candidate] if best else [depth.candidate for depth in depths]
+    open_ones = [one.candidate for one in depths if one.verdict is Verdict.UNDECIDED]
     if predicted := [one for one in looked_at if not one.is_measured]:
         bench = _bench(model, predicted)
         yield f"the speed-up is predicted, not measured: {bench} measures it"
-    if vague := [one for one in looked_at if _is_vague(one, limits)]:
+    if vague := [one for one in open_ones if best is None and _is_vague(one, limits)]:
         names, bench = ", ".join(one.short_name for one in vague), _bench(model, vague)
         yield f"the speed-up of {names} is not known closely enough: {bench} says more"
     if any(not one.ratios for one in looked_at):
@@ -276,7 +277,7 @@ def _missing(
             "default evaluation"
         )
     if limits.min_probe is not None and any(one.probe is None for one in looked_at):
-        name = (best or candidates[-1]).name
+        name = looked_at[-1].name
         yield f"the probe is not known of every depth: `sleb eval {name} --tasks probe` measures it"
 
 

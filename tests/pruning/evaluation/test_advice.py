@@ -70,6 +70,8 @@ def test_an_interval_that_contains_a_limit_takes_nothing() -> None:
         "the speed-up of @-4 is not known closely enough: `sleb bench m --variants @-4` says more",
     )
     assert "speed 1.13 × (1.09 to 1.17) is undecided at 1.1" in advice.depths[0].because
+    costly = candidate(4, 1.13, 1.3, half=0.04)
+    assert advise("m", (costly,), Limits()).missing == (), "no measurement of speed changes this"
 
 
 def test_a_healed_model_is_taken_before_one_of_the_same_depth() -> None:
