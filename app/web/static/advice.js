@@ -11,16 +11,20 @@ export const adviceOn = (model) => json(`/models/${encodeURIComponent(model)}/ad
 
 const cell = (found) => (found ? [ratio(found.value), found.low === null ? null : bracketed(interval(found.low, found.high))] : null);
 
-/** The sentence, with the name of what is to be taken as a link to its comparison. */
+/** The sentence, with the short name of what is to be taken. */
 export function sentenceOf(advice) {
   if (advice.taken === null) {
     const [first, ...rest] = unbroken(advice.sentence).split(/(?<=\)\.) /);
     return el("p", { class: "advice" }, el("strong", {}, first), rest.length ? ` ${rest.join(" ")}` : "");
   }
   const [before, after] = advice.sentence.split(advice.taken, 2);
-  const sides = new URLSearchParams([["model", advice.model], ["model", advice.taken]]);
-  const link = el("a", { href: `/ui/compare?${sides}`, title: advice.taken }, name(shortName(advice.taken)));
-  return el("p", { class: "advice" }, before, link, unbroken(after));
+  return el("p", { class: "advice" }, before, el("strong", { title: advice.taken }, name(shortName(advice.taken))), unbroken(after));
+}
+
+/** A button that leads to a variant beside the dense model. */
+export function sidesOf(dense, variant, tone = "") {
+  const sides = new URLSearchParams([["model", dense], ["model", variant]]);
+  return el("a", { class: `button ${tone}`, "data-needs": "generate", href: `/ui/compare?${sides}` }, "Side by side with dense");
 }
 
 /** A sentence whose commands are in backticks. */
@@ -29,16 +33,20 @@ const marked = (text) => text.split("`").map((part, index) => (index % 2 ? el("c
 /** What is not known, with the command that measures it. */
 export const missingOf = (advice) => advice.missing.map((text) => el("p", { class: "note" }, "Missing: ", marked(text), "."));
 
+const probeOf = ({ probe_score: score, dense_probe_score: dense }) => (score === null ? null : `${score.toFixed(2)} of ${dense.toFixed(2)}`);
+
 /** Every depth with what it gives and costs, against the limits. */
 export function adviceTable(advice) {
   const domains = [...new Set(advice.depths.flatMap(({ ratios }) => Object.keys(ratios)))];
+  const isProbed = advice.depths.some(({ probe_score: score }) => score !== null);
   const columns = [{ title: "depth" }, { title: "blocks", num: true }, { title: "speed-up", num: true },
-    ...domains.map((domain) => ({ title: `× perplexity, ${domain}`, num: true })), { title: "keeps" }];
+    ...domains.map((domain) => ({ title: `× perplexity, ${domain}`, num: true })), ...(isProbed ? [{ title: "probe", num: true }] : []), { title: "keeps" }];
   const rows = advice.depths.map((depth) => [
     [el("span", { title: depth.name }, name(shortName(depth.short_name))), depth.name === advice.taken ? el("span", { class: "sub good" }, "take this") : null],
     String(depth.num_blocks),
     depth.speedup && [...cell(depth.speedup), el("span", { class: "sub" }, depth.is_measured ? "measured" : "predicted")],
     ...domains.map((domain) => cell(depth.ratios[domain])),
+    ...(isProbed ? [probeOf(depth)] : []),
     el("span", { title: depth.because }, `${KEEPS[depth.verdict]}${depth.failing.join(", ")}`),
   ]);
   const { max_ratio: most, min_speedup: least } = advice.limits;

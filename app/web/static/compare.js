@@ -1,9 +1,9 @@
 // Two to four variants side by side: the same prompts, streaming, and the paired verdict on speed.
 
 import { json, post, Problem } from "./api.js";
-import { byId, el, fill, name, say, table, text } from "./dom.js";
+import { byId, el, fill, say, shortened, table, text } from "./dom.js";
 import { noModel } from "./empty.js";
-import { count, interval, number, ratio } from "./format.js";
+import { count, interval, number, ratio, shortName } from "./format.js";
 import { act, begin } from "./live.js";
 import { Output } from "./outputs.js";
 import { generate } from "./streams.js";
@@ -50,7 +50,7 @@ function addSide(chosen) {
   const id = `side-${number_}`;
   const label = number_ === 1 ? "variant 1, the baseline" : `variant ${number_}`;
   byId("models").append(el("div", {}, el("label", { for: id }, label),
-    el("select", { id }, names.map((each) => el("option", { selected: each === chosen }, each)))));
+    el("select", { id }, names.map((each) => el("option", { value: each, selected: each === chosen }, shortName(each))))));
 }
 
 function addPrompt(value) {
@@ -121,11 +121,11 @@ const verdictOf = (found) => (found === null ? null : [found.verdict, el("span",
 function resultOf(found) {
   const columns = [{ title: "variant" }, { title: "time per token", num: true }, { title: "verdict" },
     { title: "time to first token", num: true }, { title: "equal tokens", num: true }, { title: "log-probability gap", num: true }];
-  const rows = found.results.map((each) => [name(each.model), speedOf(each.tpot), verdictOf(each.tpot), speedOf(each.ttft),
+  const rows = found.results.map((each) => [shortened(each.model), speedOf(each.tpot), verdictOf(each.tpot), speedOf(each.ttft),
     `${Math.round(each.agreement * 100)} %`, each.logprob_gap === null ? null : `${number(each.logprob_gap, 3)} nats`]);
   const differences = found.prompts.flatMap(({ index, outputs }) => outputs.filter((output) => output.first_divergence)
     .map((output) => difference(index, output)));
-  return [el("h2", {}, "Speed-up over ", name(found.baseline)), table("Result of the comparison", columns, rows),
+  return [el("h2", {}, "Speed-up over ", shortened(found.baseline)), table("Result of the comparison", columns, rows),
     el("p", { class: "note" }, `${count(found.repeats, "repeat")} in alternating turns; in brackets, the 95 % interval.`, ...floorOf(found.control)),
     differences.length ? el("ul", {}, differences) : null];
 }
@@ -137,7 +137,7 @@ const floorOf = (control) => (control === null || control.tpot === null ? [] : [
 
 function difference(index, { model, first_divergence: { position, baseline, model: other } }) {
   const token = (found) => (found ? el("code", { dir: "auto" }, JSON.stringify(found.token)) : "its end");
-  return el("li", {}, `Prompt ${index + 1}, `, name(model), `: token ${position + 1} is `, token(other), ", the baseline's is ", token(baseline));
+  return el("li", {}, `Prompt ${index + 1}, `, shortened(model), `: token ${position + 1} is `, token(other), ", the baseline's is ", token(baseline));
 }
 
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;

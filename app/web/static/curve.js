@@ -1,6 +1,6 @@
 // The curve: quality against speed for all depths and jobs of a model; pick one to serve or export.
 
-import { adviceOn, adviceTable, missingOf, sentenceOf } from "./advice.js";
+import { adviceOn, adviceTable, missingOf, sentenceOf, sidesOf } from "./advice.js";
 import { json, post } from "./api.js";
 import { command } from "./command.js";
 import { bracketed, byId, el, fill, name, say, table } from "./dom.js";
@@ -200,7 +200,7 @@ async function measureAll() {
 
 async function showAdvice() {
   advice = await adviceOn(model());
-  fill(byId("advice"), advice?.depths.length ? [sentenceOf(advice), missingOf(advice)] : null);
+  fill(byId("advice"), advice?.depths.length ? [sentenceOf(advice), advice.taken ? el("p", { class: "row" }, sidesOf(model(), advice.taken, "primary")) : null, missingOf(advice)] : null);
   fill(byId("limits"), advice?.depths.length ? el("details", {}, el("summary", {}, "Every depth against the limits"), adviceTable(advice)) : null);
 }
 

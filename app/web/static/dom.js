@@ -1,5 +1,7 @@
 // Elements out of data. All data becomes text nodes: nothing here, or anywhere, parses markup.
 
+import { shortName } from "./format.js";
+
 const MAX_SHOWN_CHARS = 20000;
 
 /** An element. `props` are attributes; `on*` are listeners; null and false are left out. */
@@ -55,6 +57,9 @@ const MAX_WHOLE_CHARS = 25; // of a name, such as the id of a job
 /** A name, which is broken between its parts where it has to be. */
 export const name = (value) => el("span", { class: value.length > MAX_WHOLE_CHARS ? "name" : "name short", dir: "auto" },
   value.split(/(?=[@+])/).map((part) => el("span", {}, part)));
+
+/** A name with the end of its job's id alone, and the whole of it on hover. */
+export const shortened = (value) => el("span", { title: value }, name(shortName(value)));
 
 /**
  * A table that scrolls by itself; where it is narrow, each row becomes a list, and roles keep it a table.

@@ -46,12 +46,12 @@ function drawn(line, x, y) {
   const area = band(line, x, y);
   return [
     area, ...runs([{ depth: 0, speed: 1, cost: 1 }, ...points]).map((run) => shape("polyline", { class: `line ${kind}`, points: path(run) })),
-    ...points.flatMap(({ speed, cost, low, high, isTaken, title, short }) => [
+    ...points.flatMap(({ speed, cost, low, high, mark, title, short }) => [
       area === null && kind !== "raw" && Number.isFinite(low) && Number.isFinite(high)
         ? shape("line", { class: `range ${kind}`, x1: x.at(speed), y1: y.at(low), x2: x.at(speed), y2: y.at(high) }) : null,
       shape("circle", { class: `point ${kind}`, cx: x.at(speed), cy: y.at(cost), r: 4.5 }, shape("title", {}, title)),
       kind === "served" ? shape("text", { class: "depth", x: x.at(speed), y: y.at(cost) + 20, "text-anchor": "middle" }, short) : null,
-      isTaken ? shape("circle", { class: "taken", cx: x.at(speed), cy: y.at(cost), r: 10 }) : null]),
+      mark ? shape("circle", { class: mark, cx: x.at(speed), cy: y.at(cost), r: 10 }) : null]),
     shape("text", { class: kind, x: x.at(last.speed) + 12, y: y.at(last.cost) + 5 }, words),
   ].filter(Boolean);
 }
@@ -77,7 +77,7 @@ function picture(title, lines, limits, layout) {
 }
 
 /**
- * `lines` are `{kind, words, points}`, points `{depth, speed, cost, low, high, isTaken, title, short}` from the
+ * `lines` are `{kind, words, points}`, points `{depth, speed, cost, low, high, mark, title, short}` from the
  * least pruned on; the dense model is at 1, 1.
  */
 export function gain(title, lines, limits = null) {

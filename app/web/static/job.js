@@ -1,6 +1,6 @@
 // One job: its state, its removal order as it grows, its events, and what can be done with it.
 
-import { adviceOn, adviceTable, missingOf, sentenceOf } from "./advice.js";
+import { adviceOn, adviceTable, missingOf, sentenceOf, sidesOf } from "./advice.js";
 import { json, post, Problem } from "./api.js";
 import { blocks } from "./blocks.js";
 import { bracketed, byId, confirmed, el, facts, fill, name, say, table, text } from "./dom.js";
@@ -33,9 +33,14 @@ function errorOf({ code, message, param }) {
 function ended() {
   if (job.pruned_model === null) return null;
   const query = new URLSearchParams({ model: job.model });
-  const sides = new URLSearchParams([["model", job.model], ["model", job.pruned_model]]);
   return el("p", { class: "row" }, el("a", { class: "button", href: `/ui/curve?${query}` }, "Show the curve"),
-    el("a", { class: "button", href: `/ui/compare?${sides}` }, "Compare with the dense model"));
+    sidesOf(job.model, job.pruned_model));
+}
+
+/** The settings of a healing that matter most. */
+function trainingOf({ num_tokens: tokens, max_minutes: minutes, rank, depths, control }) {
+  return [`at most ${tokens.toLocaleString("en")} tokens`, minutes && `at most ${minutes} min`, `adapters of rank ${rank}`,
+    depths === "all" ? "for every depth" : "for the deepest model", control ? "with a control" : "without a control"].filter(Boolean).join(", ");
 }
 
 function showState() {
@@ -48,6 +53,7 @@ function showState() {
       ["Heals", job.source && name(job.source)],
       ["Search of", job.search_of && el("a", { href: `/ui/jobs/${encodeURIComponent(job.search_of)}` }, text(job.search_of))],
       ["Target", targetOf(job)],
+      ["Healing", job.spec.heal && trainingOf(job.spec.heal)],
       ["Worker", job.worker && `${job.worker}, attempt ${job.attempt}`],
       ["Priority", job.priority === 0 ? null : String(job.priority)],
       ["Created", moment(job.created_at)],

@@ -1,6 +1,6 @@
 // One output beside others: its text as it comes, what differs from the baseline, and its numbers.
 
-import { el, facts, fill, name, text } from "./dom.js";
+import { el, facts, fill, shortened, text } from "./dom.js";
 import { interval, ratio, seconds } from "./format.js";
 import { wordDiff } from "./word_diff.js";
 
@@ -12,7 +12,7 @@ export class Output {
     this.body = el("div", { class: "output", tabindex: 0, role: "region", "aria-label": label });
     this.numbers = el("div", { class: "note" }, "waits");
     this.speed = el("p", { class: "speed" });
-    this.node = el("article", { class: "card" }, el("h3", {}, name(side)), this.speed, this.body, this.numbers);
+    this.node = el("article", { class: "card" }, el("h3", {}, shortened(side)), this.speed, this.body, this.numbers);
   }
 
   /** Show the text; once it and the baseline's have ended, with the words marked that differ. */

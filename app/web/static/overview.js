@@ -1,9 +1,9 @@
 // The overview: health, models and variants; load and unload.
 
-import { adviceOn, sentenceOf } from "./advice.js";
+import { adviceOn, sentenceOf, sidesOf } from "./advice.js";
 import { json, post } from "./api.js";
 import { cacheLines } from "./cache.js";
-import { bracketed, byId, el, fill, name, say, table } from "./dom.js";
+import { bracketed, byId, el, fill, name, say, shortened, table } from "./dom.js";
 import { noModel } from "./empty.js";
 import { bytes, count, interval, number, perplexity, ratio, seconds, shortName } from "./format.js";
 import { gain } from "./gain.js";
@@ -104,11 +104,14 @@ const speedOf = (model) => model.measured_speedup?.ratio ?? model.predicted_spee
 /** The name without that of the model, which the heading has. */
 const shortOf = (model, base) => shortName(model.id.startsWith(`${base}@`) ? model.id.slice(base.length) : model.id);
 
+/** How the picture marks what is advised, and else what is nearest to the limits. */
+const markOf = ({ id }, advice) => (id === advice?.taken ? "taken" : id === advice?.nearest ? "taken nearest" : null);
+
 /** The point of a model in the picture, by its worst domain; `kind` is a field before `ratio`. */
 function pointOf(model, base, advice, kind = "") {
   const worst = model.domains.reduce((one, other) => (other[`${kind}ratio`] > one[`${kind}ratio`] ? other : one));
   const [cost, low, high] = ["ratio", "ratio_low", "ratio_high"].map((field) => worst[`${kind}${field}`]);
-  return { depth: model.removed_blocks.length, speed: speedOf(model), cost, low, high, short: shortOf(model, base), isTaken: kind === "" && model.id === advice?.taken,
+  return { depth: model.removed_blocks.length, speed: speedOf(model), cost, low, high, short: shortOf(model, base), mark: kind === "" ? markOf(model, advice) : null,
     title: `${shortOf(model, base)}: ${ratio(speedOf(model))} as fast, ${ratio(cost)} the perplexity on ${worst.domain}` };
 }
 
@@ -167,22 +170,25 @@ function variants(base, models) {
 
 const stat = (value, words) => el("div", {}, el("dt", {}, words), el("dd", {}, value));
 
-/** The figures of what the advice takes, to be read from afar. */
+/** A ratio with how sure it is. */
+const known = ({ value, low, high }, words) => stat(ratio(value), [words, low === null ? null : [", ", el("span", { class: "whole" }, interval(low, high))]]);
+
+/** The figures of what the advice takes, or else of the nearest, to be read from afar. */
 function stats(advice) {
-  const taken = advice?.depths.find(({ name: each }) => each === advice.taken);
-  if (!taken) return null;
-  const costs = Object.entries(taken.ratios).sort(([, one], [, other]) => other.value - one.value);
-  return el("dl", { class: "stats" },
-    taken.speedup && stat(ratio(taken.speedup.value), `the speed, ${taken.is_measured ? "measured" : "predicted"}`),
-    costs.length ? stat(ratio(costs[0][1].value), `the perplexity on ${costs[0][0]}, at worst`) : null,
-    taken.parameters === null ? null : stat(`${Math.round((1 - taken.parameters) * 100)} %`, "fewer parameters"));
+  const about = advice?.depths.find(({ name: each }) => each === (advice.taken ?? advice.nearest));
+  if (!about) return null;
+  const costs = Object.entries(about.ratios).sort(([, one], [, other]) => other.value - one.value);
+  return [advice.taken ? null : el("p", { class: "note" }, "The nearest, ", shortened(about.short_name), ":"), el("dl", { class: "stats" },
+    about.speedup && known(about.speedup, `the speed, ${about.is_measured ? "measured" : "predicted"}`),
+    costs.length ? known(costs[0][1], `the perplexity on ${costs[0][0]}, at worst`) : null,
+    about.parameters === null ? null : stat(`${Math.round((1 - about.parameters) * 100)} %`, "fewer parameters"))];
 }
 
 function answer(base, models, advice, query) {
-  const taken = new URLSearchParams([["model", base], ["model", advice?.taken ?? base]]);
+  const shown = advice?.taken ?? advice?.nearest;
   return el("div", { class: "answer" },
     el("div", {}, advice ? sentenceOf(advice) : null, stats(advice), el("p", { class: "row" },
-      advice?.taken ? el("a", { class: "button primary", "data-needs": "generate", href: `/ui/compare?${taken}` }, "Side by side with dense") : null,
+      shown ? sidesOf(base, shown, advice.taken ? "primary" : "") : null,
       el("a", { class: "button", "data-needs": "jobs", href: `/ui/curve?${query}` }, "All depths"),
       el("a", { class: "button", "data-needs": "jobs", href: `/ui/jobs/new?${query}` }, "New job"))),
     picture(base, models, advice));
@@ -231,6 +237,17 @@ function running({ data }) {
   });
 }
 
+let maySeeJobs = true;
+/** The jobs that run; none for a key that may not see them, which asks once. */
+async function runningJobs() {
+  const found = await json("/prune-jobs?status=running&limit=5").catch((error) => {
+    if (error.status !== 403) throw error;
+    maySeeJobs = false;
+    return null;
+  });
+  return found && running(found);
+}
+
 const refresh = poll(async () => {
   const [status, models] = await Promise.all([json("/status"), json("/models")]);
   fill(byId("cards"), cards(status));
@@ -238,5 +255,5 @@ const refresh = poll(async () => {
   fill(byId("list"), families(groups, await advices(groups)));
   byId("legend").hidden = !isPruned(models.data);
   const isRunning = status.jobs !== null && status.jobs.num_jobs.running > 0;
-  fill(byId("running"), isRunning ? running(await json("/prune-jobs?status=running&limit=5")) : null);
+  fill(byId("running"), isRunning && maySeeJobs ? await runningJobs() : null);
 }, 5);

@@ -1,7 +1,7 @@
 // One result: the speed-ups of a benchmark with their intervals, or how far runs of a search agree.
 
 import { json } from "./api.js";
-import { bracketed, byId, el, facts, fill, name, table, text } from "./dom.js";
+import { bracketed, byId, el, facts, fill, shortened, table, text } from "./dom.js";
 import { forest } from "./forest.js";
 import { interval, moment, perplexity, ratio, seconds } from "./format.js";
 import { begin } from "./live.js";
@@ -19,7 +19,7 @@ function short(variant) {
 }
 
 function benchRow({ variant, time, dense_s: dense, variant_s: own, speedup: found, ideal }) {
-  return [name(variant), el("span", { class: "whole" }, NAMES[time] ?? time), seconds(dense), seconds(own), ratio(found.ratio),
+  return [shortened(variant), el("span", { class: "whole" }, NAMES[time] ?? time), seconds(dense), seconds(own), ratio(found.ratio),
     interval(found.low, found.high), ideal === null ? null : ratio(ideal), [found.verdict, el("span", { class: "sub" }, found.reason)]];
 }
 
@@ -98,7 +98,7 @@ await begin(async () => {
   const kind = KINDS[found.kind];
   const subject = report.model ?? found.model;
   document.title = `${kind.title} of ${subject} · sleb-serve`;
-  fill(byId("title"), `${kind.title} of `, name(subject));
+  fill(byId("title"), `${kind.title} of `, shortened(subject));
   fill(byId("facts"), facts([["Written", moment(found.created_at)], ["Blocks", String(report.num_blocks)],
     ["Command", report.command && el("code", { dir: "auto" }, report.command)],
     ["Repeats", report.plan && String(report.plan.repeats)], ["Prompts are read", report.prompt_reading]]));

@@ -1,9 +1,9 @@
 // The results that the data directory keeps, and the agreement of shadow traffic as it grows.
 
 import { json, request } from "./api.js";
-import { byId, el, fill, name, table, text } from "./dom.js";
+import { byId, el, fill, shortened, table, text } from "./dom.js";
 import { commands, empty } from "./empty.js";
-import { count, interval, moment, ratio } from "./format.js";
+import { count, interval, moment, ratio, shortName } from "./format.js";
 import { poll } from "./live.js";
 import { pairsOf, samplesOf } from "./shadow.js";
 
@@ -28,7 +28,7 @@ const KINDS = { bench: "benchmark", eval: "evaluation" };
 
 const row = ({ id, kind, model, headline, created_at: at }) => [
   el("a", { href: `/ui/results/${encodeURIComponent(id)}`, "data-key": id }, KINDS[kind] ?? kind),
-  name(model), headline.split("; ").map(text), moment(at),
+  shortened(model), headline.split("; ").map((part) => text(shortName(part))), moment(at),
 ];
 
 const none = () => empty("There is no result yet. Measure the speed-up of a variant, and how far other text would change the choice of blocks:",
@@ -44,7 +44,7 @@ function shadow(samples) {
   }
   const columns = ["live", "compared with", "compared", "tokens that agree", "all tokens agree", "speed-up per token", "a model over itself", "verdict"]
     .map((title, index) => ({ title, num: index > 1 && index < 7 }));
-  const rows = pairs.map((pair) => [name(pair.live), name(pair.shadow), String(pair.done),
+  const rows = pairs.map((pair) => [shortened(pair.live), shortened(pair.shadow), String(pair.done),
     [share(pair.agreement), pair.floor === null ? null : el("span", { class: "sub" }, `${share(pair.floor)} with itself`)], share(pair.whole),
     reading(pair.speedup, "pair"), reading(pair.control, "control"), verdictOf(pair)]);
   return [pairs.length ? table("Pairs of shadow traffic", columns, rows) : null,

@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
@@ -19,6 +19,9 @@ from tests.support.api_fixtures import publish_pruned
 from tests.support.browser import browser, browser_page, page_of
 from tests.support.job_lives import succeed
 from tests.support.serving import serving
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Route
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -117,6 +120,14 @@ def test_a_depth_is_evaluated_and_used_as_prod(
         assert (watched.complaints, watched.foreign) == ([], [])
 
 
+def probed(route: "Route") -> None:
+    """The advice as it is where the deepest model was probed."""
+    response = route.fetch()
+    advice = response.json()
+    advice["depths"][-1] |= {"probe_score": 0.612, "dense_probe_score": 0.64}
+    route.fulfill(response=response, json=advice)
+
+
 def test_the_trajectory_tells_of_the_depth_under_the_pointer(
     settings: ServeSettings, redis_url: str, job_store: JobStore
 ) -> None:
@@ -138,7 +149,12 @@ def test_the_trajectory_tells_of_the_depth_under_the_pointer(
         assert page.locator("#trajectory li.gone.later").inner_text().endswith("2")
         page.locator(".panels [data-depth='1']").last.click()
         page.get_by_role("heading", name="Without 1 block").wait_for()
+        page.route("**/models/tiny/advice", probed)
         page.goto(f"/ui/jobs/{job}")
+        table = page.locator("#advice table")
+        table.wait_for()
+        assert "probe" in table.locator("thead th").all_inner_texts()
+        assert table.locator("tbody tr").last.locator("td").nth(-2).inner_text() == "0.61 of 0.64"
         page.locator("#trajectory li.gone").nth(1).wait_for()
         assert page.locator("#trajectory li.gone").count() == 2
         assert (watched.complaints, watched.foreign) == ([], [])

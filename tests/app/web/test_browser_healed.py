@@ -1,7 +1,9 @@
 """What pages say of a healed model, and what they offer to a key that may not submit jobs."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,12 +17,16 @@ from pruning.models.store import ModelStore
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec, Repair
 from tests.support.accessibility import misfits
-from tests.support.browser import browser_page
+from tests.support.api_fixtures import publish_pruned
+from tests.support.browser import browser, browser_page, page_of
 from tests.support.healing import HEAL
 from tests.support.job_lives import succeed
 from tests.support.pruning_runs import prune_tiny
 from tests.support.recorder import Recorder
 from tests.support.serving import serving
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -72,6 +78,12 @@ def test_a_healed_model_is_compared_with_all_others_and_is_one_point_of_the_curv
         assert headings == ["text", "dense", "pruned, raw", "repaired", "healed", "control"]
         for row in page.locator("#healed tbody tr").all():
             assert all("×" in cell for cell in row.locator("td").all_inner_texts()[1:])
+        trained = "at most 1,920 tokens, adapters of rank 4, for the deepest model, with a control"
+        assert trained in page.locator("#state").inner_text()
+
+        page.goto("/ui/compare")
+        option = page.locator(f"#side-2 option[value='tiny@{job}+healed']")
+        assert option.inner_text() == f"tiny@…{job[-6:]}+healed"
 
         page.goto("/ui")
         shown = page.locator(
@@ -105,6 +117,13 @@ def test_a_healed_model_is_compared_with_all_others_and_is_one_point_of_the_curv
         assert (watched.complaints, watched.foreign) == ([], [])
 
 
+def asked_by(page: "Page") -> list[str]:
+    """The addresses that the page asks for from now on."""
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    return asked
+
+
 def test_a_key_that_may_only_generate_is_not_offered_jobs_and_asks_once(
     settings: ServeSettings, redis_url: str
 ) -> None:
@@ -119,12 +138,45 @@ def test_a_key_that_may_only_generate_is_not_offered_jobs_and_asks_once(
         page.get_by_text("Your key does not open this page").wait_for()
         assert not page.locator("#stale").is_visible()
         assert not page.get_by_role("link", name="New job").is_visible()
-        asked: list[str] = []
-        page.on("request", lambda request: asked.append(request.url))
+        asked = asked_by(page)
         page.clock.fast_forward(120_000)
         page.evaluate("() => fetch('/health/live').then((response) => response.status)")
         assert any("/health/live" in each for each in asked)
         assert not [each for each in asked if "/prune-jobs" in each]
+
+
+def test_a_key_without_the_scope_sees_the_overview_while_a_job_runs(
+    settings: ServeSettings, redis_url: str, job_store: JobStore
+) -> None:
+    spec = PruneSpec("tiny", 2, calibration=CalibrationSpec(Dataset.SELF, num_samples=4, seqlen=8))
+    publish_pruned(settings.data_dir, 2, job="done", spec=spec)
+    running = job_store.create(spec).id
+    job_store.start(running, "worker-1")
+    keys = KeyFile(settings.keys_file)
+    given = {scope: keys.create(scope, [scope]) for scope in (Scope.GENERATE, Scope.JOBS)}
+    with serving(settings, redis_url) as (_, url), browser() as visitor:
+        for scope, key in given.items():
+            page, watched = page_of(visitor, url)
+            watched.may_fail = True
+            page.clock.install()
+            asked = asked_by(page)
+            page.goto("/ui")
+            page.get_by_label("API key").fill(key)
+            page.get_by_role("button", name="Sign in").click()
+            page.get_by_text(f"{scope} ({scope})").wait_for()
+            page.locator("#list table").first.wait_for()
+            assert page.locator("#list .gain.wide .taken.nearest").count() == 1
+            worst = page.locator("#list .stats dt", has_text="at worst").inner_text()
+            assert re.search(r"at worst, \d\.\d\d.\d\.\d\d$", worst)
+            for _ in range(3):
+                page.clock.fast_forward(6_000)
+                page.wait_for_load_state("networkidle")
+            assert not page.locator("#stale").is_visible()
+            assert page.locator("#running p").count() == (scope is Scope.JOBS)
+            jobs = [each for each in asked if "/prune-jobs?status=running" in each]
+            assert len(jobs) == 1 or scope is Scope.JOBS
+            beside = page.locator("main a[href^='/ui/compare']:visible")
+            assert beside.count() == 0 or scope is Scope.GENERATE
 
 
 def test_the_error_of_a_refused_form_goes_once_the_form_is_right(
