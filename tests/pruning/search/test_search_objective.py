@@ -133,7 +133,7 @@ def test_a_mix_has_the_loss_of_each_domain(
         (6 * dense_losses["dogs"] + 3 * dense_losses["cats"]) / 9, abs=1e-6
     )
     assert removals[1].dense_domain_losses == dense_losses
-    resumed = search(spec, dense, windows, Recorder(), SearchState(removals=removals[:1]))
+    resumed = search(spec, dense, windows, Recorder(), SearchState(removals=tuple(removals[:1])))
     assert resumed[1].dense_domain_losses == dense_losses
     restored = Removal.from_dict(json.loads(json.dumps(asdict(removals[0]))))
     assert restored == removals[0]
