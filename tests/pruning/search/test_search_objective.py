@@ -16,7 +16,7 @@ from pruning.search.dense_model import DenseModel, Resources, load_dense_model
 from pruning.search.objective import Objective
 from pruning.search.observed import Observer
 from pruning.search.scoring import PlainScorer
-from pruning.search.search import search
+from pruning.search.search import plan_of, search
 from pruning.search.state import SearchState
 from pruning.sleb import sleb
 from pruning.spec.calibration import CalibrationMix, CalibrationSpec, Dataset
@@ -133,7 +133,9 @@ def test_a_mix_has_the_loss_of_each_domain(
         (6 * dense_losses["dogs"] + 3 * dense_losses["cats"]) / 9, abs=1e-6
     )
     assert removals[1].dense_domain_losses == dense_losses
-    resumed = search(spec, dense, windows, Recorder(), SearchState(removals=tuple(removals[:1])))
+    state = SearchState(plan_of(spec, dense, windows, SearchState()), tuple(removals[:1]))
+    resumed = search(spec, dense, windows, Recorder(), state)
+    assert resumed[0] is removals[0]
     assert resumed[1].dense_domain_losses == dense_losses
     restored = Removal.from_dict(json.loads(json.dumps(asdict(removals[0]))))
     assert restored == removals[0]
