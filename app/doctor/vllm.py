@@ -71,7 +71,7 @@ def _server(name: str, server: Mapping[str, Any], api: ServeSettings) -> Finding
     if server.get("detail"):
         said += f": {server['detail']}"
     if server["state"] == "failed":
-        advice = f"see its log {log}; then `sleb models unload {name}`, and ask again"
+        advice = f"see its log {log}; it is started again for a request after a minute"
         return wrong(check, said, advice)
     if server["state"] == "restarting":
         return note(check, said, f"see its log {log}")

@@ -10,9 +10,9 @@ from app.engine.engine import Engine
 from app.engine.scheduling.scheduler import EngineLimits
 from app.engine.scheduling.sequence import Request
 from app.engine.variant import Variant, make_variant
-from tests.simcuda.test_engine import check, events, longer
 from tests.support.engine_requests import prompt, request
 from tests.support.simcuda.device import SimulatedCuda
+from tests.support.simcuda.engine_runs import check, events, longer
 from tests.support.simcuda.models import variant_on
 from tests.support.tiny import NUM_BLOCKS, tiny_model
 

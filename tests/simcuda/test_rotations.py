@@ -14,10 +14,10 @@ from app.engine.scheduling.scheduler import EngineLimits
 from app.engine.variant import make_variant
 from pruning.models.rotations import held
 from pruning.models.timing import measure_times
-from tests.simcuda.test_engine import events, recorded
 from tests.support.engine_requests import expected, prompt, request
 from tests.support.families import CONFIGS, LLAMA_LIKE, MAX_POSITIONS
 from tests.support.simcuda.device import SimulatedCuda
+from tests.support.simcuda.engine_runs import events, recorded
 from tests.support.simcuda.models import on_device, variant_on
 from tests.support.tiny import random_model
 
