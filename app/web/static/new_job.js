@@ -19,7 +19,7 @@ const GROUPS = {
   Search: ["metric", "search", "protect_first", "protect_last"],
   Repair: ["repair"],
   Healing: ["num_tokens", "max_minutes", "rank", "alpha", "learning_rate", "warmup", "batch_tokens", "clip_norm", "steps_per_check",
-    "patience", "hidden_weight", "seed", "checkpoint_activations", "control"].map((field) => `heal.${field}`),
+    "patience", "hidden_weight", "seed", "checkpoint_activations", "control", "depths"].map((field) => `heal.${field}`),
   Evaluation: ["num_samples", "seqlen", "margin", "max_seconds"].map((field) => `evaluation.${field}`),
   "Measure and run": ["evaluate", "quantize", "zero_shot", "resident", "dtype", "save_dtype", "priority"],
 };

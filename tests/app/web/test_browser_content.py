@@ -128,6 +128,19 @@ def test_the_form_has_the_words_of_the_reference(settings: ServeSettings, redis_
         assert len(hints) > 30
         for hint in hints:
             assert " ".join(hint.replace("`", "").split()) in reference, hint
+        labels = page.locator("#form label:has(code.json)").all_text_contents()
+        assert len(labels) > 30
+        assert [each for each in labels if len(set(each.split())) == 1] == [], "names without words"
+        assert page.locator("[id='heal.depths']").count() == 1
+        targets = page.locator("#target option").all_text_contents()
+        assert len(targets) == 5
+        assert "" not in targets
+        page.locator("#advanced > summary").click()
+        page.locator("#target").select_option("target_bytes")
+        page.get_by_text("Enter size to reach to see an estimate").wait_for()
+        page.locator("#target_bytes").fill("100000")
+        command = str(page.locator("#curl").text_content())
+        assert '"target_bytes":100000' in command.replace(" ", "")
 
 
 def test_long_lists_come_in_pages(
