@@ -6,17 +6,15 @@ No other code depends on the family of a model.
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from difflib import get_close_matches
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from pruning.models.layout import Architecture, Fitted, Parts, StreamWrites, weight_and_bias
+from pruning.models.nearest_family import nearest
 from pruning.models.towers import TOWERS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
-
-_MAX_NAMED = 12  # config keys in a message
 
 
 class UnknownArchitecture(ValueError):
@@ -44,7 +42,7 @@ _WITH_EXPERTS = replace(
     depth_dependent=(("mlp_only_layers", []), ("decoder_sparse_step", 1)),
     parts=None,
     has_experts=True,
-    is_linear=False,
+    loads_quantized=False,
     writes=StreamWrites(
         scaled=(*weight_and_bias("self_attn.o_proj"), "mlp.experts.down_proj"), refit=(_ATTENTION,)
     ),
@@ -131,7 +129,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             parts=None,
             has_unlike_keys=True,
             keeps_last=True,
-            is_linear=False,
+            loads_quantized=False,
             only=(
                 ("hidden_size_per_layer_input", 0),
                 ("num_kv_shared_layers", 0),
@@ -339,12 +337,12 @@ def architecture(config: "PreTrainedConfig") -> Architecture:
 
 
 def check_quantizable(model_type: str) -> None:
-    """Raise ``CannotQuantize`` for a family whose blocks have other matrices than linear layers."""
+    """Raise ``CannotQuantize`` for a family with other matrices than linear layers and experts."""
     if not ARCHITECTURES[model_type].is_linear:
         linear = ", ".join(sorted(name for name, row in ARCHITECTURES.items() if row.is_linear))
         raise CannotQuantize(
-            f"models of type {model_type!r} cannot be quantized, as not all of their weights "
-            f"belong to linear layers: leave quantize out, or choose one of {linear}"
+            f"models of type {model_type!r} cannot be quantized, as not all of their "
+            f"matrices are linear layers or experts: leave quantize out, or choose one of {linear}"
         )
 
 
@@ -367,25 +365,13 @@ def unknown_architecture(model_type: str, keys: Collection[str] = ()) -> Unknown
 
     ``keys`` are those of the config, if they are known.
     """
+    nearest_to = nearest(model_type, keys, ARCHITECTURES)
     return UnknownArchitecture(
-        f"models of type {model_type!r} are not supported{_nearest(model_type, keys)}: blocks can "
+        f"models of type {model_type!r} are not supported{nearest_to}: blocks can "
         f"be removed from decoder-only language models of the types "
         f"{', '.join(sorted(ARCHITECTURES))}, and from the language towers of "
         f"{', '.join(sorted(TOWERS))}, but not from models with an encoder"
     )
-
-
-def _nearest(model_type: str, keys: Collection[str]) -> str:
-    """The supported type whose name is nearest, and the config keys that it does not have."""
-    names = get_close_matches(model_type, ARCHITECTURES, n=1, cutoff=0.65)
-    if not names:
-        return ""
-    from transformers import AutoConfig  # noqa: PLC0415 - takes seconds
-
-    nearest = AutoConfig.for_model(names[0])
-    others = sorted(key for key in keys if not hasattr(nearest, key))
-    differs = f", which does not have {', '.join(others[:_MAX_NAMED])}" if others else ""
-    return f" (the nearest supported type is {names[0]!r}{differs})"
 
 
 def _quantized_by(config: "PreTrainedConfig") -> str | None:

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pruning.models.architectures import architecture
+from pruning.models.quantized_experts import MATRICES, QuantizedExperts
 from pruning.models.rounding import QuantizedLinear
 from pruning.plural import counted
 
@@ -223,6 +224,9 @@ def _set_parameter(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
     owner = module.get_submodule(path)
     if isinstance(owner, QuantizedLinear) and leaf == "weight":
         owner.set_weight(tensor)
+        return
+    if isinstance(owner, QuantizedExperts) and leaf in MATRICES:
+        owner.set_weight(leaf, tensor)
         return
     if leaf not in owner._parameters:
         raise ValueError(f"{name} is no parameter of a {type(module).__name__}")

@@ -105,7 +105,7 @@ class Architecture:
     has_experts: bool = False
     has_unlike_keys: bool = False  # whether the keys of blocks differ in their shape
     keeps_last: bool = False  # whether the config makes the last block one of a kind
-    is_linear: bool = True  # whether every matrix of a block belongs to an nn.Linear
+    is_linear: bool = True  # whether all matrices but those of experts belong to linear layers
     loads_quantized: bool = True  # whether transformers reads files with quantized weights
     is_by_position_in_vllm: bool = False  # whether vLLM gives every other block a window
     writes: StreamWrites = StreamWrites()

@@ -11,23 +11,26 @@ from transformers import PreTrainedModel
 
 from pruning.models.architectures import check_quantizable
 from pruning.models.blocks import block_list, num_blocks, view
+from pruning.models.quantized_experts import MATRICES, QuantizedExperts, are_experts
 from pruning.models.rounding import QuantizedLinear
 from pruning.spec.prune import Quantize
 
 
 @torch.no_grad()
 def quantized(model: PreTrainedModel, weights: Quantize) -> PreTrainedModel:
-    """A view of ``model`` whose blocks have quantized linear layers.
+    """A view of ``model`` whose blocks have quantized linear layers and experts.
 
-    Embeddings, norms, biases and head are shared with ``model``, which does not change. Views of
-    the result share its weights in turn. Raises ``CannotQuantize``.
+    Embeddings, norms, biases, routers and head are shared with ``model``, which does not change.
+    Views of the result share its weights in turn. Raises ``CannotQuantize``.
     """
     check_quantizable(model.config.model_type)
     made = view(model, range(num_blocks(model)))
     for parent in list(block_list(made).modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.Linear):
-                setattr(parent, name, QuantizedLinear(child, weights))
+                setattr(parent, name, QuantizedLinear(child.weight, child.bias, weights))
+            elif are_experts(child):
+                setattr(parent, name, QuantizedExperts(child, weights))
     return made
 
 
@@ -40,12 +43,12 @@ def int8_form(model: PreTrainedModel) -> PreTrainedModel:
     made = quantized(model, Quantize.INT8)
     head = made.get_output_embeddings()
     if type(head) is nn.Linear:
-        made.set_output_embeddings(QuantizedLinear(head, Quantize.INT8))
+        made.set_output_embeddings(QuantizedLinear(head.weight, head.bias, Quantize.INT8))
     return made
 
 
 def quantized_layers(model: PreTrainedModel) -> list[QuantizedLinear]:
-    """All quantized linear layers of the model."""
+    """All quantized linear layers of the model, those of experts among them."""
     return [module for module in model.modules() if isinstance(module, QuantizedLinear)]
 
 
@@ -58,7 +61,12 @@ def other_parameters(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor
 
 def plain_weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
     """Every parameter of a model with quantized layers as the plain model has it, by its name."""
+    of_experts: set[nn.Module] = set()
     for name, module in model.named_modules():
-        if isinstance(module, QuantizedLinear):
+        if isinstance(module, QuantizedExperts):
+            of_experts.update(module.modules())
+            for matrix in MATRICES:
+                yield f"{name}.{matrix}", module.dequantized(matrix)
+        elif isinstance(module, QuantizedLinear) and module not in of_experts:
             yield f"{name}.weight", module.dequantized()
     yield from other_parameters(model)

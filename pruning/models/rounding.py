@@ -77,18 +77,18 @@ def dequantized_product(
 
 
 class QuantizedLinear(nn.Module):
-    """A linear layer of rounded weights. It shares the bias of the layer that it was made of."""
+    """A linear layer of rounded weights."""
 
     values: nn.Parameter
     scales: nn.Parameter
     bias: nn.Parameter | None
 
-    def __init__(self, linear: nn.Linear, weights: Quantize) -> None:
+    def __init__(self, weight: torch.Tensor, bias: nn.Parameter | None, weights: Quantize) -> None:
         super().__init__()
         self.weights = weights
         self.product: Product = dequantized_product
-        self.register_parameter("bias", linear.bias)
-        self.set_weight(linear.weight)
+        self.register_parameter("bias", bias)
+        self.set_weight(weight)
 
     def set_weight(self, weight: torch.Tensor) -> None:
         """Round ``weight [outputs, inputs]`` in place of the layer's own."""

@@ -26,6 +26,8 @@ _OTHER_TOWER = re.compile(
 _HEADS = ("lm_head.weight", "embed_out.weight")  # in all families
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
 _EXPERTS = ".experts."
+# Matrices in blocks that are not rounded: what chooses experts, and biases of all experts
+_NOT_ROUNDED = re.compile(r"\.(?:gate|router)\.weight$|_bias$")
 _SAMPLE_BYTES = 1024  # of each tensor in the fingerprint
 _IGNORED_KEYS = ("_name_or_path", "transformers_version")  # config keys that differ between copies
 
@@ -44,8 +46,8 @@ class WeightSizes:
     num_in_blocks: int
     num_elsewhere: int
     num_refit: int = 0  # in the matrices of one block that a repair may fit anew, at most
-    num_in_matrices: int = 0  # of those in blocks
-    num_outputs: int = 0  # of all matrices in blocks
+    num_in_matrices: int = 0  # of those in blocks that are rounded
+    num_outputs: int = 0  # of all these matrices
     num_sides: int = 0  # inputs and outputs of linear layers in blocks but those of experts
     num_in_head: int = 0
     num_head_outputs: int = 0
@@ -85,7 +87,11 @@ def weight_sizes(path: Path, refit: Collection[str] = ()) -> WeightSizes:
                 in_blocks[f"{file.name}:{name}"] = shape
             else:
                 elsewhere[f"{file.name}:{name}"] = shape
-    matrices = [shape for shape in in_blocks.values() if len(shape) > 1]
+    matrices = [
+        shape
+        for name, shape in in_blocks.items()
+        if len(shape) > 1 and not _NOT_ROUNDED.search(name)
+    ]
     head, embeddings = _shape_of(elsewhere, _HEADS), _shape_of(elsewhere, _EMBEDDINGS)
     in_head = head or embeddings or (0,)
     return WeightSizes(
@@ -93,7 +99,7 @@ def weight_sizes(path: Path, refit: Collection[str] = ()) -> WeightSizes:
         num_elsewhere=sum(map(prod, elsewhere.values())),
         num_refit=_num_refit(in_blocks, tuple(f".{layer}.weight" for layer in refit)),
         num_in_matrices=sum(map(prod, matrices)),
-        num_outputs=sum(shape[0] for shape in matrices),
+        num_outputs=sum(map(_num_outputs, matrices)),
         num_sides=sum(
             sum(shape)
             for name, shape in in_blocks.items()
@@ -103,6 +109,11 @@ def weight_sizes(path: Path, refit: Collection[str] = ()) -> WeightSizes:
         num_head_outputs=in_head[0],
         is_head_stored=head is not None,
     )
+
+
+def _num_outputs(shape: tuple[int, ...]) -> int:
+    """Of a matrix, or of those of all experts ``[experts, inputs, outputs]``."""
+    return shape[0] if len(shape) == 2 else shape[0] * shape[-1]
 
 
 def _num_refit(in_blocks: Mapping[str, tuple[int, ...]], endings: tuple[str, ...]) -> int:

@@ -165,7 +165,7 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "phi": {},
     "phi3": {"sliding_window": WINDOW},
     "qwen2": _BOTH,
-    "qwen2_moe": {**_EXPERTS, **_BOTH, "shared_expert_intermediate_size": 24},
+    "qwen2_moe": {**_EXPERTS, **_BOTH, "shared_expert_intermediate_size": 48},
     "qwen3": _BOTH,
     "qwen3_moe": {
         **_EXPERTS,

@@ -201,7 +201,7 @@ def test_plain_weights_that_were_replaced_are_read_again(
     ("name", "reason"),
     [
         ("none+int8", "no model named 'none'"),
-        ("mixtral+int8", r"'mixtral' cannot be quantized.*choose one of .*llama"),
+        ("gpt2+int8", r"'gpt2' cannot be quantized.*choose one of .*llama"),
         ("far+int8", "another server generates for 'far'.*leave .int8 out"),
         ("tiny+raw+int8", "a dense model"),
         ("tiny+int8+int8", "no model named"),
@@ -212,11 +212,11 @@ def test_a_name_without_an_int8_form_is_unknown(
     data_dir: Path, manifest: Manifest, name: str, reason: str
 ) -> None:
     assert manifest.name == "tiny@prn-1"
-    write_checkpoint(data_dir / "models" / "mixtral", "mixtral")
+    write_checkpoint(data_dir / "models" / "gpt2", "gpt2")
     registry = registry_of(data_dir)
     with pytest.raises(UnknownModel, match=reason):
         registry.get(name)
-    assert registry.int8_bytes(registry.catalog.resolve("mixtral")) is None
+    assert registry.int8_bytes(registry.catalog.resolve("gpt2")) is None
     assert registry.int8_bytes(registry.catalog.resolve("far")) is None
 
 

@@ -12,6 +12,7 @@ from pruning.models.architectures import (
     UnknownArchitecture,
     UnsupportedConfig,
     architecture,
+    unknown_architecture,
 )
 from pruning.models.blocks import (
     block_calls,
@@ -193,8 +194,11 @@ def test_the_error_names_the_nearest_family_and_what_differs() -> None:
         UnknownArchitecture, match=r"nearest .* 'qwen3_5_text', .* decoder_sparse_step"
     ):
         architecture(config)
-    with pytest.raises(UnknownArchitecture, match="'mamba' are not supported: "):
-        architecture(AutoConfig.for_model("mamba"))
+    with pytest.raises(UnknownArchitecture, match=r"'deepseek_v3' .* does not have .*kv_lora_rank"):
+        architecture(AutoConfig.for_model("deepseek_v3"))
+    of_gemma4 = str(unknown_architecture("gemma4_assistant", {"num_heads_of_it": 3}))
+    assert "'gemma4_text', which does not have num_heads_of_it)" in of_gemma4
+    assert "nearest" not in str(unknown_architecture("no-such-model"))
 
 
 def test_a_mechanism_that_is_not_served_is_refused() -> None:

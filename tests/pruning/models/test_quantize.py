@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,17 +11,32 @@ from transformers import PreTrainedModel
 
 from pruning.models.architectures import ARCHITECTURES, CannotQuantize, check_quantizable
 from pruning.models.blocks import block_list, num_blocks, view
-from pruning.models.quantize import quantized
+from pruning.models.quantize import int8_form, plain_weights, quantized
+from pruning.models.quantized_experts import are_experts
 from pruning.models.rounding import QuantizedLinear, rounded
+from pruning.models.safetensors_headers import weight_sizes
 from pruning.spec.prune import Quantize
 from tests.support.tiny import NUM_BLOCKS, VOCAB_SIZE, generated, tiny_model
 
 LINEAR = sorted(name for name, row in ARCHITECTURES.items() if row.is_linear)
+MIXTURES = sorted(name for name, row in ARCHITECTURES.items() if row.has_experts)
 KEEP = (0, 1, 3, 5)
 
 
 def token_ids() -> torch.Tensor:
     return torch.randint(3, VOCAB_SIZE, (3, 12), generator=torch.Generator().manual_seed(0))
+
+
+def kept_matrices(blocks: nn.Module) -> set[int]:
+    """Those that choose experts, and the biases of all experts: they are not rounded."""
+    return {
+        id(parameter)
+        for module in blocks.modules()
+        for name, parameter in module._parameters.items()
+        if parameter is not None
+        and parameter.ndim > 1
+        and (type(module).__name__.endswith("Router") or name.endswith("_proj_bias"))
+    }
 
 
 @torch.inference_mode()
@@ -64,8 +80,9 @@ def test_in_every_family_all_matrices_of_blocks_and_nothing_else_are_new(
     before = {name: values.clone() for name, values in dense.state_dict().items()}
     logits, places = logits_of(dense), [weight.data_ptr() for weight in dense.parameters()]
     made = quantized(view(dense, KEEP), weights)
-    matrices = {id(p) for p in block_list(made).parameters() if p.ndim > 1}
     plain = {id(p) for p in dense.parameters()}
+    kept = kept_matrices(block_list(dense))
+    matrices = {id(p) for p in block_list(made).parameters() if p.ndim > 1} - kept
     assert num_blocks(made) == len(KEEP)
     assert matrices
     assert not matrices & plain
@@ -88,14 +105,17 @@ def test_in_bfloat16_it_is_as_near_as_eight_bits_are() -> None:
 
 
 @pytest.mark.parametrize("family", sorted(ARCHITECTURES))
-def test_a_family_is_quantized_if_all_matrices_of_its_blocks_are_of_linear_layers(
+def test_a_family_is_quantized_if_all_matrices_of_its_blocks_are_of_linear_layers_or_experts(
     family: str,
 ) -> None:
     blocks = block_list(tiny_model(family))
     linear = {id(m.weight) for m in blocks.modules() if isinstance(m, nn.Linear)}
+    of_experts = {id(p) for m in blocks.modules() if are_experts(m) for p in m.parameters()}
     matrices = {id(parameter) for parameter in blocks.parameters() if parameter.ndim > 1}
-    assert ARCHITECTURES[family].is_linear == (matrices == linear)
-    if matrices != linear:
+    is_linear = matrices == linear | of_experts | kept_matrices(blocks)
+    assert ARCHITECTURES[family].is_linear == is_linear
+    assert bool(of_experts) == (family in MIXTURES or family == "gemma4_text")
+    if not is_linear:
         for refuse in (
             lambda: check_quantizable(family),
             lambda: quantized(tiny_model(family), Quantize.INT8),
@@ -111,17 +131,31 @@ def test_inputs_that_cannot_be_divided_into_groups_are_refused() -> None:
         quantized(odd, Quantize.INT4)
 
 
-def test_a_view_of_a_quantized_model_shares_its_weights_and_rounds_its_own_tensors() -> None:
-    dense = tiny_model("llama")
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("llama", "mlp.down_proj.weight"),
+        ("qwen3_moe", "mlp.experts.down_proj"),
+        ("gpt_oss", "mlp.experts.down_proj"),
+    ],
+)
+def test_a_view_of_a_quantized_model_shares_its_weights_and_rounds_its_own_tensors(
+    family: str, name: str
+) -> None:
+    dense = tiny_model(family)
     whole = quantized(dense, Quantize.INT8)
-    name = "model.layers.3.mlp.down_proj.weight"
-    own = {name: dense.get_parameter(name) * 2}
+    own = {f"model.layers.3.{name}": dense.get_parameter(f"model.layers.3.{name}") * 2}
     found = view(whole, KEEP, own)
     expected = quantized(view(dense, KEEP, own), Quantize.INT8)
     assert torch.equal(logits_of(found), logits_of(expected))
     shared = {weight.data_ptr() for weight in whole.parameters()}
-    new = [name for name, weight in found.named_parameters() if weight.data_ptr() not in shared]
-    assert new == [f"model.layers.2.mlp.down_proj.{part}" for part in ("values", "scales")]
+    new = {name for name, weight in found.named_parameters() if weight.data_ptr() not in shared}
+    place = f"model.layers.2.{name.removesuffix('.weight')}."
+    assert new == {
+        each for each, _ in found.named_parameters()
+        if each.startswith(place) and each.endswith((".values", ".scales"))
+    }  # fmt: skip
+    assert new
     assert torch.equal(logits_of(whole), logits_of(quantized(dense, Quantize.INT8)))
 
 
@@ -130,6 +164,44 @@ def test_weights_of_zeros_stay_zeros(weights: Quantize) -> None:
     found = rounded(torch.zeros(3, 32, dtype=torch.bfloat16), weights)
     assert not found.dequantized().any()
     plain = nn.Linear(32, 3)
-    layer = QuantizedLinear(plain, weights)
+    layer = QuantizedLinear(plain.weight, plain.bias, weights)
     layer.set_weight(torch.zeros(3, 32))
     assert torch.equal(layer(torch.ones(2, 2, 32)), plain.bias.expand(2, 2, 3))
+
+
+@pytest.mark.parametrize("weights", Quantize)
+@pytest.mark.parametrize("family", MIXTURES)
+def test_experts_compute_what_their_rounded_matrices_compute(
+    family: str, weights: Quantize
+) -> None:
+    dense = tiny_model(family)
+    made = quantized(dense, weights)
+    plain = copy.deepcopy(dense)
+    for module in block_list(plain).modules():
+        for name, matrix in list(module._parameters.items()):
+            if are_experts(module) and name in ("gate_up_proj", "down_proj"):
+                sides = (1, 2) if family == "gpt_oss" else (0, 0)  # [experts, inputs, outputs]
+                assert matrix is not None
+                each = [BY_HAND[weights](expert) for expert in matrix.transpose(*sides)]
+                by_hand = torch.stack(each).transpose(*sides)
+                module._parameters[name] = nn.Parameter(by_hand, requires_grad=False)
+            elif isinstance(module, nn.Linear) and name == "weight":
+                module.weight = nn.Parameter(BY_HAND[weights](module.weight), requires_grad=False)
+    torch.testing.assert_close(logits_of(made), logits_of(plain), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(logits_of(plain), logits_of(dense), rtol=1e-3, atol=1e-3)
+    again = copy.deepcopy(dense)
+    again.load_state_dict(dict(plain_weights(made)), strict=True)
+    torch.testing.assert_close(logits_of(again), logits_of(plain), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", *MIXTURES])
+def test_the_bytes_of_an_int8_form_are_known_from_its_files(family: str, tmp_path: Path) -> None:
+    dense = tiny_model(family)
+    dense.save_pretrained(tmp_path)
+    found = weight_sizes(tmp_path).int8_bytes(NUM_BLOCKS, 4)
+    assert found == num_bytes(int8_form(dense))
+    assert found < 0.6 * num_bytes(dense)
+
+
+def num_bytes(model: PreTrainedModel) -> int:
+    return sum(parameter.nbytes for parameter in model.parameters())

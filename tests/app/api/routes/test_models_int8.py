@@ -47,12 +47,23 @@ def test_plain_and_int8_are_compared(client: TestClient) -> None:
 
 
 def test_a_name_that_has_no_int8_form_is_not_found(client: TestClient, data_dir: Path) -> None:
-    write_checkpoint(data_dir / "models" / "experts", "mixtral")
-    assert model(client, "experts")["int8"] is None
+    write_checkpoint(data_dir / "models" / "other", "gpt2")
+    assert model(client, "other")["int8"] is None
     for answer in (
-        load(client, "experts+int8"),
-        client.get("/models/experts+int8"),
-        client.post("/generate", json={"model": "experts+int8", "prompt": "the dog"}),
+        load(client, "other+int8"),
+        client.get("/models/other+int8"),
+        client.post("/generate", json={"model": "other+int8", "prompt": "the dog"}),
     ):
         assert answer.status_code == 404
-        assert "'mixtral' cannot be quantized" in answer.json()["detail"]
+        assert "'gpt2' cannot be quantized" in answer.json()["detail"]
+
+
+def test_experts_are_served_with_int8_weights(client: TestClient, data_dir: Path) -> None:
+    write_checkpoint(data_dir / "models" / "experts", "mixtral")
+    known = model(client, "experts")["int8"]["weight_bytes"]
+    body = {"model": "experts+int8", "max_new_tokens": 4, "ignore_eos": True}
+    assert generate(client, **body)["outputs"][0]["completion_tokens"] == 4
+    found = model(client, "experts+int8")
+    assert (found["is_loaded"], found["weight_bytes"]) == (True, known)
+    assert load(client, "experts").status_code == 200
+    assert known < 0.6 * model(client, "experts")["weight_bytes"]

@@ -38,13 +38,14 @@ from app.engine.variant import make_variant
 from pruning.models.architectures import ARCHITECTURES, CannotQuantize
 from pruning.models.blocks import block_list
 from pruning.models.quantize import quantized, quantized_layers
+from pruning.models.quantized_experts import MATRICES, are_experts
 from pruning.models.rounding import Product, QuantizedLinear, dequantized_product, rounded
 from pruning.spec.prune import Quantize
 from tests.support.compiled import always, load_compiled, torch_threads
 from tests.support.engine_requests import prompt, request, run
 from tests.support.kernels import Clock, choice_of
 from tests.support.logits import logits_of, token_ids
-from tests.support.tiny import generated, tiny_model
+from tests.support.tiny import SERVED, generated, tiny_model
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -62,7 +63,7 @@ def time_products(
             tuner.record(trial.key, choice_of(trial, clock=clock))
 
 
-LINEAR = sorted(name for name, row in ARCHITECTURES.items() if row.is_linear)
+QUANTIZED = {name for name, row in ARCHITECTURES.items() if row.is_linear}
 KEEP = (0, 1, 3, 5)
 DTYPES = (torch.float32, torch.bfloat16)
 CASES = [
@@ -75,18 +76,28 @@ CASES = [
 
 @cache
 def dequantized_model(family: str) -> PreTrainedModel:
-    """A plain model whose linear layers in blocks and head have the weights that int8 means."""
+    """A plain model whose layers and experts in blocks, and head, have the weights that int8
+    means."""
     plain = copy.deepcopy(tiny_model(family))
     head = plain.get_output_embeddings()
     for module in (*block_list(plain).modules(), head):
-        if isinstance(module, nn.Linear):
-            weight = rounded(module.weight, Quantize.INT8).dequantized()
-            module.weight = nn.Parameter(weight, requires_grad=False)
+        names = ("weight",) if isinstance(module, nn.Linear) else ()
+        for name in MATRICES if are_experts(module) else names:
+            weight = as_int8(module.get_parameter(name), family)
+            module._parameters[name] = nn.Parameter(weight, requires_grad=False)
     plain.generation_config.eos_token_id = None
     return plain
 
 
-@pytest.mark.parametrize("family", LINEAR)
+def as_int8(weight: torch.Tensor, family: str) -> torch.Tensor:
+    if weight.ndim == 2:
+        return rounded(weight, Quantize.INT8).dequantized()
+    sides = (1, 2) if family == "gpt_oss" else (0, 0)  # its experts are [inputs, outputs]
+    each = [rounded(expert, Quantize.INT8).dequantized() for expert in weight.transpose(*sides)]
+    return torch.stack(each).transpose(*sides)
+
+
+@pytest.mark.parametrize("family", sorted(QUANTIZED.intersection(SERVED)))
 def test_every_family_and_its_pruned_forms_continue_as_dequantized_weights_do(family: str) -> None:
     made, plain = int8_model(tiny_model(family)), dequantized_model(family)
     dense = make_variant("tiny+int8", "tiny", made)
@@ -113,7 +124,7 @@ def test_every_family_and_its_pruned_forms_continue_as_dequantized_weights_do(fa
     assert dense.own_bytes == pruned.own_bytes == 0
 
 
-@pytest.mark.parametrize("family", sorted(ARCHITECTURES.keys() - set(LINEAR)))
+@pytest.mark.parametrize("family", sorted(ARCHITECTURES.keys() - QUANTIZED))
 def test_other_families_are_refused(family: str) -> None:
     with pytest.raises(CannotQuantize, match=f"'{family}' cannot be quantized"):
         int8_model(tiny_model(family))

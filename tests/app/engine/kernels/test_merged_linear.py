@@ -34,7 +34,10 @@ def test_its_outputs_are_those_of_the_layers_in_the_memory_that_they_have(
     has_bias: bool, weights: Quantize | None
 ) -> None:
     plain = [nn.Linear(32, outputs, bias=has_bias) for outputs in (6, 2, 4)]
-    layers = [each if weights is None else QuantizedLinear(each, weights) for each in plain]
+    layers = [
+        each if weights is None else QuantizedLinear(each.weight, each.bias, weights)
+        for each in plain
+    ]
     rows = torch.randn(3, 32)
     with torch.no_grad():
         expected = torch.cat([layer(rows) for layer in layers], dim=-1)
