@@ -34,6 +34,7 @@ from tests.support.tiny_directory import edit_config, tiny_tokenizer, write_tiny
 from tools.docs.portability import EQUAL, OUTCOMES, Outcome, outcomes
 
 KEEP = (0, 2, 3, 5)
+IN_BFLOAT16 = frozenset({"qwen3_5", "qwen3_5_text"})  # vLLM's kernels on CPUs know no other type
 UNKNOWN = "not measured"
 _DENSE, _PRUNED = "dense", "pruned"
 _LOADS = "loads, but"
@@ -48,6 +49,16 @@ _WIDE: Mapping[str, Any] = {
     "num_key_value_heads": 1,
     "head_dim": 32,
 }
+_AXES = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5]}
+# Published configs have these beside those that transformers reads, and vLLM reads no others.
+_LFM2 = {
+    "block_dim": 64,
+    "block_ffn_dim_multiplier": 1.0,
+    "block_multiple_of": 32,
+    "conv_dim": 64,
+}
+# Its kernels on CPUs know no smaller heads.
+_WIDE_STATES = {"linear_key_head_dim": 32, "linear_value_head_dim": 32}
 _NO_WINDOWS = {"use_sliding_window": False, "layer_types": ["full_attention"] * NUM_BLOCKS}
 # Where a family's own settings depend on the width, or have other names.
 _WIDE_OWN: Mapping[str, Mapping[str, Any]] = {
@@ -55,11 +66,23 @@ _WIDE_OWN: Mapping[str, Mapping[str, Any]] = {
     "cohere2": {"tie_word_embeddings": True},
     "falcon": {"hidden_size": 64, "num_attention_heads": 2},
     "gemma2": {"tie_word_embeddings": True},
+    "gemma4": {"global_head_dim": 64},
     "gemma4_text": {"global_head_dim": 64},
     "gpt2": {"n_embd": 64, "n_head": 2},
     "gpt_bigcode": {"n_embd": 64, "n_head": 2},
+    # vLLM believes a number of key heads, which transformers does not read for these
+    "gpt_neox": {"num_key_value_heads": 2},
     "granitemoehybrid": {"mamba_d_head": 32},
+    "lfm2": _LFM2,
+    "lfm2_vl": {**_LFM2, "block_auto_adjust_ff_dim": False},
+    "mellum": {"num_mtp_layers": 0},  # by default null, which vLLM takes for a number
     "opt": {"ffn_dim": 96, "word_embed_proj_dim": 64},
+    "persimmon": {"num_key_value_heads": 2},
+    "qwen2_5_vl": {"rope_parameters": _AXES},
+    "qwen2_vl": {"rope_parameters": _AXES},
+    "qwen3_5": _WIDE_STATES,
+    "qwen3_5_text": _WIDE_STATES,
+    "qwen3_vl": {"rope_parameters": _AXES},
     # As they are published: vLLM refuses windows in some of the blocks, or passes over them.
     "qwen2": _NO_WINDOWS,
     "qwen2_moe": _NO_WINDOWS,
@@ -115,15 +138,19 @@ def _publish(folder: Path, family: str) -> DenseModel:
     tokenizer = tiny_tokenizer()
     wide = {**_WIDE, "vocab_size": len(tokenizer)}
     if family in TOWERS:
-        whole = towers.whole_model(family, wide)
+        whole = towers.whole_model(family, {**wide, **_WIDE_OWN.get(family, {})})
     else:
         whole = random_model(_config(family, wide))
-    whole.save_pretrained(folder / _DENSE)
+    whole.to(getattr(torch, _dtype(family))).save_pretrained(folder / _DENSE)
     tokenizer.save_pretrained(folder / _DENSE)
     dense = load_dense_model(folder / _DENSE, Resident.MODEL, Resources("cpu"))
     dense.save(KEEP, folder / _PRUNED)
     copy_companions(folder / _DENSE, folder / _PRUNED)
     return dense
+
+
+def _dtype(family: str) -> str:
+    return "bfloat16" if family in IN_BFLOAT16 else "float32"
 
 
 def _config(family: str, wide: Mapping[str, Any]) -> Any:
@@ -199,6 +226,7 @@ def _job(name: str, folder: Path) -> dict[str, Any]:
     return {
         "name": name,
         "path": str(folder / name),
+        "dtype": _dtype(name.partition("/")[0]),
         "options": options,
         "num_tokens": _NUM_TOKENS,
         "prompts": _PROMPTS,

@@ -31,18 +31,19 @@ def _outputs(job: dict[str, Any]) -> list[list[Any]]:
     from vllm import LLM, SamplingParams  # type: ignore[import-not-found]  # noqa: PLC0415
     from vllm.distributed import cleanup_dist_env_and_memory  # type: ignore[import-not-found]  # noqa: PLC0415
 
-    model = LLM(
-        job["path"],
-        dtype="float32",
-        enforce_eager=True,
-        max_model_len=64,
-        max_num_seqs=len(job["prompts"]),
-        max_num_batched_tokens=64,
-        num_gpu_blocks_override=64,
-        disable_log_stats=True,
-        **job["options"],
-    )
+    model = None
     try:
+        model = LLM(
+            job["path"],
+            dtype=job["dtype"],
+            enforce_eager=True,
+            max_model_len=64,
+            max_num_seqs=len(job["prompts"]),
+            max_num_batched_tokens=64,
+            num_gpu_blocks_override=64,
+            disable_log_stats=True,
+            **job["options"],
+        )
         sampling = SamplingParams(
             temperature=0, max_tokens=job["num_tokens"], logprobs=0, ignore_eos=True
         )
@@ -53,7 +54,8 @@ def _outputs(job: dict[str, Any]) -> list[list[Any]]:
             for each in found
         ]
     finally:
-        model.llm_engine.engine_core.shutdown()
+        if model is not None:
+            model.llm_engine.engine_core.shutdown()
         del model
         cleanup_dist_env_and_memory()
         gc.collect()
