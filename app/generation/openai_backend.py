@@ -248,8 +248,9 @@ class ExternalOutputStream(OutputStream):
     def _add(self, chunk: Chunk) -> None:
         now_s = time.monotonic()
         self._prompt += chunk.prompt
-        if chunk.text or chunk.tokens:
+        if chunk.text or chunk.tokens or chunk.calls:
             self._text.append(chunk.text)
+            self._calls += chunk.calls
             self._tokens += chunk.tokens
             self._num_tokens += max(len(chunk.tokens), 1)  # until the usage has the exact number
             if self._last_token_s is None:

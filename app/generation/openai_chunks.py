@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
 
 from app.engine.scheduling.sequence import FinishReason, PromptToken
-from app.generation.output import Spelling, Token, TokenKey
+from app.generation.output import CallPart, Spelling, Token, TokenKey
 
 _REPLACEMENT = "\ufffd"
 _MAX_MESSAGE_CHARS = 1000
@@ -36,6 +36,7 @@ class Chunk:
     finish_reason: FinishReason | None
     usage: Usage | None
     prompt: tuple[PromptToken, ...] = ()  # if its log-probabilities were requested
+    calls: tuple[CallPart, ...] = ()
 
 
 class _TopLogprob(BaseModel):
@@ -58,8 +59,24 @@ class Logprobs(BaseModel):
     content: list[_ChatToken] | None = None
 
 
+class _FunctionDelta(BaseModel):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _CallDelta(BaseModel):
+    index: NonNegativeInt
+    id: str | None = None
+    function: _FunctionDelta = Field(default_factory=_FunctionDelta)
+
+    def part(self) -> CallPart:
+        called = self.function
+        return CallPart(self.index, self.id, called.name, called.arguments or "")
+
+
 class _Delta(BaseModel):
     content: str | None = None
+    tool_calls: list[_CallDelta] | None = None
 
 
 class Choice(BaseModel):
@@ -117,6 +134,7 @@ class ChunkReader:
             _finish_reason(choice.finish_reason),
             event.usage.usage() if event.usage else None,
             prompt,
+            tuple(call.part() for call in choice.delta.tool_calls or ()),
         )
 
     def _prompt(self, _choice: Choice) -> Iterable[PromptToken]:

@@ -98,7 +98,7 @@ def openai_request(
         body["max_tokens"] = params.max_new_tokens
     has_logprobs = params.num_logprobs is not None
     if isinstance(prompt, Chat):
-        body["messages"] = list(prompt.messages)
+        body["messages"] = [*map(_as_sent, prompt.messages)]
         if has_logprobs:
             body |= {"logprobs": True, "top_logprobs": params.num_logprobs}
         return OpenAIRequest("/chat/completions", body)
@@ -223,6 +223,20 @@ def _sampling(params: SamplingParams) -> dict[str, Any]:
     if params.stop_token_ids:
         body["stop_token_ids"] = sorted(params.stop_token_ids)
     return body
+
+
+def _as_sent(message: Mapping[str, Any]) -> dict[str, Any]:
+    """With the arguments of calls as text."""
+    if "tool_calls" not in message:
+        return dict(message)
+    return {**message, "tool_calls": [*map(_call, message["tool_calls"])]}
+
+
+def _call(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = dict(call["function"])
+    if not isinstance(function["arguments"], str):
+        function["arguments"] = json.dumps(function["arguments"])
+    return {**call, "function": function}
 
 
 def _response_format(wanted: ResponseFormat) -> dict[str, Any]:

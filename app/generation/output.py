@@ -2,7 +2,7 @@
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from app.engine.scheduling.sequence import FinishReason, PromptToken, Timings
@@ -35,11 +35,25 @@ class Token:
 
 
 @dataclass(frozen=True)
+class CallPart:
+    """A part of a call of a tool, as another server has found it in an output.
+
+    Parts of one ``index`` are of one call. The first of them has its id and its name.
+    """
+
+    index: int  # of the call in its output
+    id: str | None
+    name: str | None
+    arguments: str
+
+
+@dataclass(frozen=True)
 class Output:
     """One finished output.
 
     ``tokens`` are all generated tokens, an end of sequence included, if the backend reports them.
-    ``prompt`` has the tokens of the prompt if their log-probabilities were requested.
+    ``prompt`` has the tokens of the prompt if their log-probabilities were requested. ``calls``
+    are no part of the text.
     """
 
     text: str
@@ -49,6 +63,7 @@ class Output:
     tokens: tuple[Token, ...]
     timings: Timings
     prompt: tuple[PromptToken, ...] = ()
+    calls: tuple[CallPart, ...] = ()  # one part for each call
 
 
 @dataclass(frozen=True)
@@ -65,6 +80,7 @@ class Delta:
     num_tokens: int  # generated so far
     output: Output | None  # the finished output, with its last delta
     prompt: tuple[PromptToken, ...] = ()
+    calls: tuple[CallPart, ...] = ()
 
 
 class OutputStream(ABC):
@@ -77,7 +93,8 @@ class OutputStream(ABC):
         self._text: list[str] = []
         self._tokens: list[Token] = []
         self._prompt: tuple[PromptToken, ...] = ()
-        self._taken = (0, 0)  # of text and tokens
+        self._calls: list[CallPart] = []
+        self._taken = (0, 0, 0)  # of text, tokens and calls
         self._is_prompt_taken = False
         self._output: Output | None = None
         self.failure: Exception | None = None  # why it will not finish
@@ -111,14 +128,16 @@ class OutputStream(ABC):
     @property
     def has_delta(self) -> bool:
         """Whether there is anything to take."""
-        return not self.is_exhausted and (self._output is not None or any(self._untaken_text))
+        has_news = any(self._untaken_text) or len(self._calls) > self._taken[2]
+        return not self.is_exhausted and (self._output is not None or has_news)
 
     def take_delta(self) -> Delta | None:
-        """The change since the last delta; None while there is no final text and no end."""
+        """The change since the last delta; None while there is no final text, call or end."""
         if not self.has_delta:
             return None
         text, tokens = "".join(self._untaken_text), tuple(self._tokens[self._taken[1] :])
-        self._taken = (len(self._text), len(self._tokens))
+        calls = tuple(self._calls[self._taken[2] :])
+        self._taken = (len(self._text), len(self._tokens), len(self._calls))
         self.is_exhausted = self._output is not None
         prompt = () if self._is_prompt_taken else self._prompt
         self._is_prompt_taken = True
@@ -130,6 +149,7 @@ class OutputStream(ABC):
             self._num_tokens,
             self._output,
             prompt,
+            calls,
         )
 
     @property
@@ -145,4 +165,19 @@ class OutputStream(ABC):
             tuple(self._tokens),
             timings,
             self._prompt,
+            _whole(self._calls),
         )
+
+
+def _whole(parts: Iterable[CallPart]) -> tuple[CallPart, ...]:
+    """One part for each call, in the order of their first parts."""
+    calls: dict[int, CallPart] = {}
+    for part in parts:
+        known = calls.get(part.index, CallPart(part.index, None, None, ""))
+        calls[part.index] = CallPart(
+            part.index,
+            known.id or part.id,
+            known.name or part.name,
+            known.arguments + part.arguments,
+        )
+    return tuple(calls.values())

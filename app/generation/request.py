@@ -33,10 +33,15 @@ Served = ServedModel | ServedElsewhere
 
 @dataclass(frozen=True)
 class Chat:
-    """Messages, each with a role, content and maybe a name, for the model's chat template."""
+    """Messages, each with a role, content and maybe calls of tools, for the chat template.
 
-    messages: Sequence[Mapping[str, str]]
+    The arguments of a call are an object here; other servers take them as a text of JSON.
+    """
+
+    messages: Sequence[Mapping[str, Any]]
     tools: Sequence[Mapping[str, Any]] = ()  # for templates that tell the model of them
+    may_call: bool = False  # the model chooses to call them, and vLLM finds the calls
+    may_call_many: bool = True  # in one output
 
 
 Prompt = str | Sequence[int] | Chat

@@ -115,7 +115,8 @@ def _num_bytes(prompt: Prompt) -> int:
     if isinstance(prompt, str):
         return len(prompt) if prompt.isascii() else len(prompt.encode())
     if isinstance(prompt, Chat):
-        texts = (text for message in prompt.messages for text in message.values())
+        parts = (part for message in prompt.messages for part in message.values())
+        texts = (part if isinstance(part, str) else json.dumps(part) for part in parts)
         tools = len(json.dumps(prompt.tools)) if prompt.tools else 0
         return len(prompt.messages) * _MESSAGE_BYTES + sum(map(_num_bytes, texts)) + tools
     return 0

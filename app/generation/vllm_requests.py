@@ -12,10 +12,11 @@ from app.engine.scheduling.sequence import PromptToken, RequestRefused, Sampling
 from app.generation.openai_chunks import Choice, Chunk, ChunkReader, Usage
 from app.generation.openai_client import OpenAIRequest, openai_request
 from app.generation.output import Token
-from app.generation.request import GenerationRequest, ServedElsewhere
+from app.generation.request import Chat, GenerationRequest, ServedElsewhere
 from app.vllm.servers import VllmModel
 
 _ID = "token_id:"
+_STOPPED = ("stop", "tool_calls")
 
 
 class NotOnVllm(RequestRefused):
@@ -58,7 +59,11 @@ def vllm_request(
     Requests of one ``scope`` share what is read of their prompts; None: it is read in full.
     """
     params = request.params
-    plain = openai_request(request, prompt, 0)
+    [asked] = request.prompts
+    if isinstance(asked, Chat) and asked.may_call:
+        plain = _with_tools(openai_request(request, asked, 0), asked, prompt)
+    else:
+        plain = openai_request(request, prompt, 0)
     body = {**plain.body, "return_token_ids": True}
     num_top = params.num_logprobs
     if params.num_prompt_logprobs is not None:
@@ -70,6 +75,21 @@ def vllm_request(
     body["cache_salt"] = scope or secrets.token_urlsafe(16)
     reader = partial(VllmChunkReader, model.tokenizer, num_top, params.max_new_tokens)
     return replace(plain, body=body, reader=reader)
+
+
+def _with_tools(plain: OpenAIRequest, chat: Chat, prompt: Sequence[int]) -> OpenAIRequest:
+    """The chat route, which finds calls of tools in an output.
+
+    It takes these token ids as the prompt, as if another vLLM had rendered the messages.
+    """
+    body = {
+        **plain.body,
+        "tools": list(chat.tools),
+        "tool_choice": "auto",
+        "parallel_tool_calls": chat.may_call_many,
+        "kv_transfer_params": {"prompt_token_ids": list(prompt)},
+    }
+    return replace(plain, body=body)
 
 
 class VllmChunkReader(ChunkReader):
@@ -104,7 +124,7 @@ class VllmChunkReader(ChunkReader):
         for at, (token_id, offset, (logprob, top)) in enumerate(
             zip(ids, self._offsets(ids), logprobs, strict=True)
         ):
-            is_last = choice.finish_reason == "stop" and at == len(ids) - 1
+            is_last = choice.finish_reason in _STOPPED and at == len(ids) - 1
             is_end = is_last and not isinstance(choice.stop_reason, str)
             yield Token(token_id, not is_end, offset, logprob, top)
 
@@ -122,6 +142,14 @@ class VllmChunkReader(ChunkReader):
         """Of the prompt, if it is echoed, and of the tokens."""
         if choice.logprobs is None:
             return []
+        if choice.logprobs.content is not None:  # of the chat route
+            return [
+                (
+                    token.logprob,
+                    self._ranked({top.token: top.logprob for top in token.top_logprobs}),
+                )
+                for token in choice.logprobs.content
+            ]
         logprobs = choice.logprobs.token_logprobs
         tops = choice.logprobs.top_logprobs or [None] * len(logprobs)
         return [

@@ -62,6 +62,11 @@ class VllmOptions:
         known = {"half": "float16", "float": "float32"}.get(asked or "", asked)
         return None if known == "auto" else known
 
+    @property
+    def finds_calls(self) -> bool:
+        """Whether ``args`` name a parser of the calls that a model chooses to make."""
+        return "--enable-auto-tool-choice" in self.args and bool(self._value("--tool-call-parser"))
+
     def _value(self, option: str) -> str | None:
         """Of the last ``option`` in ``args``: ``--a b`` or ``--a=b``."""
         found = None

@@ -43,6 +43,7 @@ class VllmModel:
     max_len: int  # of prompt and output together
     version: str  # of vLLM
     args: tuple[str, ...]  # that the settings give it
+    finds_calls: bool = False  # of tools that the model chooses to call
 
     @property
     def max_scored(self) -> int:
@@ -140,7 +141,12 @@ class VllmServers:
         self, served: _Served, tokenizer: PreTrainedTokenizerBase, facts: Facts
     ) -> VllmModel:
         return VllmModel(
-            served.model, tokenizer, facts.max_model_len, facts.version, self._options.args
+            served.model,
+            tokenizer,
+            facts.max_model_len,
+            facts.version,
+            self._options.args,
+            self._options.finds_calls,
         )
 
     async def unload(self, entry: ModelEntry) -> None:

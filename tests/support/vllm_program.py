@@ -59,6 +59,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--uds")
     parser.add_argument("--served-model-name")
     parser.add_argument("--max-model-len", type=int)
+    parser.add_argument("--enable-auto-tool-choice", action="store_true")
     parser.add_argument("--test-hang", action="store_true")
     parser.add_argument("--test-refuse")
     parser.add_argument("--test-version", default="0.32.0")
@@ -100,11 +101,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        if self.path != "/v1/completions":
+        chunks = {"/v1/completions": _chunks, "/v1/chat/completions": _chat_chunks}.get(self.path)
+        if chunks is None:
             self._json(404, {"error": {"message": "no such route"}})
         elif self._is_allowed():
             self._note(body)
-            self._complete(body)
+            self._complete(body, chunks(body, self.server))
 
     def _note(self, body: dict[str, Any]) -> None:
         """Append the request to the log, as a line of JSON."""
@@ -118,8 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
             return False
         return True
 
-    def _complete(self, body: dict[str, Any]) -> None:
-        chunks = _chunks(body, self.server)
+    def _complete(self, body: dict[str, Any], chunks: Iterator[dict[str, Any]]) -> None:
         if not body.get("stream"):
             *_, last = chunks
             self._json(200, {"choices": [], "usage": last["usage"]})
@@ -169,6 +170,41 @@ def _chunks(body: dict[str, Any], server: _Server) -> Iterator[dict[str, Any]]:
     details = {"cached_tokens": 0}
     usage = {"prompt_tokens": len(prompt), "completion_tokens": at + 1}
     yield {"choices": [], "usage": usage | {"prompt_tokens_details": details}}
+
+
+def _chat_chunks(body: dict[str, Any], server: _Server) -> Iterator[dict[str, Any]]:
+    """A word, and a call of the first tool if the last message has "call" in it."""
+    assert server.options.enable_auto_tool_choice
+    assert body["tool_choice"] == "auto"
+    prompt = body["kv_transfer_params"]["prompt_token_ids"]
+    deltas: list[dict[str, Any]] = [{"content": "well"}]
+    if is_call := "call" in body["messages"][-1]["content"]:
+        name = body["tools"][0]["function"]["name"]
+        deltas += [_call({"name": name, "arguments": ""}) | {"id": "call_7", "type": "function"}]
+        deltas += [_call({"arguments": part}) for part in ('{"days":', " 3}")]
+        deltas[1:] = [{"tool_calls": [part]} for part in deltas[1:]]
+    is_cut = len(deltas) > body["max_tokens"]
+    deltas = deltas[: body["max_tokens"]]
+    yield {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}], "usage": None}
+    for at, delta in enumerate(deltas):
+        token_id = (prompt[-1] + at + 1) % server.vocab_size
+        choice: dict[str, Any] = {"index": 0, "delta": delta, "token_ids": [token_id]}
+        if body.get("logprobs"):
+            choice["logprobs"] = {"content": [_chat_logprob(token_id)]}
+        if at == len(deltas) - 1:
+            choice["finish_reason"] = "length" if is_cut else "tool_calls" if is_call else "stop"
+        yield {"choices": [choice], "usage": None}
+    usage = {"prompt_tokens": len(prompt), "completion_tokens": len(deltas)}
+    yield {"choices": [], "usage": usage}
+
+
+def _call(function: dict[str, str]) -> dict[str, Any]:
+    return {"index": 0, "function": function}
+
+
+def _chat_logprob(token_id: int) -> dict[str, Any]:
+    top = {"token": "token_id:1", "logprob": -0.1}
+    return {"token": f"token_id:{token_id}", "logprob": -token_id / 10, "top_logprobs": [top]}
 
 
 def _logprobs(body: dict[str, Any], prompt: list[int], token_id: int) -> dict[str, Any] | None:

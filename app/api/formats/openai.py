@@ -12,7 +12,7 @@ from fastapi.sse import format_sse_event
 from pydantic import BaseModel
 
 from app.api.errors import problem_of
-from app.api.formats.tool_calls import CallStreams
+from app.api.formats.tool_calls import CallStreams, found_calls, text_and_calls
 from app.api.formats.tools import ToolUse
 from app.api.problems import envelope
 from app.api.schemas.openai import (
@@ -149,10 +149,7 @@ class ChatFormat(OpenAIFormat):
                 content = "" if self._calls is None else None
                 yield self._chunk(delta, {"role": "assistant", "content": content})
             logprobs = self._logprobs(delta.tokens)
-            if self._calls is not None:
-                message = self._calls.delta(delta)
-            else:
-                message = {"content": delta.text} if delta.text else {}
+            message = text_and_calls(delta) if self._calls is None else self._calls.delta(delta)
             if message or (logprobs and logprobs.content):
                 yield self._chunk(delta, message or {"content": ""}, logprobs)
             if delta.output:
@@ -160,13 +157,15 @@ class ChatFormat(OpenAIFormat):
 
     def _message(self, output: Output) -> AssistantMessage:
         if self._calls is None:
-            return AssistantMessage(content=output.text)
+            calls = found_calls(output)
+            text = output.text or None if calls else output.text
+            return AssistantMessage(content=text, tool_calls=calls)
         return AssistantMessage(content=None, tool_calls=[self._calls.whole(output.text)])
 
     def _finish(self, output: Output) -> ChatFinish:
         """A call that was cut short has no valid arguments."""
-        finish = finish_of(output)
-        return "tool_calls" if self._calls is not None and finish == "stop" else finish
+        finish, is_call = finish_of(output), self._calls is not None or bool(output.calls)
+        return "tool_calls" if is_call and finish == "stop" else finish
 
     def _last_chunk(self, usage: Usage) -> ChatChunk:
         return self._view([], usage)

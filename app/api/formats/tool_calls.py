@@ -4,8 +4,8 @@ from typing import Any, Literal
 from uuid import uuid4
 
 from app.api.formats.tools import ToolUse
-from app.api.schemas.tools import ToolCall
-from app.generation.output import Delta
+from app.api.schemas.tools import CalledFunction, ToolCall
+from app.generation.output import CallPart, Delta, Output
 
 
 class CallStreams:
@@ -20,7 +20,7 @@ class CallStreams:
         self._begun: set[int] = set()  # indices of outputs whose call has been named
 
     def whole(self, text: str) -> ToolCall:
-        return ToolCall(id=f"call_{uuid4().hex[:24]}", function=self._tools.called(text))
+        return ToolCall(id=_new_id(), function=self._tools.called(text))
 
     def delta(self, delta: Delta) -> dict[Literal["role", "content", "tool_calls"], Any]:
         """Empty if nothing is to be sent yet."""
@@ -32,6 +32,44 @@ class CallStreams:
         if not delta.text:
             return {}
         return {"tool_calls": [{"index": 0, "function": {"arguments": delta.text}}]}
+
+
+def found_calls(output: Output) -> list[ToolCall] | None:
+    """The calls that another server has found in the output; None if there are none."""
+    calls = [
+        ToolCall(
+            id=call.id or _new_id(),
+            function=CalledFunction(name=call.name or "", arguments=call.arguments),
+        )
+        for call in output.calls
+    ]
+    return calls or None
+
+
+def text_and_calls(delta: Delta) -> dict[Literal["role", "content", "tool_calls"], Any]:
+    """What is new of both; empty if nothing is."""
+    message: dict[Literal["role", "content", "tool_calls"], Any] = {}
+    if delta.text:
+        message["content"] = delta.text
+    if delta.calls:
+        message["tool_calls"] = [*map(_part, delta.calls)]
+    return message
+
+
+def _part(part: CallPart) -> dict[str, Any]:
+    if part.name is None:
+        return {"index": part.index, "function": {"arguments": part.arguments}}
+    function = {"name": part.name, "arguments": part.arguments}
+    return {
+        "index": part.index,
+        "id": part.id or _new_id(),
+        "type": "function",
+        "function": function,
+    }
+
+
+def _new_id() -> str:
+    return f"call_{uuid4().hex[:24]}"
 
 
 def _first(call: ToolCall) -> dict[Literal["role", "content", "tool_calls"], Any]:

@@ -1,7 +1,7 @@
 """Calls of tools: a JSON schema that an output fulfils, and the call that its text is then.
 
 An output that must call one function is its arguments. With several functions to choose from, it is
-an object with a name and arguments.
+an object with a name and arguments. Where the model may choose text instead, vLLM finds its calls.
 """
 
 import json
@@ -13,6 +13,7 @@ from app.api.schemas.openai import ChatBody
 from app.api.schemas.response_format import JsonSchemaFormat, JsonSchemaSpec
 from app.api.schemas.tools import CalledFunction, FunctionSpec, NamedTool
 from app.engine.scheduling.sequence import RequestRefused
+from app.generation.request import Served, ServedElsewhere
 
 
 class ToolsRefused(RequestRefused):
@@ -52,23 +53,43 @@ class ToolUse:
             return CalledFunction(name="", arguments=text)
 
 
-def tool_use(body: ChatBody) -> ToolUse | None:
-    """The functions that an output must call; None for plain text. Raises ``ToolsRefused``."""
-    choice, tools = body.tool_choice, [tool.function for tool in body.tools or ()]
-    try:
-        json.dumps([tool.parameters for tool in tools])
-    except (RecursionError, ValueError) as error:
-        raise ToolsRefused("tools", f"tools: a schema of parameters is no JSON: {error}") from error
-    if choice == "none" or (not tools and choice in (None, "auto")):
-        return None
-    if not tools:
-        raise ToolsRefused("tool_choice", "tool_choice: expected tools to choose from")
-    if choice in (None, "auto"):
+def leaves_choice(body: ChatBody) -> bool:
+    """Whether the model chooses between text and calls."""
+    return bool(body.tools) and body.tool_choice in (None, "auto")
+
+
+def check_choice(served: Served) -> None:
+    """Raise ``ToolsRefused`` if the model cannot choose: only a parser of vLLM finds its calls."""
+    in_vllm = served.vllm if isinstance(served, ServedElsewhere) else None
+    if in_vllm is None:
         raise ToolsRefused(
             "tool_choice",
             "tool_choice: whether to call a tool cannot be left to the model here: name a "
             "function, or send `required`, or `none`",
         )
+    if not in_vllm.finds_calls:
+        raise ToolsRefused(
+            "tool_choice",
+            "tool_choice: whether to call a tool can be left to this model only if its vLLM has a "
+            "parser of calls: add `--enable-auto-tool-choice --tool-call-parser NAME` to "
+            "SLEB_VLLM_ARGS, or name a function, or send `required`, or `none`",
+        )
+
+
+def tool_use(body: ChatBody) -> ToolUse | None:
+    """The functions of which an output must call one; None if it need not.
+
+    Raises ``ToolsRefused``.
+    """
+    choice, tools = body.tool_choice, [tool.function for tool in body.tools or ()]
+    try:
+        json.dumps([tool.parameters for tool in tools])
+    except (RecursionError, ValueError) as error:
+        raise ToolsRefused("tools", f"tools: a schema of parameters is no JSON: {error}") from error
+    if choice in (None, "none", "auto"):
+        return None
+    if not tools:
+        raise ToolsRefused("tool_choice", "tool_choice: expected tools to choose from")
     if isinstance(choice, NamedTool):
         tools = [tool for tool in tools if tool.name == choice.function.name]
         if not tools:

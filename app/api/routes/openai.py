@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from app.api.deps import CatalogDep, GeneratorDep, ModelOrAlias, VllmDep
 from app.api.formats.models import error_of
 from app.api.formats.openai import ChatFormat, CompletionFormat
-from app.api.formats.tools import tool_use
+from app.api.formats.tools import check_choice, leaves_choice, tool_use
 from app.api.load_shedding import SheddingRoute
 from app.api.openapi import EVENT_STREAM, Responses
 from app.api.problems import TOO_LARGE_TITLE, NotOffered
@@ -119,6 +119,8 @@ async def create_chat_completion(
     """Generate the next message, with the model's own chat template."""
     served = await generator.load(body.model)
     limit, tools = _chat_limit(body), tool_use(body)
+    if may_call := leaves_choice(body):
+        check_choice(served)
     if tools is not None:
         body = body.model_copy(update={"response_format": tools.response_format})
     num_logprobs = _or(body.top_logprobs, 0) if body.logprobs else None
@@ -126,6 +128,8 @@ async def create_chat_completion(
     chat = Chat(
         [message.as_template_input() for message in body.messages],
         tuple(tool.model_dump(exclude_none=True) for tool in body.tools or ()),
+        may_call=may_call,
+        may_call_many=body.parallel_tool_calls is not False,
     )
     generation_request = GenerationRequest(
         served,

@@ -4,24 +4,20 @@ A field that cannot change the output is accepted and ignored. A field that woul
 supported, is refused unless its value asks for nothing. Unknown fields are refused.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     StrictBool,
-    StringConstraints,
-    ValidationError,
     ValidationInfo,
-    WrapValidator,
     field_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from app.api.schemas.generate import CACHE_SALT, MAX_PROMPTS, Body, ModelName, StopStrings
+from app.api.schemas.messages import Message, Nothing, Text, Unsupported, expected
 from app.api.schemas.numbers import WHOLE, Integer, TokenIds
 from app.api.schemas.sampling import OpenAISamplingFields
 from app.api.schemas.tools import ToolCall, ToolChoice, Tools
@@ -33,31 +29,9 @@ DEFAULT_CHAT_TOKENS = 1024
 MAX_MESSAGES = 2048  # as in OpenAI's API
 
 
-def _encodable(text: str) -> str:
-    text.encode()  # pydantic accepts lone surrogates in a union
-    return text
-
-
-AnyText = Annotated[str, AfterValidator(_encodable)]
-Text = Annotated[AnyText, StringConstraints(min_length=1)]
-
-
-def _or(message: str) -> WrapValidator:
-    """Report one error with this message, in place of one per member of a union."""
-
-    def check(value: object, handler: Callable[[object], object]) -> object:
-        try:
-            return handler(value)
-        except ValidationError:
-            raise PydanticCustomError("expected", message) from None
-
-    return WrapValidator(check)
-
-
 MaxTokens = Annotated[int, Field(strict=True, ge=1, le=MAX_NEW_TOKENS), WHOLE]
-Nothing = Annotated[list[Any], Field(max_length=0)]
-NoTools = Annotated[Nothing | None, _or("not supported here: leave it out")]
-NoToolChoice = Annotated[Literal["none", "auto"] | None, _or("not supported: use tool_choice")]
+NoTools = Annotated[Nothing | None, expected("not supported here: leave it out")]
+NoToolChoice = Annotated[Literal["none", "auto"] | None, expected("not supported: use tool_choice")]
 
 
 def _only_with(field: str, schema: Mapping[str, Any], other: str) -> dict[str, Any]:
@@ -68,14 +42,13 @@ def _only_with(field: str, schema: Mapping[str, Any], other: str) -> dict[str, A
     }
 
 
-Unsupported = Annotated[None, _or("not supported: leave it out")]
 Ignored = Annotated[Any, Field(description="Accepted and ignored.")]
 Prompts = Annotated[
     Text
     | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
     | TokenIds
     | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)],
-    _or(
+    expected(
         f"expected a text, a list of token ids from 0 on, or a list of 1 to {MAX_PROMPTS} of "
         "either kind, none of them empty"
     ),
@@ -103,7 +76,8 @@ class GenerationBody(Body, OpenAISamplingFields):
         default=None, description="Number of outputs of each prompt; 1 by default."
     )
     stop: Annotated[
-        StopStrings | None, _or("expected a text or a list of up to 16, of 1 to 256 characters")
+        StopStrings | None,
+        expected("expected a text or a list of up to 16, of 1 to 256 characters"),
     ] = Field(default=None, description="An output ends before any of these strings.")
     stream: StrictBool | None = Field(default=None, description="Respond with server-sent events.")
     stream_options: StreamOptions | None = Field(default=None, description="Only with stream.")
@@ -144,8 +118,8 @@ class CompletionBody(GenerationBody):
     max_tokens: Annotated[int, Field(strict=True, ge=0, le=MAX_NEW_TOKENS), WHOLE] | None = Field(
         default=None, description="16 by default; 0 only with echo."
     )
-    suffix: Annotated[Literal[""] | None, _or("insertion is not supported: leave it out")] = Field(
-        default=None, description="Not supported."
+    suffix: Annotated[Literal[""] | None, expected("insertion is not supported: leave it out")] = (
+        Field(default=None, description="Not supported.")
     )
 
     @field_validator("max_tokens")
@@ -154,34 +128,6 @@ class CompletionBody(GenerationBody):
         if limit == 0 and not info.data.get("echo"):
             raise ValueError("expected at least 1: 0 is for echo, which returns the prompt")
         return limit
-
-
-class TextPart(Body):
-    type: Literal["text"] = Field(description="The kind of the part.")
-    text: AnyText = Field(description="The text.")
-
-
-class Message(Body):
-    """A message. Null fields of an earlier response are accepted, so that it can be sent back."""
-
-    role: Literal["system", "developer", "user", "assistant"] = Field(description="Who says it.")
-    content: Annotated[
-        AnyText | list[TextPart],
-        _or('expected a text or a list of parts {"type": "text", "text": "..."}, and no other'),
-    ] = Field(description="The text, or its parts.")
-    name: AnyText | None = Field(default=None, description="Given to the chat template.")
-    annotations: Nothing | None = Field(default=None, description="Only empty or null.")
-    audio: Unsupported = Field(default=None, description="Only null.")
-    function_call: Unsupported = Field(default=None, description="Only null.")
-    refusal: Unsupported = Field(default=None, description="Only null.")
-    tool_calls: NoTools = Field(default=None, description="Only empty or null.")
-
-    def as_template_input(self) -> dict[str, str]:
-        """Return what chat templates expect. Developer messages become system messages."""
-        role = "system" if self.role == "developer" else self.role
-        parts = [self.content] if isinstance(self.content, str) else self.content
-        text = "\n".join(part if isinstance(part, str) else part.text for part in parts)
-        return {"role": role, "content": text} | ({"name": self.name} if self.name else {})
 
 
 class ChatBody(GenerationBody):
@@ -210,14 +156,14 @@ class ChatBody(GenerationBody):
         description=f"{DEFAULT_CHAT_TOKENS} by default, or fewer if the context ends before.",
     )
     max_tokens: MaxTokens | None = Field(default=None, description="Same as max_completion_tokens.")
-    modalities: Annotated[list[Literal["text"]] | None, _or('only ["text"] is supported')] = Field(
-        default=None, description="Only text."
+    modalities: Annotated[list[Literal["text"]] | None, expected('only ["text"] is supported')] = (
+        Field(default=None, description="Only text.")
     )
     tools: Tools | None = Field(default=None, description="Functions that an output may call.")
     tool_choice: ToolChoice | None = Field(
         default=None,
         description="A function, or required: an output calls one. none: an output is text. auto, "
-        "the default, is refused with tools.",
+        "the default, leaves that to the model: only in vLLM with a parser of calls.",
     )
     functions: NoTools = Field(default=None, description="Not supported: see tools.")
     function_call: NoToolChoice = Field(
@@ -228,8 +174,10 @@ class ChatBody(GenerationBody):
     reasoning_effort: Unsupported = Field(default=None, description="Not supported.")
     verbosity: Unsupported = Field(default=None, description="Not supported.")
     web_search_options: Unsupported = Field(default=None, description="Not supported.")
+    parallel_tool_calls: StrictBool | None = Field(
+        default=None, description="false: an output calls one function at most."
+    )
     metadata: Ignored = None
-    parallel_tool_calls: Ignored = None
     prediction: Ignored = None
     prompt_cache_key: Ignored = None
     prompt_cache_options: Ignored = None

@@ -29,7 +29,7 @@ class MessagesRefused(ValueError):
 
 def render_chat(
     tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[Mapping[str, str]],
+    messages: Sequence[Mapping[str, Any]],
     tools: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """The text before the next message, special tokens included. Not all templates name tools.

@@ -11,6 +11,7 @@ from tests.support.waiting import wait_until
 JSON = {"content-type": "application/json"}
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 USER = {"role": "user", "content": "the dog"}
+CALL = {"id": "1", "type": "function", "function": {"name": "a", "arguments": "{}"}}
 IMAGE = {"type": "image_url", "image_url": {"url": "data:,"}}
 WHOLE: dict[str, dict[str, Any]] = {
     COMPLETIONS: {"model": "tiny", "prompt": "the dog"},
@@ -115,11 +116,14 @@ OF_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"messages": "hello"}, "messages"),
     ({"messages": [{"role": "user", "content": ""}]}, "messages"),
     ({"messages": [{"role": "user", "content": "the dog " * MAX_POSITIONS}]}, "messages"),
-    ({"messages": [USER, {"role": "tool", "content": "a"}]}, "messages[1].role"),
+    ({"messages": [USER, {"role": "tool"}]}, "messages[1].content"),
+    ({"messages": [USER, {"role": "other", "content": "a"}]}, "messages[1].role"),
+    ({"messages": [{**USER, "tool_calls": [CALL]}]}, "messages[0].tool_calls"),
+    ({"messages": [{"role": "assistant", "tool_calls": []}]}, "messages[0].content"),
     ({"messages": [{"role": "user"}]}, "messages[0].content"),
     ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
     ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages[0].content"),
-    ({"messages": [{**USER, "tool_calls": [{"id": "1"}]}]}, "messages[0].tool_calls"),
+    ({"messages": [{**USER, "tool_calls": [{"id": "1"}]}]}, "messages[0].tool_calls[0].function"),
     ({"tools": [{"type": "function"}]}, "tools[0].function"),
     ({"tool_choice": "required"}, "tool_choice"),
     ({"modalities": ["text", "audio"]}, "modalities"),

@@ -1,6 +1,7 @@
 """Tools of chat completions: a call of a tool is JSON by the schema of its parameters."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -93,3 +94,27 @@ def test_none_is_text(client: TestClient) -> None:
     [choice] = chat(client, tool_choice="none").json()["choices"]
     assert choice["message"]["content"]
     assert choice["message"]["tool_calls"] is None
+
+
+def test_the_template_has_earlier_calls_and_their_results(
+    client: TestClient, data_dir: Path
+) -> None:
+    """Their arguments are an object there."""
+    template = (
+        "{% for m in messages %}{{ m['content'] }}{% for call in m['tool_calls'] or [] %}"
+        "{{ call['function']['name'] }} {{ call['function']['arguments']['zone'] }}"
+        "{% endfor %}{% endfor %}"
+    )
+    (data_dir / "models" / "tiny" / "chat_template.jinja").write_text(template)
+    arguments = json.dumps({"zone": "CET"})
+    call = {"id": "1", "type": "function", "function": {"name": "clock", "arguments": arguments}}
+    messages = [
+        {"role": "user", "content": "the dog"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "noon"},
+    ]
+    client.post("/models/tiny/unload")
+    asked = chat(client, messages=messages, tool_choice="none").json()
+    same = {"model": "tiny", "prompt": "the dogclock CETnoon"}
+    plain = client.post("/v1/completions", json=same).json()
+    assert asked["usage"]["prompt_tokens"] == plain["usage"]["prompt_tokens"]

@@ -1,0 +1,154 @@
+"""Messages of a chat, with OpenAI's names, and the types of text in request bodies."""
+
+import json
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    WrapValidator,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from app.api.schemas.generate import Body
+from app.api.schemas.response_format import SchemaName
+from app.api.schemas.tools import MAX_TOOLS
+
+
+def _encodable(text: str) -> str:
+    text.encode()  # pydantic accepts lone surrogates in a union
+    return text
+
+
+AnyText = Annotated[str, AfterValidator(_encodable)]
+Text = Annotated[AnyText, StringConstraints(min_length=1)]
+
+
+def expected(message: str) -> WrapValidator:
+    """Report one error with this message, in place of one per member of a union."""
+
+    def check(value: object, handler: Callable[[object], object]) -> object:
+        try:
+            return handler(value)
+        except ValidationError:
+            raise PydanticCustomError("expected", message) from None
+
+    return WrapValidator(check)
+
+
+Nothing = Annotated[list[Any], Field(max_length=0)]
+Unsupported = Annotated[None, expected("not supported: leave it out")]
+
+_HAS_CALLS: dict[str, Any] = {
+    "required": ["tool_calls"],
+    "properties": {"tool_calls": {"minItems": 1}},
+}
+_IS_ARRAY: dict[str, Any] = {
+    "required": ["tool_calls"],
+    "properties": {"tool_calls": {"type": "array"}},
+}
+_HAS_CONTENT: dict[str, Any] = {
+    "required": ["content"],
+    "properties": {"content": {"not": {"type": "null"}}},
+}
+
+
+class TextPart(Body):
+    type: Literal["text"] = Field(description="The kind of the part.")
+    text: AnyText = Field(description="The text.")
+
+
+class GivenFunction(Body):
+    name: SchemaName = Field(description="The function.")
+    arguments: AnyText = Field(description="JSON; the template has what is an object as one.")
+
+    def as_template_input(self) -> dict[str, Any]:
+        """An object as one: chat templates have it so. A call that was cut short is no JSON."""
+        try:
+            found = json.loads(self.arguments or "{}")
+        except (ValueError, RecursionError):
+            found = None
+        arguments = found if isinstance(found, dict) else self.arguments
+        return {"name": self.name, "arguments": arguments}
+
+
+class GivenCall(Body):
+    """A call of an earlier response, which is sent back."""
+
+    id: AnyText = Field(description="Of the call.")
+    type: Literal["function"] = Field(default="function", description="The kind of the tool.")
+    function: GivenFunction = Field(description="What was called, and with what.")
+
+    def as_template_input(self) -> dict[str, Any]:
+        return {"id": self.id, "type": self.type, "function": self.function.as_template_input()}
+
+
+class Message(Body):
+    """A message. Null fields of an earlier response are accepted, so that it can be sent back."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [_HAS_CONTENT, {**_HAS_CALLS, "allOf": [_IS_ARRAY]}],
+            "if": {**_HAS_CALLS, "allOf": [_IS_ARRAY]},
+            "then": {"properties": {"role": {"const": "assistant"}}},
+        }
+    )
+
+    role: Literal["system", "developer", "user", "assistant", "tool"] = Field(
+        description="Who says it; tool: what a called function has returned."
+    )
+    tool_calls: Annotated[list[GivenCall], Field(max_length=MAX_TOOLS)] | None = Field(
+        default=None, description="What an assistant has called, for the chat template."
+    )
+    content: Annotated[
+        AnyText | list[TextPart] | None,
+        expected('expected a text or a list of parts {"type": "text", "text": "..."}, no other'),
+    ] = Field(
+        default=None,
+        validate_default=True,
+        description="The text, or its parts; null only with tool_calls.",
+    )
+    tool_call_id: AnyText | None = Field(
+        default=None, description="The call that a message of a tool answers."
+    )
+    name: AnyText | None = Field(default=None, description="Given to the chat template.")
+    annotations: Nothing | None = Field(default=None, description="Only empty or null.")
+    audio: Unsupported = Field(default=None, description="Only null.")
+    function_call: Unsupported = Field(default=None, description="Only null.")
+    refusal: Unsupported = Field(default=None, description="Only null.")
+
+    @field_validator("tool_calls")
+    @classmethod
+    def _of_an_assistant(
+        cls, calls: list[GivenCall] | None, info: ValidationInfo
+    ) -> list[GivenCall] | None:
+        if calls and info.data.get("role") not in (None, "assistant"):
+            raise ValueError("expected only of an assistant")
+        return calls
+
+    @field_validator("content")
+    @classmethod
+    def _says_something(
+        cls, content: str | list[TextPart] | None, info: ValidationInfo
+    ) -> str | list[TextPart] | None:
+        if content is None and not info.data.get("tool_calls"):
+            raise ValueError("expected a text, as there are no tool_calls")
+        return content
+
+    def as_template_input(self) -> dict[str, Any]:
+        """Return what chat templates expect. Developer messages become system messages."""
+        role = "system" if self.role == "developer" else self.role
+        parts = self.content if isinstance(self.content, list) else [self.content or ""]
+        text = "\n".join(part if isinstance(part, str) else part.text for part in parts)
+        given = {
+            "name": self.name,
+            "tool_call_id": self.tool_call_id,
+            "tool_calls": [call.as_template_input() for call in self.tool_calls or ()],
+        }
+        return {"role": role, "content": text, **{key: each for key, each in given.items() if each}}
