@@ -26,6 +26,7 @@ from pruning.models.names import VariantName
 PrefixCache = Literal["on", "shared", "off"]
 
 _SECRET_PREFIX = "whsec_"  # noqa: S105 - the prefix of a secret, not a secret
+_OF_THE_SERVICE = ("--uds", "--served-model-name", "--api-key", "--ssl-certfile")
 
 
 def _signing_secret(text: str) -> str:
@@ -43,7 +44,9 @@ def _signing_secret(text: str) -> str:
 
 
 def _command_line(text: str) -> str:
-    shlex.split(text)  # raises ValueError for an open quote
+    for argument in shlex.split(text):  # raises ValueError for an open quote
+        if (option := argument.partition("=")[0].replace("_", "-")) in _OF_THE_SERVICE:
+            raise ValueError(f"the service sets {option} itself: leave it out")
     return text
 
 

@@ -67,14 +67,26 @@ class VllmOptions:
         """Whether ``args`` name a parser of the calls that a model chooses to make."""
         return "--enable-auto-tool-choice" in self.args and bool(self._value("--tool-call-parser"))
 
-    def _value(self, option: str) -> str | None:
-        """Of the last ``option`` in ``args``: ``--a b`` or ``--a=b``."""
+    @property
+    def gpu_share(self) -> float:
+        """Of the memory of each card, for one server."""
+        asked = self._value("--gpu-memory-utilization")
+        return _GPU_SHARE / self.max_servers if asked is None else float(asked)
+
+    @property
+    def num_gpus(self) -> int:
+        """Cards that share the weights of a model."""
+        tensor = self._value("--tensor-parallel-size", "-tp") or "1"
+        pipeline = self._value("--pipeline-parallel-size", "-pp") or "1"
+        return int(tensor) * int(pipeline)
+
+    def _value(self, *names: str) -> str | None:
+        """Of the last option of these names in ``args``: ``--a b`` or ``--a=b``."""
         found = None
-        for name, following in pairwise((*self.args, "")):
-            if name == option:
-                found = following
-            elif name.startswith(f"{option}="):
-                found = name.partition("=")[2]
+        for argument, following in pairwise((*self.args, "")):
+            name, is_joined, value = argument.partition("=")
+            if name in names:
+                found = value if is_joined else following
         return found
 
     @property
@@ -92,8 +104,7 @@ class VllmOptions:
         if not self.has_prefix_cache:
             command.append("--no-enable-prefix-caching")
         if self.is_on_gpu:
-            share = f"{_GPU_SHARE / self.max_servers:.3f}"
-            command += ["--gpu-memory-utilization", share]
+            command += ["--gpu-memory-utilization", f"{self.gpu_share:.3f}"]
         return [*command, *self.args]
 
     def environment(self, key: str, kv_cache_bytes: int) -> dict[str, str]:

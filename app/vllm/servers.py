@@ -23,7 +23,7 @@ from app.vllm.server import ServerState, VllmServer, VllmUnavailable
 from pruning.checkpoints.store import CheckpointStore
 from pruning.config import child_environment
 from pruning.models.architectures import ARCHITECTURES, UnsupportedConfig
-from pruning.models.memory import free_bytes
+from pruning.models.memory import free_bytes, total_bytes
 from pruning.models.store import load_tokenizer, pick_device
 from pruning.plural import counted
 
@@ -206,13 +206,13 @@ class VllmServers:
     def _checked_memory(self, name: str, directory: Path) -> int:
         """The bytes of its cache on a CPU. Raises ``VllmStartFailed`` if its weights do not fit."""
         device = torch.device(pick_device(self._options.device))
-        free = free_bytes(device)
         weights = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
         if device.type == "cuda":
-            kv_cache_bytes = 0
-        else:
-            every = self._options.kv_cache_bytes or free // _KV_SHARE
-            kv_cache_bytes = max(2**30, every // self._options.max_servers)
+            self._check_card(name, device, weights // self._options.num_gpus)
+            return 0
+        free = free_bytes(device)
+        every = self._options.kv_cache_bytes or free // _KV_SHARE
+        kv_cache_bytes = max(2**30, every // self._options.max_servers)
         if weights + kv_cache_bytes > free:
             raise VllmStartFailed(
                 f"{name!r} needs {weights + kv_cache_bytes} bytes in vLLM, weights and cache, and "
@@ -220,6 +220,18 @@ class VllmServers:
                 f"SLEB_VLLM_SERVERS"
             )
         return kv_cache_bytes
+
+    def _check_card(self, name: str, device: torch.device, weights: int) -> None:
+        """Raise ``VllmStartFailed`` if a card's part of the weights exceeds this server's part."""
+        share = self._options.gpu_share
+        room = min(int(share * total_bytes(device)), free_bytes(device))
+        if weights >= room:
+            raise VllmStartFailed(
+                f"{name!r} has {weights} bytes of weights for each card, and a server in vLLM has "
+                f"{room} there, {share:.0%} of the card or what is free: unload other models, "
+                f"lower SLEB_VLLM_SERVERS, or divide the model by --tensor-parallel-size in "
+                f"SLEB_VLLM_ARGS"
+            )
 
 
 def servers_of(

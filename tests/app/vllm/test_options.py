@@ -1,12 +1,25 @@
 """What the arguments for vLLM say."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from pydantic import ValidationError
 
 from app.config import ServeSettings
+from app.vllm import servers
 from app.vllm.options import VllmOptions
+from app.vllm.process import VllmStartFailed
+from app.vllm.servers import VllmServers
 from tests.support.vllm_program import write_program
+
+
+def options_of(folder: Path, **settings: Any) -> VllmOptions:
+    program = write_program(folder / "vllm")
+    found = VllmOptions.of(ServeSettings(data_dir=folder, vllm=program, **settings))
+    assert found is not None
+    return found
 
 
 @pytest.mark.parametrize(
@@ -23,8 +36,39 @@ from tests.support.vllm_program import write_program
 def test_the_dtype_is_read_from_the_arguments(
     arguments: str, dtype: str | None, tmp_path: Path
 ) -> None:
-    program = write_program(tmp_path / "vllm")
-    settings = ServeSettings(data_dir=tmp_path, vllm=program, vllm_args=arguments)
-    options = VllmOptions.of(settings)
-    assert options is not None
-    assert options.dtype == dtype
+    assert options_of(tmp_path, vllm_args=arguments).dtype == dtype
+
+
+@pytest.mark.parametrize("option", ["--uds", "--served-model-name", "--served_model_name=a"])
+def test_what_the_service_sets_itself_is_refused(option: str) -> None:
+    with pytest.raises(ValidationError, match=r"the service sets --(uds|served-model-name) itself"):
+        ServeSettings(vllm_args=f"--enforce-eager {option} b")
+
+
+CARD_BYTES = 80 * 2**30
+SHARES = [
+    ("", 2, 0.45, 1),
+    ("", 1, 0.9, 1),
+    ("--gpu-memory-utilization 0.3", 2, 0.3, 1),
+    ("-tp 4 --pipeline-parallel-size=2", 1, 0.9, 8),
+]
+
+
+@pytest.mark.parametrize(("arguments", "num_servers", "share", "num_gpus"), SHARES)
+def test_a_card_is_divided_before_a_server_starts(
+    arguments: str,
+    num_servers: int,
+    share: float,
+    num_gpus: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = options_of(tmp_path, vllm_args=arguments, vllm_servers=num_servers)
+    assert (options.gpu_share, options.num_gpus) == (share, num_gpus)
+    monkeypatch.setattr(servers, "total_bytes", lambda _device: CARD_BYTES)
+    monkeypatch.setattr(servers, "free_bytes", lambda _device: CARD_BYTES // 2)
+    made = VllmServers(options, None, tmp_path)  # type: ignore[arg-type]
+    room = min(int(share * CARD_BYTES), CARD_BYTES // 2)
+    made._check_card("m", torch.device("cuda"), room - 1)
+    with pytest.raises(VllmStartFailed, match=f"{room} there, {share:.0%} of the card"):
+        made._check_card("m", torch.device("cuda"), room)
