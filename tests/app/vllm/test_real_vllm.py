@@ -1,8 +1,11 @@
 """The real vLLM, as ``make vllm`` installs it."""
 
 import shutil
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import psutil
 import pytest
 
 from app.config import ServeSettings
+from app.vllm.options import VllmOptions
 from app.vllm.server import HEALTHY_S
 from pruning.models.names import healed_name
 from pruning.spec.calibration import CalibrationSpec, Dataset
@@ -35,6 +39,7 @@ OPTIONS: dict[str, Any] = {
     "kv_cache_bytes": 2**30,
     "preload": (),
 }
+VICTIMS = ("vllm serve", "EngineCore", "app.vllm.keeper")  # the last of that title
 START_S = 600.0  # on a machine that does other things
 PROMPTS = [f"the quick {word} over {number} dogs" for number in range(4) for word in
            ("fox", "dog", "lazy brown fox", "naïve 数学", "sleep")]  # fmt: skip
@@ -90,8 +95,17 @@ def _environment(process: psutil.Process) -> dict[str, str]:
 
 
 def servers() -> list[psutil.Process]:
-    """All processes of vLLM servers on this machine, with their keepers."""
-    return [one for one in psutil.process_iter() if "VLLM_API_KEY" in _environment(one)]
+    """All processes of vLLM servers on this machine, with their keepers, parents first.
+
+    vLLM writes the titles of some over their environment.
+    """
+    found: dict[int, psutil.Process] = {}
+    for one in psutil.process_iter():
+        if "VLLM_API_KEY" in _environment(one):
+            found[one.pid] = one
+            with suppress(psutil.NoSuchProcess):
+                found |= {child.pid: child for child in one.children(recursive=True)}
+    return list(found.values())
 
 
 @pytest.fixture
@@ -103,12 +117,51 @@ def strangers() -> set[int]:
 def ours(strangers: set[int], named: str = "") -> list[psutil.Process]:
     """Those whose command line has this in it."""
     found = [process for process in servers() if process.pid not in strangers]
-    return [process for process in found if named in " ".join(process.cmdline())]
+    return [process for process in found if named in _title(process)]
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
 
 
 @pytest.fixture
 def num_kills(request: pytest.FixtureRequest) -> int:
     return int(request.config.getoption("--kills"))
+
+
+def own_start_s(model: Path, folder: Path) -> float:
+    """Seconds from the start of vLLM by itself to its first token."""
+    folder.mkdir()
+    settings = ServeSettings(**OPTIONS, threads=1)
+    options = VllmOptions.of(settings)
+    assert options is not None
+    socket = folder / "socket"
+    environment = options.environment("key", 2**30)
+    began_s = time.monotonic()
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            options.command(model, "tiny", socket), env=environment, stdout=log, stderr=log
+        )
+    try:
+        transport = httpx2.HTTPTransport(uds=str(socket))
+        headers = {"Authorization": "Bearer key"}
+        with httpx2.Client(transport=transport, base_url="http://vllm", headers=headers) as client:
+            wait_until(lambda: _has_token(client), "vLLM generates a token", START_S)
+        return time.monotonic() - began_s
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def _has_token(client: httpx2.Client) -> bool:
+    body = {"model": "tiny", "prompt": [0], "max_tokens": 1, "ignore_eos": True}
+    try:
+        return client.post("/v1/completions", json=body, timeout=START_S).is_success
+    except httpx2.TransportError:
+        return False
 
 
 class Watch:
@@ -117,6 +170,16 @@ class Watch:
     def __init__(self, api: LocalClient) -> None:
         self._api = api
         self._began_s: dict[int, float] = {}  # by the number of restarts
+        self._killed_s: list[float] = []
+
+    def killed(self) -> None:
+        self._killed_s.append(time.monotonic())
+
+    @property
+    def restarts_s(self) -> list[float]:
+        """From each death to the moment at which a request was served again."""
+        began_s = [self._began_s[kill + 1] for kill in range(len(self._killed_s))]
+        return [again - dead for again, dead in zip(began_s, self._killed_s, strict=True)]
 
     def wait(self, num_restarts: int) -> None:
         """Until it has served so long since this restart that earlier deaths do not count."""
@@ -131,9 +194,16 @@ class Watch:
 
 
 def test_a_vllm_that_is_killed_under_load_is_started_again(
-    settings: ServeSettings, redis_url: str, strangers: set[int], num_kills: int
+    settings: ServeSettings,
+    redis_url: str,
+    strangers: set[int],
+    num_kills: int,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Every request has an end: an output, or 503 with Retry-After."""
+    """Every request has an end: an output, or 503 with Retry-After. Times are printed."""
+    model = settings.models_dir / "tiny"
+    own_s = [own_start_s(model, tmp_path / "before")]
     statuses: list[int] = []
     is_over = threading.Event()
 
@@ -150,18 +220,32 @@ def test_a_vllm_that_is_killed_under_load_is_started_again(
         for client in clients:
             client.start()
         watch = Watch(api)
-        for kill in range(num_kills):
-            watch.wait(num_restarts=kill)
-            ours(strangers, ("vllm serve", "EngineCore")[kill % 2])[0].kill()
-        watch.wait(num_restarts=num_kills)
-        count = len(statuses)
-        wait_until(lambda: 200 in statuses[count:], "requests are served", START_S)
-        is_over.set()
+        try:
+            for kill in range(num_kills):
+                watch.wait(num_restarts=kill)
+                ours(strangers, VICTIMS[kill % len(VICTIMS)])[-1].kill()
+                watch.killed()
+            watch.wait(num_restarts=num_kills)
+            count = len(statuses)
+            wait_until(lambda: 200 in statuses[count:], "requests are served", START_S)
+        finally:
+            is_over.set()
         for client in clients:
             client.join(60)
             assert not client.is_alive()
     assert set(statuses) == {200, 503}
     wait_until(lambda: not ours(strangers), "no vLLM is left")
+    own_s.append(own_start_s(model, tmp_path / "after"))
+    with capsys.disabled():
+        sys.stdout.write(
+            f"\nvLLM by itself generates after {_seconds(own_s)} s; killed under load, it serves "
+            f"again after {_seconds(watch.restarts_s)} s; {statuses.count(200)} requests were "
+            f"served, {statuses.count(503)} refused, none without an end\n"
+        )
+
+
+def _seconds(times_s: Sequence[float]) -> str:
+    return ", ".join(f"{time_s:.1f}" for time_s in times_s)
 
 
 def test_no_vllm_is_left_by_a_service_that_is_killed(
