@@ -8,7 +8,6 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from hashlib import blake2b
 from weakref import WeakKeyDictionary
 
@@ -17,11 +16,11 @@ import torch
 from app.engine.autotuning import OFF, Autotuner
 from app.engine.cache.block_table import BlockTable
 from app.engine.cache.caches import Caches
+from app.engine.launching import Launched, Launcher, landed
 from app.engine.running.cuda_graphs import Recorder, Recorders, recorder_on
 from app.engine.running.prepared_kernels import Kernels
 from app.engine.running.runners import Runners
-from app.engine.sampling.logprobs import score_prompts
-from app.engine.sampling.sampling import Choice, new_generator, next_tokens
+from app.engine.sampling.sampling import Choice, new_generator
 from app.engine.scheduling.scheduler import Batch, CacheCounts, EngineLimits, Scheduler
 from app.engine.scheduling.sequence import (
     FinishReason,
@@ -34,7 +33,6 @@ from app.engine.scheduling.sequence import (
     TokenEvent,
 )
 from app.engine.step import NEVER, Interruption, Step
-from app.engine.transfer import upload
 from app.engine.variant import Variant
 from pruning.models.blocks import num_blocks
 from pruning.plural import counted
@@ -123,6 +121,8 @@ class Engine:
         self._caches = Caches(self.limits.kv_cache_bytes)
         self._runners = Runners(self.limits, self._caches, self.kernels)
         self._roots: WeakKeyDictionary[Variant, bytes] = WeakKeyDictionary()  # of keys of pages
+        self._launcher = Launcher(self._runners, self._scheduler)
+        self._ahead: Launched | None = None  # launched before the tokens in front of it were read
         self._batch_size = 0
 
     @property
@@ -200,18 +200,27 @@ class Engine:
         ``torch.AcceleratorError``, since no later forward can succeed. Raises ``StepInterrupted``.
         """
         events = self._expire()
-        batch = self._scheduler.next_batch()
+        launched, self._ahead = self._ahead, None
+        batch = self._scheduler.next_batch() if launched is None else launched.batch
         if batch is None:
             return events
         try:
-            choices = self._run(batch, interruption)
+            launched = launched or self._run(batch, interruption)
+            self._ahead = self._launcher.ahead_of(launched)
+            self._batch_size = len(batch.sequences)
+            choices = landed(launched, self._is_open)
         except torch.AcceleratorError:
             raise
         except Exception:
-            ids = [seq.request.request_id for seq in batch.sequences]
+            self._ahead = None
+            seqs = [seq for seq in batch.sequences if self._is_open(seq)]
+            ids = [seq.request.request_id for seq in seqs]
             logger.exception("a forward of %s failed, which ends %s", batch.variant.name, ids)
-            return events + [self._finish(seq, FinishReason.ERROR) for seq in batch.sequences]
+            return events + [self._finish(seq, FinishReason.ERROR) for seq in seqs]
         return events + [self._advanced(seq, choice) for seq, choice in choices]
+
+    def _is_open(self, seq: Sequence) -> bool:
+        return self._sequences.get(seq.request.request_id) is seq
 
     def stats(self) -> EngineStats:
         waiting, running = self._scheduler.waiting, self._scheduler.running
@@ -272,38 +281,13 @@ class Engine:
         ]
         return [self._finish(seq, FinishReason.TIMEOUT) for seq in late]
 
-    def _run(
-        self, batch: Batch, interruption: Interruption
-    ) -> list[tuple[Sequence, Choice | None]]:
-        """The next token of each sequence whose tokens are all cached after this forward."""
+    def _run(self, batch: Batch, interruption: Interruption) -> Launched:
         now_s = self._clock()
         for seq in batch.sequences:
             if seq.scheduled_s is None:
                 seq.scheduled_s = now_s
         is_reproducible = self.is_reproducible or batch.is_reproducible
-        step = Step(interruption, is_reproducible=is_reproducible)
-        runner = self._runners.of(batch.variant)
-        forwarded = runner.forward(batch, step)
-        logits = forwarded.logits
-        failed = score_prompts(batch, forwarded, partial(runner.head, step=step))
-        for seq, num in zip(batch.sequences, batch.num_scheduled_tokens, strict=True):
-            seq.num_cached += num
-            seq.pages.publish(seq.tokens, seq.num_cached - num, seq.num_cached)
-            seq.ran(step.kernels)
-            if seq.num_generated and batch.is_decode:
-                seq.num_decodes += 1
-                seq.sum_batch_sizes += len(batch.sequences)
-        ready = [
-            row
-            for row, seq in enumerate(batch.sequences)
-            if not seq.num_uncached and seq not in failed
-        ]
-        seqs = [batch.sequences[row] for row in ready]
-        self._batch_size = len(batch.sequences)
-        if len(ready) < len(logits):  # a decode needs no copy: all of its rows are ready
-            logits = logits[upload(ready, logits.device)]
-        chosen = zip(seqs, next_tokens(logits, seqs), strict=True)
-        return [*chosen, *((seq, None) for seq in failed)]
+        return self._launcher.launch(batch, Step(interruption, is_reproducible=is_reproducible))
 
     def _is_reproducible(self, request: Request) -> bool:
         return self.is_reproducible or request.params.reproducible
@@ -369,4 +353,6 @@ class Engine:
     def _end(self, seq: Sequence) -> Timings:
         del self._sequences[seq.request.request_id]
         self._scheduler.remove(seq)
+        if not self._sequences:
+            self._ahead = None  # which would keep its variant
         return seq.timings(self._clock())

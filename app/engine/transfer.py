@@ -49,13 +49,33 @@ def upload_all(lists: Mapping[str, Numbers], device: torch.device) -> dict[str, 
     return {name: part.to(of.dtype) for (name, of), part in zip(lists.items(), parts, strict=True)}
 
 
+class Download:
+    """Tensors on their way to the host, in one copy, whose end no later kernel delays."""
+
+    def __init__(self, *tensors: torch.Tensor) -> None:
+        self._tensors = tensors
+        self._arrived: torch.cuda.Event | None = None
+        device = tensors[0].device
+        if device.type == "cuda":
+            every = torch.cat([tensor.detach().flatten().double() for tensor in tensors])
+            self._on_host = torch.empty(every.shape, dtype=every.dtype, pin_memory=True)
+            self._on_host.copy_(every, non_blocking=True)
+            with torch.cuda.device(device):
+                self._arrived = torch.cuda.Event()
+                self._arrived.record()
+
+    def read(self) -> list[list[Any]]:
+        """What ``tolist`` of each says, once it has arrived."""
+        if self._arrived is None:
+            return [tensor.tolist() for tensor in self._tensors]
+        self._arrived.synchronize()
+        parts = self._on_host.split([tensor.numel() for tensor in self._tensors])
+        return [
+            part.to(tensor.dtype).view(tensor.shape).tolist()
+            for part, tensor in zip(parts, self._tensors, strict=True)
+        ]
+
+
 def download_all(*tensors: torch.Tensor) -> list[list[Any]]:
     """What ``tolist`` of each says, in one copy."""
-    if tensors[0].device.type != "cuda":
-        return [tensor.tolist() for tensor in tensors]
-    every = torch.cat([tensor.detach().flatten().double() for tensor in tensors]).cpu()
-    parts = every.split([tensor.numel() for tensor in tensors])
-    return [
-        part.to(tensor.dtype).view(tensor.shape).tolist()
-        for part, tensor in zip(parts, tensors, strict=True)
-    ]
+    return Download(*tensors).read()

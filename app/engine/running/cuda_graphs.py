@@ -125,22 +125,28 @@ class DecodeGraphs:
     def num_recorded(self) -> int:
         return len(self._replays)
 
-    def run(self, batch: Batch) -> torch.Tensor | None:
-        """Return the logits ``[sequences, vocab]`` of a decode, valid until the next replay.
-
-        None if no recorded step has its shape.
-        """
-        if not batch.is_decode or not self._replays:
+    def shape_for(self, batch: Batch, num_ahead: int = 0) -> Shape | None:
+        """The smallest recorded step that fits a decode, or that so many decodes behind it."""
+        if not batch.is_decode:
             return None
         num_rows = len(batch.sequences)
-        num_pages = pages_of(max(seq.num_cached for seq in batch.sequences) + 1)
+        num_pages = pages_of(max(seq.num_cached for seq in batch.sequences) + num_ahead + 1)
         fitting = [
             shape for shape in self._replays if num_rows <= shape[0] and num_pages <= shape[1]
         ]
-        if not fitting:
+        return min(fitting, key=lambda each: each.num_rows * each.num_pages, default=None)
+
+    def run(self, batch: Batch, ahead: torch.Tensor | None = None) -> torch.Tensor | None:
+        """Return the logits ``[sequences, vocab]`` of a decode, valid until the next replay.
+
+        With the tokens ``ahead`` that it gives, which are on the device: of the decode behind it.
+        None if no recorded step has its shape.
+        """
+        num_ahead = 0 if ahead is None else 1
+        if (shape := self.shape_for(batch, num_ahead)) is None:
             return None
-        shape = min(fitting, key=lambda each: each.num_rows * each.num_pages)
-        return self._replayed(shape, _inputs(batch, shape))[:num_rows]
+        logits = self._replayed(shape, _inputs(batch, shape, num_ahead), ahead)
+        return logits[: len(batch.sequences)]
 
     def record_next(self, step: DecodeStep) -> Recorded:
         """Record the next shape of ``step``, which is not kept: its owner has these graphs."""
@@ -197,19 +203,27 @@ class DecodeGraphs:
             raise WrongReplay("the logits of a replay are not those of the step that it repeats")
         return self._replays[shape]
 
-    def _replayed(self, shape: Shape, inputs: DecodeInputs) -> torch.Tensor:
+    def _replayed(
+        self, shape: Shape, inputs: DecodeInputs, token_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """With ``token_ids`` of the device, they are those of the first rows."""
         assert self._inputs is not None
         packed = pinned(_packed(inputs), self._device)
         self._inputs[: len(packed)].copy_(packed, non_blocking=True)
+        if token_ids is not None:
+            self._inputs[: len(token_ids)].copy_(token_ids)
         return self._replays[shape]()
 
 
-def _inputs(batch: Batch, shape: Shape) -> DecodeInputs:
+def _inputs(batch: Batch, shape: Shape, num_ahead: int) -> DecodeInputs:
     """Rows without a sequence get the first token of the vocabulary, at the first place of the
-    unit of no page."""
+    unit of no page. So do tokens that the host does not know, but for the place."""
     padding = [0] * (shape.num_rows - len(batch.sequences))
-    positions = [seq.num_cached for seq in batch.sequences]
-    token_ids = [seq.tokens[at] for seq, at in zip(batch.sequences, positions, strict=True)]
+    positions = [seq.num_cached + num_ahead for seq in batch.sequences]
+    token_ids = [
+        0 if num_ahead else seq.tokens[at]
+        for seq, at in zip(batch.sequences, positions, strict=True)
+    ]
     units = [torch.from_numpy(seq.pages.units) for seq in batch.sequences]
     units += [units[0][:0]] * len(padding)
     both = torch.tensor([token_ids + padding, positions + padding])

@@ -111,6 +111,24 @@ class ModelRunner:
                 return self._in_groups(batch, groups, step)
         return self._replayed(batch, step) or self._forward(batch, step)
 
+    def can_run_ahead(self, batch: Batch) -> bool:
+        """Whether the decode behind this one is one recorded step."""
+        if self.graphs is None or self.graphs.shape_for(batch, 1) is None:
+            return False
+        pages = [num_read_pages(seq.num_cached + 2) for seq in batch.sequences]
+        limits = self._read_limits
+        return limits is None or len(decode_groups(pages, limits)) == 1
+
+    @torch.inference_mode()
+    def run_ahead(self, batch: Batch, token_ids: torch.Tensor, step: Step) -> torch.Tensor:
+        """The logits of the decode behind one that ``can_run_ahead`` and gives these tokens, valid
+        until the next replay. The sequences have pages for them, and are as before that one."""
+        assert self.graphs is not None
+        logits = self.graphs.run(batch, token_ids)
+        assert logits is not None
+        step.kernels["decode"] = "recorded"
+        return logits
+
     def _replayed(self, batch: Batch, step: Step) -> Forwarded | None:
         """By a recorded step, whose logits are valid until the next one."""
         if self.graphs is None or (logits := self.graphs.run(batch)) is None:

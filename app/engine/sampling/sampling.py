@@ -16,7 +16,7 @@ from llguidance import LLExecutor
 
 from app.engine.grammar import Matcher
 from app.engine.scheduling.sequence import SamplingParams, Sequence
-from app.engine.transfer import Numbers, download_all, sent, upload_all
+from app.engine.transfer import Download, Numbers, sent, upload_all
 from pruning.cpus import usable_cpus
 
 logger = logging.getLogger(__name__)
@@ -45,28 +45,72 @@ def new_generator(params: SamplingParams) -> torch.Generator | None:
     return generator
 
 
-def next_tokens(logits: torch.Tensor, seqs: Rows[Sequence]) -> list[Choice | None]:
-    """Choices for float32 logits ``[rows, vocab]``, None for rows that have none.
+@dataclass(frozen=True)
+class _Results:
+    """What a device computes of the rows of a batch."""
 
-    A row has none if it is not finite, if its response format fails, or if its own parameters make
-    the sampling fail, which is logged. The other rows keep their choices.
+    token_ids: torch.Tensor
+    num_best: Mapping[int, int]  # by row: the tokens whose log-probabilities are reported
+    download: Download  # whether each row is finite, the token ids, and the reports
+
+    def read(self) -> list[Choice | None]:
+        is_finite, ids, *reported = self.download.read()
+        choices = [Choice(each) if is_finite[row] else None for row, each in enumerate(ids)]
+        for row, logprob, best_ids, values in zip(self.num_best, *reported, strict=True):
+            if is_finite[row]:
+                num = self.num_best[row]
+                top = zip(best_ids[:num], values[:num], strict=True)
+                choices[row] = Choice(ids[row], logprob, tuple(top))
+        return choices
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Choices for the rows of a batch, which a GPU may still compute."""
+
+    logits: torch.Tensor
+    seqs: Rows[Sequence]
+    numbers: Rows[float]
+    results: _Results | None  # None if the rows cannot be sampled together
+
+    @property
+    def token_ids(self) -> torch.Tensor | None:
+        """``[rows]``, on the device. Of a row without a choice, any token. None if there are none
+        before the choices are read."""
+        return None if self.results is None else self.results.token_ids
+
+    def read(self) -> list[Choice | None]:
+        """The choices, once they are there. None for rows that have none: a row that is not finite,
+        or whose response format or own parameters make the sampling fail, which is logged.
+        """
+        if self.results is not None:
+            return self.results.read()
+        rows = enumerate(zip(self.seqs, self.numbers, strict=True))
+        return [_choice_alone(self.logits[row : row + 1], *of) for row, of in rows]
+
+
+def choose(logits: torch.Tensor, seqs: Rows[Sequence]) -> Chosen:
+    """Choose the next tokens by float32 logits ``[rows, vocab]``, which must stay as they are only
+    until this returns, unless there are no ``token_ids`` then.
     """
     numbers = [_number(seq.generator) for seq in seqs]  # once, also if rows are sampled again
     try:
-        return _choices(logits, seqs, numbers)
+        return Chosen(logits, seqs, numbers, _results(logits, seqs, numbers))
     except torch.AcceleratorError:
         raise
     except Exception:
         logger.exception("sampling failed in a batch of %d: each row is sampled alone", len(seqs))
-    return [
-        _choice_alone(logits[row : row + 1], seq, number)
-        for row, (seq, number) in enumerate(zip(seqs, numbers, strict=True))
-    ]
+    return Chosen(logits, seqs, numbers, None)
+
+
+def next_tokens(logits: torch.Tensor, seqs: Rows[Sequence]) -> list[Choice | None]:
+    """The choices for float32 logits ``[rows, vocab]``."""
+    return choose(logits, seqs).read()
 
 
 def _choice_alone(logits: torch.Tensor, seq: Sequence, number: float) -> Choice | None:
     try:
-        [choice] = _choices(logits, [seq], [number])
+        [choice] = _results(logits, [seq], [number]).read()
     except torch.AcceleratorError:
         raise
     except Exception:
@@ -75,9 +119,7 @@ def _choice_alone(logits: torch.Tensor, seq: Sequence, number: float) -> Choice 
     return choice
 
 
-def _choices(
-    logits: torch.Tensor, seqs: Rows[Sequence], numbers: Rows[float]
-) -> list[Choice | None]:
+def _results(logits: torch.Tensor, seqs: Rows[Sequence], numbers: Rows[float]) -> _Results:
     """All that depends on the requests goes to the device at once, and all results come back at
     once: a step waits for the device only there."""
     params = [seq.request.params for seq in seqs]
@@ -101,13 +143,7 @@ def _choices(
         all_drawn = len(drawn) == len(seqs)
         token_ids = draws if all_drawn else token_ids.index_copy(0, on_device["drawn"], draws)
     reports = _reports(logits, token_ids, on_device["reported"], num_best) if num_best else ()
-    is_finite, ids, *reported = download_all(best.isfinite(), token_ids, *reports)
-    choices = [Choice(each) if is_finite[row] else None for row, each in enumerate(ids)]
-    for row, logprob, best_ids, values in zip(num_best, *reported, strict=True):
-        if is_finite[row]:
-            top = zip(best_ids[: num_best[row]], values[: num_best[row]], strict=True)
-            choices[row] = Choice(ids[row], logprob, tuple(top))
-    return choices
+    return _Results(token_ids, num_best, Download(best.isfinite(), token_ids, *reports))
 
 
 def _most(params: Rows[SamplingParams]) -> int:

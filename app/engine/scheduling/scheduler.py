@@ -7,11 +7,12 @@ from bisect import insort
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, count, takewhile
+from itertools import chain, count
 from typing import TYPE_CHECKING
 
 from app.engine.cache.pages import PAGE_TOKENS, PagePool
 from app.engine.scheduling.fair_shares import FairShares
+from app.engine.scheduling.order import arrival, is_due, num_rest, overlap, urgency
 from app.engine.scheduling.sequence import Sequence
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 BACKGROUND_CHUNK = 64  # prompt tokens of one background forward, which a live request waits for
 _SHORT_END = 1 / 8  # of the tokens of a batch
-_MAX_PASSED = 16  # prefills without a prompt, after which it is read before shorter ones
 _WORTH_WAITING = 64  # tokens that another prompt of the same batch reads already
 
 
@@ -176,6 +176,19 @@ class Scheduler:
             if prefill is not None:
                 return self._counted(prefill)
 
+    def again(self, batch: Batch) -> Batch | None:
+        """The decode behind this one, whose tokens are not known yet. Gives pages to its sequences.
+
+        None if another forward may come first, a sequence ends there, or there is no page.
+        """
+        seqs, may_start = batch.sequences, self.num_running < self.limits.max_num_seqs
+        if self._admitted_background or (self.waiting and may_start):
+            return None
+        if self.running != {batch.variant: [*seqs]} or any(seq.is_at_its_last for seq in seqs):
+            return None
+        has_pages = all(seq.pages.grow(seq.num_cached + 2) for seq in seqs)
+        return self._counted(batch) if has_pages else None
+
     @property
     def _is_decoding(self) -> bool:
         return any(seq.num_uncached == 1 for seq in chain.from_iterable(self.running.values()))
@@ -187,7 +200,7 @@ class Scheduler:
 
     def _enqueue(self, seq: Sequence) -> None:
         variant = seq.request.variant
-        insort(self.waiting.setdefault(variant, []), seq, key=_arrival)
+        insort(self.waiting.setdefault(variant, []), seq, key=arrival)
         if variant not in self._turns:
             self._turns.append(variant)
 
@@ -202,7 +215,7 @@ class Scheduler:
         """The next token of all sequences that have read their prompts, as far as there are pages
         for them."""
         due = [seq for seq in self.running.get(variant, ()) if seq.num_uncached == 1]
-        for seq in sorted(due, key=_arrival):
+        for seq in sorted(due, key=arrival):
             if seq.is_running:
                 self._grow(seq)
         seqs = [seq for seq in due if seq.is_running]
@@ -250,7 +263,7 @@ class Scheduler:
         """The first of those that were passed over for long, if it finds no room. All that becomes
         free is for it, but for tenants that were served less."""
         waiting = chain.from_iterable(self.waiting.values())
-        first = min((seq for seq in waiting if _is_due(seq)), key=self._rank, default=None)
+        first = min((seq for seq in waiting if is_due(seq)), key=self._rank, default=None)
         return None if first is None or self._has_room(first) else first
 
     def _may_start(self, seq: Sequence, held_back: Sequence | None) -> bool:
@@ -261,7 +274,7 @@ class Scheduler:
 
     def _in_turn(self, seqs: Iterable[Sequence]) -> list[Sequence]:
         """The order in which they are read: by tenants, and those of one by urgency."""
-        by_urgency = sorted(((_num_rest(seq), seq) for seq in seqs), key=_urgency)
+        by_urgency = sorted(((num_rest(seq), seq) for seq in seqs), key=urgency)
         return self._shares.in_turn((seq.request.tenant, rest, seq) for rest, seq in by_urgency)
 
     def _count_passed(self, batch: Batch) -> None:
@@ -295,7 +308,7 @@ class Scheduler:
         if it has to wait for pages or for what this batch reads."""
         found = seq.pages.count_found(seq.tokens, seq.num_cached)
         num = self._chunk(seq, seq.num_cached + found, rest, is_first=is_first)
-        if not num or _overlap(seq, seq.num_cached + found, read) >= _WORTH_WAITING:
+        if not num or overlap(seq, seq.num_cached + found, read) >= _WORTH_WAITING:
             return 0
         if not seq.is_running:
             if not self._has_room(seq):
@@ -358,36 +371,6 @@ class Scheduler:
             assert all(seq.is_running and seq.num_uncached > 0 for seq in running), variant.name
             assert all(seq.num_cached <= seq.pages.num_tokens for seq in running), variant.name
         for variant, queue in self.waiting.items():
-            assert queue == sorted(queue, key=_arrival) != [], variant.name
+            assert queue == sorted(queue, key=arrival) != [], variant.name
         for seq in (*self._background, *chain.from_iterable(self.waiting.values())):
             assert (seq.is_running, seq.num_cached, seq.pages.pages) == (False, 0, [])
-
-
-def _arrival(seq: Sequence) -> int:
-    return seq.serial
-
-
-def _is_due(seq: Sequence) -> bool:
-    """Whether it was passed over for long, or was preempted."""
-    return seq.num_passed >= _MAX_PASSED or seq.num_preemptions > 0
-
-
-def _overlap(seq: Sequence, num_cached: int, read: set[bytes]) -> int:
-    """The next tokens behind ``num_cached`` which this batch reads for another sequence."""
-    if not (read and seq.pages.can_find):
-        return 0
-    keys = seq.pages.keys(seq.tokens, len(seq.tokens) // PAGE_TOKENS)
-    return PAGE_TOKENS * sum(
-        1 for _ in takewhile(read.__contains__, keys[num_cached // PAGE_TOKENS :])
-    )
-
-
-def _num_rest(seq: Sequence) -> int:
-    """The tokens that it has to read."""
-    return seq.num_uncached - seq.pages.count_found(seq.tokens, seq.num_cached)
-
-
-def _urgency(rest_of: tuple[int, Sequence]) -> tuple[bool, int, int]:
-    """Prompts that were passed over for long come first, then those with the least to read."""
-    rest, seq = rest_of
-    return (False, 0, seq.serial) if _is_due(seq) else (True, rest, seq.serial)

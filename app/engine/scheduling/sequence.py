@@ -106,6 +106,13 @@ class SamplingParams:
             _check("logit_bias", bias, -MAX_LOGIT_BIAS, MAX_LOGIT_BIAS)
 
     @property
+    def needs_only_logits(self) -> bool:
+        """Whether a token is chosen without the tokens before it, and reported without more."""
+        penalties = self.presence_penalty, self.frequency_penalty, self.repetition_penalty - 1
+        is_plain = self.response_format is None and self.num_logprobs is None
+        return is_plain and not any(penalties)
+
+    @property
     def is_greedy(self) -> bool:
         return self.temperature < _MIN_TEMPERATURE
 
@@ -295,6 +302,11 @@ class Sequence:
     @property
     def generated(self) -> list[int]:
         return self.tokens[len(self.request.prompt_ids) :]
+
+    @property
+    def is_at_its_last(self) -> bool:
+        """Whether its next token is the last one, whatever it is."""
+        return self.num_generated + 1 >= self.request.params.max_new_tokens
 
     def finish_reason(self) -> FinishReason | None:
         """Why the sequence ends with its last token, None if it goes on."""

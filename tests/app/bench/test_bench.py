@@ -220,7 +220,10 @@ def test_what_the_model_does_not_take_is_refused() -> None:
 
 
 def test_an_answer_of_another_length_is_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.engine.engine.next_tokens", lambda _logits, seqs: [None] * len(seqs))
+    monkeypatch.setattr(
+        "app.engine.engine.landed",
+        lambda launched, _is_open: [(seq, None) for seq in launched.seqs],
+    )
     with pytest.raises(WrongLength, match="0 of 5 tokens"):
         measured(Scenario.GENERATION, PLAN)
 
