@@ -14,9 +14,9 @@ from app.engine.engine import Engine
 from app.engine.scheduling.scheduler import EngineLimits, Scheduler
 from app.engine.scheduling.sequence import FinishReason, Request, TokenEvent
 from app.engine.variant import Variant, make_variant
-from tests.simcuda.test_engine import KINDS, events, recorded
 from tests.support.engine_requests import PRUNED_BLOCKS, cache_bytes, prompt, request, variant
 from tests.support.simcuda.device import SimulatedCuda, simulated_cuda
+from tests.support.simcuda.engine_runs import KINDS, events, recorded
 from tests.support.simcuda.models import on_device, variant_on
 from tests.support.tiny import tiny_model
 

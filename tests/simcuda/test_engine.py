@@ -119,7 +119,8 @@ def test_a_product_with_int8_weights_is_a_few_launches(
     cuda: SimulatedCuda, name: str, most: int, num_rows: int
 ) -> None:
     """For weights of six of the pieces that a CPU takes."""
-    layer = QuantizedLinear(torch.nn.Linear(256, 6144, device="cuda", bias=False), Quantize.INT8)
+    plain = torch.nn.Linear(256, 6144, device="cuda", bias=False)
+    layer = QuantizedLinear(plain.weight, None, Quantize.INT8)
     rows = torch.randn(num_rows, 256, device="cuda")
     expected = rows @ layer.dequantized().T
     before = cuda.num_kernels
