@@ -249,7 +249,6 @@ def test_whatever_arrives_and_ends_gives_what_it_gives_alone(
         plain = traffic(seed, variants, num_tokens)
         plain.run()
     assert plain.num_ahead == 0
-    assert plain.found.keys() == ahead.found.keys()
 
 
 def test_such_traffic_runs_ahead(both: Any) -> None:

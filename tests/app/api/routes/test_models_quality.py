@@ -193,10 +193,10 @@ def test_a_job_says_what_else_to_measure_and_is_refused_what_cannot_be(
     body = {"model": "tiny", "num_remove": 1, "quantize": "int4", "zero_shot": True}
     spec = client.post("/prune-jobs", json=body).json()["spec"]
     assert (spec["quantize"], spec["zero_shot"]) == ("int4", True)
-    write_checkpoint(data_dir / "models" / "experts", "qwen3_moe")
+    write_checkpoint(data_dir / "models" / "transposed", "gpt2")
     for change, problem, param in (
         ({"evaluate": False}, "invalid-spec", "quantize"),
-        ({"model": "experts"}, "unsupported-config", "quantize"),
+        ({"model": "transposed"}, "unsupported-config", "quantize"),
         ({"quantize": "int2"}, "invalid-request", None),
     ):
         refused = client.post("/prune-jobs", json={**body, **change})
