@@ -16,6 +16,7 @@ from app.auth.quotas import Quota
 from app.config import ServeSettings
 from pruning.checkpoints.store import MANIFEST, CheckpointStore, read_manifest
 from pruning.jobs.job import Sink
+from pruning.jobs.retention import SteadyClock
 from pruning.jobs.sinks import SinkOutbox
 from pruning.jobs.store import JobStore
 from pruning.storage.location import open_store
@@ -189,6 +190,7 @@ def test_retention_deletes_from_the_store(
     is_uploaded: bool,
 ) -> None:
     monkeypatch.setattr("app.api.lifespan.SWEEP_EVERY_S", 0.2)
+    monkeypatch.setattr(SteadyClock, "now", lambda _: time.time())  # at once, not after a while
     with local_api(settings, redis_url) as client:
         job = submit(client, keys["ann"])
     worker.finish(job["id"])
@@ -198,8 +200,8 @@ def test_retention_deletes_from_the_store(
     with local_api(settings, redis_url, keep_checkpoints_s=1.0, keep_jobs_s=1.0):
         if not is_uploaded:
             worker.upload()
-        wait_until(lambda: not remote.versions(), "the checkpoint is gone", 20)
-        wait_until(lambda: job_store.list().jobs == (), "the record is gone", 20)
+        wait_until(lambda: not remote.versions(), "the checkpoint is gone")
+        wait_until(lambda: job_store.list().jobs == (), "the record is gone")
     assert remote.sizes(f"tiny@{job['id']}") == {}
 
 
