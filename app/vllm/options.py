@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import dataclass
 from itertools import pairwise
+from math import prod
 from pathlib import Path
 
 from app.config import ServeSettings
@@ -69,16 +70,20 @@ class VllmOptions:
 
     @property
     def gpu_share(self) -> float:
-        """Of the memory of each card, for one server."""
-        asked = self._value("--gpu-memory-utilization")
-        return _GPU_SHARE / self.max_servers if asked is None else float(asked)
+        """Of the memory of each card, for one server. vLLM itself refuses what is no share."""
+        try:
+            asked = float(self._value("--gpu-memory-utilization") or 0)
+        except ValueError:
+            asked = 0
+        return asked if 0 < asked <= 1 else _GPU_SHARE / self.max_servers
 
     @property
     def num_gpus(self) -> int:
-        """Cards that share the weights of a model."""
-        tensor = self._value("--tensor-parallel-size", "-tp") or "1"
-        pipeline = self._value("--pipeline-parallel-size", "-pp") or "1"
-        return int(tensor) * int(pipeline)
+        """Cards that share the weights of a model. vLLM itself refuses what is no number."""
+        tensor = self._value("--tensor-parallel-size", "-tp") or ""
+        pipeline = self._value("--pipeline-parallel-size", "-pp") or ""
+        numbers = (int(each) if each.isdecimal() else 1 for each in (tensor, pipeline))
+        return max(1, prod(numbers))
 
     def _value(self, *names: str) -> str | None:
         """Of the last option of these names in ``args``: ``--a b`` or ``--a=b``."""

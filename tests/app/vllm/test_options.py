@@ -51,6 +51,8 @@ SHARES = [
     ("", 1, 0.9, 1),
     ("--gpu-memory-utilization 0.3", 2, 0.3, 1),
     ("-tp 4 --pipeline-parallel-size=2", 1, 0.9, 8),
+    ("--gpu-memory-utilization lots -tp 0", 2, 0.45, 1),  # vLLM refuses them
+    ("--gpu-memory-utilization=nan -tp", 1, 0.9, 1),
 ]
 
 
