@@ -14,7 +14,7 @@ import torch
 from app.engine.cache.paged_cache import unit_shape
 from app.engine.cache.pages import pages_of
 from app.engine.engine import Engine
-from app.engine.sampling.sampling import Choice, new_generator, next_tokens
+from app.engine.sampling.sampling import Choice, choose, new_generator
 from app.engine.scheduling.sequence import (
     FinishReason,
     PromptToken,
@@ -79,7 +79,7 @@ def plain(each: Request) -> list[Choice]:
     choices = []
     for _ in range(each.params.max_new_tokens):
         logits = each.variant.model(torch.tensor([seq.tokens])).logits[:, -1].float()
-        [choice] = next_tokens(logits, [seq])
+        [choice] = choose(logits, [seq]).read()
         assert choice is not None
         seq.tokens.append(choice.token_id)
         choices.append(choice)

@@ -15,9 +15,12 @@ import threading
 from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
+
+if TYPE_CHECKING:  # the program itself starts without it
+    from app.config import ServeSettings
 
 
 def write_program(path: Path) -> Path:
@@ -32,6 +35,14 @@ def write_program(path: Path) -> Path:
     path.write_text("\n".join(lines) + "\n")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return path
+
+
+def run_by(
+    settings: "ServeSettings", folder: Path, arguments: str, **changes: object
+) -> "ServeSettings":
+    """The settings with the program, in this folder and with these arguments, as the engine."""
+    program = {"vllm": write_program(folder / "program"), "vllm_args": arguments}
+    return settings.model_copy(update={"engine": "vllm", **program, **changes})
 
 
 def main() -> None:

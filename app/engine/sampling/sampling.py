@@ -103,11 +103,6 @@ def choose(logits: torch.Tensor, seqs: Rows[Sequence]) -> Chosen:
     return Chosen(logits, seqs, numbers, None)
 
 
-def next_tokens(logits: torch.Tensor, seqs: Rows[Sequence]) -> list[Choice | None]:
-    """The choices for float32 logits ``[rows, vocab]``."""
-    return choose(logits, seqs).read()
-
-
 def _choice_alone(logits: torch.Tensor, seq: Sequence, number: float) -> Choice | None:
     try:
         [choice] = _results(logits, [seq], [number]).read()

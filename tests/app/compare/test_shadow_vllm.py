@@ -20,7 +20,7 @@ from tests.support.shadow_traffic import (
     scraped,
     share_of_controls,
 )
-from tests.support.vllm_program import write_program
+from tests.support.vllm_program import run_by
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("_published", "_without_controls")
@@ -37,13 +37,8 @@ def log(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def settings(settings: ServeSettings, tmp_path: Path, log: Path) -> ServeSettings:
-    changes = {
-        "engine": "vllm",
-        "vllm": write_program(tmp_path / "program"),
-        "vllm_args": f"--test-log {log} --test-token-s 0.002",
-        "preload": ("tiny@-2", "tiny"),
-    }
-    return settings.model_copy(update=changes)
+    arguments = f"--test-log {log} --test-token-s 0.002"
+    return run_by(settings, tmp_path, arguments, preload=("tiny@-2", "tiny"))
 
 
 @pytest.fixture

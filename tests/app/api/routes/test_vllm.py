@@ -18,7 +18,7 @@ from tests.support.exposition import Scrape
 from tests.support.processes import is_alive
 from tests.support.serving import LocalClient, local_api
 from tests.support.tiny_checkpoints import write_checkpoint
-from tests.support.vllm_program import write_program
+from tests.support.vllm_program import run_by
 from tests.support.waiting import wait_until
 
 
@@ -32,13 +32,7 @@ def notes(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def vllm_settings(settings: ServeSettings, tmp_path: Path, notes: Path) -> ServeSettings:
-    changes = {
-        "engine": "vllm",
-        "vllm": write_program(tmp_path / "program"),
-        "vllm_args": f"--test-notes {notes}",
-        "vllm_start_s": 60.0,
-    }
-    return settings.model_copy(update=changes)
+    return run_by(settings, tmp_path, f"--test-notes {notes}", vllm_start_s=60.0)
 
 
 @pytest.fixture

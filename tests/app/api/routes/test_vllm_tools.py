@@ -11,7 +11,7 @@ import pytest
 
 from app.config import ServeSettings
 from tests.support.serving import LocalClient, local_api
-from tests.support.vllm_program import write_program
+from tests.support.vllm_program import run_by
 
 WEATHER = {
     "type": "object",
@@ -30,13 +30,7 @@ def log(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def vllm_settings(settings: ServeSettings, tmp_path: Path, log: Path) -> ServeSettings:
-    changes = {
-        "engine": "vllm",
-        "vllm": write_program(tmp_path / "program"),
-        "vllm_args": f"--test-log {log} {PARSER}",
-        "vllm_start_s": 60.0,
-    }
-    return settings.model_copy(update=changes)
+    return run_by(settings, tmp_path, f"--test-log {log} {PARSER}", vllm_start_s=60.0)
 
 
 @pytest.fixture

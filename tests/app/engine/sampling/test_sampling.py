@@ -16,8 +16,8 @@ from app.engine.sampling.sampling import (
     _most,
     _of_adjustments,
     _of_filters,
+    choose,
     new_generator,
-    next_tokens,
 )
 from app.engine.scheduling.sequence import Request, SamplingParams, Sequence
 from app.engine.transfer import upload_all
@@ -35,7 +35,7 @@ def sequence(params: SamplingParams, tokens: tuple[int, ...] = (5, 6, 7)) -> Seq
 
 
 def tokens_of(scores: torch.Tensor, *seqs: Sequence) -> list[int | None]:
-    choices = next_tokens(scores, seqs)
+    choices = choose(scores, seqs).read()
     return [None if choice is None else choice.token_id for choice in choices]
 
 
@@ -240,7 +240,7 @@ def test_log_probabilities_are_the_models_own() -> None:
         sequence(SamplingParams(temperature=9.0, seed=1, num_logprobs=0)),
         sequence(SamplingParams(repetition_penalty=2.0, num_logprobs=20), tuple(range(VOCAB))),
     ]
-    choices = next_tokens(scores, seqs)
+    choices = choose(scores, seqs).read()
     for row, num in ((0, 3), (2, 0), (3, 20)):
         choice = choices[row]
         assert choice is not None
@@ -253,7 +253,7 @@ def test_log_probabilities_are_the_models_own() -> None:
 
 def test_there_are_no_more_log_probabilities_than_tokens_and_none_of_what_is_not_finite() -> None:
     seqs = [sequence(SamplingParams(num_logprobs=20), (0,)) for _ in range(2)]
-    chosen, none = next_tokens(torch.tensor([[1.0, 2.0, 0.0], [torch.nan, 1.0, 0.0]]), seqs)
+    chosen, none = choose(torch.tensor([[1.0, 2.0, 0.0], [torch.nan, 1.0, 0.0]]), seqs).read()
     assert chosen is not None
     assert [token_id for token_id, _ in chosen.top_logprobs] == [1, 0, 2]
     assert none is None
