@@ -80,42 +80,50 @@ def fit(folds: Mapping[str, Sums], penalties: Sequence[float] = PENALTIES) -> Fi
     change at all is one of the choices. With a rising penalty, the error on a fold falls and then
     rises, and so does the worst one. So the penalties are tried downhill from the middle one: a
     Cholesky factorisation for each fold takes less time than an eigendecomposition that would serve
-    all penalties.
+    all penalties. Trials are in float32, in half the time, and the change is in float64.
     """
-
-    def tried(penalty: float) -> tuple[float, float, Mapping[str, float]]:
-        errors = {name: _error_without(name, folds, penalty) for name in folds}
-        return max(errors.values()), penalty, errors
-
     start = len(penalties) // 2
-    middle = best = tried(penalties[start])
-    for neighbours in (penalties[start + 1 :], penalties[:start][::-1]):
+    penalty, errors = penalties[start], dict.fromkeys(folds, inf)
+    for neighbours in (penalties[start:], penalties[:start][::-1]):
         for each in neighbours:
-            found = tried(each)
-            if not found[0] < best[0]:  # true for NaN
+            if (smaller := _errors_below(errors, folds, each)) is None:
                 break
-            best = found
-        if best is not middle:
+            penalty, errors = each, smaller
+        if penalty != penalties[start]:
             break
-    worst, penalty, errors = best
-    change = _solved([*folds.values()], penalty) if worst < 1.0 else None
+    is_better = all(error < 1.0 for error in errors.values())  # not for NaN
+    change = _solved([*folds.values()], penalty, torch.float64) if is_better else None
     if change is None:
         unchanged = torch.zeros_like(next(iter(folds.values())).cross)
         return Fit(unchanged, None, dict.fromkeys(folds, 1.0))
     return Fit(change, penalty, errors)
 
 
+def _errors_below(
+    errors: Mapping[str, float], folds: Mapping[str, Sums], penalty: float
+) -> dict[str, float] | None:
+    """The error that is left on each fold by a change that is fitted to the others; None if the
+    worst one is not below that of ``errors``. It is looked for first where these are worst."""
+    worst, found = max(errors.values()), {}
+    for name in sorted(folds, key=errors.__getitem__, reverse=True):
+        found[name] = _error_without(name, folds, penalty)
+        if not found[name] < worst:  # true for NaN
+            return None
+    return found
+
+
 def _error_without(fold: str, folds: Mapping[str, Sums], penalty: float) -> float:
     """The error that is left on this fold by a change that is fitted to the others."""
-    change = _solved([sums for name, sums in folds.items() if name != fold], penalty)
+    others = [sums for name, sums in folds.items() if name != fold]
+    change = _solved(others, penalty, torch.float32)
     return inf if change is None else folds[fold].error_with(change)
 
 
-def _solved(parts: Sequence[Sums], penalty: float) -> torch.Tensor | None:
+def _solved(parts: Sequence[Sums], penalty: float, dtype: torch.dtype) -> torch.Tensor | None:
     """The change that is fitted to these parts; None if the penalty is too small for a matrix
     without full rank."""
     first = parts[0]
-    ridge, cross = first.gram.double(), first.cross.T.double()
+    ridge, cross = (each.to(dtype, copy=True) for each in (first.gram, first.cross.T))
     for each in parts[1:]:
         ridge += each.gram
         cross += each.cross.T
