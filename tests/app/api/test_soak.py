@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import itertools
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ KINDS: list[tuple[dict[str, Any], int]] = [
     ({"prompt": ["the dog"] * 13}, 422),
 ]
 MAX_GROWTH_BYTES = 24 * 2**20
+MAX_RUNS = 4
 MAX_NEW_OBJECTS = 250  # less than one a request
 
 
@@ -65,6 +67,21 @@ def rss_bytes() -> int:
     return found
 
 
+def until_flat(run: Callable[[], None]) -> Iterator[int]:
+    """Bytes by which the process grew in each run, up to the first that is within the bound.
+
+    A leak is in every run. Memory that the cache takes ahead while idle, and that the allocator
+    keeps, is in the first ones.
+    """
+    for _ in range(MAX_RUNS):
+        before = rss_bytes()
+        run()
+        growth = rss_bytes() - before
+        yield growth
+        if growth < MAX_GROWTH_BYTES:
+            return
+
+
 @pytest.mark.parametrize(
     "num_requests",
     [
@@ -77,13 +94,13 @@ def test_requests_leave_nothing_behind(
 ) -> None:
     publish_pruned(data_dir)
     soak(client, num_requests // 4)  # whatever is made once is made now
-    tasks, objects, memory = num_tasks(client), num_objects(), rss_bytes()
-    soak(client, num_requests)
+    tasks, objects = num_tasks(client), num_objects()
+    growths = list(until_flat(lambda: soak(client, num_requests)))
     services = client.app_state["services"]
     wait_until(lambda: services.generation.engine.stats().num_running == 0, "nothing runs")
     stats = services.generation.engine.stats()
     assert (stats.num_waiting, stats.kv_cache_usage, stats.variants) == (0, 0.0, {})
     assert services.generation.engine.ailment is None, "an idle engine checks itself"
     wait_until(lambda: num_tasks(client) <= tasks, "the tasks have ended")
-    assert num_objects() - objects < MAX_NEW_OBJECTS
-    assert rss_bytes() - memory < MAX_GROWTH_BYTES
+    assert num_objects() - objects < MAX_NEW_OBJECTS * len(growths)
+    assert growths[-1] < MAX_GROWTH_BYTES
