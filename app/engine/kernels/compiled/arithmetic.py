@@ -131,7 +131,8 @@ def exp(number: Any) -> Any:
     smallest and largest number of float32.
     """
     power = min(max(number * LOG2_E, np.float32(-126)), np.float32(126))
-    whole = np.int32(power + np.float32(126.5)) - np.int32(126)  # rounded: it cuts, above zero
+    cut = np.int32(power + np.float32(126.5))  # rounded: it cuts, above zero
+    whole = np.int32(cut - np.int32(126))  # a difference has 64 bits, which vectors convert slowly
     rest = power - np.float32(whole)
     total = SERIES[6]
     total = total * rest + SERIES[5]
@@ -140,5 +141,5 @@ def exp(number: Any) -> Any:
     total = total * rest + SERIES[2]
     total = total * rest + SERIES[1]
     total = total * rest + SERIES[0]
-    exponent = np.uint32(np.int32(whole) + np.int32(127)) << np.uint32(23)
+    exponent = np.uint32(whole + np.int32(127)) << np.uint32(23)
     return total * np.uint32(exponent).view(np.float32)

@@ -59,11 +59,14 @@ def _make_weights(
         row = builder.load(_place(builder, scores, 4 * start, floats), align=4)
         rows.append(builder.select(seen[-1], row, none))
     highest = _highest(builder, rows, top)
-    center, factor = (repeated(builder, each, floats) for each in (highest, scaling))
+    scaling = builder.fmul(scaling, _FLOAT(float(LOG2_E)))
+    below = builder.fneg(builder.fmul(highest, scaling))
+    factor, offset = (repeated(builder, each, floats) for each in (scaling, below))
+    terms = SERIES[:5] if are_paired(like) else SERIES  # bfloat16 has 8 bits
     total = zeros
     for index, (row, is_seen) in enumerate(zip(rows, seen, strict=True)):
-        power = builder.fmul(builder.fsub(row, center), factor)
-        weight = builder.select(is_seen, _exp(builder, power), zeros)
+        power = builder.fadd(builder.fmul(row, factor, flags=_FUSED), offset, flags=_FUSED)
+        weight = builder.select(is_seen, _power_of_two(builder, power, terms), zeros)
         total = builder.fadd(total, weight)
         operand = rounded(builder, weight) if are_paired(like) else weight
         size = lanes * (2 if are_paired(like) else 4)
@@ -94,22 +97,21 @@ def _larger(builder: ir.IRBuilder, first: Any, second: Any) -> Any:
     return builder.select(builder.fcmp_ordered(">", first, second), first, second)
 
 
-def _exp(builder: ir.IRBuilder, number: Any) -> Any:
-    """e to the power of numbers that are not above zero, as accurate as ``arithmetic.exp``."""
+def _power_of_two(builder: ir.IRBuilder, number: Any, terms: Sequence[Any]) -> Any:
+    """Two to the power of numbers that are not above zero, by these terms of its series."""
     floats = number.type
     ints = ir.VectorType(_INT32, floats.count)
 
     def same(value: Any) -> Any:
         return ir.Constant(floats, [float(value)] * floats.count)
 
-    power = builder.fmul(number, same(LOG2_E))
-    power = builder.select(builder.fcmp_ordered("<", power, same(_LOWEST)), same(_LOWEST), power)
+    power = builder.select(builder.fcmp_ordered("<", number, same(_LOWEST)), same(_LOWEST), number)
     name = f"llvm.rint.v{floats.count}f32"
     rint = cgutils.get_or_insert_function(builder.module, ir.FunctionType(floats, [floats]), name)
     whole = builder.call(rint, [power])
     rest = builder.fsub(power, whole)
-    total = same(SERIES[-1])
-    for term in reversed(SERIES[:-1]):
+    total = same(terms[-1])
+    for term in reversed(terms[:-1]):
         product = builder.fmul(total, rest, flags=_FUSED)
         total = builder.fadd(product, same(term), flags=_FUSED)
     bias, bits = (ir.Constant(ints, [each] * floats.count) for each in (127, 23))
