@@ -81,11 +81,11 @@ class Batch:
 class Scheduler:
     """Waiting and running sequences of all variants.
 
-    A round is one prefill, if a prompt is to be read, and then one decode of each variant.
-    Prefills rotate over the variants. Each reads parts of prompts up to a number of tokens: those
-    of the tenant that was served least, and of one tenant the shortest rest first, but before it
-    those that were passed over for long. So a prompt delays others and running sequences by one
-    chunk at a time, however long it is.
+    A round is one prefill, if a prompt is to be read, and then one decode of each variant, unless
+    all that could decode got a token by this prefill. Prefills rotate over the variants. Each reads
+    parts of prompts up to a number of tokens: those of the tenant that was served least, and of one
+    tenant the shortest rest first, but before it those that were passed over for long. So a prompt
+    delays others and running sequences by one chunk at a time, however long it is.
 
     Sequences get pages as they grow. If there is none for a running one, the last one to arrive of
     the tenant that was served most is preempted: it leaves its pages and reads its tokens again
@@ -164,15 +164,15 @@ class Scheduler:
             self._admitted_background = self._background.popleft()
             self._enqueue(self._admitted_background)
         while True:
-            while self._decodes_due:
-                if (decode := self._decode(self._decodes_due.popleft())) is not None:
-                    return self._counted(decode)
+            if (decode := self._due_decode()) is not None:
+                return self._counted(decode)
             prefill = self._prefill()
-            if prefill is None and not self._is_decoding:
+            if self._is_decoding:
+                self._decodes_due.extend(self.running)
+            elif prefill is None:
                 if not self.running:
                     return None
                 self._preempt_last(chain.from_iterable(self.running.values()))
-            self._decodes_due.extend(self.running)
             if prefill is not None:
                 return self._counted(prefill)
 
@@ -210,6 +210,13 @@ class Scheduler:
         queues[variant].remove(seq)
         if not queues[variant]:
             del queues[variant]
+
+    def _due_decode(self) -> Batch | None:
+        """The next one that is due in this round."""
+        while self._decodes_due:
+            if (decode := self._decode(self._decodes_due.popleft())) is not None:
+                return decode
+        return None
 
     def _decode(self, variant: "Variant") -> Batch | None:
         """The next token of all sequences that have read their prompts, as far as there are pages

@@ -92,11 +92,19 @@ def test_a_long_prompt_is_read_in_chunks_between_decodes() -> None:
     each = scheduler(running, max_batch_tokens=20)
     run_next(each)
     each.add(long)
-    batches = [run_next(each) for _ in range(7)]
-    expected = [(1,), (16,), (1,), (16,), (1,), (18,), (1, 1)]
+    batches = [run_next(each) for _ in range(6)]
+    expected = [(16,), (1,), (16,), (1,), (18,), (1, 1)]
     assert [batch.num_scheduled_tokens for batch in batches] == expected
     assert long.num_uncached == 1
     assert len(long.tokens) == 50 + 2  # one behind the prompt, one decoded
+
+
+def test_no_decode_comes_between_prompts_where_all_just_got_a_token() -> None:
+    each = scheduler(sequence(16), max_batch_tokens=20)
+    run_next(each)
+    each.add(sequence(16))
+    batches = [run_next(each) for _ in range(2)]
+    assert [batch.num_scheduled_tokens for batch in batches] == [(16,), (1, 1)]
 
 
 def test_short_prompts_pass_a_long_one_which_is_read_all_the_same() -> None:
