@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.engine.variant import Variant
+from benchmarks.reports import table
 from benchmarks.steady import SteadyBatch, median_steps_s, steady_output_len
 from benchmarks.workload import Prompts
 
@@ -100,10 +101,9 @@ _HEADINGS = (
 
 
 def markdown(growths: Sequence[Growth], title: str) -> str:
-    lines = [list(_HEADINGS), ["--:"] * len(_HEADINGS)]
-    lines += [cells(one, point) for one in growths for point in one.points]
-    table = [f"| {' | '.join(line)} |" for line in lines]
-    return "\n".join([f"# {title}", "", _ABOUT, "", *table, "", *map(sentence, growths), ""])
+    rows = [cells(one, point) for one in growths for point in one.points]
+    parts = [f"# {title}", "", _ABOUT, "", table(_HEADINGS, rows, 0), *map(sentence, growths), ""]
+    return "\n".join(parts)
 
 
 _ABOUT = (

@@ -4,9 +4,6 @@ A long prompt comes beside short ones, and all places are taken by conversations
 made, so that sequences which lose their pages for lack of others are counted too.
 """
 
-import json
-import shlex
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +14,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from app.bench.machine import machine
 from app.engine.autotuning import Autotuner
 from app.engine.cache.paged_cache import unit_shape
 from app.engine.cache.pages import pages_of
@@ -28,6 +24,7 @@ from app.engine.scheduling.sequence import TokenEvent
 from app.engine.variant import Variant, make_variant
 from benchmarks.model import model_store
 from benchmarks.offline import engine_requests
+from benchmarks.reports import facts, write
 from benchmarks.workload import Prompts, SampleRequest
 from pruning.config import Settings
 from pruning.models.blocks import num_blocks
@@ -83,10 +80,9 @@ def main(
     report = {
         "crowds": crowds,
         "tokens": tokens,
-        "machine": machine(),
-        "command": shlex.join(["python", "-m", "benchmarks.crowd", *sys.argv[1:]]),
+        **facts("crowd"),
     }
-    out.write_text(json.dumps(report, indent=2) + "\n")
+    write(report, out)
 
 
 def requests_of(prompts: Prompts, groups: Sequence[Group]) -> list[SampleRequest]:

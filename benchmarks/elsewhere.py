@@ -7,8 +7,6 @@ each text.
 """
 
 import json
-import shlex
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from app.bench.machine import machine
+from benchmarks.reports import facts, table, write
 
 Losses = list[float]  # nats per predicted token of each window
 
@@ -54,12 +52,10 @@ def main(
         "windows": {name: list(ids.shape) for name, ids in windows.items()},
         "dtype": str(dense.dtype).removeprefix("torch."),
         "depths": measured(dense, checkpoint, removed, list(numbers), windows),
-        "machine": machine(),
-        "command": shlex.join(["python", "-m", "benchmarks.elsewhere", *sys.argv[1:]]),
+        **facts("elsewhere"),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    out.with_suffix(".md").write_text(table(report["depths"]), encoding="utf-8")
+    write(report, out, markdown(report["depths"]))
 
 
 def measured(
@@ -159,18 +155,15 @@ def _scaled(factor: float) -> Any:  # noqa: ANN401 - a hook of torch
     return hook
 
 
-def table(depths: Sequence[Mapping[str, Any]]) -> str:
+def markdown(depths: Sequence[Mapping[str, Any]]) -> str:
     """A row for each depth: nats of dense, raw and repaired, and the share that came back."""
-    rows = [
-        "| text | removed | dense | pruned | repaired | came back |",
-        "|---|--:|--:|--:|--:|--:|",
-    ]
+    rows = []
     for depth in depths:
-        for name, of in depth["texts"].items():
+        for text, of in depth["texts"].items():
             share = f"{of['came_back']:.0%} ± {of['standard_error']:.0%}"
-            numbers = f"{of['dense']:.3f} | {of['raw']:.3f} | {of['repaired']:.3f}"
-            rows.append(f"| {name} | {depth['num_removed']} | {numbers} | {share} |")
-    return "\n".join(rows) + "\n"
+            nats = (f"{of[name]:.3f}" for name in ("dense", "raw", "repaired"))
+            rows.append([text, str(depth["num_removed"]), *nats, share])
+    return table(("text", "removed", "dense", "pruned", "repaired", "came back"), rows)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,6 @@ At the first start, blocks are compiled and the ways to compute are timed. ``sle
 starts in an empty data directory, answers one request after another, and starts again there.
 """
 
-import json
-import shlex
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,9 +15,9 @@ from typing import Annotated
 import typer
 from transformers import AutoTokenizer
 
-from app.bench.machine import machine
 from benchmarks.load import closed_loop
 from benchmarks.model import model_store
+from benchmarks.reports import facts, table, write
 from benchmarks.servers import is_compiling, link_model, no_server_left, sleb_serve_in
 from benchmarks.workload import Prompts, SampleRequest
 from pruning.models.demo_model import NAME
@@ -59,13 +56,11 @@ def main(
                 for found in starts.values():
                     found.append(measured(Path(directory), path.name, requests))
     report = {
-        "command": shlex.join(["python", "-m", "benchmarks.first_start", *sys.argv[1:]]),
-        "machine": machine(),
+        **facts("first_start"),
         "lengths": [prompt_len, output_len],
         "starts": {name: [asdict(each) for each in found] for name, found in starts.items()},
     }
-    out.write_text(json.dumps(report, indent=2) + "\n")
-    out.with_suffix(".md").write_text(markdown(starts))
+    write(report, out, markdown(starts))
 
 
 def measured(data_dir: Path, model: str, requests: Sequence[SampleRequest]) -> Start:
@@ -92,10 +87,7 @@ def measured(data_dir: Path, model: str, requests: Sequence[SampleRequest]) -> S
 
 def markdown(starts: Mapping[str, Sequence[Start]]) -> str:
     """A table of the medians over starts."""
-    lines = [
-        "| start | ready | first token | compiled | meanwhile | afterwards |",
-        "| --- | --: | --: | --: | --: | --: |",
-    ]
+    rows = []
     for name, found in starts.items():
         seconds = [
             median(getattr(each, field) for each in found)
@@ -108,11 +100,12 @@ def markdown(starts: Mapping[str, Sequence[Start]]) -> str:
             f"{median(slow):.1f} ms" if slow else "-",
             f"{median(each.ms_afterwards for each in found):.1f} ms",
         ]
-        lines.append(f"| {' | '.join(cells)} |")
+        rows.append(cells)
+    headings = ("start", "ready", "first token", "compiled", "meanwhile", "afterwards")
     return (
         "# The first start\n\nSeconds from the start of `sleb serve`, and milliseconds per token "
         "of one request at a time, while blocks are compiled and afterwards. Medians; "
-        "machine and command are in the JSON file of the same name.\n\n" + "\n".join([*lines, ""])
+        "machine and command are in the JSON file of the same name.\n\n" + table(headings, rows)
     )
 
 

@@ -5,9 +5,6 @@ The removal order and the repairs are those of a published checkpoint. All text 
 took no part in any fit, training or choice.
 """
 
-import json
-import shlex
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -19,8 +16,8 @@ import torch
 import typer
 from rich.console import Console
 
-from app.bench.machine import machine
 from benchmarks.heal_depths_report import markdown, shares
+from benchmarks.reports import facts, write
 from pruning.checkpoints.store import Manifest, repair_of, verify
 from pruning.data.calibration import evaluation_windows, healing_windows
 from pruning.data.windows import Windows
@@ -134,8 +131,7 @@ def main(
         "removed": bench.source.removed_blocks,
         "dtype": str(bench.dense.model.dtype).removeprefix("torch."),
         "heal": heal.to_dict(),
-        "machine": machine(),
-        "command": shlex.join(["python", "-m", "benchmarks.heal_depths", *sys.argv[1:]]),
+        **facts("heal_depths"),
         "step_s": _step_times(bench) if timed else {},
         "bytes": _bytes(bench),
     }
@@ -154,8 +150,7 @@ def main(
 
 def _write(report: dict[str, Any], out: Path) -> None:
     report["shares"] = shares(report["domains"])
-    out.write_text(json.dumps(report, indent=2) + "\n")
-    out.with_suffix(".md").write_text(markdown(report))
+    write(report, out, markdown(report))
 
 
 def _bench(

@@ -1,7 +1,9 @@
 """Report of the benchmark of healings of all depths, as Markdown."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
+
+from benchmarks.reports import table
 
 Shares = Mapping[str, Mapping[str, float]]
 
@@ -35,22 +37,16 @@ def markdown(report: Mapping[str, Any]) -> str:
         f"{report['checkpoint']} in {report['dtype']}, {report['heal']['num_tokens']:,} tokens.",
         "Shares of the lost nats that came back, on held-out windows by domain.",
         "",
-        *_table(
+        table(
             ["model", *domains, "probe"],
             [
                 [name, *(f"{of[name]:.0%}" for of in domains.values()), _probe(report, name)]
                 for name in names
             ],
         ),
-        "",
         f"Probe of the dense model: {_probe(report, 'dense')}.",
     ]
     return "\n".join([*lines, *_control(report), *_effort(report)]) + "\n"
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    ruled = ["---", *("--:" for _ in headings[1:])]
-    return [f"| {' | '.join(row)} |" for row in (headings, ruled, *rows)]
 
 
 def _probe(report: Mapping[str, Any], name: str) -> str:

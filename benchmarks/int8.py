@@ -4,26 +4,21 @@ Both forms run in one engine process on the same prompts, first few sequences an
 products that were chosen for each shape of matrix are part of the report.
 """
 
-import json
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from app.bench.machine import machine
-from app.compare.speedup import alternate
 from app.engine.autotuning import Autotuner
 from app.engine.engine import Engine
 from app.engine.kernels.int8 import chosen_names, int8_model
 from app.engine.scheduling.scheduler import EngineLimits
 from app.engine.variant import Variant, make_variant
 from benchmarks.model import model_store
-from benchmarks.steady import SteadyBatch, steady_output_len
+from benchmarks.reports import facts, write
+from benchmarks.steady import SteadyBatch, steady_output_len, steps_in_turn
 from benchmarks.workload import Prompts
 from pruning.config import Settings
 from pruning.data.texts import default_seqlen, text_windows
@@ -79,12 +74,10 @@ def main(
         "weight_bytes": {name: _num_bytes(variant) for name, variant in sides.items()},
         "model": model,
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
-        "machine": machine(),
-        "command": shlex.join(["python", "-m", "benchmarks.int8", *sys.argv[1:]]),
+        **facts("int8"),
     }
-    out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     text = markdown(report)
-    out.with_suffix(".md").write_text(text, encoding="utf-8")
+    write(report, out, text)
     Console().print(text, markup=False, soft_wrap=True)
 
 
@@ -106,19 +99,7 @@ def _steps(
         return engine
 
     batches = {name: SteadyBatch(variant, requests, make_engine) for name, variant in sides.items()}
-    for batch in batches.values():
-        batch.step_s()
-    times_s: dict[str, list[float]] = {name: [] for name in sides}
-    for _, name in alternate(_SIDES, turns):
-        times_s[name].append(median(batches[name].step_s() for _ in range(steps)))
-    ratios = [plain / int8 for plain, int8 in zip(*times_s.values(), strict=True)]
-    return {
-        "sequences": batch_size,
-        "ratio": median(ratios),
-        "ratios": ratios,
-        "step_s": {name: median(values) for name, values in times_s.items()},
-        "turns_s": times_s,
-    }
+    return {"sequences": batch_size, **steps_in_turn(batches, turns, steps)}
 
 
 def _perplexities(

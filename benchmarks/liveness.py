@@ -6,9 +6,7 @@ priority, for a few seconds each. In front of each attack both are measured with
 
 import json
 import os
-import shlex
 import socket
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -28,8 +26,8 @@ import numpy as np
 import typer
 
 from app.api.problems import MAX_NESTED
-from app.bench.machine import machine
 from benchmarks.model import model_store
+from benchmarks.reports import facts, table, write
 from benchmarks.servers import Server, no_server_left, sleb_serve
 from pruning.models.demo_model import NAME
 
@@ -197,15 +195,13 @@ def main(
         for name in ATTACKS:
             if only in name:
                 rows.append(attacked(server, name, seconds))
-                print(_line(rows[-1]), flush=True)  # noqa: T201 - it takes minutes
+                print(*_cells(rows[-1]), sep=" | ", flush=True)  # noqa: T201 - it takes minutes
     report = {
-        "command": shlex.join(["python", "-m", "benchmarks.liveness", *sys.argv[1:]]),
-        "machine": machine(),
+        **facts("liveness"),
         "seconds": seconds,
         "attacks": [{**asdict(row), "ratio": row.ratio, "holds": row.holds} for row in rows],
     }
-    out.write_text(json.dumps(report, indent=2) + "\n")
-    out.with_suffix(".md").write_text(markdown(rows))
+    write(report, out, markdown(rows))
 
 
 def attacked(server: Server, name: str, seconds: float) -> Row:
@@ -313,14 +309,11 @@ def _target(server: Server, source: str) -> Target:
 def markdown(rows: Sequence[Row]) -> str:
     """A row for each attack."""
     names = " / ".join("max" if q == 100 else f"p{q}" for q in _PERCENTILES)
-    head = [
-        f"| attack | liveness, {names} ms | request, ms before → beside | ratio | holds |",
-        "| --- | --: | --: | --: | --- |",
-    ]
-    return "\n".join([*head, *map(_line, rows)]) + "\n"
+    times = (f"liveness, {names} ms", "request, ms before → beside", "ratio", "holds")
+    return table(("attack", *times), map(_cells, rows))
 
 
-def _line(row: Row) -> str:
+def _cells(row: Row) -> Sequence[str]:
     found = np.percentile(row.attacked.probes_ms, _PERCENTILES) if row.attacked.probes_ms else _NONE
     probes = " / ".join(f"{ms:.0f}" for ms in found)
     before, beside = (
@@ -329,7 +322,7 @@ def _line(row: Row) -> str:
     )
     refused = ", ".join(f"{number} × {status}" for status, number in row.attacked.refused.items())
     verdict = "yes" if row.holds else f"no {refused}".rstrip()
-    return f"| {row.attack} | {probes} | {before} → {beside} | {row.ratio:.2f} | {verdict} |"
+    return row.attack, probes, f"{before} → {beside}", f"{row.ratio:.2f}", verdict
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ tokens that were sent during a load count, and not those during an unload.
 
 import asyncio
 import json
-import shlex
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -22,12 +20,12 @@ import typer
 from rich.console import Console
 from transformers import AutoTokenizer
 
-from app.bench.machine import machine
 from app.compare.speedup import alternate
 from app.config import ServeSettings
 from app.settings import check_variables
 from benchmarks.latencies import Pass
 from benchmarks.load import closed_loop
+from benchmarks.reports import facts, write
 from benchmarks.servers import Server, no_server_left, sleb_serve_on
 from benchmarks.workload import Prompts
 from pruning.models.names import VariantName
@@ -75,10 +73,9 @@ def main(
         "ratios": ratios,
         "loads": num_loads,
         "passes": ratios["p99"] <= _MAX_RATIO,
-        "machine": machine(),
-        "command": shlex.join(["python", "-m", "benchmarks.loading", *sys.argv[1:]]),
+        **facts("loading"),
     }
-    out.write_text(json.dumps(report, indent=2) + "\n")
+    write(report, out)
     Console().print_json(json.dumps(report))
 
 

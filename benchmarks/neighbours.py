@@ -5,9 +5,7 @@ as many threads as torch takes by default. Situations alternate on one service, 
 half of the CPUs. The job is also timed alone, and beside the largest load.
 """
 
-import json
 import os
-import shlex
 import subprocess
 import sys
 import threading
@@ -24,11 +22,11 @@ import numpy as np
 import typer
 from transformers import AutoTokenizer
 
-from app.bench.machine import machine
 from app.compare.speedup import alternate
 from benchmarks.latencies import Pass
 from benchmarks.load import closed_loop
 from benchmarks.model import model_store
+from benchmarks.reports import facts, table, write
 from benchmarks.servers import Server, no_server_left, sleb_up
 from benchmarks.workload import Prompts, SampleRequest
 from pruning.models.demo_model import NAME
@@ -81,14 +79,12 @@ def main(
         with sleb_up(path, dtype, threads, cpus=half) as server:
             passes |= measured(server, {HALF: lambda _: nullcontext()}, workload, repeats)
     report = {
-        "command": shlex.join(["python", "-m", "benchmarks.neighbours", *sys.argv[1:]]),
-        "machine": machine(),
+        **facts("neighbours"),
         "lengths": [prompt_len, output_len],
         "ms_per_token": {name: _by_size(passes[ALONE], of) for name, of in passes.items()},
         "job_evaluations_per_s": rates,
     }
-    out.write_text(json.dumps(report, indent=2) + "\n")
-    out.with_suffix(".md").write_text(markdown(report))
+    write(report, out, markdown(report))
 
 
 def measured(
@@ -166,20 +162,21 @@ def markdown(report: Mapping[str, Any]) -> str:
     """Tables of a report."""
     by_name = report["ms_per_token"]
     sizes = list(next(iter(by_name.values())))
-    lines = [["", *(f"{size} at once" for size in sizes)], ["---", *["--:"] * len(sizes)]]
+    headings = ["", *(f"{size} at once" for size in sizes)]
+    rows = []
     for name, found in by_name.items():
         cells = (
             f"{of['median']:.1f} ({of['times_alone']:.2f} ×), p99 {of['p99']:.0f}"
             for of in found.values()
         )
-        lines.append([name, *cells])
+        rows.append([name, *cells])
     alone, beside = report["job_evaluations_per_s"].items()
     return (
         "# Neighbours\n\nMilliseconds per token of `sleb up`: median of the requests, in multiples "
         "of the time alone, and the 99th percentile of the times between tokens. Machine and "
         "command are in the JSON file of the same name.\n\n"
-        + "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        + f"\n\nThe job evaluates {alone[1]:.2f} candidates per second alone, and {beside[1]:.2f} "
+        + table(headings, rows)
+        + f"\nThe job evaluates {alone[1]:.2f} candidates per second alone, and {beside[1]:.2f} "
         f"{beside[0]}: it takes {alone[1] / beside[1]:.2f} times as long.\n"
     )
 

@@ -6,9 +6,7 @@ has the data.
 """
 
 import json
-import shlex
 import shutil
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -24,10 +22,10 @@ from playwright.sync_api import sync_playwright
 from rich.console import Console
 from rich.table import Table
 
-from app.bench.machine import machine
 from app.compare.speedup import alternate
 from app.results.store import ResultKind, ResultStore
 from benchmarks.model import model_store
+from benchmarks.reports import facts, write
 from benchmarks.servers import link_model, no_server_left, sleb_up_of
 
 if TYPE_CHECKING:
@@ -109,11 +107,10 @@ def main(
     report = {
         "pages": found,
         "model": model,
-        "machine": machine(),
-        "command": shlex.join(["python", "-m", "benchmarks.pages", *sys.argv[1:]]),
+        **facts("pages"),
     }
     if out is not None:
-        out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write(report, out)
     Console().print(_table(found, list(sides)))
 
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from benchmarks.latencies import Pass, SideRunner, performance, run_in_turn
 from benchmarks.load import closed_loop
 from benchmarks.plan import Baseline, PartResult, ServePlan, ServeSubject
+from benchmarks.reports import table
 from benchmarks.servers import Server, llama_server, paused, sleb_serve, vllm_serve
 from benchmarks.workload import SampleRequest
 
@@ -27,6 +28,7 @@ PROGRAMS: Mapping[Baseline, str] = MappingProxyType(
     {Baseline.VLLM: "vllm", Baseline.LLAMA_CPP: "llama-server"}
 )
 _RATIOS = MappingProxyType({Baseline.VLLM: "http_vs_vllm", Baseline.LLAMA_CPP: "http_vs_llama_cpp"})
+_HEADINGS = ("clients", "tokens per second", "time to first token", "time per token")
 
 
 Start = Callable[[], AbstractContextManager[Server]]
@@ -47,17 +49,17 @@ def peers(subject: ServeSubject, plan: ServePlan) -> PartResult:
         return subject.prompts(plan).uniform(number, plan.prompt_len, plan.output_len)
 
     closed = closed_loops(_starts(subject, plan, found), requests, plan.concurrency, plan.repeats)
-    table = {peer: rows(closed, peer) for peer in found}
+    figures = {peer: rows(closed, peer) for peer in found}
     details: dict[str, Any] = {
         "left_out": left_out,
-        "against": table,
+        "against": figures,
         "closed_loop": {
             str(concurrency): {name: performance(timed) for name, timed in passes.items()}
             for concurrency, passes in closed.items()
         },
     }
-    ratios = {_RATIOS[peer]: min(row["tokens_per_s"] for row in table[peer]) for peer in found}
-    return PartResult(details, ratios, _markdown(table))
+    ratios = {_RATIOS[peer]: min(row["tokens_per_s"] for row in figures[peer]) for peer in found}
+    return PartResult(details, ratios, _markdown(figures))
 
 
 def closed_loops(
@@ -140,16 +142,11 @@ def _tpot_s(one: Pass) -> float:
 
 
 def _markdown(rows: Mapping[Baseline, Sequence[Mapping[str, Any]]]) -> str:
-    lines = []
+    parts = []
     for peer, found in rows.items():
-        lines += [
-            f"## sleb serve over {peer}",
-            "",
-            "| clients | tokens per second | time to first token | time per token |",
-            "|--:|--:|--:|--:|",
-        ]
+        cells = []
         for row in found:
             rate = f"{row['tokens_per_s']:.2f} ({row['from']:.2f} to {row['to']:.2f})"
-            lines.append(f"| {row['clients']} | {rate} | {row['ttft']:.2f} | {row['tpot']:.2f} |")
-        lines.append("")
-    return "\n".join(lines)
+            cells.append((str(row["clients"]), rate, f"{row['ttft']:.2f}", f"{row['tpot']:.2f}"))
+        parts.append(f"## sleb serve over {peer}\n\n{table(_HEADINGS, cells, 0)}")
+    return "\n".join(parts)

@@ -7,7 +7,6 @@ of the schedules run in a process of their own, as after a restart.
 
 import json
 import pickle
-import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,15 +14,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from random import Random
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from app.bench.machine import machine
-from app.compare.speedup import alternate
 from app.engine.autotuning import Autotuner
 from app.engine.engine import Engine
 from app.engine.kernels.compiled.openmp import keep_compiled_in
@@ -32,7 +28,8 @@ from app.engine.scheduling.scheduler import EngineLimits
 from app.engine.scheduling.sequence import Request, SamplingParams
 from app.engine.variant import Variant, make_variant
 from benchmarks.model import model_store
-from benchmarks.steady import SteadyBatch, steady_output_len
+from benchmarks.reports import facts, write
+from benchmarks.steady import SteadyBatch, steady_output_len, steps_in_turn
 from benchmarks.workload import Prompts, SampleRequest
 from pruning.config import Settings
 from pruning.models.demo_model import NAME
@@ -41,7 +38,7 @@ from pruning.models.store import LoadedModel, set_up_torch
 _NUM_REMOVED = 6
 _NUM_REQUESTS = 48  # that schedules draw from
 _MAX_RATIO = 1.35  # of a step's time over that of a default one
-_SIDES = ("default", "reproducible")
+_SIDES = ("reproducible", "default")
 
 Output = list[tuple[int, float | None]]  # tokens and log-probabilities
 
@@ -81,10 +78,9 @@ def main(
         "step": costs,
         "passes": not (first.differing_logprobs or second.differing_logprobs)
         and all(cost["ratio"] <= _MAX_RATIO for cost in costs.values()),
-        "machine": machine(),
-        "command": shlex.join(["python", "-m", "benchmarks.reproducible", *sys.argv[1:]]),
+        **facts("reproducible"),
     }
-    out.write_text(json.dumps(report, indent=2) + "\n")
+    write(report, out)
     Console().print_json(json.dumps({key: report[key] for key in ("schedules", "step", "passes")}))
 
 
@@ -219,14 +215,9 @@ def _cost(loaded: LoadedModel, number: int, sizes: tuple[int, int], seed: int) -
         )
         for side in _SIDES
     }
-    times_s: dict[str, list[float]] = {side: [] for side in _SIDES}
-    for side in _SIDES:
-        batches[side].step_s()
-    for _, side in alternate(_SIDES, turns):
-        times_s[side].append(median(batches[side].step_s() for _ in range(steps)))
-    ratios = [two / one for one, two in zip(*times_s.values(), strict=True)]
-    seconds = {side: round(median(found), 6) for side, found in times_s.items()}
-    return {**seconds, "ratio": round(median(ratios), 4)}
+    found = steps_in_turn(batches, turns, steps)
+    seconds = {side: round(step_s, 6) for side, step_s in found["step_s"].items()}
+    return {**seconds, "ratio": round(found["ratio"], 4)}
 
 
 def _warm_engine(variant: Variant, tuner: Autotuner, limits: EngineLimits) -> Engine:

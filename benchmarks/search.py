@@ -4,8 +4,6 @@ The modes alternate within one process, so that noise of the machine affects all
 """
 
 import json
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,9 +15,9 @@ import typer
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from app.bench.machine import machine
 from benchmarks.model import model_store
 from benchmarks.modes import Meter, Mode, ModeFactory, weight_bytes
+from benchmarks.reports import facts, write
 from benchmarks.search_report import report, show
 from pruning.data.calibration import calibrate
 from pruning.models.blocks import num_blocks
@@ -97,7 +95,7 @@ def _run(
     num_remove: int,
     out: Path,
     reference_run: dict[str, Any] | None,
-    facts: dict[str, Any],
+    about: dict[str, Any],
 ) -> None:
     """Alternate the rounds of all modes. The report is written after each round."""
     progress = Console(stderr=True, highlight=False)
@@ -106,7 +104,7 @@ def _run(
             mode.advance()
             progress.print(f"round {step}, {name}: {mode.cost.seconds:.1f} s so far")
         found = report(measured, reference_run)
-        out.write_text(json.dumps({"modes": found, **facts}, indent=2) + "\n")
+        write({"modes": found, **about}, out)
     show(found, Console())
 
 
@@ -117,8 +115,7 @@ def _facts(subject: SearchSubject, dtype: Dtype, state_budget: int) -> dict[str,
         "dtype": dtype,
         "weight_bytes": weight_bytes(subject.model),
         "state_budget_bytes": state_budget,
-        "machine": machine(),
-        "command": shlex.join(["python", "-m", "benchmarks.search", *sys.argv[1:]]),
+        **facts("search"),
     }
 
 

@@ -3,9 +3,6 @@
 All sides of a comparison alternate on the same requests, whose output lengths are fixed.
 """
 
-import json
-import shlex
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -17,13 +14,13 @@ from typing import Annotated, TypeVar
 import typer
 from rich.console import Console
 
-from app.bench.machine import machine
 from app.engine.variant import make_variant
 from app.models.catalog import Catalog
 from app.settings import check_variables
 from benchmarks import http_parts, offline_parts, peers
 from benchmarks.depth import UnknownVariant, removed_blocks
 from benchmarks.plan import Baseline, Part, PartResult, ServePlan, ServeSubject
+from benchmarks.reports import facts, write
 from benchmarks.search import Dtype
 from benchmarks.serve_report import all_ratios, show
 from benchmarks.servers import no_server_left
@@ -108,6 +105,7 @@ def run(subject: ServeSubject, plan: ServePlan, out: Path) -> None:
     found: dict[Part, PartResult] = {}
     seconds: dict[Part, float] = {}
     report: dict[str, object] = {}
+    tables = ""
     for part in plan.parts:
         began_s = time.perf_counter()
         found[part] = PARTS[part](subject, plan)
@@ -120,10 +118,8 @@ def run(subject: ServeSubject, plan: ServePlan, out: Path) -> None:
             "seconds": seconds,
             **_facts(subject, plan),
         }
-        out.write_text(json.dumps(report, indent=2) + "\n")
-    tables = "\n".join(one.markdown for one in found.values() if one.markdown)
-    if tables:
-        out.with_suffix(".md").write_text(tables)
+        tables = "\n".join(one.markdown for one in found.values() if one.markdown)
+        write(report, out, tables)
     show(report, tables, Console())
 
 
@@ -132,8 +128,7 @@ def _facts(subject: ServeSubject, plan: ServePlan) -> dict[str, object]:
         "model": subject.dense.name,
         "dtype": subject.dtype,
         "plan": asdict(plan),
-        "machine": machine(),
-        "command": shlex.join(["python", "-m", "benchmarks.serve", *sys.argv[1:]]),
+        **facts("serve"),
     }
 
 

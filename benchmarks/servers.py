@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -97,52 +97,33 @@ def sleb_serve(model: Path, dtype: str, threads: int | None) -> Iterator[Server]
             yield server
 
 
-@contextmanager
 def sleb_serve_in(
     data_dir: Path, model: str, threads: int | None = None, *, is_compiled: bool = True
-) -> Iterator[Server]:
+) -> AbstractContextManager[Server]:
     """The same on a data directory that has the model; by default when its steps are compiled."""
-    port = _free_port()
-    settings = ServeSettings(data_dir=data_dir, port=port, threads=threads, redis_url=None)
-    environment = child_environment(settings)
-    environment.pop("SLEB_REDIS_URL", None)  # use the embedded store
-    command, log = [sys.executable, "-m", "app", "serve"], data_dir / "serve.log"
-    health = "/health/ready"
-    with _running(command, environment, port, health, log, is_compiled=is_compiled) as pid:
-        yield Server(f"http://127.0.0.1:{port}", model, takes_ids=True, extra=_OURS, pid=pid)
+    settings = ServeSettings(data_dir=data_dir, threads=threads, redis_url=None)
+    return sleb_serve_on(settings, model, is_compiled=is_compiled)
 
 
-@contextmanager
 def sleb_serve_on(
-    settings: ServeSettings, model: str, program: Sequence[str] = ("-m", "app")
-) -> Iterator[Server]:
+    settings: ServeSettings,
+    model: str,
+    program: Sequence[str] = ("-m", "app"),
+    *,
+    is_compiled: bool = True,
+) -> AbstractContextManager[Server]:
     """``sleb serve`` with these settings except for the port."""
-    with TemporaryDirectory(prefix="sleb-bench-") as directory:
-        port = _free_port()
-        environment = child_environment(settings.model_copy(update={"port": port}))
-        command = [sys.executable, *program, "serve"]
-        log = Path(directory) / "serve.log"
-        with _running(command, environment, port, "/health/ready", log) as pid:
-            yield Server(f"http://127.0.0.1:{port}", model, takes_ids=True, extra=_OURS, pid=pid)
+    environment = child_environment(settings)
+    command = [sys.executable, *program, "serve"]
+    return _served(command, environment, model, is_compiled=is_compiled)
 
 
 @contextmanager
 def sleb_worker_on(settings: ServeSettings) -> Iterator[None]:
     """``sleb worker`` beside a service with these settings."""
-    log = settings.data_dir / "worker.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "app", "worker"],
-            env=child_environment(settings),
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    try:
+    command = [sys.executable, "-m", "app", "worker"]
+    with _process(command, child_environment(settings), settings.data_dir / "worker.log"):
         yield
-        if process.poll() is not None:
-            raise ServerFailed(f"the worker exited:\n{_tail(log)}")
-    finally:
-        _stop(process)
 
 
 @contextmanager
@@ -151,56 +132,40 @@ def sleb_up(
 ) -> Iterator[Server]:
     """``sleb up`` like ``sleb_serve``: with a worker. It may use these CPUs, by default all."""
     with TemporaryDirectory(prefix="sleb-bench-") as directory:
-        data_dir, port = Path(directory), _free_port()
+        data_dir = Path(directory)
         link_model(model, data_dir / "models" / model.name, dtype)
-        settings = ServeSettings(data_dir=data_dir, port=port, threads=threads, redis_url=None)
-        environment = child_environment(settings)
-        environment.pop("SLEB_REDIS_URL", None)  # use the embedded store
+        settings = ServeSettings(data_dir=data_dir, threads=threads, redis_url=None)
         command = [sys.executable, "-m", "app", "up"]
         if cpus is not None:
             command = ["taskset", "--cpu-list", ",".join(map(str, cpus)), *command]
-        with _running(command, environment, port, "/health/ready", data_dir / "up.log") as pid:
-            yield Server(
-                f"http://127.0.0.1:{port}", model.name, takes_ids=True, extra=_OURS, pid=pid
-            )
+        with _served(command, child_environment(settings), model.name) as server:
+            yield server
 
 
-@contextmanager
-def sleb_up_of(code: Path, data_dir: Path, model: str) -> Iterator[Server]:
+def sleb_up_of(code: Path, data_dir: Path, model: str) -> AbstractContextManager[Server]:
     """``sleb up`` of the checkout at ``code``, on a data directory that has the model."""
-    port = _free_port()
-    settings = ServeSettings(data_dir=data_dir, port=port, redis_url=None)
+    settings = ServeSettings(data_dir=data_dir, redis_url=None)
     environment = {**child_environment(settings), "PYTHONPATH": str(code)}
-    command, log = [sys.executable, "-m", "app", "up"], data_dir / "up.log"
-    with _running(command, environment, port, "/health/ready", log, code) as pid:
-        yield Server(f"http://127.0.0.1:{port}", model, takes_ids=True, extra=_OURS, pid=pid)
+    return _served([sys.executable, "-m", "app", "up"], environment, model, folder=code)
 
 
-@contextmanager
 def transformers_serve(
     model: Path, dtype: str, threads: int | None, num_pages: int | None = None
-) -> Iterator[Server]:
+) -> AbstractContextManager[Server]:
     """``transformers serve``, with continuous batching if the number of cache pages is given.
 
     Its default number of pages takes most of the memory. It needs the package ``openai``, one
     of the development dependencies. Raises ``ServerFailed``.
     """
-    with TemporaryDirectory(prefix="sleb-bench-") as directory:
-        port = _free_port()
-        command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(model)]
-        command += ["--dtype", dtype, "--port", str(port), "--host", "127.0.0.1"]
-        if num_pages is not None:
-            command += ["--continuous-batching", "--cb-num-blocks", str(num_pages)]
-        no_eos = {"do_sample": False, "eos_token_id": -1, "pad_token_id": 0}
-        extra = {"generation_config": json.dumps(no_eos)}
-        environment = child_environment(ServeSettings())
-        if threads is not None:
-            environment["OMP_NUM_THREADS"] = str(threads)
-        log = Path(directory) / "serve.log"
-        with _running(command, environment, port, "/health", log) as pid:
-            yield Server(
-                f"http://127.0.0.1:{port}", str(model), takes_ids=False, extra=extra, pid=pid
-            )
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(model)]
+    command += ["--dtype", dtype]
+    if num_pages is not None:
+        command += ["--continuous-batching", "--cb-num-blocks", str(num_pages)]
+    no_eos = {"do_sample": False, "eos_token_id": -1, "pad_token_id": 0}
+    extra = {"generation_config": json.dumps(no_eos)}
+    return _served(
+        command, _with_threads(threads), str(model), health="/health", takes_ids=False, extra=extra
+    )
 
 
 @contextmanager
@@ -220,21 +185,15 @@ def vllm_serve(
     Raises ``ServerFailed``.
     """
     with TemporaryDirectory(prefix="sleb-bench-") as directory:
-        port = _free_port()
         command = [str(program), "serve", str(model), "--served-model-name", model.name]
-        command += ["--dtype", dtype, "--host", "127.0.0.1", "--port", str(port)]
-        command += ["--max-model-len", str(max_len)]
+        command += ["--dtype", dtype, "--max-model-len", str(max_len)]
         command += ["--max-num-seqs", str(max_num_seqs), *options]
         command += _VLLM_REUSES if reuses_prefixes else ["--no-enable-prefix-caching"]
         # vLLM has processes of its own, which outlive it if it is killed
         command = [sys.executable, "-m", keeper.__name__, f"{directory}/kept", *command]
-        environment = {**child_environment(ServeSettings()), **_VLLM}
-        if threads is not None:
-            environment["OMP_NUM_THREADS"] = str(threads)
-        with _running(command, environment, port, "/v1/models", Path(directory) / "log") as pid:
-            yield Server(
-                f"http://127.0.0.1:{port}", model.name, takes_ids=True, extra=_OURS, pid=pid
-            )
+        environment = {**_with_threads(threads), **_VLLM}
+        with _served(command, environment, model.name, health="/v1/models") as server:
+            yield server
 
 
 @contextmanager
@@ -246,19 +205,17 @@ def llama_server(
     Raises ``ServerFailed``, or ``GgufUnsupported`` for a model that llama.cpp does not know.
     """
     with TemporaryDirectory(prefix="sleb-bench-") as directory:
-        port, file = _free_port(), Path(directory) / "model.gguf"
+        file = Path(directory) / "model.gguf"
         dense = load_dense_model(model, Resident.MODEL, Resources(device="cpu"), dtype=dtype)
         write_gguf(file, dense, tuple(range(num_blocks(dense.model))), model.name)
-        command = [str(program), "--model", str(file), "--host", "127.0.0.1", "--port", str(port)]
-        command += ["--parallel", str(max_num_seqs), "--ctx-size", str(max_num_seqs * max_len)]
+        command = [str(program), "--model", str(file), "--parallel", str(max_num_seqs)]
+        command += ["--ctx-size", str(max_num_seqs * max_len)]
         if threads is not None:
             command += ["--threads", str(threads), "--threads-batch", str(threads)]
         extra = {**_OURS, "cache_prompt": False}
         environment = child_environment(ServeSettings())
-        with _running(command, environment, port, "/health", Path(directory) / "log") as pid:
-            yield Server(
-                f"http://127.0.0.1:{port}", model.name, takes_ids=True, extra=extra, pid=pid
-            )
+        with _served(command, environment, model.name, health="/health", extra=extra) as server:
+            yield server
 
 
 def is_compiling(pid: int) -> bool:
@@ -299,21 +256,46 @@ def link_model(model: Path, link: Path, dtype: str) -> None:
     (link / "config.json").write_text(json.dumps({**config, "dtype": dtype}))
 
 
+def _with_threads(threads: int | None) -> dict[str, str]:
+    """The environment of a program of others, with this number of threads if there is one."""
+    found = child_environment(ServeSettings())
+    return found if threads is None else {**found, "OMP_NUM_THREADS": str(threads)}
+
+
 @contextmanager
-def _running(
+def _served(
     command: Sequence[str],
     environment: Mapping[str, str],
-    port: int,
-    health: str,
-    log: Path,
-    folder: Path | None = None,
+    model: str,
     *,
+    health: str = "/health/ready",
+    takes_ids: bool = True,
+    extra: Mapping[str, object] = _OURS,
+    folder: Path | None = None,
     is_compiled: bool = True,
-) -> Iterator[int]:
-    """The id of the process, which answers on this path and works in this folder, or in ours.
+) -> Iterator[Server]:
+    """The server that this command starts on a free port, in this folder or in ours.
 
-    Waits until it compiles nothing and times no kernels, unless ``is_compiled`` is false.
+    Waits until it answers on the path ``health``, and until it compiles nothing and times no
+    kernels unless ``is_compiled`` is false.
     """
+    port = _free_port()
+    command = [*command, "--host", "127.0.0.1", "--port", str(port)]
+    url = f"http://127.0.0.1:{port}"
+    with TemporaryDirectory(prefix="sleb-bench-") as directory:
+        log = Path(directory) / "log"
+        with _process(command, environment, log, folder) as process:
+            _wait_until_ready(url + health, process, log)
+            if is_compiled:
+                _wait_until_compiled(process.pid)
+                _wait_until_ready(url + health, process, log, is_warm=True)
+            yield Server(url, model, takes_ids, extra, process.pid)
+
+
+@contextmanager
+def _process(
+    command: Sequence[str], environment: Mapping[str, str], log: Path, folder: Path | None = None
+) -> Iterator["subprocess.Popen[bytes]"]:
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603 - our own command
             command,
@@ -324,11 +306,7 @@ def _running(
             cwd=folder,
         )
     try:
-        _wait_until_ready(f"http://127.0.0.1:{port}{health}", process, log)
-        if is_compiled:
-            _wait_until_compiled(process.pid)
-            _wait_until_ready(f"http://127.0.0.1:{port}{health}", process, log, is_warm=True)
-        yield process.pid
+        yield process
         if process.poll() is not None:
             raise ServerFailed(f"{command[2:4]} exited:\n{_tail(log)}")
     finally:

@@ -7,8 +7,6 @@ itself, one client at a time.
 """
 
 import json
-import shlex
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -21,7 +19,6 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from app.bench.machine import machine
 from app.compare.speedup import alternate
 from app.config import ServeSettings
 from app.settings import check_variables
@@ -29,6 +26,7 @@ from benchmarks.equal_models import INSTRUMENTS, judged, subject
 from benchmarks.latencies import Pass
 from benchmarks.load import closed_loop, open_loop
 from benchmarks.model import model_store
+from benchmarks.reports import facts, write
 from benchmarks.servers import Server, no_server_left, sleb_serve_on
 from benchmarks.workload import SampleRequest
 from pruning.models.names import VariantName
@@ -67,9 +65,7 @@ def main(
     else:
         name = VariantName.parse(model).model
         found = _equal_models(name, parts.split(","), dtype, sides, lengths, beside_job=beside_job)
-    command = shlex.join(["python", "-m", "benchmarks.shadow", *sys.argv[1:]])
-    report = {**found, "model": model, "machine": machine(), "command": command}
-    out.write_text(json.dumps(report, indent=2) + "\n")
+    write({**found, "model": model, **facts("shadow")}, out)
     Console().print_json(
         json.dumps({key: value for key, value in found.items() if key != "seconds"})
     )

@@ -5,28 +5,24 @@ schemas ask for are longer than what is measured, so that no sequence ends.
 """
 
 import json
-import shlex
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from app.bench.machine import machine
-from app.compare.speedup import alternate
 from app.engine.grammar import Grammar, grammar_source, grammar_tokens
 from app.engine.sampling.sampling import upper_bounds
 from app.engine.scheduling.sequence import Request, ResponseFormat
 from app.engine.variant import Variant, make_variant
 from benchmarks.model import model_store
 from benchmarks.offline import engine_requests
-from benchmarks.steady import SteadyBatch, steady_output_len
+from benchmarks.reports import facts, write
+from benchmarks.steady import SteadyBatch, steady_output_len, steps_in_turn
 from benchmarks.workload import Prompts, SampleRequest
 from pruning.config import Settings
 from pruning.models.store import LoadedModel, set_up_torch
@@ -74,12 +70,10 @@ def main(
         "sequences": sequences,
         "model": model,
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
-        "machine": machine(),
-        "command": shlex.join(["python", "-m", "benchmarks.structured", *sys.argv[1:]]),
+        **facts("structured"),
     }
-    out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     text = markdown(report)
-    out.with_suffix(".md").write_text(text, encoding="utf-8")
+    write(report, out, text)
     Console().print(text, markup=False, soft_wrap=True)
 
 
@@ -100,21 +94,12 @@ def _measured(
     grammar = Grammar(grammar_source(schema), tokens)
     compiled_s = time.perf_counter()
     sides = {
-        "free": SteadyBatch(variant, requests, make_requests=partial(_sampled, None)),
         "by schema": SteadyBatch(variant, requests, make_requests=partial(_sampled, grammar)),
+        "free": SteadyBatch(variant, requests, make_requests=partial(_sampled, None)),
     }
-    for batch in sides.values():
-        batch.step_s()
-    times_s: dict[str, list[float]] = {side: [] for side in sides}
-    for _, side in alternate([*sides], turns):
-        times_s[side].append(median(sides[side].step_s() for _ in range(steps)))
-    ratios = [own / free for free, own in zip(*times_s.values(), strict=True)]
     return {
         "items": name,
-        "ratio": median(ratios),
-        "ratios": ratios,
-        "step_s": {side: median(values) for side, values in times_s.items()},
-        "turns_s": times_s,
+        **steps_in_turn(sides, turns, steps),
         "first_masks_s": _first_masks_s(grammar, variant, len(requests)),
         "tokens_s": with_tokens_s - began_s,
         "compile_s": compiled_s - with_tokens_s,
@@ -158,7 +143,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         "|---|--:|--:|--:|",
     ]
     for one in report["schemas"]:
-        free_ms, own_ms = (1e3 * seconds for seconds in one["step_s"].values())
+        own_ms, free_ms = (1e3 * seconds for seconds in one["step_s"].values())
         lines.append(f"| {one['items']} | {free_ms:.1f} | {own_ms:.1f} | {one['ratio']:.3f} |")
     lines += ["", "Once for a tokenizer, and once for each schema:", ""]
     lines += [

@@ -4,10 +4,7 @@ Weights are random and of published shapes, so no checkpoint and no network is n
 """
 
 import gc
-import json
 import logging
-import shlex
-import sys
 import time
 import traceback
 import warnings
@@ -22,7 +19,6 @@ import typer
 from rich.console import Console
 from transformers import PreTrainedModel
 
-from app.bench.machine import machine
 from benchmarks.gpu.cards import CARDS
 from benchmarks.gpu.comparison import comparison
 from benchmarks.gpu.families import families
@@ -33,6 +29,7 @@ from benchmarks.gpu.report import markdown
 from benchmarks.gpu.search import search, stream
 from benchmarks.gpu.steps import int8, steps
 from benchmarks.heal_shapes import pace
+from benchmarks.reports import facts, write
 from benchmarks.servers import no_server_left
 from pruning.models.memory import release_cache
 from pruning.models.random_models import random_model
@@ -96,12 +93,10 @@ def main(
             "problems": run.problems,
             "seconds": run.seconds,
             "warnings": run.warnings,
-            "machine": machine(),
-            "command": shlex.join(["python", "-m", "benchmarks.gpu", *sys.argv[1:]]),
+            **facts("gpu"),
         }
         report["comparison"] = comparison(report, plan)
-        (out / "gpu.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        (out / "gpu.md").write_text(markdown(report), encoding="utf-8")
+        write(report, out / "gpu.json", markdown(report))
     Console().print(markdown(report), markup=False, soft_wrap=True)
     raise typer.Exit(1 if run.problems else 0)
 

@@ -1,0 +1,30 @@
+"""What all reports have: the machine and the command in the JSON file, and tables in Markdown."""
+
+import json
+import shlex
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from app.bench.machine import machine
+
+
+def facts(module: str) -> dict[str, Any]:
+    """The machine, and the command that runs this module."""
+    command = ["python", "-m", f"benchmarks.{module}", *sys.argv[1:]]
+    return {"machine": machine(), "command": shlex.join(command)}
+
+
+def write(report: Mapping[str, Any], out: Path, markdown: str = "") -> None:
+    """Write the JSON file, and beside it the Markdown if there is one."""
+    out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if markdown:
+        out.with_suffix(".md").write_text(markdown, encoding="utf-8")
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]], num_left: int = 1) -> str:
+    """A table whose first ``num_left`` columns are words, and whose others are numbers."""
+    ruled = ["---"] * num_left + ["--:"] * (len(headings) - num_left)
+    lines = (headings, ruled, *rows)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
