@@ -5,22 +5,19 @@ The share that comes back is (pruned - repaired) / (pruned - dense), in nats per
 """
 
 import math
-import shlex
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from types import MappingProxyType
 from typing import Annotated, Any
 
 import torch
 import typer
 
-from app.bench.machine import machine
 from benchmarks.model import model_store
 from benchmarks.repair_report import write
+from benchmarks.reports import facts
 from pruning.data.calibration import calibrate, evaluation_windows, repair_windows
 from pruning.data.windows import Windows
 from pruning.evaluation.pruned_losses import PrunedModel, pruned_losses
@@ -46,9 +43,7 @@ from pruning.spec.calibration import (
 )
 from pruning.spec.prune import Metric, PruneSpec, Resident
 
-SEARCHES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {"sleb": {}, "kl": {"metric": Metric.KL}}
-)
+_METRICS = ", ".join(Metric)
 
 
 @dataclass(frozen=True)
@@ -64,10 +59,10 @@ class Order:
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Where to write the JSON, tables and picture.")],
+    out: Annotated[Path, typer.Option(help="Where to write the JSON and the tables.")],
     order: Annotated[
         list[str],
-        typer.Option(help="sleb or kl to search for it, or NAME=14,26,...; repeat it."),
+        typer.Option(help=f"{_METRICS} to search for it, or NAME=14,26,...; repeat it."),
     ],
     text: Annotated[
         list[Path] | None,
@@ -104,7 +99,6 @@ def main(
     # the windows of a file have one use only if the sizes of all uses are known together
     held_out = spec if text else default_calibration(num_samples=2 * num_held_out, seqlen=seqlen)
     report = measured(dense, spec, held_out, orders, numbers)
-    report["command"] = shlex.join(["python", "-m", "benchmarks.repair", *sys.argv[1:]])
     write(report, out)
 
 
@@ -133,7 +127,7 @@ def measured(
         "dtype": str(dense.model.dtype).removeprefix("torch."),
         "dense": {domain: _of(of) for domain, of in losses.dense.items()},
         "orders": found,
-        "machine": machine(),
+        **facts("repair"),
     }
 
 
@@ -156,9 +150,8 @@ def _parsed(given: str, least: int) -> tuple[str, Order | None]:
     """The name and the order that was given with it, if any."""
     name, _, blocks = given.partition("=")
     if not blocks:
-        if name not in SEARCHES:
-            known = ", ".join(SEARCHES)
-            raise typer.BadParameter(f"--order {given}: expected one of {known}, or NAME=14,26,...")
+        if name not in [*Metric]:
+            raise typer.BadParameter(f"--order {given}: expected {_METRICS}, or NAME=14,26,...")
         return name, None
     removed = tuple(int(block) for block in blocks.split(","))
     if len(removed) < least:
@@ -173,8 +166,7 @@ def _searched(dense: DenseModel, spec: PruneSpec, name: str) -> Order:
     """The order that the search of this name finds, as a job finds it."""
     windows = calibrate(spec.calibration, dense.model, dense.tokenizer)
     began_s = time.perf_counter()
-    spec = replace(spec, **SEARCHES[name])
-    removals = search(spec, dense, windows, Observer(), SearchState())
+    removals = search(replace(spec, metric=Metric(name)), dense, windows, Observer(), SearchState())
     seconds = time.perf_counter() - began_s
     removed = tuple(removal.block for removal in removals)
     return Order(removed, seconds, list(windows.token_ids.shape))

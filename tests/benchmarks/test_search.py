@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import typer
 
-from benchmarks.metrics import main as compare_metrics
 from benchmarks.modes import spread
 from benchmarks.search import Dtype, main
 from pruning.models.random_models import UnknownShape
@@ -150,29 +149,3 @@ def test_the_search_benchmark_is_a_command(tiny_model_dir: Path, tmp_path: Path)
     assert report["modes"]["stream"]["order_equal_to_exact"]
     assert report["machine"]["torch_threads"] > 0
     assert "benchmarks.search" in report["command"]
-
-
-def test_the_metrics_are_compared_at_equal_depth(tiny_model_dir: Path, tmp_path: Path) -> None:
-    texts = tmp_path / "a.txt", tmp_path / "b.txt"
-    for path, word in zip(texts, ("dogs", "cats"), strict=True):
-        path.write_text("\n".join(f"{number} lazy {word}" for number in range(200)))
-    out = tmp_path / "metrics.json"
-    options: dict[str, Any] = {"num_windows": 4, "seqlen": 8}
-    options |= {"held_out_windows": 4, "held_out_seqlen": 16}
-    compare_metrics(out, *texts, model=str(tiny_model_dir), depths="1,3", **options)
-    report = json.loads(out.read_text())
-    found = report["metrics"]
-    assert list(found) == ["cosine", "one_shot", "sleb", "kl"]
-    assert found["one_shot"]["order"][0] == found["sleb"]["order"][0]
-    assert {name: each["evaluations"] for name, each in found.items()} == {
-        "cosine": 4 + 3,
-        "one_shot": 4 + 3,
-        "sleb": 4 + 3 + 2,
-        "kl": 4 + 3 + 2,
-    }
-    for each in found.values():
-        assert list(each["perplexities"]) == ["1", "3"]
-        assert len(each["losses"]) == len(each["order"]) == 3
-    assert found["one_shot"]["perplexities"]["1"] == found["sleb"]["perplexities"]["1"]
-    lines = out.with_suffix(".md").read_text().splitlines()
-    assert "| metric | 1 blocks | 3 blocks | evaluations | seconds |" in lines
