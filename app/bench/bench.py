@@ -18,7 +18,7 @@ from rich.table import Table
 
 from app.bench.machine import machine
 from app.bench.plan import DENSE, BenchPlan, BenchSubject, Scenario
-from app.bench.report import HEADINGS, PLOT_FILE, cells, markdown, plot, reasons, summary
+from app.bench.report import HEADINGS, cells, markdown, reasons, summary
 from app.bench.result import Bench, to_wire
 from app.bench.runs import OwnRuns, Runs, Sample
 from app.compare.speedup import alternate
@@ -35,7 +35,6 @@ from app.results.store import ResultKind, ResultStore
 from app.terminal import print_json, saying
 from pruning.checkpoints.store import CheckpointStore
 from pruning.config import Settings
-from pruning.extras import has_extra, missing_extra
 from pruning.models.demo_model import NAME
 from pruning.models.names import VariantName
 from pruning.models.random_models import random_model
@@ -223,8 +222,6 @@ def print_bench(bench: Bench, out: Path, *, as_json: bool) -> None:
         for reason in reasons(rows):
             console.print(f"  {reason}", markup=False)
     console.print(f"reports: {out}", markup=False, soft_wrap=True)
-    if not has_extra("plots"):
-        console.print(missing_extra("plots", "a plot"), markup=False, soft_wrap=True)
 
 
 def facts_of(dtype: str) -> dict[str, object]:
@@ -256,8 +253,6 @@ def _write(bench: Bench, out: Path) -> None:
     text = json.dumps(to_wire(bench), indent=2) + "\n"
     (out / REPORT_FILE).write_text(text, encoding="utf-8")
     (out / TABLE_FILE).write_text(markdown(bench), encoding="utf-8")
-    if has_extra("plots"):
-        (out / PLOT_FILE).write_bytes(plot(bench))
 
 
 def _weight_bytes(variant: Variant) -> int:

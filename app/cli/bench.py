@@ -25,9 +25,9 @@ def bench(
     model: Annotated[
         str | None, typer.Argument(help="Name in the data directory.", show_default=False)
     ] = None,
-    out: Annotated[
-        Path, typer.Option(help="Directory for bench.json, bench.md and bench.png.")
-    ] = Path("bench"),
+    out: Annotated[Path, typer.Option(help="Directory for bench.json and bench.md.")] = Path(
+        "bench"
+    ),
     variants: Annotated[
         str,
         typer.Option(

@@ -24,7 +24,7 @@ from pruning.spec.calibration import DEFAULT, CalibrationSpec
 )
 def stability(
     model: ModelArgument,
-    out: Annotated[Path, typer.Option(help="Directory for stability.json and stability.png.")],
+    out: Annotated[Path, typer.Option(help="Directory for stability.json.")],
     num_remove: Annotated[int, typer.Option(help="How many blocks to remove.")],
     seeds: Annotated[
         str, typer.Option(help="Seeds of the samples, separated by commas.")

@@ -16,14 +16,12 @@ from app.results.store import ResultKind, ResultStore
 from app.terminal import print_json
 from pruning.checkpoints.trajectory import Cells
 from pruning.config import WorkerSettings
-from pruning.extras import has_extra, missing_extra
 from pruning.search.dense_model import Resources, load_dense_model
 from pruning.search.observed import Observer
 from pruning.search.state import ScoredCandidate, SearchPlan
 from pruning.spec.calibration import CalibrationSpec
 from pruning.spec.prune import PruneSpec
 from pruning.stability.agreement import SearchRun, Stability, stability
-from pruning.stability.plot import PLOT_FILE, plot
 from pruning.stability.report import block_table, conclusions, depth_table, to_wire
 from pruning.stability.runs import runs, samples, unused_windows
 
@@ -56,10 +54,10 @@ def run_stability(
     *,
     as_json: bool,
 ) -> None:
-    """Write the report and the plot into ``out``, which must be empty or not exist.
+    """Write the report into ``out``, which must be empty or not exist.
 
-    Without the extra ``plots`` there is no plot. They are written after the second run and updated
-    after each further run, and so is the result that the data directory keeps.
+    It is written after the second run and updated after each further run, and so is the result
+    that the data directory keeps.
     """
     out = new_place(out)
     models = models_for(spec, settings)
@@ -91,8 +89,6 @@ def _write(out: Path, report: Stability) -> None:
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(to_wire(report), indent=2) + "\n"
     (out / REPORT_FILE).write_text(text, encoding="utf-8")
-    if has_extra("plots"):
-        (out / PLOT_FILE).write_bytes(plot(report))
 
 
 def _keep(report: Stability, settings: WorkerSettings, result_id: str | None) -> str:
@@ -113,8 +109,6 @@ def print_report(report: Stability, out: Path, *, as_json: bool) -> None:
     for text in conclusions(report):
         console.print(text, markup=False)
     console.print(f"report: {out}", markup=False, soft_wrap=True)
-    if not has_extra("plots"):
-        console.print(missing_extra("plots", "a plot"), markup=False, soft_wrap=True)
 
 
 def _printed(title: str, headings: Cells, lines: Sequence[Cells]) -> Table:

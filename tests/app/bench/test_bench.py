@@ -6,7 +6,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pynvml
 import pytest
 import torch
@@ -15,7 +14,7 @@ from typer.testing import CliRunner
 from app.bench import bench
 from app.bench import runs as bench_runs
 from app.bench.plan import DENSE, HALF, BenchPlan, BenchSubject, Scenario
-from app.bench.report import draw, markdown, plot
+from app.bench.report import markdown
 from app.bench.result import Bench, to_wire
 from app.bench.runs import OwnRuns, Sample, WrongLength
 from app.cli.main import app as command_line
@@ -85,7 +84,6 @@ def test_a_model_with_random_weights(tiny_shape: str, tmp_path: Path) -> None:
     assert found["prompt_reading"] == "in full"
     written = json.loads((out / "bench.json").read_text())
     assert written == {each: value for each, value in found.items() if each != "path"}
-    assert (out / "bench.png").read_bytes().startswith(b"\x89PNG")
     assert "## Served: 2 clients, 5 requests of 4 + 3 tokens" in (out / "bench.md").read_text()
     [kept] = ResultStore(tmp_path / "data").page(9).results
     assert (kept.kind, kept.model, kept.report) == ("bench", "tiny", written)
@@ -344,34 +342,6 @@ def test_the_report_has_memory_and_energy_where_they_are_known() -> None:
     assert "| dense | 10.0 | 1.00 GiB | 0.500 J |" in report
     assert "| pruned | 14.3 | not a GPU | not known |" in report
     assert "half" not in report
-
-
-def test_the_picture_shows_every_row() -> None:
-    each = made_up([0.0720, 0.0721, 0.0719])
-    (axes,) = draw(each).axes
-    labels = [label.get_text() for label in axes.get_yticklabels()]
-    assert labels == [f"{row.variant}, {row.what}" for row in each.rows()]
-    verdicts = [text.get_text() for text in axes.texts if text.get_text()]
-    assert verdicts == [row.speedup.verdict.value for row in each.rows()]
-    places = [np.asarray(line.get_xdata()).tolist() for line in axes.lines]
-    assert any(len(place) == 1 and place[0] == pytest.approx(0.1 / 0.072) for place in places)
-    assert plot(each) == plot(each)
-
-
-def test_the_picture_has_whole_intervals_and_the_reason_beside_undecided() -> None:
-    each = made_up([0.01, 0.30, 0.01])
-    figure = draw(each)
-    (axes,) = figure.axes
-    row = next(row for row in each.rows() if row.variant == "pruned")
-    assert row.speedup.low == 0
-    left, right = axes.get_xlim()
-    assert left < 0 < (row.speedup.high or 0) < right
-    texts = [text.get_text() for text in axes.texts]
-    reason = row.speedup.reason.partition(": ")[0].removeprefix("the 95 % ")
-    assert texts[texts.index("undecided") + 1] == reason
-    assert reason.startswith("interval 0.000 to ")
-    figure.draw_without_rendering()
-    assert all(text.get_window_extent().x1 < figure.bbox.x1 for text in axes.texts)
 
 
 def test_energy_is_asked_of_the_right_device(monkeypatch: pytest.MonkeyPatch) -> None:
