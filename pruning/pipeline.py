@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Self
 
 from pruning.checkpoints.card import model_card
 from pruning.checkpoints.publish import publish
@@ -93,12 +94,16 @@ def prune(
     manifest = None if overwrite else published_by_search(target, spec)
     if manifest is None or not is_left_to_heal(manifest, spec):
         replaces = overwrite or (manifest is not None and manifest.spec_digest != spec.digest())
-        given = (models, observer, resources, earlier, confirm, verify, replaces, tenant)
-        manifest = _pruned(spec, name, target, *given)
+        manifest = _published(  # the run has no name here: its weights may be read again
+            _searched(spec, models, observer, resources, earlier or SearchState()),
+            *(name, target, confirm, verify),
+            overwrite=replaces,
+            tenant=tenant,
+        )
     if spec.heal is None:
         return manifest
-    with_it = (models, observer, resources, confirm, verify)
-    return _healed(spec.heal, name, target, *with_it, overwrite=overwrite)
+    how = (models, observer, resources, confirm, verify)
+    return _healed(spec.heal, name, target, *how, overwrite=overwrite)
 
 
 def _healed(
@@ -127,41 +132,36 @@ def _healed(
     )
 
 
+def _published(
+    run: "_Run",
+    name: str,
+    target: Path,
+    confirm: Callable[[], object],
+    verify: Verify,
+    *,
+    overwrite: bool,
+    tenant: str | None,
+) -> Manifest:
+    """Repair, measure and publish."""
+    observer, run = run.observer, run.repaired()
+    observer.phase("evaluate")
+    spec, tasks_dir = _before_healing(run.spec), run.dense.resources.tasks_dir
+    quality = assess(spec, run.dense, run.removals, run.measured_on, run.own_tensors, tasks_dir)
+    for warning in quality.warnings:
+        observer.warned(warning)
+    observer.phase("publish")
+    run = run.to_publish()
+    manifest = replace(run.manifest(name, quality), tenant=tenant)
+    check = partial(run.verify, how=verify, ask=confirm)
+    write = partial(run.write, manifest=manifest)
+    return publish(target, manifest, write, confirm, check, overwrite=overwrite)
+
+
 def _before_healing(spec: PruneSpec) -> PruneSpec:
     """The gate only warns of what a healing is still to improve."""
     if spec.heal is None or spec.gate is None:
         return spec
     return replace(spec, gate=replace(spec.gate, action=GateAction.WARN))
-
-
-def _pruned(
-    spec: PruneSpec,
-    name: str,
-    target: Path,
-    models: ModelStore,
-    observer: Observer,
-    resources: Resources,
-    earlier: SearchState | None,
-    confirm: Callable[[], object],
-    verify: Verify,
-    overwrite: bool,
-    tenant: str | None,
-) -> Manifest:
-    run = _searched(spec, models, observer, resources, earlier or SearchState())
-    run = _repaired(run, observer, resources)
-    observer.phase("evaluate")
-    asked = _before_healing(spec)
-    quality = assess(
-        asked, run.dense, run.removals, run.measured_on, run.own_tensors, resources.tasks_dir
-    )
-    for warning in quality.warnings:
-        observer.warned(warning)
-    observer.phase("publish")
-    run = _to_publish(run, resources)
-    manifest = replace(run.manifest(name, quality), tenant=tenant)
-    check = partial(run.verify, how=verify, device=resources.device, ask=confirm)
-    write = partial(run.write, manifest=manifest)
-    return publish(target, manifest, write, confirm, check, overwrite=overwrite)
 
 
 @dataclass(frozen=True)
@@ -176,6 +176,7 @@ class _Run:
     removals: list[Removal]
     times: BlockTimes | None  # of the dense model
     measured_on: Mapping[str, Windows]  # by domain; empty if perplexities are not measured
+    observer: Observer
     repair: OrderRepair | None = None
     notes: tuple[str, ...] = ()  # on what is not repaired, and why
 
@@ -228,11 +229,10 @@ class _Run:
             block_times=self.times,
         )
 
-    def verify(
-        self, directory: Path, *, how: Verify, device: str, ask: Callable[[], object]
-    ) -> None:
+    def verify(self, directory: Path, *, how: Verify, ask: Callable[[], object]) -> None:
         """Raises ``CheckpointNotPortable``, and what ``ask`` raises."""
         keep = kept(num_blocks(self.dense.model), self.order)
+        device = self.dense.resources.device
         verify_portable(directory, self.dense, keep, self.own, how=how, device=device, ask=ask)
 
     def write(self, directory: Path, manifest: Manifest) -> None:
@@ -259,6 +259,52 @@ class _Run:
             for part, domains in parts.items()
         }
         _write_json(directory / "repair.json", text)
+
+    def repaired(self) -> Self:
+        """With the repairs that the spec asks for.
+
+        ``AUTO`` also means none: where memory does not suffice, a warning takes the place of one.
+        """
+        if self.request is None:
+            return self
+        self.observer.phase("repair")
+        resources = self.dense.resources
+        if self.request.repair is not Repair.AUTO:
+            return replace(self, repair=self._repair(self.request, resources.batch_tokens))
+        reason = resources.no_repair
+        for batch_tokens in () if reason else (resources.batch_tokens, resources.batch_tokens // 2):
+            try:
+                return replace(self, repair=self._repair(self.request, batch_tokens))
+            except Exception as error:
+                if (reason := _shortage(error)) is None:
+                    raise
+            release_cache()  # only now, as the error held what was in memory
+        self.observer.warned(said := f"the model is not repaired: {reason}")
+        return replace(self, notes=(said,))
+
+    def _repair(self, request: RepairRequest, batch_tokens: int) -> OrderRepair:
+        return repair_order(
+            request,
+            self.dense.visited(),
+            self.order,
+            batch_tokens=batch_tokens,
+            state_budget=self.dense.resources.state_budget,
+            open_walk=self.dense.open_walk(),
+            observe=self.observer.repairing,
+        )
+
+    def to_publish(self) -> Self:
+        """With the dense weights in the type that is published, read again if it differs."""
+        path, spec = self.dense.path, self.spec
+        own_dtype = str(read_config(path).dtype).removeprefix("torch.")
+        computed, published = (
+            own_dtype if dtype == "auto" else dtype for dtype in (spec.dtype, spec.published_dtype)
+        )
+        if computed == published:
+            return self
+        alone = replace(self.dense.resources, num_actors=0)  # nothing is searched
+        dense = load_dense_model(path, spec.resident, alone, dtype=published)
+        return replace(self, dense=dense)
 
 
 def _searched(
@@ -293,8 +339,8 @@ def _searched(
     plan = plan_of(spec, dense, windows, earlier)
     state = earlier if earlier.plan == plan else SearchState(plan)
     removals = search(spec, dense, windows, observer, state)
-    given = (windows, request, removals, plan.times, measured_on)
-    return _Run(spec, dense, parent_fingerprint, *given, notes=tuple(notes))
+    found = (windows, request, removals, plan.times, measured_on)
+    return _Run(spec, dense, parent_fingerprint, *found, observer, notes=tuple(notes))
 
 
 def _noted(observer: Observer, notes: list[str]) -> Callable[[str], None]:
@@ -307,60 +353,11 @@ def _noted(observer: Observer, notes: list[str]) -> Callable[[str], None]:
     return warn
 
 
-def _repaired(run: _Run, observer: Observer, resources: Resources) -> _Run:
-    """The run with the repairs that its spec asks for.
-
-    ``AUTO`` also means none: where memory does not suffice, a warning takes the place of a repair.
-    """
-    if run.request is None:
-        return run
-    observer.phase("repair")
-    if run.request.repair is not Repair.AUTO:
-        return replace(run, repair=_repair(run, observer, resources, resources.batch_tokens))
-    reason = resources.no_repair
-    for batch_tokens in () if reason else (resources.batch_tokens, resources.batch_tokens // 2):
-        try:
-            return replace(run, repair=_repair(run, observer, resources, batch_tokens))
-        except Exception as error:
-            if (reason := _shortage(error)) is None:
-                raise
-        release_cache()  # only now, as the error held what was in memory
-    observer.warned(said := f"the model is not repaired: {reason}")
-    return replace(run, notes=(said,))
-
-
 def _shortage(error: Exception) -> str | None:
     """What says that memory, or the disk that stands in for it, does not suffice for a repair."""
     if isinstance(error, (SpillFailed, StateBudgetTooSmall)):
         return str(error)
     return shortage(error) if is_out_of_memory(error) else None
-
-
-def _to_publish(run: _Run, resources: Resources) -> _Run:
-    """The run with the dense weights in the type that is published, read again if it differs."""
-    own_dtype = str(read_config(run.dense.path).dtype).removeprefix("torch.")
-    computed, published = (
-        own_dtype if dtype == "auto" else dtype
-        for dtype in (run.spec.dtype, run.spec.published_dtype)
-    )
-    if computed == published:
-        return run
-    alone = replace(resources, num_actors=0)  # nothing is searched
-    dense = load_dense_model(run.dense.path, run.spec.resident, alone, dtype=published)
-    return replace(run, dense=dense)
-
-
-def _repair(run: _Run, observer: Observer, resources: Resources, batch_tokens: int) -> OrderRepair:
-    assert run.request is not None
-    return repair_order(
-        run.request,
-        run.dense.visited(),
-        run.order,
-        batch_tokens=batch_tokens,
-        state_budget=resources.state_budget,
-        open_walk=run.dense.open_walk(),
-        observe=observer.repairing,
-    )
 
 
 def _write_json(path: Path, data: object) -> None:

@@ -3,17 +3,16 @@
 arXiv 2403.03853 calls this measure Block Influence.
 """
 
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import closing
 
 import torch
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 
 from pruning.models.blocks import BlockCall, block_calls
 from pruning.models.memory import BATCH_TOKENS, state_budget
-from pruning.models.streaming import StreamedModel
 from pruning.removal import Losses
+from pruning.repair.repair import VisitedModel
 from pruning.sleb import Blocks
 
 
@@ -22,26 +21,22 @@ class CosineRanker:
 
     The score of a block on a window of T tokens is ``1 - (1 / T) sum_t x_t . y_t / (|x_t| |y_t|)``
     in float64, where ``x_t`` and ``y_t`` are the hidden states of token t before and after the
-    block. ``windows`` are token ids ``[num_windows, seqlen]``. A pass through a streamed model has
-    as many windows as fit into ``state_budget`` bytes, and at least one.
+    block. ``windows`` are token ids ``[num_windows, seqlen]``. A pass through the blocks has as
+    many windows as fit into ``state_budget`` bytes, and at least one.
     """
 
     def __init__(
         self,
-        model: PreTrainedModel | StreamedModel,
+        dense: VisitedModel,
         windows: torch.Tensor,
         *,
         batch_tokens: int = BATCH_TOKENS,
         state_budget: int | None = None,
     ) -> None:
-        self._batch_size = self._sweep_size = max(1, batch_tokens // windows.shape[1])
-        self._weights: StreamedModel | _InMemory
-        if isinstance(model, StreamedModel):
-            self._weights = model
-            self._sweep_size = _num_fitting(model, windows.shape[1], state_budget)
-        else:
-            self._weights = _InMemory(model)
-        self._windows = windows.to(self._weights.device)
+        self._dense = dense
+        self._batch_size = max(1, batch_tokens // windows.shape[1])
+        self._sweep_size = _num_fitting(dense, windows.shape[1], state_budget)
+        self._windows = windows.to(dense.device)
 
     @torch.inference_mode()
     def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, Losses]]:
@@ -50,7 +45,7 @@ class CosineRanker:
         path = tuple(block for block in keep if block <= max(candidates, default=-1))
         for sweep in torch.split(self._windows, self._sweep_size):
             batches, calls = self._embedded(sweep)
-            with closing(self._weights.blocks(path)) as loaded:
+            with closing(self._dense.blocks(path)) as loaded:
                 for block in loaded:
                     before, batches = batches, [calls[block](hidden) for hidden in batches]
                     if block in scores:
@@ -58,32 +53,17 @@ class CosineRanker:
         yield from scores.items()
 
     def _embedded(self, windows: torch.Tensor) -> tuple[list[torch.Tensor], tuple[BlockCall, ...]]:
-        with self._weights.embeddings():
+        with self._dense.embeddings():
             parts = torch.split(windows, self._batch_size)
-            found = [block_calls(self._weights.model, part) for part in parts]
+            found = [block_calls(self._dense.model, part) for part in parts]
         return [hidden for hidden, _ in found], found[0][1]
 
 
-class _InMemory:
-    """The interface of ``StreamedModel`` for a model that is in memory."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
-        self.device = model.device
-
-    @contextmanager
-    def embeddings(self) -> Iterator[None]:
-        yield
-
-    def blocks(self, indices: Iterable[int]) -> Generator[int]:
-        yield from indices
-
-
-def _num_fitting(streamed: StreamedModel, seqlen: int, num_bytes: int | None) -> int:
+def _num_fitting(dense: VisitedModel, seqlen: int, num_bytes: int | None) -> int:
     """How many windows fit into the budget with their states before and after a block."""
-    width: int = streamed.model.config.hidden_size
-    budget = state_budget(streamed.device, num_bytes)
-    return max(1, budget // (2 * seqlen * width * streamed.model.dtype.itemsize))
+    width: int = dense.model.config.hidden_size
+    budget = state_budget(dense.device, num_bytes)
+    return max(1, budget // (2 * seqlen * width * dense.model.dtype.itemsize))
 
 
 def _changes(before: list[torch.Tensor], after: list[torch.Tensor]) -> list[float]:

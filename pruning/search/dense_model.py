@@ -3,12 +3,12 @@
 Its scorer for the search runs in this process, or in the processes of a Ray cluster.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, Self
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,79 +39,6 @@ from pruning.sleb import Blocks
 from pruning.spec.prune import Quantize, Resident
 
 
-class DenseModel(Protocol):
-    """The steps of a run that depend on where the weights are.
-
-    ``keep`` are the blocks to use, and ``own`` tensors in place of parameters of these blocks.
-    """
-
-    @property
-    def model(self) -> PreTrainedModel:
-        """Config, modules and shapes; parameters have values only if the model is in memory."""
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase: ...
-
-    @property
-    def path(self) -> Path: ...
-
-    @property
-    def resources(self) -> "Resources": ...
-
-    @contextmanager
-    def scorer(
-        self,
-        windows: torch.Tensor,
-        boundaries: Sequence[int] = (),
-        objective: Objective = Objective.LOSS,
-    ) -> Iterator[GrowingScorer]:
-        """The scorer of the search on ``windows [num_windows, seqlen]``, closed with the context.
-
-        Windows can be scored up to each of the ``boundaries``.
-        """
-
-    def local_scorer(
-        self,
-        windows: torch.Tensor,
-        boundaries: Sequence[int] = (),
-        objective: Objective = Objective.LOSS,
-    ) -> GrowingScorer:
-        """A scorer in this process."""
-
-    def cosine_ranker(self, windows: torch.Tensor) -> CosineRanker:
-        """Metric 1 on ``windows [num_windows, seqlen]``, in this process."""
-
-    def forward(self, keep: Blocks, quantize: Quantize | None = None, own: Own = NO_OWN) -> Forward:
-        """Forward passes in this process, with plain or quantized weights.
-
-        Raises ``CannotQuantize``.
-        """
-
-    def times(self) -> BlockTimes:
-        """How long the parts of one decode step take on the device of the run."""
-
-    def visited(self) -> VisitedModel:
-        """The dense model as ``repair_depths`` takes it."""
-
-    def open_walk(self) -> OpenWalk | None:
-        """Where ``repair_depths`` takes the windows through the blocks; None: in this process.
-
-        Weights of this process leave the GPU to others that have them.
-        """
-
-    def read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield ``(name, values)`` of these parameters of the dense model."""
-
-    def save(
-        self,
-        keep: Blocks,
-        directory: Path,
-        shard_bytes: int = SHARD_BYTES,
-        own: Own = NO_OWN,
-    ) -> None:
-        """Write configs and weights, in shards of ``shard_bytes`` at most."""
-
-
 @dataclass(frozen=True)
 class Resources:
     """What a run may use."""
@@ -134,73 +61,31 @@ class Resources:
         )
 
 
-def load_dense_model(
-    path: Path, resident: Resident, resources: Resources, *, dtype: str = "auto"
-) -> DenseModel:
-    """The model in the directory ``path``, with its weights where ``resident`` says.
-
-    Raises what ``store.load`` raises.
-    """
-    if resident is Resident.MODEL:
-        return _InMemory(load(path, dtype=dtype, device=resources.device), dtype, resources)
-    return _OnDisk(StreamedModel(path, dtype=dtype, device=resources.device), dtype, resources)
-
-
-def fitting_resident(path: Path, resources: Resources) -> Resident:
-    """``MODEL``, unless the weight files are larger than the free memory of the device."""
-    size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
-    is_too_large = size > free_bytes(torch.device(pick_device(resources.device)))
-    return Resident.STREAM if is_too_large else Resident.MODEL
-
-
-@contextmanager
-def _scorer_of(
-    dense: "_InMemory | _OnDisk",
-    windows: torch.Tensor,
-    boundaries: Sequence[int],
-    objective: Objective,
-    *,
-    is_streamed: bool,
-) -> Iterator[GrowingScorer]:
-    """The scorer of the search, in this process or in actors."""
-    resources = dense.resources
-    if not resources.num_actors:
-        yield dense.local_scorer(windows, boundaries, objective)
-        return
-    with ClusterScorer(
-        dense.path,
-        windows,
-        num_actors=resources.num_actors,
-        dtype=dense.dtype,
-        device=resources.device.partition(":")[0],  # Ray chooses the GPU
-        state_budget=resources.state_budget,
-        batch_tokens=resources.batch_tokens,
-        boundaries=boundaries,
-        objective=objective,
-        is_streamed=is_streamed,
-    ) as scorer:
-        yield scorer
-
-
 @dataclass(frozen=True)
-class _InMemory:
-    """On the device of the run, but for the time of its actors, one of which has the same GPU."""
+class DenseModel:
+    """The steps of a run that depend on where the weights are.
 
-    loaded: LoadedModel
+    Weights in memory are on the device of the run, but for the time of its actors, one of which has
+    the same GPU. ``keep`` are the blocks to use, and ``own`` tensors in place of parameters of
+    these blocks.
+    """
+
+    weights: LoadedModel | StreamedModel
     dtype: str
     resources: Resources
 
     @property
     def model(self) -> PreTrainedModel:
-        return self.loaded.model
+        """Config, modules and shapes; parameters have values only if the model is in memory."""
+        return self.weights.model
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        return self.loaded.tokenizer
+        return self.weights.tokenizer
 
     @property
     def path(self) -> Path:
-        return self.loaded.path
+        return self.weights.path
 
     def _on_device(self) -> PreTrainedModel:
         model: PreTrainedModel = self.model.to(pick_device(self.resources.device))  # type: ignore[arg-type]  # of torch
@@ -213,9 +98,18 @@ class _InMemory:
         boundaries: Sequence[int] = (),
         objective: Objective = Objective.LOSS,
     ) -> Iterator[GrowingScorer]:
-        if self.resources.num_actors:
+        """The scorer of the search on ``windows [num_windows, seqlen]``, closed with the context.
+
+        It is in this process or in actors. Windows can be scored up to each of the ``boundaries``.
+        """
+        if not self.resources.num_actors:
+            yield self.local_scorer(windows, boundaries, objective)
+            return
+        is_streamed = isinstance(self.weights, StreamedModel)
+        if not is_streamed:
             leave_device(self.model)
-        with _scorer_of(self, windows, boundaries, objective, is_streamed=False) as scorer:
+        shared = {**self._of_actors(), "boundaries": boundaries, "objective": objective}
+        with ClusterScorer(self.path, windows, **shared, is_streamed=is_streamed) as scorer:
             yield scorer
 
     def local_scorer(
@@ -224,140 +118,101 @@ class _InMemory:
         boundaries: Sequence[int] = (),
         objective: Objective = Objective.LOSS,
     ) -> GrowingScorer:
-        return SharedPrefixScorer(
-            self._on_device(),
-            windows,
-            state_budget=self.resources.state_budget,
-            batch_tokens=self.resources.batch_tokens,
-            boundaries=boundaries,
-            objective=objective,
-        )
+        """A scorer in this process."""
+        how = {**self._limits(), "boundaries": boundaries, "objective": objective}
+        if isinstance(self.weights, StreamedModel):
+            return StreamedScorer(self.weights, windows, **how)
+        return SharedPrefixScorer(self._on_device(), windows, **how)
 
     def cosine_ranker(self, windows: torch.Tensor) -> CosineRanker:
-        return CosineRanker(self._on_device(), windows, batch_tokens=self.resources.batch_tokens)
+        """Metric 1 on ``windows [num_windows, seqlen]``, in this process."""
+        is_streamed = isinstance(self.weights, StreamedModel)
+        dense = self.visited() if is_streamed else ResidentModel(self._on_device())
+        return CosineRanker(dense, windows, **self._limits())
 
     def forward(self, keep: Blocks, quantize: Quantize | None = None, own: Own = NO_OWN) -> Forward:
+        """Forward passes in this process, with plain or quantized weights.
+
+        Raises ``CannotQuantize``.
+        """
+        if isinstance(self.weights, StreamedModel):
+            if quantize is not None:
+                raise CannotQuantize("a streamed model cannot be quantized: load the whole model")
+            return StreamedForward(self.weights, keep, own=own, **self._limits())
         pruned = view(self._on_device(), keep, own)
         pruned = pruned if quantize is None else quantized(pruned, quantize)
         return InMemoryForward(pruned, batch_tokens=self.resources.batch_tokens)
 
     def times(self) -> BlockTimes:
+        """How long the parts of one decode step take on the device of the run."""
+        if isinstance(self.weights, StreamedModel):
+            return measure_streamed_times(self.weights)
         return measure_times(self._on_device())
 
     def visited(self) -> VisitedModel:
+        """The dense model as ``repair_depths`` takes it."""
+        if isinstance(self.weights, StreamedModel):
+            return self.weights
         return ResidentModel(self.model)
 
     def open_walk(self) -> OpenWalk | None:
-        resources = self.resources
-        if not resources.num_actors:
+        """Where ``repair_depths`` takes the windows through the blocks; None: in this process.
+
+        Weights of this process leave the GPU to others that have them.
+        """
+        if not self.resources.num_actors or isinstance(self.weights, StreamedModel):
             return None
         leave_device(self.model)
-        return partial(
-            ClusterWalk,
-            path=self.path,
-            num_actors=resources.num_actors,
-            dtype=self.dtype,
-            device=resources.device.partition(":")[0],  # Ray chooses the GPU
-            state_budget=resources.state_budget,
-            batch_tokens=resources.batch_tokens,
-        )
+        return partial(ClusterWalk, path=self.path, **self._of_actors())
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
-        yield from ((name, self.model.get_parameter(name)) for name in names)
+        """Yield ``(name, values)`` of these parameters of the dense model."""
+        if isinstance(self.weights, StreamedModel):
+            return self.weights.read(names)
+        return ((name, self.model.get_parameter(name)) for name in names)
 
     def save(
-        self,
-        keep: Blocks,
-        directory: Path,
-        shard_bytes: int = SHARD_BYTES,
-        own: Own = NO_OWN,
+        self, keep: Blocks, directory: Path, shard_bytes: int = SHARD_BYTES, own: Own = NO_OWN
     ) -> None:
+        """Write configs and weights, in shards of ``shard_bytes`` at most."""
         if tower_type(self.path) is not None:
             save_tower(self, keep, directory, shard_bytes, own)
-        elif own:  # a view would need all own tensors at once
+        elif own or isinstance(self.weights, StreamedModel):  # not all own tensors at once
             save_streamed(self, keep, directory, shard_bytes, own)
         else:
             view(self.model, keep).save_pretrained(directory, max_shard_size=shard_bytes)
 
+    def _limits(self) -> dict[str, Any]:
+        return {
+            "state_budget": self.resources.state_budget,
+            "batch_tokens": self.resources.batch_tokens,
+        }
 
-@dataclass(frozen=True)
-class _OnDisk:
-    streamed: StreamedModel
-    dtype: str
-    resources: Resources
+    def _of_actors(self) -> dict[str, Any]:
+        return {
+            **self._limits(),
+            "num_actors": self.resources.num_actors,
+            "dtype": self.dtype,
+            "device": self.resources.device.partition(":")[0],  # Ray chooses the GPU
+        }
 
-    @property
-    def model(self) -> PreTrainedModel:
-        return self.streamed.model
 
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        return self.streamed.tokenizer
+def load_dense_model(
+    path: Path, resident: Resident, resources: Resources, *, dtype: str = "auto"
+) -> DenseModel:
+    """The model in the directory ``path``, with its weights where ``resident`` says.
 
-    @property
-    def path(self) -> Path:
-        return self.streamed.path
+    Raises what ``store.load`` raises.
+    """
+    is_streamed = resident is Resident.STREAM
+    load_weights: Callable[..., LoadedModel | StreamedModel] = (
+        StreamedModel if is_streamed else load
+    )
+    return DenseModel(load_weights(path, dtype=dtype, device=resources.device), dtype, resources)
 
-    @contextmanager
-    def scorer(
-        self,
-        windows: torch.Tensor,
-        boundaries: Sequence[int] = (),
-        objective: Objective = Objective.LOSS,
-    ) -> Iterator[GrowingScorer]:
-        with _scorer_of(self, windows, boundaries, objective, is_streamed=True) as scorer:
-            yield scorer
 
-    def local_scorer(
-        self,
-        windows: torch.Tensor,
-        boundaries: Sequence[int] = (),
-        objective: Objective = Objective.LOSS,
-    ) -> GrowingScorer:
-        return StreamedScorer(
-            self.streamed,
-            windows,
-            state_budget=self.resources.state_budget,
-            batch_tokens=self.resources.batch_tokens,
-            boundaries=boundaries,
-            objective=objective,
-        )
-
-    def cosine_ranker(self, windows: torch.Tensor) -> CosineRanker:
-        return CosineRanker(
-            self.streamed,
-            windows,
-            batch_tokens=self.resources.batch_tokens,
-            state_budget=self.resources.state_budget,
-        )
-
-    def forward(self, keep: Blocks, quantize: Quantize | None = None, own: Own = NO_OWN) -> Forward:
-        if quantize is not None:
-            raise CannotQuantize("a streamed model cannot be quantized: load the whole model")
-        return StreamedForward(
-            self.streamed, keep, self.resources.state_budget, self.resources.batch_tokens, own
-        )
-
-    def times(self) -> BlockTimes:
-        return measure_streamed_times(self.streamed)
-
-    def visited(self) -> VisitedModel:
-        return self.streamed
-
-    def open_walk(self) -> OpenWalk | None:
-        return None
-
-    def read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
-        return self.streamed.read(names)
-
-    def save(
-        self,
-        keep: Blocks,
-        directory: Path,
-        shard_bytes: int = SHARD_BYTES,
-        own: Own = NO_OWN,
-    ) -> None:
-        if tower_type(self.path) is not None:
-            save_tower(self, keep, directory, shard_bytes, own)
-        else:
-            save_streamed(self, keep, directory, shard_bytes, own)
+def fitting_resident(path: Path, resources: Resources) -> Resident:
+    """``MODEL``, unless the weight files are larger than the free memory of the device."""
+    size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    is_too_large = size > free_bytes(torch.device(pick_device(resources.device)))
+    return Resident.STREAM if is_too_large else Resident.MODEL

@@ -9,6 +9,7 @@ import pytest
 
 from pruning.data.calibration import calibrate
 from pruning.models.store import load
+from pruning.repair.repair import ResidentModel
 from pruning.search.cosine import CosineRanker
 from pruning.search.scoring import PlainScorer
 from pruning.search.state import RANKING, SearchState
@@ -59,7 +60,7 @@ def test_a_ranking_publishes_what_a_search_does_with_measured_losses(
         assert found.removed_blocks[0] == greedy.removed_blocks[0]
         assert found.quality.losses[1] == greedy.quality.losses[1]
     else:
-        ranker = CosineRanker(loaded.model, windows.token_ids)
+        ranker = CosineRanker(ResidentModel(loaded.model), windows.token_ids)
         scores = dict(ranker.score_round(tuple(range(NUM_BLOCKS)), tuple(range(1, 5))))
         means = {block: sum(values) / len(values) for block, values in scores.items()}
         assert first.scores == pytest.approx(means)

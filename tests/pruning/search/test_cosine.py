@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from pruning.models.architectures import ARCHITECTURES
 from pruning.models.blocks import view
 from pruning.models.streaming import StreamedModel
+from pruning.repair.repair import ResidentModel
 from pruning.search.cosine import CosineRanker
 from tests.support.scoring import windows
 from tests.support.tiny import NUM_BLOCKS, tiny_model
@@ -41,7 +42,7 @@ def test_scores_are_those_of_hidden_states_in_every_family(
     family: str, shape: tuple[int, int], batch_tokens: int
 ) -> None:
     token_ids = windows(*shape)
-    ranker = CosineRanker(tiny_model(family), token_ids, batch_tokens=batch_tokens)
+    ranker = CosineRanker(ResidentModel(tiny_model(family)), token_ids, batch_tokens=batch_tokens)
     found = dict(ranker.score_round(ALL, FREE))
     expected = by_hand(family, token_ids)
     assert found.keys() == expected.keys()
@@ -59,7 +60,7 @@ def test_streamed_blocks_give_the_same_scores_whatever_fits(
     streamed = StreamedModel(tmp_path)
     ranker = CosineRanker(streamed, token_ids, batch_tokens=14, state_budget=state_budget)
     found = dict(ranker.score_round(ALL, FREE))
-    whole = dict(CosineRanker(tiny_model(family), token_ids).score_round(ALL, FREE))
+    whole = dict(CosineRanker(ResidentModel(tiny_model(family)), token_ids).score_round(ALL, FREE))
     for block in FREE:
         assert found[block] == pytest.approx(whole[block], abs=1e-6)
     assert all(parameter.is_meta for parameter in streamed.model.parameters())
@@ -68,11 +69,18 @@ def test_streamed_blocks_give_the_same_scores_whatever_fits(
 def test_of_a_pruned_model_it_is_the_pruned_models_states() -> None:
     keep = (0, 2, 3, 5)
     token_ids = windows(2, 6)
-    found = dict(CosineRanker(tiny_model("llama"), token_ids).score_round(keep, (2, 3)))
+    found = dict(
+        CosineRanker(ResidentModel(tiny_model("llama")), token_ids).score_round(keep, (2, 3))
+    )
     pruned = view(tiny_model("llama"), keep)
-    expected = dict(CosineRanker(pruned, token_ids).score_round((0, 1, 2, 3), (1, 2)))
+    expected = dict(
+        CosineRanker(ResidentModel(pruned), token_ids).score_round((0, 1, 2, 3), (1, 2))
+    )
     assert list(found.values()) == list(expected.values())
 
 
 def test_no_candidates_have_no_scores() -> None:
-    assert dict(CosineRanker(tiny_model("llama"), windows(1, 4)).score_round(ALL, ())) == {}
+    assert (
+        dict(CosineRanker(ResidentModel(tiny_model("llama")), windows(1, 4)).score_round(ALL, ()))
+        == {}
+    )
