@@ -71,8 +71,8 @@ class Replica:
 
     def check_health(self) -> None:
         """Raises ``EngineStopped`` if only a new process can help."""
-        if (ailment := self.services.generation.engine.ailment) is not None:
-            raise EngineStopped(ailment)
+        if (fault := self.services.generation.engine.fault) is not None:
+            raise EngineStopped(fault)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Tokens of waiting requests, and the share of running ones, 0 to 1."""

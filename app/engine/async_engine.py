@@ -84,7 +84,7 @@ class AsyncEngine:
         return time.monotonic() - self._thread.moved_s if has_work else 0.0
 
     @property
-    def ailment(self) -> str | None:
+    def fault(self) -> str | None:
         """A failure that needs a restart, None for a healthy engine."""
         if not self.is_alive:
             return "the engine's thread has ended: restart"

@@ -8,7 +8,6 @@ from statistics import fmean
 from asgi_correlation_id import correlation_id
 
 from app.api.formats.engine import engine_view
-from app.api.formats.generate import timings_view
 from app.api.schemas.compare import (
     ComparedModelView,
     ComparedOutputView,
@@ -19,6 +18,7 @@ from app.api.schemas.compare import (
     SpeedupView,
     TokenTextView,
 )
+from app.api.schemas.generate import TimingsView
 from app.compare.compare import (
     ComparedVariant,
     Comparison,
@@ -64,7 +64,10 @@ def _output(baseline: ComparedVariant, variant: ComparedVariant, index: int) -> 
         text=output.text,
         finish_reason=output.finish_reason.value,
         completion_tokens=output.num_tokens,
-        timings=[timings_view(outputs[index].timings) for outputs in variant.rounds],
+        timings=[
+            TimingsView.model_validate(outputs[index].timings, from_attributes=True)
+            for outputs in variant.rounds
+        ],
         agreement=found.share,
         first_divergence=_divergence(baseline, variant, index, found.first_divergence),
         mean_logprob=variant.mean_logprobs[index],

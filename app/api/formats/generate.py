@@ -17,19 +17,9 @@ from app.api.schemas.generate import (
     TimingsView,
     TokenView,
 )
-from app.engine.scheduling.sequence import Timings
 from app.generation.output import Delta, Output, Token, TokenKey
 from app.generation.vocabulary import NoTokenIds, Vocabulary
 from app.models.entry import ModelKind
-
-
-def timings_view(timings: Timings) -> TimingsView:
-    return TimingsView(
-        queue_s=timings.queue_s,
-        ttft_s=timings.ttft_s,
-        tpot_s=timings.tpot_s,
-        e2e_s=timings.e2e_s,
-    )
 
 
 class GenerateFormat:
@@ -80,7 +70,7 @@ class GenerateFormat:
             finish_reason=output.finish_reason.value,
             prompt_tokens=output.num_prompt_tokens,
             completion_tokens=output.num_tokens,
-            timings=timings_view(output.timings),
+            timings=TimingsView.model_validate(output.timings, from_attributes=True),
             token_ids=self._token_ids(output.tokens),
             logprobs=self._logprobs(output.tokens),
         )

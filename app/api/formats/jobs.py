@@ -5,8 +5,10 @@ from typing import Literal
 
 from fastapi import Request
 
-from app.api.formats.models import domain_views, measured_speedup_view, repair_view
+from app.api.formats.models import domain_views, repair_view
+from app.api.formats.same_names import view_of
 from app.api.schemas.events import SinkView, WebhookDeliveryView, WebhookView
+from app.api.schemas.generate import MeasuredSpeedupView
 from app.api.schemas.heal import HealEstimateView, HealProgressView
 from app.api.schemas.jobs import (
     ConditionView,
@@ -19,7 +21,7 @@ from app.api.schemas.jobs import (
 from app.api.submission import Estimate
 from app.models.catalog import Catalog
 from pruning.jobs.heal_estimate import HealEstimate
-from pruning.jobs.job import Job, JobError, JobStatus, StopRequest, Webhook, WebhookEvent
+from pruning.jobs.job import Job, JobStatus, StopRequest, WebhookEvent
 from pruning.jobs.outbox import DeliveryAttempt
 from pruning.plural import counted
 
@@ -44,8 +46,8 @@ def job_view_at(path: str, job: Job, catalog: Catalog) -> PruneJobView:
         tenant=job.owner,
         pause_requested_at=job.pause_requested_at,
         phase=job.phase.value if job.phase else None,
-        progress=_progress(job),
-        repair_progress=_repair_progress(job),
+        progress=ProgressView.model_validate(job.progress, from_attributes=True),
+        repair_progress=view_of(RepairProgressView, job.repair_progress),
         heal_progress=_heal_progress(job),
         removed_blocks=list(job.removed_blocks),
         losses=list(job.losses),
@@ -55,38 +57,21 @@ def job_view_at(path: str, job: Job, catalog: Catalog) -> PruneJobView:
         pruned_model=job.pruned_model,
         repair=repair_view(published) if published else None,
         predicted_speedup=published.predicted_speedup if published else None,
-        measured_speedup=measured_speedup_view(
-            catalog.measured_speedup(published) if published else None
+        measured_speedup=view_of(
+            MeasuredSpeedupView, catalog.measured_speedup(published) if published else None
         ),
         domains=domain_views(published) if published else [],
         created_at=job.created_at,
         started_at=job.started_at,
         finished_at=job.finished_at,
         estimated_finish=job.estimated_finish,
-        error=_error(job.error),
+        error=view_of(JobErrorView, job.error),
         conditions=_conditions(job),
         sinks=_sinks(job),
         metadata=dict(job.metadata),
-        webhook=_webhook(job.webhook),
+        webhook=view_of(WebhookView, job.webhook),
         spec=job.spec.to_dict(),
         urls=_urls(path),
-    )
-
-
-def _progress(job: Job) -> ProgressView:
-    return ProgressView(
-        evaluations_done=job.progress.evaluations_done,
-        evaluations_total=job.progress.evaluations_total,
-        ratio=job.progress.ratio,
-    )
-
-
-def _repair_progress(job: Job) -> RepairProgressView | None:
-    found = job.repair_progress
-    if found is None:
-        return None
-    return RepairProgressView(
-        steps_done=found.steps_done, steps_total=found.steps_total, ratio=found.ratio
     )
 
 
@@ -106,16 +91,6 @@ def _heal_progress(job: Job) -> HealProgressView | None:
 
 def _sinks(job: Job) -> list[SinkView]:
     return [SinkView(sink=sink.value, **asdict(state)) for sink, state in job.sinks.items()]
-
-
-def _error(error: JobError | None) -> JobErrorView | None:
-    if error is None:
-        return None
-    return JobErrorView(code=error.code, message=error.message, param=error.param)
-
-
-def _webhook(webhook: Webhook | None) -> WebhookView | None:
-    return WebhookView(url=webhook.url, events=list(webhook.events)) if webhook else None
 
 
 def _urls(path: str) -> dict[str, str]:

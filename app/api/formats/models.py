@@ -2,6 +2,7 @@
 
 from typing import Any, Literal
 
+from app.api.formats.same_names import view_of
 from app.api.schemas.generate import (
     DomainView,
     Int8View,
@@ -12,9 +13,7 @@ from app.api.schemas.generate import (
 )
 from app.engine.async_engine import AsyncEngine
 from app.models.entry import ModelEntry
-from app.models.measured_speedups import MeasuredSpeedup
 from app.models.registry import ModelRegistry
-from app.vllm.server import ServerState
 from app.vllm.servers import VllmServers
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound
 from pruning.evaluation.quality import DomainAtDepth
@@ -37,7 +36,7 @@ def model_view(
         removed_blocks=list(entry.removed_blocks),
         losses=list(quality.losses[: entry.num_removed + 1]) if quality else [],
         predicted_speedup=entry.predicted_speedup,
-        measured_speedup=measured_speedup_view(registry.catalog.measured_speedup(entry)),
+        measured_speedup=view_of(MeasuredSpeedupView, registry.catalog.measured_speedup(entry)),
         perplexity=entry.perplexity,
         dense_perplexity=curve[0] if curve else None,
         probe_score=entry.probe.score if entry.probe else None,
@@ -70,7 +69,7 @@ def _serving(
     return {
         "backend": _backend(entry, vllm),
         "error": error_of(entry, vllm),
-        "server": None if server is None else server_view(server),
+        "server": view_of(ServerView, server),
         "is_loaded": registry.is_loaded(entry) if server is None else server.state == "ready",
     }
 
@@ -84,27 +83,6 @@ def _backend(entry: ModelEntry, vllm: VllmServers | None) -> Literal["engine", "
 def error_of(entry: ModelEntry, vllm: VllmServers | None) -> str | None:
     """Why the model cannot be served: some families are known to vLLM alone."""
     return None if vllm is not None and vllm.serves(entry) else entry.error
-
-
-def server_view(server: ServerState) -> ServerView:
-    return ServerView(
-        state=server.state,
-        detail=server.detail,
-        num_restarts=server.num_restarts,
-        version=server.version,
-    )
-
-
-def measured_speedup_view(found: MeasuredSpeedup | None) -> MeasuredSpeedupView | None:
-    if found is None:
-        return None
-    return MeasuredSpeedupView(
-        ratio=found.ratio,
-        low=found.low,
-        high=found.high,
-        scenario=found.scenario,
-        measured_at=found.measured_at,
-    )
 
 
 def domain_views(entry: ModelEntry) -> list[DomainView]:

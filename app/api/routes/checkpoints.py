@@ -12,7 +12,8 @@ from starlette.background import BackgroundTask
 
 from app.api.deps import CatalogDep, CheckpointsDep, JobId, JobsDep
 from app.api.download import RANGE_RESPONSES, Download
-from app.api.formats.models import domain_views, measured_speedup_view, repair_view
+from app.api.formats.models import domain_views, repair_view
+from app.api.formats.same_names import view_of
 from app.api.openapi import responses_for
 from app.api.schemas.checkpoints import (
     CheckpointFileView,
@@ -20,6 +21,7 @@ from app.api.schemas.checkpoints import (
     CheckpointView,
     PrefixView,
 )
+from app.api.schemas.generate import MeasuredSpeedupView
 from app.models.catalog import Catalog
 from app.models.entry import ModelEntry, RemovalOrder
 from pruning.checkpoints.store import (
@@ -169,6 +171,6 @@ def _prefix_view(entry: ModelEntry, catalog: Catalog) -> PrefixView:
         perplexity=entry.perplexity,
         domains=domain_views(entry),
         predicted_speedup=entry.predicted_speedup,
-        measured_speedup=measured_speedup_view(catalog.measured_speedup(entry)),
+        measured_speedup=view_of(MeasuredSpeedupView, catalog.measured_speedup(entry)),
         repair=repair_view(entry),
     )

@@ -8,7 +8,7 @@ from app.api.deps import EngineDep, EvaluatingDep, GeneratorDep, KeyLimitsDep, R
 from app.api.formats.evals import headline_of, report_of
 from app.api.load_shedding import SheddingRoute
 from app.api.openapi import responses_for
-from app.api.routes.results import ResultReportView, result_view
+from app.api.routes.results import ResultReportView
 from app.api.schemas.evals import EvalBody
 from app.api.sse import unless_gone
 from app.compare.evaluation import RAISES, Evaluation, EvaluationRequest, Evaluator
@@ -60,4 +60,4 @@ def _kept(results: ResultStore, found: Evaluation) -> ResultReportView:
     except OSError as error:
         raise ResultNotKept(error, headline) from error
     kept = results.get(result_id)
-    return ResultReportView(**result_view(kept).model_dump(), report=dict(kept.report))
+    return ResultReportView.model_validate(kept, from_attributes=True)

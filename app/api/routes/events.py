@@ -57,7 +57,9 @@ async def list_events(
         await run_in_threadpool(jobs.get, job_id)  # raises before the stream starts
         return _EventStream(feed, job_id, last_event_id or after)
     events = await run_in_threadpool(jobs.events, job_id, after, limit + 1)
-    views = [_event_view(event) for event in events[:limit]]
+    views = [
+        PruneJobEventView.model_validate(event, from_attributes=True) for event in events[:limit]
+    ]
     return PruneJobEventList(data=views, has_more=len(events) > limit)
 
 
@@ -82,7 +84,8 @@ async def _lines(events: AsyncIterator[JobEvent | None]) -> AsyncIterator[bytes]
     try:
         async for event in events:
             if event is not None:
-                data = _event_view(event).model_dump_json()
+                view = PruneJobEventView.model_validate(event, from_attributes=True)
+                data = view.model_dump_json()
                 yield format_sse_event(id=event.id, event=event.type, data_str=data)
             elif time.monotonic() - sent_at >= KEEP_ALIVE_S:
                 yield KEEPALIVE_COMMENT
@@ -91,14 +94,3 @@ async def _lines(events: AsyncIterator[JobEvent | None]) -> AsyncIterator[bytes]
             sent_at = time.monotonic()
     except JobStoreUnavailable:
         yield format_sse_event(comment="the job store does not answer: connect again later")
-
-
-def _event_view(event: JobEvent) -> PruneJobEventView:
-    return PruneJobEventView(
-        id=event.id,
-        created_at=event.created_at,
-        level=event.level,
-        message=event.message,
-        type=event.type,
-        data=dict(event.data),
-    )

@@ -7,8 +7,7 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client import exposition
 
 from app.api.deps import EngineDep, MetricsDep, ReadinessDep, TokenCheckDep, VllmDep
-from app.api.formats.models import server_view
-from app.api.schemas.generate import HealthView, ReadyView, VersionView
+from app.api.schemas.generate import HealthView, ReadyView, ServerView, VersionView
 
 router = APIRouter(tags=["health"])
 
@@ -21,10 +20,10 @@ async def live(engine: EngineDep, readiness: ReadinessDep, response: Response) -
 
     While the process shuts down, it is alive: its engine ends before it does.
     """
-    ailment = engine.ailment
-    if readiness.reason not in ("starting", "draining") and ailment is not None:
+    fault = engine.fault
+    if readiness.reason not in ("starting", "draining") and fault is not None:
         response.status_code = 503
-        return HealthView(status="dead", detail=ailment)
+        return HealthView(status="dead", detail=fault)
     return HealthView(status="alive")
 
 
@@ -38,8 +37,11 @@ async def ready(
     are still served.
     """
     states = {} if vllm is None else vllm.states()
-    servers = {name: server_view(state) for name, state in states.items()}
-    reason = readiness.reason or engine.ailment
+    servers = {
+        name: ServerView.model_validate(state, from_attributes=True)
+        for name, state in states.items()
+    }
+    reason = readiness.reason or engine.fault
     if reason is not None:
         response.status_code = 503
         response.headers["Retry-After"] = "1"

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 from app.api.deps import ResultsDep
 from app.api.openapi import responses_for
 from app.auth.keys import seen_tenant
-from app.results.store import Result, ResultKind, ResultNotFound
+from app.results.store import ResultKind, ResultNotFound
 
 router = APIRouter(prefix="/results", tags=["results"])
 
@@ -51,21 +51,12 @@ def list_results(
 ) -> ResultList:
     """The newest first. Results about checkpoints of another tenant are left out."""
     page = results.page(limit, after, seen_tenant())
-    return ResultList(data=[result_view(each) for each in page.results], has_more=page.has_more)
+    views = [ResultView.model_validate(each, from_attributes=True) for each in page.results]
+    return ResultList(data=views, has_more=page.has_more)
 
 
 @router.get("/{result_id}", name="get_result", responses=responses_for(ResultNotFound))
 def get_result(result_id: ResultId, results: ResultsDep) -> ResultReportView:
     """One result with its whole report."""
     found = results.get(result_id, seen_tenant())
-    return ResultReportView(**result_view(found).model_dump(), report=dict(found.report))
-
-
-def result_view(result: Result) -> ResultView:
-    return ResultView(
-        id=result.id,
-        kind=result.kind,
-        model=result.model,
-        headline=result.headline,
-        created_at=result.created_at,
-    )
+    return ResultReportView.model_validate(found, from_attributes=True)

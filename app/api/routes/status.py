@@ -25,7 +25,7 @@ def status(
     settings: SettingsDep,
 ) -> StatusView:
     """Whether the service is ready, what its engine and its memory hold, and who works on jobs."""
-    reason = readiness.reason or engine.ailment
+    reason = readiness.reason or engine.fault
     return StatusView(
         status="ready" if reason is None else "not ready",
         detail=reason,
@@ -61,8 +61,4 @@ def _jobs(reader: JobStatsReader) -> JobStatusView | None:
         found = reader.read()
     except JobStoreUnavailable:
         return None
-    return JobStatusView(
-        num_workers=found.num_workers,
-        queue_age_s=found.queue_age_s,
-        num_jobs=dict(found.num_jobs),
-    )
+    return JobStatusView.model_validate(found, from_attributes=True)

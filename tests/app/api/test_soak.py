@@ -100,7 +100,7 @@ def test_requests_leave_nothing_behind(
     wait_until(lambda: services.generation.engine.stats().num_running == 0, "nothing runs")
     stats = services.generation.engine.stats()
     assert (stats.num_waiting, stats.kv_cache_usage, stats.variants) == (0, 0.0, {})
-    assert services.generation.engine.ailment is None, "an idle engine checks itself"
+    assert services.generation.engine.fault is None, "an idle engine checks itself"
     wait_until(lambda: num_tasks(client) <= tasks, "the tasks have ended")
     assert num_objects() - objects < MAX_NEW_OBJECTS * len(growths)
     assert growths[-1] < MAX_GROWTH_BYTES

@@ -45,20 +45,20 @@ def blocking_variant() -> tuple[Variant, Blocking]:
     return each, blocking
 
 
-def test_a_step_that_does_not_end_is_an_ailment_until_it_does() -> None:
+def test_a_step_that_does_not_end_is_a_fault_until_it_does() -> None:
     variant, blocking = blocking_variant()
 
     async def run(engine: AsyncEngine) -> None:
-        assert (engine.stalled_s, engine.ailment) == (0.0, None)
+        assert (engine.stalled_s, engine.fault) == (0.0, None)
         each = request(prompt(5), variant, max_new_tokens=3)
         reader = asyncio.create_task(events_of(engine.stream(each)))
-        await until(lambda: engine.ailment is not None)
+        await until(lambda: engine.fault is not None)
         assert engine.is_alive, "alive, and yet of no use"
         assert engine.stalled_s > STALL_S
-        assert "no step has ended for" in (engine.ailment or "")
+        assert "no step has ended for" in (engine.fault or "")
         blocking.gate.set()
         assert len(await reader) == 3
-        assert (engine.stalled_s, engine.ailment) == (0.0, None)
+        assert (engine.stalled_s, engine.fault) == (0.0, None)
 
     scenario(run, stall_s=STALL_S)
 
@@ -67,9 +67,9 @@ def test_an_engine_without_work_is_not_stalled_however_long_ago_its_last_step_wa
     async def run(engine: AsyncEngine) -> None:
         await events_of(engine.stream(request(max_new_tokens=1)))
         await asyncio.sleep(2 * STALL_S)
-        assert (engine.stalled_s, engine.ailment) == (0.0, None)
+        assert (engine.stalled_s, engine.fault) == (0.0, None)
         async with engine.stream(endless()) as stream:
-            assert engine.ailment is None, "it has not had the time to begin"
+            assert engine.fault is None, "it has not had the time to begin"
             await anext(stream)
 
     scenario(run, stall_s=STALL_S)
@@ -95,10 +95,10 @@ def test_a_thread_that_is_stuck_is_left_behind_at_the_end(
     assert "a step of the engine has not ended" in caplog.text
 
 
-def test_an_ended_thread_is_an_ailment() -> None:
+def test_an_ended_thread_is_a_fault() -> None:
     async def run(engine: AsyncEngine) -> None:
         await engine.stop()
-        assert engine.ailment == "the engine's thread has ended: restart"
+        assert engine.fault == "the engine's thread has ended: restart"
 
     scenario(run)
 
@@ -118,7 +118,7 @@ def test_an_idle_engine_looks_for_what_was_left_behind(caplog: pytest.LogCapture
         events = await events_of(engine.stream(request(max_new_tokens=2)))
         assert events[-1].finish_reason is FinishReason.LENGTH
         await until(lambda: not engine.is_alive)
-        assert engine.ailment is not None
+        assert engine.fault is not None
 
     scenario(run, engine=_Leaking())
     assert "a page is lost" in caplog.text
