@@ -244,10 +244,10 @@ def _validation_problem(
     _handler: ExceptionHandler, request: Request, error: RequestValidationError
 ) -> Problem:
     """List a JSON pointer per error, but no input: that may be megabytes, or a secret."""
-    told = error.errors()[:_MAX_ERRORS]
-    errors = [_pointed_at(found, request) for found in told]
+    listed = error.errors()[:_MAX_ERRORS]
+    errors = [_pointed_at(found, request) for found in listed]
     first = f"{errors[0]['pointer']}: {errors[0]['detail']}" if errors else "invalid"
-    outside = [str(found["loc"][1]) for found in told if found["loc"][0] != "body"]
+    outside = [str(found["loc"][1]) for found in listed if found["loc"][0] != "body"]
     extra: dict[str, Any] = {"param": outside[0]} if outside else {}
     return Problem(INVALID_TITLE, "invalid-request", first, 422, errors=errors, **extra)
 

@@ -243,11 +243,11 @@ def pointer_at_end(text: str) -> str:
 
 def schema_refused(reason: str) -> ResponseFormatRefused:
     lines = (line.strip() for line in reason.splitlines())
-    told = " ".join(line for line in lines if line.strip("^ ") and line != _NO_DETAILS)
-    if "coerce_one_of" in told:  # an option of llguidance that no request can set
-        told = "oneOf is supported only where its schemas exclude each other: use anyOf"
+    reason = " ".join(line for line in lines if line.strip("^ ") and line != _NO_DETAILS)
+    if "coerce_one_of" in reason:  # an option of llguidance that no request can set
+        reason = "oneOf is supported only where its schemas exclude each other: use anyOf"
     return ResponseFormatRefused(
-        f"this schema cannot be enforced: {told[:_MAX_MESSAGE_CHARS]}; simplify it"
+        f"this schema cannot be enforced: {reason[:_MAX_MESSAGE_CHARS]}; simplify it"
     )
 
 

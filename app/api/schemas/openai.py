@@ -220,19 +220,25 @@ class CompletionChoice(BaseModel):
     )
 
 
-class CompletionView(BaseModel):
-    """A whole completion, or a chunk of one."""
+class _Response(BaseModel):
+    """What a response and its chunks begin with."""
 
     id: str = Field(description="Of the response; the same in all its chunks.")
-    object: Literal["text_completion"] = Field(
-        default="text_completion", description="The kind of this object."
-    )
+    object: str = Field(description="The kind of this object.")
     created: int = Field(description="Seconds since the epoch.")
     model: str = Field(description="The model that was asked for.")
     system_fingerprint: str | None = Field(
         default=None,
         description="Of weights, kernels and versions: with another one, outputs may differ. Null "
         "for a model of another server.",
+    )
+
+
+class CompletionView(_Response):
+    """A whole completion, or a chunk of one."""
+
+    object: Literal["text_completion"] = Field(
+        default="text_completion", description="The kind of this object."
     )
     choices: list[CompletionChoice] = Field(description="The outputs, or their next parts.")
     usage: Usage | None = Field(description="Null in chunks, unless asked for.")
@@ -269,17 +275,9 @@ class ChatChoice(BaseModel):
     finish_reason: ChatFinish = Field(description="Why the output ended.")
 
 
-class ChatView(BaseModel):
-    id: str = Field(description="Of the response.")
+class ChatView(_Response):
     object: Literal["chat.completion"] = Field(
         default="chat.completion", description="The kind of this object."
-    )
-    created: int = Field(description="Seconds since the epoch.")
-    model: str = Field(description="The model that was asked for.")
-    system_fingerprint: str | None = Field(
-        default=None,
-        description="Of weights, kernels and versions: with another one, outputs may differ. Null "
-        "for a model of another server.",
     )
     choices: list[ChatChoice] = Field(description="The outputs.")
     usage: Usage = Field(description="Numbers of tokens.")
@@ -296,17 +294,9 @@ class ChunkChoice(BaseModel):
     )
 
 
-class ChatChunk(BaseModel):
-    id: str = Field(description="The same in all chunks of a response.")
+class ChatChunk(_Response):
     object: Literal["chat.completion.chunk"] = Field(
         default="chat.completion.chunk", description="The kind of this object."
-    )
-    created: int = Field(description="Seconds since the epoch.")
-    model: str = Field(description="The model that was asked for.")
-    system_fingerprint: str | None = Field(
-        default=None,
-        description="Of weights, kernels and versions: with another one, outputs may differ. Null "
-        "for a model of another server.",
     )
     choices: list[ChunkChoice] = Field(description="The next parts of the outputs.")
     usage: Usage | None = Field(description="Null, unless asked for.")

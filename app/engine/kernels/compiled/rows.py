@@ -41,9 +41,9 @@ def gate(block: Any, gates: Any, row: int, first: int, last: int, out: Any) -> N
     width = out.shape[1]
     for at in range(first, last):
         number = as_float(gates[row, at])
-        bent = block.slope * (number + block.cubic * number * number * number)
-        passed = number * as_float(gates[row, width + at])
-        out[row, at] = as_number_of(out, passed / (np.float32(1) + exp(-bent)))
+        inner = block.slope * (number + block.cubic * number * number * number)
+        gated = number * as_float(gates[row, width + at])
+        out[row, at] = as_number_of(out, gated / (np.float32(1) + exp(-inner)))
 
 
 @compiled
