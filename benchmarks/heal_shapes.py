@@ -1,12 +1,21 @@
-"""The pace and the memory of a healing at published shapes, with random weights and random text."""
+"""The pace and the memory of a healing at published shapes, with random weights and random text.
+
+On a GPU the peak is torch's. Elsewhere it is that of the resident memory of this process, less what
+the process took before the model was made.
+"""
 
 from collections.abc import Mapping
+from pathlib import Path
 from statistics import median
 from typing import Any
 
+import psutil
 import torch
+from torch.autograd.graph import saved_tensors_hooks
+from transformers import PreTrainedModel
 
-from benchmarks.heal_memory import Peak, counted, parts, process_bytes
+from pruning.healing.activations import Kept
+from pruning.healing.adapter import Adapter
 from pruning.healing.students import alone
 from pruning.healing.text import HealingText
 from pruning.healing.train import Training
@@ -17,6 +26,7 @@ from pruning.spec.heal import Heal
 _SHARE_REMOVED = 0.2
 _NUM_WINDOWS = 64
 _NUM_STEPS = 3
+_RESET_PEAK = "5"  # proc_pid_clear_refs(5): the peak of the resident memory starts anew
 
 
 def pace(
@@ -26,7 +36,7 @@ def pace(
 
     ``shape`` and ``device`` are as for ``random_model``. Weights are in bfloat16.
     """
-    before = process_bytes()
+    before = int(psutil.Process().memory_info().rss)
     model = random_model(shape, "bfloat16", device=device)
     model.requires_grad_(requires_grad=False)
     total = num_blocks(model)
@@ -35,18 +45,52 @@ def pace(
     windows = torch.randint(model.config.vocab_size, (_NUM_WINDOWS, seqlen))
     text = HealingText({"random": windows[1:]}, {"random": windows[:1]})
     steps = Training(model, students, text, heal).steps()
-    peak = Peak(model.device, before)
+    _begin_peak(model.device)
     next(steps)  # allocates memory and chooses kernels
     found = median(next(steps).tokens_per_s for _ in range(_NUM_STEPS))
-    num_bytes = peak.num_bytes()
-    with counted(
-        students.adapter.model
-    ) as activations:  # which keeps them, so the peak comes first
-        next(steps)
+    peak = _peak_bytes(model.device, before)
+    activations = Kept(students.adapter.model)
+    with saved_tensors_hooks(activations.add, lambda tensor: tensor):
+        next(steps)  # whose activations are held, so the peak comes first
     return {
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "num_kept": len(keep),
         "batch_tokens": heal.batch_tokens,
         "tokens_per_s": found,
-        "bytes": parts(model, NO_OWN, students.adapter, activations.num_bytes, num_bytes),
+        "bytes": _bytes(model, students.adapter, activations.num_bytes, peak),
     }
+
+
+def _begin_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        Path("/proc/self/clear_refs").write_text(_RESET_PEAK)
+
+
+def _peak_bytes(device: torch.device, before: int) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    status = Path("/proc/self/status").read_text().splitlines()
+    [line] = [line for line in status if line.startswith("VmHWM:")]
+    return 1024 * int(line.split()[1]) - before
+
+
+def _bytes(
+    model: PreTrainedModel, adapter: Adapter, activations: int, peak: int
+) -> dict[str, float]:
+    """What the memory is for; ``ratio`` is the peak over the sum of all parts.
+
+    A training needs a gradient for each number of the adapter, two moments, and a copy of it at the
+    best step.
+    """
+    size = adapter.num_bytes
+    found: dict[str, float] = {
+        "weights": sum(parameter.nbytes for parameter in model.parameters()),
+        "adapter": size,
+        "gradients": size,
+        "optimizer": 2 * size,
+        "best_step": size,
+        "activations": activations,
+    }
+    return {**found, "peak": peak, "ratio": peak / sum(found.values())}

@@ -21,13 +21,13 @@ def kept_bytes(model: PreTrainedModel, token_ids: torch.Tensor) -> int:
     """What all blocks keep for these tokens, by what the first one keeps. No weights count."""
     with torch.no_grad():
         hidden, calls = block_calls(model, token_ids)
-    kept = _Kept(calls[0].block)
+    kept = Kept(calls[0].block)
     with torch.enable_grad(), saved_tensors_hooks(kept.add, lambda tensor: tensor):
         calls[0](hidden.requires_grad_())
     return kept.num_bytes * len(calls)
 
 
-class _Kept:
+class Kept:
     """Tensors that autograd keeps. A storage counts once."""
 
     def __init__(self, block: nn.Module) -> None:
