@@ -98,12 +98,12 @@ def by_shadow(subject: Subject) -> Mapping[str, Any]:
             pass
     found = {
         labels["bound"]: value
-        for labels, value in _samples(server, "sleb_shadow_control_speedup")
+        for labels, value in samples(server, "sleb_shadow_control_speedup")
         if labels["time"] == "tpot"
     }
     [num_pairs] = [
         value
-        for labels, value in _samples(server, "sleb_shadow_control_pairs")
+        for labels, value in samples(server, "sleb_shadow_control_pairs")
         if labels["time"] == "tpot"
     ]
     return {**found, "num_pairs": int(num_pairs)}
@@ -179,7 +179,7 @@ def _is_replayed(server: Server, body: Mapping[str, Any]) -> bool:
 
     Raises ``NoControl`` if it was not replayed for another reason.
     """
-    done, dropped = _num_controls(server), _num_dropped(server)
+    done, dropped = _num_controls(server), num_dropped(server)
     _post(server, "/generate", body)
     pause = threading.Event()
     for _ in range(int(_CONTROL_TIMEOUT_S / _POLL_S)):
@@ -187,7 +187,7 @@ def _is_replayed(server: Server, body: Mapping[str, Any]) -> bool:
         if _num_controls(server) > done:
             return True
         if reasons := [
-            each for each, count in _num_dropped(server).items() if count > dropped[each]
+            each for each, count in num_dropped(server).items() if count > dropped[each]
         ]:
             if reasons == ["warming_up"]:
                 return False
@@ -196,15 +196,15 @@ def _is_replayed(server: Server, body: Mapping[str, Any]) -> bool:
 
 
 def _num_controls(server: Server) -> float:
-    return sum(value for _, value in _samples(server, "sleb_shadow_control_done_total"))
+    return sum(value for _, value in samples(server, "sleb_shadow_control_done_total"))
 
 
-def _num_dropped(server: Server) -> Counter[str]:
-    found = _samples(server, "sleb_shadow_dropped_total")
+def num_dropped(server: Server) -> Counter[str]:
+    found = samples(server, "sleb_shadow_dropped_total")
     return Counter({labels["reason"]: int(value) for labels, value in found})
 
 
-def _samples(server: Server, name: str) -> list[tuple[dict[str, str], float]]:
+def samples(server: Server, name: str) -> list[tuple[dict[str, str], float]]:
     """The samples of a metric: their labels, and their values."""
     text = httpx2.get(f"{server.url}/metrics").raise_for_status().text
     return [

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from app.bench.machine import machine
+from pruning.checkpoints.markdown import markdown_table
 
 
 def facts(module: str) -> dict[str, Any]:
@@ -16,15 +17,13 @@ def facts(module: str) -> dict[str, Any]:
     return {"machine": machine(), "command": shlex.join(command)}
 
 
-def write(report: Mapping[str, Any], out: Path, markdown: str = "") -> None:
-    """Write the JSON file, and beside it the Markdown if there is one."""
+def write(report: Mapping[str, Any], out: Path, text: str = "") -> None:
+    """Write the JSON file, and beside it the Markdown text if there is one."""
     out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    if markdown:
-        out.with_suffix(".md").write_text(markdown, encoding="utf-8")
+    if text:
+        out.with_suffix(".md").write_text(text, encoding="utf-8")
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], num_left: int = 1) -> str:
     """A table whose first ``num_left`` columns are words, and whose others are numbers."""
-    ruled = ["---"] * num_left + ["--:"] * (len(headings) - num_left)
-    lines = (headings, ruled, *rows)
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return markdown_table(headings, rows, num_left) + "\n"

@@ -14,7 +14,6 @@ from pathlib import Path
 from random import Random
 from typing import Annotated, Any
 
-import httpx2
 import numpy as np
 import typer
 from rich.console import Console
@@ -22,7 +21,7 @@ from rich.console import Console
 from app.compare.speedup import alternate
 from app.config import ServeSettings
 from app.settings import check_variables
-from benchmarks.equal_models import INSTRUMENTS, judged, subject
+from benchmarks.equal_models import INSTRUMENTS, judged, num_dropped, samples, subject
 from benchmarks.latencies import Pass
 from benchmarks.load import closed_loop, open_loop
 from benchmarks.model import model_store
@@ -168,18 +167,13 @@ def _settle(server: Server, num_requests: int) -> None:
 
 def _shadow_counts(server: Server) -> dict[str, float]:
     """The numbers of pairs done, of controls, and of those dropped by reason."""
-    lines = httpx2.get(f"{server.url}/metrics").raise_for_status().text.splitlines()
-    found: dict[str, float] = {}
-    for line in lines:
-        labels, _, value = line.rpartition(" ")
-        if line.startswith("sleb_shadow_done_total{"):
-            found["done"] = found.get("done", 0.0) + float(value)
-        elif line.startswith("sleb_shadow_control_done_total{"):
-            found["control"] = found.get("control", 0.0) + float(value)
-        elif line.startswith("sleb_shadow_dropped_total{"):
-            reason = labels.partition('reason="')[2].partition('"')[0]
-            found[reason] = found.get(reason, 0.0) + float(value)
-    return found
+    names = {"done": "sleb_shadow_done_total", "control": "sleb_shadow_control_done_total"}
+    found = {
+        what: total
+        for what, name in names.items()
+        if (total := sum(value for _, value in samples(server, name)))
+    }
+    return {**found, **num_dropped(server)}
 
 
 if __name__ == "__main__":

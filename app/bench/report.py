@@ -7,6 +7,7 @@ from app.bench.plan import AGAIN, DENSE, BenchSubject
 from app.bench.result import Bench, Row
 from app.bench.runs import Sample
 from app.compare.speedup import EQUAL_WITHIN
+from pruning.checkpoints.markdown import markdown_table
 from pruning.plural import counted
 
 HEADINGS = ("side", "what", "dense", "variant", "speed-up", "interval", "ideal", "verdict")
@@ -34,12 +35,12 @@ def markdown(bench: Bench) -> str:
     for scenario, samples in bench.samples.items():
         rows = [row for row in bench.rows() if row.scenario is scenario]
         lines += ["", f"## {scenario.capitalize()}: {plan.description(scenario)}", ""]
-        lines += _table(HEADINGS, [cells(row) for row in rows], num_left=2)
+        lines.append(markdown_table(HEADINGS, map(cells, rows), 2))
         lines += ["", *(f"- {reason}" for reason in reasons(rows)), ""]
         headings = ("side", "tokens per second", "peak GPU memory", "energy per token")
         shown = {DENSE, AGAIN, *subject.removed}
         sides = {side: runs for side, runs in samples.items() if side in shown}
-        lines += _table(headings, [_usage(side, runs) for side, runs in sides.items()], num_left=1)
+        lines.append(markdown_table(headings, (_usage(*side) for side in sides.items()), 1))
     machine = bench.facts.get("machine")
     facts = (bench.facts.get("engine"), machine, bench.facts.get("command"))
     lines += ["", "## Engine and machine", "", *(f"`{fact}`\n" for fact in facts)]
@@ -97,8 +98,3 @@ def _usage(side: str, runs: Sequence[Sample]) -> list[str]:
 
 def _ms(seconds: float) -> str:
     return f"{1e3 * seconds:.1f} ms" if seconds < 1 else f"{seconds:,.2f} s"
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], num_left: int) -> list[str]:
-    rule = ["---"] * num_left + ["--:"] * (len(headings) - num_left)
-    return [f"| {' | '.join(row)} |" for row in (headings, rule, *rows)]

@@ -1,7 +1,7 @@
 """The section of a card that says which depth to take."""
 
 from pruning.checkpoints.candidates import candidates_of
-from pruning.checkpoints.markdown import bullets, markdown
+from pruning.checkpoints.markdown import bullets, markdown_table
 from pruning.checkpoints.store import Manifest
 from pruning.evaluation.advice import Limits, advise
 from pruning.evaluation.advice_table import advice_table
@@ -33,5 +33,5 @@ def advice_section(manifest: Manifest) -> str:
         *(f"{text}." for text in advice.missing),
     ]
     return _ADVICE.format(
-        sentence=advice.sentence, table=markdown(*advice_table(advice)), notes=bullets(notes)
+        sentence=advice.sentence, table=markdown_table(*advice_table(advice)), notes=bullets(notes)
     )

@@ -14,7 +14,7 @@ from pruning.checkpoints.domain_tables import (
     with_interval,
 )
 from pruning.checkpoints.healing_lines import healed_by, training_lines
-from pruning.checkpoints.markdown import bullets, markdown
+from pruning.checkpoints.markdown import bullets, markdown_table
 from pruning.checkpoints.samples_section import samples_section
 from pruning.checkpoints.store import Manifest
 from pruning.checkpoints.trajectory import legend, probe_line, rows, table
@@ -193,7 +193,7 @@ def model_card(
         dtypes=_dtypes(manifest, spec),
         advice=advice_section(manifest),
         plot=_PLOT if has_extra("plots") else "",
-        table=markdown(headings, cells),
+        table=markdown_table(headings, cells),
         legend=bullets(legend(manifest, headings, trajectory)),
         domains=_domains(manifest.quality.domains) + samples_section(manifest),
         search=f"Search: {spec.search}, {search}{streamed}.",
@@ -287,7 +287,7 @@ def _measured(exported: Exported) -> str:
         return ""
     headings, rows = narrow_table(exported.domains)
     legend = [*explained(exported.domains), *probe_line(exported.probe)]
-    return _QUALITY.format(table=markdown(headings, rows), legend=bullets(legend))
+    return _QUALITY.format(table=markdown_table(headings, rows), legend=bullets(legend))
 
 
 def _speed(exported: Exported) -> str:
@@ -300,7 +300,7 @@ def _speed(exported: Exported) -> str:
         "not predicted" if predicted is None else f"{predicted:.2f}",
         "not measured" if measured is None else with_interval(measured),
     )
-    return _SPEED.format(table=markdown(("blocks", "predicted", "measured"), [row]))
+    return _SPEED.format(table=markdown_table(("blocks", "predicted", "measured"), [row]))
 
 
 def _quantized(exported: Exported) -> str:
@@ -315,7 +315,9 @@ def _quantized(exported: Exported) -> str:
         bits=exported.quantized.value,
         group=_GROUPS[exported.quantized],
         dtype=exported.dtype,
-        table=markdown(("text", "before", "quantized", "ratio"), rows) if rows else "not measured.",
+        table=markdown_table(("text", "before", "quantized", "ratio"), rows)
+        if rows
+        else "not measured.",
     )
 
 
@@ -323,9 +325,9 @@ def _domains(domains: Sequence[DomainQuality]) -> str:
     """The full depth, and then each depth of each domain. Nothing if no domain was measured."""
     if not domains:
         return ""
-    depths = (f"{one.domain}:\n\n{markdown(*domain_table(one))}" for one in domains)
+    depths = (f"{one.domain}:\n\n{markdown_table(*domain_table(one))}" for one in domains)
     return _DOMAINS.format(
-        table=markdown(*depth_table(domains, len(domains[0].raw))),
+        table=markdown_table(*depth_table(domains, len(domains[0].raw))),
         legend=bullets(explained(domains)),
         depths="\n\n".join(depths),
     )
