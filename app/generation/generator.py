@@ -125,11 +125,9 @@ class Generator:
         return self._engine.fingerprint(served, params)
 
     async def generate(self, request: GenerationRequest) -> list[Output]:
-        """The outputs of the request, in order. Raises what ``open`` and ``next_deltas`` do."""
+        """The outputs of the request, in order. Raises what ``open`` and ``finish`` do."""
         async with self.open(request) as generation:
-            while not generation.is_over:
-                await generation.next_deltas()
-            return generation.outputs
+            return await generation.finish()
 
     @asynccontextmanager
     async def open(self, request: GenerationRequest) -> AsyncIterator["Generation"]:
@@ -206,6 +204,12 @@ class Generation:
             deltas = [delta for output in self._outputs if (delta := output.take_delta())]
         self._is_woken = False
         return deltas
+
+    async def finish(self) -> list[Output]:
+        """Wait for every output, in order, without its deltas. Raises as ``next_deltas`` does."""
+        while not all(output.is_finished for output in self._outputs):
+            await self._wait()
+        return self.outputs
 
     async def aclose(self) -> None:
         """Cancel what still runs."""

@@ -121,6 +121,10 @@ class OutputStream(ABC):
         return self._output
 
     @property
+    def is_finished(self) -> bool:
+        return self._output is not None
+
+    @property
     def output(self) -> Output:
         assert self._output is not None, "the output is not finished"
         return self._output

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from app.generation.output import OutputStream
 from pruning.models.store import LoadedModel
 from tests.support.api_fixtures import publish_pruned
 from tests.support.exposition import Scrape
@@ -39,6 +40,16 @@ def test_timings_add_up(client: TestClient) -> None:
         assert timings["ttft_s"] + 7 * timings["tpot_s"] == pytest.approx(timings["e2e_s"])
         assert output["finish_reason"] == "length"
         assert output["completion_tokens"] == 8
+
+
+def test_an_answer_that_is_not_streamed_is_made_without_deltas(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[OutputStream] = []
+    monkeypatch.setattr(OutputStream, "take_delta", taken.append)
+    outputs = generate(client, prompt=PROMPTS, max_new_tokens=4, ignore_eos=True)["outputs"]
+    assert [output["completion_tokens"] for output in outputs] == [4] * len(PROMPTS)
+    assert not taken
 
 
 def test_one_token_has_no_time_per_output_token(client: TestClient) -> None:
