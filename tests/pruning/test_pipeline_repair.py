@@ -137,7 +137,7 @@ def test_a_streamed_model_is_repaired_like_one_in_memory(
 def test_a_family_without_a_sound_method_is_published_with_a_warning(
     tmp_path: Path, spec: PruneSpec
 ) -> None:
-    write_checkpoint(tmp_path / "models" / "opt", "opt-do_layer_norm_before")
+    write_checkpoint(tmp_path / "models" / "opt", "opt.do_layer_norm_before")
     spec, recorder = replace(spec, model="opt", calibration=SELF), Recorder()
     manifest, path = prune_tiny(tmp_path / "models", spec, "opt@x", recorder)
     reason = "it needs do_layer_norm_before=true, and the config has false"

@@ -265,7 +265,7 @@ SWITCHES: Mapping[str, Mapping[str, Any]] = {
     "starcoder2": {"use_bias": False},
     "vaultgemma": {"attention_bias": True},
 }
-SWITCHED = tuple(f"{family}-{switch}" for family, of in SWITCHES.items() for switch in of)
+SWITCHED = tuple(f"{family}.{switch}" for family, of in SWITCHES.items() for switch in of)
 
 # Families with a mechanism that no family of ``EVERYWHERE`` has: a factor of logits, blocks that
 # return a tuple, attention with sinks, a factor of the residual stream, norms behind with windows,
@@ -283,5 +283,5 @@ def is_slow(family: str, *, is_contract: bool) -> bool:
 
     ``is_contract``: the test decides whether the family is supported.
     """
-    name, _, switch = family.partition("-")
+    name, _, switch = family.partition(".")
     return name not in EVERYWHERE and not (is_contract and name in MECHANISMS and not switch)

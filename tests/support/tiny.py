@@ -67,7 +67,7 @@ def tiny_model(model_type: str, seed: int = 0) -> PreTrainedModel:
 
     It has large, untied weights, or it would repeat its last token.
     """
-    model_type, _, switch = model_type.partition("-")
+    model_type, _, switch = model_type.partition(".")
     shape = {} if model_type in OF_ITS_OWN else LLAMA_LIKE
     switched = {switch: SWITCHES[model_type][switch]} if switch else {}
     settings = {**shape, **CONFIGS[model_type], **switched, "tie_word_embeddings": False}

@@ -39,7 +39,7 @@ def test_a_supported_model_is_described(
 
 
 def test_a_config_may_rule_repairs_out(tmp_path: Path) -> None:
-    name = "opt-do_layer_norm_before"
+    name = "opt.do_layer_norm_before"
     described = {each.check: each for each in family(config_of(tmp_path, name))}
     assert described["repair"].level is Level.NOTE
     for method in ("scale", "ridge"):

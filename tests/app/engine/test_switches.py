@@ -12,7 +12,7 @@ from tests.support.repairs import repaired_by
 from tests.support.tiny import SERVED, SWITCHED, generated, tiny_model
 
 
-@pytest.mark.parametrize("family", [it for it in SWITCHED if it.partition("-")[0] in SERVED])
+@pytest.mark.parametrize("family", [it for it in SWITCHED if it.partition(".")[0] in SERVED])
 def test_dense_pruned_and_repaired_models_continue_as_plain_ones(family: str) -> None:
     model = tiny_model(family)
     dense, pruned = variant(family=family), variant(pruned=True, family=family)

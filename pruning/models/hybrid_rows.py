@@ -1,0 +1,69 @@
+"""The rows of hybrids: blocks that keep other states of a sequence than keys and values."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
+from pruning.models.dense_rows import GRANITE_LIKE, OWN_FORWARD, READS_WITHOUT_NORM
+from pruning.models.layout import Architecture, Fitted, StreamWrites, weight_and_bias
+
+# Convolutions and states take the place of attention in some blocks, or stand beside it.
+_WITH_STATES = replace(OWN_FORWARD, has_states=True, is_linear=False)
+_MIXERS_END = ("mixer.o_proj", "mixer.out_proj", "mixer.down_proj")  # a block has one of them
+_FFN_DOWN = "feed_forward.down_proj"
+
+HYBRIDS: Mapping[str, Architecture] = MappingProxyType(
+    {
+        "falcon_h1": replace(
+            _WITH_STATES,
+            tail=("model.final_layernorm",),
+            returns_tuple=True,
+            per_block=(),  # all blocks mix both ways
+            logit_multiplier="lm_head_multiplier",
+            writes=StreamWrites(
+                scaled=weight_and_bias("self_attn.o_proj", "mamba.out_proj", _FFN_DOWN),
+                refit=(Fitted(_FFN_DOWN),),
+                multiplier="mlp_multipliers.1",
+            ),
+        ),
+        "granitemoehybrid": replace(
+            _WITH_STATES,
+            logit_divisor=GRANITE_LIKE.logit_divisor,
+            only=(("num_local_experts", 0),),
+            writes=StreamWrites(
+                scaled=weight_and_bias(
+                    "self_attn.o_proj", "mamba.out_proj", "shared_mlp.output_linear"
+                ),
+                refit=(Fitted("shared_mlp.output_linear"),),
+                multiplier="residual_multiplier",
+            ),
+        ),
+        "lfm2": replace(
+            _WITH_STATES,
+            tail=("model.embedding_norm",),
+            periods=("full_attn_idxs",),
+            writes=StreamWrites(
+                scaled=weight_and_bias("self_attn.out_proj", "conv.out_proj", "feed_forward.w2"),
+                refit=(Fitted("feed_forward.w2"),),
+            ),
+        ),
+        "nemotron_h": replace(
+            _WITH_STATES,
+            tail=("model.norm_f",),
+            per_block=("layers_block_type",),
+            block_kinds=frozenset({"full_attention", "linear_attention", "mlp"}),
+            writes=StreamWrites(
+                scaled=weight_and_bias(*_MIXERS_END),
+                refit=tuple(map(Fitted, _MIXERS_END)),
+            ),
+        ),
+        "olmo_hybrid": replace(_WITH_STATES, writes=READS_WITHOUT_NORM),
+        "qwen3_5_text": replace(
+            _WITH_STATES,
+            periods=("full_attention_interval",),
+            writes=StreamWrites(
+                scaled=weight_and_bias("self_attn.o_proj", "linear_attn.out_proj", "mlp.down_proj"),
+            ),
+        ),
+    }
+)
