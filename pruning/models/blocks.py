@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pruning.models.architectures import architecture
+from pruning.models.products import float32_products
 from pruning.models.quantized_experts import MATRICES, QuantizedExperts
 from pruning.models.rounding import QuantizedLinear
 from pruning.plural import counted
@@ -130,7 +131,8 @@ class BlockCall:
     kwargs: Mapping[str, object]
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        output = self.block(hidden, *self.args, **self.kwargs)
+        with float32_products(hidden, hidden[..., 0].numel()):
+            output = self.block(hidden, *self.args, **self.kwargs)
         if isinstance(output, tuple):
             output = output[0]
         assert isinstance(output, torch.Tensor)

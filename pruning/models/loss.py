@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from pruning.models.blocks import final_logits
 from pruning.models.memory import free_bytes
+from pruning.models.products import float32_products
 
 # float32 logits at once: about a CPU's last-level cache; a GPU takes more, or it waits for launches
 LOGITS_BYTES, GPU_LOGITS_BYTES = 24 * 2**20, 2**30
@@ -18,7 +19,8 @@ LOGITS_BYTES, GPU_LOGITS_BYTES = 24 * 2**20, 2**30
 
 def last_hidden(model: PreTrainedModel, token_ids: torch.Tensor) -> torch.Tensor:
     """The input of the head ``[batch, seqlen, hidden_size]``, after the last norm."""
-    hidden: torch.Tensor = model.base_model(token_ids, use_cache=False).last_hidden_state
+    with float32_products(next(model.parameters()), token_ids.numel()):
+        hidden: torch.Tensor = model.base_model(token_ids, use_cache=False).last_hidden_state
     return hidden
 
 
@@ -48,8 +50,8 @@ def window_divergences(
     per_chunk = rows_per_chunk(model, rows.device, num_logits=2)
     nats = []
     for chunk, dense_chunk in zip(rows.split(per_chunk), dense_rows.split(per_chunk), strict=True):
-        wanted = final_logits(model, dense_chunk).float().log_softmax(dim=1)
-        found = final_logits(model, chunk).float().log_softmax(dim=1)
+        wanted = _logits(model, dense_chunk).log_softmax(dim=1)
+        found = _logits(model, chunk).log_softmax(dim=1)
         nats.append(found.sub_(wanted).mul_(wanted.exp_()).sum(dim=1).neg_())
     return torch.cat(nats).double().view(hidden.shape[0], -1).mean(dim=1)
 
@@ -74,7 +76,12 @@ def _chunks(
     """Yield float32 logits ``[rows, vocab]``, which may be overwritten, and their targets."""
     per_chunk = rows_per_chunk(model, rows.device)
     for chunk, target in zip(rows.split(per_chunk), targets.split(per_chunk), strict=True):
-        yield final_logits(model, chunk).float(), target
+        yield _logits(model, chunk), target
+
+
+def _logits(model: PreTrainedModel, rows: torch.Tensor) -> torch.Tensor:
+    with float32_products(rows, len(rows)):
+        return final_logits(model, rows).float()
 
 
 def rows_per_chunk(model: PreTrainedModel, device: torch.device, num_logits: int = 1) -> int:

@@ -1,0 +1,73 @@
+"""Linear layers in float32 on a CPU, multiplied by oneDNN.
+
+torch multiplies float32 by MKL, which uses half the width of AVX-512 on processors of other makers
+than its own. oneDNN uses all of it, on any of them, and is as exact: both add up in float32.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch.nn.functional import linear
+from torch.overrides import TorchFunctionMode
+
+MIN_ROWS = 16  # of what a part of a model reads; with fewer, reading the weights takes the time
+MIN_PRODUCTS = 2**24  # of numbers in a layer; with fewer, the way to oneDNN costs what it saves
+
+_Multiply = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+
+
+def float32_products(like: torch.Tensor, num_rows: int) -> AbstractContextManager[object]:
+    """Where to run a part of a model on so many rows, with tensors of the type of ``like``.
+
+    Changes nothing for few rows, another type or device, with gradients, and without AVX-512.
+    """
+    is_plain = like.device.type == "cpu" and like.dtype == torch.float32
+    if not is_plain or num_rows < MIN_ROWS or torch.is_grad_enabled() or not _has_wide_vectors():
+        return nullcontext()
+    multiply = _by_onednn()
+    return nullcontext() if multiply is None else _Products(multiply)
+
+
+class _Products(TorchFunctionMode):
+    """Takes the place of ``linear`` for large layers."""
+
+    def __init__(self, multiply: _Multiply) -> None:
+        super().__init__()
+        self._multiply = multiply
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        _types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> object:
+        if func is linear and not kwargs and _is_large(*args):
+            return self._multiply(*args)
+        return func(*args, **(kwargs or {}))
+
+
+def _is_large(inputs: torch.Tensor, weight: torch.Tensor, *_bias: torch.Tensor | None) -> bool:
+    is_usual = inputs.dtype == weight.dtype == torch.float32 and weight.is_contiguous()
+    return is_usual and inputs.numel() * len(weight) >= MIN_PRODUCTS
+
+
+def _has_wide_vectors() -> bool:
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+
+
+def _by_onednn() -> _Multiply | None:
+    """The operator that ``torch.compile`` uses for such layers; None if torch is without it."""
+    operator = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    if operator is None or not torch.backends.mkldnn.is_available():
+        return None
+
+    def multiply(
+        inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        found: torch.Tensor = operator(inputs, weight, bias, "none", [], "")
+        return found
+
+    return multiply
