@@ -156,10 +156,15 @@ def _domain(
 ) -> DomainQuality:
     """``losses`` are of the dense model, of each depth, and of the repaired ones, on the first of
     the ``windows``.
+
+    The deepest one as it is served is the control of those with fewer windows.
     """
     dense, *depths = losses[:num_raw]
     repaired = dict(zip(repaired_depths, losses[num_raw:], strict=True))
-    measured = {number: Measured.against(dense, found) for number, found in repaired.items()}
+    control = repaired.get(num_raw - 1, losses[num_raw - 1])
+    measured = {
+        number: Measured.against(dense, found, control) for number, found in repaired.items()
+    }
     used = windows.first(len(dense))
     return DomainQuality(
         domain=name,
@@ -168,6 +173,6 @@ def _domain(
         seqlen=used.token_ids.shape[1],
         digest=used.digest,
         dense=Measured.of_dense(dense),
-        raw=tuple(Measured.against(dense, found) for found in depths),
+        raw=tuple(Measured.against(dense, found, control) for found in depths),
         repaired=tuple(measured.get(number) for number in range(1, num_raw)) if measured else (),
     )

@@ -1,7 +1,9 @@
 """How many held-out windows an evaluation takes: until ratios are known, or time is spent.
 
 The sizes follow from the intervals so far, as in sequential estimation of a mean to a fixed width
-(Chow and Robbins, 1965). Differences of paired windows make intervals narrow with few of them.
+(Chow and Robbins, 1965). Differences of paired windows make intervals narrow with few of them. The
+deepest model comes first: it takes the most windows, and is the control of the other depths, which
+need windows only for what it does not explain.
 """
 
 import math
@@ -17,6 +19,7 @@ from pruning.spec.evaluation import Evaluation
 FIRST_WINDOWS = 8  # of each domain, before anything is known
 _MOST_GROWTH = 2  # a standard error of few windows is itself uncertain
 _SPARE = 1.05  # more windows than expected, so that a round more is seldom needed
+_MOST_OF_CONTROL = 0.9  # of an error squared; beyond it the control gets more windows as well
 
 
 Sizes = Mapping[str, Mapping[int, int]]  # windows in all, by domain and number of removed blocks
@@ -75,7 +78,7 @@ class UntilKnown:
         lacking = [
             _Growth(domain, sizes, available[domain.domain])
             for domain in domains
-            if (sizes := self._lacking(domain, is_decided=is_decided))
+            if (sizes := self._lacking(domain, available[domain.domain], is_decided=is_decided))
         ]
         if not lacking:
             return self._end(Ended.MARGIN)
@@ -88,21 +91,46 @@ class UntilKnown:
         }
         return found or self._end(Ended.TIME)
 
-    def _lacking(self, domain: DomainQuality, *, is_decided: bool) -> Mapping[int, int]:
-        """How many windows each depth that lacks some is to have."""
+    def _lacking(
+        self, domain: DomainQuality, available: int, *, is_decided: bool
+    ) -> Mapping[int, int]:
+        """How many windows each depth that lacks some is to have: at first the deepest alone."""
         deepest = len(domain.raw)
-        sizes = {depth: self._size(domain, depth) for depth in range(1, deepest + 1)}
+        num_deepest = domain.num_windows_after(deepest)
+        has_more = num_deepest < available
+        needs = {
+            depth: self._need(domain, depth, has_more=has_more) for depth in range(1, deepest + 1)
+        }
+        sizes = {
+            depth: _grown(domain.num_windows_after(depth), need.own)
+            for depth, need in needs.items()
+        }
         if not is_decided and math.isfinite(domain.served_after(deepest).loss):
-            sizes[deepest] = sizes[deepest] or 2 * domain.num_windows_after(deepest)
+            sizes[deepest] = sizes[deepest] or 2 * num_deepest
+        if sizes[deepest] and has_more:
+            return {deepest: sizes[deepest]}
+        of_control = max(need.control for need in needs.values())
+        sizes[deepest] = sizes[deepest] or _grown(num_deepest, of_control)
         return {depth: size for depth, size in sizes.items() if size}
 
-    def _size(self, domain: DomainQuality, depth: int) -> int:
-        """How many windows make the interval narrow; 0 if it is, or if a broken model stays so."""
+    def _need(self, domain: DomainQuality, depth: int, *, has_more: bool) -> "_Need":
+        """What makes the interval narrow; nothing if it is, or if a broken model stays so.
+
+        Windows of the control, for which the dense model runs as well, come after own ones, and
+        only where it ``has_more``.
+        """
         margin, wanted = domain.margin_after(depth), math.log1p(self._evaluation.margin)
-        if margin is not None and (margin <= wanted or margin == math.inf):
-            return 0
-        growth = _MOST_GROWTH if margin is None else _SPARE * (margin / wanted) ** 2
-        return math.ceil(domain.num_windows_after(depth) * min(growth, _MOST_GROWTH)) + 1
+        if margin is None:
+            return _Need(_MOST_GROWTH)
+        if margin <= wanted or margin == math.inf:
+            return _Need()
+        served, most = domain.served_after(depth), (wanted / margin) ** 2
+        of_control = 0.0
+        if has_more and served.control_error and served.standard_error:
+            of_control = (served.control_error / served.standard_error) ** 2
+        own = (1 - of_control) / max(most - of_control, (1 - _MOST_OF_CONTROL) * most)
+        is_few = 2 * domain.num_windows_after(depth) < domain.num_windows_after(len(domain.raw))
+        return _Need(max(1.0, own), 0.0 if is_few else of_control / (_MOST_OF_CONTROL * most))
 
     def _affordable(self, measured: int, more: int, spent_s: float) -> float:
         """The share of ``more`` losses that the rest of the time allows, by the pace so far."""
@@ -113,6 +141,22 @@ class UntilKnown:
     def _end(self, ended: Ended) -> Sizes:
         self.extent = Extent(ended, self._evaluation.margin, self._evaluation.max_seconds)
         return {}
+
+
+@dataclass(frozen=True)
+class _Need:
+    """By which factors the windows of a depth, and those of its control, have to be more.
+
+    Below 1 they are enough.
+    """
+
+    own: float = 0.0
+    control: float = 0.0
+
+
+def _grown(number: int, factor: float) -> int:
+    """More windows than ``number`` by this factor, 0 if they are enough."""
+    return math.ceil(number * min(_SPARE * factor, _MOST_GROWTH)) + 1 if factor >= 1 else 0
 
 
 @dataclass(frozen=True)

@@ -9,18 +9,20 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, Literal
 
+from pruning.evaluation.estimate import error_of, estimate
 from pruning.evaluation.extent import Extent
 from pruning.evaluation.probe_scores import ProbeComparison
 from pruning.evaluation.samples import Sample
 from pruning.evaluation.zero_shot_scores import ZeroShot
 from pruning.plural import counted
-from pruning.removal import Losses, paired_gaps, standard_error
+from pruning.removal import Losses, paired_gaps
 from pruning.student_t import quantile
 
 Shares = Mapping[str, int]  # of each domain in a text, in any unit
 
 CONFIDENCE = 0.95  # of every interval
 MIN_WINDOWS = 3  # with two, Student's t makes an interval so wide that it says nothing
+MIN_DEGREES = MIN_WINDOWS - 1  # of freedom
 MAX_NATS = 700.0  # exp of a larger loss, as of a broken model, overflows a float
 
 
@@ -65,24 +67,32 @@ class Measured:
     ``standard_error`` is that of the mean of the differences to the dense model, window by window;
     for the dense model, that of its own mean. None with a single window or a broken model.
     ``num_windows`` are those with differences, where the dense model was measured on more: then
-    ``loss`` is that of the dense model and the mean difference.
+    ``loss`` is that of the dense model and the mean difference, which ``estimate`` gives with the
+    ``degrees`` of freedom of its error, and with the ``control_error`` that is part of it.
     """
 
     loss: float
     standard_error: float | None
     num_windows: int | None = None
+    degrees: int | None = None  # None: one less than the windows
+    control_error: float | None = None  # None without a control, and in old manifests
 
     @classmethod
     def of_dense(cls, losses: Losses) -> "Measured":
-        return cls(fmean(losses), _error_of(losses))
+        return cls(fmean(losses), error_of(losses))
 
     @classmethod
-    def against(cls, dense: Losses, losses: Losses) -> "Measured":
-        """The model with ``losses`` on the first of the windows of the dense model."""
+    def against(cls, dense: Losses, losses: Losses, control: Losses = ()) -> "Measured":
+        """The model with ``losses`` on the first of the windows of the dense model.
+
+        ``control`` are the losses of a model that was measured on more of them.
+        """
         gaps = paired_gaps(losses, dense)
         if len(losses) == len(dense):
-            return cls(fmean(losses), _error_of(gaps))
-        return cls(fmean(dense) + fmean(gaps), _error_of(gaps), len(gaps))
+            return cls(fmean(losses), error_of(gaps))
+        found = estimate(gaps, paired_gaps(control, dense))
+        loss = fmean(dense) + found.mean
+        return cls(loss, found.error, len(gaps), found.degrees, found.control_error)
 
     @property
     def perplexity(self) -> float:
@@ -186,8 +196,8 @@ class DomainQuality:
         """The perplexity divided by that of the dense model on the same windows."""
         if measured is self.dense:
             return Interval(1.0, 1.0, 1.0)  # its error is that of its mean
-        num_windows = measured.num_windows or self.num_windows
-        return _exp_interval(measured.loss - self.dense.loss, measured.standard_error, num_windows)
+        nats = measured.loss - self.dense.loss
+        return _exp_interval(nats, measured.standard_error, self.degrees(measured))
 
     def num_windows_after(self, num_removed: int) -> int:
         """On how many windows this depth was measured as it is served."""
@@ -201,15 +211,19 @@ class DomainQuality:
         served = self.served_after(num_removed)
         if not math.isfinite(served.loss):
             return math.inf
-        num_windows = self.num_windows_after(num_removed)
-        if served.standard_error is None or num_windows < MIN_WINDOWS:
+        degrees = self.degrees(served)
+        if served.standard_error is None or degrees < MIN_DEGREES:
             return None
-        return _margin(served.standard_error, num_windows)
+        return _margin(served.standard_error, degrees)
+
+    def degrees(self, measured: Measured) -> int:
+        """The degrees of freedom of its error."""
+        return measured.degrees or (measured.num_windows or self.num_windows) - 1
 
     def dense_perplexity(self) -> Interval:
         """The perplexity of the dense model on text like this one."""
         error = self.dense.standard_error
-        return _exp_interval(self.dense.loss, error, self.num_windows, least_nats=0.0)
+        return _exp_interval(self.dense.loss, error, self.num_windows - 1, least_nats=0.0)
 
     def recovered_after(self, num_removed: int) -> float | None:
         """The share of the lost nats that repair gives back; None if nothing was lost."""
@@ -321,40 +335,35 @@ def perplexity_of(loss: float) -> float:
 
 def interval_of(losses: Losses) -> Interval:
     """The perplexity on text like these windows."""
-    return _exp_interval(fmean(losses), _error_of(losses), len(losses), least_nats=0.0)
+    return _exp_interval(fmean(losses), error_of(losses), len(losses) - 1, least_nats=0.0)
 
 
 def ratio_of(dense: Losses, losses: Losses) -> Interval:
     """The perplexity divided by that of the dense model, from losses on the same windows."""
     measured = Measured.against(dense, losses)
-    return _exp_interval(measured.loss - fmean(dense), measured.standard_error, len(dense))
+    return _exp_interval(measured.loss - fmean(dense), measured.standard_error, len(dense) - 1)
 
 
 def text_of(source: str, num_windows: int, seqlen: int) -> str:
     return f"{source}, {counted(num_windows, 'window')} of {seqlen} tokens"
 
 
-def _error_of(values: Sequence[float]) -> float | None:
-    is_known = len(values) > 1 and all(map(math.isfinite, values))
-    return standard_error(values) if is_known else None
-
-
 def _exp_interval(
-    nats: float, error: float | None, num_windows: int, least_nats: float = -math.inf
+    nats: float, error: float | None, degrees: int, least_nats: float = -math.inf
 ) -> Interval:
     """exp of a mean over windows and of the ends of its interval, by Student's t.
 
-    With too few windows the interval is unknown. A loss has at least ``least_nats``.
+    With too few degrees of freedom the interval is unknown. A loss has at least ``least_nats``.
     """
-    if error is None or num_windows < MIN_WINDOWS:
+    if error is None or degrees < MIN_DEGREES:
         return Interval(perplexity_of(nats), None, None)
-    margin = _margin(error, num_windows)
+    margin = _margin(error, degrees)
     ends = max(least_nats, nats - margin), nats + margin
     return Interval(perplexity_of(nats), *map(perplexity_of, ends))
 
 
-def _margin(error: float, num_windows: int) -> float:
-    return quantile((1 + CONFIDENCE) / 2, num_windows - 1) * error
+def _margin(error: float, degrees: int) -> float:
+    return quantile((1 + CONFIDENCE) / 2, degrees) * error
 
 
 def overall_ratio(
@@ -376,9 +385,9 @@ def overall_ratio(
         for share, _, served in parts
         if served.standard_error is not None
     ]
-    counts = [served.num_windows or each.num_windows for _, each, served in parts]
-    if len(variances) < len(parts) or min(counts) < MIN_WINDOWS:
+    of_parts = [each.degrees(served) for _, each, served in parts]
+    if len(variances) < len(parts) or min(of_parts) < MIN_DEGREES:
         return Interval(perplexity_of(nats), None, None)
-    below = sum(part**2 / (count - 1) for part, count in zip(variances, counts, strict=True))
-    degrees = int(sum(variances) ** 2 / below) if below else sum(counts)
-    return _exp_interval(nats, math.sqrt(sum(variances)), max(MIN_WINDOWS, degrees + 1))
+    below = sum(part**2 / each for part, each in zip(variances, of_parts, strict=True))
+    degrees = int(sum(variances) ** 2 / below) if below else sum(of_parts)
+    return _exp_interval(nats, math.sqrt(sum(variances)), max(MIN_DEGREES, degrees))

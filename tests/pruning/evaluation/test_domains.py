@@ -13,6 +13,7 @@ from pruning.data.calibration import evaluation_windows
 from pruning.data.windows import Windows
 from pruning.evaluation.domains import measure_domains, perplexity_curve
 from pruning.evaluation.enough import Sizes
+from pruning.evaluation.estimate import MIN_PAIRS
 from pruning.evaluation.quality import DomainQuality, Measured
 from pruning.models.blocks import view
 from pruning.models.store import ModelStore, load
@@ -88,13 +89,14 @@ def test_each_domain_is_measured_dense_raw_and_repaired(
 
 
 class InPasses:
-    """Takes two windows of each domain, and then what it is given for the depths."""
+    """Takes some windows of each domain at first, and then what it is given for the depths."""
 
-    def __init__(self, *sizes: Mapping[int, int]) -> None:
+    def __init__(self, *sizes: Mapping[int, int], first: int = 2) -> None:
         self._sizes = [*sizes]
+        self._first = first
 
     def at_first(self, _available: int) -> int:
-        return 2
+        return self._first
 
     def next_sizes(self, domains: Sequence[DomainQuality], _: object) -> Sizes:
         return {one.domain: self._sizes.pop(0) for one in domains[:1]} if self._sizes else {}
@@ -120,6 +122,25 @@ def test_each_depth_goes_on_behind_its_own_windows(dense: DenseModel) -> None:
     assert [one.num_windows for one in found.raw] == [None, None]
     for mine, expected in zip((found.dense, *found.raw), (whole.dense, *whole.raw), strict=True):
         same(mine, expected)
+
+
+def test_the_deepest_model_is_the_control_of_depths_with_fewer_windows(
+    dense: DenseModel, tiny_model_dir: Path
+) -> None:
+    text = {"prose": Windows(windows(30, 2), "some prose")}
+    [found] = measure_domains(dense, text, REMOVED, {}, InPasses({2: 30}, first=MIN_PAIRS))
+    whole = load(tiny_model_dir).model
+    of_dense, shallow, deep = (
+        PlainScorer(whole, text["prose"].token_ids).losses(kept(NUM_BLOCKS, REMOVED[:number]))
+        for number in (0, 1, 2)
+    )
+    expected = Measured.against(of_dense, shallow[:MIN_PAIRS], deep)
+    same(found.raw[0], expected)
+    assert (found.raw[0].num_windows, found.raw[0].degrees) == (MIN_PAIRS, expected.degrees)
+    assert expected.loss != pytest.approx(
+        Measured.against(of_dense, shallow[:MIN_PAIRS]).loss, abs=1e-4
+    )
+    same(found.raw[1], Measured.against(of_dense, deep))
 
 
 def same(found: Measured, expected: Measured) -> None:

@@ -92,20 +92,43 @@ def test_differences_on_fewer_windows_are_added_to_the_loss_of_the_dense_model()
     assert (found.value, found.low) == pytest.approx((expected.value, expected.low))
 
 
-def test_each_depth_gets_as_many_windows_as_it_lacks() -> None:
-    served = (
-        Measured(2.1, 0.001),
-        Measured(2.4, 0.1),
-        Measured(2.4, 0.018),
-        Measured(2.4, 0.016, 8),
-    )
-    of_domain = DomainQuality("prose", "text", 16, 8, "d", Measured(2.0, 0.1), served)
-    # t(15) * 0.018 = 0.0384 is 1.30 times what is wanted: 1.30² * 1.05 * 16 = 28.3, and one
-    # t(7) * 0.016 = 0.0378 is 1.28 times that, of the windows that this depth had: 8
-    expected = {2: 33, 3: 30, 4: 15}
-    assert sizes(until(Evaluation()), of_domain)[0] == {"prose": expected}
+def deeper(*served: Measured) -> DomainQuality:
+    return DomainQuality("prose", "text", 16, 8, "d", Measured(2.0, 0.1), served)
+
+
+def test_the_deepest_gets_windows_before_the_others() -> None:
+    wide = Measured(2.4, 0.1)
+    of_domain = deeper(wide, Measured(2.4, 0.016, 8))
+    # t(7) * 0.016 = 0.0378 is 1.28 times what is wanted: 1.28² * 1.05 * 8 = 13.8, and one
+    assert sizes(until(Evaluation()), of_domain)[0] == {"prose": {2: 15}}
     undecided = sizes(until(Evaluation(), is_decided=False), of_domain)[0]
-    assert undecided == {"prose": expected}, "the deepest gets more windows already"
+    assert undecided == {"prose": {2: 15}}, "it gets more windows already"
+    used_up = sizes(until(Evaluation()), deeper(wide, wide), available={"prose": 16})
+    assert used_up == ({}, Ended.TEXT)
+    shallow = deeper(Measured(2.4, 0.1, 8), wide)
+    assert sizes(until(Evaluation()), shallow, available={"prose": 16})[0] == {"prose": {1: 16}}
+
+
+def test_each_depth_gets_as_many_windows_as_it_lacks() -> None:
+    of_domain = deeper(Measured(2.1, 0.001), Measured(2.4, 0.1), Measured(2.4, 0.018), NARROW)
+    # t(15) * 0.018 = 0.0384 is 1.30 times what is wanted: 1.30² * 1.05 * 16 = 28.3, and one
+    assert sizes(until(Evaluation()), of_domain)[0] == {"prose": {2: 33, 3: 30}}
+
+
+NARROW = Measured(2.4, 0.001)
+
+
+def test_windows_make_smaller_only_what_the_control_does_not_explain() -> None:
+    # t(6) * 0.014 = 0.0343 is 1.159 times what is wanted; 0.4 of the error squared is the control's
+    error, of_control = 0.014, 0.014 * math.sqrt(0.4)
+    controlled = Measured(2.4, error, 7, 6, of_control)
+    # own windows make 0.6 into 1 / 1.159² - 0.4 = 0.344: 0.6 / 0.344 * 1.05 * 7 = 12.8, and one
+    assert sizes(until(Evaluation()), deeper(controlled, NARROW))[0] == {"prose": {1: 14}}
+    as_many = replace(controlled, num_windows=8, control_error=0.9 * error)
+    # 0.81 of it is more than 0.9 / 1.159²: the control gets 0.81 / 0.67 * 1.05 * 16 = 20.3, and one
+    assert sizes(until(Evaluation()), deeper(as_many, NARROW))[0] == {"prose": {1: 17, 2: 22}}
+    used_up = sizes(until(Evaluation()), deeper(as_many, NARROW), available={"prose": 16})[0]
+    assert used_up == {"prose": {1: 13}}, "then it needs its own: 1.159² * 1.05 * 8 = 11.3, and one"
 
 
 def test_the_manifest_keeps_how_it_ended() -> None:
