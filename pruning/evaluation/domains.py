@@ -8,6 +8,7 @@ import torch
 
 from pruning.data.windows import Windows
 from pruning.evaluation.enough import EVERY_WINDOW, Enough
+from pruning.evaluation.estimate import Kinds
 from pruning.evaluation.pruned_losses import Part, PrunedModel, losses_of_parts, pruned_losses
 from pruning.evaluation.quality import DomainQuality, Measured, Shares, perplexity_of
 from pruning.models.blocks import Own, num_blocks
@@ -101,13 +102,18 @@ def with_healed(
     models = [whole, *healed.values(), *([control] if control else [])]
     token_ids = torch.cat([part.token_ids for part in windows.values()])
     found = dict(_by_domain(windows, pruned_losses(dense, models, token_ids)))
-    return tuple(_healed(domain, tuple(healed), found[domain.domain]) for domain in domains)
+    return tuple(
+        _healed(domain, tuple(healed), found[name := domain.domain], windows[name].kinds)
+        for domain in domains
+    )
 
 
-def _healed(domain: DomainQuality, depths: Blocks, losses: Sequence[Losses]) -> DomainQuality:
+def _healed(
+    domain: DomainQuality, depths: Blocks, losses: Sequence[Losses], kinds: Kinds
+) -> DomainQuality:
     """``losses`` are of the dense model, of each of these depths, and of the control if any."""
     dense, *others = losses
-    measured = [Measured.against(dense, found) for found in others]
+    measured = [Measured.against(dense, found, kinds=kinds) for found in others]
     by_depth = dict(zip(depths, measured, strict=False))  # the control follows
     return replace(
         domain,
@@ -163,7 +169,8 @@ def _domain(
     repaired = dict(zip(repaired_depths, losses[num_raw:], strict=True))
     control = repaired.get(num_raw - 1, losses[num_raw - 1])
     measured = {
-        number: Measured.against(dense, found, control) for number, found in repaired.items()
+        number: Measured.against(dense, found, control, windows.kinds)
+        for number, found in repaired.items()
     }
     used = windows.first(len(dense))
     return DomainQuality(
@@ -173,6 +180,6 @@ def _domain(
         seqlen=used.token_ids.shape[1],
         digest=used.digest,
         dense=Measured.of_dense(dense),
-        raw=tuple(Measured.against(dense, found, control) for found in depths),
+        raw=tuple(Measured.against(dense, found, control, windows.kinds) for found in depths),
         repaired=tuple(measured.get(number) for number in range(1, num_raw)) if measured else (),
     )

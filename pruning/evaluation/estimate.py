@@ -2,17 +2,19 @@
 
 A control is something like it that is known on more windows. Where the two go together, a few
 windows say how, and the many say what the control is on average: the regression estimator of double
-sampling (Cochran, Sampling Techniques, 3rd edition, 1977, section 12.6).
+sampling (Cochran, Sampling Techniques, 3rd edition, 1977, section 12.6). Where kinds of text have
+fixed shares of the windows, only what varies within a kind is uncertain (ibid., section 5.6).
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, variance
-
-from pruning.removal import standard_error
+from statistics import fmean
 
 MIN_PAIRS = 24  # with fewer windows, intervals would hold the mean too seldom
+MIN_OF_KIND = 3  # windows on average, before the mean of a kind is subtracted
+
+Kinds = Sequence[str]  # of the first windows and maybe of more; empty if all are of one
 
 
 @dataclass(frozen=True)
@@ -20,49 +22,75 @@ class Estimate:
     """A mean over windows. The error is None if it is unknown.
 
     ``control_error`` is the part of the error that only more windows of the control make smaller,
-    and ``degrees`` are those of freedom, None for one less than the windows.
+    and ``degrees`` are those of freedom.
     """
 
     mean: float
     error: float | None
-    degrees: int | None = None
+    degrees: int
     control_error: float | None = None
 
 
-def estimate(values: Sequence[float], control: Sequence[float] = ()) -> Estimate:
+def estimate(values: Sequence[float], control: Sequence[float] = (), kinds: Kinds = ()) -> Estimate:
     """The mean of ``values``; ``control`` begins with the same windows and may have more of them.
 
     A control without more windows, or that does not vary, is of no help.
     """
     helps = len(control) > len(values) >= MIN_PAIRS
     if helps and all(map(math.isfinite, (*values, *control))):
-        return _controlled(values, control)
-    return Estimate(fmean(values), error_of(values))
+        pairs = _within(control[: len(values)], kinds)
+        if pairs.squares:
+            return _controlled(values, control, kinds, pairs)
+    if len(values) < 2 or not all(map(math.isfinite, values)):
+        return Estimate(fmean(values), None, len(values) - 1)
+    found = _within(values, kinds)
+    error = math.sqrt(found.squares / found.degrees / len(values))
+    return Estimate(fmean(values), error, found.degrees)
 
 
-def error_of(values: Sequence[float]) -> float | None:
-    """The standard error of the mean; None with a single value, or if one is not finite."""
-    is_known = len(values) > 1 and all(map(math.isfinite, values))
-    return standard_error(values) if is_known else None
+@dataclass(frozen=True)
+class _Within:
+    """How values differ from the mean of their kind."""
+
+    differences: Sequence[float]
+    degrees: int
+
+    @property
+    def squares(self) -> float:
+        return math.fsum(each**2 for each in self.differences)
 
 
-def _controlled(values: Sequence[float], control: Sequence[float]) -> Estimate:
-    """By the line through the pairs, at the mean of the whole control.
+def _within(values: Sequence[float], kinds: Kinds) -> _Within:
+    of_each = list(kinds[: len(values)]) or [""]
+    if len(of_each) < len(values) or len(values) < MIN_OF_KIND * len(set(of_each)):
+        of_each = [""] * len(values)
+    groups: dict[str, list[float]] = {}
+    for kind, value in zip(of_each, values, strict=True):
+        groups.setdefault(kind, []).append(value)
+    means = {kind: fmean(some) for kind, some in groups.items()}
+    differences = [value - means[kind] for kind, value in zip(of_each, values, strict=True)]
+    return _Within(differences, len(values) - len(groups))
 
-    What the line does not explain counts as in a prediction at that point, with two degrees of
-    freedom less than there are pairs. The degrees of the sum are those of Welch and Satterthwaite.
+
+def _controlled(
+    values: Sequence[float], control: Sequence[float], kinds: Kinds, pairs: _Within
+) -> Estimate:
+    """By the line through the ``pairs``, at the mean of the whole control.
+
+    What the line does not explain counts as in a prediction at that point, with a degree of freedom
+    less for its slope. The degrees of the sum are those of Welch and Satterthwaite.
     """
-    number, mean, of_pairs = len(values), fmean(values), fmean(control[: len(values)])
-    beside = [each - of_pairs for each in control[:number]]
-    spread = sum(each**2 for each in beside)
-    if not spread:
-        return Estimate(mean, error_of(values))
-    slope = sum(x * (y - mean) for x, y in zip(beside, values, strict=True)) / spread
-    shift = fmean(control) - of_pairs
-    rests = [y - mean - slope * x for x, y in zip(beside, values, strict=True)]
-    rest = sum(each**2 for each in rests) / (number - 2) * (1 / number + shift**2 / spread)
-    of_control = slope**2 * variance(control) / len(control)
-    below = rest**2 / (number - 2) + of_control**2 / (len(control) - 1)
-    degrees = int((rest + of_control) ** 2 / below) if below else len(control) - 1
-    found = mean + slope * shift
-    return Estimate(found, math.sqrt(rest + of_control), degrees, math.sqrt(of_control))
+    own, whole = _within(values, kinds), _within(control, kinds)
+    slope = (
+        math.fsum(x * y for x, y in zip(pairs.differences, own.differences, strict=True))
+        / pairs.squares
+    )
+    shift = fmean(control) - fmean(control[: len(values)])
+    rests = zip(pairs.differences, own.differences, strict=True)
+    squares, degrees = math.fsum((y - slope * x) ** 2 for x, y in rests), own.degrees - 1
+    rest = squares / degrees * (1 / len(values) + shift**2 / pairs.squares)
+    of_control = slope**2 * whole.squares / whole.degrees / len(control)
+    below = rest**2 / degrees + of_control**2 / whole.degrees
+    both = int((rest + of_control) ** 2 / below) if below else whole.degrees
+    mean = fmean(values) + slope * shift
+    return Estimate(mean, math.sqrt(rest + of_control), both, math.sqrt(of_control))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, Literal
 
-from pruning.evaluation.estimate import error_of, estimate
+from pruning.evaluation.estimate import Kinds, estimate
 from pruning.evaluation.extent import Extent
 from pruning.evaluation.probe_scores import ProbeComparison
 from pruning.evaluation.samples import Sample
@@ -79,20 +79,24 @@ class Measured:
 
     @classmethod
     def of_dense(cls, losses: Losses) -> "Measured":
-        return cls(fmean(losses), error_of(losses))
+        return cls(fmean(losses), estimate(losses).error)
 
     @classmethod
-    def against(cls, dense: Losses, losses: Losses, control: Losses = ()) -> "Measured":
+    def against(
+        cls, dense: Losses, losses: Losses, control: Losses = (), kinds: Kinds = ()
+    ) -> "Measured":
         """The model with ``losses`` on the first of the windows of the dense model.
 
-        ``control`` are the losses of a model that was measured on more of them.
+        ``control`` are the losses of a model that was measured on more of them, and ``kinds`` are
+        those of their text.
         """
         gaps = paired_gaps(losses, dense)
+        found = estimate(gaps, paired_gaps(control, dense), kinds)
+        degrees = None if found.degrees == len(gaps) - 1 else found.degrees
         if len(losses) == len(dense):
-            return cls(fmean(losses), error_of(gaps))
-        found = estimate(gaps, paired_gaps(control, dense))
+            return cls(fmean(losses), found.error, degrees=degrees)
         loss = fmean(dense) + found.mean
-        return cls(loss, found.error, len(gaps), found.degrees, found.control_error)
+        return cls(loss, found.error, len(gaps), degrees, found.control_error)
 
     @property
     def perplexity(self) -> float:
@@ -335,13 +339,13 @@ def perplexity_of(loss: float) -> float:
 
 def interval_of(losses: Losses) -> Interval:
     """The perplexity on text like these windows."""
-    return _exp_interval(fmean(losses), error_of(losses), len(losses) - 1, least_nats=0.0)
+    return _exp_interval(fmean(losses), estimate(losses).error, len(losses) - 1, least_nats=0.0)
 
 
 def ratio_of(dense: Losses, losses: Losses) -> Interval:
     """The perplexity divided by that of the dense model, from losses on the same windows."""
-    measured = Measured.against(dense, losses)
-    return _exp_interval(measured.loss - fmean(dense), measured.standard_error, len(dense) - 1)
+    found = estimate(paired_gaps(losses, dense))
+    return _exp_interval(found.mean, found.error, found.degrees)
 
 
 def text_of(source: str, num_windows: int, seqlen: int) -> str:

@@ -127,20 +127,23 @@ def test_each_depth_goes_on_behind_its_own_windows(dense: DenseModel) -> None:
 def test_the_deepest_model_is_the_control_of_depths_with_fewer_windows(
     dense: DenseModel, tiny_model_dir: Path
 ) -> None:
-    text = {"prose": Windows(windows(30, 2), "some prose")}
+    kinds = ("fiction", "news") * 15
+    text = {"prose": Windows(windows(30, 2), "some prose", kinds=kinds)}
     [found] = measure_domains(dense, text, REMOVED, {}, InPasses({2: 30}, first=MIN_PAIRS))
     whole = load(tiny_model_dir).model
     of_dense, shallow, deep = (
         PlainScorer(whole, text["prose"].token_ids).losses(kept(NUM_BLOCKS, REMOVED[:number]))
         for number in (0, 1, 2)
     )
-    expected = Measured.against(of_dense, shallow[:MIN_PAIRS], deep)
+    expected = Measured.against(of_dense, shallow[:MIN_PAIRS], deep, kinds)
+    assert expected.degrees != Measured.against(of_dense, shallow[:MIN_PAIRS], deep).degrees
     same(found.raw[0], expected)
     assert (found.raw[0].num_windows, found.raw[0].degrees) == (MIN_PAIRS, expected.degrees)
     assert expected.loss != pytest.approx(
         Measured.against(of_dense, shallow[:MIN_PAIRS]).loss, abs=1e-4
     )
-    same(found.raw[1], Measured.against(of_dense, deep))
+    same(found.raw[1], Measured.against(of_dense, deep, kinds=kinds))
+    assert found.raw[1].degrees == 28
 
 
 def same(found: Measured, expected: Measured) -> None:

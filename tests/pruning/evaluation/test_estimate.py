@@ -2,12 +2,13 @@
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import fmean, linear_regression, variance
 
 import pytest
 
-from pruning.evaluation.estimate import MIN_PAIRS, Estimate, error_of, estimate
+from pruning.evaluation.estimate import MIN_OF_KIND, MIN_PAIRS, Estimate, estimate
+from pruning.removal import standard_error
 from pruning.student_t import quantile
 
 
@@ -35,10 +36,16 @@ def test_the_control_moves_the_mean_along_the_line_of_the_pairs() -> None:
     assert found.control_error == pytest.approx(math.sqrt(of_control))
     below = own**2 / (number - 2) + of_control**2 / (len(CONTROL) - 1)
     assert found.degrees == int((own + of_control) ** 2 / below)
-    plain = error_of(VALUES)
+    plain = standard_error(VALUES)
     assert found.error is not None
-    assert plain is not None
     assert found.error < plain
+
+
+def same(found: Estimate, values: Sequence[float]) -> None:
+    """The plain mean with its error."""
+    assert (found.mean, found.degrees) == (fmean(values), len(values) - 1)
+    assert found.error == pytest.approx(standard_error(values))
+    assert found.control_error is None
 
 
 @pytest.mark.parametrize(
@@ -47,13 +54,59 @@ def test_the_control_moves_the_mean_along_the_line_of_the_pairs() -> None:
     ids=["none", "of fewer windows", "of as many", "that does not vary", "of a broken model"],
 )
 def test_a_control_that_is_of_no_help_changes_nothing(control: tuple[float, ...]) -> None:
-    assert estimate(VALUES, control) == Estimate(fmean(VALUES), error_of(VALUES))
+    same(estimate(VALUES, control), VALUES)
 
 
 def test_too_few_pairs_and_a_broken_model_are_taken_as_they_are() -> None:
     few = VALUES[: MIN_PAIRS - 1]
-    assert estimate(few, CONTROL) == Estimate(fmean(few), error_of(few))
+    same(estimate(few, CONTROL), few)
     assert estimate((*VALUES, math.inf), CONTROL).error is None
+
+
+def test_what_varies_between_kinds_is_not_uncertain() -> None:
+    values, kinds = (1.0, 5.0, 1.2, 5.6, 0.8, 5.3), ("fiction", "news") * 3
+    found = estimate(values, kinds=kinds)
+    # 0.08 and 0.18 are the summed squares within the kinds
+    assert (found.mean, found.degrees) == (pytest.approx(3.15), 4)
+    assert found.error == pytest.approx(math.sqrt((0.08 + 0.18) / 4 / 6))
+    same(estimate(values[:5], kinds=kinds), values[:5])  # fewer than three of each
+    assert MIN_OF_KIND == 3
+
+
+def test_a_control_goes_along_within_kinds() -> None:
+    kinds = ("fiction", "news") * (len(CONTROL) // 2)
+    shifted = [value + 3.0 * (kind == "news") for value, kind in zip(VALUES, kinds, strict=False)]
+    moved = [value - 7.0 * (kind == "news") for value, kind in zip(CONTROL, kinds, strict=True)]
+    found, expected = estimate(shifted, moved, kinds), estimate(VALUES, CONTROL, kinds)
+    assert found.mean == pytest.approx(expected.mean + 1.5)
+    assert (found.error, found.degrees) == (pytest.approx(expected.error), expected.degrees)
+    plain = estimate(shifted, moved)
+    assert plain.error is not None
+    assert found.error is not None
+    assert found.error < plain.error / 2
+
+
+KINDS = ("fiction", "news", "manuals", "fiction")  # in turns, so that each has its share
+OF_KIND = {"fiction": 0.1, "news": 0.5, "manuals": -0.2}
+
+
+@pytest.mark.parametrize("number", [12, 48])
+@pytest.mark.parametrize("has_control", [False, True])
+def test_intervals_of_windows_by_kind_hold_the_mean(number: int, has_control: bool) -> None:
+    rng, tries, size = random.Random(0), 500, 100
+    truth = fmean(OF_KIND[kind] for kind in KINDS)
+    kinds, held, narrower = KINDS * (size // len(KINDS)), 0, 0
+    for _ in range(tries):
+        common = [OF_KIND[kind] + rng.gauss(0.0, 0.2) for kind in kinds]
+        values = [each + rng.gauss(0.0, 0.1) for each in common[:number]]
+        control = [2.0 * each for each in common] if has_control else []
+        found, plain = estimate(values, control, kinds), estimate(values, control)
+        assert found.error is not None
+        assert plain.error is not None
+        held += abs(found.mean - truth) <= quantile(0.975, found.degrees) * found.error
+        narrower += found.error < plain.error
+    assert held / tries >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / tries)
+    assert narrower / tries > 0.9
 
 
 def windows(rng: random.Random) -> tuple[float, float]:
@@ -79,7 +132,6 @@ def test_its_interval_holds_the_mean_as_often_as_it_says(
         values, control = zip(*(draw(rng) for _ in range(100)), strict=True)
         found, plain = estimate(values[:number], control), estimate(values[:number])
         assert found.error is not None
-        assert found.degrees is not None
         assert plain.error is not None
         margin = quantile(0.975, found.degrees) * found.error
         held += abs(found.mean - 0.1) <= margin
