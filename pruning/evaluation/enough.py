@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from pruning.evaluation.estimate import MIN_PAIRS
 from pruning.evaluation.extent import Ended, Extent
 from pruning.evaluation.quality import DomainQuality
 from pruning.spec.evaluation import Evaluation
@@ -101,10 +102,7 @@ class UntilKnown:
         needs = {
             depth: self._need(domain, depth, has_more=has_more) for depth in range(1, deepest + 1)
         }
-        sizes = {
-            depth: _grown(domain.num_windows_after(depth), need.own)
-            for depth, need in needs.items()
-        }
+        sizes = {depth: _size(domain, depth, need.own) for depth, need in needs.items()}
         if not is_decided and math.isfinite(domain.served_after(deepest).loss):
             sizes[deepest] = sizes[deepest] or 2 * num_deepest
         if sizes[deepest] and has_more:
@@ -152,6 +150,14 @@ class _Need:
 
     own: float = 0.0
     control: float = 0.0
+
+
+def _size(domain: DomainQuality, depth: int, factor: float) -> int:
+    """As ``_grown``, but no further than to where the deepest begins to help."""
+    number = domain.num_windows_after(depth)
+    is_helped = number < MIN_PAIRS < domain.num_windows_after(len(domain.raw))
+    size = _grown(number, factor)
+    return min(size, MIN_PAIRS) if is_helped else size
 
 
 def _grown(number: int, factor: float) -> int:

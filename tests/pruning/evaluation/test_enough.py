@@ -9,6 +9,7 @@ import torch
 
 from pruning.data.windows import Windows, mixed
 from pruning.evaluation.enough import FIRST_WINDOWS, Sizes, UntilKnown
+from pruning.evaluation.estimate import MIN_PAIRS
 from pruning.evaluation.extent import Ended, Extent
 from pruning.evaluation.quality import DomainQuality, Measured, Quality
 from pruning.spec import InvalidSpec
@@ -116,6 +117,16 @@ def test_each_depth_gets_as_many_windows_as_it_lacks() -> None:
 
 
 NARROW = Measured(2.4, 0.001)
+
+
+def test_a_depth_stops_for_the_help_of_the_deepest() -> None:
+    wide = Measured(2.4, 0.1, 17)
+    many = replace(deeper(wide, NARROW), num_windows=60)
+    assert sizes(until(Evaluation()), many)[0] == {"prose": {1: MIN_PAIRS}}
+    few = replace(deeper(wide, NARROW), num_windows=MIN_PAIRS)
+    assert sizes(until(Evaluation()), few)[0] == {"prose": {1: 35}}
+    later = replace(deeper(replace(wide, num_windows=MIN_PAIRS), NARROW), num_windows=60)
+    assert sizes(until(Evaluation()), later)[0] == {"prose": {1: 2 * MIN_PAIRS + 1}}
 
 
 def test_windows_make_smaller_only_what_the_control_does_not_explain() -> None:
