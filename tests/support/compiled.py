@@ -64,6 +64,7 @@ def load_compiled(dtype: torch.dtype = torch.float32) -> None:
         functions.append(INTEGER_PRODUCT)
     missing = [function for function in functions if not function.is_ready]
     if missing:
+        assert numba.config.CACHE_DIR, "compile in a test: what is compiled at import is not kept"
         with FileLock(Path(numba.config.CACHE_DIR) / "compiling.lock"):
             for function in missing:
                 function.load()
