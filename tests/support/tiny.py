@@ -30,7 +30,7 @@ from tests.support.families import (
 __all__ = [
     "CONFIGS", "DISTINCT", "EOS", "MAX_POSITIONS", "NUM_BLOCKS", "SERVED", "SWITCHED", "SWITCHES",
     "TINY_SHAPE", "VOCAB_SIZE", "every_family", "every_served_family", "generated",
-    "random_model", "tiny_model",
+    "random_model", "tiny_config", "tiny_model",
 ]  # fmt: skip
 
 SERVED = tuple(sorted(name for name, row in ARCHITECTURES.items() if row.is_served))
@@ -67,11 +67,16 @@ def tiny_model(model_type: str, seed: int = 0) -> PreTrainedModel:
 
     It has large, untied weights, or it would repeat its last token.
     """
+    return random_model(tiny_config(model_type), seed)
+
+
+def tiny_config(model_type: str) -> PreTrainedConfig:
+    """That of ``tiny_model``."""
     model_type, _, switch = model_type.partition(".")
     shape = {} if model_type in OF_ITS_OWN else LLAMA_LIKE
     switched = {switch: SWITCHES[model_type][switch]} if switch else {}
     settings = {**shape, **CONFIGS[model_type], **switched, "tie_word_embeddings": False}
-    return random_model(AutoConfig.for_model(model_type, **settings), seed)
+    return AutoConfig.for_model(model_type, **settings)
 
 
 def random_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:

@@ -3,7 +3,9 @@
 import copy
 import string
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -11,6 +13,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tests.support.tiny import VOCAB_SIZE, tiny_model
+from tests.support.tiny_directory import files_in, write_files
 
 _Weights = dict[str, torch.Tensor]
 
@@ -30,6 +33,17 @@ def letter_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def write_checkpoint(path: Path, family: str, *, tied: bool = False, layout: str = "whole") -> None:
+    write_files(path, _files(family, tied, layout))
+
+
+@cache
+def _files(family: str, tied: bool, layout: str) -> Mapping[str, bytes]:
+    with TemporaryDirectory() as folder:
+        _save(Path(folder), family, tied=tied, layout=layout)
+        return files_in(Path(folder))
+
+
+def _save(path: Path, family: str, *, tied: bool, layout: str) -> None:
     model = copy.deepcopy(tiny_model(family))
     if tied:
         model.config.tie_word_embeddings = True

@@ -1,7 +1,10 @@
 """A tiny random llama as a directory on disk, with a tokenizer of its own that knows every byte."""
 
 import json
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from safetensors.torch import save_file
@@ -38,7 +41,29 @@ def write_tiny_model(
     tied: bool = False,
     head_dim: int | None = None,  # None: what the family has by default
 ) -> Path:
-    """Large weights, so that blocks differ in what they do and text does not repeat itself."""
+    """Large weights, so that blocks differ in what they do and text does not repeat itself.
+
+    Making it takes many times as long as writing it, so each process makes it once.
+    """
+    write_files(path, _files(num_blocks, seed, family, tied, head_dim))
+    return path
+
+
+def write_files(path: Path, files: Mapping[str, bytes]) -> None:
+    """Write the files into a directory, by their names."""
+    path.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (path / name).write_bytes(content)
+
+
+def files_in(path: Path) -> Mapping[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(path.iterdir())}
+
+
+@cache
+def _files(
+    num_blocks: int, seed: int, family: str, tied: bool, head_dim: int | None
+) -> Mapping[str, bytes]:
     tokenizer = tiny_tokenizer()
     torch.manual_seed(seed)
     config = AutoConfig.for_model(
@@ -60,9 +85,10 @@ def write_tiny_model(
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(std=0.2)
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
+    with TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return files_in(Path(folder))
 
 
 def edit_config(path: Path, **changes: object) -> None:

@@ -12,13 +12,13 @@ from pruning.repair.possible import possible_methods
 from pruning.repair.record import Method
 from tests.support.logits import logits_of, token_ids
 from tests.support.repairs import repaired_by
-from tests.support.tiny import SWITCHED, tiny_model
+from tests.support.tiny import SWITCHED, tiny_config, tiny_model
 
 KEEP = (0, 2, 5)
 CASES = [
     (family, method)
     for family in (*sorted(ARCHITECTURES), *SWITCHED)
-    for method in possible_methods(tiny_model(family).config)
+    for method in possible_methods(tiny_config(family))
 ]
 
 
