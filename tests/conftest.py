@@ -18,6 +18,8 @@ from tests.support.families import is_slow
 
 _FEW_MUTATIONS = 60  # of each kind of record in `make test`
 _FEW_WINDOWS = 32  # of a domain: random models are never told apart, however many are measured
+_FEW_REPAIR_TOKENS = 2**11  # that a repair is fitted on: tiny models have 48 columns at most
+_FEW_NEW_TOKENS = 3  # of each sample text: whole ones are a fifth of a pruning run
 _QUICK_EXAMPLES = 40  # of a property that does not say how many it needs
 
 # Each of these takes a minute or so: begun last, they would keep one worker of xdist waiting.
@@ -104,6 +106,8 @@ def _quick_by_default() -> Iterator[None]:
         patch.setenv("SLEB_VERIFY", "inline")
         patch.setenv("SLEB_TUNE", "off")
         patch.setattr("pruning.spec.evaluation.MAX_WINDOWS", _FEW_WINDOWS)
+        patch.setattr("pruning.data.sources.REPAIR_TOKENS", _FEW_REPAIR_TOKENS)
+        patch.setattr("pruning.evaluation.samples_run.MAX_NEW_TOKENS", _FEW_NEW_TOKENS)
         yield
 
 

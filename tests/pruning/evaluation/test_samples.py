@@ -20,6 +20,12 @@ from tests.support.pruning_runs import RUN, removals_of_run
 KEEP = (0, 2, 3, 5)
 
 
+@pytest.fixture(autouse=True)
+def _whole_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as in a real run; other tests write shorter ones."""
+    monkeypatch.setattr("pruning.evaluation.samples_run.MAX_NEW_TOKENS", MAX_NEW_TOKENS)
+
+
 @pytest.fixture
 def dense(tiny_models_dir: Path) -> DenseModel:
     return load_dense_model(tiny_models_dir / "tiny", Resident.MODEL, Resources(), dtype="float32")
