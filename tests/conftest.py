@@ -5,7 +5,8 @@ kernels, and no fresh process for each checkpoint.
 import gc
 import hashlib
 import os
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch reads it, and for every thread and process
 
@@ -14,7 +15,7 @@ from hypothesis import settings
 
 from pruning.checkpoints.store import Manifest
 from pruning.checkpoints.trajectory_plot import plot
-from tests.support.families import is_slow
+from tests.support.families import EVERYWHERE, is_slow
 
 _FEW_MUTATIONS = 60  # of each kind of record in `make test`
 _FEW_WINDOWS = 32  # of a domain: random models are never told apart, however many are measured
@@ -54,12 +55,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before slow tests are deselected
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for item in items:
-        params = getattr(getattr(item, "callspec", None), "params", {})
-        family = params.get("family")
-        is_contract = item.get_closest_marker("contract") is not None
-        if isinstance(family, str) and is_slow(family, is_contract=is_contract):
-            item.add_marker(pytest.mark.slow)
+    _mark_slow_families(items)
     items.sort(key=lambda item: not item.nodeid.startswith(LONG))
     which, num_shares = map(int, config.getoption("share").split("/"))
     others = [
@@ -70,6 +66,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if others:
         items[:] = [item for item in items if item not in others]
         config.hook.pytest_deselected(items=others)
+
+
+def _mark_slow_families(items: Sequence[pytest.Item]) -> None:
+    by_function: dict[str, list[tuple[pytest.Item, str]]] = defaultdict(list)
+    for item in items:
+        family = getattr(getattr(item, "callspec", None), "params", {}).get("family")
+        if isinstance(family, str):
+            by_function[item.nodeid.partition("[")[0]].append((item, family))
+    for cases in by_function.values():
+        is_of_all = len({family for _, family in cases}) > len(EVERYWHERE)
+        for item, family in cases:
+            is_contract = item.get_closest_marker("contract") is not None
+            if is_slow(family, is_contract=is_contract, is_of_all=is_of_all):
+                item.add_marker(pytest.mark.slow)
 
 
 def _share(nodeid: str, num_shares: int) -> int:

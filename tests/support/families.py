@@ -271,17 +271,22 @@ SWITCHED = tuple(f"{family}.{switch}" for family, of in SWITCHES.items() for swi
 # return a tuple, attention with sinks, a factor of the residual stream, norms behind with windows,
 # states beside keys and values.
 MECHANISMS = frozenset({"cohere2", "falcon", "gpt_oss", "granite", "lfm2", "olmo3"})
-# Quick tests run these.
+# Quick tests run these, unless they are of all families and decide nothing.
 EVERYWHERE = frozenset(
     {"gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "mixtral", "olmo2",
      "olmoe", "opt", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3", "starcoder2"}
 )  # fmt: skip
+# They differ in what a block is made of: where its norms and biases are, what is merged, experts.
+VARIED = frozenset({"gemma2", "gpt2", "gpt_neox", "llama", "opt", "phi3", "qwen2_moe", "qwen3"})
 
 
-def is_slow(family: str, *, is_contract: bool) -> bool:
+def is_slow(family: str, *, is_contract: bool, is_of_all: bool) -> bool:
     """Whether a test of this family, or of one of ``SWITCHED``, is a slow one.
 
-    ``is_contract``: the test decides whether the family is supported.
+    ``is_contract``: the test decides whether the family is supported. ``is_of_all``: there is the
+    same test for most families.
     """
     name, _, switch = family.partition(".")
+    if is_of_all and not is_contract:
+        return name not in VARIED
     return name not in EVERYWHERE and not (is_contract and name in MECHANISMS and not switch)
