@@ -28,7 +28,7 @@ from pruning.config import Settings
 from pruning.models.store import LoadedModel, set_up_torch
 
 _MAX_RATIO = 1.1
-_MANY = 100_000  # items
+_NUM_ITEMS = 100_000  # items
 _RECORD: Mapping[str, Any] = {
     "type": "object",
     "properties": {
@@ -86,7 +86,7 @@ def _measured(
 ) -> dict[str, Any]:
     """Seconds of decode steps: of each turn the median, and the ratio of adjacent turns."""
     turns, steps = sizes
-    schema = json.dumps({"type": "array", "items": _ITEMS[name], "minItems": _MANY})
+    schema = json.dumps({"type": "array", "items": _ITEMS[name], "minItems": _NUM_ITEMS})
     began_s = time.perf_counter()
     tokenizer = loaded.tokenizer.backend_tokenizer.to_str()
     tokens = grammar_tokens(tokenizer, variant.vocab_size, variant.eos_token_ids)

@@ -7,7 +7,10 @@ from math import atan2, cos, exp, lgamma, log1p, pi, sin, sqrt
 from statistics import NormalDist
 
 _PRECISION = 1e-9  # of a quantile, relative
-_MANY, _MOST = 1000, 10**9  # degrees: the expansion has this precision from some hundred on
+_EXPANDED_FROM, _MAX_DEGREES = (
+    1000,
+    10**9,
+)  # degrees: the expansion has this precision from some hundred on
 
 
 def quantile(probability: float, degrees: int) -> float:
@@ -22,8 +25,8 @@ def quantile(probability: float, degrees: int) -> float:
     # Newton's method. Above 0 the distribution function is concave, and this start is below the
     # quantile, so that each step ends below it as well.
     t = NormalDist().inv_cdf(probability)
-    if degrees > _MANY:
-        return _expanded(t, min(degrees, _MOST))
+    if degrees > _EXPANDED_FROM:
+        return _expanded(t, min(degrees, _MAX_DEGREES))
     while (step := (probability - cumulative(t, degrees)) / _density(t, degrees)) > _PRECISION * t:
         t += step
     return t

@@ -104,9 +104,9 @@ def request_for(
             raise CalibrationError(NOT_ENOUGH, f"repair={repair}: {reason}")
         warn(f"the model is not repaired: {reason}")
         return None
-    unheard = sorted(windows.train.keys() - windows.selection.keys())
-    if unheard and repair is not Repair.SCALE:
-        warn(f"the repair is chosen without {', '.join(unheard)}: there is too little text of it")
+    untested = sorted(windows.train.keys() - windows.selection.keys())
+    if untested and repair is not Repair.SCALE:
+        warn(f"the repair is chosen without {', '.join(untested)}: there is too little text of it")
     return RepairRequest(repair, methods, windows)
 
 

@@ -9,7 +9,7 @@ from app.engine.kernels.compiled.numbers import has_pairs
 from app.engine.kernels.compiled.openmp import Floats, by_type, compiled, inlined
 from app.engine.kernels.compiled.tile import TILE, columns_of, write_products, write_row
 
-_MANY = 16  # rows, whose products take longer than to read the weights from memory
+_COMPUTE_BOUND_ROWS = 16  # rows, whose products take longer than to read the weights from memory
 _BLOCK_BYTES = 2**15  # of weights, which stay in a cache of the core for many rows
 
 
@@ -40,7 +40,7 @@ def _by_tiles(weights: Any, inputs: Any, first: int, last: int, out: Floats) -> 
         out[:, first:last] = 0
     else:
         of_block = TILE
-        if len(inputs) > _MANY:
+        if len(inputs) > _COMPUTE_BOUND_ROWS:
             of_block = max(TILE, _BLOCK_BYTES // (width * itemsize(weights)) // TILE * TILE)
         for start in range(first, last, of_block):
             _write_block(weights, inputs, start, min(start + of_block, last), whole, out)
