@@ -336,10 +336,11 @@ def _generation(
     servers: VllmServers | None,
     metrics: Metrics,
 ) -> GenerationServices:
-    metrics.registry.register(ModelCollector(engine.stats, registry))
-    metrics.registry.register(ExternalCollector(external.num_running, external.num_waiting))
     backend = EngineBackend(engine, metrics, settings.prefix_cache)
     vllm = None if servers is None else VllmBackend(servers, metrics, settings.prefix_cache)
+    loads = tuple if vllm is None else vllm.loads
+    metrics.registry.register(ModelCollector(engine.stats, registry, loads))
+    metrics.registry.register(ExternalCollector(external.num_running, external.num_waiting))
     return GenerationServices(
         registry=registry,
         engine=engine,

@@ -21,6 +21,7 @@ from app.generation.request import GenerationRequest, Prompt, ServedElsewhere
 from app.generation.tokenization import PromptLimit, TokenIds, TokenizerPool
 from app.generation.vllm_requests import check_params, one_of, vllm_request
 from app.metrics.metrics import Metrics
+from app.metrics.models import Load
 from app.models.entry import ModelEntry
 from app.vllm.servers import VllmModel, VllmServers
 
@@ -34,6 +35,7 @@ class VllmBackend(ExternalBackend):
         super().__init__((), metrics, prefix_cache)
         self.servers = servers
         self._tokenizers = TokenizerPool()
+        self._asked: dict[str, ModelEntry] = {}
         self._before_work: list[Callable[[], None]] = []
         self.completions = Completions()
         servers.num_open = self.num_open
@@ -53,6 +55,14 @@ class VllmBackend(ExternalBackend):
         server = self._servers.get(name)
         return 0 if server is None else len(server.open_outputs)
 
+    def loads(self) -> list[Load]:
+        """Of all models that were asked for, by the names under which each first was."""
+        limiters = {name: server.limiter for name, server in self._servers.items()}
+        return [
+            Load(entry.name, entry.kind, limiters[name].num_running, limiters[name].num_waiting)
+            for name, entry in self._asked.items()
+        ]
+
     async def load(self, entry: ModelEntry) -> ServedElsewhere:
         """Wait until its server is ready. Raises what ``VllmServers.model`` does."""
         for listener in self._before_work:
@@ -61,6 +71,7 @@ class VllmBackend(ExternalBackend):
         known = self._servers.get(found.model.name)
         if known is None or known.model != found.model:
             self._connect(found.model)
+            self._asked.setdefault(found.model.name, entry)
             if known is not None:
                 await known.client.aclose()
         return ServedElsewhere(entry, found.model, found)

@@ -1,6 +1,7 @@
 """Metrics of models: their lineage and quality, loaded weights, and running requests."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from operator import attrgetter
 
 import torch
@@ -16,19 +17,35 @@ from app.models.registry import ModelRegistry
 _OF_VARIANT = ("model_name", "variant")
 
 
-class ModelCollector(Collector):
-    """Reads the statistics of the engine and the catalog at every scrape."""
+@dataclass(frozen=True)
+class Load:
+    """The requests of a model that a server of this service generates for."""
 
-    def __init__(self, stats: Callable[[], EngineStats], registry: ModelRegistry) -> None:
+    model_name: str
+    variant: str
+    num_running: int
+    num_waiting: int
+
+
+class ModelCollector(Collector):
+    """Reads the statistics of the engine, of servers and of the catalog at every scrape."""
+
+    def __init__(
+        self,
+        stats: Callable[[], EngineStats],
+        registry: ModelRegistry,
+        servers: Callable[[], Iterable[Load]] = tuple,
+    ) -> None:
         self._stats = stats
         self._registry = registry
+        self._servers = servers
 
     def describe(self) -> Iterable[Metric]:
         return ()
 
     def collect(self) -> Iterable[Metric]:
         stats = self._stats()
-        yield from _load(stats, self._registry.loaded_variants())
+        yield from _load(stats, self._registry.loaded_variants(), self._servers())
         yield _gauge(
             "sleb_kv_cache_usage_perc", "Used share of the cache, 0 to 1.", stats.kv_cache_usage
         )
@@ -72,7 +89,9 @@ class ExternalCollector(Collector):
         )
 
 
-def _load(stats: EngineStats, loaded: Iterable[Variant]) -> Iterable[Metric]:
+def _load(
+    stats: EngineStats, loaded: Iterable[Variant], servers: Iterable[Load]
+) -> Iterable[Metric]:
     """Running and waiting sequences by variant; idle variants that are loaded have 0."""
     kinds = {variant.name: "dense" if variant.is_dense else "pruned" for variant in loaded}
     kinds = {name: "pruned" for name in stats.variants if name not in kinds} | kinds
@@ -86,6 +105,9 @@ def _load(stats: EngineStats, loaded: Iterable[Variant]) -> Iterable[Metric]:
         variant = stats.variants.get(name)
         running.add_metric([name, kind], variant.num_running if variant else 0)
         waiting.add_metric([name, kind], variant.num_waiting if variant else 0)
+    for load in servers:
+        running.add_metric([load.model_name, load.variant], load.num_running)
+        waiting.add_metric([load.model_name, load.variant], load.num_waiting)
     yield running
     yield waiting
 

@@ -54,6 +54,11 @@ def model(api: LocalClient, name: str = "tiny") -> dict[str, Any]:
     return found
 
 
+def num_running(api: LocalClient) -> float | None:
+    labels = {"model_name": "tiny", "variant": "dense"}
+    return Scrape(api.get("/metrics").text).value("sleb_num_requests_running", **labels)
+
+
 def test_it_generates_with_token_ids(api: LocalClient) -> None:
     answer = generate(api, max_new_tokens=4, logprobs=1)
     assert answer.status_code == 200, answer.text
@@ -128,6 +133,7 @@ def test_states_are_told(api: LocalClient) -> None:
     assert api.get("/health/ready").json()["vllm"]["tiny"]["state"] == "ready"
     labels = {"model_name": "tiny", "variant": "dense", "traffic": "live", "engine": "vllm"}
     assert Scrape(api.get("/metrics").text).value("sleb_generation_tokens_total", **labels)
+    assert num_running(api) == 0
 
 
 def test_a_variant_is_exported_once(
