@@ -14,8 +14,10 @@ from typing import Any
 import httpx2
 
 from app.engine.scheduling.sequence import ResponseFormat, SamplingParams
+from app.generation.http_client import EventResponse, HttpClient
 from app.generation.openai_chunks import Chunk, ChunkReader, ChunkRefused
 from app.generation.request import Chat, GenerationRequest, Prompt
+from app.generation.socket_client import SocketClient
 from app.models.external import ExternalModel
 
 _MAX_ERROR_BYTES = 65_536
@@ -113,52 +115,47 @@ class ExternalClient:
 
     def __init__(self, model: ExternalModel) -> None:
         self._model = model
-        self._client = httpx2.AsyncClient(
-            trust_env=False,  # proxies and keys come from the settings, not from .netrc
-            headers={"User-Agent": "sleb-serve"} | _authorization(model.api_key),
-            timeout=httpx2.Timeout(model.silence_s, connect=model.connect_s, pool=None),
-            transport=httpx2.AsyncHTTPTransport(
-                trust_env=False,
-                uds=None if model.socket is None else str(model.socket),
-                # No connection is reused: the server may close it at that moment, and the request
-                # must not be sent twice.
-                limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
-            ),
-        )
+        headers = {"User-Agent": "sleb-serve"} | _authorization(model.api_key)
+        limits_s = (model.connect_s, model.silence_s)
+        self._client: HttpClient | SocketClient
+        if model.socket is None:
+            self._client = HttpClient(model.base_url, headers, *limits_s)
+        else:
+            self._client = SocketClient(model.socket, model.base_url, headers, *limits_s)
 
     async def aclose(self) -> None:
         await self._client.aclose()
 
     @asynccontextmanager
     async def stream(self, request: OpenAIRequest) -> AsyncIterator[AsyncIterator[Chunk]]:
-        """The chunks of the response. Leaving the context closes the connection.
+        """The chunks of the response. Leaving the context cancels what is left of it.
 
         Failures of the connection and of the server, within the context too, raise a
         ``BackendError``.
         """
-        url = f"{self._model.base_url}{request.path}"
         body = {"model": self._model.model, **request.body, "stream": True}
         body |= {"stream_options": {"include_usage": True}}
         with self._backend_errors():
-            async with self._client.sse(url, method="POST", json=body) as source:
-                if not source.response.is_success:
-                    raise await self._refusal(source.response)
-                if "text/event-stream" not in source.response.headers.get("content-type", ""):
+            async with self._client.post(request.path, body) as response:
+                if not 200 <= response.status < 300:
+                    raise await self._refusal(response)
+                if "text/event-stream" not in response.headers.get("content-type", ""):
                     raise BackendFailed(f"{self._who} did not respond with an event stream")
-                yield self._chunks(source, request.reader())
+                yield self._chunks(response.data(), request.reader())
 
     async def _chunks(
-        self, source: httpx2.EventSource, reader: ChunkReader
+        self, events: AsyncIterator[str], reader: ChunkReader
     ) -> AsyncIterator[Chunk]:
         """Up to ``[DONE]``; raises ``BackendFailed`` if the stream ends without it."""
-        async for event in source:
-            if event.data == "[DONE]":
+        async for data in events:
+            if data == "[DONE]":
                 return
             try:
-                chunk = reader.read(event.data)
+                chunk = reader.read(data)
             except ChunkRefused as error:
                 cause = ChunkRefused(self._without_key(str(error)))  # for the log
-                raise BackendFailed(f"{self._who} ended its stream with an error") from cause
+                message = f"{self._who} ended its stream with an error"
+                raise await self._failed(message) from cause
             except ValueError as error:
                 raise BackendFailed(f"{self._who} sent an event that is no chunk") from error
             yield chunk
@@ -181,24 +178,31 @@ class ExternalClient:
             message = f"{self._who} broke the connection: {type(error).__name__}"
             raise self._broken(message) from error
 
+    async def _failed(self, message: str) -> BackendError:
+        """The server says that it failed, as a vLLM of this service does when its engine dies."""
+        if isinstance(self._client, SocketClient) and not await self._client.is_healthy():
+            return self._broken(message)
+        return BackendFailed(message)
+
     def _broken(self, message: str) -> BackendError:
         """A vLLM of this service has died, and is started again."""
         if self._model.backend == "vllm":
             return BackendUnavailable(f"{message}: ask again", 1.0)
         return BackendFailed(message)
 
-    async def _refusal(self, response: httpx2.Response) -> BackendError:
-        status = response.status_code
+    async def _refusal(self, response: EventResponse) -> BackendError:
+        status = response.status
         responded = f"{self._who} responded with {status}"
         if status in _ABOUT_THE_REQUEST:
-            message = self._without_key(_message(await _beginning(response)))
+            text = (await response.beginning(_MAX_ERROR_BYTES)).decode(errors="replace")
+            message = self._without_key(_message(text))
             return BackendRefused(f"{self._who} refuses the request: {message}")
         if status in (429, 503):
             kind = BackendOverloaded if status == 429 else BackendUnavailable
             return kind(f"{responded}: it accepts no more requests now", _retry_after_s(response))
         if status in (408, 504):
             return BackendTimedOut(f"{responded}: it took too long")
-        return BackendFailed(f"{responded}: {_advice(status)}")
+        return await self._failed(f"{responded}: {_advice(status)}")
 
     def _without_key(self, text: str) -> str:
         key = self._model.api_key
@@ -260,15 +264,6 @@ def _advice(status: int) -> str:
     return "its own log says why"
 
 
-async def _beginning(response: httpx2.Response) -> str:
-    found = b""
-    async for part in response.aiter_bytes():
-        found += part
-        if len(found) > _MAX_ERROR_BYTES:
-            break
-    return found[:_MAX_ERROR_BYTES].decode(errors="replace")
-
-
 def _message(text: str) -> str:
     """The message of an error: in OpenAI's envelope, of older servers, or a problem document."""
     try:
@@ -282,7 +277,7 @@ def _message(text: str) -> str:
     return text[:_MAX_MESSAGE_CHARS] or "no message"
 
 
-def _retry_after_s(response: httpx2.Response) -> float:
+def _retry_after_s(response: EventResponse) -> float:
     """``Retry-After`` in seconds. A date counts as one second."""
     text = response.headers.get("retry-after", "")
     return min(float(text), _MAX_RETRY_S) if text.isdecimal() else 1.0

@@ -1,7 +1,7 @@
 """A program that takes vLLM's command line and speaks its routes, without a model.
 
-Its tokens are the previous one plus one. As vLLM does, it has a process of its own for the engine.
-Options that begin with ``--test-`` make it behave badly.
+Its tokens are the previous one plus one. As vLLM does, it has a process of its own for the engine,
+ends with it, and keeps connections open. Options that begin with ``--test-`` make it behave badly.
 """
 
 import argparse
@@ -18,6 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
+
+_WARNING = (
+    "(APIServer pid=7) WARNING 11-29 21:27:47 [system_utils.py:255] This can cause fd limit errors "
+    "like `OSError: [Errno 24] Too many open files`. Consider increasing with ulimit -n"
+)
 
 if TYPE_CHECKING:  # the program itself starts without it
     from app.config import ServeSettings
@@ -51,16 +56,25 @@ def main() -> None:
         return
     options = _options(sys.argv[1:])
     engine = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
+    sys.stderr.write(f"{_WARNING}\n")
     if options.test_hang:
         threading.Event().wait()
     if options.test_refuse:
         raise ValueError(options.test_refuse)
     config = json.loads((options.model / "config.json").read_text())
-    with _Server(options, config) as server:
+    with _Server(options, config, engine) as server:
         if options.test_notes:
             (options.test_notes / str(os.getpid())).touch()
+        threading.Thread(target=_end_with_engine, args=(server,), daemon=True).start()
         server.serve_forever()
     engine.kill()
+
+
+def _end_with_engine(server: "_Server") -> None:
+    """Soon after it: requests are answered with errors until then."""
+    server.engine.wait()
+    threading.Event().wait(server.options.test_outlives_s)
+    server.shutdown()
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
@@ -75,6 +89,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--test-refuse")
     parser.add_argument("--test-version", default="0.32.0")
     parser.add_argument("--test-token-s", type=float, default=0.0)
+    parser.add_argument("--test-outlives-s", type=float, default=0.0)
     parser.add_argument("--test-notes", type=Path)
     parser.add_argument("--test-log", type=Path)
     return parser.parse_known_args(arguments)[0]
@@ -84,13 +99,23 @@ class _Server(socketserver.ThreadingUnixStreamServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, options: argparse.Namespace, config: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        config: dict[str, Any],
+        engine: "subprocess.Popen[bytes]",
+    ) -> None:
         super().__init__(options.uds, _Handler)
         self.options = options
+        self.engine = engine
         self.vocab_size: int = config["vocab_size"]
         self.max_len: int = options.max_model_len or config["max_position_embeddings"]
         self.tokenizer = Tokenizer.from_file(str(options.model / "tokenizer.json"))
         self.key = os.environ["VLLM_API_KEY"]  # noqa: TID251 - not a program of ours
+
+    @property
+    def is_dead(self) -> bool:
+        return self.engine.poll() is not None
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -106,6 +131,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/version":
             self._json(200, {"version": self.server.options.test_version})
+        elif self.path == "/health":
+            self._json(503 if self.server.is_dead else 200, {})
         elif self._is_allowed():
             name, max_len = self.server.options.served_model_name, self.server.max_len
             self._json(200, {"data": [{"id": name, "max_model_len": max_len}]})
@@ -138,13 +165,20 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
-        self.send_header("Connection", "close")
+        self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         for chunk in chunks:
-            self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
+            if self.server.is_dead:
+                self._event(json.dumps({"error": {"message": "the engine died", "code": 500}}))
+                break
+            self._event(json.dumps(chunk))
             threading.Event().wait(self.server.options.test_token_s)
-        self.wfile.write(b"data: [DONE]\n\n")
-        self.close_connection = True
+        self._event("[DONE]")
+        self.wfile.write(b"0\r\n\r\n")
+
+    def _event(self, data: str) -> None:
+        event = f"data: {data}\n\n".encode()
+        self.wfile.write(b"%x\r\n%b\r\n" % (len(event), event))
 
     def _json(self, status: int, content: object) -> None:
         text = json.dumps(content).encode()

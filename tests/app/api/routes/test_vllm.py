@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,27 @@ def test_a_death_is_503_and_then_it_is_served_again(
             assert int(answer.headers["retry-after"]) >= 1
         wait_until(lambda: generate(api).status_code == 200, "it is served again")
         assert model(api)["server"]["num_restarts"] == 1
+
+
+def test_an_engine_that_dies_within_vllm_is_503_too(
+    vllm_settings: ServeSettings, redis_url: str, notes: Path
+) -> None:
+    """vLLM reports it in the stream, and ends some seconds later."""
+    args = f"{vllm_settings.vllm_args} --test-token-s 0.2 --test-outlives-s 1"
+    with local_api(vllm_settings, redis_url, vllm_args=args) as api:
+        api.post("/models/tiny/load")
+        [pid] = server_pids(notes)
+        [engine] = psutil.Process(pid).children()
+        with ThreadPoolExecutor(1) as pool:
+            answering = pool.submit(generate, api, max_new_tokens=59)
+            wait_until(lambda: num_running(api) == 1, "it is asked")
+            engine.kill()
+            answer = answering.result()
+        assert answer.status_code == 503, answer.text
+        assert int(answer.headers["retry-after"]) >= 1
+        wait_until(lambda: generate(api, max_new_tokens=1).is_success, "it is served again")
+        assert model(api)["server"]["num_restarts"] == 1
+        assert num_running(api) == 0
 
 
 def test_nothing_is_left_when_the_service_ends(
