@@ -25,6 +25,9 @@ _STOP_S = keeper.GRACE_S + 5
 _LOG_TAIL_BYTES = 65_536
 _MAX_REASON_CHARS = 400
 _ERROR = re.compile(r"\b([A-Za-z_.]*(?:Error|Exception|error): .+)")
+_HARMLESS = re.compile(
+    r"\b(?:INFO|WARNING) \d\d-\d\d "
+)  # a warning may name an error that it fears
 _SEQUEL = "Engine core initialization failed"  # of another error, which is above it
 
 
@@ -188,7 +191,8 @@ def _reason(log: Path) -> str:
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - _LOG_TAIL_BYTES))
         lines = file.read().decode(errors="replace").split("\n")
-    errors = [found[1] for line in lines if (found := _ERROR.search(line))]
+    failures = (line for line in lines if not _HARMLESS.search(line))
+    errors = [found[1] for line in failures if (found := _ERROR.search(line))]
     causes = [error for error in errors if _SEQUEL not in error]
     last = next((line for line in reversed(lines) if line.strip()), "it logged nothing")
     return (causes or errors or [last])[-1].strip()[:_MAX_REASON_CHARS]

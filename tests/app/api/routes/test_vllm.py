@@ -260,14 +260,18 @@ def test_a_broken_checkpoint_is_told_in_a_sentence(
     assert not list(notes.iterdir())
 
 
+@pytest.mark.parametrize(
+    "said", ["no kernel implements the layer", "Engine core initialization failed: it was killed"]
+)
 def test_what_vllm_says_of_a_model_that_it_cannot_load_is_told(
-    vllm_settings: ServeSettings, redis_url: str
+    vllm_settings: ServeSettings, redis_url: str, said: str
 ) -> None:
-    refuse = "--test-refuse 'no kernel implements the layer'"
+    """Its last error, and no warning of another one."""
+    refuse = f"--test-refuse '{said}'"
     with local_api(vllm_settings, redis_url, preload=(), vllm_args=refuse) as api:
         detail = generate(api).json()["detail"]
     assert detail.startswith("vLLM does not serve 'tiny': vLLM ended with code 1 before it")
-    assert "ValueError: no kernel implements the layer" in detail
+    assert f"ValueError: {said}" in detail
     log = vllm_settings.vllm_dir / "logs" / "tiny.log"
     assert str(log) in detail
     assert "Traceback" in log.read_text()
