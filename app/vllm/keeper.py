@@ -12,11 +12,13 @@ import subprocess
 import sys
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 from pruning.process import end_with_parent, exit_on
 
 GRACE_S = 10.0  # from SIGTERM to SIGKILL
 _POLL_S = 0.1
+_GROUP_FILE = "group"  # in FOLDER: the id of the process group
 
 
 def main(folder: str, command: list[str]) -> int:
@@ -30,12 +32,21 @@ def main(folder: str, command: list[str]) -> int:
             preexec_fn=partial(end_with_parent, os.getpid(), signal.SIGTERM),  # noqa: PLW1509 - no threads here
         )
         try:
+            Path(folder).mkdir(exist_ok=True)
+            Path(folder, _GROUP_FILE).write_text(str(child.pid))
             while child.poll() is None and not _is_service_gone():
                 pass
         finally:
             _end_group(child)
             shutil.rmtree(folder, ignore_errors=True)
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
+
+
+def end_orphans(folder: Path) -> None:
+    """End what a keeper that was killed has left: one that ended by itself removed the folder."""
+    with suppress(OSError, ValueError):  # no file, or no process is left
+        os.killpg(int((folder / _GROUP_FILE).read_text()), signal.SIGKILL)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_service_gone() -> bool:

@@ -59,18 +59,19 @@ class Facts:
 class VllmProcess:
     """A running server. It ends with this process, however this one ends."""
 
-    def __init__(self, process: asyncio.subprocess.Process, facts: Facts) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, folder: Path, facts: Facts) -> None:
         self._process = process
+        self._folder = folder
         self.facts = facts
 
     @classmethod
     async def start(cls, launch: Launch) -> "VllmProcess":
         """Raises ``VllmStartFailed``."""
-        process = await _spawn(launch)
+        process, folder = await _spawn(launch), launch.socket.parent
         try:
-            return cls(process, await _first_token(process, launch))
+            return cls(process, folder, await _first_token(process, launch))
         except BaseException:
-            await _stop(process)
+            await _stop(process, folder)
             raise
 
     async def wait(self) -> int:
@@ -78,7 +79,7 @@ class VllmProcess:
         return await self._process.wait()
 
     async def stop(self) -> None:
-        await _stop(self._process)
+        await _stop(self._process, self._folder)
 
 
 async def _spawn(launch: Launch) -> asyncio.subprocess.Process:
@@ -100,8 +101,8 @@ async def _spawn(launch: Launch) -> asyncio.subprocess.Process:
         )
 
 
-async def _stop(process: asyncio.subprocess.Process) -> None:
-    """The keeper ends everything when its standard input is closed."""
+async def _stop(process: asyncio.subprocess.Process, folder: Path) -> None:
+    """The keeper ends everything when its standard input is closed, unless it was killed."""
     assert process.stdin is not None
     process.stdin.close()
     try:
@@ -110,6 +111,7 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
+    keeper.end_orphans(folder)
 
 
 async def _first_token(process: asyncio.subprocess.Process, launch: Launch) -> Facts:

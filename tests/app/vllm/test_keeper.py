@@ -88,6 +88,20 @@ def test_the_command_ends_with_a_keeper_that_was_killed(
     none_is_left(pids[:1])
 
 
+def test_the_service_ends_what_a_killed_keeper_left(
+    kept: tuple["subprocess.Popen[str]", list[int]], folder: Path
+) -> None:
+    process, pids = kept
+    wait_until(lambda: any(folder.glob("group")) and (folder / "group").read_text(), "it is named")
+    process.kill()
+    process.wait(30)
+    assert is_alive(pids[1])
+    keeper.end_orphans(folder)
+    none_is_left(pids)
+    assert not folder.exists()
+    keeper.end_orphans(folder)
+
+
 def test_a_command_that_ignores_sigterm_is_killed(folder: Path) -> None:
     code = "import signal; signal.signal(15, signal.SIG_IGN); print(1, flush=True); signal.pause()"
     hasty = "from app.vllm import keeper; keeper.GRACE_S = 0.2; import sys; sys.exit("

@@ -211,6 +211,20 @@ def test_an_engine_that_dies_within_vllm_is_503_too(
         assert num_running(api) == 0
 
 
+def test_a_killed_keeper_leaves_nothing_beside_the_next_server(
+    vllm_settings: ServeSettings, redis_url: str, notes: Path
+) -> None:
+    with local_api(vllm_settings, redis_url) as api:
+        api.post("/models/tiny/load")
+        [pid] = server_pids(notes)
+        vllm = psutil.Process(pid)
+        family, kept_by = [pid, *(child.pid for child in vllm.children())], vllm.parent()
+        assert kept_by is not None
+        kept_by.kill()
+        wait_until(lambda: model(api)["server"]["num_restarts"] == 1, "it is started again")
+        wait_until(lambda: not any(map(is_alive, family)), "nothing is left of the first one")
+
+
 def test_nothing_is_left_when_the_service_ends(
     vllm_settings: ServeSettings, redis_url: str, notes: Path
 ) -> None:
