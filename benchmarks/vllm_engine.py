@@ -4,7 +4,8 @@
   ``SLEB_ENGINE=vllm``, and against ``vllm serve`` directly. Wanted: 0.95 of its tokens per second,
   and 1.1 times its time to the first token.
 - The speed-up per token of a pruned model over the dense one: runs of ``sleb bench --engine vllm``
-  and of ``vllm bench serve`` against each server, in turns. Wanted: a difference of at most 2 %.
+  and of ``vllm bench serve`` against each server, in turns, each after a request that does not
+  count. Wanted: a difference of at most 2 %.
 
 Servers that wait are stopped by a signal, since some poll while they are idle. All have the options
 of ``SLEB_VLLM_ARGS``.
@@ -19,7 +20,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
@@ -30,7 +30,7 @@ from transformers import AutoTokenizer
 from app.bench.in_vllm import runs_in_vllm
 from app.bench.machine import machine
 from app.bench.plan import DENSE, BenchPlan, Scenario
-from app.compare.speedup import turns
+from app.compare.speedup import speedup, turns
 from app.config import ServeSettings
 from benchmarks.latencies import performance
 from benchmarks.peers import SLEB, Closed, closed_loops, rows
@@ -74,9 +74,10 @@ def main(
     prompt_len: Annotated[int, typer.Option(min=1, help="Tokens.")] = 64,
     output_len: Annotated[int, typer.Option(min=2, help="Tokens.")] = 64,
     repeats: Annotated[int, typer.Option(min=1, help="Turns of each side.")] = 4,
-    bench_repeats: Annotated[int, typer.Option(min=1, help="Turns of each bench.")] = 6,
+    bench_repeats: Annotated[int, typer.Option(min=2, help="Turns of each bench.")] = 6,
     bench_requests: Annotated[int, typer.Option(min=1, help="Of one run of a bench.")] = 32,
     dtype: Dtype = Dtype.BFLOAT16,
+    parts: Annotated[str, typer.Option(help="Any of through_api, bench.")] = "through_api,bench",
 ) -> None:
     numbers = tuple(int(each) for each in clients.split(","))
     sizes = Sizes(numbers, prompt_len, output_len, repeats, 8, bench_requests, bench_repeats)
@@ -90,8 +91,9 @@ def main(
         "machine": machine(),
         "command": shlex.join(["python", "-m", "benchmarks.vllm_engine", *sys.argv[1:]]),
     }
-    for name, part in (("through_api", through_api), ("bench", bench)):
-        report[name] = part(subject)
+    known = {"through_api": through_api, "bench": bench}
+    for name in parts.split(","):
+        report[name] = known[name](subject)
         out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     table = markdown(report)
     out.with_suffix(".md").write_text(table, encoding="utf-8")
@@ -157,7 +159,7 @@ def through_api(subject: Subject) -> dict[str, Any]:
 
 
 def bench(subject: Subject) -> dict[str, Any]:
-    """The speed-up per token by each bench, from the means of all its runs."""
+    """The speed-up per token by each bench, from the means of all its runs, with its interval."""
     sizes = subject.sizes
     plan = BenchPlan(
         scenarios=(Scenario.SERVED,),
@@ -177,11 +179,16 @@ def bench(subject: Subject) -> dict[str, Any]:
             for name, side in turns([*sides.items()], repeat):
                 for of, found in turns([*tpots_s[name].items()], repeat):
                     found.append(side(of))
-    ratios = {
-        name: fmean(found[DENSE]) / fmean(found[subject.variant]) for name, found in tpots_s.items()
-    }
+    ratios = {name: speedup(of[DENSE], of[subject.variant]) for name, of in tpots_s.items()}
     ours, theirs = ratios["sleb bench"], ratios["vllm bench serve"]
-    return {"speedup": ratios, "difference": ours / theirs - 1, "tpots_s": tpots_s}
+    return {
+        "speedup": {
+            name: {"ratio": each.ratio, "low": each.low, "high": each.high}
+            for name, each in ratios.items()
+        },
+        "difference": ours.ratio / theirs.ratio - 1,
+        "tpots_s": tpots_s,
+    }
 
 
 @contextmanager
@@ -191,7 +198,7 @@ def _both(subject: Subject, plan: BenchPlan) -> Iterator[dict[str, Callable[[str
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="sleb-bench-")))
         runs = stack.enter_context(runs_in_vllm(subject.model, [subject.variant], subject.settings))
         for side in (DENSE, subject.variant):
-            runs.warm_up(side, Scenario.SERVED, plan)
+            runs.warm_up(side, Scenario.SERVED, plan)  # starts its server
         ours = [Server("", "", takes_ids=True, extra={}, pid=pid) for pid in _children()]
         directories = {
             DENSE: subject.settings.models_dir / subject.model,
@@ -204,6 +211,7 @@ def _both(subject: Subject, plan: BenchPlan) -> Iterator[dict[str, Callable[[str
 
         def sleb(side: str) -> float:
             with paused(direct.values()):
+                runs.warm_up(side, Scenario.SERVED, plan)
                 return runs.measure(side, Scenario.SERVED, plan).times_s["tpot"]
 
         def vllm(side: str) -> float:
@@ -250,21 +258,27 @@ def _vllm_bench(program: Path, server: Server, model: Path, plan: BenchPlan, fol
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    lines = [
-        "## vLLM through the API over vLLM directly",
-        "",
-        "| clients | tokens per second | range | time to first token |",
-        "|--:|--:|--:|--:|",
-    ]
-    for row in report["through_api"]["over_vllm"]:
+    lines = [*_of_api(report["through_api"])] if "through_api" in report else []
+    if "bench" in report:
+        lines += [f"## Speed-up per token of {report['variant']}", "", *_of_bench(report["bench"])]
+    return "\n".join([*lines, f"`{report['command']}`", ""])
+
+
+def _of_api(part: Mapping[str, Any]) -> Iterator[str]:
+    yield from ("## vLLM through the API over vLLM directly", "")
+    yield "| clients | tokens per second | range | time to first token |"
+    yield "|--:|--:|--:|--:|"
+    for row in part["over_vllm"]:
         ends = f"{row['from']:.3f} to {row['to']:.3f}"
         cells = (str(row["clients"]), f"{row['tokens_per_s']:.3f}×", ends, f"{row['ttft']:.3f}×")
-        lines.append(f"| {' | '.join(cells)} |")
-    found = report["bench"]
-    lines += ["", f"## Speed-up per token of {report['variant']}", ""]
-    lines += [f"- {name}: {speedup:.4f}×" for name, speedup in found["speedup"].items()]
-    lines += [f"- difference: {found['difference']:+.2%}", "", f"`{report['command']}`", ""]
-    return "\n".join(lines)
+        yield f"| {' | '.join(cells)} |"
+    yield ""
+
+
+def _of_bench(part: Mapping[str, Any]) -> Iterator[str]:
+    for name, found in part["speedup"].items():
+        yield f"- {name}: {found['ratio']:.4f}× ({found['low']:.3f} to {found['high']:.3f})"
+    yield from (f"- difference: {part['difference']:+.2%}", "")
 
 
 if __name__ == "__main__":

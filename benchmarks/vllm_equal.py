@@ -1,0 +1,186 @@
+"""Whether vLLM, run by the service, generates what the own engine does: greedy, in float32.
+
+Asked are the dense model, a pruned checkpoint with its repair, a lower depth of it, the same
+without repair, and a healed one. The checkpoint is one of the data directory. A healed one that is
+not there is trained on few tokens: equality does not depend on its quality.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import httpx2
+import typer
+
+from app.bench.machine import machine
+from app.config import ServeSettings
+from benchmarks.servers import link_model, no_server_left, sleb_serve_on
+from pruning.checkpoints.store import CheckpointStore
+from pruning.config import child_environment
+from pruning.models.demo_model import NAME
+from pruning.models.names import healed_name
+
+DTYPE = "float32"  # in which equal sums differ by less than two likely tokens do
+PROMPTS = (
+    "The capital of France is",
+    "Once upon a time there was a",
+    "def fibonacci(n):\n",
+    "In 1969, two men walked on",
+    "Water boils at a temperature of",
+    "The quick brown fox",
+    "A list of fruits: apples,",
+    "import os\nimport sys\n\n",
+    "The cat sat on the mat because",
+    "Because it rained all day, the children",
+    "She opened the letter and",
+    "The three laws of motion say that",
+    "for i in range(10):\n    print(",
+    "To bake bread, first mix flour with",
+    "The opposite of large is",
+    "On Monday the shop opens at",
+    "A triangle has three",
+    "class Stack:\n    def push(self, item):\n",
+    "Dear Sir or Madam,",
+    "The river flows from the mountains to",
+)
+_HEAL_TOKENS = 4096
+_MAX_LEN = 256
+_TIMEOUT_S = 3600.0  # for the first answer of a model, which may wait for its export and start
+
+Answer = Sequence[tuple[int, float]]  # the id and the log-probability of each token
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Where to write the JSON, with a table beside it.")],
+    program: Annotated[Path, typer.Option(help="The program vllm.")],
+    model: Annotated[str, typer.Option(help="Of the data directory.")] = NAME,
+    job: Annotated[str, typer.Option(help="Of a checkpoint of it, with two blocks less.")] = "demo",
+    new_tokens: Annotated[int, typer.Option(min=1, help="Of each answer.")] = 24,
+) -> None:
+    """Ends with code 1 if any answer differs."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with no_server_left(), _settings(model, f"{model}@{job}") as own:
+        kinds = _kinds(model, f"{model}@{job}", own)
+        changes = {"engine": "vllm", "vllm": program.absolute(), "vllm_servers": 1}
+        arguments = f"--enforce-eager --dtype {DTYPE} {own.vllm_args}"
+        vllm = own.model_copy(update={**changes, "vllm_args": arguments})
+        found = [_answers(settings, kinds, new_tokens) for settings in (own, vllm)]
+    compared = {kind: Equality.of(*(side[kind] for side in found)) for kind in kinds}
+    report = {
+        "model": model,
+        "dtype": DTYPE,
+        "new_tokens": new_tokens,
+        "kinds": {
+            kind: {"name": name, "equal": compared[kind].num_equal, "gap": compared[kind].gap}
+            for kind, name in kinds.items()
+        },
+        "machine": machine(),
+        "command": shlex.join(["python", "-m", "benchmarks.vllm_equal", *sys.argv[1:]]),
+    }
+    out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    table = markdown(report)
+    out.with_suffix(".md").write_text(table, encoding="utf-8")
+    sys.stdout.write(table)
+    if any(each.num_equal < len(PROMPTS) for each in compared.values()):
+        raise typer.Exit(1)
+
+
+@dataclass(frozen=True)
+class Equality:
+    """``gap`` is the largest one between log-probabilities of the same tokens."""
+
+    num_equal: int
+    gap: float
+
+    @classmethod
+    def of(cls, ours: Sequence[Answer], theirs: Sequence[Answer]) -> "Equality":
+        pairs = list(zip(ours, theirs, strict=True))
+        ids = [([token for token, _ in our], [token for token, _ in their]) for our, their in pairs]
+        gaps = (
+            abs(our[1] - their[1])
+            for our_answer, their_answer in pairs
+            for our, their in zip(our_answer, their_answer, strict=False)
+            if our[0] == their[0]
+        )
+        return cls(sum(our == their for our, their in ids), max(gaps, default=0.0))
+
+
+@contextmanager
+def _settings(model: str, checkpoint: str) -> Iterator[ServeSettings]:
+    """Of the own engine, on a temporary data directory with the model in float32."""
+    given = ServeSettings()
+    with TemporaryDirectory(prefix="sleb-equal-", dir=given.data_dir.parent) as directory:
+        data_dir = Path(directory)
+        link_model(given.models_dir / model, data_dir / "models" / model, DTYPE)
+        stored = CheckpointStore(given.checkpoints_dir)
+        for name in filter(stored.holds, (checkpoint, healed_name(checkpoint))):
+            target = data_dir / "checkpoints" / name
+            shutil.copytree(stored.directory(name), target, copy_function=os.link)
+        changes = {
+            "data_dir": data_dir,
+            "redis_url": None,
+            "tune": "off",
+            "preload": (),
+            "max_model_len": _MAX_LEN,
+            "kv_cache_bytes": 2**30,
+            "vllm_start_s": 900.0,
+        }
+        yield given.model_copy(update=changes)
+
+
+def _kinds(model: str, checkpoint: str, settings: ServeSettings) -> Mapping[str, str]:
+    """The names of all that is asked, by what they are."""
+    checkpoints = CheckpointStore(settings.checkpoints_dir)
+    if not checkpoints.holds(healed_name(checkpoint)):
+        options = ["--num-tokens", str(_HEAL_TOKENS), "--no-control"]
+        command = [sys.executable, "-m", "app", "heal", checkpoint, *options]
+        subprocess.run(command, check=True, env=child_environment(settings))  # noqa: S603
+    depth = len(checkpoints.manifest(checkpoint).removed_blocks) - 1
+    return {
+        "dense": model,
+        "repaired": checkpoint,
+        "repaired, one block more": f"{checkpoint}-{depth}",
+        "pruned, not repaired": f"{checkpoint}+raw",
+        "healed": healed_name(checkpoint),
+    }
+
+
+def _answers(
+    settings: ServeSettings, kinds: Mapping[str, str], new_tokens: int
+) -> dict[str, list[Answer]]:
+    answers = {}
+    with sleb_serve_on(settings, "") as server:
+        for kind, name in kinds.items():
+            sys.stderr.write(f"{settings.engine}: {name}\n")
+            body = {"model": name, "prompt": PROMPTS, "max_new_tokens": new_tokens, "logprobs": 0}
+            response = httpx2.post(f"{server.url}/generate", json=body, timeout=_TIMEOUT_S)
+            if not response.is_success:
+                raise RuntimeError(f"{name}: {response.text}")
+            outputs = response.json()["outputs"]
+            answers[kind] = [_answer(output["logprobs"]) for output in outputs]
+    return answers
+
+
+def _answer(tokens: Sequence[Mapping[str, Any]]) -> Answer:
+    return [(int(token["token_id"]), float(token["logprob"])) for token in tokens]
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    lines = ["| model | equal answers | largest gap of log-probabilities |", "|---|--:|--:|"]
+    for kind, found in report["kinds"].items():
+        cells = (f"{kind} (`{found['name']}`)", f"{found['equal']} of {len(PROMPTS)}")
+        lines.append(f"| {' | '.join(cells)} | {found['gap']:.6f} |")
+    return "\n".join([*lines, "", f"`{report['command']}`", ""])
+
+
+if __name__ == "__main__":
+    typer.run(main)
