@@ -24,10 +24,11 @@ import typer
 from app.bench.machine import machine
 from app.config import ServeSettings
 from benchmarks.servers import link_model, no_server_left, sleb_serve_on
-from pruning.checkpoints.store import CheckpointStore
+from pruning.checkpoints.store import MANIFEST, CheckpointStore
 from pruning.config import child_environment
 from pruning.models.demo_model import NAME
 from pruning.models.names import healed_name
+from pruning.models.safetensors_headers import fingerprint
 
 DTYPE = "float32"  # in which equal sums differ by less than two likely tokens do
 PROMPTS = (
@@ -125,6 +126,7 @@ def _settings(model: str, checkpoint: str) -> Iterator[ServeSettings]:
         for name in filter(stored.holds, (checkpoint, healed_name(checkpoint))):
             target = data_dir / "checkpoints" / name
             shutil.copytree(stored.directory(name), target, copy_function=os.link)
+            _adopt(target / MANIFEST, data_dir / "models" / model)
         changes = {
             "data_dir": data_dir,
             "redis_url": None,
@@ -135,6 +137,13 @@ def _settings(model: str, checkpoint: str) -> Iterator[ServeSettings]:
             "vllm_start_s": 900.0,
         }
         yield given.model_copy(update=changes)
+
+
+def _adopt(manifest: Path, parent: Path) -> None:
+    """Let the checkpoint be one of this model, whose weights are the same in another type."""
+    content = json.loads(manifest.read_text())
+    manifest.unlink()  # it has a link elsewhere
+    manifest.write_text(json.dumps({**content, "parent_fingerprint": fingerprint(parent)}))
 
 
 def _kinds(model: str, checkpoint: str, settings: ServeSettings) -> Mapping[str, str]:
