@@ -1,8 +1,8 @@
 """Whether vLLM, run by the service, generates what the own engine does: greedy, in float32.
 
-Asked are the dense model, a pruned checkpoint with its repair, a lower depth of it, the same
-without repair, and a healed one. The checkpoint is one of the data directory. A healed one that is
-not there is trained on few tokens: equality does not depend on its quality.
+Asked are the dense model, a pruned checkpoint with its repair, its prefix of one block less, the
+whole without repair, and a healed one. The checkpoint is of the data directory. A healed one that
+is not there is trained on few tokens: equality does not depend on its quality.
 """
 
 import json
@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -66,33 +66,36 @@ def main(
     model: Annotated[str, typer.Option(help="Of the data directory.")] = NAME,
     job: Annotated[str, typer.Option(help="Of a checkpoint of it, with two blocks less.")] = "demo",
     new_tokens: Annotated[int, typer.Option(min=1, help="Of each answer.")] = 24,
+    kinds: Annotated[str, typer.Option(help="Of dense,repaired,shallower,raw,healed.")] = "",
 ) -> None:
-    """Ends with code 1 if any answer differs."""
+    """Ends with code 1 if any answer differs. What is known is written after each model."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    with no_server_left(), _settings(model, f"{model}@{job}") as own:
-        kinds = _kinds(model, f"{model}@{job}", own)
-        changes = {"engine": "vllm", "vllm": program.absolute(), "vllm_servers": 1}
-        arguments = f"--enforce-eager --dtype {DTYPE} {own.vllm_args}"
-        vllm = own.model_copy(update={**changes, "vllm_args": arguments})
-        found = [_answers(settings, kinds, new_tokens) for settings in (own, vllm)]
-    compared = {kind: Equality.of(*(side[kind] for side in found)) for kind in kinds}
-    report = {
+    report: dict[str, Any] = {
         "model": model,
         "dtype": DTYPE,
         "new_tokens": new_tokens,
-        "kinds": {
-            kind: {"name": name, "equal": compared[kind].num_equal, "gap": compared[kind].gap}
-            for kind, name in kinds.items()
-        },
+        "kinds": {},
         "machine": machine(),
         "command": shlex.join(["python", "-m", "benchmarks.vllm_equal", *sys.argv[1:]]),
     }
-    out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    table = markdown(report)
-    out.with_suffix(".md").write_text(table, encoding="utf-8")
-    sys.stdout.write(table)
-    if any(each.num_equal < len(PROMPTS) for each in compared.values()):
+    with no_server_left(), _settings(model, f"{model}@{job}") as own:
+        asked = _kinds(model, f"{model}@{job}", own)
+        asked = {kind: asked[kind] for kind in kinds.split(",") if kind} or asked
+        ours = dict(_answers(own, asked, new_tokens))
+        for kind, answers in _answers(_in_vllm(own, program), asked, new_tokens):
+            found = asdict(Equality.of(ours[kind], answers))
+            report["kinds"][kind] = {"name": asked[kind], **found}
+            out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+            out.with_suffix(".md").write_text(markdown(report), encoding="utf-8")
+    sys.stdout.write(markdown(report))
+    if any(found["num_equal"] < len(PROMPTS) for found in report["kinds"].values()):
         raise typer.Exit(1)
+
+
+def _in_vllm(own: ServeSettings, program: Path) -> ServeSettings:
+    arguments = f"--enforce-eager --dtype {DTYPE} {own.vllm_args}"
+    changes = {"engine": "vllm", "vllm": program.absolute(), "vllm_servers": 1}
+    return own.model_copy(update={**changes, "vllm_args": arguments})
 
 
 @dataclass(frozen=True)
@@ -157,16 +160,15 @@ def _kinds(model: str, checkpoint: str, settings: ServeSettings) -> Mapping[str,
     return {
         "dense": model,
         "repaired": checkpoint,
-        "repaired, one block more": f"{checkpoint}-{depth}",
-        "pruned, not repaired": f"{checkpoint}+raw",
+        "shallower": f"{checkpoint}-{depth}",
+        "raw": f"{checkpoint}+raw",
         "healed": healed_name(checkpoint),
     }
 
 
 def _answers(
     settings: ServeSettings, kinds: Mapping[str, str], new_tokens: int
-) -> dict[str, list[Answer]]:
-    answers = {}
+) -> Iterator[tuple[str, list[Answer]]]:
     with sleb_serve_on(settings, "") as server:
         for kind, name in kinds.items():
             sys.stderr.write(f"{settings.engine}: {name}\n")
@@ -175,8 +177,7 @@ def _answers(
             if not response.is_success:
                 raise RuntimeError(f"{name}: {response.text}")
             outputs = response.json()["outputs"]
-            answers[kind] = [_answer(output["logprobs"]) for output in outputs]
-    return answers
+            yield kind, [_answer(output["logprobs"]) for output in outputs]
 
 
 def _answer(tokens: Sequence[Mapping[str, Any]]) -> Answer:
@@ -186,7 +187,7 @@ def _answer(tokens: Sequence[Mapping[str, Any]]) -> Answer:
 def markdown(report: Mapping[str, Any]) -> str:
     lines = ["| model | equal answers | largest gap of log-probabilities |", "|---|--:|--:|"]
     for kind, found in report["kinds"].items():
-        cells = (f"{kind} (`{found['name']}`)", f"{found['equal']} of {len(PROMPTS)}")
+        cells = (f"{kind} (`{found['name']}`)", f"{found['num_equal']} of {len(PROMPTS)}")
         lines.append(f"| {' | '.join(cells)} | {found['gap']:.6f} |")
     return "\n".join([*lines, "", f"`{report['command']}`", ""])
 

@@ -13,7 +13,7 @@ def test_equal_answers_are_counted_by_their_tokens() -> None:
 
 
 def test_the_table_of_equality_has_every_kind() -> None:
-    kinds = {"dense": {"name": "m", "equal": 20, "gap": 0.00001}}
+    kinds = {"dense": {"name": "m", "num_equal": 20, "gap": 0.00001}}
     table = vllm_equal.markdown({"kinds": kinds, "command": "python -m x"})
     assert "| dense (`m`) | 20 of 20 | 0.000010 |" in table
     assert len(vllm_equal.PROMPTS) == 20

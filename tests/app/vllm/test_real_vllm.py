@@ -114,10 +114,14 @@ def strangers() -> set[int]:
     return {process.pid for process in servers()}
 
 
-def ours(strangers: set[int], named: str = "") -> list[psutil.Process]:
-    """Those whose command line has this in it."""
-    found = [process for process in servers() if process.pid not in strangers]
-    return [process for process in found if named in _title(process)]
+def ours(strangers: set[int]) -> list[psutil.Process]:
+    return [process for process in servers() if process.pid not in strangers]
+
+
+def victim(named: str) -> psutil.Process:
+    """The last descendant of this process whose command line has this in it."""
+    found = psutil.Process().children(recursive=True)
+    return [process for process in found if named in _title(process)][-1]
 
 
 def _title(process: psutil.Process) -> str:
@@ -223,7 +227,7 @@ def test_a_vllm_that_is_killed_under_load_is_started_again(
         try:
             for kill in range(num_kills):
                 watch.wait(num_restarts=kill)
-                ours(strangers, VICTIMS[kill % len(VICTIMS)])[-1].kill()
+                victim(VICTIMS[kill % len(VICTIMS)]).kill()
                 watch.killed()
             watch.wait(num_restarts=num_kills)
             count = len(statuses)
