@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from math import inf
 
 import torch
+from torch.nn.functional import linear
+
+from pruning.models.products import float32_products
 
 # penalties that may be tried, as shares of the mean diagonal of G, ascending
 PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -31,9 +34,10 @@ class Sums:
         """Add tokens: ``inputs`` [tokens, width_in], ``errors`` [tokens, width_out], float32, and
         ``weights`` [tokens].
         """
-        weighted = inputs * weights.unsqueeze(1)
-        self.gram.addmm_(weighted.T, inputs)
-        self.cross.addmm_(errors.T, weighted)
+        weighted = (inputs * weights.unsqueeze(1)).T.contiguous()
+        with float32_products(inputs, len(inputs)):
+            self.gram += linear(inputs.T, weighted)
+            self.cross += linear(errors.T, weighted)
         self.squared += (errors.square().sum(dim=1) * weights).double().sum()
 
     def include(self, other: "Sums") -> None:
@@ -50,7 +54,9 @@ class Sums:
 
     def error_with(self, change: torch.Tensor) -> float:
         """The squared error that is left with this change, as a share of that without."""
-        explained = 2 * (change * self.cross).sum() - ((change @ self.gram) * change).sum()
+        with float32_products(change, len(change)):
+            applied = linear(change, self.gram)
+        explained = 2 * (change * self.cross).sum() - (applied * change).sum()
         return 1.0 - float(explained.double() / self.squared)
 
 
