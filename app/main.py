@@ -90,15 +90,15 @@ if TYPE_CHECKING:
     from app.metrics.tracing import Tracing
 
 _ROUTES = (
+    openai,  # the first ones are found soonest, and those that generate are asked most often
+    generate,
     prune_jobs,
     heal_jobs,
     checkpoints,
     events,
-    generate,
     compare,
     evals,
     models,
-    openai,
     results,
     health,
     status,
