@@ -12,7 +12,8 @@ ALL := $(VENV)/.with-all
 # by name, as pip tries far more releases behind the extra `all`
 EXTRAS := cluster,datasets,dev,eval,gcs,gguf,gpu,heal,mlflow,otel,plots,quantize,s3
 INSTALL := $(if $(shell command -v uv),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install --disable-pip-version-check)
-PYTEST := $(BIN)/python -m pytest
+# with bytecode, which processes of the tests share, whatever the environment says
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
 .PHONY: help setup dashboards docs demo test pytest test-slow image-test soak lint fmt serve worker up bench vllm audit lock sbom clean
