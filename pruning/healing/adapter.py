@@ -97,14 +97,19 @@ def adapted(pruned: PreTrainedModel, heal: Heal, blocks: Sequence[int] | None = 
     """
     from peft import LoraConfig, inject_adapter_in_model  # noqa: PLC0415 - takes a second
 
-    settings = _settings(pruned, heal)
+    settings, pattern = (
+        _settings(pruned, heal),
+        architecture(pruned.config).blocks.rpartition(".")[2],
+    )
     if blocks is not None:
-        pattern = architecture(pruned.config).blocks.rpartition(".")[2]
         settings |= {"layers_to_transform": list(blocks), "layers_pattern": pattern}
+    pruned.requires_grad_(False)
+    # Of a whole model, peft takes layers with the names that experts once had for experts
+    parts = nn.ModuleDict({"model": nn.ModuleDict({pattern: block_list(pruned)})})
     devices = [pruned.device] if pruned.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(heal.seed)
-        inject_adapter_in_model(LoraConfig(**settings), pruned, adapter_name=_NAME)
+        inject_adapter_in_model(LoraConfig(**settings), parts, adapter_name=_NAME)
     parameters = {}
     for name, parameter in pruned.named_parameters():
         if parameter.requires_grad:

@@ -83,6 +83,9 @@ def pruned_config(config: PreTrainedConfig, keep: Sequence[int]) -> PreTrainedCo
             setattr(pruned, key, [entries[index] for index in keep])
     for key in row.boundaries:
         setattr(pruned, key, sum(index < getattr(config, key) for index in keep))
+    for key in row.listed:
+        places = getattr(config, key, None) or ()
+        setattr(pruned, key, [place for place, index in enumerate(keep) if index in places])
     for key in row.periods:
         pruned.__dict__.pop(key, None)
     pruned.num_hidden_layers = len(keep)
@@ -186,8 +189,9 @@ def final_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
 def softcapped(model: PreTrainedModel, logits: torch.Tensor) -> torch.Tensor:
     """What the model makes of the output of its head."""
     row, config = architecture(model.config), model.config
-    if row.logit_multiplier is not None:
-        logits = logits * getattr(config, row.logit_multiplier)
+    factor = getattr(config, row.logit_multiplier) if row.logit_multiplier else None
+    if factor is not None:
+        logits = logits * factor
     if row.logit_divisor is not None:
         logits = logits / getattr(config, row.logit_divisor)
     cap = getattr(config, row.logit_softcap) if row.logit_softcap else None

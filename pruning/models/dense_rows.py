@@ -15,6 +15,8 @@ GRANITE_LIKE = replace(
     logit_divisor="logits_scaling",
     writes=StreamWrites(multiplier="residual_multiplier"),
 )
+# One rotation for each block, beside the kind of its attention
+WITH_ROTATIONS = ("layer_types", "mlp_layer_types", "layer_rope_theta")
 _COHERE_LIKE = replace(OWN_FORWARD, logit_multiplier="logit_scale")
 _C_PROJ = StreamWrites(
     scaled=weight_and_bias("attn.c_proj", "mlp.c_proj"), refit=(Fitted("mlp.c_proj"),)
@@ -24,6 +26,19 @@ _BEHIND_NORMS = StreamWrites(
     scaled=("post_attention_layernorm.weight", "post_feedforward_layernorm.weight"),
     offset=1.0,
     refit=_IN_FRONT_OF_NORMS,
+)
+_GEMMA4_LIKE = replace(
+    _GEMMA_LIKE,
+    parts=None,
+    has_unlike_keys=True,
+    keeps_last=True,
+    loads_quantized=False,
+    only=(
+        ("hidden_size_per_layer_input", 0),
+        ("num_kv_shared_layers", 0),
+        ("is_causal", True),
+    ),
+    writes=replace(_BEHIND_NORMS, offset=0.0),
 )
 # A factor of the stream changes what a block computes that reads it without a norm.
 READS_WITHOUT_NORM = StreamWrites(scaled=(), refit=_IN_FRONT_OF_NORMS)
@@ -35,9 +50,20 @@ _FOUR_NORMS = ("input_layernorm", "post_attention_layernorm",
 
 DENSE: Mapping[str, Architecture] = MappingProxyType(
     {
+        "apertus": OWN_FORWARD,
+        "apertus1p5_text": OWN_FORWARD,
         "arcee": LLAMA_LIKE,
+        "biogpt": Architecture(
+            blocks="biogpt.layers",
+            tail=("biogpt.layer_norm",),
+            writes=StreamWrites(
+                scaled=weight_and_bias("self_attn.out_proj", "fc2"), refit=(Fitted("fc2"),)
+            ),
+        ),
+        "bitnet": OWN_FORWARD,
         "cohere": _COHERE_LIKE,
         "cohere2": _COHERE_LIKE,
+        "cohere_compass_text": _COHERE_LIKE,
         "cwm": LLAMA_LIKE,
         "ernie4_5": OWN_FORWARD,
         "exaone4": replace(
@@ -64,19 +90,8 @@ DENSE: Mapping[str, Architecture] = MappingProxyType(
             parts=Parts(norms=_FOUR_NORMS, head_norms=_HEAD_NORMS, rotates_by_kind=True),
             writes=_BEHIND_NORMS,
         ),
-        "gemma4_text": replace(
-            _GEMMA_LIKE,
-            parts=None,
-            has_unlike_keys=True,
-            keeps_last=True,
-            loads_quantized=False,
-            only=(
-                ("hidden_size_per_layer_input", 0),
-                ("num_kv_shared_layers", 0),
-                ("is_causal", True),
-            ),
-            writes=replace(_BEHIND_NORMS, offset=0.0),
-        ),
+        "gemma4_text": _GEMMA4_LIKE,
+        "gemma4_unified_text": _GEMMA4_LIKE,
         "glm": OWN_FORWARD,
         "glm4": replace(
             OWN_FORWARD,
@@ -107,6 +122,7 @@ DENSE: Mapping[str, Architecture] = MappingProxyType(
             ),
         ),
         "granite": GRANITE_LIKE,
+        "granite_swa": replace(GRANITE_LIKE, per_block=WITH_ROTATIONS),
         "helium": OWN_FORWARD,
         "hunyuan_v1_dense": OWN_FORWARD,
         "hyperclovax": replace(
@@ -177,5 +193,6 @@ DENSE: Mapping[str, Architecture] = MappingProxyType(
             ),
         ),
         "vaultgemma": replace(OWN_FORWARD, logit_softcap="final_logit_softcapping"),
+        "youtu": replace(OWN_FORWARD, has_unlike_keys=True),
     }
 )

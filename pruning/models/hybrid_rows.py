@@ -6,11 +6,30 @@ from types import MappingProxyType
 
 from pruning.models.dense_rows import GRANITE_LIKE, OWN_FORWARD, READS_WITHOUT_NORM
 from pruning.models.layout import Architecture, Fitted, StreamWrites, weight_and_bias
+from pruning.models.mixture_rows import ATTENTION
 
 # Convolutions and states take the place of attention in some blocks, or stand beside it.
 _WITH_STATES = replace(OWN_FORWARD, has_states=True, is_linear=False)
 _MIXERS_END = ("mixer.o_proj", "mixer.out_proj", "mixer.down_proj")  # a block has one of them
 _FFN_DOWN = "feed_forward.down_proj"
+
+_DELTA_EXPERTS = replace(
+    _WITH_STATES,
+    has_experts=True,
+    periods=("full_attention_interval",),
+    writes=StreamWrites(
+        scaled=(
+            *weight_and_bias("self_attn.o_proj", "linear_attn.out_proj"),
+            "mlp.experts.down_proj",
+            "mlp.shared_expert.down_proj.weight",
+        ),
+        refit=(
+            ATTENTION,
+            replace(ATTENTION, layer="linear_attn.out_proj"),
+            Fitted("mlp.shared_expert.down_proj", gate="mlp.shared_expert_gate"),
+        ),
+    ),
+)
 
 HYBRIDS: Mapping[str, Architecture] = MappingProxyType(
     {
@@ -38,6 +57,20 @@ HYBRIDS: Mapping[str, Architecture] = MappingProxyType(
                 multiplier="residual_multiplier",
             ),
         ),
+        "kimi_linear": replace(
+            _WITH_STATES,
+            has_experts=True,
+            has_unlike_keys=True,
+            writes=StreamWrites(
+                scaled=(
+                    *weight_and_bias("self_attn.o_proj"),
+                    "mlp.experts.down_proj",
+                    "mlp.down_proj.weight",
+                    "mlp.shared_experts.down_proj.weight",
+                ),
+                refit=(ATTENTION,),
+            ),
+        ),
         "lfm2": replace(
             _WITH_STATES,
             tail=("model.embedding_norm",),
@@ -45,6 +78,15 @@ HYBRIDS: Mapping[str, Architecture] = MappingProxyType(
             writes=StreamWrites(
                 scaled=weight_and_bias("self_attn.out_proj", "conv.out_proj", "feed_forward.w2"),
                 refit=(Fitted("feed_forward.w2"),),
+            ),
+        ),
+        "lfm3": replace(
+            _WITH_STATES,
+            tail=("model.embedding_norm",),
+            writes=StreamWrites(
+                scaled=("post_operator_norm.weight", "post_ffn_norm.weight"),
+                refit=(Fitted("feed_forward.w2", norm="post_ffn_norm"),),
+                requires=(("use_sandwich_norm", True),),
             ),
         ),
         "nemotron_h": replace(
@@ -58,12 +100,17 @@ HYBRIDS: Mapping[str, Architecture] = MappingProxyType(
             ),
         ),
         "olmo_hybrid": replace(_WITH_STATES, writes=READS_WITHOUT_NORM),
+        "qwen3_5_moe_text": _DELTA_EXPERTS,
         "qwen3_5_text": replace(
             _WITH_STATES,
             periods=("full_attention_interval",),
             writes=StreamWrites(
                 scaled=weight_and_bias("self_attn.o_proj", "linear_attn.out_proj", "mlp.down_proj"),
             ),
+        ),
+        "qwen3_next": replace(
+            _DELTA_EXPERTS,
+            depth_dependent=(("mlp_only_layers", []), ("decoder_sparse_step", 1)),
         ),
     }
 )

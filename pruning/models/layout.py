@@ -91,6 +91,7 @@ class Architecture:
     # Config keys that describe such a list by a period: views have none, as it may not be true
     periods: tuple[str, ...] = ()
     boundaries: tuple[str, ...] = ()  # config keys that count the blocks up to one
+    listed: tuple[str, ...] = ()  # config keys that list blocks by their index
     # Config keys of what becomes of logits: cap * tanh(logits / cap), a factor, and a divisor
     logit_softcap: str | None = None
     logit_multiplier: str | None = None

@@ -26,8 +26,9 @@ _OTHER_TOWER = re.compile(
 _HEADS = ("lm_head.weight", "embed_out.weight")  # in all families
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
 _EXPERTS = ".experts."
+_OUTPUTS_FIRST = ".block_sparse_moe."  # matrices of all experts [experts, outputs, inputs]
 # Matrices in blocks that are not rounded: what chooses experts, and biases of all experts
-_NOT_ROUNDED = re.compile(r"\.(?:gate|router)\.weight$|_bias$")
+_NOT_ROUNDED = re.compile(r"\.(?:gate|router|router\.layer)\.weight$|_bias$")
 _SAMPLE_BYTES = 1024  # of each tensor in the fingerprint
 _IGNORED_KEYS = ("_name_or_path", "transformers_version")  # config keys that differ between copies
 
@@ -88,7 +89,7 @@ def weight_sizes(path: Path, refit: Collection[str] = ()) -> WeightSizes:
             else:
                 elsewhere[f"{file.name}:{name}"] = shape
     matrices = [
-        shape
+        (name, shape)
         for name, shape in in_blocks.items()
         if len(shape) > 1 and not _NOT_ROUNDED.search(name)
     ]
@@ -98,8 +99,8 @@ def weight_sizes(path: Path, refit: Collection[str] = ()) -> WeightSizes:
         num_in_blocks=sum(map(prod, in_blocks.values())),
         num_elsewhere=sum(map(prod, elsewhere.values())),
         num_refit=_num_refit(in_blocks, tuple(f".{layer}.weight" for layer in refit)),
-        num_in_matrices=sum(map(prod, matrices)),
-        num_outputs=sum(map(_num_outputs, matrices)),
+        num_in_matrices=sum(prod(shape) for _, shape in matrices),
+        num_outputs=sum(_num_outputs(name, shape) for name, shape in matrices),
         num_sides=sum(
             sum(shape)
             for name, shape in in_blocks.items()
@@ -111,9 +112,11 @@ def weight_sizes(path: Path, refit: Collection[str] = ()) -> WeightSizes:
     )
 
 
-def _num_outputs(shape: tuple[int, ...]) -> int:
+def _num_outputs(name: str, shape: tuple[int, ...]) -> int:
     """Of a matrix, or of those of all experts ``[experts, inputs, outputs]``."""
-    return shape[0] if len(shape) == 2 else shape[0] * shape[-1]
+    if len(shape) == 2:
+        return shape[0]
+    return shape[0] * (shape[1] if _OUTPUTS_FIRST in name else shape[2])
 
 
 def _num_refit(in_blocks: Mapping[str, tuple[int, ...]], endings: tuple[str, ...]) -> int:

@@ -17,8 +17,9 @@ if TYPE_CHECKING:  # both take seconds to import
 
 # Types of models with a language tower, which `language_config` finds in their config.
 TOWERS = frozenset(
-    {"gemma3", "gemma4", "idefics3", "internvl", "lfm2_vl", "llava", "llava_next",
-     "llava_onevision", "mistral3", "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_vl", "smolvlm"}
+    {"gemma3", "gemma4", "gemma4_unified", "idefics3", "internvl", "lfm2_vl", "llava",
+     "llava_next", "llava_onevision", "mistral3", "qwen2_5_vl", "qwen2_vl", "qwen3_5",
+     "qwen3_5_moe", "qwen3_vl", "smolvlm"}
 )  # fmt: skip
 # Towers that compute what another family does, if all positions are those of text.
 _SAME_AS: Mapping[str, str] = MappingProxyType(

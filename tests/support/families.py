@@ -3,79 +3,61 @@
 from collections.abc import Mapping
 from typing import Any
 
-NUM_BLOCKS = 6
-VOCAB_SIZE = 96
-MAX_POSITIONS = 128
-EOS = 1
-WINDOW = 5  # shorter than the prompts, so that sliding windows slide
+from tests.support.config_parts import (
+    BIASES,
+    BOTH,
+    DELTA,
+    EOS,
+    GPT2_LIKE,
+    LATENT,
+    LLAMA_LIKE,
+    MAMBA,
+    MAX_POSITIONS,
+    MIXED,
+    MULTIPLIERS,
+    NUM_BLOCKS,
+    SLIDING,
+    THETAS,
+    VOCAB_SIZE,
+    WINDOW,
+)
+from tests.support.mixtures import MIXTURE_CONFIGS, MIXTURE_SWITCHES
 
-LLAMA_LIKE: Mapping[str, Any] = {
-    "vocab_size": VOCAB_SIZE,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": NUM_BLOCKS,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": MAX_POSITIONS,
-    "bos_token_id": 0,
-    "eos_token_id": EOS,
-    "pad_token_id": 2,
-}
-_MIXED = ["sliding_attention", "full_attention"] * (NUM_BLOCKS // 2)
-_BOTH = {"use_sliding_window": True, "sliding_window": WINDOW, "layer_types": _MIXED}
-_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+__all__ = ["EOS", "LLAMA_LIKE", "MAX_POSITIONS", "NUM_BLOCKS", "VOCAB_SIZE", "WINDOW"]
 
-_BIASES = {"attention_bias": True, "mlp_bias": True}
-_SLIDING = {"sliding_window": WINDOW, "layer_types": _MIXED}
-_ROUTED = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
-_LATENT = {
-    "num_key_value_heads": 4,
-    "q_lora_rank": 24,
-    "kv_lora_rank": 16,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 8,
-    "v_head_dim": 12,
-}
-_MULTIPLIERS = {
-    "embedding_multiplier": 3.0,
-    "logits_scaling": 2.0,
-    "residual_multiplier": 0.6,
-    "attention_multiplier": 0.3,
-}
-_DELTA = {
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
-    "layer_types": ["linear_attention", "linear_attention", "full_attention"] * 2,
-}
-_MAMBA = {
-    "mamba_n_heads": 4,
-    "mamba_d_head": 16,
-    "mamba_d_state": 8,
-    "mamba_chunk_size": 8,
-}
-_GPT2_LIKE = {
-    "n_embd": 32,
-    "n_layer": NUM_BLOCKS,
-    "n_head": 4,
-    "n_positions": MAX_POSITIONS,
-    "vocab_size": VOCAB_SIZE,
-    "bos_token_id": 0,
-    "eos_token_id": EOS,
-    "pad_token_id": 2,
-}
 # These have settings of other names than llama's, and refuse some of those.
 OF_ITS_OWN = {"falcon", "gpt2", "gpt_bigcode"}
 
+_GEMMA4: Mapping[str, Any] = {
+    **SLIDING,
+    "global_head_dim": 16,
+    "num_global_key_value_heads": 1,
+    "num_experts": 4,
+    "top_k_experts": 2,
+    "moe_intermediate_size": 16,
+    "enable_moe_block": True,
+    "hidden_size_per_layer_input": 0,
+}
+
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
+    **MIXTURE_CONFIGS,
+    "apertus": {},
+    "apertus1p5_text": {},
     "arcee": {},
+    "biogpt": {},
+    "bitnet": {},
     "cohere": {"logit_scale": 0.5},
-    "cohere2": {**_SLIDING, "logit_scale": 0.5},
-    "cwm": _SLIDING,
+    "cohere2": {**SLIDING, "logit_scale": 0.5},
+    "cohere_compass_text": {
+        **SLIDING,
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": theta}
+            for kind, theta in (("full_attention", 10_000.0), ("sliding_attention", 500.0))
+        },
+    },
+    "cwm": SLIDING,
     "ernie4_5": {},
-    "exaone4": _SLIDING,
+    "exaone4": SLIDING,
     "falcon": {
         "vocab_size": VOCAB_SIZE,
         "hidden_size": 32,
@@ -87,7 +69,7 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
         "pad_token_id": 2,
     },
     "falcon_h1": {
-        **_MAMBA,
+        **MAMBA,
         "mamba_d_ssm": 64,
         "mlp_multipliers": [0.8, 0.6],
         "ssm_multipliers": [0.9, 0.8, 0.7, 1.1, 1.2],
@@ -95,30 +77,21 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
         "ssm_out_multiplier": 0.7,
         "attention_out_multiplier": 0.6,
     },
-    "flex_olmo": {"num_experts": 4, "num_experts_per_tok": 2},
     "gemma": {},
-    "gemma2": {"sliding_window": WINDOW, "layer_types": _MIXED},
-    "gemma3_text": {"sliding_window": WINDOW, "layer_types": _MIXED},
-    "gemma4_text": {
-        **_SLIDING,
-        "global_head_dim": 16,
-        "num_global_key_value_heads": 1,
-        "num_experts": 4,
-        "top_k_experts": 2,
-        "moe_intermediate_size": 16,
-        "enable_moe_block": True,
-        "hidden_size_per_layer_input": 0,
-    },
+    "gemma2": {"sliding_window": WINDOW, "layer_types": MIXED},
+    "gemma3_text": {"sliding_window": WINDOW, "layer_types": MIXED},
+    "gemma4_text": _GEMMA4,
+    "gemma4_unified_text": _GEMMA4,
     "glm": {},
     "glm4": {},
-    "gpt2": _GPT2_LIKE,
-    "gpt_bigcode": _GPT2_LIKE,
+    "gpt2": GPT2_LIKE,
+    "gpt_bigcode": GPT2_LIKE,
     "gpt_neox": {},
-    "gpt_oss": {**_SLIDING, "num_local_experts": 4, "num_experts_per_tok": 2},
-    "granite": _MULTIPLIERS,
+    "granite": MULTIPLIERS,
+    "granite_swa": {**MULTIPLIERS, **SLIDING, "layer_rope_theta": THETAS},
     "granitemoehybrid": {
-        **_MULTIPLIERS,
-        **_MAMBA,
+        **MULTIPLIERS,
+        **MAMBA,
         "num_local_experts": 0,
         "shared_intermediate_size": 48,
         "position_embedding_type": "rope",
@@ -126,25 +99,22 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
     },
     "helium": {},
     "hunyuan_v1_dense": {},
-    "hyperclovax": _MULTIPLIERS,
-    "internlm3": _BIASES,  # it has both or none
+    "hyperclovax": MULTIPLIERS,
+    "internlm3": BIASES,  # it has both or none
     "iquestcoder": {},
     "jais2": {},
     "lfm2": {
         "layer_types": ["conv", "conv", "full_attention"] * 2,
         "block_auto_adjust_ff_dim": False,
     },
-    "llama": {},
-    "mellum": {
-        **_SLIDING,
-        "num_local_experts": 4,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 16,
+    "lfm3": {
+        "layer_types": ["conv", "sliding_attention", "full_attention"] * 2,
+        "sliding_window": WINDOW,
     },
-    "ministral": _SLIDING,
+    "llama": {},
+    "ministral": SLIDING,
     "ministral3": {},
     "mistral": {"sliding_window": WINDOW},
-    "mixtral": {"sliding_window": WINDOW, "num_local_experts": 4, "num_experts_per_tok": 2},
     "nemotron": {},
     "nemotron_h": {
         "layers_block_type": ["linear_attention", "mlp", "full_attention"] * 2,
@@ -157,35 +127,34 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
     },
     "olmo": {},
     "olmo2": {},
-    "olmo3": _SLIDING,
-    "olmo_hybrid": {**_DELTA, "linear_num_value_heads": 2},
-    "olmoe": _EXPERTS,
+    "olmo3": SLIDING,
+    "olmo_hybrid": {**DELTA, "linear_num_value_heads": 2},
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
     "persimmon": {},
     "phi": {},
     "phi3": {"sliding_window": WINDOW},
-    "qwen2": _BOTH,
-    "qwen2_moe": {**_EXPERTS, **_BOTH, "shared_expert_intermediate_size": 48},
-    "qwen3": _BOTH,
-    "qwen3_moe": {
-        **_EXPERTS,
-        "num_experts": 12,
-        "use_sliding_window": True,
-        "sliding_window": WINDOW,
-    },
-    "qwen3_5_text": _DELTA,
+    "qwen2": BOTH,
+    "qwen3": BOTH,
+    "qwen3_5_text": DELTA,
     "seed_oss": {},
-    "smollm3": {**_BOTH, "no_rope_layers": [1, 1, 0, 1, 1, 0]},
+    "smollm3": {**BOTH, "no_rope_layers": [1, 1, 0, 1, 1, 0]},
     "stablelm": {},
     "starcoder2": {"sliding_window": WINDOW},
-    "vaultgemma": _SLIDING,
+    "vaultgemma": SLIDING,
+    "youtu": LATENT,
 }
 
 # The other value of each setting that changes which parameters a block has, or what it computes.
 SWITCHES: Mapping[str, Mapping[str, Any]] = {
-    "arcee": _BIASES,
+    **MIXTURE_SWITCHES,
+    "apertus": {"attention_bias": True},
+    "apertus1p5_text": {"attention_bias": True},
+    "arcee": BIASES,
+    "biogpt": {"scale_embedding": False},
+    "bitnet": {"attention_bias": True},
     "cohere": {"attention_bias": True, "use_qk_norm": True},
     "cohere2": {"attention_bias": True},
+    "cohere_compass_text": {"attention_bias": True, "logit_scale": 0.5},
     "cwm": {"mlp_bias": True},
     "ernie4_5": {"use_bias": True},
     "falcon": {
@@ -203,7 +172,6 @@ SWITCHES: Mapping[str, Mapping[str, Any]] = {
         "mlp_bias": True,
         "projectors_bias": True,
     },
-    "flex_olmo": {"attention_bias": True, "norm_topk_prob": True},
     "gemma": {"attention_bias": True},
     "gemma2": {"attention_bias": True},
     "gemma3_text": {"attention_bias": True},
@@ -212,6 +180,11 @@ SWITCHES: Mapping[str, Mapping[str, Any]] = {
         "attention_k_eq_v": True,
         "enable_moe_block": False,
         "use_bidirectional_attention": "vision",
+        "use_double_wide_mlp": True,
+    },
+    "gemma4_unified_text": {
+        "attention_bias": True,
+        "attention_k_eq_v": True,
         "use_double_wide_mlp": True,
     },
     "glm": {"attention_bias": False},
@@ -224,20 +197,25 @@ SWITCHES: Mapping[str, Mapping[str, Any]] = {
         "scale_attn_weights": False,
     },
     "gpt_neox": {"attention_bias": False, "use_parallel_residual": False},
-    "gpt_oss": {"attention_bias": False},
-    "granite": _BIASES,
+    "granite": BIASES,
+    "granite_swa": BIASES,
     "granitemoehybrid": {"attention_bias": True, "mamba_conv_bias": False, "mamba_proj_bias": True},
-    "helium": _BIASES,
+    "helium": BIASES,
     "hunyuan_v1_dense": {"attention_bias": True},
-    "hyperclovax": {**_BIASES, "use_post_norm": False},
-    "iquestcoder": _BIASES,
+    "hyperclovax": {**BIASES, "use_post_norm": False},
+    "iquestcoder": BIASES,
     "jais2": {"attention_bias": False, "mlp_bias": False},
     "lfm2": {"conv_bias": True},
-    "llama": _BIASES,
-    "mellum": {"attention_bias": True, "norm_topk_prob": False},
-    "nemotron": _BIASES,
+    "lfm3": {
+        "attention_bias": True,
+        "conv_bias": True,
+        "use_attention_gate": False,
+        "use_sandwich_norm": False,
+    },
+    "llama": BIASES,
+    "nemotron": BIASES,
     "nemotron_h": {
-        **_BIASES,
+        **BIASES,
         "mamba_proj_bias": True,
         "use_bias": True,
         "use_conv_bias": False,
@@ -246,7 +224,6 @@ SWITCHES: Mapping[str, Mapping[str, Any]] = {
     "olmo2": {"attention_bias": True},
     "olmo3": {"attention_bias": True},
     "olmo_hybrid": {"attention_bias": True, "linear_allow_neg_eigval": False},
-    "olmoe": {"attention_bias": True, "clip_qkv": 0.5, "norm_topk_prob": True},
     "opt": {
         "_remove_final_layer_norm": True,
         "do_layer_norm_before": False,
@@ -255,15 +232,14 @@ SWITCHES: Mapping[str, Mapping[str, Any]] = {
     },
     "persimmon": {"qk_layernorm": False},
     "phi": {"qk_layernorm": True},
-    "qwen2_moe": {"norm_topk_prob": True, "qkv_bias": False},
     "qwen3": {"attention_bias": True},
-    "qwen3_moe": {"attention_bias": True, "norm_topk_prob": True},
     "qwen3_5_text": {"attention_bias": True},
     "seed_oss": {"attention_bias": False, "attention_out_bias": True, "mlp_bias": True},
-    "smollm3": _BIASES,
+    "smollm3": BIASES,
     "stablelm": {"qk_layernorm": True, "use_parallel_residual": True, "use_qkv_bias": True},
     "starcoder2": {"use_bias": False},
     "vaultgemma": {"attention_bias": True},
+    "youtu": {"attention_bias": True, "rope_interleave": False},
 }
 SWITCHED = tuple(f"{family}.{switch}" for family, of in SWITCHES.items() for switch in of)
 

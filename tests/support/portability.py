@@ -34,7 +34,10 @@ from tests.support.tiny_directory import edit_config, tiny_tokenizer, write_tiny
 from tools.docs.portability import EQUAL, OUTCOMES, Outcome, outcomes
 
 KEEP = (0, 2, 3, 5)
-IN_BFLOAT16 = frozenset({"qwen3_5", "qwen3_5_text"})  # vLLM's kernels on CPUs know no other type
+# vLLM's kernels on CPUs know no other type
+IN_BFLOAT16 = frozenset(
+    {"qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next"}
+)
 UNKNOWN = "not measured"
 _DENSE, _PRUNED = "dense", "pruned"
 _LOADS = "loads, but"
@@ -60,33 +63,55 @@ _LFM2 = {
 # Its kernels on CPUs know no smaller heads.
 _WIDE_STATES = {"linear_key_head_dim": 32, "linear_value_head_dim": 32}
 _NO_WINDOWS = {"use_sliding_window": False, "layer_types": ["full_attention"] * NUM_BLOCKS}
+# Keys of all heads are made of one vector, and a part of them is rotated.
+_LATENT = {
+    "num_key_value_heads": 2,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 32,
+    "v_head_dim": 32,
+}
 # Where a family's own settings depend on the width, or have other names.
 _WIDE_OWN: Mapping[str, Mapping[str, Any]] = {
+    "axk1": _LATENT,
     "cohere": {"tie_word_embeddings": True},  # vLLM knows no head of its own
     "cohere2": {"tie_word_embeddings": True},
+    "cohere2_moe": {"tie_word_embeddings": True},
+    "deepseek_v2": _LATENT,
+    "deepseek_v3": _LATENT,
     "falcon": {"hidden_size": 64, "num_attention_heads": 2},
     "gemma2": {"tie_word_embeddings": True},
     "gemma4": {"global_head_dim": 64},
     "gemma4_text": {"global_head_dim": 64},
+    "gemma4_unified": {"global_head_dim": 64},
+    "gemma4_unified_text": {"global_head_dim": 64},
+    "glm4_moe_lite": _LATENT,
     "gpt2": {"n_embd": 64, "n_head": 2},
     "gpt_bigcode": {"n_embd": 64, "n_head": 2},
     # vLLM believes a number of key heads, which transformers does not read for these
     "gpt_neox": {"num_key_value_heads": 2},
     "granitemoehybrid": {"mamba_d_head": 32},
+    "kimi_linear": _LATENT,
+    "laguna": {"num_attention_heads_per_layer": [2, 1, 2, 2, 1, 2]},
     "lfm2": _LFM2,
     "lfm2_vl": {**_LFM2, "block_auto_adjust_ff_dim": False},
     "mellum": {"num_mtp_layers": 0},  # by default null, which vLLM takes for a number
+    "mimo_v2_flash": {"v_head_dim": 32},
     "opt": {"ffn_dim": 96, "word_embed_proj_dim": 64},
     "persimmon": {"num_key_value_heads": 2},
     "qwen2_5_vl": {"rope_parameters": _AXES},
     "qwen2_vl": {"rope_parameters": _AXES},
     "qwen3_5": _WIDE_STATES,
+    "qwen3_5_moe": _WIDE_STATES,
+    "qwen3_5_moe_text": _WIDE_STATES,
     "qwen3_5_text": _WIDE_STATES,
+    "qwen3_next": _WIDE_STATES,
     "qwen3_vl": {"rope_parameters": _AXES},
     # As they are published: vLLM refuses windows in some of the blocks, or passes over them.
     "qwen2": _NO_WINDOWS,
     "qwen2_moe": _NO_WINDOWS,
     "qwen3": _NO_WINDOWS,
+    "sarvam_mla": _LATENT,
+    "youtu": _LATENT,
 }
 _ENVIRONMENT: Mapping[str, str] = {
     "HF_HUB_OFFLINE": "1",

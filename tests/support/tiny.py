@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from pruning.models.architectures import ARCHITECTURES
+from pruning.models.stored_buffers import as_parameters
 from tests.support.families import (
     CONFIGS,
     EOS,
@@ -83,6 +84,7 @@ def random_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
     """A float32 model of this config with large weights."""
     torch.manual_seed(seed)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    as_parameters(model)  # as a model that is loaded has them
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
@@ -90,10 +92,6 @@ def random_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
         for parameter in model.parameters():
             if parameter.ndim == 1:  # zero biases and norms of one would hide that they are lost
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
-        parameters = dict(model.named_parameters(remove_duplicate=False))
-        for name, stored in model.state_dict().items():
-            if name not in parameters:  # a buffer
-                stored.add_(torch.randn_like(stored), alpha=0.1)
     return model
 
 

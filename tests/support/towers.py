@@ -49,6 +49,15 @@ CONFIGS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
         },
         {**_IMAGES, "head_dim": 8, "num_key_value_heads": 4, "position_embedding_size": 16},
     ),
+    "gemma4_unified": (
+        {
+            "sliding_window": WINDOW,
+            "layer_types": _MIXED,
+            "global_head_dim": 16,
+            "use_bidirectional_attention": "vision",
+        },
+        {"patch_size": 14, "mm_embed_dim": 32, "mm_posemb_size": 16, "output_proj_dims": 32},
+    ),
     "idefics3": ({"model_type": "llama"}, _IMAGES),
     "internvl": (
         {"model_type": "qwen3"},
@@ -71,6 +80,20 @@ CONFIGS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
             "linear_key_head_dim": 8,
             "linear_value_head_dim": 8,
             "layer_types": ["linear_attention", "full_attention"] * (NUM_BLOCKS // 2),
+        },
+        _QWEN_IMAGES,
+    ),
+    "qwen3_5_moe": (
+        {
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "layer_types": ["linear_attention", "full_attention"] * (NUM_BLOCKS // 2),
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "shared_expert_intermediate_size": 48,
         },
         _QWEN_IMAGES,
     ),
