@@ -21,6 +21,7 @@ from pruning.models.rounding import QuantizedLinear
 from pruning.models.store import LoadedModel
 from pruning.spec.prune import Quantize
 from tests.support.engine_requests import PRUNED_BLOCKS, prompt, request
+from tests.support.mixtures import MIXTURE_CONFIGS
 from tests.support.response_formats import PERSON, constrained
 from tests.support.simcuda.device import SimulatedCuda
 from tests.support.simcuda.engine_runs import (
@@ -35,7 +36,7 @@ from tests.support.simcuda.engine_runs import (
 from tests.support.simcuda.models import on_device, variant_on
 from tests.support.tiny import SERVED, tiny_model
 
-EXPERTS = {"flex_olmo", "gpt_oss", "mellum", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe"}
+EXPERTS = MIXTURE_CONFIGS.keys() & {*SERVED}
 # Its own forward takes the one key head of a block by a list, which goes to the device each time.
 UNRECORDED = {*EXPERTS, "falcon"}
 

@@ -141,7 +141,7 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "stablelm": {},
     "starcoder2": {"sliding_window": WINDOW},
     "vaultgemma": SLIDING,
-    "youtu": LATENT,
+    "youtu": {**LATENT, "pad_token_id": None},  # transformers zeroes its row when it loads a model
 }
 
 # The other value of each setting that changes which parameters a block has, or what it computes.

@@ -68,7 +68,7 @@ def test_streamed_it_is_the_same_in_every_family(family: str, tmp_path: Path) ->
 
     found = loss(StreamedForward(streamed, KEEP, budget, 24))
     assert found == pytest.approx(loss(InMemoryForward(whole, KEEP)), rel=1e-6)
-    assert found != pytest.approx(loss(InMemoryForward(whole)), rel=1e-5)
+    assert found != pytest.approx(loss(InMemoryForward(whole)), rel=1e-6)
     assert streamed.peak_bytes < streamed.weight_bytes
 
 

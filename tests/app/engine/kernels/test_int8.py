@@ -92,7 +92,8 @@ def dequantized_model(family: str) -> PreTrainedModel:
 def as_int8(weight: torch.Tensor, family: str) -> torch.Tensor:
     if weight.ndim == 2:
         return rounded(weight, Quantize.INT8).dequantized()
-    sides = (1, 2) if family == "gpt_oss" else (0, 0)  # its experts are [inputs, outputs]
+    # experts of these are [inputs, outputs]
+    sides = (1, 2) if family in {"aria_text", "gpt_oss"} else (0, 0)
     each = [rounded(expert, Quantize.INT8).dequantized() for expert in weight.transpose(*sides)]
     return torch.stack(each).transpose(*sides)
 
