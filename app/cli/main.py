@@ -23,6 +23,7 @@ from app.cli.keys import keys
 from app.cli.models import models
 from app.cli.options import AsJson, with_options
 from app.cli.prune import prune
+from app.cli.spinner import show_imports
 from app.cli.stability import stability
 from app.settings import UnknownSetting, check_variables, invalid_settings
 from pruning.config import UnreadableSecrets, share_cpus
@@ -91,6 +92,7 @@ def main() -> None:
     """Run the command line. Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted."""
     share_cpus()
     errors = Console(stderr=True, highlight=False)
+    show_imports(errors)
     try:
         app()
     except ValidationError as error:
