@@ -84,20 +84,22 @@ def prune(
 
     If it asks for healing, the healed checkpoint is published beside it, and its manifest returned;
     a run whose first checkpoint is there goes on with that. One of the same search, published with
-    other settings, is replaced. ``earlier`` is the state of a search of this spec. ``confirm`` is
-    called before a checkpoint becomes visible, and while another process verifies it; an exception
-    from it cancels. ``overwrite`` replaces what is there. All of it belongs to ``tenant``. Raises
+    other settings, is replaced, and with ``overwrite`` any. ``earlier`` is the state of a search of
+    this spec. ``confirm`` is called before a checkpoint becomes visible, and while another process
+    verifies it; an exception from it cancels. All of it belongs to ``tenant``. Raises
     ``QualityGateFailed``, ``CheckpointNotPortable``, and before any weight is read what
     ``PruneSpec.num_evaluations``, ``methods_for`` and ``prepare`` raise.
     """
     resources = resources or Resources()
     manifest = None if overwrite else published_by_search(target, spec)
     if manifest is None or not is_left_to_heal(manifest, spec):
-        replaces = overwrite or (manifest is not None and manifest.spec_digest != spec.digest())
-        manifest = _published(  # the run has no name here: its weights may be read again
+        manifest = _published(  # neither a name nor a tuple keeps the run and its weights here
             _searched(spec, models, observer, resources, earlier or SearchState()),
-            *(name, target, confirm, verify),
-            overwrite=replaces,
+            name,
+            target,
+            confirm,
+            verify,
+            overwrite=overwrite or (manifest is not None and manifest.spec_digest != spec.digest()),
             tenant=tenant,
         )
     if spec.heal is None:

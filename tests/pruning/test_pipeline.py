@@ -1,10 +1,13 @@
 """A run from spec to checkpoint: what its observer receives, and what it publishes."""
 
+import gc
 import json
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from weakref import ReferenceType, ref
 
 import pytest
 import torch
@@ -16,6 +19,7 @@ from pruning.models.blocks import view
 from pruning.models.store import ModelStore
 from pruning.pipeline import prune
 from pruning.repair.folding import folded
+from pruning.search.dense_model import DenseModel, load_dense_model
 from pruning.search.scoring import PlainScorer
 from pruning.search.state import SearchState
 from pruning.sleb import TooManyRemovals, sleb
@@ -52,6 +56,33 @@ def test_a_run_tells_every_step_and_publishes_what_the_search_found(tiny_models_
     assert manifest.num_parameters < manifest.dense_num_parameters
     store = CheckpointStore(tiny_models_dir.parent / "checkpoints")
     assert store.manifest("tiny@prn-1") == manifest
+
+
+def test_weights_of_the_search_are_gone_when_others_are_published(
+    tiny_models_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[ReferenceType[DenseModel]] = []
+
+    def load(*args: Any, **options: Any) -> DenseModel:
+        loaded.append(ref(dense := load_dense_model(*args, **options)))
+        return dense
+
+    monkeypatch.setattr("pruning.pipeline.load_dense_model", load)
+    alive: list[list[bool]] = []
+
+    def confirm() -> None:
+        gc.collect()
+        alive.append([each() is not None for each in loaded])
+
+    prune(
+        replace(SPEC, dtype="bfloat16", save_dtype="float32"),
+        name="tiny@prn-1",
+        target=tiny_models_dir.parent / "checkpoints" / "tiny@prn-1",
+        models=ModelStore(tiny_models_dir),
+        observer=Recorder(),
+        confirm=confirm,
+    )
+    assert alive[-1] == [False, True]
 
 
 def test_the_order_is_that_of_the_plain_search(tiny_models_dir: Path) -> None:
