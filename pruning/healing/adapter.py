@@ -97,10 +97,8 @@ def adapted(pruned: PreTrainedModel, heal: Heal, blocks: Sequence[int] | None = 
     """
     from peft import LoraConfig, inject_adapter_in_model  # noqa: PLC0415 - takes a second
 
-    settings, pattern = (
-        _settings(pruned, heal),
-        architecture(pruned.config).blocks.rpartition(".")[2],
-    )
+    settings = _settings(pruned, heal)
+    pattern = architecture(pruned.config).blocks.rpartition(".")[2]
     if blocks is not None:
         settings |= {"layers_to_transform": list(blocks), "layers_pattern": pattern}
     pruned.requires_grad_(False)
