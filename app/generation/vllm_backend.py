@@ -56,12 +56,13 @@ class VllmBackend(ExternalBackend):
         return 0 if server is None else len(server.open_outputs)
 
     def loads(self) -> list[Load]:
-        """Of all models that were asked for, by the names under which each first was."""
-        limiters = {name: server.limiter for name, server in self._servers.items()}
-        return [
-            Load(entry.name, entry.kind, limiters[name].num_running, limiters[name].num_waiting)
-            for name, entry in self._asked.items()
-        ]
+        """Of all models that were asked for, by the names under which each first was. Safe from
+        any thread."""
+        found = []
+        for name, entry in [*self._asked.items()]:  # a request may add one meanwhile
+            limiter = self._servers[name].limiter
+            found.append(Load(entry.name, entry.kind, limiter.num_running, limiter.num_waiting))
+        return found
 
     async def load(self, entry: ModelEntry) -> ServedElsewhere:
         """Wait until its server is ready. Raises what ``VllmServers.model`` does."""
