@@ -25,9 +25,8 @@ _STOP_S = keeper.GRACE_S + 5
 _LOG_TAIL_BYTES = 65_536
 _MAX_REASON_CHARS = 400
 _ERROR = re.compile(r"\b([A-Za-z_.]*(?:Error|Exception|error): .+)")
-_HARMLESS = re.compile(
-    r"\b(?:INFO|WARNING) \d\d-\d\d "
-)  # a warning may name an error that it fears
+# a warning may name an error that it fears
+_HARMLESS = re.compile(r"\b(?:INFO|WARNING) \d\d-\d\d ")
 _SEQUEL = "Engine core initialization failed"  # of another error, which is above it
 
 
