@@ -42,7 +42,7 @@ from app.engine.kernels.compiled.weights import weigh
 
 _TILE = 64  # tokens
 _QUERIES = 48  # of a piece, or one for each head that shares keys
-_MIN_PIECES = 4  # for each thread, so that all have about the same work: else heads are apart
+_TAKING = np.float32(2)  # the time of making a tile float32, as a number of queries
 
 
 def room_of_thread(num_sharing: int, head_dim: int) -> int:
@@ -71,9 +71,7 @@ def attend(block: Any, step: Any, heads: Floats, attended: Floats, like: Any) ->
         _store(block, start + 4 * block.heads * width, like, block.keys, at)
         _store(block, start + 4 * (block.heads + block.key_heads) * width, like, block.values, at)
     barrier()
-    together = num_sharing
-    if _num_groups(step, together) * block.key_heads < _MIN_PIECES * get_num_threads():
-        together = 1
+    together = num_sharing if _work(step, block, num_sharing) <= _work(step, block, 1) else 1
     next_piece, piece, first = take(step.taken + 8 * block.column), 0, 0
     while first < step.rows:
         last = _end_of_group(step, first, together)
@@ -87,12 +85,14 @@ def attend(block: Any, step: Any, heads: Floats, attended: Floats, like: Any) ->
 
 
 @compiled
-def _num_groups(step: Any, together: int) -> Any:
-    first = number = 0
+def _work(step: Any, block: Any, together: int) -> Any:
+    """What the busiest thread does if so many heads are in one piece, in queries of a tile."""
+    first = num_pieces = 0
     while first < step.rows:
         first = _end_of_group(step, first, together)
-        number += 1
-    return number
+        num_pieces += block.heads // together
+    queries = np.float32(step.rows * block.heads) / np.float32(num_pieces)
+    return -(-num_pieces // get_num_threads()) * (_TAKING + queries)
 
 
 @compiled
