@@ -202,7 +202,7 @@ class AsyncEngine:
 
     def prepare(self, variant: Variant) -> None:
         """Make what steps of this variant need. Safe from any thread, such as one that loads."""
-        self._engine.kernels.prepare(variant)
+        self._engine.prepare(variant)
         self._thread.wake()
 
     def kernels_digest(self, *, is_reproducible: bool) -> str:

@@ -158,6 +158,16 @@ class Engine:
                 f"expected 0 to {variant.vocab_size - 1}"
             )
 
+    def prepare(self, variant: Variant) -> None:
+        """Make what steps of this variant need, with its cache. Safe from any thread.
+
+        A thread that computes keeps threads of OpenMP, beside which those of the steps wait for
+        each other asleep. So it should be one that ends, and not that of an event loop.
+        Raises ``CacheTooSmall``, ``CacheTooLarge`` or ``CannotCompute``.
+        """
+        self.kernels.prepare(variant)
+        self._caches.of(variant)
+
     def max_len(self, variant: Variant) -> int:
         """The maximum of prompt and generated tokens of a request for this variant."""
         return self._runners.max_len(variant)

@@ -1,8 +1,10 @@
 import asyncio
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from app.engine.async_engine import AsyncEngine, EngineStopped
 from app.engine.engine import DuplicateRequest, Engine, PromptTooLong
@@ -12,6 +14,24 @@ from app.engine.step import NEVER, Interruption
 from tests.support.engine_requests import prompt, request, variant
 from tests.support.engine_scenarios import endless, events_of, scenario, until
 from tests.support.tiny import MAX_POSITIONS, generated
+
+
+class TorchOperations(TorchDispatchMode):
+    """Notes which operations of torch run."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # so it is in torch
+        self.names: list[str] = []
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
 
 
 def test_streams_run_together_and_give_what_generate_gives() -> None:
@@ -30,6 +50,15 @@ def test_streams_run_together_and_give_what_generate_gives() -> None:
         assert engine.stats().num_running == 0
 
     scenario(run)
+
+
+def test_the_event_loop_computes_nothing_for_a_prepared_variant() -> None:
+    """It would keep threads of OpenMP, beside which those of the steps sleep at each barrier."""
+    engine = AsyncEngine(Engine(), max_waiting=1)
+    engine.prepare(variant())
+    with TorchOperations() as operations:
+        engine.max_len(variant())
+    assert not operations.names
 
 
 def test_refusals_come_before_any_event() -> None:
