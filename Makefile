@@ -12,8 +12,9 @@ ALL := $(VENV)/.with-all
 # by name, as pip tries far more releases behind the extra `all`
 EXTRAS := cluster,datasets,dev,eval,gcs,gguf,gpu,heal,mlflow,otel,plots,quantize,s3
 INSTALL := $(if $(shell command -v uv),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install --disable-pip-version-check)
-# with bytecode, which processes of the tests share, whatever the environment says
-PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
+# with bytecode, which processes of the tests share, whatever the environment says; at the priority
+# of a pruning job, which else gets no processor while other tests run
+PYTEST := PYTHONDONTWRITEBYTECODE= nice -n 18 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
 .PHONY: help setup dashboards docs demo test pytest test-slow image-test soak lint fmt serve worker up bench vllm audit lock sbom clean
