@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import wraps
@@ -30,6 +29,7 @@ from pruning.models.store import LoadedModel
 SLOW = {"type": "integer", "multipleOf": 999_983}  # minutes to compile
 LARGE = {"type": "string", "pattern": "[" * 60_000}  # minutes to look for repetitions
 VALUES = {"const": 12}
+SOON_S = 0.2  # of the processor, where a test waits for the end of what takes long
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ async def test_a_schema_that_takes_long_is_refused_and_delays_no_usual_one(
 ) -> None:
     async with service(tiny_loaded, tiny) as serving:
         await serving.get(VALUES)  # the process runs
-        slow = [serving.start({**value, "title": f"{n}"}, "bad") for n in range(6)]  # type: ignore[dict-item]
+        slow = [serving.start({**value, "title": f"{n}"}, "bad") for n in range(3)]  # type: ignore[dict-item]
         for number in range(4):
             await asyncio.gather(
                 serving.get({"const": number}, "good"), serving.get({"const": -number}, "bad")
@@ -140,10 +140,10 @@ async def test_a_schema_that_takes_long_is_refused_and_delays_no_usual_one(
         for each in slow:
             with pytest.raises(ResponseFormatRefused, match="more than 1 s to compile"):
                 await each
-        began_s = time.monotonic()
+        num_asked = serving.num_asked
         with pytest.raises(ResponseFormatRefused, match="more than 1 s"):
             await serving.get({**value, "title": "0"})  # type: ignore[dict-item]
-        assert time.monotonic() - began_s < 0.5  # remembered
+        assert serving.num_asked == num_asked + 1, "it is not remembered"
     assert not children()
 
 
@@ -156,6 +156,7 @@ def children() -> list[str]:
 async def test_a_key_has_a_share_and_is_told_how_much_of_it_is_in_use(
     tiny: Variant, tiny_loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(grammars, "MAX_CPU_S", SOON_S)
     monkeypatch.setattr(grammars, "MAX_WAITING", 3)
     async with service(tiny_loaded, tiny) as serving:
         await serving.get(VALUES)  # the process has the tokens
@@ -171,8 +172,9 @@ async def test_a_key_has_a_share_and_is_told_how_much_of_it_is_in_use(
 
 @in_loop
 async def test_a_client_that_leaves_keeps_its_turn_until_its_schema_is_checked(
-    tiny: Variant, tiny_loaded: LoadedModel
+    tiny: Variant, tiny_loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(grammars, "MAX_CPU_S", SOON_S)
     async with service(tiny_loaded, tiny) as serving:
         await serving.get(VALUES)
         for number in range(4):
@@ -212,6 +214,7 @@ async def test_the_oldest_verdicts_are_dropped(
 async def test_a_process_that_ends_is_started_again(
     tiny: Variant, tiny_loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(grammars, "MAX_CPU_S", SOON_S)
     async with service(tiny_loaded, tiny) as serving:
         await serving.get(VALUES)
         waiting = serving.start(SLOW)
@@ -220,7 +223,7 @@ async def test_a_process_that_ends_is_started_again(
         process = serving.made._client._process
         assert process is not None
         os.kill(process.pid, signal.SIGKILL)
-        with pytest.raises(ResponseFormatRefused, match="more than 1 s"):
+        with pytest.raises(ResponseFormatRefused, match=f"more than {SOON_S} s"):
             await waiting
         monkeypatch.setattr(schema_server, "__name__", "app.no_such_module")
         os.kill(serving.made._client._process.pid, signal.SIGKILL)  # type: ignore[union-attr]
