@@ -17,6 +17,7 @@ from pruning.pipeline import prune
 from pruning.search.dense_model import Resources
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import Metric, PruneSpec, Quantize, Repair, Resident, Search
+from tests.support.job_waits import wait_for_end
 from tests.support.recorder import Recorder
 from tests.support.simcuda import build
 from tests.support.simcuda.device import SimulatedCuda
@@ -110,8 +111,7 @@ def test_the_child_of_a_worker_prunes_on_its_card(
     PruneQueue(redis_client).enqueue(job_id)
     workers.device, workers.module = "cuda:1", "tests.support.simcuda.worker"
     workers.start()
-    wait_until(lambda: job_store.get(job_id).status.is_final, "the end of the job", timeout_s=300)
-    job = job_store.get(job_id)
+    job = wait_for_end(job_store, job_id, timeout_s=300)
     assert (job.status, job.error) == (JobStatus.SUCCEEDED, None), workers.log()
     found = read_manifest(workers.data_dir / "checkpoints" / job.checkpoint_name)
     assert len(found.removed_blocks) == 2

@@ -7,9 +7,11 @@ from typing import TypeVar
 
 _Value = TypeVar("_Value")
 
+LIMIT_S = 100.0  # long enough on a machine that is busy and slow
+
 
 def wait_until(
-    predicate: Callable[[], _Value], description: str, timeout_s: float = 100.0
+    predicate: Callable[[], _Value], description: str, timeout_s: float = LIMIT_S
 ) -> _Value:
     """The first true value of ``predicate``; fails the test with ``description`` if none comes."""
     deadline = time.monotonic() + timeout_s

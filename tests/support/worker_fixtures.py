@@ -49,7 +49,14 @@ class Workers:
         return [int(pid) for pid in pids.read_text().split()] if pids.exists() else []
 
     def wait_for_children(self, number: int) -> list[int]:
-        wait_until(lambda: len(self.children()) >= number, f"{number} runs of the job")
+        def are_there() -> bool:
+            if len(self.children()) >= number:
+                return True
+            is_any_left = any(worker.poll() is None for worker in self._started)
+            assert is_any_left, f"all workers have ended:\n{self.log()}"
+            return False
+
+        wait_until(are_there, f"{number} runs of the job")
         return self.children()
 
     def log(self) -> str:
@@ -72,6 +79,7 @@ def workers(tmp_path: Path, redis_url: str, redis_client: redis.Redis) -> Iterat
     started = Workers(tmp_path, redis_url)
     yield started
     started.kill_all()
+    print(started.log())  # noqa: T201 - pytest shows it where the test has failed
 
 
 def is_alive(pid: int) -> bool:

@@ -1,6 +1,7 @@
 """The pages in a browser, over a real service with a worker: what a visitor sees and does."""
 
 import csv
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,13 @@ def url(data_dir: Path) -> Iterator[str]:
         yield url
 
 
+def wait_for_success(page: "Page") -> None:
+    """Of the job on the page. Another end fails the test with what the page says about it."""
+    status = page.locator(".status", has_text=re.compile("succeeded|failed|cancelled"))
+    status.wait_for(timeout=300_000)
+    assert "succeeded" in str(status.text_content()), page.locator("main").inner_text()
+
+
 def heal(page: "Page") -> None:
     """From the page of a job that has pruned to the end of one that heals what it published."""
     page.get_by_role("link", name="Heal it").click()
@@ -40,7 +48,7 @@ def heal(page: "Page") -> None:
     page.locator("#estimate").get_by_text("640, and 640 of the control").wait_for()
     assert '"heal":{"num_tokens":640,' in str(page.locator("#curl").text_content())
     page.get_by_role("button", name="Submit the job").click()
-    page.locator(".status", has_text="succeeded").wait_for(timeout=300_000)
+    wait_for_success(page)
     page.locator("#healed tbody tr").nth(2).wait_for()
     for line in ("healed, held-out text", "healed, in training", "control, held-out text"):
         page.locator("#healing-plot .u-legend").get_by_text(line).wait_for()
@@ -66,7 +74,7 @@ def test_a_visitor_prunes_a_model_reads_its_curve_and_compares(url: str) -> None
         assert '"seqlen":16' in str(page.locator("#curl").text_content())
         page.get_by_role("button", name="Submit the job").click()
 
-        page.locator(".status", has_text="succeeded").wait_for(timeout=300_000)
+        wait_for_success(page)
         page.locator("#rounds tbody tr").nth(1).wait_for()
         page.get_by_text("removed block").first.wait_for()
         assert page.locator("#trajectory li.gone").count() == 2

@@ -16,6 +16,7 @@ from pruning.jobs.queue import PruneQueue
 from pruning.jobs.redis import JobStoreUnavailable, WritesRefused, connect, redis_errors_translated
 from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
+from tests.support.job_waits import wait_for_status
 from tests.support.prune_requests import JOB
 from tests.support.serving import local_api
 from tests.support.valkey_server import ValkeyServer, running_valkey
@@ -155,8 +156,7 @@ def test_workers_wait_and_no_lease_is_lost(
             workers.wait_for_children(2)
             workers.release()
             for job_id in (first.id, second.id):
-                wait_until(lambda: store.get(job_id).status is JobStatus.SUCCEEDED, job_id)  # noqa: B023
-                job = store.get(job_id)
+                job = wait_for_status(store, job_id, JobStatus.SUCCEEDED)
                 assert (job.attempt, job.num_lost) == (1, 0)
         finally:
             server.free_disk()

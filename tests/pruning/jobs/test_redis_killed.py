@@ -68,8 +68,11 @@ class Api:
 
     def wait_for(self, job_id: str, num_evaluations: int) -> None:
         def is_there() -> bool:
-            done: int = self.job(job_id)["progress"]["evaluations_done"]
-            return done >= num_evaluations
+            job = self.job(job_id)
+            if job["progress"]["evaluations_done"] >= num_evaluations:
+                return True
+            assert not job["finished_at"], f"{job_id} has ended: {job['error']}"
+            return False
 
         wait_until(is_there, f"{num_evaluations} evaluations", timeout_s=240)
 

@@ -19,8 +19,9 @@ from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec
 from tests.support.exposition import Scrape
 from tests.support.job_lives import REMOVAL
+from tests.support.job_waits import wait_for_evaluations, wait_for_job, wait_for_status
 from tests.support.processes import free_port
-from tests.support.waiting import wait_until
+from tests.support.waiting import LIMIT_S, wait_until
 from tests.support.worker_fixtures import Workers, is_alive
 from tests.support.worker_process import DIE, FINISH, HOLD, IGNORE, OVERFLOW
 
@@ -33,11 +34,6 @@ def submit(client: redis.Redis, task: str = HOLD) -> Job:
     job = JobStore(client).create(SPEC)
     PruneQueue(client, task=task).enqueue(job.id)
     return job
-
-
-def wait_for(store: JobStore, job_id: str, status: JobStatus) -> Job:
-    wait_until(lambda: store.get(job_id).status is status, f"job {status}", timeout_s=90)
-    return store.get(job_id)
 
 
 def scrape(port: int) -> Scrape:
@@ -56,7 +52,7 @@ def test_a_worker_prunes_a_real_model(
     job = job_store.create(SPEC)
     PruneQueue(redis_client).enqueue(job.id)
     workers.start(port := free_port())
-    ended = wait_for(job_store, job.id, JobStatus.SUCCEEDED)
+    ended = wait_for_status(job_store, job.id, JobStatus.SUCCEEDED)
     checkpoints = CheckpointStore(workers.data_dir / "checkpoints")
     manifest = checkpoints.manifest(f"tiny@{job.id}")
     assert checkpoints.open(f"tiny@{job.id}").model.config.num_hidden_layers == 4
@@ -76,15 +72,14 @@ def test_a_killed_child_is_replaced(
     job = submit(redis_client)
     workers.start(port := free_port())
     (first,) = workers.wait_for_children(1)
-    wait_until(lambda: job_store.get(job.id).progress.evaluations_done >= 5, "some evaluations")
-    done = job_store.get(job.id).progress.evaluations_done
+    done = wait_for_evaluations(job_store, job.id, 5).progress.evaluations_done
     os.kill(first, signal.SIGKILL)
     workers.wait_for_children(2)
     assert scrape(port).value("sleb_prune_children_lost_total") == 1
     by_the_first = scrape(port).value("sleb_prune_evaluations_total") or 0
     assert by_the_first >= done
     workers.release()
-    ended = wait_for(job_store, job.id, JobStatus.SUCCEEDED)
+    ended = wait_for_status(job_store, job.id, JobStatus.SUCCEEDED)
     assert (ended.attempt, ended.num_lost) == (2, 1)
     wait_for_metric(port, "sleb_prune_jobs_ended_total", 1, state="succeeded")
     by_both = by_the_first + ended.progress.evaluations_done
@@ -102,7 +97,7 @@ def test_a_child_dies_with_its_parent_and_the_next_worker_takes_over(
     workers.start()
     workers.wait_for_children(2)
     workers.release()
-    ended = wait_for(job_store, job.id, JobStatus.SUCCEEDED)
+    ended = wait_for_status(job_store, job.id, JobStatus.SUCCEEDED)
     assert (ended.attempt, ended.num_lost) == (2, 1)
 
 
@@ -125,7 +120,7 @@ def test_a_frozen_worker_cannot_write_over_its_successor(
     wait_for_metric(port, "sleb_prune_leases_lost_total", 1)
     assert scrape(others_port).value("sleb_prune_leases_expired_total") == 1
     workers.release()
-    ended = wait_for(job_store, job.id, JobStatus.SUCCEEDED)
+    ended = wait_for_status(job_store, job.id, JobStatus.SUCCEEDED)
     assert (ended.attempt, len(workers.children())) == (2, 2)
     wait_for_metric(others_port, "sleb_prune_jobs_ended_total", 1, state="succeeded")
     assert scrape(port).value("sleb_prune_jobs_ended_total", state="succeeded") == 0
@@ -138,13 +133,13 @@ def test_a_stopped_worker_hands_its_job_back(
     parent = workers.start()
     (first,) = workers.wait_for_children(1)
     parent.terminate()
-    assert parent.wait(10) == 0
+    assert parent.wait(LIMIT_S) == 0
     assert not is_alive(first)
     assert job_store.get(job.id).status is JobStatus.QUEUED
     workers.start()
     workers.wait_for_children(2)
     workers.release()
-    ended = wait_for(job_store, job.id, JobStatus.SUCCEEDED)
+    ended = wait_for_status(job_store, job.id, JobStatus.SUCCEEDED)
     assert (ended.attempt, ended.num_lost) == (2, 0)
 
 
@@ -160,7 +155,7 @@ def test_a_worker_that_stops_waits_for_its_evaluation_but_not_for_ever(
     parent = workers.start()
     (child,) = workers.wait_for_children(1)
     parent.terminate()
-    assert parent.wait(10) == 0
+    assert parent.wait(LIMIT_S) == 0
     assert not is_alive(child)
     left = job_store.get(job.id)
     assert (left.status, left.num_lost) == (JobStatus.QUEUED, 0)
@@ -178,7 +173,7 @@ def test_an_idle_worker_stops_at_once(workers: Workers, redis_client: redis.Redi
 
     wait_until(is_idle, "the worker waiting for a job")
     parent.send_signal(signal.SIGINT)
-    assert parent.wait(10) == 0
+    assert parent.wait(LIMIT_S) == 0
 
 
 def test_a_running_job_obeys_cancel(
@@ -187,10 +182,10 @@ def test_a_running_job_obeys_cancel(
     job = submit(redis_client)
     workers.start()
     (child,) = workers.wait_for_children(1)
-    wait_until(lambda: job_store.get(job.id).progress.evaluations_done > 0, "an evaluation")
+    wait_for_evaluations(job_store, job.id, 1)
     # it may have obeyed before the answer is read
     assert job_store.cancel(job.id).status in (JobStatus.CANCELLING, JobStatus.CANCELLED)
-    ended = wait_for(job_store, job.id, JobStatus.CANCELLED)
+    ended = wait_for_status(job_store, job.id, JobStatus.CANCELLED)
     assert ended.progress.evaluations_done > 0
     wait_until(lambda: not is_alive(child), "the child gone")
 
@@ -203,7 +198,7 @@ def test_a_job_that_does_not_obey_cancel_is_killed(
     workers.start()
     (child,) = workers.wait_for_children(1)
     job_store.cancel(job.id)
-    ended = wait_for(job_store, job.id, JobStatus.CANCELLED)
+    ended = wait_for_status(job_store, job.id, JobStatus.CANCELLED)
     assert not is_alive(child)
     assert ended.removed_blocks == (REMOVAL.block,)
     wait_until(lambda: not redis_client.llen("rq:queue:prune"), "no further delivery")
@@ -216,7 +211,7 @@ def test_a_job_that_is_out_of_memory_is_tried_again_at_once(
     assert tiny_models_dir == workers.data_dir / "models"
     job = submit(redis_client, OVERFLOW)
     workers.start()
-    ended = wait_for(job_store, job.id, JobStatus.SUCCEEDED)
+    ended = wait_for_status(job_store, job.id, JobStatus.SUCCEEDED)
     assert (ended.attempt, ended.num_lost, ended.num_halvings) == (2, 0, 1)
     said = [re.split(r" by |:", event.message)[0] for event in job_store.events(job.id)]
     # the sweep did not have to find it without a delivery
@@ -228,7 +223,7 @@ def test_a_job_that_kills_its_workers_fails_in_the_end(
 ) -> None:
     job = submit(redis_client, DIE)
     workers.start()
-    ended = wait_for(job_store, job.id, JobStatus.FAILED)
+    ended = wait_for_status(job_store, job.id, JobStatus.FAILED)
     assert ended.error is not None
     assert ended.error.code == "worker_lost"
     assert (ended.attempt, ended.num_lost) == (DELIVERIES, DELIVERIES)
@@ -241,7 +236,7 @@ def test_a_recorded_job_that_was_never_enqueued_is_taken(
     """Its submitter died between the two."""
     job = job_store.create(SPEC)
     workers.start()
-    wait_until(lambda: job_store.get(job.id).attempt == 1, "the job started")
+    wait_for_job(job_store, job.id, lambda job: job.attempt == 1, "started")
 
 
 def test_a_worker_waits_for_no_torch() -> None:

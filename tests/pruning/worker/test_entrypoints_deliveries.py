@@ -14,6 +14,7 @@ from pruning.jobs.queue import PruneQueue
 from pruning.jobs.store import JobStore
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec
+from tests.support.job_waits import wait_for_end, wait_for_status
 from tests.support.waiting import wait_until
 from tests.support.worker_fixtures import Workers
 from tests.support.worker_process import HOLD
@@ -48,18 +49,13 @@ def _plain(value: str | Mapping[str, str]) -> str | bytes:
     return value if isinstance(value, str) else base64.b64decode(value["base64"])
 
 
-def wait_for_end(store: JobStore, job_id: str) -> None:
-    wait_until(lambda: store.get(job_id).status.is_final, f"{job_id} ended", timeout_s=90)
-
-
 def test_a_job_that_an_older_version_has_queued_is_run(
     workers: Workers, redis_client: redis.Redis, job_store: JobStore, tiny_models_dir: Path
 ) -> None:
     assert tiny_models_dir == workers.data_dir / "models"
     restore(redis_client, json.loads(OLD_DELIVERY.read_text()))
     workers.start()
-    wait_for_end(job_store, OLD_JOB_ID)
-    job = job_store.get(OLD_JOB_ID)
+    job = wait_for_end(job_store, OLD_JOB_ID)
     assert (job.status, job.error, job.attempt) == (JobStatus.SUCCEEDED, None, 1)
     assert (workers.data_dir / "checkpoints" / job.checkpoint_name).is_dir()
     assert "refused" not in workers.log()
@@ -81,8 +77,8 @@ def test_a_delivery_that_names_other_code_is_refused_and_the_worker_goes_on(
     workers.wait_for_children(1)
     assert job_store.get(following.id).status is JobStatus.RUNNING
     workers.release()
-    wait_for_end(job_store, following.id)
-    wait_for_end(job_store, recorded.id)  # delivered again, under the right name
+    wait_for_status(job_store, following.id, JobStatus.SUCCEEDED)
+    wait_for_status(job_store, recorded.id, JobStatus.SUCCEEDED)  # under the right name
     refusal = "is refused: there is no task named 'os.system'"
     wait_until(lambda: workers.log().count(refusal) == 2, "both refused")
     assert job_store.get(recorded.id).num_lost == 0
@@ -107,7 +103,7 @@ def test_deliveries_with_unreadable_fields_are_refused_and_the_worker_goes_on(
     queue.enqueue(following.id)
     workers.release()
     workers.start()
-    wait_for_end(job_store, following.id)
+    wait_for_status(job_store, following.id, JobStatus.SUCCEEDED)
     for job_id in (recorded.id, *job_ids):
         refusal = f"delivery '{job_id}' is refused: its data cannot be read"
         assert workers.log().count(refusal) == 1
@@ -133,7 +129,7 @@ def test_queue_entries_that_are_no_ids_are_removed_and_the_worker_goes_on(
     queue.enqueue(following.id)
     workers.release()
     workers.start()
-    wait_for_end(job_store, following.id)
+    wait_for_status(job_store, following.id, JobStatus.SUCCEEDED)
     assert workers.log().count("is refused: it is not the id of a job") == len(entries)
     assert not redis_client.exists(*(b"rq:job:" + entry for entry in entries))
     assert not redis_client.exists("rq:queue:prune", "rq:queue:prune:intermediate")

@@ -14,6 +14,7 @@ from pruning.jobs.queue import PruneQueue
 from pruning.jobs.store import JobStore
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec, Repair
+from tests.support.job_waits import wait_for_job, wait_for_status
 from tests.support.tiny_directory import write_tiny_model
 from tests.support.waiting import wait_until
 from tests.support.worker_fixtures import Workers, is_alive
@@ -36,13 +37,11 @@ def submit(workers: Workers, client: redis.Redis) -> Job:
     return job
 
 
-def wait_for_repair(store: JobStore, job_id: str) -> None:
-    def is_repairing() -> bool:
-        job = store.get(job_id)
-        assert not job.status.is_final, job.error
+def wait_for_repair(store: JobStore, job_id: str) -> Job:
+    def is_repairing(job: Job) -> bool:
         return job.phase is Phase.REPAIR and job.repair_progress is not None
 
-    wait_until(is_repairing, "the repair", timeout_s=90)
+    return wait_for_job(store, job_id, is_repairing, "in its repair")
 
 
 def child_of(parent: int) -> int:
@@ -61,15 +60,12 @@ def test_a_worker_that_is_killed_in_the_repair_is_followed_by_one_that_repeats_i
 ) -> None:
     store, job = JobStore(redis_client), submit(workers, redis_client)
     parent = workers.start()
-    wait_for_repair(store, job.id)
-    found = store.get(job.id)
+    found = wait_for_repair(store, job.id)
     assert found.estimated_finish is not None
     os.kill(child_of(parent.pid), signal.SIGKILL)
-    wait_until(lambda: store.get(job.id).attempt == 2, "another attempt", timeout_s=60)
+    wait_for_job(store, job.id, lambda job: job.attempt == 2, "in another attempt")
     assert names(workers.data_dir) == []
-    wait_until(lambda: store.get(job.id).status.is_final, "the end", timeout_s=90)
-    ended = store.get(job.id)
-    assert ended.status is JobStatus.SUCCEEDED
+    ended = wait_for_status(store, job.id, JobStatus.SUCCEEDED)
     assert ended.removed_blocks == found.removed_blocks
     assert ended.repair_progress is not None
     assert ended.repair_progress.ratio == 1
@@ -95,14 +91,12 @@ def test_a_job_is_paused_in_the_repair_and_another_is_cancelled(
     wait_for_repair(store, job.id)
     child = child_of(parent.pid)
     store.pause(job.id)
-    wait_until(lambda: store.get(job.id).status is JobStatus.PAUSED, "a pause", timeout_s=60)
+    paused = wait_for_status(store, job.id, JobStatus.PAUSED)
     wait_until(lambda: not is_alive(child), "the child gone")
-    paused = store.get(job.id)
     assert (paused.phase, paused.repair_progress, paused.estimated_finish) == (None, None, None)
     store.resume(job.id)
     PruneQueue(redis_client).enqueue(job.id)
     wait_for_repair(store, job.id)
     store.cancel(job.id)
-    wait_until(lambda: store.get(job.id).status.is_final, "the end", timeout_s=60)
-    assert store.get(job.id).status is JobStatus.CANCELLED
+    wait_for_status(store, job.id, JobStatus.CANCELLED)
     assert names(workers.data_dir) == []

@@ -15,6 +15,7 @@ from pruning.jobs.job import Job, JobStatus
 from pruning.jobs.queue import PruneQueue
 from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
+from tests.support.job_waits import wait_for_evaluations, wait_for_status
 from tests.support.long_search import EVALUATIONS, long_search
 from tests.support.waiting import wait_until
 from tests.support.worker_fixtures import Workers, is_alive
@@ -46,7 +47,7 @@ def pause(store: JobStore, job_id: str, parent: "subprocess.Popen[bytes]") -> No
     child = child_of(parent)
     assert child is not None
     assert store.pause(job_id).status is JobStatus.RUNNING
-    wait_until(lambda: store.get(job_id).status is JobStatus.PAUSED, "the job paused")
+    wait_for_status(store, job_id, JobStatus.PAUSED)
     wait_until(lambda: not is_alive(child), "the child gone")
     assert store.get(job_id).num_lost == 0
 
@@ -65,11 +66,7 @@ def disturbed(
     killed_at: list[int] = []
     for step, victim in enumerate(victims, start=1):
         further = step * EVALUATIONS // (len(victims) + 1)
-
-        def has_got_further(further: int = further) -> bool:
-            return store.get(job_id).progress.evaluations_done >= further
-
-        wait_until(has_got_further, f"{further} evaluations", timeout_s=90)
+        wait_for_evaluations(store, job_id, further)
         if victim == "pause":
             pause(store, job_id, parent)
         else:
@@ -79,7 +76,7 @@ def disturbed(
             resume(store, client, job_id)
         elif victim != "child":
             parent = workers.start()
-    wait_until(lambda: store.get(job_id).status.is_final, "the end", timeout_s=90)
+    wait_for_status(store, job_id, JobStatus.SUCCEEDED)
     return killed_at
 
 
@@ -88,7 +85,7 @@ def check(workers: Workers, client: redis.Redis, spec: PruneSpec, victims: Seque
     job = submit(client, spec)
     killed_at = disturbed(workers, client, job.id, victims)
     whole = submit(client, spec)
-    wait_until(lambda: store.get(whole.id).status.is_final, "the undisturbed job", timeout_s=90)
+    wait_for_status(store, whole.id, JobStatus.SUCCEEDED)
     ended = store.get(job.id)
     assert (ended.status, ended.attempt) == (JobStatus.SUCCEEDED, len(victims) + 1)
     assert found(workers.data_dir, job) == found(workers.data_dir, whole)

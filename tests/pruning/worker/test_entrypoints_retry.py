@@ -6,7 +6,7 @@ import pytest
 import redis
 
 from pruning.checkpoints.store import CheckpointStore, verify
-from pruning.jobs.job import Job, JobStatus
+from pruning.jobs.job import JobStatus
 from pruning.jobs.queue import DELIVERIES, PruneQueue
 from pruning.jobs.store import JobStore
 from pruning.models.names import healed_name
@@ -14,6 +14,7 @@ from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.heal import Heal
 from pruning.spec.prune import PruneSpec, Repair
 from tests.support.deaths import Death, plan_death
+from tests.support.job_waits import LIMIT_S, wait_for_end
 from tests.support.tiny_directory import write_tiny_model
 from tests.support.waiting import wait_until
 from tests.support.worker_fixtures import Workers
@@ -39,17 +40,12 @@ def spec_of(workers: Workers) -> PruneSpec:
     )
 
 
-def end_of(store: JobStore, job_id: str) -> Job:
-    wait_until(lambda: store.get(job_id).status.is_final, "the end", timeout_s=240)
-    return store.get(job_id)
-
-
 def kill(workers: Workers, job_id: str, death: Death, number: int) -> None:
     """So many processes of the job, one after the other."""
     file = workers.data_dir / f"{job_id}.death"
     for _ in range(number):
         plan_death(workers.data_dir, job_id, death)
-        wait_until(lambda: not file.exists(), "another process", timeout_s=120)
+        wait_until(lambda: not file.exists(), "another process", timeout_s=LIMIT_S)
 
 
 def resumed(store: JobStore, job_id: str) -> list[bool]:
@@ -68,13 +64,13 @@ def check(workers: Workers, client: redis.Redis, what: str) -> None:
     PruneQueue(client).enqueue(job.id)
     workers.start()
     kill(workers, job.id, DEATHS[what], DELIVERIES)
-    failed = end_of(store, job.id)
+    failed = wait_for_end(store, job.id)
     assert failed.status is JobStatus.FAILED
     assert failed.error is not None
     assert failed.error.code == "worker_lost"
     store.retry(job.id, spec)
     PruneQueue(client).enqueue(job.id)
-    ended = end_of(store, job.id)
+    ended = wait_for_end(store, job.id)
     assert ended.status is JobStatus.SUCCEEDED, ended.error
     assert (ended.removed_blocks, ended.losses) == (failed.removed_blocks, failed.losses)
     assert all(resumed(store, job.id))
@@ -115,7 +111,7 @@ def test_auto_goes_without_a_repair_that_has_killed_two_workers(
     plan_death(workers.data_dir, job.id, DEATHS["repair"])
     workers.start()
     kill(workers, job.id, DEATHS["repair"], DELIVERIES)  # the third one does not come there
-    ended = end_of(store, job.id)
+    ended = wait_for_end(store, job.id)
     assert ended.status is JobStatus.SUCCEEDED, ended.error
     assert ended.attempt == DELIVERIES
     warnings = [each.message for each in store.events(job.id, limit=1000) if each.level == "warn"]

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from traceback import walk_stack
 
 import pytest
 import redis
@@ -22,7 +23,7 @@ from pruning.jobs.redis import connect
 from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
 from pruning.worker.parent import PruneWorker
-from tests.support.waiting import wait_until
+from tests.support.waiting import LIMIT_S, wait_until
 
 LONGER_THAN_THE_SERVER_IS_UP_S = 10**9
 
@@ -103,7 +104,7 @@ def test_the_child_of_a_lost_lease_is_killed(
     assert child.poll() is None
     redis_client.delete(delivery.started_job_registry.key)
     worker.maintain_heartbeats(delivery, execution)
-    assert child.wait(10) == -signal.SIGKILL
+    assert child.wait(LIMIT_S) == -signal.SIGKILL
 
 
 def test_a_child_that_has_paused_its_job_and_given_the_lease_back_may_end_by_itself(
@@ -132,7 +133,7 @@ def test_a_stopping_worker_asks_its_child_to_end_for_certain(
     worker._horse_pid = child.pid
     worker.is_stopping = True
     worker.maintain_heartbeats(delivery, lease(delivery, redis_client))
-    assert child.wait(10) == -signal.SIGTERM
+    assert child.wait(LIMIT_S) == -signal.SIGTERM
 
 
 @pytest.mark.parametrize("request_", StopRequest)
@@ -184,6 +185,12 @@ def test_a_child_that_is_asked_no_longer_has_all_its_time_again(
     assert (asked_since, child.poll()) == (None, None)
 
 
+def is_waiting_for_its_child() -> bool:
+    """Of the main thread."""
+    stack = walk_stack(sys._current_frames()[threading.main_thread().ident or 0])
+    return any(frame.f_code is PruneWorker.wait_for_horse.__code__ for frame, _ in stack)
+
+
 def test_a_signal_that_another_thread_got_is_noticed(
     redis_client: redis.Redis, child: "subprocess.Popen[bytes]"
 ) -> None:
@@ -194,7 +201,7 @@ def test_a_signal_that_another_thread_got_is_noticed(
         raise NoticedError
 
     def signal_itself() -> None:
-        threading.Event().wait(0.3)  # by then the main thread waits for the child
+        wait_until(is_waiting_for_its_child, "the main thread waits for the child")
         signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
 
     worker = PruneWorker("worker", redis_client, lease_s=15, is_child=True)

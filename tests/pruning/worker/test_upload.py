@@ -31,6 +31,7 @@ from tests.support.clock import Clock
 from tests.support.deaths import Death, When, kill_at
 from tests.support.exposition import Scrape
 from tests.support.job_lives import messages
+from tests.support.job_waits import wait_for_status
 from tests.support.object_stores import ObservedStore, folder_store
 from tests.support.processes import free_port
 from tests.support.serving import local_api
@@ -58,8 +59,8 @@ def test_a_job_is_served_by_a_service_that_shares_nothing_but_the_stores(
     job = job_store.create(SPEC)
     PruneQueue(redis_client).enqueue(job.id)
     workers.start(port := free_port())
-    wait_until(lambda: job_store.get(job.id).status is JobStatus.SUCCEEDED, "a success", 90)
-    wait_until(lambda: job_store.get(job.id).sinks[Sink.STORE].is_sent, "uploaded", 60)
+    wait_for_status(job_store, job.id, JobStatus.SUCCEEDED)
+    wait_until(lambda: job_store.get(job.id).sinks[Sink.STORE].is_sent, "uploaded")
     wait_until(lambda: attempts(port, "sent") == 1, "a metric of the upload")
     assert attempts(port, "failed") == 0
     name = f"tiny@{job.id}"
