@@ -11,16 +11,16 @@ from collections.abc import Iterator, Sequence
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch reads it, and for every thread and process
 
 import pytest
+from httpx2._config import DEFAULT_TIMEOUT_CONFIG
 from hypothesis import settings
 
 from pruning.checkpoints.store import Manifest
 from pruning.checkpoints.trajectory_plot import plot
 from tests.support.families import EVERYWHERE, is_slow
+from tests.support.quick import LIMITS
+from tests.support.waiting import LIMIT_S
 
-_FEW_MUTATIONS = 60  # of each kind of record in `make test`
-_FEW_WINDOWS = 32  # of a domain: random models are never told apart, however many are measured
-_FEW_REPAIR_TOKENS = 2**11  # that a repair is fitted on: tiny models have 48 columns at most
-_FEW_NEW_TOKENS = 3  # of each sample text: whole ones are a fifth of a pruning run
+_FEW_MUTATIONS = 24  # of each kind of record in `make test`
 _QUICK_EXAMPLES = 40  # of a property that does not say how many it needs
 
 # Each of these takes a minute or so: begun last, they would keep one worker of xdist waiting.
@@ -58,13 +58,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     _mark_slow_families(items)
     items.sort(key=lambda item: not item.nodeid.startswith(LONG))
     which, num_shares = map(int, config.getoption("share").split("/"))
-    others = [
-        item
-        for item in items
-        if item.get_closest_marker("slow") and _share(item.nodeid, num_shares) != which
-    ]
+    others = [item for item in items if _is_of_others(item, which, num_shares)]
     if others:
-        items[:] = [item for item in items if item not in others]
+        items[:] = [item for item in items if not _is_of_others(item, which, num_shares)]
         config.hook.pytest_deselected(items=others)
 
 
@@ -80,6 +76,11 @@ def _mark_slow_families(items: Sequence[pytest.Item]) -> None:
             is_contract = item.get_closest_marker("contract") is not None
             if is_slow(family, is_contract=is_contract, is_of_all=is_of_all):
                 item.add_marker(pytest.mark.slow)
+
+
+def _is_of_others(item: pytest.Item, which: int, num_shares: int) -> bool:
+    is_slow = item.get_closest_marker("slow") is not None
+    return is_slow and _share(item.nodeid, num_shares) != which
 
 
 def _share(nodeid: str, num_shares: int) -> int:
@@ -115,9 +116,17 @@ def _quick_by_default() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLEB_VERIFY", "inline")
         patch.setenv("SLEB_TUNE", "off")
-        patch.setattr("pruning.spec.evaluation.MAX_WINDOWS", _FEW_WINDOWS)
-        patch.setattr("pruning.data.sources.REPAIR_TOKENS", _FEW_REPAIR_TOKENS)
-        patch.setattr("pruning.evaluation.samples_run.MAX_NEW_TOKENS", _FEW_NEW_TOKENS)
+        for name, limit in LIMITS.items():
+            patch.setattr(name, limit)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _clients_wait() -> Iterator[None]:
+    """As long as other waits of tests, where they name no limit: by default it is 5 s."""
+    with pytest.MonkeyPatch.context() as patch:
+        for part in ("connect", "read", "write", "pool"):
+            patch.setattr(DEFAULT_TIMEOUT_CONFIG, part, LIMIT_S)
         yield
 
 

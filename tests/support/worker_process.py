@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from importlib import import_module
 from types import FrameType, MappingProxyType
 from typing import ClassVar
 
@@ -17,15 +18,16 @@ from rq import get_current_job
 
 from pruning.config import WorkerSettings
 from pruning.jobs.job import Job
-from pruning.jobs.queue import Task
+from pruning.jobs.queue import TASK, Task
 from pruning.jobs.redis import connect
 from pruning.jobs.store import JobStore
 from pruning.search.state import SearchPlan
 from pruning.worker.entrypoints import run_child, run_worker
 from pruning.worker.parent import PruneDelivery, PruneWorker
-from pruning.worker.task import JobObserver, execute
+from pruning.worker.task import JobObserver, execute, run_job
 from tests.support.deaths import set_death
 from tests.support.job_lives import REMOVAL
+from tests.support.quick import LIMITS
 
 HOLD = "hold"
 DIE = "die"
@@ -99,6 +101,14 @@ def die(job_id: str) -> None:
     _execute(job_id, run)
 
 
+def prune(job_id: str) -> None:
+    """The task of every worker, with as little to do as in the process of the tests."""
+    for name, limit in LIMITS.items():
+        module, _, constant = name.rpartition(".")
+        setattr(import_module(module), constant, limit)
+    run_job(job_id)
+
+
 def _note_process() -> None:
     with (WorkerSettings().data_dir / "pids").open("a") as pids:
         print(os.getpid(), file=pids)
@@ -117,7 +127,7 @@ def _execute(job_id: str, run: Callable[[Job, JobObserver], str]) -> None:
 class SteeredDelivery(PruneDelivery):
     tasks: ClassVar[Mapping[str, Task]] = MappingProxyType(
         {
-            **PruneDelivery.tasks,
+            TASK: prune,
             HOLD: hold,
             DIE: die,
             FINISH: finish,
