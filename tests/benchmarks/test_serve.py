@@ -163,7 +163,7 @@ def test_no_server_outlives_a_benchmark_that_is_stopped(
         process = psutil.Process(benchmark.pid)
         (server,) = wait_until(process.children, "the benchmark has started a server")
         benchmark.terminate()
-        assert benchmark.wait(60) != 0
+        assert benchmark.wait(100) != 0
     assert not server.is_running()
 
 

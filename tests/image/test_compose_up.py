@@ -77,7 +77,7 @@ def stack(docker: Docker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     try:
         compose("up", "--detach", "--no-build", "--wait", *STARTED[1:])
         compose("cp", str(model), "api-cpu:/data/models/")
-        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}") as client:
             yield Stack(compose, docker, client)
     finally:
         compose("down", "--volumes")

@@ -66,7 +66,7 @@ def running(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             containers.append(stack.enter_context(container))
         api, worker = containers
         url = f"http://127.0.0.1:{ports['api-cpu'][1]}"
-        client = stack.enter_context(httpx2.Client(base_url=url, timeout=60))
+        client = stack.enter_context(httpx2.Client(base_url=url))
         wait_until(
             lambda: is_healthy(api, image.config["Healthcheck"]["Test"]), "the API is healthy", 300
         )

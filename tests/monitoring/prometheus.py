@@ -90,7 +90,7 @@ def prometheus(directory: Path, targets: Mapping[str, str]) -> Iterator[Promethe
     with (
         (directory / "log").open("wb") as log,
         subprocess.Popen(command, stdout=log, stderr=log) as process,
-        httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
+        httpx2.Client(base_url=f"http://127.0.0.1:{port}") as client,
     ):
         try:
             found = Prometheus(client)

@@ -127,7 +127,7 @@ def live(
 
 @contextmanager
 def _clients(*urls: str) -> Iterator[Sequence[httpx2.Client]]:
-    clients = [httpx2.Client(base_url=url, timeout=60) for url in urls]
+    clients = [httpx2.Client(base_url=url) for url in urls]
     yield clients
     for client in clients:
         client.close()
@@ -137,7 +137,7 @@ def _finish(worker: "subprocess.Popen[bytes]") -> None:
     """Stop a worker and its child, so that neither writes while the store is checked."""
     children = psutil.Process(worker.pid).children()
     worker.terminate()
-    worker.wait(30)
+    worker.wait(100)
     psutil.wait_procs(children, timeout=30)
 
 

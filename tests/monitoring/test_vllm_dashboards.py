@@ -81,7 +81,7 @@ def scraped(
     publish_pruned(data_dir, num_remove=1)
     with (
         serving(settings, redis_url) as (_, url),
-        httpx2.Client(base_url=url, timeout=60) as client,
+        httpx2.Client(base_url=url) as client,
         prometheus(tmp_path / "prometheus", {"sleb-api": url.removeprefix("http://")}) as found,
     ):
 
@@ -93,7 +93,7 @@ def scraped(
             rates = found.query(f"rate({last}{OF}[5s])")
             return bool(rates) and rates[0].value > 0
 
-        wait_until(has_rates, "what is counted has rates", 60)
+        wait_until(has_rates, "what is counted has rates")
         yield found
 
 

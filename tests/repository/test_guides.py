@@ -61,7 +61,7 @@ def service(data_dir: Path, port: int) -> Iterator[None]:
         yield
     finally:
         up.terminate()
-        up.wait(60)
+        up.wait(100)
     assert processes_of(data_dir) == []
 
 

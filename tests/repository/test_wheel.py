@@ -68,14 +68,14 @@ def up(sleb: Path, data_dir: Path) -> Iterator[httpx2.Client]:
             stdout=to,
             stderr=to,
         ) as process,
-        httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client,
+        httpx2.Client(base_url=f"http://127.0.0.1:{port}") as client,
     ):
         try:
             wait_until(lambda: is_ready(client), "the API is ready", 200)
             yield client
         finally:
             process.terminate()
-            process.wait(60)
+            process.wait(100)
     assert "Traceback" not in log.read_text()
     assert processes_of(data_dir) == []
 

@@ -27,7 +27,7 @@ class JobsClient:
     def __init__(self, service: Service, tally: Tally) -> None:
         self._service = service
         self._tally = tally
-        self._client = httpx2.Client(base_url=service.url, timeout=60)
+        self._client = httpx2.Client(base_url=service.url)
         self._numbers = count()
         self.accepted: dict[str, str] = {}
         self._open: set[str] = set()

@@ -67,7 +67,7 @@ class Service:
 
     def stop(self) -> None:
         self._api.terminate()
-        self._api.wait(60)
+        self._api.wait(100)
 
     def kill(self) -> None:
         self._api.kill()

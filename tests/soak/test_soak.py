@@ -72,7 +72,7 @@ def warm_up(service: Service, client: JobsClient, tally: Tally) -> None:
     """Run a job, which publishes a pruned model, and one request of each kind."""
     client.submit()
     client.wait_for_all()
-    with httpx2.Client(base_url=service.url, timeout=60) as http:
+    with httpx2.Client(base_url=service.url) as http:
         wait_until(lambda: http.get("/models/tiny@-2").is_success, "the pruned model is there")
         for kind in KINDS:
             ask(kind, http, Random(0), tally)

@@ -136,7 +136,7 @@ def traffic(url: str, tally: Tally) -> Iterator[None]:
     def run(seed: int) -> None:
         random = Random(seed)
         weights = [weight for weight, _ in KINDS.values()]
-        with httpx2.Client(base_url=url, timeout=60) as client:
+        with httpx2.Client(base_url=url) as client:
             while not is_over.wait(random.uniform(0, _THINK_S)):
                 (kind,) = random.choices([*KINDS], weights)
                 ask(kind, client, random, tally)

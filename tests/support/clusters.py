@@ -23,7 +23,7 @@ from pruning.search.ray_scoring import connected
 from tests.support.exposition import Scrape
 from tests.support.processes import free_port, is_ready
 from tests.support.tiny_directory import write_tiny_model
-from tests.support.waiting import wait_until
+from tests.support.waiting import LIMIT_S, wait_until
 
 LONG = 200  # tokens: seconds, with so many blocks
 NUM_BLOCKS = 48
@@ -69,10 +69,10 @@ def service_on(directory: Path, num_nodes: int, **settings: Any) -> Iterator[Ser
         asked = ClusterSettings(**{**fields, "redis_url": url, **settings})
         address = f"http://127.0.0.1:{asked.port}"
         running = deployed(asked) if nodes is None else commanded(asked, nodes.address)
-        with running, httpx2.Client(base_url=address, timeout=60) as client:
+        with running, httpx2.Client(base_url=address) as client:
             service = Service(client, asked, nodes)
             wait_until(lambda: is_ready(client), "a replica is ready", 180)
-            wait_until(lambda: len(service.pids) == asked.replicas, "all of them are", 90)
+            wait_until(lambda: len(service.pids) == asked.replicas, "all of them are")
             yield service
 
 
@@ -86,7 +86,7 @@ def commanded(settings: ClusterSettings, address: str) -> Iterator[None]:
             yield
         finally:
             process.terminate()
-            code = process.wait(60)
+            code = process.wait(LIMIT_S)
         assert code == 0
 
 
@@ -113,10 +113,12 @@ def room_for_ray() -> Iterator[None]:
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setenv("RAY_TMPDIR", directory)
+        for check in ("READY", "HEALTH"):  # Serve replaces a proxy that takes longer to answer
+            patch.setenv(f"RAY_SERVE_PROXY_{check}_CHECK_TIMEOUT_S", str(LIMIT_S))
         try:
             yield
         finally:
-            wait_until(lambda: not processes_in(directory), "all of Ray has ended", 60)
+            wait_until(lambda: not processes_in(directory), "all of Ray has ended")
 
 
 def processes_in(directory: str) -> list[int]:
@@ -140,7 +142,7 @@ class Many:
         for thread in self._threads:
             thread.start()
 
-    def results(self, timeout_s: float = 90) -> list[Any]:
+    def results(self, timeout_s: float = LIMIT_S) -> list[Any]:
         for thread in self._threads:
             thread.join(timeout_s)
             assert not thread.is_alive(), "a call has not returned"

@@ -42,7 +42,7 @@ def scenario(
             await each.stop()
             assert not each.is_alive
 
-    asyncio.run(asyncio.wait_for(main(), timeout=60))
+    asyncio.run(asyncio.wait_for(main(), timeout=100))
 
 
 async def events_of(stream: Stream) -> list[TokenEvent]:

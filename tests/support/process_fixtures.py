@@ -10,8 +10,6 @@ import pytest
 
 from tests.support.waiting import wait_until
 
-END_S = 10.0  # for processes that are about to end
-
 
 def heed_ctrl_c() -> None:
     """Let SIGINT have its default effect in child processes, however pytest was started.
@@ -35,7 +33,7 @@ def _no_process_left(
     yield
     test, directory = request.node.nodeid, tmp_path_factory.getbasetemp()
     try:
-        wait_until(lambda: not started_by(test, directory, before), "the end", END_S)
+        wait_until(lambda: not started_by(test, directory, before), "the end")
     except AssertionError:
         left = started_by(test, directory, before)
         told = [" ".join(process.cmdline()) for process in left]

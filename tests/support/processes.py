@@ -5,14 +5,16 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import httpx2
 import psutil
 
-from tests.support.waiting import wait_until
+from tests.support.waiting import LIMIT_S, wait_until
 
 
 def environment(data_dir: Path, threads: int = 1) -> dict[str, str]:
@@ -34,9 +36,18 @@ def running(
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Below those that the system gives to clients: one of them could take it before the server."""
+    for port in _ports():
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("all ports are taken")
+
+
+@cache
+def _ports() -> Iterator[int]:
+    """Each of them once in this process, in another order than in others."""
+    return iter(Random(os.getpid()).sample(range(15_000, 32_000), 17_000))
 
 
 def processes_of(data_dir: Path) -> list[str]:
@@ -79,9 +90,9 @@ def serve_process(
     command = [sys.executable, "-m", "app", "serve", "--port", str(port)]
     with (
         running(command, {**environment(data_dir), **variables}) as process,
-        httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client,
+        httpx2.Client(base_url=f"http://127.0.0.1:{port}") as client,
     ):
-        wait_until(lambda: is_ready(client), "the API is ready", 100)
+        wait_until(lambda: is_ready(client), "the API is ready")
         yield process, client
 
 
@@ -97,4 +108,4 @@ def sleb_up(data_dir: Path) -> Iterator[str]:
         wait_until(lambda: is_ready(client), "the service is ready", 300)
         yield f"http://127.0.0.1:{port}"
         up.terminate()
-        up.wait(60)
+        up.wait(LIMIT_S)

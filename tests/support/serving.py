@@ -16,7 +16,7 @@ from app.main import create_app
 from app.server.connections import limits_of
 from app.server.serve import ApiServer
 from app.server.tls import CertificateFiles, Certificates
-from tests.support.waiting import wait_until
+from tests.support.waiting import LIMIT_S, wait_until
 
 
 class LocalClient(TestClient):
@@ -52,7 +52,7 @@ def serving(
             yield server, f"{scheme}://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
-            thread.join(30)
+            thread.join(LIMIT_S)
             assert not thread.is_alive()
 
 

@@ -76,7 +76,7 @@ def served(
 ) -> Iterator[tuple[ApiServer, httpx2.Client]]:
     with (
         serving(settings, redis_url, engine=engine) as (server, url),
-        httpx2.Client(base_url=url, timeout=60) as client,
+        httpx2.Client(base_url=url) as client,
     ):
         wait_until(lambda: client.get("/health/ready").is_success, "the API is ready")
         yield server, client

@@ -67,7 +67,7 @@ def test_load_is_told_in_tokens_and_slots_and_leaves_with_the_client(
             await anext(answer)  # headers or first tokens: from then on all are admitted
             during = replica.record_autoscaling_stats()
             await answer.aclose()  # type: ignore[attr-defined]
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 while replica.record_autoscaling_stats() != before:
                     await asyncio.sleep(0)
             labels = {

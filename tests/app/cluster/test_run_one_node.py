@@ -94,7 +94,7 @@ def test_back_pressure_is_passed_on(service: Service) -> None:
 def test_a_client_that_leaves_frees_its_slot(service: Service, is_streamed: bool) -> None:
     before = num_done(service, "abort")
     ask: dict[str, Any] = {**MODEL, "prompt": "the dog", "max_new_tokens": LONG}
-    with httpx2.Client(base_url=service.url, timeout=60) as client:
+    with httpx2.Client(base_url=service.url) as client:
         if is_streamed:
             with client.stream("POST", "/generate", json={**ask, "stream": True}) as answer:
                 assert next(answer.iter_lines()) == "event: text"

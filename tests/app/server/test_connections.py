@@ -135,14 +135,14 @@ def test_half_bodies_do_not_use_up_the_files_of_a_process(data_dir: Path) -> Non
     command = ["bash", "-c", f"ulimit -n 256; exec {sys.executable} -m app serve --port {port}"]
     with (
         running(command, environment(data_dir)) as process,
-        httpx2.Client(base_url=url, timeout=60) as client,
+        httpx2.Client(base_url=url) as client,
         ExitStack() as stack,
     ):
-        wait_until(lambda: is_ready(client), "the API is ready", 100)
+        wait_until(lambda: is_ready(client), "the API is ready")
         client.close()
         for _ in range(400):
             stack.enter_context(connected(url, HEAD, BODY[:5]))
         for _ in range(20):
             assert answer_to(url, LIVE) == 200
         process.terminate()
-        process.wait(60)
+        process.wait(100)

@@ -16,6 +16,7 @@ from app.server.tls import CertificateFiles, Certificates, InvalidCertificate
 from tests.support.certificates import Files
 from tests.support.engines import gated
 from tests.support.serving import serving
+from tests.support.waiting import LIMIT_S
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def serial(certificates: Certificates, context: ssl.SSLContext) -> str:
             connection.send(b"x")
             return str(found["serialNumber"])
     finally:
-        server.join(10)
+        server.join(LIMIT_S)
         if failures:
             raise failures[0]
 

@@ -38,7 +38,7 @@ def up(data_dir: Path, port: int) -> Iterator[tuple["subprocess.Popen[Any]", htt
     env = {**environment(data_dir), "SLEB_PORT": str(port), "SLEB_VERIFY": "inline"}
     with (
         running([sys.executable, "-m", "app", "up"], env, stderr=subprocess.PIPE) as process,
-        httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client,
+        httpx2.Client(base_url=f"http://127.0.0.1:{port}") as client,
     ):
         yield process, client
 
@@ -78,14 +78,14 @@ def test_they_share_everything_and_one_outlives_the_other(data_dir: Path) -> Non
         assert answer(one, name) == answer(other, name)
         one.put("/models/prod", json={"target": name}).raise_for_status()
         assert answer(other, "prod") == answer(one, name)
-        wait_until(lambda: num_workers(other) == 2, "two workers", 60)
+        wait_until(lambda: num_workers(other) == 2, "two workers")
         first.kill()  # its worker and its API end with it
         wait_until(lambda: num_workers(other) == 1, "one of them is gone", 120)
         again = succeed(other, other, num_remove=2)
         assert answer(other, again)
         second.send_signal(signal.SIGTERM)
-        assert second.wait(60) == 0
-    wait_until(lambda: processes_of(data_dir) == [], "no process of either is left", 60)
+        assert second.wait(100) == 0
+    wait_until(lambda: processes_of(data_dir) == [], "no process of either is left")
 
 
 def test_one_with_the_port_of_another_ends_and_says_so(data_dir: Path) -> None:
@@ -100,5 +100,5 @@ def test_one_with_the_port_of_another_ends_and_says_so(data_dir: Path) -> None:
         assert succeed(client, client)
         assert first.poll() is None
         first.send_signal(signal.SIGTERM)
-        assert first.wait(60) == 0
-    wait_until(lambda: processes_of(data_dir) == [], "no process of either is left", 60)
+        assert first.wait(100) == 0
+    wait_until(lambda: processes_of(data_dir) == [], "no process of either is left")

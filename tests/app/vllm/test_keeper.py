@@ -57,7 +57,7 @@ def test_all_ends_when_the_service_is_gone(
     process, pids = kept
     assert process.stdin is not None
     process.stdin.close()
-    assert process.wait(30) == 128 + signal.SIGTERM
+    assert process.wait(100) == 128 + signal.SIGTERM
     none_is_left(pids)
     assert not folder.exists()
 
@@ -67,7 +67,7 @@ def test_what_the_command_started_ends_with_it(
 ) -> None:
     process, pids = kept
     psutil.Process(pids[0]).kill()
-    assert process.wait(30) == 128 + signal.SIGKILL
+    assert process.wait(100) == 128 + signal.SIGKILL
     none_is_left(pids)
     assert not folder.exists()
 
@@ -75,7 +75,7 @@ def test_what_the_command_started_ends_with_it(
 def test_sigterm_ends_all(kept: tuple["subprocess.Popen[str]", list[int]]) -> None:
     process, pids = kept
     process.terminate()
-    assert process.wait(30) == 128 + signal.SIGTERM
+    assert process.wait(100) == 128 + signal.SIGTERM
     none_is_left(pids)
 
 
@@ -84,7 +84,7 @@ def test_the_command_ends_with_a_keeper_that_was_killed(
 ) -> None:
     process, pids = kept
     process.kill()
-    process.wait(30)
+    process.wait(100)
     none_is_left(pids[:1])
 
 
@@ -94,7 +94,7 @@ def test_the_service_ends_what_a_killed_keeper_left(
     process, pids = kept
     wait_until(lambda: any(folder.glob("group")) and (folder / "group").read_text(), "it is named")
     process.kill()
-    process.wait(30)
+    process.wait(100)
     assert is_alive(pids[1])
     keeper.end_orphans(folder)
     none_is_left(pids)
@@ -113,9 +113,9 @@ def test_a_command_that_ignores_sigterm_is_killed(folder: Path) -> None:
         assert process.stdin is not None
         assert process.stdout.readline() == b"1\n"
         process.stdin.close()
-        assert process.wait(30) == 128 + signal.SIGKILL
+        assert process.wait(100) == 128 + signal.SIGKILL
 
 
 def test_the_exit_code_is_that_of_the_command(folder: Path) -> None:
     with start(folder, "-c", "import sys; sys.exit(7)") as process:
-        assert process.wait(30) == 7
+        assert process.wait(100) == 7

@@ -157,7 +157,7 @@ def own_start_s(model: Path, folder: Path) -> float:
         return time.monotonic() - began_s
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(100)
 
 
 def _has_token(client: httpx2.Client) -> bool:
@@ -276,4 +276,4 @@ def test_no_vllm_is_left_by_a_service_that_is_killed(
             wait_until(lambda: bool(ours(strangers)), "vLLM is there", START_S)
             process.kill()
             asking.join(60)
-            wait_until(lambda: not ours(strangers), "no vLLM is left", 60)
+            wait_until(lambda: not ours(strangers), "no vLLM is left")

@@ -56,7 +56,7 @@ def delivering(
         await work(deliverer)
         await deliverer.stop(timeout_s=10)
 
-    asyncio.run(asyncio.wait_for(main(), 60))
+    asyncio.run(asyncio.wait_for(main(), 100))
 
 
 async def once(deliverer: WebhookDeliverer) -> None:
@@ -167,7 +167,7 @@ def test_the_loop_delivers_what_comes_while_a_slow_receiver_keeps_it_waiting(
 
     def slowly(received: Received) -> tuple[int, dict[str, str]]:
         if received.path == "/slow":
-            assert is_over.wait(30)
+            assert is_over.wait(100)
         return 204, {}
 
     receiver.answer = slowly
@@ -261,13 +261,13 @@ def test_a_deliverer_that_dies_before_the_answer_is_outdone_when_its_claim_has_r
     is_dead = threading.Event()
 
     def late(_received: Received) -> tuple[int, dict[str, str]]:
-        assert is_dead.wait(60)
+        assert is_dead.wait(100)
         return 204, {}
 
     receiver.answer = late
     job_id = ended(job_store, receiver.url, [WebhookEvent.SUCCEEDED])
     with subprocess.Popen([sys.executable, "-c", DELIVERER, redis_url, SECRET]) as process:
-        wait_until(lambda: receiver.received, "the first has sent it", timeout_s=60)
+        wait_until(lambda: receiver.received, "the first has sent it")
         process.send_signal(signal.SIGKILL)
         process.wait()
     is_dead.set()
@@ -289,7 +289,7 @@ def test_what_has_not_arrived_when_it_stops_is_left_to_the_next(
     is_over = threading.Event()
 
     def late(_received: Received) -> tuple[int, dict[str, str]]:
-        assert is_over.wait(60)
+        assert is_over.wait(100)
         return 204, {}
 
     receiver.answer = late

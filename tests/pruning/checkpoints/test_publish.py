@@ -215,7 +215,7 @@ def test_several_processes_at_once_make_one_checkpoint(tmp_path: Path) -> None:
         def write_at_once(directory: Path) -> None:
             write(directory)
             (directory / "config.json").write_text(str(os.getpid()))
-            barrier.wait(60)
+            barrier.wait(100)
 
         answers.put(publish(tmp_path / NAME, manifest_of(), write_at_once).files)
 

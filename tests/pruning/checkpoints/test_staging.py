@@ -33,7 +33,7 @@ def test_the_folder_of_a_living_process_stays_and_that_of_a_dead_one_goes(tmp_pa
 
     writer = fork.Process(target=write, args=(begun,), daemon=True)
     writer.start()
-    assert begun.wait(60)
+    assert begun.wait(100)
     (folder,) = (tmp_path / STAGING).glob("*/")
     os.utime(folder, (0, 0))
     sweep(tmp_path)

@@ -206,7 +206,7 @@ def check_filled_again(
         numbers = {actor.number for actor in scorer._pool.actors}
         return len(scorer._pool.ready_places()) == 2 and len(before & numbers) == 1
 
-    wait_until(is_filled_again, "the place is filled again", 90)
+    wait_until(is_filled_again, "the place is filled again")
 
 
 def check_lost(model_dir: Path, kill_actor: Callable[[ClusterScorer, int], None]) -> None:

@@ -94,7 +94,7 @@ def test_what_is_in_use_stays_and_the_bound_holds(tmp_path: Path) -> None:
 def _hold(root: Path, is_held: Event, is_over: Event) -> None:
     with CheckpointCache(root, 1000).hold(wanted("a"), Origin().fetch):
         is_held.set()
-        is_over.wait(60)
+        is_over.wait(100)
 
 
 def test_what_another_process_uses_stays_until_that_dies(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_what_another_process_uses_stays_until_that_dies(tmp_path: Path) -> None
     is_held, is_over = context.Event(), context.Event()
     user = context.Process(target=_hold, args=(tmp_path, is_held, is_over))
     user.start()
-    assert is_held.wait(60)
+    assert is_held.wait(100)
     cache = CheckpointCache(tmp_path, 1000)
     with pytest.raises(NoRoomInCache):
         cache.hold(wanted("b"), Origin().fetch)
@@ -114,7 +114,7 @@ def test_what_another_process_uses_stays_until_that_dies(tmp_path: Path) -> None
 
 def test_concurrent_users_of_a_checkpoint_fetch_it_once(tmp_path: Path) -> None:
     others_wait = threading.Barrier(2)
-    slow = Origin(lambda: others_wait.wait(30) if not slow.fetched else None)
+    slow = Origin(lambda: others_wait.wait(100) if not slow.fetched else None)
     users = [
         threading.Thread(
             target=lambda: CheckpointCache(tmp_path, 1000).hold(wanted("a"), slow.fetch).release()
@@ -123,7 +123,7 @@ def test_concurrent_users_of_a_checkpoint_fetch_it_once(tmp_path: Path) -> None:
     ]
     for user in users:
         user.start()
-    others_wait.wait(30)
+    others_wait.wait(100)
     for user in users:
         user.join()
     assert sorted(slow.fetched) == ["depth-1.safetensors", "model.safetensors"]

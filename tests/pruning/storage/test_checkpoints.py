@@ -96,7 +96,7 @@ def test_a_slow_store_delays_no_list(tmp_path: Path) -> None:
     remote = folder_store(tmp_path / "store")
     upload(remote, tmp_path / "there")
     answers = threading.Event()
-    slow = ObservedStore(remote, lambda _method: answers.wait(60))
+    slow = ObservedStore(remote, lambda _method: answers.wait(100))
     checkpoints = stored(slow, tmp_path, refresh_s=0)
     assert checkpoints.names() == []
     wait_until(lambda: slow.calls["versions"], "the list is read")
@@ -112,7 +112,7 @@ def test_a_list_is_waited_for_no_longer_than_asked(tmp_path: Path) -> None:
     answers, is_away = threading.Event(), True
 
     def answer(_method: str) -> None:
-        answers.wait(60)
+        answers.wait(100)
         if is_away:
             raise StoreUnavailable("away")
 

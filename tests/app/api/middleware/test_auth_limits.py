@@ -79,7 +79,7 @@ def test_answers_that_run_hold_a_place_until_they_have_ended(
     with gated() as engine, serving(settings, redis_url, engine=engine) as (_, url):
         wait_until(lambda: httpx2.get(f"{url}/health/ready").is_success, "the API is ready")
         with (
-            httpx2.Client(base_url=url, headers=auth(key), timeout=60) as http,
+            httpx2.Client(base_url=url, headers=auth(key)) as http,
             http.stream("POST", "/generate", json={**long, "stream": True}) as answer,
         ):
             wait_until(lambda: engine.is_at_gate, "it is being answered")

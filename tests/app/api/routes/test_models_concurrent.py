@@ -52,7 +52,7 @@ class SlowStore:
     def _hold_up(self) -> None:
         self.num_reads += 1
         self.has_begun.set()
-        assert self.gate.wait(60)
+        assert self.gate.wait(100)
         if self.is_broken:
             raise NotAModel("the disk has a hole")
 
@@ -89,7 +89,7 @@ def test_a_loaded_model_is_served_while_another_is_read_once_for_all_who_ask(
     with ThreadPoolExecutor(MANY) as pool:
         try:
             waiting = [pool.submit(load, client, "slow") for _ in range(MANY)]
-            assert store.has_begun.wait(30)
+            assert store.has_begun.wait(100)
             for name in ("tiny", "tiny@-1", "tiny@-2"):
                 generate(client, model=name, max_new_tokens=3)
             assert not model(client, "slow")["is_loaded"]
@@ -126,7 +126,7 @@ def test_what_is_being_read_has_its_room_and_cannot_be_unloaded(
     with ThreadPoolExecutor() as pool:
         try:
             waiting = pool.submit(load, client, "slow")
-            assert store.has_begun.wait(30)
+            assert store.has_begun.wait(100)
             answer = unload(client, "slow")
             assert (answer.status_code, answer.json()["type"]) == (409, "model-loading")
             also = pool.submit(load, client, "third")
@@ -146,7 +146,7 @@ def test_a_failure_is_told_to_all_who_wait_and_forgotten(
     with ThreadPoolExecutor() as pool:
         try:
             waiting = [pool.submit(load, client, "slow") for _ in range(4)]
-            assert store.has_begun.wait(30)
+            assert store.has_begun.wait(100)
         finally:
             store.gate.set()
         for future in waiting:
@@ -169,7 +169,7 @@ def test_who_gives_up_waiting_takes_nothing_from_the_others(
     with ThreadPoolExecutor() as pool:
         try:
             waiting = pool.submit(load, client, "slow")
-            assert store.has_begun.wait(30)
+            assert store.has_begun.wait(100)
             assert client.portal is not None
             client.portal.call(give_up)
         finally:

@@ -33,7 +33,7 @@ class Submissions:
 
     def submit(self, keys: list[str]) -> None:
         """All of them, as one client."""
-        with httpx2.Client(base_url=self._url, timeout=60) as client:
+        with httpx2.Client(base_url=self._url) as client:
             for key in keys:
                 headers = {"Idempotency-Key": key}
                 answer = client.post("/prune-jobs", json=JOB, headers=headers)
@@ -75,7 +75,7 @@ def test_every_key_makes_one_job_and_the_list_stays_right(url: str) -> None:
 
     def page_through() -> int:
         num_walks = 0
-        with httpx2.Client(base_url=url, timeout=60) as client:
+        with httpx2.Client(base_url=url) as client:
             while not is_over.is_set():
                 known = list(submissions.answers)
                 check(walk(client, limit=17), known)

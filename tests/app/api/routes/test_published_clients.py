@@ -39,7 +39,7 @@ def test_published_clients_just_work(data_dir: Path, tmp_path: Path) -> None:
         headers = {"authorization": f"Bearer {key}"}
         scrape = Scrape(client.get("/metrics", headers=headers).text)
         process.terminate()  # so that its Valkey ends too
-        process.wait(60)
+        process.wait(100)
     texts = json.loads(ran.stdout.splitlines()[-1])
     assert texts.keys() == {"by_openai", "by_langchain", "by_litellm"}
     assert len({text for each in texts.values() for text in each}) == 1

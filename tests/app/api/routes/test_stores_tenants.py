@@ -124,7 +124,7 @@ def test_what_a_store_has_is_its_tenants_and_admins(
     worker.finish(job["id"])
     worker.upload()
     name = f"tiny@{job['id']}"
-    wait_until(lambda: name in listed(client, keys["ann"]), "the checkpoint is listed", 20)
+    wait_until(lambda: name in listed(client, keys["ann"]), "the checkpoint is listed")
     file = f"/prune-jobs/{job['id']}/checkpoints/model.safetensors"
     missing = f"tiny@prn-{'0' * 21}"
     for who, status in (("bob", 200), ("root", 200), ("eve", 404)):
