@@ -12,6 +12,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from app.engine.autotuning import OFF, Autotuner
+from app.engine.cache.caches import CacheTooLarge, CacheTooSmall
+from app.engine.cache.paged_cache import CannotCompute
 from app.engine.kernels.int8 import int8_model
 from app.engine.running.flat_model import merge_layers
 from app.engine.variant import Variant, make_variant
@@ -56,6 +58,9 @@ LOAD_RAISES = (
     NoRoomInCache,
     StoreError,
     JobStoreUnavailable,
+    CannotCompute,
+    CacheTooSmall,
+    CacheTooLarge,
 )
 
 
