@@ -157,8 +157,9 @@ class ServeSettings(Settings):
     kv_cache_bytes: Annotated[ByteSize, Field(gt=0)] | None = Field(
         default=None,
         description="memory for keys and values, for models whose keys have one shape, in bytes "
-        "or as `8GiB`; unset is a quarter of the free memory of a CPU, and 0.8 of that of a GPU, "
-        "when the first such model is used; on a CPU it is taken as it is used, 64 MiB ahead",
+        "or as `8GiB`; unset is a quarter of the free memory of a CPU, and 0.8 of what the largest "
+        "step leaves on a GPU, when the first such model is loaded; on a CPU it is taken as it is "
+        "used, 64 MiB ahead",
     )
     prefix_cache: PrefixCache = Field(
         default="on",

@@ -118,7 +118,9 @@ class Engine:
         self.is_reproducible = is_reproducible  # of all requests
         self._scheduler = Scheduler(self.limits)
         self._sequences: dict[str, Sequence] = {}
-        self._caches = Caches(self.limits.kv_cache_bytes)
+        self._caches = Caches(
+            self.limits.kv_cache_bytes, self.limits.max_batch_tokens, self.limits.max_num_seqs
+        )
         self._runners = Runners(self.limits, self._caches, self.kernels)
         self._roots: WeakKeyDictionary[Variant, bytes] = WeakKeyDictionary()  # of keys of pages
         self._launcher = Launcher(self._runners, self._scheduler)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from app.engine.cache.caches import Caches, CacheTooLarge, check_cache
+from app.engine.cache.caches import Caches, CacheTooLarge, check_cache, step_bytes
 from app.engine.cache.pages import pages_of
 from app.engine.engine import Engine
 from app.engine.kernels.flat_block import FusedNorm
@@ -16,6 +16,7 @@ from app.engine.running.flat_model import flat_model
 from app.engine.scheduling.scheduler import EngineLimits
 from app.engine.scheduling.sequence import Request
 from app.engine.variant import Variant, make_variant
+from pruning.models.memory import free_bytes
 from pruning.models.quantize import quantized_layers
 from pruning.models.rounding import QuantizedLinear
 from pruning.models.store import LoadedModel
@@ -254,6 +255,18 @@ def test_a_cache_that_the_card_cannot_hold_is_refused(cuda: SimulatedCuda) -> No
     of = variant_on(tiny_model("llama"), "cuda:1")
     with pytest.raises(CacheTooLarge, match="the weights leave on cuda:1"):
         Caches(1 << 30).of(of)
+
+
+@pytest.mark.parametrize("family", SERVED)
+def test_a_cache_leaves_what_the_largest_step_takes(cuda: SimulatedCuda, family: str) -> None:
+    """Which is found by running one, and grows with its tokens."""
+    cuda.set_memory(1 << 30)
+    of = variant_on(tiny_model(family))
+    few, many = step_bytes(of, 64, 64), step_bytes(of, 128, 64)
+    assert 0 < few < many
+    free = free_bytes(torch.device("cuda:0"))
+    cache = Caches(None, num_tokens=128, num_rows=64).of(of)
+    assert 0.79 * (free - many) < cache.num_bytes <= 0.8 * (free - many)
 
 
 def test_a_stream_of_a_thousand_tokens_records_nothing(cuda: SimulatedCuda) -> None:
