@@ -20,7 +20,8 @@ from tests.support.families import EVERYWHERE, is_slow
 from tests.support.quick import LIMITS
 from tests.support.waiting import LIMIT_S
 
-_FEW_MUTATIONS = 24  # of each kind of record in `make test`
+_FEW_MUTATIONS = 60  # of each kind of record in `make test`
+_FEW_AHEAD_BYTES = 2**21
 _QUICK_EXAMPLES = 40  # of a property that does not say how many it needs
 
 # Each of these takes a minute or so: begun last, they would keep one worker of xdist waiting.
@@ -118,6 +119,8 @@ def _quick_by_default() -> Iterator[None]:
         patch.setenv("SLEB_TUNE", "off")
         for name, limit in LIMITS.items():
             patch.setattr(name, limit)
+        # memory of pages that an idle engine takes, of which a test needs next to none
+        patch.setattr("app.engine.cache.paged_cache._AHEAD_BYTES", _FEW_AHEAD_BYTES)
         yield
 
 
