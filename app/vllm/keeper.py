@@ -14,9 +14,10 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from pruning.process import end_with_parent, exit_on
+from pruning.process import end_with_parent, exit_on, lower_priority
 
 GRACE_S = 10.0  # from SIGTERM to SIGKILL
+NICENESS = 5  # of vLLM: a service that passes requests on needs little time, but at once
 _POLL_S = 0.1
 _GROUP_FILE = "group"  # in FOLDER: the id of the process group
 
@@ -29,7 +30,7 @@ def main(folder: str, command: list[str]) -> int:
             command,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=partial(end_with_parent, os.getpid(), signal.SIGTERM),  # noqa: PLW1509 - no threads here
+            preexec_fn=partial(_become_child, os.getpid()),  # noqa: PLW1509 - no threads here
         )
         try:
             Path(folder).mkdir(exist_ok=True)
@@ -40,6 +41,11 @@ def main(folder: str, command: list[str]) -> int:
             _end_group(child)
             shutil.rmtree(folder, ignore_errors=True)
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
+
+
+def _become_child(keeper_pid: int) -> None:
+    end_with_parent(keeper_pid, signal.SIGTERM)
+    lower_priority(NICENESS)
 
 
 def end_orphans(folder: Path) -> None:

@@ -62,6 +62,13 @@ def test_all_ends_when_the_service_is_gone(
     assert not folder.exists()
 
 
+def test_the_service_goes_first(kept: tuple["subprocess.Popen[str]", list[int]]) -> None:
+    process, pids = kept
+    least = 19  # of Linux
+    niceness = min(least, psutil.Process(process.pid).nice() + keeper.NICENESS)
+    assert [psutil.Process(pid).nice() for pid in pids] == [niceness, niceness]
+
+
 def test_what_the_command_started_ends_with_it(
     kept: tuple["subprocess.Popen[str]", list[int]], folder: Path
 ) -> None:
