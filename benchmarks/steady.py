@@ -3,21 +3,18 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from app.compare.speedup import alternate
 from app.engine.cache.paged_cache import unit_shape
 from app.engine.cache.pages import pages_of
 from app.engine.engine import Engine
 from app.engine.scheduling.scheduler import EngineLimits
-from app.engine.scheduling.sequence import Request
 from app.engine.variant import Variant
 from benchmarks.offline import engine_requests
 from benchmarks.workload import SampleRequest
 from pruning.models.blocks import num_blocks
 
 _Key = TypeVar("_Key")
-MakeRequests = Callable[[Variant, Sequence[SampleRequest]], Sequence[Request]]
 
 
 class SteadyBatch:
@@ -28,7 +25,6 @@ class SteadyBatch:
         variant: Variant,
         requests: Sequence[SampleRequest],
         make_engine: Callable[..., Engine] = Engine,
-        make_requests: MakeRequests = engine_requests,
     ) -> None:
         self._size = len(requests)
         longest_prompt = max(len(request.prompt_ids) for request in requests)
@@ -39,7 +35,7 @@ class SteadyBatch:
         )
         self._engine = make_engine(limits)
         self._engine.kernels.finish(variant)
-        for request in make_requests(variant, requests):
+        for request in engine_requests(variant, requests):
             self._engine.add(request)
         started: set[str] = set()
         while len(started) < len(requests):
@@ -73,22 +69,3 @@ def median_steps_s(batches: Mapping[_Key, SteadyBatch], num_steps: int) -> dict[
     """Median seconds of a step of each batch. Batches alternate, after one step of warm-up."""
     turns = [{key: batch.step_s() for key, batch in batches.items()} for _ in range(1 + num_steps)]
     return {key: median(turn[key] for turn in turns[1:]) for key in batches}
-
-
-def steps_in_turn(batches: Mapping[str, SteadyBatch], turns: int, num_steps: int) -> dict[str, Any]:
-    """Seconds of decode steps, by turns of which the median counts, after one step of warm-up.
-
-    ``ratio`` is that of the first of two sides to the second, the median over adjacent turns.
-    """
-    for batch in batches.values():
-        batch.step_s()
-    turns_s: dict[str, list[float]] = {name: [] for name in batches}
-    for _, name in alternate(list(batches), turns):
-        turns_s[name].append(median(batches[name].step_s() for _ in range(num_steps)))
-    ratios = [one / other for one, other in zip(*turns_s.values(), strict=True)]
-    return {
-        "ratio": median(ratios),
-        "ratios": ratios,
-        "step_s": {name: median(times_s) for name, times_s in turns_s.items()},
-        "turns_s": turns_s,
-    }
