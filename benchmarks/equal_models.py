@@ -1,11 +1,7 @@
 """What equal models read: the dense model against itself by shadow traffic, /compare and bench.
 
 Each instrument measures the time per token of both sides of its pairs. An instrument that is true
-reads 1, idle and beside a pruning job. ``python -m benchmarks.shadow --parts shadow,compare,bench``
-runs it.
-
-As a program, this is ``sleb`` whose replays are all controls. A service keeps one pair in eight as
-a control, so this would take hours.
+reads 1, idle and beside a pruning job.
 """
 
 import json
@@ -19,19 +15,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 
 import httpx2
+import typer
 from prometheus_client.parser import text_string_to_metric_families
+from rich.console import Console
 from transformers import AutoTokenizer
 
-from app.cli.main import main as sleb
-from app.compare import shadow
 from app.config import ServeSettings
-from benchmarks.neighbours import job
-from benchmarks.servers import Server, link_model, sleb_serve_on, sleb_worker_on
+from benchmarks.model import model_store
+from benchmarks.reports import facts, write
+from benchmarks.servers import (
+    Server,
+    link_model,
+    no_server_left,
+    sleb_serve_on,
+    sleb_worker_on,
+)
 from benchmarks.workload import Prompts, SampleRequest
 from pruning.config import child_environment
+from pruning.models.demo_model import NAME
 
 IDLE_WITHIN, BESIDE_JOB_WITHIN = 0.02, 0.05  # of 1, the centre of an interval that contains 1
 _JOB_SAMPLES = 64  # so that it lasts longer than the measurement
@@ -39,10 +43,21 @@ _REQUESTS_PER_REPEAT = 4  # of bench
 _TIMEOUT_S = 1800.0
 _CONTROL_TIMEOUT_S = 120.0  # for the two replays of one request
 _POLL_S = 0.5  # a poll takes a core from the replays for some milliseconds
+# A service keeps one pair in eight as a control, so this would take hours.
+_ALL_CONTROLS = """
+from app.cli.main import main
+from app.compare import shadow
+shadow.CONTROL_SHARE = 1.0
+main()
+"""
 
 
 class NoControl(RuntimeError):
-    """A request was not replayed, or an instrument has not measured what it was asked for."""
+    """A request was not replayed."""
+
+
+class JobEnded(RuntimeError):
+    """The pruning job did not last as long as the measurement."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +67,30 @@ class Subject:
     server: Server
     settings: ServeSettings
     requests: Sequence[SampleRequest]  # of each side
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Where to write the JSON.")],
+    model: Annotated[str, typer.Option(help="A dense model, by name or directory.")] = NAME,
+    beside_job: Annotated[bool, typer.Option("--beside-job", help="Beside a pruning job.")] = False,
+    sides: Annotated[int, typer.Option(min=2, help="Requests a side.")] = 60,
+    dtype: str = "bfloat16",
+    prompt_len: int = 64,
+    output_len: int = 32,
+) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)  # fails before the measurement, not after it
+    path = model_store(model).path(model)
+    console, found = Console(stderr=True), {}
+    with (
+        no_server_left(),
+        subject(path, dtype, sides, (prompt_len, output_len), beside_job=beside_job) as each,
+    ):
+        for name, measure in INSTRUMENTS.items():
+            with console.status(f"Comparing the dense model with itself by {name}"):
+                found[name] = measure(each)
+    report = judged(found, beside_job=beside_job)
+    write({**report, "model": model, **facts("equal_models")}, out)
+    Console().print_json(json.dumps(report))
 
 
 @contextmanager
@@ -67,9 +106,8 @@ def subject(
         # of a name that no model has, as every replay is a control
         changes = {"data_dir": data_dir, "redis_url": None, "shadow_share": 1.0}
         settings = ServeSettings().model_copy(update={**changes, "shadow_direction": "@-1"})
-        program = ("-m", "benchmarks.equal_models")
         with (
-            sleb_serve_on(settings, model.name, program) as server,
+            sleb_serve_on(settings, model.name, ("-c", _ALL_CONTROLS)) as server,
             _pruning(server, settings) if beside_job else nullcontext(),
         ):
             yield Subject(server, settings, requests)
@@ -77,8 +115,28 @@ def subject(
 
 @contextmanager
 def _pruning(server: Server, settings: ServeSettings) -> Iterator[None]:
-    with sleb_worker_on(settings), job(server, _JOB_SAMPLES):
+    """A pruning job that evaluates candidates, cancelled in the end."""
+    text = {"dataset": "prose", "num_samples": _JOB_SAMPLES, "seqlen": 256}
+    body = {"model": server.model, "sparsity": 0.5, "calibration": text, "repair": "none"}
+    with sleb_worker_on(settings):
+        url = f"{server.url}/prune-jobs/{_post(server, '/prune-jobs', body)['id']}"
+        _wait_until(lambda: _num_evaluations(url) > 0)
         yield
+        httpx2.post(f"{url}/cancel").raise_for_status()  # 409 if it has ended before
+        _wait_until(lambda: httpx2.get(url).json()["status"] == "cancelled")
+
+
+def _num_evaluations(job_url: str) -> int:
+    found = httpx2.get(job_url).json()
+    if found["status"] not in ("queued", "running"):
+        raise JobEnded(f"{job_url} is {found['status']}")
+    return int((found["progress"] or {}).get("evaluations_done") or 0)
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    pause = threading.Event()
+    while not condition():
+        pause.wait(_POLL_S)
 
 
 def by_shadow(subject: Subject) -> Mapping[str, Any]:
@@ -98,12 +156,12 @@ def by_shadow(subject: Subject) -> Mapping[str, Any]:
             pass
     found = {
         labels["bound"]: value
-        for labels, value in samples(server, "sleb_shadow_control_speedup")
+        for labels, value in _samples(server, "sleb_shadow_control_speedup")
         if labels["time"] == "tpot"
     }
     [num_pairs] = [
         value
-        for labels, value in samples(server, "sleb_shadow_control_pairs")
+        for labels, value in _samples(server, "sleb_shadow_control_pairs")
         if labels["time"] == "tpot"
     ]
     return {**found, "num_pairs": int(num_pairs)}
@@ -179,7 +237,7 @@ def _is_replayed(server: Server, body: Mapping[str, Any]) -> bool:
 
     Raises ``NoControl`` if it was not replayed for another reason.
     """
-    done, dropped = _num_controls(server), num_dropped(server)
+    done, dropped = _num_controls(server), _num_dropped(server)
     _post(server, "/generate", body)
     pause = threading.Event()
     for _ in range(int(_CONTROL_TIMEOUT_S / _POLL_S)):
@@ -187,7 +245,7 @@ def _is_replayed(server: Server, body: Mapping[str, Any]) -> bool:
         if _num_controls(server) > done:
             return True
         if reasons := [
-            each for each, count in num_dropped(server).items() if count > dropped[each]
+            each for each, count in _num_dropped(server).items() if count > dropped[each]
         ]:
             if reasons == ["warming_up"]:
                 return False
@@ -196,15 +254,15 @@ def _is_replayed(server: Server, body: Mapping[str, Any]) -> bool:
 
 
 def _num_controls(server: Server) -> float:
-    return sum(value for _, value in samples(server, "sleb_shadow_control_done_total"))
+    return sum(value for _, value in _samples(server, "sleb_shadow_control_done_total"))
 
 
-def num_dropped(server: Server) -> Counter[str]:
-    found = samples(server, "sleb_shadow_dropped_total")
+def _num_dropped(server: Server) -> Counter[str]:
+    found = _samples(server, "sleb_shadow_dropped_total")
     return Counter({labels["reason"]: int(value) for labels, value in found})
 
 
-def samples(server: Server, name: str) -> list[tuple[dict[str, str], float]]:
+def _samples(server: Server, name: str) -> list[tuple[dict[str, str], float]]:
     """The samples of a metric: their labels, and their values."""
     text = httpx2.get(f"{server.url}/metrics").raise_for_status().text
     return [
@@ -222,5 +280,4 @@ def _post(server: Server, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    shadow.CONTROL_SHARE = 1.0
-    sleb()
+    typer.run(main)
