@@ -5,8 +5,6 @@ import json
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from random import Random
 from typing import Any
 
 from benchmarks.http_stream import Chunk, post
@@ -40,27 +38,12 @@ def closed_loop(server: Server, requests: Sequence[SampleRequest], concurrency: 
     return asyncio.run(_closed_loop(server, requests, concurrency))
 
 
-def open_loop(server: Server, requests: Sequence[SampleRequest], per_s: float, seed: int) -> Pass:
-    """Send requests at the times of a Poisson process, regardless of responses.
-
-    Raises the same errors as ``closed_loop``.
-    """
-    return asyncio.run(_open_loop(server, requests, per_s, seed))
-
-
 def clients_at_once(server: Server, clients: Sequence[Client]) -> float:
     """Let these clients send their requests at the same time. Returns the seconds of all.
 
     Raises the same errors as ``closed_loop``.
     """
     return asyncio.run(_clients_at_once(server, clients))
-
-
-def arrivals_s(number: int, per_s: float, seed: int) -> list[float]:
-    """Arrival times of a Poisson process in seconds, the first at 0."""
-    random = Random(seed)  # noqa: S311 - no secret
-    gaps_s = (random.expovariate(per_s) for _ in range(number - 1))
-    return list(accumulate(gaps_s, initial=0.0))
 
 
 async def _closed_loop(server: Server, requests: Sequence[SampleRequest], concurrency: int) -> Pass:
@@ -75,19 +58,6 @@ async def _closed_loop(server: Server, requests: Sequence[SampleRequest], concur
     await asyncio.gather(*(client() for _ in range(concurrency)))
     seconds = time.perf_counter() - began_s
     return Pass(seconds, tuple(timings[number] for number in range(len(requests))))
-
-
-async def _open_loop(
-    server: Server, requests: Sequence[SampleRequest], per_s: float, seed: int
-) -> Pass:
-    async def client(request: SampleRequest, arrival_s: float) -> RequestTiming:
-        await asyncio.sleep(began_s + arrival_s - time.perf_counter())
-        return (await _send(server, request)).timing
-
-    arrivals = zip(requests, arrivals_s(len(requests), per_s, seed), strict=True)
-    began_s = time.perf_counter()
-    timings = await asyncio.gather(*(client(*arrival) for arrival in arrivals))
-    return Pass(time.perf_counter() - began_s, tuple(timings))
 
 
 async def _clients_at_once(server: Server, clients: Sequence[Client]) -> float:

@@ -1,13 +1,13 @@
 """The parts of the serving benchmark that do not use HTTP."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 
 from benchmarks.bandwidth import weights_floor
-from benchmarks.baselines import run_continuous, run_sequential, run_static
-from benchmarks.context_length import markdown, measure_growth
-from benchmarks.depth import measure_speedup, measure_weights
+from benchmarks.baselines import run_sequential, run_static
 from benchmarks.latencies import (
+    Pass,
     SideRunner,
     median_tpot_s,
     performance,
@@ -17,7 +17,7 @@ from benchmarks.latencies import (
 )
 from benchmarks.offline import run_engine
 from benchmarks.plan import Baseline, PartResult, ServePlan, ServeSubject
-from benchmarks.steady import steady_output_len
+from benchmarks.workload import SampleRequest
 
 _STATIC_BATCH = 64
 _NUM_SINGLE = 2  # requests sent one at a time
@@ -26,20 +26,7 @@ _NUM_SINGLE = 2  # requests sent one at a time
 def offline(subject: ServeSubject, plan: ServePlan) -> PartResult:
     """Requests of one length, all added at the start."""
     requests = subject.prompts(plan).uniform(plan.num_requests, plan.prompt_len, plan.output_len)
-    sides: dict[str, SideRunner] = {"engine": _engine(subject, len(requests))}
-    if Baseline.GENERATE in plan.against:
-        sides["generate"] = partial(run_static, subject.dense.model, batch_size=_STATIC_BATCH)
-    if Baseline.CONTINUOUS_BATCHING in plan.against:
-        sides["continuous-batching"] = partial(run_continuous, subject.dense.model)
-    passes = run_in_turn(sides, requests, plan.repeats)
-    details = {name: throughput(timed) for name, timed in passes.items()}
-    return PartResult(
-        details | {"engine": performance(passes["engine"])},
-        {
-            "offline_vs_generate": ratio(passes, "engine", "generate"),
-            "offline_vs_continuous_batching": ratio(passes, "engine", "continuous-batching"),
-        },
-    )
+    return _over_static("offline_vs_generate", subject, plan, requests)
 
 
 def mixed(subject: ServeSubject, plan: ServePlan) -> PartResult:
@@ -47,29 +34,23 @@ def mixed(subject: ServeSubject, plan: ServePlan) -> PartResult:
     requests = subject.prompts(plan).mixed(
         plan.num_mixed, plan.mixed_prompt_lens, plan.mixed_output_lens
     )
-    sides: dict[str, SideRunner] = {"engine": _engine(subject, len(requests))}
-    if Baseline.GENERATE in plan.against:
-        sides["static"] = partial(run_static, subject.dense.model, batch_size=_STATIC_BATCH)
-    passes = run_in_turn(sides, requests, plan.repeats)
-    details = {name: throughput(timed) for name, timed in passes.items()}
-    return PartResult(
-        {
-            "prompt_lens": plan.mixed_prompt_lens,
-            "output_lens": plan.mixed_output_lens,
-            **details,
-            "engine": performance(passes["engine"]),
-        },
-        {"offline_mixed_vs_static": ratio(passes, "engine", "static")},
-    )
+    return _over_static("offline_mixed_vs_static", subject, plan, requests)
+
+
+def _over_static(
+    name: str, subject: ServeSubject, plan: ServePlan, requests: Sequence[SampleRequest]
+) -> PartResult:
+    generate = partial(run_static, subject.dense.model, batch_size=_STATIC_BATCH)
+    passes = _passes(subject, plan, requests, len(requests), generate)
+    details = {side: throughput(timed) for side, timed in passes.items()}
+    details["engine"] = performance(passes["engine"])
+    return PartResult(details, {name: ratio(passes, "engine", "generate")})
 
 
 def batch1(subject: ServeSubject, plan: ServePlan) -> PartResult:
     """One request at a time. The ratio is that of the time per output token."""
     requests = subject.prompts(plan).uniform(_NUM_SINGLE, plan.prompt_len, plan.output_len)
-    sides: dict[str, SideRunner] = {"engine": _engine(subject, 1)}
-    if Baseline.GENERATE in plan.against:
-        sides["generate"] = partial(run_sequential, subject.dense.model)
-    passes = run_in_turn(sides, requests, plan.repeats)
+    passes = _passes(subject, plan, requests, 1, partial(run_sequential, subject.dense.model))
     tpots_s = {name: median_tpot_s(timed) for name, timed in passes.items()}
     gain = tpots_s["generate"] / tpots_s["engine"] if "generate" in tpots_s else None
     details: dict[str, object] = {name: performance(timed) for name, timed in passes.items()}
@@ -80,33 +61,16 @@ def batch1(subject: ServeSubject, plan: ServePlan) -> PartResult:
     )
 
 
-def _engine(subject: ServeSubject, concurrency: int) -> SideRunner:
-    return partial(run_engine, subject.dense, concurrency=concurrency, make_engine=subject.engine)
-
-
-def pruned(subject: ServeSubject, plan: ServePlan) -> PartResult:
-    """All requested variants. The ratios are those of the first one."""
-    output_len = steady_output_len(plan.batch_size, plan.num_steps)
-    requests = subject.prompts(plan).uniform(plan.batch_size, plan.prompt_len, output_len)
-    found = {
-        suffix: measure_speedup(subject.dense, removed, requests, plan.num_steps, subject.engine)
-        for suffix, removed in subject.removed.items()
-    }
-    first = next(iter(found.values()))
-    return PartResult(
-        {suffix: asdict(speedup) for suffix, speedup in found.items()},
-        {"pruned_speedup": first.speedup, "pruned_speedup_bound": first.bound},
-    )
-
-
-def weights(subject: ServeSubject, _plan: ServePlan) -> PartResult:
-    found = measure_weights(subject.dense)
-    return PartResult(
-        {**found}, {"weights_with_ten_variants": found["bytes"] / found["dense_bytes"]}
-    )
-
-
-def context(subject: ServeSubject, plan: ServePlan) -> PartResult:
-    growths = measure_growth(subject.dense, subject.prompts(plan), plan.context_lens)
-    details = {f"batch {one.batch_size}": asdict(one) for one in growths}
-    return PartResult(details, markdown=markdown(growths, f"Cost of context, {subject.dense.name}"))
+def _passes(
+    subject: ServeSubject,
+    plan: ServePlan,
+    requests: Sequence[SampleRequest],
+    concurrency: int,
+    generate: SideRunner,
+) -> dict[str, list[Pass]]:
+    """Turns of the engine, and of ``generate`` if it is asked for."""
+    engine = partial(run_engine, subject.dense, concurrency=concurrency, make_engine=subject.engine)
+    sides: dict[str, SideRunner] = {"engine": engine}
+    if Baseline.GENERATE in plan.against:
+        sides["generate"] = generate
+    return run_in_turn(sides, requests, plan.repeats)

@@ -1,6 +1,5 @@
 """The parts, sizes and model of a run of the serving benchmark."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -10,22 +9,16 @@ from transformers import PreTrainedTokenizerBase
 
 from app.engine.autotuning import Autotuner
 from app.engine.engine import Engine
-from app.engine.scheduling.scheduler import EngineLimits
 from app.engine.variant import Variant
 from benchmarks.workload import Prompts
-from pruning.sleb import Blocks
 
 
 class Part(StrEnum):
     """Parts of the benchmark, in the order in which they run."""
 
-    OFFLINE = "offline"  # the engine against generate and transformers' continuous batching
+    OFFLINE = "offline"  # the engine against generate
     MIXED = "mixed"  # the same with prompts and outputs of many lengths
     BATCH1 = "batch1"  # one request at a time
-    PRUNED = "pruned"  # pruned variants against the dense model
-    WEIGHTS = "weights"  # many variants in memory
-    CONTEXT = "context"  # decode steps by context length
-    HTTP = "http"  # sleb serve and transformers serve
     PEERS = "peers"  # sleb serve, vLLM and llama.cpp
     PREFIX = "prefix"  # sleb serve and vLLM: prompts that begin alike
     CHAT = "chat"  # the same: conversations that grow
@@ -34,8 +27,6 @@ class Part(StrEnum):
 
 class Baseline(StrEnum):
     GENERATE = "generate"
-    CONTINUOUS_BATCHING = "continuous-batching"
-    TRANSFORMERS_SERVE = "transformers-serve"
     VLLM = "vllm"
     LLAMA_CPP = "llama.cpp"
 
@@ -70,31 +61,26 @@ class ServePlan:
     num_mixed: int = 64
     mixed_prompt_lens: tuple[int, int] = (16, 256)
     mixed_output_lens: tuple[int, int] = (8, 128)
-    batch_size: int = 32  # of the part "pruned"
-    num_steps: int = 32  # likewise
-    context_lens: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096)
     traffic: TrafficSizes = TrafficSizes()
-    open_loop_rate: float | None = None  # requests per second; None: half of the closed loop
     repeats: int = 3
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class ServeSubject:
-    """The dense model, and the removed blocks of each requested variant."""
+    """The model, and how it runs."""
 
     path: Path
     dense: Variant
     tokenizer: PreTrainedTokenizerBase
-    removed: Mapping[str, Blocks]  # by suffix of the model's name, such as @-6
     dtype: str
     threads: int | None
     tuner: Autotuner = field(default_factory=Autotuner)  # keeps its choices for this run only
 
-    def engine(self, limits: EngineLimits | None = None) -> Engine:
+    def engine(self) -> Engine:
         """An engine with the kernels of the service, compiled and timed."""
-        engine = Engine(limits, tuner=self.tuner)
-        engine.kernels.finish(self.dense)  # whose variants run the same kernels
+        engine = Engine(tuner=self.tuner)
+        engine.kernels.finish(self.dense)
         return engine
 
     def prompts(self, plan: ServePlan) -> Prompts:

@@ -1,4 +1,4 @@
-"""Benchmark of serving: against transformers, over HTTP, by depth and by context length.
+"""Benchmark of serving: against transformers, vLLM and llama.cpp.
 
 All sides of a comparison alternate on the same requests, whose output lengths are fixed.
 """
@@ -15,22 +15,17 @@ import typer
 from rich.console import Console
 
 from app.engine.variant import make_variant
-from app.models.catalog import Catalog
-from app.settings import check_variables
-from benchmarks import http_parts, offline_parts, peers
-from benchmarks.depth import UnknownVariant, removed_blocks
+from benchmarks import offline_parts, peers
+from benchmarks.model import model_store
 from benchmarks.plan import Baseline, Part, PartResult, ServePlan, ServeSubject
 from benchmarks.reports import facts, write
 from benchmarks.search import Dtype
 from benchmarks.serve_report import all_ratios, show
 from benchmarks.servers import no_server_left
 from benchmarks.traffic import traffic
-from pruning.checkpoints.store import CheckpointStore
 from pruning.config import Settings
-from pruning.models.blocks import num_blocks
-from pruning.models.demo_model import NAME, ensure_demo_model
-from pruning.models.store import ModelStore, set_up_torch
-from pruning.sleb import Blocks
+from pruning.models.demo_model import NAME
+from pruning.models.store import set_up_torch
 
 _Name = TypeVar("_Name", Part, Baseline)
 
@@ -39,10 +34,6 @@ PARTS: Mapping[Part, Callable[[ServeSubject, ServePlan], PartResult]] = MappingP
         Part.OFFLINE: offline_parts.offline,
         Part.MIXED: offline_parts.mixed,
         Part.BATCH1: offline_parts.batch1,
-        Part.PRUNED: offline_parts.pruned,
-        Part.WEIGHTS: offline_parts.weights,
-        Part.CONTEXT: offline_parts.context,
-        Part.HTTP: http_parts.http,
         Part.PEERS: peers.peers,
         **{part: partial(traffic, part) for part in (Part.PREFIX, Part.CHAT, Part.LONG)},
     }
@@ -52,13 +43,6 @@ PARTS: Mapping[Part, Callable[[ServeSubject, ServePlan], PartResult]] = MappingP
 def main(
     out: Annotated[Path, typer.Option(help="Where to write the JSON.")],
     model: Annotated[str, typer.Option(help="Name or directory.")] = NAME,
-    variants: Annotated[
-        str, typer.Option(help="Variants to compare with the dense model.")
-    ] = "@-6",
-    removed: Annotated[
-        str | None,
-        typer.Option(help="Removal order. Default: the published one, else the last blocks first."),
-    ] = None,
     parts: Annotated[str, typer.Option(help=f"Subset of {', '.join(Part)}.")] = ",".join(Part),
     against: Annotated[str, typer.Option(help=f"Subset of {', '.join(Baseline)}.")] = ",".join(
         Baseline
@@ -68,12 +52,6 @@ def main(
     ] = "1,8,32,64",
     prompt_len: Annotated[int, typer.Option(min=1, help="Tokens.")] = 64,
     output_len: Annotated[int, typer.Option(min=1, help="Tokens.")] = 64,
-    context_lens: Annotated[str, typer.Option(help="Tokens.")] = "128,256,512,1024,2048,4096",
-    mixed_prompt_lens: Annotated[str, typer.Option(help="Tokens, from-to.")] = "16-256",
-    mixed_output_lens: Annotated[str, typer.Option(help="Tokens, from-to.")] = "8-128",
-    open_loop_rate: Annotated[
-        float | None, typer.Option(help="Requests per second. Default: half of the closed loop.")
-    ] = None,
     dtype: Dtype = Dtype.BFLOAT16,
     repeats: Annotated[
         int, typer.Option(min=1, help="Passes of each side. The median counts.")
@@ -85,18 +63,13 @@ def main(
     plan = ServePlan(
         parts=_names(parts, Part),
         against=_names(against, Baseline),
-        concurrency=_numbers(concurrency, "concurrency"),
+        concurrency=_numbers(concurrency),
         prompt_len=prompt_len,
         output_len=output_len,
-        context_lens=_numbers(context_lens, "context-lens"),
-        mixed_prompt_lens=_range(mixed_prompt_lens, "mixed-prompt-lens"),
-        mixed_output_lens=_range(mixed_output_lens, "mixed-output-lens"),
-        open_loop_rate=open_loop_rate,
         repeats=repeats,
         seed=seed,
     )
-    order = None if removed is None else _numbers(removed, "removed")
-    run(_subject(model, variants.split(","), order, dtype, threads), plan, out)
+    run(_subject(model, dtype, threads), plan, out)
 
 
 def run(subject: ServeSubject, plan: ServePlan, out: Path) -> None:
@@ -132,28 +105,14 @@ def _facts(subject: ServeSubject, plan: ServePlan) -> dict[str, object]:
     }
 
 
-def _subject(
-    name: str, suffixes: list[str], order: Blocks | None, dtype: Dtype, threads: int | None
-) -> ServeSubject:
-    check_variables()
-    settings = Settings()
+def _subject(name: str, dtype: Dtype, threads: int | None) -> ServeSubject:
+    settings, store = Settings(), model_store(name)
     threads = threads or settings.threads
     set_up_torch(threads)
-    if name == NAME:
-        ensure_demo_model(settings.models_dir)
-    store = ModelStore(settings.models_dir, allow_paths=True)
     path = store.path(name).absolute()
     loaded = store.load(name, dtype=dtype, device=settings.device)
     dense = make_variant(path.name, path.name, loaded.model)
-    catalog = Catalog(store, CheckpointStore(settings.checkpoints_dir))
-    every = num_blocks(loaded.model)
-    try:
-        blocks = {
-            suffix: removed_blocks(name, suffix, every, order, catalog) for suffix in suffixes
-        }
-    except UnknownVariant as error:
-        raise typer.BadParameter(f"--variants or --removed: {error}") from error
-    return ServeSubject(path, dense, loaded.tokenizer, blocks, dtype, threads)
+    return ServeSubject(path, dense, loaded.tokenizer, dtype, threads)
 
 
 def _names(text: str, kind: type[_Name]) -> tuple[_Name, ...]:
@@ -163,20 +122,13 @@ def _names(text: str, kind: type[_Name]) -> tuple[_Name, ...]:
     return tuple(name for name in kind if name in names)
 
 
-def _numbers(text: str, option: str) -> tuple[int, ...]:
+def _numbers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(number) for number in text.split(","))
     except ValueError as error:
         raise typer.BadParameter(
-            f"--{option} {text}: expected numbers separated by commas"
+            f"--concurrency {text}: expected numbers separated by commas"
         ) from error
-
-
-def _range(text: str, option: str) -> tuple[int, int]:
-    numbers = _numbers(text.replace("-", ",", 1), option)
-    if len(numbers) != 2:
-        raise typer.BadParameter(f"--{option} {text}: expected from-to")
-    return numbers[0], numbers[1]
 
 
 if __name__ == "__main__":

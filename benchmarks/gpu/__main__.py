@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from benchmarks.gpu.cards import CARDS
 from benchmarks.gpu.comparison import comparison
 from benchmarks.gpu.families import families
-from benchmarks.gpu.generation import generate, memory, pruned, vllm
+from benchmarks.gpu.generation import generate, pruned, vllm
 from benchmarks.gpu.plan import GpuPlan, small
 from benchmarks.gpu.prediction import assumptions, table
 from benchmarks.gpu.report import markdown
@@ -50,7 +50,6 @@ ON_ONE_MODEL: Mapping[str, Callable[[PreTrainedModel, GpuPlan], dict[str, Any]]]
         "steps": steps,
         "generate": generate,
         "pruned": pruned,
-        "memory": memory,
         "search": search,
         "int8": int8,
     }

@@ -1,4 +1,4 @@
-"""Generation: against transformers and vLLM, pruned against dense, and ten variants in memory."""
+"""Generation: against transformers and vLLM, and pruned against dense."""
 
 import shutil
 import time
@@ -17,15 +17,14 @@ from app.engine.engine import Engine
 from app.engine.scheduling.scheduler import EngineLimits
 from app.engine.variant import Variant, make_variant
 from benchmarks.baselines import run_static
-from benchmarks.depth import measure_weights
 from benchmarks.gpu.plan import GpuPlan
 from benchmarks.gpu.search import checkpoint
+from benchmarks.gpu.steady import room_for
 from benchmarks.latencies import SideRunner, rate, ratio, run_in_turn
 from benchmarks.offline import engine_requests, run_engine
 from benchmarks.peers import PROGRAMS, SLEB, closed_loops, missing, rows
 from benchmarks.plan import Baseline
 from benchmarks.servers import sleb_serve, vllm_serve
-from benchmarks.steady import room_for
 
 _NAME = "random"
 _TURNS = 2  # of a comparison that takes half a minute on one GPU
@@ -83,12 +82,6 @@ def pruned(model: PreTrainedModel, plan: GpuPlan) -> dict[str, Any]:
         "prompt": _speedup(prompts, plan.turns),
         "paper": PAPER,
     }
-
-
-def memory(model: PreTrainedModel, _plan: GpuPlan) -> dict[str, Any]:
-    """Bytes of weights with ten variants beside the dense model, and over those of it alone."""
-    found = measure_weights(make_variant(_NAME, _NAME, model))
-    return {**found, "ratio": found["bytes"] / found["dense_bytes"]}
 
 
 def vllm(plan: GpuPlan) -> dict[str, Any]:

@@ -86,11 +86,6 @@ def _pruned(part: Part) -> list[str]:
     return [first, "", *_table("speed-up | here | paper, 70B without 20 %", rows)]
 
 
-def _memory(part: Part) -> list[str]:
-    row = (part["dense_bytes"], part["variants"], part["bytes"], part["ratio"])
-    return _table("dense, bytes | variants | with them, bytes | ratio", [row])
-
-
 def _search(part: Part) -> list[str]:
     rows = [
         (name, of["num_windows"], of["seqlen"], of["round_s"], of["search_of_windows"],
@@ -131,7 +126,6 @@ _TABLES: Mapping[str, Callable[[Part], list[str]]] = MappingProxyType(
         "steps": _steps,
         "generate": _generate,
         "pruned": _pruned,
-        "memory": _memory,
         "search": _search,
         "int8": _int8,
         "stream": _stream,

@@ -12,7 +12,7 @@ from app.engine.running.cuda_graphs import no_recorder
 from app.engine.variant import Variant, make_variant
 from benchmarks.bandwidth import Floor, weights_floor
 from benchmarks.gpu.plan import GpuPlan
-from benchmarks.steady import SteadyBatch, median_steps_s, steady_output_len
+from benchmarks.gpu.steady import SteadyBatch, median_steps_s, steady_output_len
 from pruning.models.quantize import quantized_layers
 
 _NAME = "random"

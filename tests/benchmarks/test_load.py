@@ -12,7 +12,7 @@ import pytest
 from app.config import ServeSettings
 from benchmarks.http_stream import BadResponse
 from benchmarks.latencies import Pass
-from benchmarks.load import closed_loop, open_loop
+from benchmarks.load import closed_loop
 from benchmarks.offline import WrongLength
 from benchmarks.servers import Server, ServerFailed
 from benchmarks.workload import Prompts, SampleRequest
@@ -65,17 +65,6 @@ def test_a_closed_loop_counts_every_token(
         assert timing.received_s[-1] - timing.sent_s <= found.seconds
 
 
-def test_an_open_loop_sends_all_and_waits_for_the_last(
-    server: Server, requests: list[SampleRequest]
-) -> None:
-    found = open_loop(server, requests, per_s=1000.0, seed=0)
-    assert [timing.num_tokens for timing in found.timings] == [
-        request.num_new_tokens for request in requests
-    ]
-    sent_s = [timing.sent_s for timing in found.timings]
-    assert sent_s == sorted(sent_s)
-
-
 def test_what_goes_wrong_is_no_result(server: Server, requests: list[SampleRequest]) -> None:
     with pytest.raises(
         BadResponse, match=r"(?s)answered 404, expected a stream.*no model named 'other'"
@@ -86,7 +75,7 @@ def test_what_goes_wrong_is_no_result(server: Server, requests: list[SampleReque
         closed_loop(replace(server, extra=without_usage), requests[:1], concurrency=1)
     cut = {**FORCED, "max_tokens": 2}
     with pytest.raises(WrongLength, match="got 2"):
-        open_loop(replace(server, extra=cut), requests[:3], per_s=1000.0, seed=0)
+        closed_loop(replace(server, extra=cut), requests[:3], concurrency=3)
 
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -23,7 +23,7 @@ PLAN = ServePlan(
 @pytest.fixture
 def subject(tiny_loaded: LoadedModel) -> ServeSubject:
     dense = make_variant("tiny", "tiny", tiny_loaded.model)
-    return ServeSubject(tiny_loaded.path, dense, tiny_loaded.tokenizer, {}, "float32", 1)
+    return ServeSubject(tiny_loaded.path, dense, tiny_loaded.tokenizer, "float32", 1)
 
 
 def test_a_peer_that_is_not_installed_is_left_out_with_a_message(

@@ -1,9 +1,6 @@
-"""Sides of the serving benchmark: equal requests, counted tokens, shared weights and orders."""
+"""Sides of the serving benchmark: equal requests and counted tokens."""
 
-import copy
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer
@@ -14,18 +11,11 @@ from app.engine.engine import Engine
 from app.engine.scheduling.sequence import TokenEvent
 from app.engine.step import NEVER, Interruption
 from app.engine.variant import Variant, make_variant
-from app.models.catalog import Catalog
-from benchmarks.baselines import run_continuous, run_sequential, run_static
-from benchmarks.depth import UnknownVariant, removed_blocks, storage_bytes
+from benchmarks.baselines import run_sequential, run_static
 from benchmarks.latencies import Pass, RequestTiming, ratio, run_in_turn
 from benchmarks.offline import WrongLength, checked_timing, run_engine
 from benchmarks.workload import NoSuchPrompt, Prompts, SampleRequest
-from pruning.checkpoints.store import CheckpointStore
-from pruning.models.store import LoadedModel, ModelStore
-from pruning.pipeline import prune
-from pruning.spec.calibration import CalibrationSpec, Dataset
-from pruning.spec.prune import PruneSpec
-from tests.support.recorder import Recorder
+from pruning.models.store import LoadedModel
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +58,7 @@ def test_every_token_of_the_engine_is_counted(
         assert list(timing.received_s) == sorted(timing.received_s)
 
 
-def test_baselines_count_what_was_asked_for(dense: Variant, prompts: Prompts) -> None:
+def test_generate_counts_what_was_asked_for(dense: Variant, prompts: Prompts) -> None:
     requests = prompts.mixed(5, (3, 12), (2, 9))
     lengths = [request.num_new_tokens for request in requests]
     static = run_static(dense.model, requests, batch_size=2)
@@ -77,8 +67,6 @@ def test_baselines_count_what_was_asked_for(dense: Variant, prompts: Prompts) ->
     assert ends_s[0] == ends_s[1] < ends_s[2] == ends_s[3] < ends_s[4]
     single = run_sequential(dense.model, requests)
     assert [len(timing.received_s) for timing in single.timings] == lengths
-    continuous = run_continuous(dense.model, requests)
-    assert sorted(timing.num_tokens for timing in continuous.timings) == sorted(lengths)
 
 
 def test_an_answer_of_another_length_is_an_error(prompts: Prompts) -> None:
@@ -127,31 +115,3 @@ def test_a_tokenizer_without_words_makes_no_prompts() -> None:
     wordless = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"?": 0}, "?")))
     with pytest.raises(NoSuchPrompt, match="no tokens that are words"):
         Prompts(wordless, seed=0)
-
-
-def test_copied_weights_would_show(dense: Variant) -> None:
-    alone = storage_bytes([dense])
-    assert storage_bytes([dense, make_variant("view", "tiny", dense.model, (0, 1, 5))]) == alone
-    copied = replace(dense, model=copy.deepcopy(dense.model))
-    assert storage_bytes([dense, copied]) == 2 * alone
-
-
-def test_an_order_is_given_or_published_or_the_last_blocks(
-    tmp_path: Path, tiny_models_dir: Path
-) -> None:
-    models, checkpoints = ModelStore(tiny_models_dir), CheckpointStore(tmp_path / "checkpoints")
-    catalog = Catalog(models, checkpoints)
-    assert removed_blocks("tiny", "@-2", 6, None, catalog) == (4, 5)
-    assert removed_blocks("tiny", "@-2", 6, (3, 1, 4), catalog) == (3, 1)
-    name = "tiny@prn-1"
-    spec = PruneSpec(
-        "tiny", num_remove=2, calibration=CalibrationSpec(Dataset.SELF, num_samples=2, seqlen=8)
-    )
-    target = checkpoints.path(name)
-    target.parent.mkdir()
-    prune(spec, name=name, target=target, models=models, observer=Recorder())
-    published = checkpoints.manifest(name).removed_blocks
-    assert removed_blocks("tiny", "@-2", 6, None, catalog) == published
-    for suffix, order in (("@-6", None), ("@x", None), ("@-2", (3,)), ("@-2", (3, 9))):
-        with pytest.raises(UnknownVariant):
-            removed_blocks("tiny", suffix, 6, order, catalog)

@@ -44,7 +44,7 @@ def server(tmp_path: Path, tiny_models_dir: Path, redis_url: str) -> Iterator[Se
 @pytest.fixture
 def subject(tiny_loaded: LoadedModel) -> ServeSubject:
     dense = make_variant("tiny", "tiny", tiny_loaded.model)
-    return ServeSubject(tiny_loaded.path, dense, tiny_loaded.tokenizer, {}, "float32", 1)
+    return ServeSubject(tiny_loaded.path, dense, tiny_loaded.tokenizer, "float32", 1)
 
 
 def sent(part: Part, subject: ServeSubject, text: str = " a") -> list[list[SampleRequest]]:
