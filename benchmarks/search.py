@@ -23,7 +23,6 @@ from pruning.data.calibration import calibrate
 from pruning.models.blocks import num_blocks
 from pruning.models.demo_model import NAME
 from pruning.models.memory import free_bytes
-from pruning.models.random_models import SHAPES, random_model, random_tokens
 from pruning.models.store import set_up_torch
 from pruning.models.streaming import StreamedModel
 from pruning.spec.calibration import CalibrationSpec, Dataset
@@ -49,10 +48,6 @@ class SearchSubject:
 def main(
     out: Annotated[Path, typer.Option(help="Where to write the JSON.")],
     model: Annotated[str, typer.Option(help="Name or directory.")] = NAME,
-    random_weights: Annotated[
-        str | None,
-        typer.Option(help=f"Shape of a random model to use instead: one of {', '.join(SHAPES)}."),
-    ] = None,
     reference: Annotated[
         Path | None,
         typer.Option(help="JSON with token ids, removal order and losses to compare with."),
@@ -70,20 +65,14 @@ def main(
         int | None,
         typer.Option(min=1, help="Extrapolate plain from this many candidates per round."),
     ] = None,
-    state_budget: Annotated[
-        int | None, typer.Option(help="Bytes for each mode. Default: a quarter of the free memory.")
-    ] = None,
 ) -> None:
     set_up_torch()
     names = _names(modes, plain_candidates)
     out.parent.mkdir(parents=True, exist_ok=True)  # fail before the first round
     reference_run = json.loads(reference.read_text()) if reference else None
     spec = _calibration(text, num_windows, seqlen, seed)
-    if random_weights:
-        subject = _random(random_weights, names, dtype, spec, reference_run)
-    else:
-        subject = _stored(model, names, dtype, spec, reference_run)
-    budget = state_budget or free_bytes(subject.model.device) // 4
+    subject = _stored(model, names, dtype, spec, reference_run)
+    budget = free_bytes(subject.model.device) // 4  # for each mode
     if not 0 < num_remove <= (max_remove := num_blocks(subject.model) - 2):
         raise typer.BadParameter(f"--num-remove={num_remove}: expected 1 to {max_remove}")
     measured = _measured(subject, names, budget, plain_candidates)
@@ -157,28 +146,6 @@ def _stored(
     if reference_run:
         return SearchSubject(model, streamed, torch.tensor(reference_run["input_ids"]))
     return SearchSubject(model, streamed, calibrate(spec, model, tokenizer).token_ids)
-
-
-def _random(
-    shape: str,
-    names: Sequence[str],
-    dtype: Dtype,
-    spec: CalibrationSpec,
-    reference_run: dict[str, Any] | None,
-) -> SearchSubject:
-    if "stream" in names:
-        raise typer.BadParameter(
-            "mode stream reads a checkpoint from disk: leave it out, or use --model instead of "
-            "--random-weights"
-        )
-    if reference_run or spec.path:
-        raise typer.BadParameter(
-            "--random-weights uses random tokens: leave out --reference and --text"
-        )
-    model = random_model(shape, dtype)
-    return SearchSubject(
-        model, None, random_tokens(model, spec.num_samples, spec.seqlen, spec.seed)
-    )
 
 
 def _measured(

@@ -11,7 +11,6 @@ import typer
 
 from benchmarks.modes import spread
 from benchmarks.search import Dtype, main
-from pruning.models.random_models import UnknownShape
 from tests.support.processes import environment
 
 CANDIDATES = 4 + 3 + 2  # of three rounds on a model of six blocks
@@ -109,26 +108,14 @@ def test_plain_can_be_extrapolated_from_a_few_candidates(
     assert "extrapolated from 2 candidates" in capsys.readouterr().out
 
 
-def test_a_random_model_needs_neither_weights_nor_tokenizer(
-    tiny_shape: str, tmp_path: Path
-) -> None:
-    report = run(tmp_path / "search.json", "plain,exact,staged", random_weights=tiny_shape)
-    assert report["modes"]["exact"]["order_equal_to_plain"]
-    assert report["num_windows"] == WINDOWS
-
-
-def test_what_cannot_be_measured_is_refused(tiny_shape: str, tmp_path: Path) -> None:
-    out = tmp_path / "search.json"
-    with pytest.raises(typer.BadParameter, match="checkpoint"):
-        run(out, "exact,stream", random_weights=tiny_shape)
+def test_what_cannot_be_measured_is_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
+    out, model = tmp_path / "search.json", str(tiny_model_dir)
     with pytest.raises(typer.BadParameter, match="unknown modes"):
-        run(out, "exact,fast", random_weights=tiny_shape)
+        run(out, "exact,fast", model=model)
     with pytest.raises(typer.BadParameter, match="another mode"):
-        run(out, "plain", random_weights=tiny_shape, plain_candidates=1)
+        run(out, "plain", model=model, plain_candidates=1)
     with pytest.raises(typer.BadParameter, match="1 to 4"):
-        run(out, "exact", random_weights=tiny_shape, num_remove=5)
-    with pytest.raises(UnknownShape, match="llama-2-7b"):
-        run(out, "exact", random_weights="llama-3")
+        run(out, "exact", model=model, num_remove=5)
 
 
 def test_samples_are_spread_evenly() -> None:
