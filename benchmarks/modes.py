@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import count
 from statistics import fmean
 from typing import Protocol, TypeVar
 
@@ -13,7 +12,7 @@ from transformers import PreTrainedModel
 
 from pruning.models.blocks import block_list, num_blocks
 from pruning.models.streaming import StreamedModel
-from pruning.removal import Losses, Removal, decide, kept
+from pruning.removal import Losses, Removal
 from pruning.search.scoring import PlainScorer, SharedPrefixScorer
 from pruning.search.staged import StagedScorer, stages
 from pruning.search.streamed_scoring import StreamedScorer
@@ -29,11 +28,6 @@ class Cost:
     seconds: float
     block_passes: float
     window_evaluations: float = 0  # number of (candidate, window) losses
-
-    def times(self, factor: float) -> "Cost":
-        return Cost(
-            self.seconds * factor, self.block_passes * factor, self.window_evaluations * factor
-        )
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(
@@ -90,18 +84,14 @@ class MeteredScorer:
 
 @dataclass(frozen=True)
 class Round:
-    """The removal of a round, and the cost of all its candidates including those not scored."""
+    """The removal of a round, and the cost of scoring all its candidates."""
 
     removal: Removal
     cost: Cost
 
 
 class Mode:
-    """One mode of searching ``depth`` blocks, with its removals and cost so far.
-
-    A ``sampled`` mode scores that many candidates of each round, follows the removals of another
-    mode, the leader, and extrapolates its cost.
-    """
+    """One mode of searching ``depth`` blocks, with its removals and cost so far."""
 
     def __init__(
         self,
@@ -109,17 +99,14 @@ class Mode:
         meter: Meter,
         depth: int,
         peak_weight_bytes: Callable[[], int],
-        sampled: tuple[int, "Mode"] | None = None,
     ) -> None:
         self.scorer = scorer
         self.depth = depth
         self.peak_weight_bytes = peak_weight_bytes
-        self.sampled = sampled[0] if sampled else None
         self.dense = Cost(0, 0)
         self.dense_loss = 0.0
         self.rounds: list[Round] = []
         self._meter = meter
-        self._leader = sampled[1] if sampled else None
         self._search: Iterator[Removal] | None = None
 
     @property
@@ -127,13 +114,8 @@ class Mode:
         return [each.removal for each in self.rounds]
 
     @property
-    def order(self) -> list[int] | None:
-        return None if self.sampled else [removal.block for removal in self.removals]
-
-    @property
-    def path(self) -> list[int]:
-        """The removed blocks by round: those of the leader, if there is one."""
-        return [removal.block for removal in (self._leader or self).removals]
+    def order(self) -> list[int]:
+        return [removal.block for removal in self.removals]
 
     @property
     def cost(self) -> Cost:
@@ -146,34 +128,10 @@ class Mode:
             every = tuple(range(self.depth))
             losses, self.dense = self._meter.cost_of(lambda: self.scorer.losses(every))
             self.dense_loss = fmean(losses)
-            self._search = self._begin()
+            self._search = sleb(self.scorer, self.depth, self.depth - 2, dense_loss=self.dense_loss)
         search = self._search
         removal, cost = self._meter.cost_of(lambda: next(search))
-        num_candidates = self.depth - len(self.rounds) - 2  # the first and last block are kept
-        cost += Cost(0, 0, sum(removal.num_windows.values()))
-        self.rounds.append(Round(removal, cost.times(num_candidates / len(removal.scores))))
-
-    def _begin(self) -> Iterator[Removal]:
-        if self._leader is None or self.sampled is None:
-            max_removals = self.depth - 2
-            return sleb(self.scorer, self.depth, max_removals, dense_loss=self.dense_loss)
-        return self._sampled_rounds(self._leader, self.sampled)
-
-    def _sampled_rounds(self, leader: "Mode", num_candidates: int) -> Iterator[Removal]:
-        """Score a sample of the candidates of each round of the leader."""
-        for step in count(1):
-            keep = kept(self.depth, leader.path[: step - 1])
-            candidates = spread(keep[1:-1], num_candidates)
-            losses = dict(self.scorer.score_round(keep, candidates))
-            yield decide(step, self.dense_loss, losses)
-
-
-def spread(candidates: Blocks, number: int) -> Blocks:
-    """At most ``number`` of the candidates, evenly spread."""
-    number = min(number, len(candidates))
-    return tuple(
-        candidates[(2 * index + 1) * len(candidates) // (2 * number)] for index in range(number)
-    )
+        self.rounds.append(Round(removal, cost + Cost(0, 0, sum(removal.num_windows.values()))))
 
 
 @dataclass(frozen=True)
@@ -187,13 +145,11 @@ class ModeFactory:
     state_budget: int
     meter: Meter
 
-    def resident(
-        self, name: str, model: PreTrainedModel, sampled: tuple[int, Mode] | None = None
-    ) -> Mode:
+    def resident(self, name: str, model: PreTrainedModel) -> Mode:
         """Mode ``plain``, ``exact`` or ``staged``, on a model that the meter is attached to."""
         weights = weight_bytes(model)
         scorer = self._resident_scorer(name, model)
-        return Mode(scorer, self.meter, num_blocks(model), lambda: weights, sampled)
+        return Mode(scorer, self.meter, num_blocks(model), lambda: weights)
 
     def streamed(self, streamed: StreamedModel) -> Mode:
         """Mode ``stream``, on a model whose skeleton the meter is attached to."""

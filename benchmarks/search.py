@@ -61,13 +61,9 @@ def main(
     num_remove: int = 6,
     dtype: Dtype = Dtype.BFLOAT16,
     modes: Annotated[str, typer.Option(help=f"Subset of {', '.join(MODES)}.")] = "plain,exact",
-    plain_candidates: Annotated[
-        int | None,
-        typer.Option(min=1, help="Extrapolate plain from this many candidates per round."),
-    ] = None,
 ) -> None:
     set_up_torch()
-    names = _names(modes, plain_candidates)
+    names = _names(modes)
     out.parent.mkdir(parents=True, exist_ok=True)  # fail before the first round
     reference_run = json.loads(reference.read_text()) if reference else None
     spec = _calibration(text, num_windows, seqlen, seed)
@@ -75,7 +71,7 @@ def main(
     budget = free_bytes(subject.model.device) // 4  # for each mode
     if not 0 < num_remove <= (max_remove := num_blocks(subject.model) - 2):
         raise typer.BadParameter(f"--num-remove={num_remove}: expected 1 to {max_remove}")
-    measured = _measured(subject, names, budget, plain_candidates)
+    measured = _measured(subject, names, budget)
     _run(measured, num_remove, out, reference_run, _facts(subject, dtype, budget))
 
 
@@ -108,15 +104,11 @@ def _facts(subject: SearchSubject, dtype: Dtype, state_budget: int) -> dict[str,
     }
 
 
-def _names(modes: str, plain_candidates: int | None) -> Sequence[str]:
+def _names(modes: str) -> Sequence[str]:
     names = modes.split(",")
     if unknown := set(names) - set(MODES):
         raise typer.BadParameter(
             f"unknown modes {sorted(unknown)}; expected some of {', '.join(MODES)}"
-        )
-    if plain_candidates and set(names) <= {"plain"}:
-        raise typer.BadParameter(
-            "--plain-candidates follows the removals of another mode: add one to --modes"
         )
     return [name for name in MODES if name in names]
 
@@ -148,9 +140,7 @@ def _stored(
     return SearchSubject(model, streamed, calibrate(spec, model, tokenizer).token_ids)
 
 
-def _measured(
-    subject: SearchSubject, names: Sequence[str], budget: int, plain_candidates: int | None
-) -> dict[str, Mode]:
+def _measured(subject: SearchSubject, names: Sequence[str], budget: int) -> dict[str, Mode]:
     """The requested modes, in the order of ``MODES``."""
     meter = Meter(subject.windows.shape[0])
     factory = ModeFactory(subject.windows, budget, meter)
@@ -160,12 +150,8 @@ def _measured(
         made["stream"] = factory.streamed(subject.streamed)
     if set(names) & set(RESIDENT):
         meter.attach(subject.model)
-    for name in (name for name in names if name in {"exact", "staged"}):
+    for name in (name for name in names if name in RESIDENT):
         made[name] = factory.resident(name, subject.model)
-    if "plain" in names:
-        leader = next((made[name] for name in names if name in made), None)
-        sampled = (plain_candidates, leader) if plain_candidates and leader else None
-        made["plain"] = factory.resident("plain", subject.model, sampled)
     return {name: made[name] for name in names}
 
 

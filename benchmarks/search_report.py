@@ -21,7 +21,7 @@ def _mode_report(
     plain, cost = modes.get("plain"), mode.cost
     found: dict[str, Any] = {
         "order": mode.order,
-        "losses": None if mode.sampled else [removal.loss for removal in mode.removals],
+        "losses": [removal.loss for removal in mode.removals],
         "dense_loss": mode.dense_loss,
         "seconds": round(cost.seconds, 3),
         "peak_weight_bytes": mode.peak_weight_bytes(),
@@ -38,13 +38,11 @@ def _mode_report(
         "dense_seconds": round(mode.dense.seconds, 3),
         "rounds": [_round_report(each) for each in mode.rounds],
     }
-    if reference and mode.order is not None:
+    if reference:
         found["order_equal_to_reference"] = (
             mode.order == reference["removal_order"][: len(mode.order)]
         )
         found["largest_loss_difference_to_reference"] = _to_reference(mode, reference)
-    if mode.sampled:
-        found["extrapolated_from"] = {"candidates_per_round": mode.sampled}
     return found
 
 
@@ -62,9 +60,7 @@ def _round_report(each: Round) -> dict[str, Any]:
 
 
 def _same(mode: Mode, other: Mode | None) -> bool | None:
-    if other is None or mode.order is None or other.order is None:
-        return None
-    return mode.order == other.order
+    return None if other is None else mode.order == other.order
 
 
 def _difference(mode: Mode, other: Mode | None) -> float | None:
@@ -73,7 +69,7 @@ def _difference(mode: Mode, other: Mode | None) -> float | None:
         return None
     largest = 0.0
     for step, (ours, theirs) in enumerate(zip(mode.removals, other.removals, strict=False)):
-        if mode.path[:step] != other.path[:step]:
+        if mode.order[:step] != other.order[:step]:
             break
         in_both = _complete(ours).keys() & _complete(theirs).keys()
         gaps = [abs(ours.scores[block] - theirs.scores[block]) for block in in_both]
@@ -118,11 +114,7 @@ def show(modes: Mapping[str, Mapping[str, Any]], console: Console) -> None:
         table.add_row(heading, *(_cell(key, found[key]) for found in modes.values()))
     console.print(table)
     for name, found in modes.items():
-        if "extrapolated_from" in found:
-            number = found["extrapolated_from"]["candidates_per_round"]
-            console.print(f"{name}: extrapolated from {number} candidates in every round")
-        else:
-            console.print(f"{name}: {found['order']}")
+        console.print(f"{name}: {found['order']}")
 
 
 def _cell(key: str, value: bool | float | None) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import typer
 
-from benchmarks.modes import spread
 from benchmarks.search import Dtype, main
 from tests.support.processes import environment
 
@@ -88,40 +87,12 @@ def test_the_reference_file_is_the_truth(tiny_model_dir: Path, tmp_path: Path) -
     assert exact["window_evaluations"] == (4 + 3) * 4
 
 
-def test_plain_can_be_extrapolated_from_a_few_candidates(
-    of_all_modes: dict[str, Any],
-    tiny_model_dir: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    options = {"model": str(tiny_model_dir), "plain_candidates": 2}
-    modes = run(tmp_path / "search.json", "plain,staged", **options)["modes"]
-    plain, whole = modes["plain"], of_all_modes["modes"]["plain"]
-    assert plain["extrapolated_from"] == {"candidates_per_round": 2}
-    assert plain["order"] is plain["order_equal_to_plain"] is plain["losses"] is None
-    assert modes["staged"]["order_equal_to_plain"] is None
-    assert plain["block_passes"] == whole["block_passes"]
-    assert plain["window_evaluations"] == whole["window_evaluations"]
-    for sampled, every in zip(plain["rounds"], whole["rounds"], strict=True):
-        assert len(sampled["scores"]) == 2
-        assert sampled["scores"].items() <= every["scores"].items()
-    assert "extrapolated from 2 candidates" in capsys.readouterr().out
-
-
 def test_what_cannot_be_measured_is_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
     out, model = tmp_path / "search.json", str(tiny_model_dir)
     with pytest.raises(typer.BadParameter, match="unknown modes"):
         run(out, "exact,fast", model=model)
-    with pytest.raises(typer.BadParameter, match="another mode"):
-        run(out, "plain", model=model, plain_candidates=1)
     with pytest.raises(typer.BadParameter, match="1 to 4"):
         run(out, "exact", model=model, num_remove=5)
-
-
-def test_samples_are_spread_evenly() -> None:
-    assert spread(tuple(range(1, 11)), 2) == (3, 8)
-    assert spread((4, 7, 9), 1) == (7,)
-    assert spread((4, 7, 9), 5) == (4, 7, 9)
 
 
 @pytest.mark.slow
