@@ -100,9 +100,6 @@ def main(
     models_dir: Annotated[Path, typer.Option(help="Directory that has its dense model.")],
     out: Annotated[Path, typer.Option(help="Where to write the JSON; Markdown goes beside it.")],
     num_tokens: Annotated[int, typer.Option(help="Of each training.")] = 400_000,
-    learning_rate: float | None = Heal.learning_rate,
-    rank: int = Heal.rank,
-    batch_tokens: int = Heal.batch_tokens,
     steps_per_check: int = Heal.steps_per_check,
     seqlen: int = 128,
     num_samples: Annotated[int, typer.Option(help="Windows of a calibration.")] = 32,
@@ -117,14 +114,7 @@ def main(
     """Heal all depths of a checkpoint's order with one adapter, and measure every depth."""
     out.parent.mkdir(parents=True, exist_ok=True)
     set_up_torch(threads)
-    heal = Heal(
-        num_tokens=num_tokens,
-        learning_rate=learning_rate,
-        rank=rank,
-        alpha=2.0 * rank,
-        batch_tokens=batch_tokens,
-        steps_per_check=steps_per_check,
-    )
+    heal = Heal(num_tokens=num_tokens, steps_per_check=steps_per_check)
     bench = _bench(checkpoint, models_dir, heal, dtype, seqlen, num_samples)
     report: dict[str, Any] = {
         "checkpoint": bench.source.name,

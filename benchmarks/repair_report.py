@@ -2,14 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
 
 from benchmarks import reports
-
-_NAMES: Mapping[str, str] = MappingProxyType({"none": "raw", "scale": "scale", "ridge": "ridge"})
 
 
 def write(report: Mapping[str, Any], out: Path) -> None:
@@ -84,7 +81,7 @@ def _lines(
             lines.append(
                 [
                     str(depth["num_removed"]),
-                    f"{_NAMES[method]}{chosen}",
+                    f"{'raw' if method == 'none' else method}{chosen}",
                     *(f"{m['perplexity']:.2f}" for m in measured),
                     *(shares if method != "none" else [""] * len(domains)),
                     f"{found['bytes'] / 1e6:.1f}",

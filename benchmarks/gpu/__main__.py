@@ -23,12 +23,12 @@ from benchmarks.gpu.cards import CARDS
 from benchmarks.gpu.comparison import comparison
 from benchmarks.gpu.families import families
 from benchmarks.gpu.generation import generate, pruned, vllm
+from benchmarks.gpu.healing import pace
 from benchmarks.gpu.plan import GpuPlan, small
 from benchmarks.gpu.prediction import assumptions, table
 from benchmarks.gpu.report import markdown
 from benchmarks.gpu.search import search, stream
 from benchmarks.gpu.steps import int8, steps
-from benchmarks.heal_shapes import pace
 from benchmarks.reports import facts, write
 from benchmarks.servers import no_server_left
 from pruning.models.memory import release_cache

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from benchmarks.reports import table
+
 Part = Mapping[str, Any]
 
 
@@ -11,9 +13,9 @@ def markdown(report: Mapping[str, Any]) -> str:
     """All parts that were run, in the order in which they ran."""
     found = report["parts"]
     lines = ["# Measurements on a GPU", "", _facts(report["machine"]), ""]
-    for name, table in _TABLES.items():
+    for name, lines_of in _TABLES.items():
         if name in found:
-            lines += [f"## {name}, {report['seconds'][name]} s", "", *table(found[name]), ""]
+            lines += [f"## {name}, {report['seconds'][name]} s", "", *lines_of(found[name]), ""]
     if report["comparison"]:
         lines += ["## Predicted and measured", "", *report["comparison"], ""]
     if report["problems"]:
@@ -33,9 +35,8 @@ def _facts(machine: Mapping[str, Any]) -> str:
 
 
 def _table(head: str, rows: Sequence[Sequence[object]]) -> list[str]:
-    names = head.split(" | ")
-    lines = [f"| {head} |", "|" + "--:|" * len(names)]
-    return lines + [f"| {' | '.join(map(_cell, row))} |" for row in rows]
+    cells = [list(map(_cell, row)) for row in rows]
+    return [table(head.split(" | "), cells, 0).rstrip()]
 
 
 def _cell(value: object) -> str:

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from benchmarks.gpu.plan import GpuPlan
+from benchmarks.gpu.prediction import first_round_passes
 from benchmarks.modes import Meter, Mode, ModeFactory
 from pruning.models.memory import free_bytes
 from pruning.models.random_models import random_model, random_tokens
@@ -74,7 +75,7 @@ def stream(plan: GpuPlan) -> dict[str, Any]:
         mode.advance()
     [only] = mode.rounds
     pass_s = only.cost.seconds / only.cost.block_passes
-    num_passes = _passes(plan.streamed_depth)
+    num_passes = first_round_passes(plan.streamed_depth)
     return {
         "num_blocks": depth,
         "num_windows": plan.num_windows,
@@ -85,11 +86,6 @@ def stream(plan: GpuPlan) -> dict[str, Any]:
         "whole_depth": plan.streamed_depth,
         "whole_round_s": max(plan.streamed_depth * load_s, num_passes * pass_s),
     }
-
-
-def _passes(depth: int) -> int:
-    """Block passes of a first round: for each candidate the blocks behind it."""
-    return sum(depth - 1 - block for block in range(1, depth - 1))
 
 
 @contextmanager
