@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,14 +59,13 @@ class Server:
 
     url: str
     model: str
-    takes_ids: bool
     extra: Mapping[str, object]
     pid: int | None = None  # None: not started here
 
     def body(self, request: SampleRequest) -> Mapping[str, object]:
         return {
             "model": self.model,
-            "prompt": list(request.prompt_ids) if self.takes_ids else request.text,
+            "prompt": list(request.prompt_ids),
             "max_tokens": request.num_new_tokens,
             "stream": True,
             **self.extra,
@@ -124,48 +123,6 @@ def sleb_worker_on(settings: ServeSettings) -> Iterator[None]:
     command = [sys.executable, "-m", "app", "worker"]
     with _process(command, child_environment(settings), settings.data_dir / "worker.log"):
         yield
-
-
-@contextmanager
-def sleb_up(
-    model: Path, dtype: str, threads: int | None, cpus: Collection[int] | None = None
-) -> Iterator[Server]:
-    """``sleb up`` like ``sleb_serve``: with a worker. It may use these CPUs, by default all."""
-    with TemporaryDirectory(prefix="sleb-bench-") as directory:
-        data_dir = Path(directory)
-        link_model(model, data_dir / "models" / model.name, dtype)
-        settings = ServeSettings(data_dir=data_dir, threads=threads, redis_url=None)
-        command = [sys.executable, "-m", "app", "up"]
-        if cpus is not None:
-            command = ["taskset", "--cpu-list", ",".join(map(str, cpus)), *command]
-        with _served(command, child_environment(settings), model.name) as server:
-            yield server
-
-
-def sleb_up_of(code: Path, data_dir: Path, model: str) -> AbstractContextManager[Server]:
-    """``sleb up`` of the checkout at ``code``, on a data directory that has the model."""
-    settings = ServeSettings(data_dir=data_dir, redis_url=None)
-    environment = {**child_environment(settings), "PYTHONPATH": str(code)}
-    return _served([sys.executable, "-m", "app", "up"], environment, model, folder=code)
-
-
-def transformers_serve(
-    model: Path, dtype: str, threads: int | None, num_pages: int | None = None
-) -> AbstractContextManager[Server]:
-    """``transformers serve``, with continuous batching if the number of cache pages is given.
-
-    Its default number of pages takes most of the memory. It needs the package ``openai``, one
-    of the development dependencies. Raises ``ServerFailed``.
-    """
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(model)]
-    command += ["--dtype", dtype]
-    if num_pages is not None:
-        command += ["--continuous-batching", "--cb-num-blocks", str(num_pages)]
-    no_eos = {"do_sample": False, "eos_token_id": -1, "pad_token_id": 0}
-    extra = {"generation_config": json.dumps(no_eos)}
-    return _served(
-        command, _with_threads(threads), str(model), health="/health", takes_ids=False, extra=extra
-    )
 
 
 @contextmanager
@@ -269,12 +226,10 @@ def _served(
     model: str,
     *,
     health: str = "/health/ready",
-    takes_ids: bool = True,
     extra: Mapping[str, object] = _OURS,
-    folder: Path | None = None,
     is_compiled: bool = True,
 ) -> Iterator[Server]:
-    """The server that this command starts on a free port, in this folder or in ours.
+    """The server that this command starts on a free port.
 
     Waits until it answers on the path ``health``, and until it compiles nothing and times no
     kernels unless ``is_compiled`` is false.
@@ -284,17 +239,17 @@ def _served(
     url = f"http://127.0.0.1:{port}"
     with TemporaryDirectory(prefix="sleb-bench-") as directory:
         log = Path(directory) / "log"
-        with _process(command, environment, log, folder) as process:
+        with _process(command, environment, log) as process:
             _wait_until_ready(url + health, process, log)
             if is_compiled:
                 _wait_until_compiled(process.pid)
                 _wait_until_ready(url + health, process, log, is_warm=True)
-            yield Server(url, model, takes_ids, extra, process.pid)
+            yield Server(url, model, extra, process.pid)
 
 
 @contextmanager
 def _process(
-    command: Sequence[str], environment: Mapping[str, str], log: Path, folder: Path | None = None
+    command: Sequence[str], environment: Mapping[str, str], log: Path
 ) -> Iterator["subprocess.Popen[bytes]"]:
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603 - our own command
@@ -303,7 +258,6 @@ def _process(
             stdin=subprocess.PIPE,  # a keeper ends its command when this process does
             stdout=output,
             stderr=subprocess.STDOUT,
-            cwd=folder,
         )
     try:
         yield process

@@ -199,7 +199,7 @@ def _both(subject: Subject, plan: BenchPlan) -> Iterator[dict[str, Callable[[str
         runs = stack.enter_context(runs_in_vllm(subject.model, [subject.variant], subject.settings))
         for side in (DENSE, subject.variant):
             runs.warm_up(side, Scenario.SERVED, plan)  # starts its server
-        ours = [Server("", "", takes_ids=True, extra={}, pid=pid) for pid in _children()]
+        ours = [Server("", "", extra={}, pid=pid) for pid in _children()]
         directories = {
             DENSE: subject.settings.models_dir / subject.model,
             subject.variant: _exported(subject, folder / "pruned"),

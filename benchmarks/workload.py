@@ -19,7 +19,7 @@ class NoSuchPrompt(ValueError):
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """One request. The text encodes to ``prompt_ids``, for servers that accept text only."""
+    """One request. The text encodes to ``prompt_ids``."""
 
     text: str
     prompt_ids: tuple[int, ...]

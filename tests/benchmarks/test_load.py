@@ -27,7 +27,7 @@ def server(tmp_path: Path, tiny_models_dir: Path, redis_url: str) -> Iterator[Se
     assert tiny_models_dir.parent == tmp_path
     settings = ServeSettings(data_dir=tmp_path, max_num_seqs=3, drain_s=0)
     with serving(settings, redis_url) as (_, url):
-        yield Server(url, "tiny", takes_ids=True, extra=FORCED)
+        yield Server(url, "tiny", extra=FORCED)
 
 
 @pytest.fixture
@@ -42,11 +42,8 @@ def counted(server: Server, metric: str) -> float:
     return sum(map(float, values))
 
 
-@pytest.mark.parametrize("takes_ids", [True, False])
-def test_a_closed_loop_counts_every_token(
-    server: Server, requests: list[SampleRequest], takes_ids: bool
-) -> None:
-    found = closed_loop(replace(server, takes_ids=takes_ids), requests, concurrency=4)
+def test_a_closed_loop_counts_every_token(server: Server, requests: list[SampleRequest]) -> None:
+    found = closed_loop(server, requests, concurrency=4)
     assert [timing.num_tokens for timing in found.timings] == [
         request.num_new_tokens for request in requests
     ]
@@ -95,7 +92,7 @@ def response_of(*writes: bytes) -> Pass:
 
         async with await asyncio.start_server(respond, "127.0.0.1", 0) as listener:
             port = listener.sockets[0].getsockname()[1]
-            server = Server(f"http://127.0.0.1:{port}", "m", takes_ids=True, extra={})
+            server = Server(f"http://127.0.0.1:{port}", "m", extra={})
             return await asyncio.to_thread(closed_loop, server, [SampleRequest("a", (1,), 3)], 1)
 
     return asyncio.run(run())

@@ -38,7 +38,7 @@ SIZES = TrafficSizes(
 def server(tmp_path: Path, tiny_models_dir: Path, redis_url: str) -> Iterator[Server]:
     assert tiny_models_dir.parent == tmp_path
     with serving(ServeSettings(data_dir=tmp_path, drain_s=0), redis_url) as (_, url):
-        yield Server(url, "tiny", takes_ids=True, extra=FORCED)
+        yield Server(url, "tiny", extra=FORCED)
 
 
 @pytest.fixture
