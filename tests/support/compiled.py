@@ -3,29 +3,18 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numba
 import numpy as np
 import pytest
 import torch
 from filelock import FileLock
-from numba import carray, types
 
 from app.engine.autotuning import Autotuner
 from app.engine.kernels.compiled.integers import INTEGER_PRODUCT
 from app.engine.kernels.compiled.model import BLOCKS
-from app.engine.kernels.compiled.openmp import (
-    ParallelFunction,
-    barrier,
-    get_num_threads,
-    get_thread,
-    keep_compiled_in,
-    pointer_to,
-)
+from app.engine.kernels.compiled.openmp import ParallelFunction, keep_compiled_in
 from app.engine.kernels.compiled.product import PRODUCTS_OF_ROWS
-
-_to_counts = pointer_to(types.int64)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -68,20 +57,6 @@ def load_compiled(dtype: torch.dtype = torch.float32) -> None:
         with FileLock(Path(numba.config.CACHE_DIR) / "compiling.lock"):
             for function in missing:
                 function.load()
-
-
-def count(address: int) -> None:
-    """Every thread notes itself, and after the barrier how many there are."""
-    counts = carray(_to_counts(address), 16)
-    thread = get_thread()
-    counts[thread] = 1
-    barrier()
-    counts[8 + thread] = counts[:8].sum() + 10 * get_num_threads()
-
-
-def broken(address: Any) -> None:
-    """Nothing that numba can compile."""
-    address.missing()
 
 
 def counted(function: ParallelFunction) -> list[int]:

@@ -35,7 +35,8 @@ from app.doctor.machine import (
 from app.engine.autotuning import Choice
 from app.engine.kernels.compiled.block import float32_block
 from app.engine.kernels.compiled.openmp import ParallelFunction
-from tests.support.compiled import count, counted
+from tests.support.compilable import count
+from tests.support.compiled import counted
 from tests.support.processes import free_port
 from tests.support.serving import local_api
 

@@ -15,7 +15,8 @@ from app.engine.engine_loop import EngineLoop
 from app.engine.kernels.compiled.openmp import ParallelFunction
 from app.engine.kernels.warm_up import WarmUp
 from app.engine.variant import Variant, make_variant
-from tests.support.compiled import count, load_compiled
+from tests.support.compilable import count
+from tests.support.compiled import load_compiled
 from tests.support.engine_requests import expected, prompt, request, run, variant
 from tests.support.engine_scenarios import scenario
 from tests.support.tiny import tiny_model

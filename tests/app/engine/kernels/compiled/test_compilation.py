@@ -15,7 +15,6 @@ from torch import nn
 
 from app.engine.autotuning import OFF, Autotuner
 from app.engine.engine import Engine
-from app.engine.kernels.compiled import compilation
 from app.engine.kernels.compiled.compilation import (
     CompilationState,
     compile_beside,
@@ -24,10 +23,11 @@ from app.engine.kernels.compiled.compilation import (
 )
 from app.engine.kernels.compiled.integers import INTEGER_PRODUCT
 from app.engine.kernels.compiled.model import BLOCKS
-from app.engine.kernels.compiled.openmp import ParallelFunction
+from app.engine.kernels.compiled.openmp import ParallelFunction, compile_now
 from app.engine.kernels.compiled.product import PRODUCTS_OF_ROWS
 from app.engine.running.flat_model import FLAT, functions_of_steps
-from tests.support.compiled import broken, count, counted, load_compiled
+from tests.support.compilable import broken, count
+from tests.support.compiled import counted, load_compiled
 from tests.support.engine_requests import prompt, request
 from tests.support.tiny import tiny_model
 from tests.support.waiting import wait_until
@@ -74,14 +74,19 @@ def test_another_process_compiles_them_and_keeps_them(
     assert kept_state(kept_in) == CompilationState("compiled")
 
 
-@pytest.mark.usefixtures("kept_in")
-def test_an_error_of_the_compiler_leaves_them_unready(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_error_of_the_compiler_leaves_them_unready_and_is_noted(
+    kept_in: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     functions = [ParallelFunction(count), ParallelFunction(broken)]
     compile_beside(functions)
     wait_for_compilation(functions, LIMIT_S)
     assert [each.is_ready for each in functions] == [True, False]
     assert "compiling broke off: " in caplog.text
     assert "Unknown attribute 'missing'" in caplog.text
+    state = kept_state(kept_in)
+    assert state is not None
+    assert (state.state, state.retry_at) == ("failed", None)
+    assert "Unknown attribute 'missing'" in state.reason
 
 
 @pytest.mark.usefixtures("kept_in")
@@ -118,7 +123,7 @@ def test_it_ends_with_the_process_it_works_for(kept_in: Path) -> None:
 import sys, numba
 from app.engine.kernels.compiled.compilation import compile_beside
 from app.engine.kernels.compiled.openmp import ParallelFunction
-from tests.support.compiled import count
+from tests.support.compilable import count
 numba.config.CACHE_DIR = {str(kept_in)!r}
 compile_beside([ParallelFunction(count)])
 sys.stdin.read()
@@ -163,28 +168,19 @@ def test_a_failure_is_tried_again(
     kept_in: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("app.engine.kernels.compiled.compilation._RETRY_S", (0.01,))
-    outcomes = iter(["it ran out of memory", None])
-    real = compilation._attempt
+    reasons = iter(["it ran out of memory", ""])
 
-    def attempt(functions: Sequence[ParallelFunction]) -> str | None:
-        return next(outcomes) or real(functions)
+    def compile_here(functions: Sequence[ParallelFunction]) -> str:
+        if not (reason := next(reasons)):
+            compile_now(functions[0].function, keeps=True)
+        return reason
 
-    monkeypatch.setattr("app.engine.kernels.compiled.compilation._attempt", attempt)
+    monkeypatch.setattr("app.engine.kernels.compiled.compilation._compile", compile_here)
     function = ParallelFunction(count)
     compile_beside([function])
     wait_until(lambda: function.is_ready, "it is compiled at the second attempt", LIMIT_S)
     assert "it ran out of memory (next attempt in 0 s)" in caplog.text
     wait_until(lambda: kept_state(kept_in) == CompilationState("compiled"), "it is noted")
-
-
-def test_the_last_failure_is_noted(kept_in: Path) -> None:
-    compile_beside([function := ParallelFunction(broken)])
-    wait_for_compilation([function], LIMIT_S)
-    wait_until(lambda: kept_state(kept_in) is not None, "it is noted")
-    state = kept_state(kept_in)
-    assert state is not None
-    assert (state.state, state.retry_at) == ("failed", None)
-    assert "Unknown attribute 'missing'" in state.reason
 
 
 def test_without_a_directory_it_is_compiled_into_a_temporary_one(

@@ -4,7 +4,8 @@ import random
 from pathlib import Path
 
 from app.engine.kernels.compiled.openmp import ParallelFunction
-from tests.support.compiled import count, counted
+from tests.support.compilable import count
+from tests.support.compiled import counted
 
 
 def files_in(folder: Path) -> list[Path]:

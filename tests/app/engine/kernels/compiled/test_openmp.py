@@ -9,7 +9,8 @@ import pytest
 from numba.core.errors import NumbaError
 
 from app.engine.kernels.compiled.openmp import ParallelFunction, compile_now, keep_compiled_in
-from tests.support.compiled import broken, count, counted, torch_threads
+from tests.support.compilable import broken, count
+from tests.support.compiled import counted, torch_threads
 from tests.support.full_disk import full_disk
 
 
