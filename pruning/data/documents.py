@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from pruning.data.corpora import Split
-from pruning.data.windows import all_windows
+from pruning.data.windows import windows_of_texts
 
 CHARACTERS_PER_TOKEN = 8  # more than a tokenizer makes of its language
 SEPARATOR = "\n\n"  # between short documents that are joined
@@ -47,12 +47,14 @@ def draw(
     rng = random.Random(seed)  # noqa: S311 - a reproducible sample, not a secret
     tokenized: list[torch.Tensor] = []
     found: list[torch.Tensor] = []
-    for text in rng.sample(texts, len(texts)):
+    for windows in windows_of_texts(rng.sample(texts, len(texts)), seqlen, tokenizer):
+        tokenized.append(windows)
+        found.extend(windows[:1])
         if len(found) >= num_windows:
             break
-        tokenized.append(all_windows(text, seqlen, tokenizer))
-        found.extend(tokenized[-1][:1])
     for nth in range(1, max(map(len, tokenized), default=0)):
+        if len(found) >= num_windows:
+            break
         found.extend(windows[nth] for windows in tokenized if nth < len(windows))
     empty = torch.empty((0, seqlen), dtype=torch.int64)
     return torch.stack(found[:num_windows]) if found else empty

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -145,9 +145,17 @@ def all_windows(text: str, seqlen: int, tokenizer: PreTrainedTokenizerBase) -> t
     Each begins as the tokenizer begins a text. A model that was trained behind a BOS may be lost
     without it: Gemma's perplexity is 30 times as high (Shortened LLaMA, pull request 6).
     """
+    return next(windows_of_texts([text], seqlen, tokenizer))
+
+
+def windows_of_texts(
+    texts: Iterable[str], seqlen: int, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[torch.Tensor]:
+    """``all_windows`` of each text, when it is asked for."""
     begins = torch.tensor(beginning(tokenizer)[: seqlen - 1], dtype=torch.int64)
     size = seqlen - len(begins)
-    token_ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-    num_windows = len(token_ids) // size
-    of_text = torch.tensor(token_ids[: num_windows * size], dtype=torch.int64)
-    return torch.cat([begins.expand(num_windows, -1), of_text.view(num_windows, size)], dim=1)
+    for text in texts:
+        token_ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        num_windows = len(token_ids) // size
+        of_text = torch.tensor(token_ids[: num_windows * size], dtype=torch.int64)
+        yield torch.cat([begins.expand(num_windows, -1), of_text.view(num_windows, size)], dim=1)
