@@ -2,12 +2,12 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from statistics import fmean
 
 from asgi_correlation_id import correlation_id
 
 from app.api.formats.engine import engine_view
+from app.api.formats.same_names import view_of
 from app.api.schemas.compare import (
     ComparedModelView,
     ComparedOutputView,
@@ -15,7 +15,6 @@ from app.api.schemas.compare import (
     CompareView,
     ControlView,
     DivergenceView,
-    SpeedupView,
     TokenTextView,
 )
 from app.api.schemas.generate import TimingsView
@@ -27,7 +26,7 @@ from app.compare.compare import (
     token_agreement,
 )
 from app.compare.likelihood import token_ids
-from app.compare.speedup import Speedup, kernel_names
+from app.compare.speedup import kernel_names
 from app.generation.vocabulary import Vocabulary
 
 
@@ -64,10 +63,7 @@ def _output(baseline: ComparedVariant, variant: ComparedVariant, index: int) -> 
         text=output.text,
         finish_reason=output.finish_reason.value,
         completion_tokens=output.num_tokens,
-        timings=[
-            TimingsView.model_validate(outputs[index].timings, from_attributes=True)
-            for outputs in variant.rounds
-        ],
+        timings=[view_of(TimingsView, outputs[index].timings) for outputs in variant.rounds],
         agreement=found.share,
         first_divergence=_divergence(baseline, variant, index, found.first_divergence),
         mean_logprob=variant.mean_logprobs[index],
@@ -111,34 +107,19 @@ def _control(comparison: Comparison) -> ControlView | None:
     rounds = zip(comparison.baseline.rounds, comparison.control.rounds, strict=True)
     pairs = [pair for of_round in rounds for pair in zip(*of_round, strict=True)]
     agreements = [token_agreement(token_ids(one), token_ids(other)).share for one, other in pairs]
-    return ControlView(
-        agreement=fmean(agreements), **_speedup_views(comparison, comparison.control)
-    )
+    of_control = speedups(comparison, comparison.control)
+    return view_of(ControlView, of_control, agreement=fmean(agreements))
 
 
 def _result(comparison: Comparison, variant: ComparedVariant) -> ComparedModelView:
     baseline = comparison.baseline
     indices = range(len(baseline.rounds[0]))
     gaps = [gap for index in indices if (gap := _gap(baseline, variant, index)) is not None]
-    return ComparedModelView(
+    return view_of(
+        ComparedModelView,
+        speedups(comparison, variant),
         model=variant.served.entry.name,
         agreement=fmean(_agreement(baseline, variant, index).share for index in indices),
         logprob_gap=fmean(gaps) if gaps else None,
         kernels=kernel_names(variant.kernels),
-        **_speedup_views(comparison, variant),
-    )
-
-
-def _speedup_views(
-    comparison: Comparison, variant: ComparedVariant
-) -> dict[str, SpeedupView | None]:
-    found = speedups(comparison, variant)
-    return {"tpot": _speedup(found.tpot), "ttft": _speedup(found.ttft), "e2e": _speedup(found.e2e)}
-
-
-def _speedup(found: Speedup | None) -> SpeedupView | None:
-    if found is None:
-        return None
-    return SpeedupView.model_validate(
-        {name: value for name, value in asdict(found).items() if name != "num_pairs"}
     )

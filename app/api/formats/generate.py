@@ -8,6 +8,7 @@ from asgi_correlation_id import correlation_id
 from fastapi.sse import format_sse_event
 
 from app.api.errors import problem_of
+from app.api.formats.same_names import view_of
 from app.api.schemas.generate import (
     GenerateBody,
     GenerateView,
@@ -70,7 +71,7 @@ class GenerateFormat:
             finish_reason=output.finish_reason.value,
             prompt_tokens=output.num_prompt_tokens,
             completion_tokens=output.num_tokens,
-            timings=TimingsView.model_validate(output.timings, from_attributes=True),
+            timings=view_of(TimingsView, output.timings),
             token_ids=self._token_ids(output.tokens),
             logprobs=self._logprobs(output.tokens),
         )

@@ -7,21 +7,13 @@ from fastapi import Request
 
 from app.api.formats.models import domain_views, repair_view
 from app.api.formats.same_names import view_of
-from app.api.schemas.events import SinkView, WebhookDeliveryView, WebhookView
-from app.api.schemas.generate import MeasuredSpeedupView
+from app.api.schemas.events import SinkView, WebhookDeliveryView
 from app.api.schemas.heal import HealEstimateView, HealProgressView
-from app.api.schemas.jobs import (
-    ConditionView,
-    EstimateView,
-    JobErrorView,
-    ProgressView,
-    PruneJobView,
-    RepairProgressView,
-)
+from app.api.schemas.jobs import ConditionView, EstimateView, PruneJobView
 from app.api.submission import Estimate
 from app.models.catalog import Catalog
 from pruning.jobs.heal_estimate import HealEstimate
-from pruning.jobs.job import Job, JobStatus, StopRequest, WebhookEvent
+from pruning.jobs.job import Job, JobStatus, StopRequest
 from pruning.jobs.outbox import DeliveryAttempt
 from pruning.plural import counted
 
@@ -36,57 +28,27 @@ def job_view(job: Job, request: Request, catalog: Catalog) -> PruneJobView:
 def job_view_at(path: str, job: Job, catalog: Catalog) -> PruneJobView:
     """Return the view for a job with this URL path, where there is no request."""
     published = catalog.published(job.pruned_model) if job.pruned_model else None
-    return PruneJobView(
-        id=job.id,
-        model=job.model,
-        source=job.source,
-        search_of=job.search_of,
-        status=job.status.value,
-        priority=job.priority,
+    return view_of(
+        PruneJobView,
+        job,
         tenant=job.owner,
-        pause_requested_at=job.pause_requested_at,
-        phase=job.phase.value if job.phase else None,
-        progress=ProgressView.model_validate(job.progress, from_attributes=True),
-        repair_progress=view_of(RepairProgressView, job.repair_progress),
         heal_progress=_heal_progress(job),
-        removed_blocks=list(job.removed_blocks),
-        losses=list(job.losses),
-        dense_loss=job.dense_loss,
-        attempt=job.attempt,
-        worker=job.worker,
-        pruned_model=job.pruned_model,
         repair=repair_view(published) if published else None,
         predicted_speedup=published.predicted_speedup if published else None,
-        measured_speedup=view_of(
-            MeasuredSpeedupView, catalog.measured_speedup(published) if published else None
-        ),
+        measured_speedup=catalog.measured_speedup(published) if published else None,
         domains=domain_views(published) if published else [],
-        created_at=job.created_at,
-        started_at=job.started_at,
-        finished_at=job.finished_at,
-        estimated_finish=job.estimated_finish,
-        error=view_of(JobErrorView, job.error),
         conditions=_conditions(job),
         sinks=_sinks(job),
-        metadata=dict(job.metadata),
-        webhook=view_of(WebhookView, job.webhook),
         spec=job.spec.to_dict(),
         urls=_urls(path),
     )
 
 
 def _heal_progress(job: Job) -> HealProgressView | None:
-    found = job.heal_progress
-    if found is None:
+    if job.heal_progress is None:
         return None
-    return HealProgressView(
-        training="control" if found.training == "control" else "healed",
-        num_tokens=found.num_tokens,
-        ratio=found.ratio,
-        loss=found.loss,
-        held_out_loss=found.held_out_loss,
-        tokens_per_s=found.tokens_per_s,
-    )
+    training = "control" if job.heal_progress.training == "control" else "healed"
+    return view_of(HealProgressView, job.heal_progress, training=training)
 
 
 def _sinks(job: Job) -> list[SinkView]:
@@ -108,47 +70,33 @@ def _urls(path: str) -> dict[str, str]:
 
 def estimate_view(estimate: Estimate) -> EstimateView:
     needed, healing = estimate.footprint, estimate.heal
-    return EstimateView(
+    return view_of(
+        EstimateView,
+        needed,
         model=estimate.model,
         evaluations_total=estimate.num_evaluations,
         search_of=estimate.search_of,
         is_upper_bound=estimate.is_upper_bound,
         estimated_s=estimate.duration.seconds,
-        estimated_from=list(estimate.duration.jobs),
-        weight_bytes=needed.weight_bytes,
-        state_bytes=needed.state_bytes,
-        least_state_bytes=needed.least_state_bytes,
-        checkpoint_bytes=needed.checkpoint_bytes,
-        repair_bytes=needed.repair_bytes,
+        estimated_from=estimate.duration.jobs,
         free_disk_bytes=estimate.free_disk_bytes,
         heal=None if healing is None else heal_estimate_view(healing, needed.checkpoint_bytes),
     )
 
 
-def heal_estimate_view(found: HealEstimate, checkpoint_bytes: int) -> HealEstimateView:
+def heal_estimate_view(healing: HealEstimate, checkpoint_bytes: int) -> HealEstimateView:
     """``checkpoint_bytes`` are those of the pruned model."""
-    return HealEstimateView(
-        num_tokens=found.num_tokens,
-        control_tokens=found.control_tokens,
-        estimated_s=found.seconds,
-        estimated_from=list(found.jobs),
-        adapter_bytes=found.adapter_bytes,
-        training_bytes=found.training_bytes,
-        checkpoint_bytes=checkpoint_bytes + found.adapter_bytes,
+    return view_of(
+        HealEstimateView,
+        healing,
+        estimated_s=healing.seconds,
+        estimated_from=healing.jobs,
+        checkpoint_bytes=checkpoint_bytes + healing.adapter_bytes,
     )
 
 
 def delivery_view(attempt: DeliveryAttempt) -> WebhookDeliveryView:
-    return WebhookDeliveryView(
-        id=attempt.message_id,
-        type=WebhookEvent(attempt.type),
-        attempt=attempt.number,
-        at=attempt.at,
-        duration_s=attempt.duration_s,
-        response_status=attempt.response_status,
-        error=attempt.error,
-        next_attempt_at=attempt.next_attempt_at,
-    )
+    return view_of(WebhookDeliveryView, attempt, id=attempt.message_id, attempt=attempt.number)
 
 
 def _conditions(job: Job) -> list[ConditionView]:

@@ -3,20 +3,13 @@
 from typing import Any, Literal
 
 from app.api.formats.same_names import view_of
-from app.api.schemas.generate import (
-    DomainView,
-    Int8View,
-    MeasuredSpeedupView,
-    ModelView,
-    RepairView,
-    ServerView,
-)
+from app.api.schemas.generate import DomainView, Int8View, ModelView, RepairView
 from app.engine.async_engine import AsyncEngine
 from app.models.entry import ModelEntry
 from app.models.registry import ModelRegistry
 from app.vllm.servers import VllmServers
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound
-from pruning.evaluation.quality import DomainAtDepth
+from pruning.evaluation.quality import Compared, DomainAtDepth, Interval
 from pruning.models.store import NotAModel
 
 
@@ -27,33 +20,25 @@ def model_view(
     order = entry.order
     quality = order.quality if order else None
     curve = quality.perplexities if quality else ()
-    return ModelView(
+    return view_of(
+        ModelView,
+        entry,
         id=entry.name,
         aliases=[name for name, target in aliases.items() if target == entry.pinned_name],
         variant=entry.kind,
-        parent=entry.parent,
-        num_blocks=entry.num_blocks,
-        removed_blocks=list(entry.removed_blocks),
-        losses=list(quality.losses[: entry.num_removed + 1]) if quality else [],
-        predicted_speedup=entry.predicted_speedup,
-        measured_speedup=view_of(MeasuredSpeedupView, registry.catalog.measured_speedup(entry)),
-        perplexity=entry.perplexity,
+        losses=quality.losses[: entry.num_removed + 1] if quality else [],
+        measured_speedup=registry.catalog.measured_speedup(entry),
         dense_perplexity=curve[0] if curve else None,
         probe_score=entry.probe.score if entry.probe else None,
         dense_probe_score=quality.probe.dense.score if quality and quality.probe else None,
-        zero_shot=entry.zero_shot,
         dense_zero_shot=quality.zero_shot.dense_mean if quality and quality.zero_shot else None,
         quantized_weights=entry.quantized.weights if entry.quantized else None,
         quantized_perplexity=entry.quantized.perplexity if entry.quantized else None,
-        warnings=list(quality.warnings) if quality and entry.is_whole_checkpoint else [],
-        evaluated_on=entry.evaluated_on,
+        warnings=quality.warnings if quality and entry.is_whole_checkpoint else [],
         domains=domain_views(entry),
-        num_parameters=entry.num_parameters,
         checkpoint=order.name if order and entry.is_pruned and order.is_published else None,
-        is_published=entry.is_published,
         repair=repair_view(entry),
         int8=_int8_view(entry, registry),
-        dtype=entry.dtype,
         max_positions=entry.info.max_positions if entry.info else None,
         weight_bytes=registry.bytes_of(entry),
         kv_cache_bytes=_kv_cache_bytes(entry, registry, engine),
@@ -69,7 +54,7 @@ def _serving(
     return {
         "backend": _backend(entry, vllm),
         "error": error_of(entry, vllm),
-        "server": view_of(ServerView, server),
+        "server": server,
         "is_loaded": registry.is_loaded(entry) if server is None else server.state == "ready",
     }
 
@@ -90,35 +75,31 @@ def domain_views(entry: ModelEntry) -> list[DomainView]:
     return [_domain_view(entry, domain.at_depth(entry.num_removed)) for domain in entry.domains]
 
 
-def _domain_view(entry: ModelEntry, found: DomainAtDepth) -> DomainView:
-    served = found.raw if entry.is_raw else found.healed or found.repaired or found.raw
-    share = found.healed_share if found.healed else found.recovered
-    repaired, control = (None, None) if entry.is_raw else (found.repaired, found.control)
-    return DomainView(
-        domain=found.domain,
-        text=found.text,
-        digest=found.digest,
-        perplexity=served.perplexity,
-        raw_perplexity=found.raw.perplexity,
-        dense_perplexity=found.dense.value,
-        dense_perplexity_low=found.dense.low,
-        dense_perplexity_high=found.dense.high,
-        ratio=served.ratio.value,
-        ratio_low=served.ratio.low,
-        ratio_high=served.ratio.high,
-        raw_ratio=found.raw.ratio.value,
-        raw_ratio_low=found.raw.ratio.low,
-        raw_ratio_high=found.raw.ratio.high,
-        repaired_perplexity=repaired.perplexity if repaired else None,
-        repaired_ratio=repaired.ratio.value if repaired else None,
-        repaired_ratio_low=repaired.ratio.low if repaired else None,
-        repaired_ratio_high=repaired.ratio.high if repaired else None,
-        control_perplexity=control.perplexity if control else None,
-        control_ratio=control.ratio.value if control else None,
-        control_ratio_low=control.ratio.low if control else None,
-        control_ratio_high=control.ratio.high if control else None,
+def _domain_view(entry: ModelEntry, domain: DomainAtDepth) -> DomainView:
+    served = domain.raw if entry.is_raw else domain.healed or domain.repaired or domain.raw
+    share = domain.healed_share if domain.healed else domain.recovered
+    repaired, control = (None, None) if entry.is_raw else (domain.repaired, domain.control)
+    return view_of(
+        DomainView,
+        domain,
+        **_interval("dense_perplexity", domain.dense),
+        **_compared("", served),
+        **_compared("raw_", domain.raw),
+        **_compared("repaired_", repaired),
+        **_compared("control_", control),
         recovered=None if entry.is_raw else share,
     )
+
+
+def _compared(prefix: str, compared: Compared | None) -> dict[str, float | None]:
+    """The fields that begin with ``prefix``: a perplexity, and its ratio to the dense model's."""
+    perplexity, ratio = (compared.perplexity, compared.ratio) if compared else (None, None)
+    return {f"{prefix}perplexity": perplexity, **_interval(f"{prefix}ratio", ratio)}
+
+
+def _interval(name: str, interval: Interval | None) -> dict[str, float | None]:
+    ends = (interval.value, interval.low, interval.high) if interval else (None, None, None)
+    return dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
 
 
 def repair_view(entry: ModelEntry) -> RepairView | None:

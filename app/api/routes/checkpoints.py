@@ -21,7 +21,6 @@ from app.api.schemas.checkpoints import (
     CheckpointView,
     PrefixView,
 )
-from app.api.schemas.generate import MeasuredSpeedupView
 from app.models.catalog import Catalog
 from app.models.entry import ModelEntry, RemovalOrder
 from pruning.checkpoints.store import (
@@ -87,13 +86,12 @@ def _checkpoint_view(
     if order is None:
         return None
     folder = _HEALED if order.is_healed else ""
-    return CheckpointView(
+    return view_of(
+        CheckpointView,
+        order,
         id=order.name,
-        is_published=order.is_published,
         created_at=order.created_at if order.is_published else None,
         num_blocks=order.num_blocks - order.depth,
-        removed_blocks=list(order.removed_blocks),
-        num_parameters=order.num_parameters,
         evaluated_on=order.quality.evaluated_on or None,
         prefixes=[_prefix_view(entry, catalog) for entry in catalog.prefixes(order)],
         files=[
@@ -163,14 +161,13 @@ def _files(content: bytes, manifest: Manifest) -> dict[str, FileEntry]:
 
 def _prefix_view(entry: ModelEntry, catalog: Catalog) -> PrefixView:
     assert entry.order is not None
-    return PrefixView(
+    return view_of(
+        PrefixView,
+        entry,
         model=entry.name,
-        num_removed=entry.num_removed,
         removed_block=entry.removed_blocks[-1],
         loss=entry.order.quality.losses[entry.num_removed],
-        perplexity=entry.perplexity,
         domains=domain_views(entry),
-        predicted_speedup=entry.predicted_speedup,
-        measured_speedup=view_of(MeasuredSpeedupView, catalog.measured_speedup(entry)),
+        measured_speedup=catalog.measured_speedup(entry),
         repair=repair_view(entry),
     )

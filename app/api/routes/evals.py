@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request, Response
 
 from app.api.deps import EngineDep, EvaluatingDep, GeneratorDep, KeyLimitsDep, ResultsDep
 from app.api.formats.evals import headline_of, report_of
+from app.api.formats.same_names import view_of
 from app.api.load_shedding import SheddingRoute
 from app.api.openapi import responses_for
 from app.api.routes.results import ResultReportView
@@ -49,15 +50,14 @@ async def evaluate(
     return kept
 
 
-def _kept(results: ResultStore, found: Evaluation) -> ResultReportView:
+def _kept(results: ResultStore, evaluation: Evaluation) -> ResultReportView:
     """Raises ``ResultNotKept``."""
-    entry, headline = found.served.entry, headline_of(found)
+    entry, headline = evaluation.served.entry, headline_of(evaluation)
     tenants = [entry.order.tenant] if entry.order and entry.order.tenant else []
     try:
         result_id = results.keep(
-            ResultKind.EVAL, entry.base, headline, report_of(found), tenants=tenants
+            ResultKind.EVAL, entry.base, headline, report_of(evaluation), tenants=tenants
         )
     except OSError as error:
         raise ResultNotKept(error, headline) from error
-    kept = results.get(result_id)
-    return ResultReportView.model_validate(kept, from_attributes=True)
+    return view_of(ResultReportView, results.get(result_id))

@@ -11,6 +11,7 @@ from pydantic import StringConstraints
 from starlette.types import Receive, Scope, Send
 
 from app.api.deps import EventsDep, JobId, JobsDep
+from app.api.formats.same_names import view_of
 from app.api.openapi import EVENT_STREAM, Responses, responses_for
 from app.api.schemas.events import PruneJobEventList, PruneJobEventView
 from pruning.jobs.events import EventFeed, TooManyWatchers
@@ -57,9 +58,7 @@ async def list_events(
         await run_in_threadpool(jobs.get, job_id)  # raises before the stream starts
         return _EventStream(feed, job_id, last_event_id or after)
     events = await run_in_threadpool(jobs.events, job_id, after, limit + 1)
-    views = [
-        PruneJobEventView.model_validate(event, from_attributes=True) for event in events[:limit]
-    ]
+    views = [view_of(PruneJobEventView, event) for event in events[:limit]]
     return PruneJobEventList(data=views, has_more=len(events) > limit)
 
 
@@ -84,8 +83,7 @@ async def _lines(events: AsyncIterator[JobEvent | None]) -> AsyncIterator[bytes]
     try:
         async for event in events:
             if event is not None:
-                view = PruneJobEventView.model_validate(event, from_attributes=True)
-                data = view.model_dump_json()
+                data = view_of(PruneJobEventView, event).model_dump_json()
                 yield format_sse_event(id=event.id, event=event.type, data_str=data)
             elif time.monotonic() - sent_at >= KEEP_ALIVE_S:
                 yield KEEPALIVE_COMMENT

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client import exposition
 
 from app.api.deps import EngineDep, MetricsDep, ReadinessDep, TokenCheckDep, VllmDep
+from app.api.formats.same_names import view_of
 from app.api.schemas.generate import HealthView, ReadyView, ServerView, VersionView
 
 router = APIRouter(tags=["health"])
@@ -37,10 +38,7 @@ async def ready(
     are still served.
     """
     states = {} if vllm is None else vllm.states()
-    servers = {
-        name: ServerView.model_validate(state, from_attributes=True)
-        for name, state in states.items()
-    }
+    servers = {name: view_of(ServerView, state) for name, state in states.items()}
     reason = readiness.reason or engine.fault
     if reason is not None:
         response.status_code = 503

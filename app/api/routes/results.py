@@ -6,6 +6,7 @@ from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, Field
 
 from app.api.deps import ResultsDep
+from app.api.formats.same_names import view_of
 from app.api.openapi import responses_for
 from app.auth.keys import seen_tenant
 from app.results.store import ResultKind, ResultNotFound
@@ -51,12 +52,11 @@ def list_results(
 ) -> ResultList:
     """The newest first. Results about checkpoints of another tenant are left out."""
     page = results.page(limit, after, seen_tenant())
-    views = [ResultView.model_validate(each, from_attributes=True) for each in page.results]
+    views = [view_of(ResultView, each) for each in page.results]
     return ResultList(data=views, has_more=page.has_more)
 
 
 @router.get("/{result_id}", name="get_result", responses=responses_for(ResultNotFound))
 def get_result(result_id: ResultId, results: ResultsDep) -> ResultReportView:
     """One result with its whole report."""
-    found = results.get(result_id, seen_tenant())
-    return ResultReportView.model_validate(found, from_attributes=True)
+    return view_of(ResultReportView, results.get(result_id, seen_tenant()))

@@ -6,6 +6,7 @@ import torch
 from fastapi import APIRouter
 
 from app.api.deps import EngineDep, JobStatsDep, ReadinessDep, RegistryDep, SettingsDep
+from app.api.formats.same_names import view_of
 from app.api.schemas.status import EngineStatusView, JobStatusView, MemoryStatusView, StatusView
 from app.engine.engine import EngineStats
 from app.models.registry import ModelRegistry
@@ -37,13 +38,13 @@ def status(
 
 
 def _engine(stats: EngineStats) -> EngineStatusView:
-    return EngineStatusView(
-        num_running=stats.num_running,
-        num_waiting=stats.num_waiting,
-        kv_cache_usage=stats.kv_cache_usage,
-        num_prefix_queries=sum(each.num_queries for each in stats.cache_counts.values()),
-        num_prefix_hits=sum(each.num_hits for each in stats.cache_counts.values()),
-        num_preemptions=sum(each.num_preemptions for each in stats.cache_counts.values()),
+    counts = stats.cache_counts.values()
+    return view_of(
+        EngineStatusView,
+        stats,
+        num_prefix_queries=sum(each.num_queries for each in counts),
+        num_prefix_hits=sum(each.num_hits for each in counts),
+        num_preemptions=sum(each.num_preemptions for each in counts),
     )
 
 
@@ -58,7 +59,6 @@ def _memory(registry: ModelRegistry, max_weight_bytes: int | None) -> MemoryStat
 
 def _jobs(reader: JobStatsReader) -> JobStatusView | None:
     try:
-        found = reader.read()
+        return view_of(JobStatusView, reader.read())
     except JobStoreUnavailable:
         return None
-    return JobStatusView.model_validate(found, from_attributes=True)
