@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from app.api.schemas.fields import kind
+
 
 class LimitsView(BaseModel):
     max_ratio: float = Field(description="Maximum of pruned / dense perplexity, on every text.")
@@ -46,7 +48,7 @@ class AdvisedDepthView(BaseModel):
 class AdviceView(BaseModel):
     """Which depth of a model to take."""
 
-    object: Literal["advice"] = Field(default="advice", description="The kind of this object.")
+    object: Literal["advice"] = kind("advice")
     model: str = Field(description="The dense model.")
     limits: LimitsView = Field(description="What a depth has to keep.")
     taken: str | None = Field(

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import Discriminator, Field, Tag
 
+from app.api.schemas.fields import documented, optional
 from app.api.schemas.generate import Body
 from pruning.spec.calibration import MAX_SOURCES, CalibrationSpec, Dataset, Sampling
 
@@ -14,27 +15,20 @@ _ONE, _MIX = "<one>", "<mix>"  # the two forms of a calibration
 class CalibrationBody(Body):
     """Calibration text. The packaged texts, and ``self``, need no network."""
 
-    dataset: Dataset | None = Field(
-        default=None, description="By default packaged prose and code in equal parts."
+    dataset: Dataset | None = optional("By default packaged prose and code in equal parts.")
+    sampling: Sampling = documented(
+        CalibrationSpec.sampling, "windows: as in the paper; rows: as in its reference code."
     )
-    sampling: Sampling = Field(
-        default=CalibrationSpec.sampling,
-        description="windows: as in the paper; rows: as in its reference code.",
+    num_samples: int = documented(
+        CalibrationSpec.num_samples,
+        "Number of windows, or of rows of raw text.",
+        {"minimum": 1, "maximum": 100_000},
     )
-    num_samples: int = Field(
-        default=CalibrationSpec.num_samples,
-        json_schema_extra={"minimum": 1, "maximum": 100_000},
-        description="Number of windows, or of rows of raw text.",
+    seqlen: int = documented(
+        CalibrationSpec.seqlen, "Tokens of a window.", {"minimum": 2, "maximum": 1_000_000}
     )
-    seqlen: int = Field(
-        default=CalibrationSpec.seqlen,
-        json_schema_extra={"minimum": 2, "maximum": 1_000_000},
-        description="Tokens of a window.",
-    )
-    seed: int = Field(
-        default=CalibrationSpec.seed,
-        json_schema_extra={"minimum": 0, "maximum": 2**32 - 1},
-        description="Of the sample.",
+    seed: int = documented(
+        CalibrationSpec.seed, "Of the sample.", {"minimum": 0, "maximum": 2**32 - 1}
     )
     path: str | None = Field(
         default=CalibrationSpec.path, max_length=4096, description="Within the texts folder."
@@ -47,10 +41,8 @@ class SourceBody(CalibrationBody):
     """
 
     dataset: Dataset = Field(description="The text.")
-    weight: float = Field(
-        default=1.0,
-        json_schema_extra={"exclusiveMinimum": 0},
-        description="Share of the samples, relative to the other sources.",
+    weight: float = documented(
+        1.0, "Share of the samples, relative to the other sources.", {"exclusiveMinimum": 0}
     )
 
 

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from app.api.schemas.fields import kind
 from app.api.schemas.generate import DomainView, MeasuredSpeedupView, RepairView
 
 
@@ -39,9 +40,7 @@ class CheckpointView(BaseModel):
     """The published checkpoint of a job. Before that: prefixes, no files."""
 
     id: str = Field(description="Name of the checkpoint.")
-    object: Literal["prune_job.checkpoint"] = Field(
-        default="prune_job.checkpoint", description="The kind of this object."
-    )
+    object: Literal["prune_job.checkpoint"] = kind("prune_job.checkpoint")
     is_published: bool = Field(description="Whether its files are complete.")
     created_at: float | None = Field(description="When it was published.")
     num_blocks: int = Field(description="Number of remaining blocks.")
@@ -53,5 +52,5 @@ class CheckpointView(BaseModel):
 
 
 class CheckpointList(BaseModel):
-    object: Literal["list"] = Field(default="list", description="The kind of this object.")
+    object: Literal["list"] = kind("list")
     data: list[CheckpointView] = Field(description="The checkpoint of the job, if it has one.")

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
+from app.api.schemas.fields import documented, kind, optional
 from app.api.schemas.generate import ModelName, PromptsBody, TimingsView
 
 MAX_MODELS = 8
@@ -23,16 +24,13 @@ class CompareBody(PromptsBody):
         max_length=MAX_MODELS,
         description="Variants of one dense model, or that model itself.",
     )
-    baseline: ModelName | None = Field(
-        default=None, description="One of the models; by default the first."
+    baseline: ModelName | None = optional("One of the models; by default the first.")
+    repeats: Annotated[int, Field(ge=1, le=MAX_REPEATS)] = documented(
+        5, "Repeats of every prompt; intervals and verdicts need at least 2."
     )
-    repeats: Annotated[int, Field(ge=1, le=MAX_REPEATS)] = Field(
-        default=5,
-        description="Repeats of every prompt; intervals and verdicts need at least 2.",
-    )
-    max_seconds: Annotated[float, Field(ge=0, le=MAX_SECONDS)] = Field(
-        default=0,
-        description="More repeats, until every interval per token is within 3 % of its ratio, the "
+    max_seconds: Annotated[float, Field(ge=0, le=MAX_SECONDS)] = documented(
+        0,
+        "More repeats, until every interval per token is within 3 % of its ratio, the "
         "control's too, or so many seconds have passed.",
     )
 
@@ -142,18 +140,16 @@ class EngineView(BaseModel):
 
 class CompareView(BaseModel):
     id: str = Field(description="Of this response.")
-    object: Literal["comparison"] = Field(
-        default="comparison", description="The kind of this object."
-    )
+    object: Literal["comparison"] = kind("comparison")
     created_at: float = Field(description="Seconds since the epoch.")
     models: list[str] = Field(description="The compared models.")
     baseline: str = Field(description="The model that the others are compared with.")
     repeats: int = Field(description="Number of repeats of every prompt.")
     seed: int | None = Field(description="Drawn if none was given; null for greedy decoding.")
     prompts: list[ComparedPromptView] = Field(description="The outputs for each prompt.")
-    prompt_reading: Literal["in full"] = Field(
-        default="in full",
-        description="All models read every prompt from its first token each time, whatever "
+    prompt_reading: Literal["in full"] = documented(
+        "in full",
+        "All models read every prompt from its first token each time, whatever "
         "requests have read before.",
     )
     engine: EngineView = Field(description="What generated for all models.")

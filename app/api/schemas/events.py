@@ -4,15 +4,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from app.api.schemas.fields import kind
 from app.api.schemas.generate import Body
 from pruning.jobs.job import FINAL_EVENTS, WebhookEvent
 
 
 class PruneJobEventView(BaseModel):
     id: str = Field(description="Of the event; later ones are larger.")
-    object: Literal["prune_job.event"] = Field(
-        default="prune_job.event", description="The kind of this object."
-    )
+    object: Literal["prune_job.event"] = kind("prune_job.event")
     created_at: float = Field(description="Seconds since the epoch.")
     level: str = Field(description="info, warn or error.")
     message: str = Field(description="What happened, in a sentence.")
@@ -21,7 +20,7 @@ class PruneJobEventView(BaseModel):
 
 
 class PruneJobEventList(BaseModel):
-    object: Literal["list"] = Field(default="list", description="The kind of this object.")
+    object: Literal["list"] = kind("list")
     data: list[PruneJobEventView] = Field(description="The events, oldest first.")
     has_more: bool = Field(description="Whether newer events follow.")
 
@@ -47,9 +46,7 @@ class WebhookDeliveryView(BaseModel):
     """One attempt to deliver a message."""
 
     id: str = Field(description="Id of the message, sent as webhook-id.")
-    object: Literal["webhook_delivery"] = Field(
-        default="webhook_delivery", description="The kind of this object."
-    )
+    object: Literal["webhook_delivery"] = kind("webhook_delivery")
     type: WebhookEvent = Field(description="The event that the message is about.")
     attempt: int = Field(description="1 for the first.")
     at: float = Field(description="When it was sent, in seconds since the epoch.")
@@ -60,7 +57,7 @@ class WebhookDeliveryView(BaseModel):
 
 
 class WebhookDeliveryList(BaseModel):
-    object: Literal["list"] = Field(default="list", description="The kind of this object.")
+    object: Literal["list"] = kind("list")
     data: list[WebhookDeliveryView] = Field(description="The attempts, oldest first.")
 
 

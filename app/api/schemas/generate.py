@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints, model_validator
 
+from app.api.schemas.fields import documented, kind, optional
 from app.api.schemas.sampling import SamplingFields
 from app.engine.scheduling.sequence import MAX_TOP_LOGPROBS
 from pruning.repair.record import Method
@@ -59,9 +60,7 @@ class GenerateBody(PromptsBody):
     """The prompts are generated together as one batch."""
 
     model: ModelName = Field(description="A model, a variant or an alias.")
-    return_token_ids: StrictBool = Field(
-        default=False, description="Whether outputs have their token ids."
-    )
+    return_token_ids: StrictBool = documented(False, "Whether outputs have their token ids.")
     logprobs: int | None = Field(
         default=None,
         ge=0,
@@ -75,7 +74,7 @@ class GenerateBody(PromptsBody):
         description="Outputs that take longer end with finish_reason timeout.",
     )
     cache_salt: str = Field(default="", max_length=256, description=CACHE_SALT)
-    stream: StrictBool = Field(default=False, description="Respond with server-sent events.")
+    stream: StrictBool = documented(False, "Respond with server-sent events.")
 
 
 class TimingsView(BaseModel):
@@ -110,12 +109,8 @@ class OutputView(BaseModel):
     prompt_tokens: int = Field(description="Number of tokens of the prompt.")
     completion_tokens: int = Field(description="Number of generated tokens.")
     timings: TimingsView = Field(description="Durations of this output.")
-    token_ids: list[int] | None = Field(
-        default=None, description="Generated tokens; null unless asked for."
-    )
-    logprobs: list[TokenView] | None = Field(
-        default=None, description="Of each generated token; null unless asked for."
-    )
+    token_ids: list[int] | None = optional("Generated tokens; null unless asked for.")
+    logprobs: list[TokenView] | None = optional("Of each generated token; null unless asked for.")
 
 
 class OutputDeltaView(BaseModel):
@@ -123,19 +118,13 @@ class OutputDeltaView(BaseModel):
 
     index: int = Field(description="Index of the prompt, from 0.")
     text: str = Field(description="The next part of the text.")
-    token_ids: list[int] | None = Field(
-        default=None, description="Of this part; null unless asked for."
-    )
-    logprobs: list[TokenView] | None = Field(
-        default=None, description="Of this part; null unless asked for."
-    )
+    token_ids: list[int] | None = optional("Of this part; null unless asked for.")
+    logprobs: list[TokenView] | None = optional("Of this part; null unless asked for.")
 
 
 class GenerateView(BaseModel):
     id: str = Field(description="Of this response.")
-    object: Literal["generation"] = Field(
-        default="generation", description="The kind of this object."
-    )
+    object: Literal["generation"] = kind("generation")
     model: str = Field(description="The model that has generated, also if an alias was given.")
     variant: Literal["dense", "pruned"] = Field(description="Whether blocks were removed from it.")
     created_at: float = Field(description="Seconds since the epoch.")
@@ -243,7 +232,7 @@ class ServerView(BaseModel):
 class ModelView(BaseModel):
     id: str = Field(description="The name to generate with.")
     aliases: list[str] = Field(description="Other names of the model, set with PUT.")
-    object: Literal["model"] = Field(default="model", description="The kind of this object.")
+    object: Literal["model"] = kind("model")
     variant: Literal["dense", "pruned"] = Field(description="Whether blocks were removed from it.")
     backend: Literal["engine", "vllm", "openai"] = Field(
         description="engine: this service; vllm: a vLLM that this service runs; openai: another "
@@ -326,13 +315,13 @@ class ModelView(BaseModel):
 
 
 class ModelList(BaseModel):
-    object: Literal["list"] = Field(default="list", description="The kind of this object.")
+    object: Literal["list"] = kind("list")
     data: list[ModelView] = Field(description="The models.")
 
 
 class HealthView(BaseModel):
     status: str = Field(description="What was found, in a word or two.")
-    detail: str | None = Field(default=None, description="Why; null if nothing is wrong.")
+    detail: str | None = optional("Why; null if nothing is wrong.")
 
 
 class ReadyView(HealthView):

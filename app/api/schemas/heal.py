@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, StrictBool
 
+from app.api.schemas.fields import documented
 from app.api.schemas.generate import Body
 from pruning.spec.heal import COUNTS, Depths, Heal
 
@@ -19,77 +20,62 @@ class HealBody(Body):
     """Train the pruned model to predict what the dense one predicts, and publish it as well."""
 
     # These ranges only document the API: the spec checks them.
-    num_tokens: int = Field(
-        default=Heal.num_tokens,
-        description="Tokens to train on. Texts are those of the calibration, without the documents "
+    num_tokens: int = documented(
+        Heal.num_tokens,
+        "Tokens to train on. Texts are those of the calibration, without the documents "
         "that select or evaluate; they are repeated as often as needed.",
-        json_schema_extra=_range("num_tokens"),
+        _range("num_tokens"),
     )
-    max_minutes: float | None = Field(
-        default=Heal.max_minutes,
-        description="End after this time even if tokens are left.",
-        json_schema_extra=_ABOVE_0,
+    max_minutes: float | None = documented(
+        Heal.max_minutes, "End after this time even if tokens are left.", _ABOVE_0
     )
-    rank: int = Field(
-        default=Heal.rank, description="Rank of the adapters.", json_schema_extra=_range("rank")
-    )
-    alpha: float = Field(
-        default=Heal.alpha,
-        description="Adapters are scaled by alpha / rank.",
-        json_schema_extra=_ABOVE_0,
-    )
-    learning_rate: float | None = Field(
-        default=Heal.learning_rate,
-        description="The highest one, by default by the width of the model; it rises first, then "
+    rank: int = documented(Heal.rank, "Rank of the adapters.", _range("rank"))
+    alpha: float = documented(Heal.alpha, "Adapters are scaled by alpha / rank.", _ABOVE_0)
+    learning_rate: float | None = documented(
+        Heal.learning_rate,
+        "The highest one, by default by the width of the model; it rises first, then "
         "falls along a cosine.",
-        json_schema_extra=_ABOVE_0,
+        _ABOVE_0,
     )
-    batch_tokens: int = Field(
-        default=Heal.batch_tokens,
-        description="Tokens of a step of the optimiser.",
-        json_schema_extra=_range("batch_tokens"),
+    batch_tokens: int = documented(
+        Heal.batch_tokens, "Tokens of a step of the optimiser.", _range("batch_tokens")
     )
-    warmup: float = Field(
-        default=Heal.warmup,
-        description="Share of the training in which the learning rate rises.",
-        json_schema_extra={"minimum": 0, "exclusiveMaximum": 1},
+    warmup: float = documented(
+        Heal.warmup,
+        "Share of the training in which the learning rate rises.",
+        {"minimum": 0, "exclusiveMaximum": 1},
     )
-    clip_norm: float = Field(
-        default=Heal.clip_norm,
-        description="Maximum norm of the gradient of a step.",
-        json_schema_extra=_ABOVE_0,
+    clip_norm: float = documented(
+        Heal.clip_norm, "Maximum norm of the gradient of a step.", _ABOVE_0
     )
-    hidden_weight: float = Field(
-        default=Heal.hidden_weight,
-        description="Weight of the error of the last hidden state, beside the divergence.",
-        json_schema_extra={"minimum": 0},
+    hidden_weight: float = documented(
+        Heal.hidden_weight,
+        "Weight of the error of the last hidden state, beside the divergence.",
+        {"minimum": 0},
     )
-    checkpoint_activations: StrictBool = Field(
-        default=Heal.checkpoint_activations,
-        description="Compute activations again in the backward pass: less memory, more time.",
+    checkpoint_activations: StrictBool = documented(
+        Heal.checkpoint_activations,
+        "Compute activations again in the backward pass: less memory, more time.",
     )
-    steps_per_check: int = Field(
-        default=Heal.steps_per_check,
-        description="Steps between two measurements on held-out text. The best step is kept.",
-        json_schema_extra=_range("steps_per_check"),
+    steps_per_check: int = documented(
+        Heal.steps_per_check,
+        "Steps between two measurements on held-out text. The best step is kept.",
+        _range("steps_per_check"),
     )
-    patience: int = Field(
-        default=Heal.patience,
-        description="End once the loss on held-out text has risen so many times in a row.",
-        json_schema_extra=_range("patience"),
+    patience: int = documented(
+        Heal.patience,
+        "End once the loss on held-out text has risen so many times in a row.",
+        _range("patience"),
     )
-    seed: int = Field(
-        default=Heal.seed,
-        description="Of the adapters and of the order of the text.",
-        json_schema_extra=_range("seed"),
+    seed: int = documented(
+        Heal.seed, "Of the adapters and of the order of the text.", _range("seed")
     )
-    control: StrictBool = Field(
-        default=Heal.control,
-        description="Train the dense model in the same way, for comparison.",
+    control: StrictBool = documented(
+        Heal.control, "Train the dense model in the same way, for comparison."
     )
-    depths: Depths = Field(
-        default=Heal.depths,
-        description="deepest: the model of all removals. all: one adapter for every prefix of the "
+    depths: Depths = documented(
+        Heal.depths,
+        "deepest: the model of all removals. all: one adapter for every prefix of the "
         "removal order, which are then NAME@JOB+healed-k and NAME@-k+healed.",
     )
 

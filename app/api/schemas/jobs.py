@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints
 from app.api.schemas.calibration import CalibrationBody, OneOrMix
 from app.api.schemas.evaluation import EVALUATION, EvaluationBody
 from app.api.schemas.events import SinkView, WebhookBody, WebhookView
+from app.api.schemas.fields import documented, kind, optional
 from app.api.schemas.generate import Body, DomainView, MeasuredSpeedupView, ModelName, RepairView
 from app.api.schemas.heal import HealBody, HealEstimateView, HealProgressView
 from pruning.spec.gate import Gate, GateAction
@@ -53,9 +54,7 @@ class ConditionView(BaseModel):
 
 class PruneJobView(BaseModel):
     id: str = Field(description="Of the job.")
-    object: Literal["prune_job"] = Field(
-        default="prune_job", description="The kind of this object."
-    )
+    object: Literal["prune_job"] = kind("prune_job")
     model: str = Field(description="The dense model.")
     source: str | None = Field(description="The published checkpoint that the job only heals.")
     search_of: str | None = Field(description="The job whose search it went on with.")
@@ -120,9 +119,7 @@ class PruneJobView(BaseModel):
 class EstimateView(BaseModel):
     """What a job would need. Bytes count weights and hidden states only."""
 
-    object: Literal["prune_job.estimate"] = Field(
-        default="prune_job.estimate", description="The kind of this object."
-    )
+    object: Literal["prune_job.estimate"] = kind("prune_job.estimate")
     model: str = Field(description="The dense model.")
     evaluations_total: int = Field(description="Evaluations of the search.")
     search_of: str | None = Field(description="The job whose search it would go on with.")
@@ -149,7 +146,7 @@ class EstimateView(BaseModel):
 
 
 class PruneJobList(BaseModel):
-    object: Literal["list"] = Field(default="list", description="The kind of this object.")
+    object: Literal["list"] = kind("list")
     data: list[PruneJobView] = Field(description="The jobs, newest first.")
     has_more: bool = Field(description="Whether older jobs follow.")
 
@@ -176,15 +173,15 @@ class GateBody(Body):
         }
     )
 
-    max_probe_drop: float | None = Field(
-        default=Gate.max_probe_drop,
-        description="Maximum loss of the probe score, 0 to 1.",
-        json_schema_extra={"minimum": 0, "exclusiveMaximum": 1},
+    max_probe_drop: float | None = documented(
+        Gate.max_probe_drop,
+        "Maximum loss of the probe score, 0 to 1.",
+        {"minimum": 0, "exclusiveMaximum": 1},
     )
-    max_perplexity_ratio: float | None = Field(
-        default=Gate.max_perplexity_ratio,
-        description="Maximum ratio of pruned to dense perplexity on held-out text; needs evaluate.",
-        json_schema_extra={"minimum": 1},
+    max_perplexity_ratio: float | None = documented(
+        Gate.max_perplexity_ratio,
+        "Maximum ratio of pruned to dense perplexity on held-out text; needs evaluate.",
+        {"minimum": 1},
     )
     max_perplexity_ratio_of: dict[
         str, Annotated[float, Field(json_schema_extra={"minimum": 1})]
@@ -193,9 +190,9 @@ class GateBody(Body):
         description='The same limit by domain of text, as in {"code": 1.5}. The domains of a job '
         "are those of its calibration and the packaged ones.",
     )
-    action: GateAction = Field(
-        default=Gate.action,
-        description="If a limit is exceeded: warn publishes, with a warning in manifest and "
+    action: GateAction = documented(
+        Gate.action,
+        "If a limit is exceeded: warn publishes, with a warning in manifest and "
         "events; refuse publishes nothing, and fails the job with quality_gate.",
     )
 
@@ -232,111 +229,94 @@ class PruneJobBody(Body):
     model_config = ConfigDict(json_schema_extra=_ONE_TARGET)
 
     model: ModelName = Field(description="A dense model.")
-    num_remove: int | None = Field(
-        default=PruneSpec.num_remove,
-        description="Blocks to remove, 1 or more.",
-        json_schema_extra={"minimum": 1},
+    num_remove: int | None = documented(
+        PruneSpec.num_remove, "Blocks to remove, 1 or more.", {"minimum": 1}
     )
-    sparsity: float | None = Field(
-        default=PruneSpec.sparsity,
-        description="Share of all blocks to remove, between 0 and 1; rounded up to whole blocks.",
-        json_schema_extra={"exclusiveMinimum": 0, "exclusiveMaximum": 1},
+    sparsity: float | None = documented(
+        PruneSpec.sparsity,
+        "Share of all blocks to remove, between 0 and 1; rounded up to whole blocks.",
+        {"exclusiveMinimum": 0, "exclusiveMaximum": 1},
     )
-    max_perplexity_ratio: float | None = Field(
-        default=PruneSpec.max_perplexity_ratio,
-        description="Stop before the removal with which the perplexity on the calibration windows "
+    max_perplexity_ratio: float | None = documented(
+        PruneSpec.max_perplexity_ratio,
+        "Stop before the removal with which the perplexity on the calibration windows "
         "exceeds this many times that of the dense model; above 1.",
-        json_schema_extra={"exclusiveMinimum": 1},
+        {"exclusiveMinimum": 1},
     )
-    target_speedup: float | None = Field(
-        default=PruneSpec.target_speedup,
-        description="Remove the fewest blocks with which a decode step is this many times as fast, "
+    target_speedup: float | None = documented(
+        PruneSpec.target_speedup,
+        "Remove the fewest blocks with which a decode step is this many times as fast, "
         "by times measured on the worker's device; above 1.",
-        json_schema_extra={"exclusiveMinimum": 1},
+        {"exclusiveMinimum": 1},
     )
-    target_bytes: int | None = Field(
-        default=PruneSpec.target_bytes,
-        description="Remove the fewest blocks with which the weights, in the type that is "
+    target_bytes: int | None = documented(
+        PruneSpec.target_bytes,
+        "Remove the fewest blocks with which the weights, in the type that is "
         "published, take at most this many bytes, whichever blocks go.",
-        json_schema_extra={"exclusiveMinimum": 0},
+        {"exclusiveMinimum": 0},
     )
     calibration: OneOrMix = CalibrationBody()
-    protect_first: int = Field(
-        default=PruneSpec.protect_first,
-        json_schema_extra={"minimum": 0},
-        description="Remaining blocks at the start that are kept.",
+    protect_first: int = documented(
+        PruneSpec.protect_first, "Remaining blocks at the start that are kept.", {"minimum": 0}
     )
-    protect_last: int = Field(
-        default=PruneSpec.protect_last,
-        json_schema_extra={"minimum": 0},
-        description="Remaining blocks at the end that are kept.",
+    protect_last: int = documented(
+        PruneSpec.protect_last, "Remaining blocks at the end that are kept.", {"minimum": 0}
     )
-    dtype: Dtype = Field(
-        default="auto", description="Of the weights during the run; auto is the model's own."
-    )
-    save_dtype: Dtype | None = Field(
-        default="auto",
-        description="Of the published weights; auto is the model's own, null that of the run.",
+    dtype: Dtype = documented("auto", "Of the weights during the run; auto is the model's own.")
+    save_dtype: Dtype | None = documented(
+        "auto", "Of the published weights; auto is the model's own, null that of the run."
     )
     priority: Priority = 0
-    evaluate: StrictBool = Field(
-        default=PruneSpec.evaluate,
-        description="Measure the perplexity on held-out text at every depth.",
+    evaluate: StrictBool = documented(
+        PruneSpec.evaluate, "Measure the perplexity on held-out text at every depth."
     )
-    metric: Metric = Field(
-        default=PruneSpec.metric,
-        description="How blocks are ranked. sleb: by the loss without the block and all removed "
+    metric: Metric = documented(
+        PruneSpec.metric,
+        "How blocks are ranked. sleb: by the loss without the block and all removed "
         "before, measured again in each round; kl: the same with the KL divergence from the "
         "predictions of the dense model; one_shot: by the loss without the block alone; cosine: by "
         "how little the block changes its input. one_shot and cosine are measured once, on the "
         "dense model, and cannot be staged.",
     )
-    search: Search = Field(
-        default=PruneSpec.search,
-        description="exact: score every candidate on every window; staged: drop candidates that "
+    search: Search = documented(
+        PruneSpec.search,
+        "exact: score every candidate on every window; staged: drop candidates that "
         "are clearly worse after a few windows.",
     )
-    resident: Resident = Field(
-        default=PruneSpec.resident,
-        description="model: keep all weights on the device; stream: load one block at a time. "
+    resident: Resident = documented(
+        PruneSpec.resident,
+        "model: keep all weights on the device; stream: load one block at a time. "
         "stream cannot calibrate on self.",
     )
-    gate: GateBody | None = Field(
-        default=None, description="Limits on the quality loss; without one, nothing is checked."
-    )
-    quantize: Quantize | None = Field(
-        default=PruneSpec.quantize,
-        description="Also measure the perplexity of the pruned model with its blocks quantized to "
+    gate: GateBody | None = optional("Limits on the quality loss; without one, nothing is checked.")
+    quantize: Quantize | None = documented(
+        PruneSpec.quantize,
+        "Also measure the perplexity of the pruned model with its blocks quantized to "
         "8 or 4 bits; needs evaluate. The published weights are not quantized.",
     )
-    zero_shot: StrictBool = Field(
-        default=PruneSpec.zero_shot,
-        description="Evaluate the dense and the pruned model with lm-eval, on the paper's five "
-        "tasks.",
+    zero_shot: StrictBool = documented(
+        PruneSpec.zero_shot,
+        "Evaluate the dense and the pruned model with lm-eval, on the paper's five tasks.",
     )
-    repair: Repair = Field(
-        default=PruneSpec.repair,
-        description="How the remaining blocks are corrected, at every depth. ridge: matrices in "
+    repair: Repair = documented(
+        PruneSpec.repair,
+        "How the remaining blocks are corrected, at every depth. ridge: matrices in "
         "front of and behind removed blocks are fitted anew by least squares; scale: one factor of "
         "the hidden states behind each group of removed blocks; auto: the best of both on its "
         "worst domain of text, or none if each does harm or needs more memory than there is; none: "
         "no correction.",
     )
-    evaluation: EvaluationBody | None = Field(default=EvaluationBody(), description=EVALUATION)
-    heal: HealBody | None = Field(
-        default=None,
-        description="Train the pruned model in the end and publish the result beside it, as "
+    evaluation: EvaluationBody | None = documented(EvaluationBody(), EVALUATION)
+    heal: HealBody | None = optional(
+        "Train the pruned model in the end and publish the result beside it, as "
         "NAME@JOB+healed, which pruned_model names then. Needs resident=model. The gate refuses "
         "only the healed model. A job that is cancelled or fails after it has published the pruned "
-        "model keeps that.",
+        "model keeps that."
     )
     metadata: Metadata = Field(default_factory=dict, max_length=16, description=METADATA)
-    webhook: WebhookBody | None = Field(
-        default=None, description="Where to send messages about the job."
-    )
-    reuse_search: StrictBool = Field(
-        default=True,
-        description="Go on with what an earlier job has found that searches in the same way.",
+    webhook: WebhookBody | None = optional("Where to send messages about the job.")
+    reuse_search: StrictBool = documented(
+        True, "Go on with what an earlier job has found that searches in the same way."
     )
     dry_run: DryRun = False
 
@@ -349,10 +329,8 @@ class HealJobBody(Body):
     """Heal a published checkpoint."""
 
     model: ModelName = Field(description="The name of the checkpoint, as NAME@JOB.")
-    heal: HealBody = Field(default=HealBody(), description="How it is trained.")
+    heal: HealBody = documented(HealBody(), "How it is trained.")
     priority: Priority = 0
     metadata: Metadata = Field(default_factory=dict, max_length=16, description=METADATA)
-    webhook: WebhookBody | None = Field(
-        default=None, description="Where to send messages about the job."
-    )
+    webhook: WebhookBody | None = optional("Where to send messages about the job.")
     dry_run: DryRun = False

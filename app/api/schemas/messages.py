@@ -16,6 +16,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from app.api.schemas.fields import documented, optional
 from app.api.schemas.generate import Body
 from app.api.schemas.response_format import SchemaName
 from app.api.schemas.tools import MAX_TOOLS
@@ -82,7 +83,7 @@ class GivenCall(Body):
     """A call of an earlier response, which is sent back."""
 
     id: AnyText = Field(description="Of the call.")
-    type: Literal["function"] = Field(default="function", description="The kind of the tool.")
+    type: Literal["function"] = documented("function", "The kind of the tool.")
     function: GivenFunction = Field(description="What was called, and with what.")
 
     def as_template_input(self) -> dict[str, Any]:
@@ -103,8 +104,8 @@ class Message(Body):
     role: Literal["system", "developer", "user", "assistant", "tool"] = Field(
         description="Who says it; tool: what a called function has returned."
     )
-    tool_calls: Annotated[list[GivenCall], Field(max_length=MAX_TOOLS)] | None = Field(
-        default=None, description="What an assistant has called, for the chat template."
+    tool_calls: Annotated[list[GivenCall], Field(max_length=MAX_TOOLS)] | None = optional(
+        "What an assistant has called, for the chat template."
     )
     content: Annotated[
         AnyText | list[TextPart] | None,
@@ -114,14 +115,12 @@ class Message(Body):
         validate_default=True,
         description="The text, or its parts; null only with tool_calls.",
     )
-    tool_call_id: AnyText | None = Field(
-        default=None, description="The call that a message of a tool answers."
-    )
-    name: AnyText | None = Field(default=None, description="Given to the chat template.")
-    annotations: Nothing | None = Field(default=None, description="Only empty or null.")
-    audio: Unsupported = Field(default=None, description="Only null.")
-    function_call: Unsupported = Field(default=None, description="Only null.")
-    refusal: Unsupported = Field(default=None, description="Only null.")
+    tool_call_id: AnyText | None = optional("The call that a message of a tool answers.")
+    name: AnyText | None = optional("Given to the chat template.")
+    annotations: Nothing | None = optional("Only empty or null.")
+    audio: Unsupported = optional("Only null.")
+    function_call: Unsupported = optional("Only null.")
+    refusal: Unsupported = optional("Only null.")
 
     @field_validator("tool_calls")
     @classmethod

@@ -16,6 +16,7 @@ from pydantic import (
     field_validator,
 )
 
+from app.api.schemas.fields import documented, kind, optional
 from app.api.schemas.generate import CACHE_SALT, MAX_PROMPTS, Body, ModelName, StopStrings
 from app.api.schemas.messages import Message, Nothing, Text, Unsupported, expected
 from app.api.schemas.numbers import WHOLE, Integer, TokenIds
@@ -59,11 +60,9 @@ _STREAM_OPTIONS = _only_with("stream_options", {"type": "object"}, "stream")
 
 
 class StreamOptions(Body):
-    include_usage: StrictBool | None = Field(
-        default=None, description="Whether a last chunk has the usage."
-    )
-    continuous_usage_stats: StrictBool | None = Field(
-        default=None, description="Whether every chunk has the usage, as in vLLM."
+    include_usage: StrictBool | None = optional("Whether a last chunk has the usage.")
+    continuous_usage_stats: StrictBool | None = optional(
+        "Whether every chunk has the usage, as in vLLM."
     )
     include_obfuscation: Ignored = None
 
@@ -72,19 +71,17 @@ class GenerationBody(Body, OpenAISamplingFields):
     """Fields of both kinds of completions."""
 
     model: ModelName = Field(description="A model, a variant or an alias.")
-    n: Annotated[int, Field(strict=True, ge=1, le=MAX_CHOICES), WHOLE] | None = Field(
-        default=None, description="Number of outputs of each prompt; 1 by default."
+    n: Annotated[int, Field(strict=True, ge=1, le=MAX_CHOICES), WHOLE] | None = optional(
+        "Number of outputs of each prompt; 1 by default."
     )
     stop: Annotated[
         StopStrings | None,
         expected("expected a text or a list of up to 16, of 1 to 256 characters"),
-    ] = Field(default=None, description="An output ends before any of these strings.")
-    stream: StrictBool | None = Field(default=None, description="Respond with server-sent events.")
-    stream_options: StreamOptions | None = Field(default=None, description="Only with stream.")
+    ] = optional("An output ends before any of these strings.")
+    stream: StrictBool | None = optional("Respond with server-sent events.")
+    stream_options: StreamOptions | None = optional("Only with stream.")
     user: Ignored = None
-    cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
-        default=None, description=CACHE_SALT
-    )
+    cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = optional(CACHE_SALT)
 
     @field_validator("stream_options")
     @classmethod
@@ -106,20 +103,16 @@ class CompletionBody(GenerationBody):
     )
 
     prompt: Prompts = Field(description="One or many prompts, as text or token ids.")
-    best_of: Integer | None = Field(default=None, description="Only the value of n.")
-    echo: StrictBool | None = Field(
-        default=None, description="Repeat the prompt in front of the output."
+    best_of: Integer | None = optional("Only the value of n.")
+    echo: StrictBool | None = optional("Repeat the prompt in front of the output.")
+    logprobs: Annotated[int, Field(strict=True, ge=0, le=5), WHOLE] | None = optional(
+        "Number of likeliest tokens to report at each position; with echo, of the prompt too."
     )
-    logprobs: Annotated[int, Field(strict=True, ge=0, le=5), WHOLE] | None = Field(
-        default=None,
-        description="Number of likeliest tokens to report at each position; with echo, of the "
-        "prompt too.",
-    )
-    max_tokens: Annotated[int, Field(strict=True, ge=0, le=MAX_NEW_TOKENS), WHOLE] | None = Field(
-        default=None, description="16 by default; 0 only with echo."
+    max_tokens: Annotated[int, Field(strict=True, ge=0, le=MAX_NEW_TOKENS), WHOLE] | None = (
+        optional("16 by default; 0 only with echo.")
     )
     suffix: Annotated[Literal[""] | None, expected("insertion is not supported: leave it out")] = (
-        Field(default=None, description="Not supported.")
+        optional("Not supported.")
     )
 
     @field_validator("max_tokens")
@@ -142,40 +135,31 @@ class ChatBody(GenerationBody):
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)] = Field(
         description="The conversation so far."
     )
-    logprobs: StrictBool | None = Field(
-        default=None, description="Whether tokens have their log-probabilities."
-    )
+    logprobs: StrictBool | None = optional("Whether tokens have their log-probabilities.")
     top_logprobs: Annotated[int, Field(strict=True, ge=0, le=MAX_TOP_LOGPROBS), WHOLE] | None = (
-        Field(
-            default=None,
-            description="Number of likeliest tokens to report at each position; needs logprobs.",
-        )
+        optional("Number of likeliest tokens to report at each position; needs logprobs.")
     )
-    max_completion_tokens: MaxTokens | None = Field(
-        default=None,
-        description=f"{DEFAULT_CHAT_TOKENS} by default, or fewer if the context ends before.",
+    max_completion_tokens: MaxTokens | None = optional(
+        f"{DEFAULT_CHAT_TOKENS} by default, or fewer if the context ends before."
     )
-    max_tokens: MaxTokens | None = Field(default=None, description="Same as max_completion_tokens.")
+    max_tokens: MaxTokens | None = optional("Same as max_completion_tokens.")
     modalities: Annotated[list[Literal["text"]] | None, expected('only ["text"] is supported')] = (
-        Field(default=None, description="Only text.")
+        optional("Only text.")
     )
-    tools: Tools | None = Field(default=None, description="Functions that an output may call.")
-    tool_choice: ToolChoice | None = Field(
-        default=None,
-        description="A function, or required: an output calls one. none: an output is text. auto, "
-        "the default, leaves that to the model: only in vLLM with a parser of calls.",
+    tools: Tools | None = optional("Functions that an output may call.")
+    tool_choice: ToolChoice | None = optional(
+        "A function, or required: an output calls one. none: an output is text. auto, "
+        "the default, leaves that to the model: only in vLLM with a parser of calls."
     )
-    functions: NoTools = Field(default=None, description="Not supported: see tools.")
-    function_call: NoToolChoice = Field(
-        default=None, description="Has no effect without functions."
-    )
-    audio: Unsupported = Field(default=None, description="Not supported.")
-    moderation: Unsupported = Field(default=None, description="Not supported.")
-    reasoning_effort: Unsupported = Field(default=None, description="Not supported.")
-    verbosity: Unsupported = Field(default=None, description="Not supported.")
-    web_search_options: Unsupported = Field(default=None, description="Not supported.")
-    parallel_tool_calls: StrictBool | None = Field(
-        default=None, description="false: an output calls one function at most."
+    functions: NoTools = optional("Not supported: see tools.")
+    function_call: NoToolChoice = optional("Has no effect without functions.")
+    audio: Unsupported = optional("Not supported.")
+    moderation: Unsupported = optional("Not supported.")
+    reasoning_effort: Unsupported = optional("Not supported.")
+    verbosity: Unsupported = optional("Not supported.")
+    web_search_options: Unsupported = optional("Not supported.")
+    parallel_tool_calls: StrictBool | None = optional(
+        "false: an output calls one function at most."
     )
     metadata: Ignored = None
     prediction: Ignored = None
@@ -227,19 +211,16 @@ class _Response(BaseModel):
     object: str = Field(description="The kind of this object.")
     created: int = Field(description="Seconds since the epoch.")
     model: str = Field(description="The model that was asked for.")
-    system_fingerprint: str | None = Field(
-        default=None,
-        description="Of weights, kernels and versions: with another one, outputs may differ. Null "
-        "for a model of another server.",
+    system_fingerprint: str | None = optional(
+        "Of weights, kernels and versions: with another one, outputs may differ. Null "
+        "for a model of another server."
     )
 
 
 class CompletionView(_Response):
     """A whole completion, or a chunk of one."""
 
-    object: Literal["text_completion"] = Field(
-        default="text_completion", description="The kind of this object."
-    )
+    object: Literal["text_completion"] = kind("text_completion")
     choices: list[CompletionChoice] = Field(description="The outputs, or their next parts.")
     usage: Usage | None = Field(description="Null in chunks, unless asked for.")
 
@@ -256,16 +237,14 @@ class TokenLogprob(TopLogprob):
 
 class ChoiceLogprobs(BaseModel):
     content: list[TokenLogprob] = Field(description="One for each token.")
-    refusal: None = Field(default=None, description="Always null.")
+    refusal: None = optional("Always null.")
 
 
 class AssistantMessage(BaseModel):
-    role: Literal["assistant"] = Field(default="assistant", description="Always assistant.")
+    role: Literal["assistant"] = documented("assistant", "Always assistant.")
     content: str | None = Field(description="The generated text; null if it calls a tool.")
-    tool_calls: list[ToolCall] | None = Field(
-        default=None, description="What it calls; null unless asked for."
-    )
-    refusal: None = Field(default=None, description="Always null.")
+    tool_calls: list[ToolCall] | None = optional("What it calls; null unless asked for.")
+    refusal: None = optional("Always null.")
 
 
 class ChatChoice(BaseModel):
@@ -276,9 +255,7 @@ class ChatChoice(BaseModel):
 
 
 class ChatView(_Response):
-    object: Literal["chat.completion"] = Field(
-        default="chat.completion", description="The kind of this object."
-    )
+    object: Literal["chat.completion"] = kind("chat.completion")
     choices: list[ChatChoice] = Field(description="The outputs.")
     usage: Usage = Field(description="Numbers of tokens.")
 
@@ -295,9 +272,7 @@ class ChunkChoice(BaseModel):
 
 
 class ChatChunk(_Response):
-    object: Literal["chat.completion.chunk"] = Field(
-        default="chat.completion.chunk", description="The kind of this object."
-    )
+    object: Literal["chat.completion.chunk"] = kind("chat.completion.chunk")
     choices: list[ChunkChoice] = Field(description="The next parts of the outputs.")
     usage: Usage | None = Field(description="Null, unless asked for.")
 
@@ -307,13 +282,11 @@ class ModelCard(BaseModel):
 
     id: str = Field(description="The name to ask for.")
     root: str = Field(description="The model that an alias means; else the id.")
-    object: Literal["model"] = Field(default="model", description="The kind of this object.")
+    object: Literal["model"] = kind("model")
     created: int = Field(
         description="Publication time in seconds since the epoch; 0 for a dense model."
     )
-    owned_by: Literal["sleb-serve"] = Field(
-        default="sleb-serve", description="Always this service."
-    )
+    owned_by: Literal["sleb-serve"] = documented("sleb-serve", "Always this service.")
     parent: str | None = Field(description="The dense model that a variant was made of.")
     max_model_len: int | None = Field(
         description="Longest context in tokens; null if it is not known here."
@@ -321,7 +294,7 @@ class ModelCard(BaseModel):
 
 
 class ModelCardList(BaseModel):
-    object: Literal["list"] = Field(default="list", description="The kind of this object.")
+    object: Literal["list"] = kind("list")
     data: list[ModelCard] = Field(description="The models.")
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints
 
+from app.api.schemas.fields import optional
 from app.engine.grammar import MAX_SCHEMA_CHARS, ResponseFormatRefused
 from app.engine.scheduling.sequence import ResponseFormat
 
@@ -27,16 +28,14 @@ class JsonObjectFormat(_Part):
 
 class JsonSchemaSpec(_Part):
     name: SchemaName = Field(description="Has no effect here.")
-    description: str | None = Field(default=None, description="Has no effect here.")
+    description: str | None = optional("Has no effect here.")
     schema_: dict[str, Any] | None = Field(
         default=None,
         alias="schema",
         description=f"A JSON schema of up to {MAX_SCHEMA_CHARS} characters; by default, of any "
         "object. A keyword that cannot be enforced is an error.",
     )
-    strict: StrictBool | None = Field(
-        default=None, description="Has no effect here: the schema is always enforced."
-    )
+    strict: StrictBool | None = optional("Has no effect here: the schema is always enforced.")
 
 
 class JsonSchemaFormat(_Part):

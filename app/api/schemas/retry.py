@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from pydantic import Field, StrictBool
+from pydantic import StrictBool
 
 from app.api.schemas.evaluation import EvaluationBody
+from app.api.schemas.fields import optional
 from app.api.schemas.generate import Body
 from app.api.schemas.heal import HealBody
 from app.api.schemas.jobs import GateBody
@@ -21,33 +22,21 @@ class RetryJobBody(Body):
     The search has what it depends on in other fields, which cannot change.
     """
 
-    evaluate: StrictBool | None = Field(
-        default=None, description="Measure the perplexity on held-out text at every depth."
+    evaluate: StrictBool | None = optional(
+        "Measure the perplexity on held-out text at every depth."
     )
-    evaluation: EvaluationBody | None = Field(
-        default=None, description="How much held-out text is measured, as for a new job."
+    evaluation: EvaluationBody | None = optional(
+        "How much held-out text is measured, as for a new job."
     )
-    repair: Repair | None = Field(
-        default=None, description="How the remaining blocks are corrected, as for a new job."
+    repair: Repair | None = optional("How the remaining blocks are corrected, as for a new job.")
+    gate: GateBody | None = optional("Limits on the quality loss; null for none.")
+    quantize: Quantize | None = optional(
+        "Measure the perplexity with quantized blocks too; null to not."
     )
-    gate: GateBody | None = Field(
-        default=None, description="Limits on the quality loss; null for none."
-    )
-    quantize: Quantize | None = Field(
-        default=None, description="Measure the perplexity with quantized blocks too; null to not."
-    )
-    zero_shot: StrictBool | None = Field(
-        default=None, description="Evaluate both models on the paper's five tasks."
-    )
-    resident: Resident | None = Field(
-        default=None, description="model, or stream: load one block at a time."
-    )
-    save_dtype: Dtype | None = Field(
-        default=None, description="Of the published weights, as for a new job."
-    )
-    heal: HealBody | None = Field(
-        default=None, description="Train the pruned model in the end; null to not."
-    )
+    zero_shot: StrictBool | None = optional("Evaluate both models on the paper's five tasks.")
+    resident: Resident | None = optional("model, or stream: load one block at a time.")
+    save_dtype: Dtype | None = optional("Of the published weights, as for a new job.")
+    heal: HealBody | None = optional("Train the pruned model in the end; null to not.")
 
     def changed(self, spec: PruneSpec, *, heals_only: bool) -> PruneSpec:
         """The spec with these changes. Raises ``InvalidSpec``."""

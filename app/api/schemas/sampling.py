@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, StrictBool
 
+from app.api.schemas.fields import documented, optional
 from app.api.schemas.numbers import (
     TOP_P,
     LogitBias,
@@ -27,68 +28,66 @@ _NAMES = frozenset(field.name for field in fields(SamplingParams))
 class SamplingFields(BaseModel):
     """Of this project's own routes. Temperature 0 is greedy."""
 
-    max_new_tokens: int = Field(
-        default=SamplingParams.max_new_tokens,
-        description="Maximum number of tokens of an output.",
-        json_schema_extra=range_of("max_new_tokens"),
+    max_new_tokens: int = documented(
+        SamplingParams.max_new_tokens,
+        "Maximum number of tokens of an output.",
+        range_of("max_new_tokens"),
     )
-    temperature: float = Field(
-        default=SamplingParams.temperature,
-        description="Divides the logits; 0 is greedy decoding.",
-        json_schema_extra=range_of("temperature"),
+    temperature: float = documented(
+        SamplingParams.temperature,
+        "Divides the logits; 0 is greedy decoding.",
+        range_of("temperature"),
     )
-    top_p: float = Field(
-        default=SamplingParams.top_p,
-        description="Samples from the likeliest tokens with this total probability; 1 is off.",
-        json_schema_extra=TOP_P,
+    top_p: float = documented(
+        SamplingParams.top_p,
+        "Samples from the likeliest tokens with this total probability; 1 is off.",
+        TOP_P,
     )
-    top_k: int = Field(
-        default=SamplingParams.top_k,
-        description="Samples from this many of the likeliest tokens; 0 is off.",
-        json_schema_extra=range_of("top_k"),
+    top_k: int = documented(
+        SamplingParams.top_k,
+        "Samples from this many of the likeliest tokens; 0 is off.",
+        range_of("top_k"),
     )
-    min_p: float = Field(
-        default=SamplingParams.min_p,
-        description="Minimum probability of a token, as a share of the most likely token's.",
-        json_schema_extra=range_of("min_p"),
+    min_p: float = documented(
+        SamplingParams.min_p,
+        "Minimum probability of a token, as a share of the most likely token's.",
+        range_of("min_p"),
     )
-    repetition_penalty: float = Field(
-        default=SamplingParams.repetition_penalty,
-        description="Above 1, tokens of the prompt and the output so far become less likely.",
-        json_schema_extra=range_of("repetition_penalty"),
+    repetition_penalty: float = documented(
+        SamplingParams.repetition_penalty,
+        "Above 1, tokens of the prompt and the output so far become less likely.",
+        range_of("repetition_penalty"),
     )
-    presence_penalty: float = Field(
-        default=SamplingParams.presence_penalty,
-        description="Above 0, tokens of the output so far become less likely.",
-        json_schema_extra=range_of("presence_penalty"),
+    presence_penalty: float = documented(
+        SamplingParams.presence_penalty,
+        "Above 0, tokens of the output so far become less likely.",
+        range_of("presence_penalty"),
     )
-    frequency_penalty: float = Field(
-        default=SamplingParams.frequency_penalty,
-        description="Above 0, tokens become less likely with each time they are in the output.",
-        json_schema_extra=range_of("frequency_penalty"),
+    frequency_penalty: float = documented(
+        SamplingParams.frequency_penalty,
+        "Above 0, tokens become less likely with each time they are in the output.",
+        range_of("frequency_penalty"),
     )
     logit_bias: LogitBias = Field(
         default_factory=dict, description="Added to the logits of tokens, by token id."
     )
-    seed: Seed | None = Field(
-        default=SamplingParams.seed,
-        description="Draws the same numbers each time; one is drawn if none is given.",
+    seed: Seed | None = documented(
+        SamplingParams.seed, "Draws the same numbers each time; one is drawn if none is given."
     )
     stop_token_ids: StopTokenIds = Field(
         default_factory=list,
         description="An output ends at any of these tokens, which are not part of its text.",
     )
-    ignore_eos: StrictBool = Field(
-        default=SamplingParams.ignore_eos,
-        description="Continue behind the end-of-text token, up to the maximum length.",
+    ignore_eos: StrictBool = documented(
+        SamplingParams.ignore_eos,
+        "Continue behind the end-of-text token, up to the maximum length.",
     )
-    response_format: AnyFormat | None = Field(
-        default=None,
-        description="What an output must be: any text, a JSON object, or JSON by a schema.",
+    response_format: AnyFormat | None = optional(
+        "What an output must be: any text, a JSON object, or JSON by a schema."
     )
-    reproducible: StrictBool = Field(
-        default=SamplingParams.reproducible,
-        description="Whether the output must not depend on other requests, which takes longer.",
+    reproducible: StrictBool = documented(
+        SamplingParams.reproducible,
+        "Whether the output must not depend on other requests, which takes longer.",
     )
 
 
@@ -96,61 +95,50 @@ class OpenAISamplingFields(BaseModel):
     """Of the OpenAI routes: strict types, and null for the default. Some fields are vLLM's, one is
     this project's."""
 
-    temperature: Number | None = Field(
-        default=None,
-        description="1 by default; 0 is greedy.",
-        json_schema_extra=range_of("temperature"),
+    temperature: Number | None = documented(
+        None, "1 by default; 0 is greedy.", range_of("temperature")
     )
-    top_p: Number | None = Field(
-        default=None,
-        description="1 by default: samples from the likeliest tokens with this total probability.",
-        json_schema_extra=TOP_P,
+    top_p: Number | None = documented(
+        None, "1 by default: samples from the likeliest tokens with this total probability.", TOP_P
     )
-    presence_penalty: Number | None = Field(
-        default=None,
-        description="0 by default; above it, tokens of the output so far become less likely.",
-        json_schema_extra=range_of("presence_penalty"),
+    presence_penalty: Number | None = documented(
+        None,
+        "0 by default; above it, tokens of the output so far become less likely.",
+        range_of("presence_penalty"),
     )
-    frequency_penalty: Number | None = Field(
-        default=None,
-        description="0 by default; above it, tokens become less likely with each use.",
-        json_schema_extra=range_of("frequency_penalty"),
+    frequency_penalty: Number | None = documented(
+        None,
+        "0 by default; above it, tokens become less likely with each use.",
+        range_of("frequency_penalty"),
     )
-    logit_bias: LogitBias | None = Field(
-        default=None, description="Added to the logits of tokens, by token id."
+    logit_bias: LogitBias | None = optional("Added to the logits of tokens, by token id.")
+    seed: StrictSeed | None = optional(
+        "Draws the same numbers each time; one is drawn if none is given."
     )
-    seed: StrictSeed | None = Field(
-        default=None,
-        description="Draws the same numbers each time; one is drawn if none is given.",
-    )
-    response_format: AnyFormat | None = Field(
-        default=None,
-        description="What an output must be: any text, a JSON object, or JSON by a schema.",
+    response_format: AnyFormat | None = optional(
+        "What an output must be: any text, a JSON object, or JSON by a schema."
     )
 
     # vLLM's
-    top_k: TopK | None = Field(default=None, description="0 and -1 are off.")
-    min_p: Number | None = Field(
-        default=None,
-        description="Minimum probability of a token, as a share of the likeliest one's; 0: off.",
-        json_schema_extra=range_of("min_p"),
+    top_k: TopK | None = optional("0 and -1 are off.")
+    min_p: Number | None = documented(
+        None,
+        "Minimum probability of a token, as a share of the likeliest one's; 0: off.",
+        range_of("min_p"),
     )
-    repetition_penalty: Number | None = Field(
-        default=None,
-        description="1 by default; above it, tokens of prompt and output become less likely.",
-        json_schema_extra=range_of("repetition_penalty"),
+    repetition_penalty: Number | None = documented(
+        None,
+        "1 by default; above it, tokens of prompt and output become less likely.",
+        range_of("repetition_penalty"),
     )
-    stop_token_ids: StopTokenIds | None = Field(
-        default=None, description="An output ends at any of these tokens."
-    )
-    ignore_eos: StrictBool | None = Field(
-        default=None, description="Continue behind the end-of-text token, up to the maximum length."
+    stop_token_ids: StopTokenIds | None = optional("An output ends at any of these tokens.")
+    ignore_eos: StrictBool | None = optional(
+        "Continue behind the end-of-text token, up to the maximum length."
     )
 
     # this project's
-    reproducible: StrictBool | None = Field(
-        default=None,
-        description="Whether the output must not depend on other requests, which takes longer.",
+    reproducible: StrictBool | None = optional(
+        "Whether the output must not depend on other requests, which takes longer."
     )
 
 

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from app.api.schemas.fields import kind
 from pruning.jobs.job import JobStatus
 
 
@@ -48,7 +49,7 @@ class JobStatusView(BaseModel):
 class StatusView(BaseModel):
     """The state of the service at one moment."""
 
-    object: Literal["status"] = Field(default="status", description="The kind of this object.")
+    object: Literal["status"] = kind("status")
     status: Literal["ready", "not ready"] = Field(description="Whether the service takes requests.")
     detail: str | None = Field(description="Why it is not ready.")
     at: float = Field(description="The time of this response.")

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, StrictBool
 
+from app.api.schemas.fields import documented, optional
 from app.api.schemas.generate import Body
 from app.api.schemas.response_format import SchemaName
 
@@ -12,16 +13,11 @@ MAX_TOOLS = 128
 
 class FunctionSpec(Body):
     name: SchemaName = Field(description="Its name.")
-    description: str | None = Field(
-        default=None, description="What it does, for a chat template that tells the model."
+    description: str | None = optional("What it does, for a chat template that tells the model.")
+    parameters: dict[str, Any] | None = optional(
+        "A JSON schema of its arguments, which is enforced; by default, of any object."
     )
-    parameters: dict[str, Any] | None = Field(
-        default=None,
-        description="A JSON schema of its arguments, which is enforced; by default, of any object.",
-    )
-    strict: StrictBool | None = Field(
-        default=None, description="Has no effect: the schema is always enforced."
-    )
+    strict: StrictBool | None = optional("Has no effect: the schema is always enforced.")
 
 
 class Tool(Body):
@@ -49,5 +45,5 @@ class CalledFunction(BaseModel):
 
 class ToolCall(BaseModel):
     id: str = Field(description="Of the call.")
-    type: Literal["function"] = Field(default="function", description="The kind of the tool.")
+    type: Literal["function"] = documented("function", "The kind of the tool.")
     function: CalledFunction = Field(description="What to call, and with what.")

@@ -4,6 +4,8 @@ from typing import Self
 
 from pydantic import BaseModel, Field
 
+from app.api.schemas.fields import optional
+
 
 class PromptTokensDetails(BaseModel):
     cached_tokens: int = Field(
@@ -15,8 +17,8 @@ class Usage(BaseModel):
     prompt_tokens: int = Field(description="Tokens of the prompts.")
     completion_tokens: int = Field(description="Generated tokens.")
     total_tokens: int = Field(description="The sum of both.")
-    prompt_tokens_details: PromptTokensDetails | None = Field(
-        default=None, description="Null where it is not known, as before the end of a stream."
+    prompt_tokens_details: PromptTokensDetails | None = optional(
+        "Null where it is not known, as before the end of a stream."
     )
 
     @classmethod
