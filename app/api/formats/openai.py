@@ -2,10 +2,9 @@
 
 import json
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 from uuid import uuid4
 
 from fastapi.sse import format_sse_event
@@ -40,11 +39,15 @@ from app.engine.scheduling.sequence import FinishReason, PromptToken
 from app.generation.output import Delta, Output, Token, TokenKey
 from app.generation.vocabulary import Vocabulary
 
+_Body = TypeVar("_Body", bound=BaseModel)
+
 _UNLIKELY = -9999.0  # OpenAI's value for minus infinity, which JSON lacks
 
 
-class OpenAIFormat(ABC):
+class OpenAIFormat:
     """Formats the outputs of one request, or their deltas."""
+
+    _chunk_kind: ClassVar[type[BaseModel]]
 
     def __init__(
         self, prefix: str, body: GenerationBody, vocabulary: Vocabulary, fingerprint: str | None
@@ -61,15 +64,21 @@ class OpenAIFormat(ABC):
 
     def end(self, outputs: Sequence[Output]) -> Iterator[bytes]:
         if self._has_usage:
-            yield self._event(self._last_chunk(self._usage(outputs)))
+            yield self._event(self._body(self._chunk_kind, [], self._usage(outputs)))
         yield format_sse_event(data_str="[DONE]")
 
     def error(self, error: Exception) -> bytes:
         return format_sse_event(data_str=json.dumps(envelope(problem_of(error).marshal())[1]))
 
-    @abstractmethod
-    def _last_chunk(self, usage: Usage) -> BaseModel:
-        """Return the chunk with the usage and no choices."""
+    def _body(self, kind: type[_Body], choices: Sequence[BaseModel], usage: Usage | None) -> _Body:
+        return kind(
+            id=self._id,
+            created=self._created,
+            model=self._model,
+            system_fingerprint=self._fingerprint,
+            choices=choices,
+            usage=usage,
+        )
 
     def _event(self, chunk: BaseModel) -> bytes:
         exclude = None if self._has_usage else {"usage"}
@@ -111,6 +120,8 @@ def finite(logprob: float | None) -> float:
 class ChatFormat(OpenAIFormat):
     """Streams start each output with a chunk of the role, and end it with the finish reason."""
 
+    _chunk_kind = ChatChunk
+
     def __init__(
         self,
         body: ChatBody,
@@ -133,14 +144,7 @@ class ChatFormat(OpenAIFormat):
             )
             for index, output in enumerate(outputs)
         ]
-        return ChatView(
-            id=self._id,
-            created=self._created,
-            model=self._model,
-            system_fingerprint=self._fingerprint,
-            choices=choices,
-            usage=self._usage(outputs),
-        )
+        return self._body(ChatView, choices, self._usage(outputs))
 
     def deltas(self, deltas: Sequence[Delta]) -> Iterator[bytes]:
         for delta in deltas:
@@ -167,9 +171,6 @@ class ChatFormat(OpenAIFormat):
         finish, is_call = finish_of(output), self._calls is not None or bool(output.calls)
         return "tool_calls" if is_call and finish == "stop" else finish
 
-    def _last_chunk(self, usage: Usage) -> ChatChunk:
-        return self._view([], usage)
-
     def _chunk(
         self,
         delta: Delta,
@@ -180,17 +181,7 @@ class ChatFormat(OpenAIFormat):
         choice = ChunkChoice(
             index=delta.index, delta=message, logprobs=logprobs, finish_reason=finish
         )
-        return self._event(self._view([choice], self._usage_so_far(delta)))
-
-    def _view(self, choices: list[ChunkChoice], usage: Usage | None) -> ChatChunk:
-        return ChatChunk(
-            id=self._id,
-            created=self._created,
-            model=self._model,
-            system_fingerprint=self._fingerprint,
-            choices=choices,
-            usage=usage,
-        )
+        return self._event(self._body(ChatChunk, [choice], self._usage_so_far(delta)))
 
     def _logprobs(self, tokens: Iterable[Token]) -> ChoiceLogprobs | None:
         if not self._has_logprobs:
@@ -213,6 +204,8 @@ class ChatFormat(OpenAIFormat):
 
 class CompletionFormat(OpenAIFormat):
     """``prompts`` are those of the body, as texts or token ids. Raises ``NoTokenIds``."""
+
+    _chunk_kind = CompletionView
 
     def __init__(
         self,
@@ -242,7 +235,7 @@ class CompletionFormat(OpenAIFormat):
             )
             for index, output in enumerate(outputs)
         ]
-        return self._view(choices, self._usage(outputs))
+        return self._body(CompletionView, choices, self._usage(outputs))
 
     def deltas(self, deltas: Sequence[Delta]) -> Iterator[bytes]:
         for delta in deltas:
@@ -254,20 +247,7 @@ class CompletionFormat(OpenAIFormat):
                 logprobs=self._logprobs(delta.index, delta.prompt, delta.tokens),
                 finish_reason=finish_of(delta.output) if delta.output else None,
             )
-            yield self._event(self._view([choice], self._usage_so_far(delta)))
-
-    def _last_chunk(self, usage: Usage) -> CompletionView:
-        return self._view([], usage)
-
-    def _view(self, choices: list[CompletionChoice], usage: Usage | None) -> CompletionView:
-        return CompletionView(
-            id=self._id,
-            created=self._created,
-            model=self._model,
-            system_fingerprint=self._fingerprint,
-            choices=choices,
-            usage=usage,
-        )
+            yield self._event(self._body(CompletionView, [choice], self._usage_so_far(delta)))
 
     def _logprobs(
         self, index: int, prompt: Sequence[PromptToken], tokens: Sequence[Token]
