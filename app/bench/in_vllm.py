@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from app.bench.bench import facts_of, keep, measured, stored_subject
@@ -18,6 +19,7 @@ from app.bench.runs import (
     WARM_UP_TOKENS,
     Sample,
     checked,
+    closed_loop,
     requests_of,
     sample_of,
 )
@@ -125,34 +127,20 @@ class VllmRuns:
         self, name: str, requests: Sequence[Request], scenario: Scenario, plan: BenchPlan
     ) -> list[Timings]:
         clients = plan.concurrency if scenario is Scenario.SERVED else len(requests)
-        return checked(requests, self._runner.run(self._closed_loop(name, requests, clients)))
+        timings = closed_loop(requests, clients, partial(self._timings, name))
+        return checked(requests, self._runner.run(timings))
 
     async def _model(self, name: str) -> VllmModel:
         found = (await self._backend.load(self._entries[name])).vllm
         assert found is not None
         return found
 
-    async def _closed_loop(
-        self, name: str, requests: Sequence[Request], num_clients: int
-    ) -> list[Timings]:
-        """Each client waits for its response before its next request."""
-        waiting, timings = iter(requests), dict[str, Timings]()
-
-        async def client() -> None:
-            for request in waiting:
-                timings[request.request_id] = await self._timings(name, request)
-
-        await asyncio.gather(*(client() for _ in range(num_clients)))
-        return [timings[request.request_id] for request in requests]
-
     async def _timings(self, name: str, request: Request) -> Timings:
         served = await self._backend.load(self._entries[name])
         wanted = GenerationRequest(served, [request.prompt_ids], request.params, traffic="bench")
         generation = Generation(await self._backend.start(wanted, served, None))
         try:
-            while not generation.is_over:
-                await generation.next_deltas()
+            [output] = await generation.finish()
         finally:
             await generation.aclose()
-        [output] = generation.outputs
         return output.timings

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from statistics import fmean
@@ -161,7 +161,7 @@ def _prepared(
 
     def run() -> list[Timings]:
         if scenario is Scenario.SERVED:
-            return checked(requests, asyncio.run(_closed_loop(engine, requests, plan.concurrency)))
+            return checked(requests, asyncio.run(_in_engine(engine, requests, plan.concurrency)))
         return checked(requests, _at_once(engine, requests))
 
     return run
@@ -217,27 +217,32 @@ def _arriving_now(request: Request) -> Request:
     return replace(request, arrived_s=time.monotonic())
 
 
-async def _closed_loop(
-    inner: Engine, requests: Sequence[Request], concurrency: int
+async def _in_engine(inner: Engine, requests: Sequence[Request], num_clients: int) -> list[Timings]:
+    engine = AsyncEngine(inner, max_waiting=len(requests), max_waiting_tokens=_UNLIMITED)
+
+    async def timings_of(request: Request) -> Timings:
+        async with engine.stream(_arriving_now(request)) as events:
+            [timings] = [event.timings async for event in events if event.timings is not None]
+        return timings
+
+    engine.start()
+    try:
+        return await closed_loop(requests, num_clients, timings_of)
+    finally:
+        await engine.stop()
+
+
+async def closed_loop(
+    requests: Sequence[Request],
+    num_clients: int,
+    timings_of: Callable[[Request], Awaitable[Timings]],
 ) -> list[Timings]:
-    """``concurrency`` clients, each of which waits for its response before its next request."""
-    engine = AsyncEngine(
-        inner,
-        max_waiting=len(requests),
-        max_waiting_tokens=_UNLIMITED,
-    )
+    """Each client waits for its response before its next request."""
     waiting, timings = iter(requests), dict[str, Timings]()
 
     async def client() -> None:
         for request in waiting:
-            async with engine.stream(_arriving_now(request)) as events:
-                async for event in events:
-                    if event.timings is not None:
-                        timings[request.request_id] = event.timings
+            timings[request.request_id] = await timings_of(request)
 
-    engine.start()
-    try:
-        await asyncio.gather(*(client() for _ in range(concurrency)))
-    finally:
-        await engine.stop()
+    await asyncio.gather(*(client() for _ in range(num_clients)))
     return [timings[request.request_id] for request in requests]

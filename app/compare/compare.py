@@ -235,7 +235,7 @@ class _Enough:
         return all(self._is_close(rounds[side], rounds[self._baseline]) for side in self._others)
 
     def _is_close(self, variant: Sequence[Round], baseline: Sequence[Round]) -> bool:
-        found = _ratio(baseline, variant, lambda timings: timings.tpot_s)
+        found = _speedup(baseline, variant, lambda timings: timings.tpot_s)
         if found is None:  # outputs of one token: more of them change nothing
             return True
         return found.high is not None and found.high - found.ratio <= CLOSE * found.ratio
@@ -282,10 +282,10 @@ def speedups(comparison: Comparison, variant: ComparedVariant) -> Speedups:
     unequal = "the outputs differ in length: see tpot, or force equal lengths with ignore_eos"
 
     def of(time_s: Callable[[Timings], float | None], objection: str | None) -> Speedup | None:
-        found = _speedup(baseline, variant, time_s, objection)
+        found = _speedup(baseline.rounds, variant.rounds, time_s, objection)
         if found is None or variant is control:
             return found
-        noise = None if control is None else _speedup(baseline, control, time_s)
+        noise = None if control is None else _speedup(baseline.rounds, control.rounds, time_s)
         return beyond_noise(found, noise)
 
     return Speedups(
@@ -300,7 +300,7 @@ def speedup_per_token(comparison: Comparison, variant: ComparedVariant) -> Speed
     baseline = comparison.baseline
     if comparison.objection or _objection(baseline, variant):
         return None
-    return _speedup(baseline, variant, lambda timings: timings.tpot_s)
+    return _speedup(baseline.rounds, variant.rounds, lambda timings: timings.tpot_s)
 
 
 def _objection(baseline: ComparedVariant, variant: ComparedVariant) -> str | None:
@@ -312,15 +312,6 @@ def _objection(baseline: ComparedVariant, variant: ComparedVariant) -> str | Non
 
 
 def _speedup(
-    baseline: ComparedVariant,
-    variant: ComparedVariant,
-    time_s: Callable[[Timings], float | None],
-    objection: str | None = None,
-) -> Speedup | None:
-    return _ratio(baseline.rounds, variant.rounds, time_s, objection)
-
-
-def _ratio(
     baseline: Sequence[Round],
     variant: Sequence[Round],
     time_s: Callable[[Timings], float | None],

@@ -59,7 +59,9 @@ class Evaluator:
         served = await self._served(request.model)
         entry = served.entry
         dense = await self._served(entry.base) if entry.is_view and entry.is_pruned else None
-        windows = {text: await self._windows(served, text, request) for text in request.texts}
+        windows = {
+            text: await asyncio.to_thread(_windows, served, text, request) for text in request.texts
+        }
         async with self._turn:
             of_dense = [] if dense is None else await self._measured(dense, windows)
             found = await self._measured(served, windows)
@@ -75,9 +77,6 @@ class Evaluator:
                 f"another server generates for {name!r}: only models of this service are evaluated"
             )
         return served
-
-    async def _windows(self, served: Served, text: str, request: EvaluationRequest) -> Windows:
-        return await asyncio.to_thread(_windows, served, text, request)
 
     async def _measured(self, served: Served, windows: dict[str, Windows]) -> list[Perplexity]:
         return [await self._perplexity(served, text, each) for text, each in windows.items()]

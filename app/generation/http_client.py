@@ -2,29 +2,9 @@
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import httpx2
-
-
-class EventResponse(Protocol):
-    """A response that may be a stream of events. What is left of it is cancelled at the end."""
-
-    @property
-    def status(self) -> int: ...
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """By names in lower case."""
-        ...
-
-    async def beginning(self, num_bytes: int) -> bytes:
-        """At most so much of the body. Raises ``httpx2.HTTPError``."""
-        ...
-
-    def data(self) -> AsyncIterator[str]:
-        """Of each event, as it arrives. Raises ``httpx2.HTTPError``."""
-        ...
 
 
 class HttpClient:
@@ -60,7 +40,7 @@ class HttpClient:
 
 
 class HttpResponse:
-    """A response that arrives."""
+    """A response that may be a stream of events. What is left of it is cancelled at the end."""
 
     def __init__(self, source: httpx2.EventSource) -> None:
         self._source = source
@@ -71,9 +51,11 @@ class HttpResponse:
 
     @property
     def headers(self) -> Mapping[str, str]:
+        """By names in lower case."""
         return self._source.response.headers
 
     async def beginning(self, num_bytes: int) -> bytes:
+        """At most so much of the body. Raises ``httpx2.HTTPError``."""
         found = b""
         async for part in self._source.response.aiter_bytes():
             found += part
@@ -82,5 +64,6 @@ class HttpResponse:
         return found[:num_bytes]
 
     async def data(self) -> AsyncIterator[str]:
+        """Of each event, as it arrives. Raises ``httpx2.HTTPError``."""
         async for event in self._source:
             yield event.data

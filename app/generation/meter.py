@@ -2,23 +2,27 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 from app.engine.scheduling.sequence import FinishReason, Timings
 from app.metrics.metrics import Labels, Metrics
 
 
-class Meter(Protocol):
+class Meter:
+    """Counts nothing: replays are counted in pairs, once both have ended."""
+
     def admitted(self) -> Callable[[float], None]:
         """Return what observes the seconds between two tokens."""
+        return lambda _gap_s: None
 
-    def rejected(self, reason: str) -> None: ...
+    def rejected(self, reason: str) -> None:
+        pass
 
-    def finished(self, num_prompt_tokens: int, reason: FinishReason, timings: Timings) -> None: ...
+    def finished(self, num_prompt_tokens: int, reason: FinishReason, timings: Timings) -> None:
+        pass
 
 
 @dataclass(frozen=True)
-class LabelledMeter:
+class LabelledMeter(Meter):
     """Counts with these labels."""
 
     metrics: Metrics
@@ -33,16 +37,3 @@ class LabelledMeter:
 
     def finished(self, num_prompt_tokens: int, reason: FinishReason, timings: Timings) -> None:
         self.metrics.finished(self.labels, num_prompt_tokens, reason, timings)
-
-
-class NoMeter:
-    """Counts nothing: replays are counted in pairs, once both have ended."""
-
-    def admitted(self) -> Callable[[float], None]:
-        return lambda _gap_s: None
-
-    def rejected(self, reason: str) -> None:
-        pass
-
-    def finished(self, num_prompt_tokens: int, reason: FinishReason, timings: Timings) -> None:
-        pass

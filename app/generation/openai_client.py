@@ -14,10 +14,10 @@ from typing import Any
 import httpx2
 
 from app.engine.scheduling.sequence import ResponseFormat, SamplingParams
-from app.generation.http_client import EventResponse, HttpClient
+from app.generation.http_client import HttpClient, HttpResponse
 from app.generation.openai_chunks import Chunk, ChunkReader, ChunkRefused
 from app.generation.request import Chat, GenerationRequest, Prompt
-from app.generation.socket_client import SocketClient
+from app.generation.socket_client import SocketClient, SocketResponse
 from app.models.external import ExternalModel
 
 _MAX_ERROR_BYTES = 65_536
@@ -190,7 +190,7 @@ class ExternalClient:
             return BackendUnavailable(f"{message}: ask again", 1.0)
         return BackendFailed(message)
 
-    async def _refusal(self, response: EventResponse) -> BackendError:
+    async def _refusal(self, response: HttpResponse | SocketResponse) -> BackendError:
         status = response.status
         responded = f"{self._who} responded with {status}"
         if status in _ABOUT_THE_REQUEST:
@@ -277,7 +277,7 @@ def _message(text: str) -> str:
     return text[:_MAX_MESSAGE_CHARS] or "no message"
 
 
-def _retry_after_s(response: EventResponse) -> float:
+def _retry_after_s(response: HttpResponse | SocketResponse) -> float:
     """``Retry-After`` in seconds. A date counts as one second."""
     text = response.headers.get("retry-after", "")
     return min(float(text), _MAX_RETRY_S) if text.isdecimal() else 1.0

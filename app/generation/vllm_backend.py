@@ -9,7 +9,7 @@ from hashlib import sha256
 
 from app.config import PrefixCache
 from app.generation.completed import CompletedOutput, Completions
-from app.generation.meter import NoMeter
+from app.generation.meter import Meter
 from app.generation.openai_backend import (
     ConcurrencyLimiter,
     ExternalBackend,
@@ -121,7 +121,7 @@ class VllmBackend(ExternalBackend):
             self._servers[served.model.name], limiter=ConcurrencyLimiter(1, 0), open_outputs=set()
         )
         made = vllm_request(request, served.vllm, live.prompt_ids, scope=None)
-        return ExternalOutputStream(0, made, apart, NoMeter(), None)
+        return ExternalOutputStream(0, made, apart, Meter(), None)
 
     async def encode(
         self, prompts: Sequence[Prompt], models: Sequence[VllmModel], max_new_tokens: int
