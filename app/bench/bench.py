@@ -154,6 +154,15 @@ def random_subject(
     return BenchSubject(shape, dense, removed, tuner=tuner, int8=frozenset(int8))
 
 
+def subject_of(
+    model: str | None, shape: str | None, variants: Sequence[str], dtype: str, settings: Settings
+) -> BenchSubject:
+    """The stored model, or one of that shape if there is none. Raises as both do."""
+    if model is not None:
+        return stored_subject(model, variants, dtype, settings)
+    return random_subject(shape or "", variants, dtype, settings)
+
+
 def _tuner(settings: Settings) -> Autotuner:
     if settings.tune != "off":
         keep_compiled_in(settings.data_dir)
@@ -161,12 +170,22 @@ def _tuner(settings: Settings) -> Autotuner:
 
 
 def bench_model(
-    name: str, variants: Sequence[str], plan: BenchPlan, out: Path, dtype: str, settings: Settings
+    model: str | None,
+    shape: str | None,
+    variants: Sequence[str],
+    plan: BenchPlan,
+    out: Path,
+    dtype: str,
+    settings: Settings,
 ) -> Bench:
-    """Measure a stored model, and record its speed-ups for the catalog. Raises as both parts do."""
-    subject = stored_subject(name, variants, dtype, settings)
+    """Measure and keep the result. Speed-ups of a stored model are recorded for the catalog.
+
+    Raises as ``subject_of`` and ``run_bench`` do.
+    """
+    subject = subject_of(model, shape, variants, dtype, settings)
     bench = run_bench(subject, plan, out, facts_of(dtype))
-    _record_speedups(bench, settings)
+    if model is not None:
+        _record_speedups(bench, settings)
     keep(bench, settings)
     return bench
 
@@ -185,13 +204,13 @@ def keep(bench: Bench, settings: Settings) -> None:
 
 def _record_speedups(bench: Bench, settings: Settings) -> None:
     """Of a token at every depth."""
-    found = {}
+    speedups = {}
     for row in bench.rows():
         removed = bench.subject.removed.get(row.variant, ())
         if row.variant in bench.subject.int8:
             continue
         if row.time == "tpot" and removed:  # the last scenario counts: requests of many clients
-            found[len(removed)] = MeasuredSpeedup(
+            speedups[len(removed)] = MeasuredSpeedup(
                 ratio=row.speedup.ratio,
                 low=row.speedup.low,
                 high=row.speedup.high,
@@ -200,8 +219,8 @@ def _record_speedups(bench: Bench, settings: Settings) -> None:
                 measured_at=time.time(),
                 num_pairs=row.speedup.num_pairs,
             )
-    if found:
-        MeasuredSpeedups(settings.data_dir).record(bench.subject.name, found)
+    if speedups:
+        MeasuredSpeedups(settings.data_dir).record(bench.subject.name, speedups)
 
 
 def print_bench(bench: Bench, out: Path, *, as_json: bool) -> None:

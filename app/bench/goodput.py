@@ -70,15 +70,14 @@ class Goodput:
         dense = self.rates(DENSE)
         if min(*dense, *self.rates(side), *self.rates(AGAIN)) <= 0:
             return None
-        found = speedup(self.rates(side), dense)
-        return found if side == AGAIN else beyond_noise(found, speedup(self.rates(AGAIN), dense))
+        ratio = speedup(self.rates(side), dense)
+        return ratio if side == AGAIN else beyond_noise(ratio, speedup(self.rates(AGAIN), dense))
 
 
 def highest_rate(
     served_at: Callable[[float], Served],
     start: float,
     share: float,
-    max_rate: float = math.inf,
     step: float = _FAR,
 ) -> Climb:
     """The highest rate at which ``share`` of the requests keeps the promise.
@@ -102,9 +101,9 @@ def highest_rate(
             good = rate
         else:
             bad = rate
-        if good and (bad or rate >= max_rate):
+        if good and bad:
             break
-        rate = min(max_rate, step * rate) if good else rate / step
+        rate = step * rate if good else rate / step
         step = min(_FAR, step**2)
     while good and bad > RESOLUTION * good:
         middle = math.sqrt(good * bad)

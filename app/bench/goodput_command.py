@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from app.bench.bench import facts_of, random_subject, stored_subject
+from app.bench.bench import facts_of, subject_of
 from app.bench.goodput import GoodputPlan, measure_goodput
 from app.bench.goodput_report import plot, sentences, to_wire
 from app.bench.machine import machine
@@ -49,11 +49,7 @@ def run_goodput(
     promise = Promise.parse(asked.slo)  # before anything is loaded
     recorded = None if asked.trace is None else read_trace(asked.trace)
     out.mkdir(parents=True, exist_ok=True)
-    given = (asked.variants, asked.dtype, settings)
-    if asked.model is not None:
-        subject = stored_subject(asked.model, *given)
-    else:
-        subject = random_subject(asked.shape or "", *given)
+    subject = subject_of(asked.model, asked.shape, asked.variants, asked.dtype, settings)
     arrivals = _arrivals(plan, recorded)
     console = Console(stderr=True, highlight=False)
     console.print(f"goodput of {subject.name} and {', '.join(subject.removed)}: {promise}")

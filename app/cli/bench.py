@@ -9,11 +9,7 @@ import typer
 from app.cli.options import AsJson
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from app.bench.plan import BenchPlan, Scenario
-    from app.bench.result import Bench
-    from pruning.config import Settings
+    from app.bench.plan import Scenario
 
 
 class Engine(StrEnum):
@@ -91,7 +87,7 @@ def bench(
     --trace, whether earlier ones have an answer or not. Answers have fixed lengths.
     """
     _check(model, random_weights, dtype, slo, trace, engine)
-    from app.bench.bench import bench_model, facts_of, keep, print_bench, random_subject, run_bench
+    from app.bench.bench import bench_model, print_bench
     from app.bench.plan import BenchPlan
     from pruning.config import Settings
 
@@ -116,28 +112,14 @@ def bench(
         run_goodput(asked, plan, out, settings, as_json=as_json)
         return
     out.mkdir(parents=True, exist_ok=True)  # fails before the work, not after it
-    if model is not None:
-        run = _in_vllm if engine is Engine.VLLM else bench_model
-        found = run(model, names, plan, out, dtype, settings)
+    if model is not None and engine is Engine.VLLM:
+        from app.bench.in_vllm import bench_in_vllm
+        from app.config import ServeSettings
+
+        measured = bench_in_vllm(model, names, plan, out, ServeSettings())
     else:
-        subject = random_subject(random_weights or "", names, dtype, settings)
-        found = run_bench(subject, plan, out, facts_of(dtype))
-        keep(found, settings)
-    print_bench(found, out, as_json=as_json)
-
-
-def _in_vllm(
-    model: str,
-    variants: "Sequence[str]",
-    plan: "BenchPlan",
-    out: Path,
-    _dtype: str,
-    _settings: "Settings",
-) -> "Bench":
-    from app.bench.in_vllm import bench_in_vllm
-    from app.config import ServeSettings
-
-    return bench_in_vllm(model, variants, plan, out, ServeSettings())
+        measured = bench_model(model, random_weights, names, plan, out, dtype, settings)
+    print_bench(measured, out, as_json=as_json)
 
 
 def _named(scenarios: str) -> "tuple[Scenario, ...]":
@@ -170,8 +152,8 @@ def _check_engine(engine: Engine, random_weights: str | None, dtype: str, slo: s
     """Refuse what only the own engine has."""
     if engine is Engine.OWN:
         return
-    given = {"--random-weights": random_weights, "--slo": slo}
-    for name, value in given.items():
+    only_own = {"--random-weights": random_weights, "--slo": slo}
+    for name, value in only_own.items():
         if value is not None:
             raise typer.BadParameter(f"{name} is for the engine of this service: leave it out")
     if dtype != "auto":
