@@ -167,21 +167,21 @@ def watch(
 def cancel(job_id: JobId, url: Url = None, as_json: AsJson = False) -> None:
     """Cancel a job: at once while it waits, else after its current evaluation."""
     with _client(url) as client:
-        _print_change(client.cancel(job_id), as_json=as_json)
+        _print_change(client.change(job_id, "cancel"), as_json=as_json)
 
 
 @jobs.command()
 def pause(job_id: JobId, url: Url = None, as_json: AsJson = False) -> None:
     """Pause a job, which keeps its results so far. A waiting job leaves the queue."""
     with _client(url) as client:
-        _print_change(client.pause(job_id), as_json=as_json)
+        _print_change(client.change(job_id, "pause"), as_json=as_json)
 
 
 @jobs.command()
 def resume(job_id: JobId, url: Url = None, as_json: AsJson = False) -> None:
     """Queue a paused job again. It continues where it stopped."""
     with _client(url) as client:
-        _print_change(client.resume(job_id), as_json=as_json)
+        _print_change(client.change(job_id, "resume"), as_json=as_json)
 
 
 @jobs.command()
@@ -205,7 +205,8 @@ def retry(
     none = {part: None for part, is_none in (("gate", no_gate), ("heal", no_heal)) if is_none}
     with _client(url) as client:
         given = {**values, "gate_max_perplexity_ratio_of": ratios}
-        job = client.retry(job_id, {**changes_of(given, client.get(job_id)["spec"]), **none})
+        changes = {**changes_of(given, client.get(job_id)["spec"]), **none}
+        job = client.change(job_id, "retry", changes)
     _print_submitted(job, url, watch_it=watch_it, as_json=as_json)
 
 

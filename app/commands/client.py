@@ -81,12 +81,12 @@ class ServiceClient:
             self._connection_errors(),
             self._http.sse(
                 path, method=method, json=body, headers=headers, timeout=timeout
-            ) as found,
+            ) as source,
         ):
-            if not found.response.is_success:
-                found.response.read()
-            self._check_success(found.response)
-            yield from (event.data for event in found if event.data)
+            if not source.response.is_success:
+                source.response.read()
+            self._check_success(source.response)
+            yield from (event.data for event in source if event.data)
 
     def _check_success(self, response: httpx2.Response) -> None:
         if response.is_success:
@@ -99,10 +99,10 @@ class ServiceClient:
             raise ServiceUnavailable(message)
         raise Refused(message if detail == response.reason_phrase else detail)
 
-    def _object(self, found: object) -> dict[str, Any]:
-        if not isinstance(found, dict):
+    def _object(self, content: object) -> dict[str, Any]:
+        if not isinstance(content, dict):
             raise Refused(f"{self._url} is not a service of this kind")
-        return found
+        return content
 
     @contextmanager
     def _connection_errors(self) -> Iterator[None]:
@@ -164,17 +164,11 @@ class JobClient(ServiceClient):
     def delete(self, job_id: str) -> None:
         self.request("DELETE", _path(job_id))
 
-    def cancel(self, job_id: str) -> dict[str, Any]:
-        return self.request("POST", f"{_path(job_id)}/cancel")
-
-    def pause(self, job_id: str) -> dict[str, Any]:
-        return self.request("POST", f"{_path(job_id)}/pause")
-
-    def resume(self, job_id: str) -> dict[str, Any]:
-        return self.request("POST", f"{_path(job_id)}/resume")
-
-    def retry(self, job_id: str, changes: dict[str, Any]) -> dict[str, Any]:
-        return self.request("POST", f"{_path(job_id)}/retry", body=changes)
+    def change(
+        self, job_id: str, verb: str, settings: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """``cancel``, ``pause``, ``resume`` or ``retry``, which takes settings of the job."""
+        return self.request("POST", f"{_path(job_id)}/{verb}", body=settings)
 
     def follow(self, job_id: str) -> Iterator[dict[str, Any]]:
         """Every event, once and in order, until the job has ended.
@@ -219,8 +213,8 @@ def _detail(response: httpx2.Response) -> str:
     kind = response.headers.get("content-type")
     if kind == "application/problem+json":
         return str(response.json()["detail"])
-    if kind == "application/json" and isinstance(found := response.json(), dict):
-        return str(found.get("error", {}).get("message", response.reason_phrase))
+    if kind == "application/json" and isinstance(body := response.json(), dict):
+        return str(body.get("error", {}).get("message", response.reason_phrase))
     return response.reason_phrase
 
 
