@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 
 def print_json(data: Any) -> None:  # noqa: ANN401 - whatever JSON can say
@@ -19,6 +21,18 @@ def print_json(data: Any) -> None:  # noqa: ANN401 - whatever JSON can say
 def local_time(seconds: float) -> str:
     """Seconds since 1970 in the time zone of this machine, as every command shows times."""
     return f"{datetime.fromtimestamp(seconds, UTC).astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+def plain_table(title: str | None = None, **options: Any) -> Table:  # noqa: ANN401 - those of rich
+    """A table without lines between columns, which leaves them the room."""
+    return Table(
+        title=title,
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        **options,
+    )
 
 
 @contextmanager

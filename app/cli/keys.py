@@ -16,7 +16,8 @@ from app.auth.keys import ApiKey, KeyFile, Scope
 from app.auth.quotas import NO_QUOTA, Quota
 from app.cli.group import WholeHelp
 from app.cli.options import AsJson, num_bytes
-from app.terminal import local_time, print_json
+from app.config import serve_settings
+from app.terminal import local_time, plain_table, print_json
 
 keys = typer.Typer(
     cls=WholeHelp,
@@ -104,15 +105,15 @@ def list_keys(as_json: AsJson = False) -> None:
         _print_quotas(quotas)
 
 
-def _print_keys(found: Sequence[ApiKey]) -> None:
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
-    has_tenants = any(key.tenant for key in found)  # else the table is narrower
+def _print_keys(keys: Sequence[ApiKey]) -> None:
+    table = plain_table(padding=(0, 2, 0, 0))
+    has_tenants = any(key.tenant for key in keys)  # else the table is narrower
     tenant_heading = ("tenant",) if has_tenants else ()
     for heading in ("name", *tenant_heading, "scopes"):
         table.add_column(heading, overflow="fold")
     for heading in ("per minute", "at once", "created", "ends"):
         table.add_column(heading, no_wrap=heading in {"created", "ends"})
-    for key in found:
+    for key in keys:
         names = map(escape, (key.name, key.owner) if has_tenants else (key.name,))
         limits = map(_limit, (key.rate_per_min, key.max_concurrent))
         times = (local_time(key.created_at)[:10], _end(key.expires_at))
@@ -212,7 +213,6 @@ def _end(seconds: float | None) -> str:
 
 
 def _file() -> KeyFile:
-    from app.config import serve_settings
 
     return KeyFile(serve_settings().keys_file)
 
@@ -220,7 +220,6 @@ def _file() -> KeyFile:
 def _audited(command: str, name: str, **fields: object) -> KeyFile:
     """The keys, once it is noted what is about to be done to them. Raises ``AuditUnavailable``."""
     from app.auth.audit import AuditLog
-    from app.config import serve_settings
 
     settings = serve_settings()
     if settings.audit_log is not None:

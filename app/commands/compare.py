@@ -5,13 +5,11 @@ from statistics import fmean
 from string import ascii_uppercase
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from app.commands.client import service_client
-from app.terminal import print_json
+from app.terminal import plain_table, print_json
 
 TIMEOUT_S = 600.0  # all prompts of all models, several times
 
@@ -20,37 +18,31 @@ def run_compare(url: str | None, body: dict[str, Any], *, as_json: bool) -> None
     """Raises ``ServiceUnavailable`` or ``Refused``."""
     waiting = Console(stderr=True).status("Generating with each model, in turn")
     with service_client(url) as client, waiting:
-        found = client.request("POST", "/compare", body=body, timeout_s=TIMEOUT_S)
+        comparison = client.request("POST", "/compare", body=body, timeout_s=TIMEOUT_S)
     if as_json:
-        print_json(found)
+        print_json(comparison)
     else:
-        print_comparison(found, body["prompt"])
+        print_comparison(comparison, body["prompt"])
 
 
-def print_comparison(found: Mapping[str, Any], prompts: list[str]) -> None:
+def print_comparison(comparison: Mapping[str, Any], prompts: list[str]) -> None:
     """Print one row for each model, the reasons of the verdicts, and the outputs."""
     console = Console(highlight=False)
-    table = Table(  # without lines between columns, as two intervals need the room
-        title="Speed-ups are times of the baseline divided by those of the model",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-    )
+    table = plain_table("Speed-ups are times of the baseline divided by those of the model")
     for heading in ("model", "ms per token", "speed-up", "first token", "same tokens"):
         table.add_column(heading, justify="left" if heading == "model" else "right", no_wrap=True)
-    results = {result["model"]: result for result in found["results"]}
-    named = dict(zip(ascii_uppercase, found["models"], strict=False))  # names are long
+    results = {result["model"]: result for result in comparison["results"]}
+    named = dict(zip(ascii_uppercase, comparison["models"], strict=False))  # names are long
     for number, (letter, model) in enumerate(named.items()):
-        outputs = [prompt["outputs"][number] for prompt in found["prompts"]]
+        outputs = [prompt["outputs"][number] for prompt in comparison["prompts"]]
         table.add_row(letter, *_cells(outputs, results.get(model)))
     console.print(table)
-    if found["control"] is not None:
-        console.print(_floor(found["control"]))
+    if comparison["control"] is not None:
+        console.print(_floor(comparison["control"]))
     for letter, model in named.items():
         console.print(f"{letter}: {model}{_verdict(results.get(model))}", markup=False)
     console.print("in parentheses: 95 % intervals; same tokens: before the first difference")
-    for prompt, text in zip(found["prompts"], prompts, strict=True):
+    for prompt, text in zip(comparison["prompts"], prompts, strict=True):
         console.print(f"\n[bold]{escape(text)}[/]")
         for letter, output in zip(named, prompt["outputs"], strict=True):
             console.print(f"[dim]{letter}:[/]{escape(output['text'])}")
@@ -68,12 +60,12 @@ def _cells(outputs: list[dict[str, Any]], result: Mapping[str, Any] | None) -> I
     yield f"{result['agreement']:.0%}"
 
 
-def _speedup(found: Mapping[str, Any] | None) -> str:
+def _speedup(speedup: Mapping[str, Any] | None) -> str:
     """The ratio with its interval, if there is one."""
-    if found is None:
+    if speedup is None:
         return ""
-    interval = "" if found["low"] is None else f" ({found['low']:.2f} to {found['high']:.2f})"
-    return f"{found['ratio']:.2f}{interval}"
+    interval = "" if speedup["low"] is None else f" ({speedup['low']:.2f} to {speedup['high']:.2f})"
+    return f"{speedup['ratio']:.2f}{interval}"
 
 
 def _floor(control: Mapping[str, Any]) -> str:
@@ -86,5 +78,5 @@ def _floor(control: Mapping[str, Any]) -> str:
 
 def _verdict(result: Mapping[str, Any] | None) -> str:
     """In words, with the reason; nothing for the baseline."""
-    found = result and result["tpot"]
-    return f", {found['verdict']} per token: {found['reason']}" if found else ""
+    speedup = result and result["tpot"]
+    return f", {speedup['verdict']} per token: {speedup['reason']}" if speedup else ""

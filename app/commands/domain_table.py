@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from app.terminal import plain_table
 from pruning.checkpoints.domain_tables import explained, narrow_table
 from pruning.checkpoints.trajectory import NONE
 from pruning.evaluation.quality import Compared, DomainAtDepth, Interval
@@ -44,9 +44,7 @@ def print_sections(
 
     If a label leaves no room for the values, labels have lines of their own, and stay whole.
     """
-    table = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False
-    )
+    table = plain_table(title)
     for heading in headings:
         table.add_column(heading, overflow="fold")
     shown = [[cell if cell != NONE else "" for cell in row] for row in rows]

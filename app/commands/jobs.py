@@ -5,7 +5,6 @@ from textwrap import indent
 from types import MappingProxyType
 from typing import Any, Self
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -15,7 +14,7 @@ from app.commands.client import JobClient, follow
 from app.commands.domain_table import domain_of, print_domains
 from app.commands.progress import SearchBar, search_progress
 from app.commands.rounds import print_rounds
-from app.terminal import local_time
+from app.terminal import local_time, plain_table
 from pruning.checkpoints.trajectory import ties
 from pruning.jobs.job import JobStatus
 from pruning.plural import counted
@@ -34,7 +33,7 @@ _WIDE = 140  # columns of a terminal that has room for all fields
 def print_jobs(jobs: Sequence[dict[str, Any]], *, has_more: bool) -> None:
     """Print one line for each job, newest first."""
     console = Console(highlight=False)
-    listed = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    listed = plain_table(padding=(0, 1, 0, 0))
     fields = _fields(is_wide=console.width >= _WIDE)
     for heading in fields:
         listed.add_column(heading, overflow="fold", no_wrap=heading == "job")
@@ -86,14 +85,7 @@ def print_job(job: dict[str, Any], events: Iterable[dict[str, Any]] = ()) -> Non
 
 def print_deliveries(deliveries: Sequence[dict[str, Any]]) -> None:
     """Print one line for each attempt, if there are any, whose names fit into 80 characters."""
-    shown = Table(
-        title="webhook messages",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        padding=0,
-        pad_edge=False,
-        show_edge=False,
-    )
+    shown = plain_table("webhook messages", padding=0)
     for heading in ("message", "attempt", "time", "took", "result", "next attempt"):
         shown.add_column(heading, overflow="fold", no_wrap=heading != "result")
     for one in deliveries:

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from app.terminal import plain_table
 from pruning.checkpoints.trajectory import NONE, Margin, margin_text, ties
 
 _COLUMNS = ("removed block", "loss", "margin", "before")
@@ -38,13 +38,7 @@ def print_rounds(
 
 
 def _table(dense_loss: float | None, rounds: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(
-        title="rounds of the search",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-    )
+    table = plain_table("rounds of the search")
     for heading in _COLUMNS:
         table.add_column(heading, justify="left" if heading == "margin" else "right")
     if dense_loss is not None:
@@ -54,14 +48,14 @@ def _table(dense_loss: float | None, rounds: Sequence[Mapping[str, Any]]) -> Tab
     return table
 
 
-def _cells(found: Mapping[str, Any]) -> Iterator[str]:
-    yield str(found["block"])
-    yield f"{found['loss']:.4f}"
-    margin = margin_text(_margin(found))
+def _cells(one_round: Mapping[str, Any]) -> Iterator[str]:
+    yield str(one_round["block"])
+    yield f"{one_round['loss']:.4f}"
+    margin = margin_text(_margin(one_round))
     yield "" if margin == NONE else margin
-    runner_up = found.get("runner_up")
+    runner_up = one_round.get("runner_up")
     yield "" if runner_up is None else str(runner_up)
 
 
-def _margin(found: Mapping[str, Any]) -> Margin:
-    return found.get("margin"), found.get("margin_error")
+def _margin(one_round: Mapping[str, Any]) -> Margin:
+    return one_round.get("margin"), one_round.get("margin_error")

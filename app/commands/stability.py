@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, TaskID
@@ -13,7 +12,7 @@ from rich.table import Table
 from app.commands.progress import search_progress
 from app.commands.prune import models_for, new_place
 from app.results.store import ResultKind, ResultStore
-from app.terminal import print_json
+from app.terminal import plain_table, print_json
 from pruning.checkpoints.trajectory import Cells
 from pruning.config import WorkerSettings
 from pruning.search.dense_model import Resources, load_dense_model
@@ -65,7 +64,7 @@ def run_stability(
     total = spec.num_evaluations(num_blocks) * len(texts) * len(seeds)
     resources = Resources.of(settings)
     num_free = num_blocks - spec.protect_first - spec.protect_last
-    found: list[SearchRun] = []
+    finished: list[SearchRun] = []
     result_id: str | None = None  # of what the data directory keeps
     with search_progress(Console(stderr=True)) as progress:
         loading = progress.add_task("load", total=None)
@@ -76,10 +75,10 @@ def run_stability(
         progress.remove_task(loading)
         task = progress.add_task("search", total=total)
         for run in runs(spec, dense, sampled, evaluated_on, lambda n: _RunBar(progress, task, n)):
-            found.append(run)
+            finished.append(run)
             progress.console.print(f"  {run.name}: {list(run.order)}", markup=False)
-            report = stability(spec.model, num_blocks, num_free, found)
-            if len(found) > 1:
+            report = stability(spec.model, num_blocks, num_free, finished)
+            if len(finished) > 1:
                 _write(out, report)
                 result_id = _keep(report, settings, result_id)
     print_report(report, out, as_json=as_json)
@@ -113,15 +112,8 @@ def print_report(report: Stability, out: Path, *, as_json: bool) -> None:
 
 def _printed(title: str, headings: Cells, lines: Sequence[Cells]) -> Table:
     """A table that is at most as wide as the terminal; of wide headings, a word is a line."""
-    table = Table(
-        title=escape(title),
-        title_justify="left",
-        min_width=len(title),  # a title is folded at the width of its table
-        box=SIMPLE_HEAD,
-        padding=0,
-        pad_edge=False,
-        show_edge=False,
-    )
+    # a title is folded at the width of its table
+    table = plain_table(escape(title), min_width=len(title), padding=0)
     for heading in headings:
         table.add_column(escape(heading), justify="right", overflow="fold")
     for line in lines:

@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from app.commands.domain_table import fits, print_domains
-from app.terminal import print_json
+from app.terminal import plain_table, print_json
 from pruning.checkpoints.store import Manifest
 from pruning.checkpoints.trajectory import legend, rows, table
 from pruning.checkpoints.trajectory_plot import PLOT_FILE
@@ -89,14 +88,7 @@ def _fitting(
 
 
 def _table(title: str, headings: Sequence[str], rows: Sequence[Mapping[str, str]]) -> Table:
-    table = Table(
-        title=escape(title),
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
+    table = plain_table(escape(title), padding=(0, 1, 0, 0))
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
