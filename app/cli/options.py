@@ -2,12 +2,12 @@
 
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import typer
 from pydantic import ByteSize, TypeAdapter, ValidationError
@@ -21,6 +21,7 @@ from pruning.spec.prune import BEHIND_SEARCH, PruneSpec
 from pruning.store_url import InvalidStoreUrl, StoreUrl, is_store_url
 
 Command = Callable[..., None]
+_Part = TypeVar("_Part")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text and tables.")]
 ModelArgument = Annotated[str, typer.Argument(help="Name in the data directory, or a directory.")]
@@ -157,18 +158,24 @@ def heal_of(values: Mapping[str, object], *, is_asked: bool) -> Heal | None:
 
 def heal_from(values: Mapping[str, object], prefix: str = "") -> Heal:
     """The healing of options whose names begin with ``prefix``. Raises ``InvalidSpec``."""
-    given: dict[str, Any] = {name: values[prefix + name] for name in HEAL_HELP}
+    return _part_of(Heal, HEAL_HELP, values, prefix)
+
+
+def _part_of(
+    make: Callable[..., _Part], names: Iterable[str], values: Mapping[str, object], prefix: str
+) -> _Part:
+    """What ``make`` makes of the options that begin with ``prefix``, whose errors name options.
+
+    Raises ``InvalidSpec``.
+    """
     try:
-        return Heal(**given)
+        return make(**{name: values[prefix + name] for name in names if prefix + name in values})
     except InvalidSpec as error:
-        raise _with_option(error, error.param, prefix) from None
-
-
-def _with_option(error: InvalidSpec, shown: str, prefix: str) -> InvalidSpec:
-    """The error with the option in place of ``shown``, the name of the field in its message."""
-    name, _, key = error.param.partition(".")[2].partition(".")
-    option = f"--{prefix}{name}".replace("_", "-")
-    return InvalidSpec(error.param, str(error).replace(shown, f"{option} {key}".strip(), 1))
+        name, _, key = error.param.partition(".")[2].partition(".")
+        option = f"--{prefix}{name}".replace("_", "-")
+        shown = error.param.removeprefix("gate.")  # the name of the field in the message
+        message = str(error).replace(shown, f"{option} {key}".strip(), 1)
+        raise InvalidSpec(error.param, message) from None
 
 
 def _with_options(
@@ -192,26 +199,12 @@ def spec_of(model: str, calibration: Calibration, values: Mapping[str, object]) 
 
     Raises ``InvalidSpec``.
     """
-    names = [field.name for field in fields(Gate) if GATE + field.name in values]
-    limits: dict[str, Any] = {name: values[GATE + name] for name in names}
-    try:
-        gate = gate_of(**limits)
-    except InvalidSpec as error:
-        raise _with_option(error, error.param.removeprefix("gate."), GATE) from None
-    given = {**values_of(PruneSpec, values), "gate": gate, "evaluation": _evaluation_of(values)}
-    return PruneSpec(**{**given, "model": model, "calibration": calibration})
-
-
-def _evaluation_of(values: Mapping[str, object]) -> Evaluation:
-    given: dict[str, Any] = {
-        field.name: values[EVALUATION + field.name]
-        for field in fields(Evaluation)
-        if EVALUATION + field.name in values
+    parts: dict[str, Any] = {
+        "calibration": calibration,
+        "gate": _part_of(gate_of, _names(Gate), values, GATE),
+        "evaluation": _part_of(Evaluation, _names(Evaluation), values, EVALUATION),
     }
-    try:
-        return Evaluation(**given)
-    except InvalidSpec as error:
-        raise _with_option(error, error.param, EVALUATION) from None
+    return PruneSpec(**{**values_of(PruneSpec, values), **parts, "model": model})
 
 
 def with_options(message: str) -> str:
@@ -226,7 +219,11 @@ def with_options(message: str) -> str:
 
 def values_of(kind: type, values: Mapping[str, object]) -> dict[str, Any]:
     """Those values that are fields of the dataclass ``kind``."""
-    return {field.name: values[field.name] for field in fields(kind) if field.name in values}
+    return {name: values[name] for name in _names(kind) if name in values}
+
+
+def _names(kind: Any) -> list[str]:  # noqa: ANN401 - any dataclass
+    return [field.name for field in fields(kind)]
 
 
 def calibration_of(
@@ -236,15 +233,10 @@ def calibration_of(
 
     Raises ``InvalidSpec``.
     """
-    named = weighted(texts)
+    named = [weighted(text) for text in texts]
     sources = [source_of(name, sampling, num_samples, seqlen, seed) for name, _ in named]
     mix = CalibrationMix(tuple(sources), tuple(weight for _, weight in named))
     return mix if len(sources) > 1 else sources[0]
-
-
-def weighted(texts: Sequence[str]) -> list[tuple[str, float]]:
-    """The name and the weight of each text."""
-    return [_weighted(text) for text in texts]
 
 
 def source_of(
@@ -275,7 +267,7 @@ def ratios_by_domain(texts: Sequence[str]) -> dict[str, float]:
     """The ratio of each ``DOMAIN=RATIO``. Raises ``InvalidSpec``."""
     ratios = {}
     for text in texts:
-        domain, ratio = _weighted(text)
+        domain, ratio = weighted(text)
         if domain == text:
             raise InvalidSpec(
                 "gate.max_perplexity_ratio_of", f"{text!r}: expected DOMAIN=RATIO, as in code=1.5"
@@ -333,7 +325,7 @@ def _of_fields(kind: Any, prefix: str, texts: Mapping[str, str]) -> dict[str, in
     }
 
 
-def _weighted(text: str) -> tuple[str, float]:
+def weighted(text: str) -> tuple[str, float]:
     """Name and weight. If no number follows the last ``=``, all of the text is the name."""
     name, _, weight = text.rpartition("=")
     try:

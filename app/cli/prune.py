@@ -20,6 +20,7 @@ from app.cli.options import (
     values_of,
     weighted,
 )
+from pruning.config import WorkerSettings
 from pruning.spec.calibration import DEFAULT, CalibrationSpec
 
 
@@ -54,9 +55,7 @@ def prune(
     --target-bytes is needed.
     After Ctrl-C, the same command goes on where it stopped.
     """
-    from pruning.config import WorkerSettings
-
-    check_texts_here([name for name, _ in weighted(calibration)])
+    check_texts_here([name for name, _ in map(weighted, calibration)])
     text = calibration_of(calibration, **values_of(CalibrationSpec, values))
     ratios = ratios_by_domain(gate_max_perplexity_ratio_of)
     spec = spec_of(model, text, {**values, "gate_max_perplexity_ratio_of": ratios})
