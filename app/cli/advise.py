@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from app.cli.options import AsJson
+from app.config import serve_settings
 from pruning.evaluation.advice import Limits
 
 
@@ -28,6 +29,5 @@ def advise(
     """
     limits = Limits(max_ratio, min_speedup, min_probe)
     from app.commands.advise import print_advice
-    from app.config import serve_settings
 
     print_advice(serve_settings(), model, limits, as_json=as_json)

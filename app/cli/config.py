@@ -7,23 +7,22 @@ from rich.markup import escape
 from rich.table import Table
 
 from app.cli.options import AsJson
+from app.config import serve_settings
+from app.settings import check_ports, effective_settings
 from app.terminal import print_json
+from pruning.config import WorkerSettings
 
 
 def config(as_json: AsJson = False) -> None:
     """Print every setting in effect and its source; secrets are masked."""
-    from app.config import serve_settings
-    from app.settings import check_ports, effective_settings
-    from pruning.config import WorkerSettings
-
     check_ports(serve_settings(), WorkerSettings())
-    found = effective_settings()
+    settings = effective_settings()
     if as_json:
-        print_json([asdict(setting) for setting in found])
+        print_json([asdict(setting) for setting in settings])
         return
     table = Table()
     for heading in ("variable", "value", "source"):
         table.add_column(heading, overflow="fold")
-    for setting in found:
+    for setting in settings:
         table.add_row(setting.variable, escape(setting.value), setting.source)
     Console(highlight=False).print(table)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from app.cli.options import AsJson
+from pruning.config import WorkerSettings
 from pruning.spec.prune import Quantize, Resident
 
 Models = Annotated[
@@ -77,7 +78,6 @@ def evaluate(
     raw form.
     """
     from app.commands.evaluate import Options, Tasks, run_evaluation
-    from pruning.config import WorkerSettings
 
     settings = WorkerSettings()
     tasks_dir = tasks_dir or settings.tasks_dir

@@ -7,6 +7,7 @@ import typer
 
 from app.cli.eval import Dtype
 from app.cli.options import AsJson, num_bytes, url_of
+from pruning.config import WorkerSettings
 from pruning.spec.prune import Quantize
 
 
@@ -45,7 +46,6 @@ def export(
     url = None if to is None else url_of(to)
     shard_bytes = num_bytes(max_shard_size)
     from app.commands.export import Export, run_export
-    from pruning.config import WorkerSettings
 
     wanted = Export(model, out_dir, gguf, dtype.value, shard_bytes, overwrite, quantize, url)
     run_export(wanted, WorkerSettings(), as_json=as_json)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from app.cli.options import AsJson, heal_from, heal_options
+from pruning.config import WorkerSettings
 
 
 @heal_options
@@ -29,8 +30,6 @@ def heal(
     The dense model has to be there: it teaches, and shares its weights with the pruned one. After
     Ctrl-C, the same command goes on where it stopped.
     """
-    from pruning.config import WorkerSettings
-
     wanted = heal_from(values)
     from app.commands.heal import run_heal  # imports torch, after the checks above
 

@@ -25,8 +25,17 @@ from app.cli.options import AsJson, with_options
 from app.cli.prune import prune
 from app.cli.spinner import show_imports
 from app.cli.stability import stability
-from app.settings import UnknownSetting, check_variables, invalid_settings
-from pruning.config import UnreadableSecrets, share_cpus
+from app.config import cluster_settings, serve_settings
+from app.settings import (
+    UnknownSetting,
+    check_cluster,
+    check_device,
+    check_port,
+    check_ports,
+    check_variables,
+    invalid_settings,
+)
+from pruning.config import UnreadableSecrets, WorkerSettings, share_cpus
 from pruning.process import DISK_FULL
 from pruning.spec import InvalidSpec
 
@@ -137,10 +146,7 @@ def begin(
 @app.command()
 def up(host: Host = None, port: Port = None, insecure: Insecure = None) -> None:
     """Run everything on this machine: the embedded Valkey, one worker and the API."""
-    from app.config import serve_settings
     from app.server.up import run_up
-    from app.settings import check_device, check_port, check_ports
-    from pruning.config import WorkerSettings
 
     settings = serve_settings(host=host, port=port, insecure=insecure)
     check_device(settings)
@@ -152,9 +158,6 @@ def up(host: Host = None, port: Port = None, insecure: Insecure = None) -> None:
 @app.command()
 def serve(host: Host = None, port: Port = None, insecure: Insecure = None) -> None:
     """Run the API: generation, jobs, models and metrics."""
-    from app.config import serve_settings
-    from app.settings import check_device, check_port
-
     settings = serve_settings(host=host, port=port, insecure=insecure)
     check_device(settings)
     check_port(settings)
@@ -176,9 +179,6 @@ def cluster(
     insecure: Insecure = None,
 ) -> None:
     """Run the API on a Ray cluster: replicas on all its machines, behind one address."""
-    from app.config import cluster_settings
-    from app.settings import check_cluster
-
     settings = cluster_settings(
         host=host, port=port, replicas=replicas, max_replicas=max_replicas, insecure=insecure
     )
@@ -193,8 +193,6 @@ def worker() -> None:
     """Run a worker, which runs pruning jobs one at a time."""
     from app.models.measured_speedups import MeasuredSpeedups
     from app.server.valkey import redis_url
-    from app.settings import check_device
-    from pruning.config import WorkerSettings
     from pruning.worker.entrypoints import run_worker
 
     settings = WorkerSettings()
@@ -217,7 +215,6 @@ def demo(
 ) -> None:
     """Prune a real model, serve it beside the dense one, and compare the two."""
     from app.commands.demo import run_demo
-    from app.config import serve_settings
 
     run_demo(
         serve_settings(port=port), num_remove, keep=keep, as_json=as_json, evaluate_s=evaluate_s

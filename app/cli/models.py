@@ -7,6 +7,7 @@ import typer
 
 from app.cli.group import WholeHelp
 from app.cli.options import AsJson, Url
+from app.config import serve_settings
 
 models = typer.Typer(
     cls=WholeHelp,
@@ -23,7 +24,6 @@ def list_models(
     if context.invoked_subcommand is not None:
         return
     from app.commands.models import print_models
-    from app.config import serve_settings
 
     print_models(serve_settings(), as_json=as_json)
 
@@ -39,7 +39,6 @@ def alias(
 ) -> None:
     """List the aliases, or set, switch or remove one. A running service follows at once."""
     from app.commands.models import change_alias, print_aliases
-    from app.config import serve_settings
 
     if name is None:
         print_aliases(serve_settings())
@@ -59,7 +58,6 @@ def plot(
 ) -> None:
     """Plot the curves of several checkpoints of a model, text by text, with intervals."""
     from app.commands.models import plot_models
-    from app.config import serve_settings
 
     plot_models(serve_settings(), names or [], out.expanduser())
 
@@ -100,7 +98,6 @@ def add(
 
     A GGUF file is written as such files, in bfloat16.
     """
-    from app.config import serve_settings
     from app.models.add import add_model
 
     target = add_model(source, serve_settings(), name=name, revision=revision)

@@ -14,6 +14,7 @@ from app.cli.options import (
     spec_options,
     values_of,
 )
+from pruning.config import WorkerSettings
 from pruning.spec import InvalidSpec
 from pruning.spec.calibration import DEFAULT, CalibrationSpec
 
@@ -44,8 +45,6 @@ def stability(
 
     Runs one search for every --calibration and every seed, and evaluates all results on other text.
     """
-    from pruning.config import WorkerSettings
-
     numbers = _numbers(seeds)
     source = {**values_of(CalibrationSpec, values), "seed": numbers[0]}
     check_texts_here(calibration)
