@@ -99,10 +99,10 @@ def describe_api(app: FastAPI, authorizer: Authorizer, *, is_audited: bool = Fal
 
     async def send() -> Response:
         """Not in a thread unless it has to be made: many of them would keep the loop waiting."""
-        found = kept.get((authorizer.requires_key, authorizer.is_local))
-        if found is None or found.generated is not app.openapi_schema:
-            found = await asyncio.to_thread(current)
-        return Response(found.json, media_type="application/json")
+        current_kept = kept.get((authorizer.requires_key, authorizer.is_local))
+        if current_kept is None or current_kept.generated is not app.openapi_schema:
+            current_kept = await asyncio.to_thread(current)
+        return Response(current_kept.json, media_type="application/json")
 
     app.openapi = lambda: current().document  # type: ignore[method-assign]  # FastAPI's way
     app.add_api_route("/openapi.json", send, include_in_schema=False, name="openapi")
@@ -120,8 +120,8 @@ class _Kept:
 def _described(
     generated: dict[str, Any], authorizer: Authorizer, *, is_audited: bool
 ) -> dict[str, Any]:
-    found = deepcopy(generated)  # FastAPI keeps it, and keys may be required later
-    for path, operations in found["paths"].items():
+    document = deepcopy(generated)  # FastAPI keeps it, and keys may be required later
+    for path, operations in document["paths"].items():
         for method, operation in operations.items():
             for parameter in operation.get("parameters", ()):
                 parameter["schema"] = _without_null(parameter["schema"])
@@ -129,11 +129,11 @@ def _described(
             _describe_audit(operation, path, is_audited=is_audited)
             if is_openai(path):
                 operation["responses"].pop("422", None)  # FastAPI's own, which is 400 there
-    _describe_schemas(found["components"]["schemas"])
+    _describe_schemas(document["components"]["schemas"])
     if authorizer.requires_key:
         scheme = {"type": "http", "scheme": "bearer", "description": "`sleb keys create`"}
-        found["components"].setdefault("securitySchemes", {})[_SCHEME] = scheme
-    return found
+        document["components"].setdefault("securitySchemes", {})[_SCHEME] = scheme
+    return document
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:

@@ -171,9 +171,9 @@ class JobSubmission:
     def estimate_healing(self, body: HealJobBody) -> HealingEstimate:
         """Say what the job would need, and create nothing. Raises as ``submit_healing`` does."""
         _, checked = self._healing(body)
-        found = heal_estimate(checked.spec, checked.num_blocks, checked.sizes, self._succeeded())
-        assert found is not None
-        return HealingEstimate(found, checked.source.weight_bytes)
+        healing = heal_estimate(checked.spec, checked.num_blocks, checked.sizes, self._succeeded())
+        assert healing is not None
+        return HealingEstimate(healing, checked.source.weight_bytes)
 
     def retry(self, job_id: str, body: RetryJobBody) -> Job:
         """Queue a job again that has failed or was cancelled. Raises ``RETRY_RAISES``."""

@@ -96,19 +96,19 @@ _ROWS: Sequence[tuple[str, Callable[[ModelFigures], str]]] = (
 
 
 def _measured(speedups: dict[str, Any]) -> str:
-    found = speedups["measured"]
-    return NOT_MEASURED if found is None else f"[bold]{found['ratio']:.2f}×[/]"
+    speedup = speedups["measured"]
+    return NOT_MEASURED if speedup is None else f"[bold]{speedup['ratio']:.2f}×[/]"
 
 
 def _interval(speedups: dict[str, Any]) -> str:
-    found = speedups["measured"]
-    is_known = found is not None and found["low"] is not None
-    return f"{found['low']:.2f} to {found['high']:.2f}" if is_known else ""
+    speedup = speedups["measured"]
+    is_known = speedup is not None and speedup["low"] is not None
+    return f"{speedup['low']:.2f} to {speedup['high']:.2f}" if is_known else ""
 
 
 def _predicted(speedups: dict[str, Any]) -> str:
-    found = speedups["predicted"]
-    return "" if found is None else f"{found:.2f}×"
+    speedup = speedups["predicted"]
+    return "" if speedup is None else f"{speedup:.2f}×"
 
 
 _SPEEDUP_ROWS: Sequence[tuple[str, Callable[[dict[str, Any]], str]]] = (

@@ -218,4 +218,4 @@ def delete(job_id: JobId, deletion: DeletionDep) -> None:
 def list_deliveries(job_id: JobId, jobs: JobsDep, outbox: OutboxDep) -> WebhookDeliveryList:
     """The last 100 delivery attempts, the oldest first. Messages not yet tried are not listed."""
     jobs.get(job_id)
-    return WebhookDeliveryList(data=[delivery_view(found) for found in outbox.attempts(job_id)])
+    return WebhookDeliveryList(data=[delivery_view(attempt) for attempt in outbox.attempts(job_id)])
