@@ -11,7 +11,7 @@ from pruning.data.calibration import evaluation_windows
 from pruning.data.corpora import CalibrationError
 from pruning.data.windows import Windows, mixed
 from pruning.evaluation.domains import measure_domains, perplexity_curve, with_healed
-from pruning.evaluation.enough import EVERY_WINDOW, UntilKnown
+from pruning.evaluation.enough import UntilKnown
 from pruning.evaluation.perplexity import measure_perplexity
 from pruning.evaluation.pruned_losses import PrunedModel
 from pruning.evaluation.quality import (
@@ -123,7 +123,7 @@ def _on_held_out(
         return spec.gate is None or is_known(spec.gate, so_far, ratio)
 
     until = None if spec.evaluation is None else UntilKnown(spec.evaluation, is_decided)
-    domains = measure_domains(dense, windows, tuple(removed), own, until or EVERY_WINDOW)
+    domains = measure_domains(dense, windows, tuple(removed), own, until)
     quality = replace(quality, domains=domains, extent=until.extent if until else None)
     of_text, shares = _of_text(spec, quality), _shares(spec, quality)
     text = mixed([windows[domain.domain].first(domain.num_windows) for domain in of_text])

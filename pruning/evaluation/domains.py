@@ -4,12 +4,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, pairwise
 
-import torch
-
 from pruning.data.windows import Windows
-from pruning.evaluation.enough import EVERY_WINDOW, Enough
+from pruning.evaluation.enough import Enough
 from pruning.evaluation.estimate import Kinds
-from pruning.evaluation.pruned_losses import Part, PrunedModel, losses_of_parts, pruned_losses
+from pruning.evaluation.pruned_losses import Part, PrunedModel, losses_of_parts
 from pruning.evaluation.quality import DomainQuality, Measured, Shares, perplexity_of
 from pruning.models.blocks import Own, num_blocks
 from pruning.removal import Losses, kept
@@ -24,11 +22,12 @@ def measure_domains(
     windows: Mapping[str, Windows],
     removed: Blocks,
     own: Mapping[int, Own],
-    enough: Enough = EVERY_WINDOW,
+    enough: Enough | None = None,
 ) -> tuple[DomainQuality, ...]:
     """The quality after each removal, on the first ``windows`` of each domain, until ``enough``.
 
-    ``own`` are the own tensors of each repaired depth, by its number of removed blocks.
+    None takes all of them at once. ``own`` are the own tensors of each repaired depth, by its
+    number of removed blocks.
     """
     total = num_blocks(dense.model)
     raw = [PrunedModel(kept(total, removed[:number])) for number in range(len(removed) + 1)]
@@ -39,7 +38,7 @@ def measure_domains(
     losses: dict[str, list[list[float]]] = {name: [[] for _ in models] for name in windows}
     available = {name: len(part.token_ids) for name, part in windows.items()}
     wanted: _Wanted = {
-        name: dict.fromkeys(range(len(models)), enough.at_first(number))
+        name: dict.fromkeys(range(len(models)), enough.at_first(number) if enough else number)
         for name, number in available.items()
     }
     while True:
@@ -48,7 +47,7 @@ def measure_domains(
             _domain(name, windows[name], of_domain, tuple(own), len(raw))
             for name, of_domain in losses.items()
         )
-        sizes = enough.next_sizes(found, available)
+        sizes = enough.next_sizes(found, available) if enough else {}
         if not sizes:
             return found
         wanted = {
@@ -100,11 +99,10 @@ def with_healed(
     """
     whole = PrunedModel(tuple(range(num_blocks(dense.model))))
     models = [whole, *healed.values(), *([control] if control else [])]
-    token_ids = torch.cat([part.token_ids for part in windows.values()])
-    found = dict(_by_domain(windows, pruned_losses(dense, models, token_ids)))
+    parts = [Part(windows[each.domain].token_ids, range(len(models))) for each in domains]
     return tuple(
-        _healed(domain, tuple(healed), found[name := domain.domain], windows[name].kinds)
-        for domain in domains
+        _healed(domain, tuple(healed), losses, windows[domain.domain].kinds)
+        for domain, losses in zip(domains, losses_of_parts(dense, models, parts), strict=True)
     )
 
 
@@ -140,17 +138,6 @@ def perplexity_curve(
         )
         for number in range(len(domains[0].raw) + 1)
     )
-
-
-def _by_domain(
-    windows: Mapping[str, Windows], losses: Sequence[Losses]
-) -> Iterator[tuple[str, list[Losses]]]:
-    """The losses of every model on the windows of each domain."""
-    ends = [0]
-    for part in windows.values():
-        ends.append(ends[-1] + len(part.token_ids))
-    for name, (begin, end) in zip(windows, pairwise(ends), strict=True):
-        yield name, [found[begin:end] for found in losses]
 
 
 def _domain(

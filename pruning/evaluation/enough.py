@@ -36,19 +36,6 @@ class Enough(Protocol):
         """What each depth that lacks windows is to have. Empty: it is enough."""
 
 
-class EveryWindow:
-    """Takes every window at once."""
-
-    def at_first(self, available: int) -> int:
-        return available
-
-    def next_sizes(self, _domains: Sequence[DomainQuality], _available: Mapping[str, int]) -> Sizes:
-        return {}
-
-
-EVERY_WINDOW = EveryWindow()
-
-
 class UntilKnown:
     """Takes windows until ``evaluation`` ends and the gate is decided, and keeps how it ended.
 
