@@ -51,8 +51,8 @@ from pruning.models.safetensors_headers import fingerprint
 from pruning.models.store import ModelStore, copy_companions, num_parameters, read_config
 from pruning.removal import Removal, kept
 from pruning.repair.folding import folded
-from pruning.repair.order import OrderRepair, RepairRequest, methods_for, repair_order, request_for
-from pruning.repair.possible import limits
+from pruning.repair.order import OrderRepair, RepairRequest, check_repair, repair_order, request_for
+from pruning.repair.possible import limit
 from pruning.repair.record import Method
 from pruning.repair.states import SpillFailed
 from pruning.repair.stored import write_repair
@@ -88,7 +88,7 @@ def prune(
     this spec. ``confirm`` is called before a checkpoint becomes visible, and while another process
     verifies it; an exception from it cancels. All of it belongs to ``tenant``. Raises
     ``QualityGateFailed``, ``CheckpointNotPortable``, and before any weight is read what
-    ``PruneSpec.num_evaluations``, ``methods_for`` and ``prepare`` raise.
+    ``PruneSpec.num_evaluations``, ``check_repair`` and ``prepare`` raise.
     """
     resources = resources or Resources()
     manifest = None if overwrite else published_by_search(target, spec)
@@ -319,7 +319,7 @@ def _searched(
     info = models.inspect(spec.model)
     spec.num_evaluations(info.num_blocks)  # raises for a search that cannot succeed
     config = read_config(info.path)
-    methods_for(spec.repair, config)  # raises for a method that is not possible
+    check_repair(spec.repair, config)
     observer.phase("load")
     prepare(spec, info, resources.tasks_dir)
     dense = load_dense_model(info.path, spec.resident, resources, dtype=spec.dtype)
@@ -330,8 +330,8 @@ def _searched(
     read = partial(repair_windows, *source)
     notes: list[str] = []
     request = request_for(spec.repair, config, read, _noted(observer, notes))
-    if request is not None and spec.repair is not Repair.SCALE:
-        notes += limits(config)
+    if request is not None and (left := limit(config)) is not None:
+        notes.append(left)
     held_out = partial(evaluation_windows, *source, evaluation=spec.evaluation)
     measured_on = held_out() if spec.evaluate else {}
     if spec.heal is not None:  # raises now what would be raised behind the search

@@ -21,7 +21,7 @@ from pruning.models.block_bytes import removals_for_bytes
 from pruning.models.safetensors_headers import WeightSizes, weight_sizes
 from pruning.models.store import DTYPE_BYTES, ModelInfo, ModelStore, load_tokenizer, read_config
 from pruning.records import InvalidRecord, check_record
-from pruning.repair.order import methods_for
+from pruning.repair.order import check_repair
 from pruning.spec import InvalidSpec
 from pruning.spec.heal import Depths, Heal
 from pruning.spec.prune import PruneSpec
@@ -128,7 +128,7 @@ class JobChecks:
         info = self._models.inspect(spec.model)
         spec = spec.resolved(self._texts.file)
         check_measures(spec, info)
-        methods_for(spec.repair, read_config(info.path))
+        check_repair(spec.repair, read_config(info.path))
         num_evaluations = spec.num_evaluations(info.num_blocks)
         _check_positions(spec, info)
         sizes = weight_sizes(info.path, ARCHITECTURES[info.model_type].writes.fitted)

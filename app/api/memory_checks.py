@@ -51,7 +51,7 @@ def needs(
     if spec.repair is Repair.RIDGE and sizes.num_refit:
         width_in = sizes.num_refit // info.hidden_size
         fit = fit_bytes(width_in, info.hidden_size, num_folds=1)
-        found.append(Need("repair=ridge", "repair", weights + fit, "take repair=scale or auto"))
+        found.append(Need("repair=ridge", "repair", weights + fit, "take repair=auto"))
     healing = heal_estimate(spec, info.num_blocks, sizes, succeeded=())
     if healing is not None:
         num_bytes = needed.weight_bytes + healing.training_bytes

@@ -17,7 +17,7 @@ from pruning.models.architectures import (
 from pruning.models.store import NotAModel, parse_config
 from pruning.models.towers import tower_type
 from pruning.plural import counted
-from pruning.repair.possible import limits, possible_methods
+from pruning.repair.possible import limit, refusal
 
 
 def family(path: Path) -> list[Finding]:
@@ -64,8 +64,7 @@ def _served(config: PreTrainedConfig) -> Finding:
 
 
 def _repairs(config: PreTrainedConfig) -> Finding:
-    left = "; ".join(limits(config))
-    if methods := possible_methods(config):
-        said = f"possible by {' and by '.join(methods)}"
-        return fine("repair", f"{said}; {left}" if left else said)
-    return note("repair", left, "prune fewer blocks, or heal the checkpoint")
+    if (against := refusal(config)) is not None:
+        return note("repair", against, "prune fewer blocks, or heal the checkpoint")
+    left = limit(config)
+    return fine("repair", f"possible by ridge; {left}" if left else "possible by ridge")

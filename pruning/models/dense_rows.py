@@ -132,7 +132,6 @@ DENSE: Mapping[str, Architecture] = MappingProxyType(
                 scaled=("post_norm1.weight", "post_norm2.weight"),
                 refit=(Fitted("mlp.down_proj", norm="post_norm2"),),
                 multiplier="residual_multiplier",
-                scale_requires=(("use_post_norm", True),),
             ),
         ),
         "internlm3": LLAMA_LIKE,
@@ -156,8 +155,6 @@ DENSE: Mapping[str, Architecture] = MappingProxyType(
                 scaled=weight_and_bias("self_attn.out_proj", "fc2"),
                 refit=(Fitted("fc2"),),
                 requires=(("do_layer_norm_before", True),),  # OPT-350m has its norms behind
-                # Without the last norm, a scale is in the logits
-                scale_requires=(("_remove_final_layer_norm", False),),
             ),
         ),
         "persimmon": replace(

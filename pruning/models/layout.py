@@ -48,10 +48,10 @@ class StreamWrites:
     """The parameters that write into the residual stream, which a repair can change.
 
     Multiplying the ``scaled`` parameters multiplies what a block adds to the stream by the same
-    factor. A model may lack some of them, such as biases that its config turns off. There are none
-    if the block reads its input without a norm, as no factor has this effect then. ``refit`` are
-    linear layers that write into the stream, multiplied by ``multiplier`` or directly. Those that a
-    block has are fitted together.
+    factor, as repairs of earlier releases did. A model may lack some of them, such as biases that
+    its config turns off. There are none if the block reads its input without a norm, as no factor
+    has this effect then. ``refit`` are linear layers that write into the stream, multiplied by
+    ``multiplier`` or directly. Those that a block has are fitted together.
     """
 
     scaled: tuple[str, ...] = weight_and_bias("self_attn.o_proj", "mlp.down_proj")
@@ -63,8 +63,6 @@ class StreamWrites:
     requires: tuple[
         tuple[str, object], ...
     ] = ()  # config keys, and the values without which none of this is true
-    # The same of ``scaled`` alone
-    scale_requires: tuple[tuple[str, object], ...] = ()
 
     @property
     def fitted(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Which repair a depth gets: the best one on its worst domain, or none that harms any domain.
+"""Whether a depth is repaired: only if that harms no domain.
 
 A fit on one kind of text can win there and lose elsewhere, so the choice is made on windows that no
 fit has seen, and no domain pays for another.
@@ -12,11 +12,11 @@ from pruning.repair.record import DepthRepair, Gain, Method
 from pruning.repair.repair import Repaired, RepairedDepth
 
 
-def gains(depth: RepairedDepth, method: Method) -> Mapping[str, Gain]:
-    """The gain of a method over no repair, for each domain of the selection windows."""
+def gains(depth: RepairedDepth) -> Mapping[str, Gain]:
+    """The gain of ridge over no repair, for each domain of the selection windows."""
     found = {}
     for domain, raw in depth.tried[Method.NONE].losses.items():
-        repaired = depth.tried[method].losses[domain]
+        repaired = depth.tried[Method.RIDGE].losses[domain]
         differences = [before - after for before, after in zip(raw, repaired, strict=True)]
         spread = stdev(differences) if len(differences) > 1 else 0.0
         found[domain] = Gain(fmean(differences), spread / sqrt(len(differences)))
@@ -25,27 +25,17 @@ def gains(depth: RepairedDepth, method: Method) -> Mapping[str, Gain]:
 
 def record_of(num_removed: int, depth: RepairedDepth, chosen: Repaired) -> DepthRepair:
     """The entry of the manifest for the repair that was chosen at this depth."""
-    found = {method: gains(depth, method) for method in depth.tried if method != Method.NONE}
+    found = gains(depth)
+    is_finite = all(isfinite(gain.mean) for gain in found.values())
     return DepthRepair(
         num_removed,
         chosen.method,
         sum(tensor.nbytes for tensor in chosen.tensors.values()),
-        {method: of if _are_finite(of) else {} for method, of in found.items()},
+        {Method.RIDGE: found if is_finite else {}},
     )
 
 
 def choose(depth: RepairedDepth) -> Repaired:
-    """The method with the largest gain on its worst domain, and no repair if that is below zero.
-
-    Losses that are not finite are never chosen.
-    """
-    best, best_gain = depth.tried[Method.NONE], 0.0
-    for method, repaired in depth.tried.items():
-        worst = min(gain.mean for gain in gains(depth, method).values())
-        if worst > best_gain:  # false for NaN
-            best, best_gain = repaired, worst
-    return best
-
-
-def _are_finite(found: Mapping[str, Gain]) -> bool:
-    return all(isfinite(gain.mean) for gain in found.values())
+    """Ridge if every domain gains, else no repair. A loss that is NaN is no gain."""
+    is_better = all(gain.mean > 0 for gain in gains(depth).values())
+    return depth.tried[Method.RIDGE if is_better else Method.NONE]

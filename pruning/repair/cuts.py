@@ -3,7 +3,7 @@
 Knows no torch.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -27,11 +27,12 @@ class Part(Enum):
     """Windows that go the same way."""
 
     SELECTION = auto()  # every model runs on them to its end
-    SAMPLE = auto()  # the training windows on which norms are measured
+    SAMPLE = auto()  # the training windows on which steps of a change are tried
     REST = auto()  # all other training windows
 
 
 Parts = frozenset[Part]
+TRAINING: Parts = frozenset({Part.SAMPLE, Part.REST})
 
 
 @dataclass(frozen=True)
@@ -42,38 +43,21 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Scale:
-    """The output of the block in front of the cut is multiplied by a factor.
-
-    The factor is the ratio of two means, for which a sample of the training windows is enough.
-    """
-
-    cut: Cut
-    observes = frozenset({Part.SAMPLE})
-
-    @property
-    def after(self) -> int:
-        return self.cut.after
-
-
-@dataclass(frozen=True)
 class Refit:
     """The block runs with a matrix that is refitted, so that the stream behind it follows the one
     that the dense model has in front of the block ``after``."""
 
     block: int
     after: int
-    observes = frozenset({Part.SAMPLE, Part.REST})
 
 
-Correction = Scale | Refit
-Step = Run | Correction
+Step = Run | Refit
 Route = tuple[Step, ...]
 
 
 def observed(step: Step) -> Parts:
     """The windows that a step compares with the dense model."""
-    return frozenset() if isinstance(step, Run) else step.observes
+    return TRAINING if isinstance(step, Refit) else frozenset()
 
 
 def cuts_of(keep: Blocks, num_blocks: int) -> tuple[Cut, ...]:
@@ -91,22 +75,9 @@ def unrepaired(keep: Blocks, num_blocks: int) -> Route:  # noqa: ARG001 - all ro
     return tuple(Run(block) for block in keep)
 
 
-def scaled(keep: Blocks, num_blocks: int) -> Route:
-    """The stream is scaled behind each cut."""
-    cuts = _by_block(keep, num_blocks)
-
-    def steps() -> Iterator[Step]:
-        for block in keep:
-            yield Run(block)
-            if block in cuts:
-                yield Scale(cuts[block])
-
-    return tuple(steps())
-
-
 def refitted(keep: Blocks, num_blocks: int, num_behind: int = NUM_BEHIND) -> Route:
     """The block in front of each cut is refitted, and so are the next ``num_behind`` behind it."""
-    cuts = _by_block(keep, num_blocks)
+    cuts = {cut.before: cut for cut in cuts_of(keep, num_blocks)}
 
     def steps() -> Iterator[Step]:
         left = 0
@@ -116,8 +87,3 @@ def refitted(keep: Blocks, num_blocks: int, num_behind: int = NUM_BEHIND) -> Rou
             yield Refit(block, after) if left > 0 else Run(block)
 
     return tuple(steps())
-
-
-def _by_block(keep: Blocks, num_blocks: int) -> Mapping[int, Cut]:
-    """The cuts by the block in front of each."""
-    return {cut.before: cut for cut in cuts_of(keep, num_blocks)}

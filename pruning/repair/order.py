@@ -10,7 +10,7 @@ from pruning.data.corpora import NOT_ENOUGH, CalibrationError
 from pruning.models.blocks import num_blocks
 from pruning.removal import kept
 from pruning.repair.choose import choose, record_of
-from pruning.repair.possible import limits, possible_methods, refusals
+from pruning.repair.possible import refusal
 from pruning.repair.record import DepthRepair, Method
 from pruning.repair.repair import (
     Repaired,
@@ -27,10 +27,9 @@ from pruning.spec.prune import Repair
 
 @dataclass(frozen=True)
 class RepairRequest:
-    """The methods that are to be tried on a model, and the text for it."""
+    """The repair that is asked for, and the text for it."""
 
     repair: Repair
-    methods: tuple[Method, ...]
     windows: RepairWindows
 
     @property
@@ -55,25 +54,16 @@ class OrderRepair:
     chosen: tuple[Repaired, ...]
 
 
-def methods_for(repair: Repair, config: PreTrainedConfig) -> tuple[Method, ...]:
-    """The methods to try for models of this family; none with ``NONE``, or if none is sound.
-
-    Raises ``InvalidSpec`` if the one that is asked for is not sound.
-    """
-    possible = possible_methods(config)
-    if repair is Repair.AUTO:
-        return possible
-    if repair is Repair.NONE:
-        return ()
-    method = Method(repair.value)
-    if method not in possible:
-        known = ", ".join([Repair.AUTO, *possible, Repair.NONE])
+def check_repair(repair: Repair, config: PreTrainedConfig) -> None:
+    """Raises ``InvalidSpec`` for a repair by a name that models of this family do not allow."""
+    if repair is Repair.SCALE:
         raise InvalidSpec(
             "repair",
-            f"repair={repair} is not possible for this model of type {config.model_type}, as "
-            f"{refusals(config)[method]}: choose one of {known}",
+            "repair=scale was removed, as it gave back little of what ridge gives back: choose "
+            "ridge or auto",
         )
-    return (method,)
+    if repair is Repair.RIDGE and (against := refusal(config)) is not None:
+        raise InvalidSpec("repair", f"{against}: choose one of auto, none")
 
 
 def request_for(
@@ -84,18 +74,17 @@ def request_for(
 ) -> RepairRequest | None:
     """What is asked for, with the text of ``read``; None if nothing is.
 
-    With ``AUTO``, nothing is repaired after a warning if there are no methods, or no text to choose
-    by. Raises ``CalibrationError`` if the text is too short for the method that is asked for, and
-    what ``methods_for`` raises.
+    Nothing is repaired after a warning if the model allows no repair, or with ``AUTO`` if there is
+    no text to choose by. Raises ``CalibrationError`` if the text is too short for a repair that is
+    asked for by name.
     """
     if repair is Repair.NONE:
         return None
-    methods = methods_for(repair, config)
-    if not methods:
-        warn(f"the model is not repaired: {'; '.join(limits(config))}")
+    if (against := refusal(config)) is not None:
+        warn(f"the model is not repaired: {against}")
         return None
     windows = read()
-    if not windows.selection and repair is not Repair.SCALE:
+    if not windows.selection:
         reason = (
             "the calibration text is too short to leave windows that no repair is fitted on: add "
             "text, or ask for fewer samples or a smaller seqlen"
@@ -105,9 +94,9 @@ def request_for(
         warn(f"the model is not repaired: {reason}")
         return None
     untested = sorted(windows.train.keys() - windows.selection.keys())
-    if untested and repair is not Repair.SCALE:
+    if untested:
         warn(f"the repair is chosen without {', '.join(untested)}: there is too little text of it")
-    return RepairRequest(repair, methods, windows)
+    return RepairRequest(repair, windows)
 
 
 def repair_order(
@@ -131,7 +120,6 @@ def repair_order(
         keeps,
         request.text,
         batch_tokens=batch_tokens,
-        methods=request.methods,
         observe=observe,
         state_budget=state_budget,
         open_walk=open_walk,

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from pruning.repair.cuts import Correction, Part, Parts, Refit, Route, Run, Step, observed
+from pruning.repair.cuts import TRAINING, Part, Parts, Refit, Route, Run, Step, observed
 
 EMBEDDED = 0  # the number of the stream in front of the first block
 
@@ -68,13 +68,13 @@ def plan_of(routes: Sequence[Route]) -> Plan:
     """The plan of models that take these routes, and of the dense model beside them.
 
     A model waits at a cut until the dense model has arrived at its other side. The dense model
-    stops where it is last compared with, and training windows behind the last correction of a
-    route.
+    stops where it is last compared with, and training windows behind the last fit of a route.
     """
     tree = _Tree()
-    corrections = [step for route in routes for step in route if not isinstance(step, Run)]
-    last = max((step.after for step in corrections), default=0)
-    needs = [_union(corrections, at) for at in range(last + 1)]
+    last = max(
+        (step.after for route in routes for step in route if isinstance(step, Refit)), default=0
+    )
+    needs = [TRAINING if last else frozenset()] * (last + 1)
     dense = tree.add(tuple(Run(block) for block in range(last)), needs)
     ends = tuple(tree.add(route, _needs(route))[-1] for route in routes)
     streams = {
@@ -113,13 +113,8 @@ def _needs(route: Route) -> list[Parts]:
     return needs[::-1]
 
 
-def _union(corrections: Sequence[Correction], at: int) -> Parts:
-    """The windows that the dense model needs in front of the block ``at``."""
-    return frozenset[Part]().union(*(s.observes for s in corrections if s.after >= at))
-
-
 def _dense(step: Step, dense: Sequence[int]) -> int | None:
-    return None if isinstance(step, Run) else dense[step.after]
+    return dense[step.after] if isinstance(step, Refit) else None
 
 
 def _visits(streams: Mapping[int, Stream]) -> Iterator[Visit]:
@@ -132,10 +127,7 @@ def _visits(streams: Mapping[int, Stream]) -> Iterator[Visit]:
 def _turn(step: Step) -> tuple[int, int]:
     """When a step can be taken, as the block that the dense model runs then, and minus the block
     that must have its weights: the dense model runs before anything is compared with it."""
-    if isinstance(step, Run):
-        return step.block, -step.block
-    arrival = step.after - 1
-    return arrival, -(step.block if isinstance(step, Refit) else arrival)
+    return step.after - 1 if isinstance(step, Refit) else step.block, -step.block
 
 
 def _releases(

@@ -1,11 +1,10 @@
 """Repair of pruned models in closed form: behind each cut, the stream follows the dense one again.
 
-*Scale* multiplies the residual stream behind a cut by the ratio of the mean norms of hidden states,
-dense against pruned, in front of the next kept block (Prune&Comp, AAAI 2026). *Ridge* refits
-matrices that write into the stream, by least squares shrunk towards their old values: those of the
-block in front of a cut (as ReplaceMe does for one cut, arXiv 2505.02819), and those of the first
-block behind it, which corrects what the one in front could not foresee. Both need the dense model
-and text, and no gradients. All depths of a removal order are repaired in one walk over the blocks.
+*Ridge* refits matrices that write into the stream, by least squares shrunk towards their old
+values: those of the block in front of a cut (as ReplaceMe does for one cut, arXiv 2505.02819), and
+those of the first block behind it, which corrects what the one in front could not foresee. It needs
+the dense model and text, and no gradients. All depths of a removal order are repaired in one walk
+over the blocks.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -22,19 +21,18 @@ from transformers import PreTrainedModel
 from pruning.models.architectures import architecture
 from pruning.models.blocks import NO_OWN, Own, block_list, num_blocks
 from pruning.removal import Losses
-from pruning.repair.cuts import Cut, Part, Refit, Route, Run, Scale, refitted, scaled, unrepaired
+from pruning.repair.cuts import Cut, Part, Refit, Route, Run, refitted, unrepaired
 from pruning.repair.fitted import FittedLayers
 from pruning.repair.plan import Plan, plan_of
-from pruning.repair.possible import possible_methods
 from pruning.repair.record import Method
 from pruning.repair.ridge import fit, gram_of
 from pruning.repair.walk import LocalWalk, OpenWalk, Walk, Windows
 from pruning.sleb import Blocks
 
 ROUTES: Mapping[Method, Callable[[Blocks, int], Route]] = MappingProxyType(
-    {Method.NONE: unrepaired, Method.SCALE: scaled, Method.RIDGE: refitted}
+    {Method.NONE: unrepaired, Method.RIDGE: refitted}
 )
-SAMPLE_WINDOWS = 16  # about so many in all: norms are measured on them
+SAMPLE_WINDOWS = 16  # about so many in all: steps are tried on them
 STEPS = (1.0, 0.5, 0.25)  # shares of a change that are tried where a fit is not exact
 NUM_FOLDS = 3  # at most: each takes sums of its own at every cut, which are large for wide models
 
@@ -93,8 +91,8 @@ class Repaired:
 
     ``losses`` are nats per predicted token of each selection window, by domain. ``tensors`` are
     parameters of the dense model by name, with the values that the pruned model has in their place.
-    ``scales`` are the factors of the stream behind each cut, ``penalties`` those of the fit of each
-    block, as in ``Fit``.
+    ``scales`` are the factors of the stream behind each cut, which earlier releases made, and
+    ``penalties`` those of the fit of each block, as in ``Fit``.
     """
 
     method: Method
@@ -118,12 +116,11 @@ def repair_depths(
     text: RepairText,
     *,
     batch_tokens: int,
-    methods: Sequence[Method] = (Method.SCALE, Method.RIDGE),
     observe: Callable[[int, int], object] = lambda _done, _total: None,
     state_budget: int | None = None,
     open_walk: OpenWalk | None = None,
 ) -> list[RepairedDepth]:
-    """Repair the models that keep ``keeps``, each by every method that its family allows.
+    """Repair the models that keep ``keeps``, of a family that allows it.
 
     The unrepaired model is among the results, by ``Method.NONE``. ``observe`` is called with the
     number of steps that are done and their total; what it raises ends the repair. At most
@@ -132,8 +129,7 @@ def repair_depths(
     this process, or where ``open_walk`` takes them, with a budget and batches of their own.
     """
     depth = num_blocks(dense.model)
-    allowed = [Method.NONE, *(m for m in methods if m in possible_methods(dense.model.config))]
-    lanes = [(keep, method) for keep in keeps for method in allowed]
+    lanes = [(keep, method) for keep in keeps for method in ROUTES]
     plan = plan_of([ROUTES[method](keep, depth) for keep, method in lanes])
     open_walk = open_walk or partial(
         LocalWalk, dense.model, dense.device, batch_tokens=batch_tokens, budget=state_budget
@@ -147,7 +143,7 @@ def repair_depths(
         repair.result(method, end, ends[end])
         for (_, method), end in zip(lanes, plan.ends, strict=True)
     )
-    return [RepairedDepth(keep, {each: next(results) for each in allowed}) for keep in keeps]
+    return [RepairedDepth(keep, {each: next(results) for each in ROUTES}) for keep in keeps]
 
 
 class _Repair:
@@ -157,7 +153,6 @@ class _Repair:
         self._dense = dense
         self._plan = plan
         self._walk = walk
-        self._factors: dict[int, float] = {}
         self._penalties: dict[int, float | None] = {}
         self._matrices: dict[int, Mapping[str, torch.Tensor]] = {}
 
@@ -183,8 +178,9 @@ class _Repair:
                 for at, _ in passed
                 for name, matrix in self._matrices.get(at, NO_OWN).items()
             },
-            {step.cut: self._factors[at] for at, step in passed if isinstance(step, Scale)},
-            {step.block: self._penalties[at] for at, step in passed if isinstance(step, Refit)},
+            penalties={
+                step.block: self._penalties[at] for at, step in passed if isinstance(step, Refit)
+            },
         )
 
     @torch.no_grad()
@@ -192,10 +188,6 @@ class _Repair:
         step = self._plan.streams[stream].step
         if isinstance(step, Run):
             self._walk.run(stream)
-        elif isinstance(step, Scale):
-            norms = self._walk.norms(stream)
-            self._factors[stream] = norms.dense / norms.pruned
-            self._walk.scale(stream, self._factors[stream])
         else:
             self._refit(stream, step.block)
 

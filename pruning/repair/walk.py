@@ -31,17 +31,6 @@ class Windows:
 
 
 @dataclass(frozen=True)
-class Norms:
-    """Summed norms of hidden states in front of the block behind a cut."""
-
-    dense: float
-    pruned: float
-
-    def __add__(self, other: "Norms") -> "Norms":
-        return Norms(self.dense + other.dense, self.pruned + other.pruned)
-
-
-@dataclass(frozen=True)
 class Errors:
     """What the refitted layers read and the error of the stream behind the block, as sums over the
     tokens of each fold of the training windows."""
@@ -62,17 +51,12 @@ class Walk(Protocol):
     """The steps of a plan, by the number of the stream that each makes.
 
     Blocks, embeddings and head must have their weights when they are needed. ``run`` makes the
-    stream of a ``Run``; ``norms`` and ``scale`` that of a ``Scale``; ``errors`` and ``refit`` that
-    of a ``Refit``.
+    stream of a ``Run``; ``errors`` and ``refit`` that of a ``Refit``.
     """
 
     def embed(self) -> None: ...
 
     def run(self, stream: int) -> None: ...
-
-    def norms(self, stream: int) -> Norms: ...
-
-    def scale(self, stream: int, factor: float) -> None: ...
 
     def errors(self, stream: int) -> Errors: ...
 
@@ -158,22 +142,6 @@ class LocalWalk:
         for at in self._batches_of(made.parts):
             hidden = self.states.get((made.source, at))
             self._advance(stream, at, call(hidden))
-
-    @torch.no_grad()
-    def norms(self, stream: int) -> Norms:
-        made = self._plan.streams[stream]
-        sums = torch.zeros(2, dtype=torch.float64, device=self._device)
-        for at in self._batches_of(observed(made.step)):
-            for place, hidden in enumerate((self._wanted(made, at), self._source(made, at))):
-                sums[place] += hidden.float().norm(dim=-1).double().sum()
-        dense, pruned = sums.tolist()
-        return Norms(dense, pruned)
-
-    @torch.no_grad()
-    def scale(self, stream: int, factor: float) -> None:
-        made = self._plan.streams[stream]
-        for at in self._batches_of(made.reads):
-            self._advance(stream, at, self._source(made, at) * factor)
 
     @torch.no_grad()
     def errors(self, stream: int) -> Errors:

@@ -19,7 +19,7 @@ from pruning.models.memory import state_budget
 from pruning.models.store import load, set_up_torch
 from pruning.removal import Losses
 from pruning.repair.plan import Plan
-from pruning.repair.walk import Errors, LocalWalk, Norms, Windows
+from pruning.repair.walk import Errors, LocalWalk, Windows
 from pruning.search.ray_actors import Actor, ActorConfig
 from pruning.search.ray_scoring import actor_pool
 
@@ -94,14 +94,6 @@ class ClusterWalk:
 
     def run(self, stream: int) -> None:
         self._change("run", stream)
-
-    def norms(self, stream: int) -> Norms:
-        total: Norms
-        total, *others = self._call("norms", stream)
-        return reduce(Norms.__add__, others, total)
-
-    def scale(self, stream: int, factor: float) -> None:
-        self._change("scale", stream, factor)
 
     def errors(self, stream: int) -> Errors:
         total: Errors

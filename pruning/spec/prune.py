@@ -64,9 +64,9 @@ class Resident(StrEnum):
 class Repair(StrEnum):
     """How the blocks that stay are corrected after the search, in closed form, at every depth."""
 
-    AUTO = "auto"  # whichever of the others is best on its worst domain: none where all do harm
+    AUTO = "auto"  # ridge, or none where that does harm to a domain
     RIDGE = "ridge"  # matrices in front of and behind missing blocks, fitted by least squares
-    SCALE = "scale"  # one factor of the hidden states behind each group of missing blocks
+    SCALE = "scale"  # of earlier releases: one factor of the hidden states behind each gap
     NONE = "none"
 
 

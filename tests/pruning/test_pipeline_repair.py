@@ -20,7 +20,6 @@ from pruning.models.memory import BATCH_TOKENS, StateBudgetTooSmall
 from pruning.models.store import load
 from pruning.repair.folding import folded
 from pruning.repair.order import OrderRepair, repair_order, request_for
-from pruning.repair.possible import possible_methods
 from pruning.repair.record import DepthRepair, Method
 from pruning.repair.states import SpillFailed
 from pruning.repair.walk import LocalWalk
@@ -59,19 +58,17 @@ def weights(path: Path) -> Mapping[str, torch.Tensor]:
 def test_what_plain_transformers_load_is_the_repaired_model(family: str, tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "models" / family, family)
     dense = load(tmp_path / "models" / family).model
-    methods = possible_methods(dense.config)
     spec = PruneSpec(family, NUM_REMOVE, calibration=SELF, evaluate=False, repair=Repair.NONE)
     raw, raw_path = prune_tiny(tmp_path / "models", spec, "raw")
-    for method in methods:
-        asked = replace(spec, repair=Repair(method.value))
-        manifest, path = prune_tiny(tmp_path / "models", asked, method.value)
-        assert manifest.removed_blocks == raw.removed_blocks
-        reloaded = AutoModelForCausalLM.from_pretrained(path)
-        repaired = expected(dense, manifest, path, NUM_REMOVE)
-        assert torch.equal(logits_of(reloaded, token_ids()), logits_of(repaired, token_ids()))
-        found, unrepaired = weights(path), weights(raw_path)
-        assert found.keys() == unrepaired.keys()
-        assert any(not torch.equal(found[name], unrepaired[name]) for name in found)
+    asked = replace(spec, repair=Repair.RIDGE)
+    manifest, path = prune_tiny(tmp_path / "models", asked, "ridge")
+    assert manifest.removed_blocks == raw.removed_blocks
+    reloaded = AutoModelForCausalLM.from_pretrained(path)
+    repaired = expected(dense, manifest, path, NUM_REMOVE)
+    assert torch.equal(logits_of(reloaded, token_ids()), logits_of(repaired, token_ids()))
+    found, unrepaired = weights(path), weights(raw_path)
+    assert found.keys() == unrepaired.keys()
+    assert any(not torch.equal(found[name], unrepaired[name]) for name in found)
 
 
 def test_the_manifest_has_the_repair_of_every_depth(tiny_models_dir: Path, spec: PruneSpec) -> None:
@@ -82,19 +79,14 @@ def test_the_manifest_has_the_repair_of_every_depth(tiny_models_dir: Path, spec:
     assert [depth.num_removed for depth in manifest.repair] == [1, 2]
     assert verify(path).repair == manifest.repair
     for depth in manifest.repair:
-        assert set(depth.gains) == {Method.SCALE, Method.RIDGE}
+        assert set(depth.gains) == {Method.RIDGE}
         assert all(of.keys() == {"text", "prose", "code"} for of in depth.gains.values())
         repaired = repair_of(path, depth.num_removed)
         assert repaired is not None
         assert repaired.method is depth.method
         assert sum(values.nbytes for values in repaired.tensors.values()) == depth.num_bytes
-        worst = {
-            method: min(gain.mean for gain in of.values()) for method, of in depth.gains.items()
-        }
-        if depth.method is Method.NONE:
-            assert max(worst.values()) <= 0
-        else:
-            assert worst[depth.method] == max(worst.values()) > 0
+        worst = min(gain.mean for gain in depth.gains[Method.RIDGE].values())
+        assert depth.method is (Method.RIDGE if worst > 0 else Method.NONE)
     text = json.loads((path / "repair.json").read_text())
     used = {window["digest"] for window in text["train"]["text"]["windows"]}
     assert len(used) == 128
@@ -117,11 +109,10 @@ def test_a_job_of_an_earlier_release_is_not_repaired(
     assert all(torch.equal(values, weights(path)[name]) for name, values in raw.named_parameters())
 
 
-@pytest.mark.parametrize("repair", [Repair.SCALE, Repair.RIDGE])
 def test_a_streamed_model_is_repaired_like_one_in_memory(
-    repair: Repair, tiny_models_dir: Path, spec: PruneSpec
+    tiny_models_dir: Path, spec: PruneSpec
 ) -> None:
-    spec = replace(spec, repair=repair, evaluate=True)
+    spec = replace(spec, repair=Repair.RIDGE, evaluate=True)
     (one, one_path), (other, other_path) = (
         prune_tiny(tiny_models_dir, replace(spec, resident=resident), resident.value)
         for resident in Resident
@@ -141,23 +132,16 @@ def test_a_family_without_a_sound_method_is_published_with_a_warning(
     spec, recorder = replace(spec, model="opt", calibration=SELF), Recorder()
     manifest, path = prune_tiny(tmp_path / "models", spec, "opt@x", recorder)
     reason = "it needs do_layer_norm_before=true, and the config has false"
-    against = tuple(f"{each} is not possible for this opt: {reason}" for each in ("scale", "ridge"))
-    assert recorder.warnings == [f"the model is not repaired: {'; '.join(against)}"]
+    against = f"ridge is not possible for this opt: {reason}"
+    assert recorder.warnings == [f"the model is not repaired: {against}"]
     assert manifest.repair_notes == tuple(recorder.warnings)
     assert (manifest.repair, recorder.repair_steps) == (None, [])
     assert not (path / "repair").exists()
 
 
-@pytest.mark.parametrize(
-    ("family", "left"),
-    [
-        ("mixtral", "ridge fits self_attn.o_proj of this mixtral: its experts keep their weights"),
-        ("olmo2", "scale is not possible for this olmo2: blocks read hidden states without"),
-    ],
-)
-def test_the_result_says_what_its_repair_leaves(
-    family: str, left: str, tmp_path: Path, spec: PruneSpec
-) -> None:
+def test_the_result_says_what_its_repair_leaves(tmp_path: Path, spec: PruneSpec) -> None:
+    family = "mixtral"
+    left = "ridge fits self_attn.o_proj of this mixtral: its experts keep their weights"
     write_checkpoint(tmp_path / "models" / family, family)
     asked = replace(spec, model=family, num_remove=1)
     manifest, path = prune_tiny(tmp_path / "models", asked, f"{family}@x")
@@ -165,8 +149,8 @@ def test_the_result_says_what_its_repair_leaves(
     assert note.startswith(left)
     assert f"- {note}." in (path / "README.md").read_text()
     assert verify(path).repair_notes == (note,)
-    scaled = replace(asked, repair=Repair.NONE)
-    manifest, _ = prune_tiny(tmp_path / "models", scaled, f"{family}@none")
+    unrepaired = replace(asked, repair=Repair.NONE)
+    manifest, _ = prune_tiny(tmp_path / "models", unrepaired, f"{family}@none")
     assert manifest.repair_notes == ()
 
 
@@ -235,12 +219,13 @@ def test_a_repair_that_is_asked_for_is_no_matter_of_luck(
 def test_a_method_that_is_not_sound_is_refused_before_weights_are_read(
     tmp_path: Path, spec: PruneSpec
 ) -> None:
-    write_checkpoint(tmp_path / "models" / "olmo2", "olmo2")
+    write_checkpoint(tmp_path / "models" / "opt", "opt.do_layer_norm_before")
     recorder = Recorder()
-    asked = replace(spec, model="olmo2", repair=Repair.SCALE)
-    with pytest.raises(InvalidSpec, match="choose one of auto, ridge, none") as refused:
-        prune_tiny(tmp_path / "models", asked, "olmo2@x", recorder)
-    assert refused.value.param == "repair"
+    for repair, instead in ((Repair.RIDGE, "one of auto, none"), (Repair.SCALE, "ridge or auto")):
+        asked = replace(spec, model="opt", repair=repair)
+        with pytest.raises(InvalidSpec, match=f"choose {instead}") as refused:
+            prune_tiny(tmp_path / "models", asked, "opt@x", recorder)
+        assert refused.value.param == "repair"
     assert recorder.phases == []
 
 
@@ -266,8 +251,6 @@ def test_a_repair_without_any_text_to_choose_by() -> None:
     assert "too short" in warnings[0]
     with pytest.raises(CalibrationError, match="repair=ridge: the calibration text is too short"):
         request_for(Repair.RIDGE, config, lambda: windows, warnings.append)
-    asked = request_for(Repair.SCALE, config, lambda: windows, warnings.append)
-    assert asked is not None
 
 
 def test_a_run_that_is_stopped_in_the_repair_repeats_the_repair_alone(

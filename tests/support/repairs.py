@@ -5,12 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from pruning.checkpoints.store import MANIFEST, FileEntry, Manifest, file_entry, read_manifest
-from pruning.models.blocks import view
+from pruning.models.architectures import architecture
+from pruning.models.blocks import num_blocks, view
 from pruning.repair.choose import record_of
+from pruning.repair.cuts import cuts_of
 from pruning.repair.folding import folded
+from pruning.repair.possible import refusal
 from pruning.repair.record import Method
 from pruning.repair.repair import Repaired, RepairText, ResidentModel, repair_depths
 from pruning.repair.stored import write_repair
@@ -30,9 +33,24 @@ def random_text(num_windows: int = 24, seqlen: int = 12, seed: int = 0) -> Repai
     return RepairText(windows(num_windows), windows(num_windows // 2))
 
 
+_WITH_SCALES = {"use_post_norm": True, "_remove_final_layer_norm": False}  # what configs must say
+
+
+def methods_of(config: PreTrainedConfig) -> tuple[Method, ...]:
+    """The repairs that a checkpoint of such a model may have: earlier releases made scales."""
+    if refusal(config) is not None:
+        return ()
+    has_scales = all(getattr(config, key, value) == value for key, value in _WITH_SCALES.items())
+    if has_scales and architecture(config).writes.scaled:
+        return (Method.SCALE, Method.RIDGE)
+    return (Method.RIDGE,)
+
+
 def repaired_by(method: Method, model: PreTrainedModel, keep: Blocks) -> Repaired:
-    dense = ResidentModel(model)
-    [depth] = repair_depths(dense, [keep], random_text(), batch_tokens=512, methods=[method])
+    if method is Method.SCALE:
+        cuts = cuts_of(keep, num_blocks(model))
+        return Repaired(method, {}, scales={cut: 1.25 + 0.5 * at for at, cut in enumerate(cuts)})
+    [depth] = repair_depths(ResidentModel(model), [keep], random_text(), batch_tokens=512)
     return depth.tried[method]
 
 
@@ -43,12 +61,10 @@ def repair_checkpoint(path: Path, model: PreTrainedModel, methods: Sequence[Meth
     """
     manifest = read_manifest(path)
     keeps = [manifest.keep_after(depth) for depth in range(1, len(methods) + 1)]
-    found = repair_depths(
-        ResidentModel(model), keeps, random_text(), batch_tokens=512, methods=sorted({*methods})
-    )
+    found = repair_depths(ResidentModel(model), keeps, random_text(), batch_tokens=512)
     repairs = []
     for num_removed, (method, depth) in enumerate(zip(methods, found, strict=True), start=1):
-        repaired = depth.tried[method]
+        repaired = depth.tried.get(method) or repaired_by(method, model, depth.keep)
         write_repair(path, num_removed, repaired)
         repairs.append(record_of(num_removed, depth, repaired))
     own = folded(model, manifest.keep, repaired)

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from app.engine.running.flat_model import flat_model
 from pruning.checkpoints.gguf import FAMILIES
 from pruning.models.architectures import ARCHITECTURES
-from pruning.models.layout import Architecture, StreamWrites
+from pruning.models.layout import Architecture
 from pruning.models.towers import TOWERS
 from tools.docs.portability import EQUAL, outcomes
 from tools.docs.unsupported_families import REASONS
@@ -35,8 +35,8 @@ PAGE = """\
 
 A family is the `model_type` in `config.json`. `sleb doctor MODEL` says the same of a directory.
 
-| families | served | repair | `+int8` | only with |
-|---|---|---|---|---|
+| families | served | `+int8` | only with |
+|---|---|---|---|
 {rows}
 
 {notes}
@@ -44,8 +44,8 @@ A family is the `model_type` in `config.json`. `sleb doctor MODEL` says the same
 - **Served**: *flat* means that the engine runs the blocks itself, *forward* that it calls the
   model's own. Where *vLLM* stands, blocks keep states, or keys of several shapes, for which the
   engine has no room: jobs prune, repair, heal and publish such models, and vLLM serves them.
-- **Repair**: *scale* multiplies hidden states, *ridge* [refits matrices](guides/prune.md#repair),
-  in mixtures those that every token passes. The result of a job says what a repair leaves.
+- **Repair** [refits matrices](guides/prune.md#repair) of all, in mixtures those that every token
+  passes. The result of a job says what a repair leaves.
 - **Towers**: of a model with a tower for images, the language tower is pruned, measured on text and
   served as its family is; everything else is written bit for bit.
 - **Other programs**: pruned models of {equal} of these {num_measured} families were equal in vLLM
@@ -77,17 +77,17 @@ def page() -> str:
 
 def _rows(notes: Sequence[str]) -> Iterator[str]:
     """Families that are alike in a line, or in several if they are many."""
-    groups: dict[tuple[str, str, str, str], list[str]] = {}
+    groups: dict[tuple[str, str, str], list[str]] = {}
     for family in _families():
         row, settings = ARCHITECTURES[family], _settings(family)
         note = str(notes.index(settings) + 1) if settings else ""
-        columns = (_served(family, row), _repairs(row.writes), _int8(row), note)
+        columns = (_served(family, row), _int8(row), note)
         groups.setdefault(columns, []).append(family)
     for columns, families in groups.items():
         for part in _lines(families):
             yield f"| {part} | {' | '.join(columns)} |"
     for part in _lines(sorted(TOWERS)):
-        yield f"| {part} | tower | as text | as text | |"
+        yield f"| {part} | tower | as text | |"
 
 
 def _families() -> list[str]:
@@ -95,7 +95,7 @@ def _families() -> list[str]:
 
     def place(family: str) -> tuple[object, ...]:
         row = ARCHITECTURES[family]
-        return _served(family, row), not row.writes.scaled, _settings(family), family
+        return _served(family, row), _settings(family), family
 
     return sorted(ARCHITECTURES, key=place)
 
@@ -133,11 +133,6 @@ def _is_flat(family: str) -> bool:
     config = AutoConfig.for_model(family, **_SHAPE)
     with torch.device("meta"):
         return flat_model(AutoModelForCausalLM.from_config(config).eval()) is not None
-
-
-def _repairs(writes: StreamWrites) -> str:
-    methods = [name for name, parts in (("scale", writes.scaled), ("ridge", writes.refit)) if parts]
-    return "both" if len(methods) == 2 else ", ".join(methods) or "none"
 
 
 def _quoted(families: Iterable[str]) -> str:

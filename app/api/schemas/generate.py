@@ -135,7 +135,8 @@ class RepairView(BaseModel):
     """How the blocks of a pruned variant are corrected for those that are missing."""
 
     method: Method = Field(
-        description="ridge: refitted matrices; scale: a factor of the hidden states."
+        description="ridge: refitted matrices; scale: a factor of the hidden states, in "
+        "checkpoints of earlier releases."
     )
     bytes: int = Field(description="Of the weights that the variant does not share.")
     shared_bytes: int = Field(

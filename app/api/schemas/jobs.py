@@ -301,10 +301,9 @@ class PruneJobBody(Body):
     repair: Repair = documented(
         PruneSpec.repair,
         "How the remaining blocks are corrected, at every depth. ridge: matrices in "
-        "front of and behind removed blocks are fitted anew by least squares; scale: one factor of "
-        "the hidden states behind each group of removed blocks; auto: the best of both on its "
-        "worst domain of text, or none if each does harm or needs more memory than there is; none: "
-        "no correction.",
+        "front of and behind removed blocks are fitted anew by least squares; auto: that, or "
+        "none where it does harm to a domain of text or needs more memory than there is; none: no "
+        "correction. scale was removed: take ridge or auto.",
     )
     evaluation: EvaluationBody | None = documented(EvaluationBody(), EVALUATION)
     heal: HealBody | None = optional(

@@ -23,10 +23,10 @@ def config_of(path: Path, name: str) -> Path:
 @pytest.mark.parametrize(
     ("name", "served", "repair"),
     [
-        ("llama", "runs the blocks itself", "by scale and by ridge"),
-        ("gpt2", "calls the model's own forward", "by scale and by ridge"),
-        ("mixtral", "calls the model's own forward", "by scale and by ridge; ridge fits"),
-        ("olmo2", "runs the blocks itself", "by ridge; scale is not possible for this olmo2"),
+        ("llama", "runs the blocks itself", "possible by ridge"),
+        ("gpt2", "calls the model's own forward", "possible by ridge"),
+        ("mixtral", "calls the model's own forward", "possible by ridge; ridge fits"),
+        ("olmo2", "runs the blocks itself", "possible by ridge"),
     ],
 )
 def test_a_supported_model_is_described(
@@ -42,8 +42,7 @@ def test_a_config_may_rule_repairs_out(tmp_path: Path) -> None:
     name = "opt.do_layer_norm_before"
     described = {each.check: each for each in family(config_of(tmp_path, name))}
     assert described["repair"].level is Level.NOTE
-    for method in ("scale", "ridge"):
-        assert f"{method} is not possible for this opt: it needs" in described["repair"].said
+    assert "ridge is not possible for this opt: it needs" in described["repair"].said
 
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES.keys() - set(SERVED)))
@@ -56,7 +55,7 @@ def test_what_the_own_engine_has_no_room_for_is_for_vllm(name: str, tmp_path: Pa
 def test_a_hybrid_is_repaired_here_and_served_by_vllm(tmp_path: Path) -> None:
     described = {each.check: each for each in family(config_of(tmp_path, "lfm2"))}
     assert described["served"].advice == "serve the checkpoint with vLLM"
-    assert "by scale and by ridge" in described["repair"].said
+    assert "possible by ridge" in described["repair"].said
 
 
 def test_of_a_tower_for_images_the_language_tower_is_described(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from app.engine.scheduling.sequence import FinishReason
 from app.engine.variant import make_variant
 from pruning.models.blocks import view
 from pruning.repair.folding import folded
-from pruning.repair.possible import possible_methods
 from tests.support.engine_requests import (
     PRUNED_BLOCKS,
     Outcome,
@@ -24,7 +23,7 @@ from tests.support.engine_requests import (
     run,
     variant,
 )
-from tests.support.repairs import repaired_by
+from tests.support.repairs import methods_of, repaired_by
 from tests.support.tiny import EOS, SERVED, generated, tiny_model
 
 DENSE, PRUNED = variant(), variant(pruned=True)
@@ -48,7 +47,7 @@ def test_raw_and_repaired_of_one_depth_run_together_and_never_mix(family: str) -
     """Each gives what it gives alone: what ``generate`` gives for the folded model."""
     model, folds = tiny_model(family), {}
     together = [variant(pruned=True, family=family)]
-    for method in possible_methods(model.config):
+    for method in methods_of(model.config):
         repaired = repaired_by(method, model, PRUNED_BLOCKS)
         together.append(make_variant("tiny@-2", "tiny", model, PRUNED_BLOCKS, repaired))
         folds[together[-1]] = view(model, PRUNED_BLOCKS, folded(model, PRUNED_BLOCKS, repaired))

@@ -6,9 +6,8 @@ from app.engine.engine import Engine
 from app.engine.variant import make_variant
 from pruning.models.blocks import view
 from pruning.repair.folding import folded
-from pruning.repair.possible import possible_methods
 from tests.support.engine_requests import PRUNED_BLOCKS, prompt, request, run, variant
-from tests.support.repairs import repaired_by
+from tests.support.repairs import methods_of, repaired_by
 from tests.support.tiny import SERVED, SWITCHED, generated, tiny_model
 
 
@@ -17,7 +16,7 @@ def test_dense_pruned_and_repaired_models_continue_as_plain_ones(family: str) ->
     model = tiny_model(family)
     dense, pruned = variant(family=family), variant(pruned=True, family=family)
     oracles = {dense: dense.model, pruned: pruned.model}
-    for method in possible_methods(model.config):
+    for method in methods_of(model.config):
         repaired = repaired_by(method, model, PRUNED_BLOCKS)
         served = make_variant("tiny@-2", "tiny", model, PRUNED_BLOCKS, repaired)
         oracles[served] = view(model, PRUNED_BLOCKS, folded(model, PRUNED_BLOCKS, repaired))

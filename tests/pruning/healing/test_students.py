@@ -15,12 +15,11 @@ from pruning.models.blocks import block_list, final_logits, num_blocks, view
 from pruning.models.loss import last_hidden
 from pruning.removal import kept
 from pruning.repair.folding import folded, reader_of, repaired_view
-from pruning.repair.possible import possible_methods
 from pruning.repair.record import Method
 from pruning.repair.repair import Repaired
 from pruning.spec.heal import Heal
 from tests.support.logits import logits_of, token_ids
-from tests.support.repairs import repaired_by
+from tests.support.repairs import methods_of, repaired_by
 from tests.support.tiny import tiny_model
 
 ORDER = (3, 2, 4)
@@ -37,7 +36,7 @@ def repairs_of(family: str) -> Mapping[int, Repaired]:
     """Another method at each depth, as far as the family allows: none, a scale, least squares."""
     model = tiny_model(family)
     wanted = {2: Method.SCALE, 3: Method.RIDGE}
-    allowed = possible_methods(model.config)
+    allowed = methods_of(model.config)
     return {
         number: repaired_by(method, model, keep_after(number))
         for number, method in wanted.items()

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruning.repair.cuts import Cut, Refit, Run, Scale, cuts_of, refitted, scaled, unrepaired
+from pruning.repair.cuts import Cut, Refit, Run, cuts_of, refitted, unrepaired
 
 NUM_BLOCKS = 9
 keep_sets = st.sets(st.integers(0, NUM_BLOCKS - 1), min_size=1).map(lambda s: tuple(sorted(s)))
@@ -18,14 +18,6 @@ def test_a_route_has_a_step_at_each_cut() -> None:
     keep = (0, 2, 3, 4, 5, 7)
     runs = [Run(block) for block in keep]
     assert unrepaired(keep, 9) == tuple(runs)
-    assert scaled(keep, 9) == (
-        runs[0],
-        Scale(Cut(0, 2)),
-        *runs[1:5],
-        Scale(Cut(5, 7)),
-        runs[5],
-        Scale(Cut(7, 9)),
-    )
     assert refitted(keep, 9, 0) == (Refit(0, 2), *runs[1:4], Refit(5, 7), Refit(7, 9))
     behind = (Refit(0, 2), Refit(2, 3), Run(3), Run(4), Refit(5, 7), Refit(7, 9))
     assert refitted(keep, 9, 1) == behind
@@ -34,6 +26,5 @@ def test_a_route_has_a_step_at_each_cut() -> None:
 
 @given(keep=keep_sets, num_behind=st.integers(0, 3))
 def test_every_kept_block_runs_once_in_order(keep: tuple[int, ...], num_behind: int) -> None:
-    for steps in (scaled(keep, NUM_BLOCKS), refitted(keep, NUM_BLOCKS, num_behind)):
-        blocks = [step.block for step in steps if not isinstance(step, Scale)]
-        assert blocks == list(keep)
+    steps = refitted(keep, NUM_BLOCKS, num_behind)
+    assert [step.block for step in steps] == list(keep)

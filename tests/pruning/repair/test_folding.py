@@ -8,17 +8,16 @@ import torch
 from pruning.models.architectures import ARCHITECTURES
 from pruning.models.blocks import view
 from pruning.repair.folding import folded, repaired_view
-from pruning.repair.possible import possible_methods
 from pruning.repair.record import Method
 from tests.support.logits import logits_of, token_ids
-from tests.support.repairs import repaired_by
+from tests.support.repairs import methods_of, repaired_by
 from tests.support.tiny import SWITCHED, tiny_config, tiny_model
 
 KEEP = (0, 2, 5)
 CASES = [
     (family, method)
     for family in (*sorted(ARCHITECTURES), *SWITCHED)
-    for method in possible_methods(tiny_config(family))
+    for method in methods_of(tiny_config(family))
 ]
 
 

@@ -11,18 +11,16 @@ from pruning.repair.cuts import (
     Part,
     Route,
     Run,
-    Scale,
     Step,
     observed,
     refitted,
-    scaled,
     unrepaired,
 )
 from pruning.repair.plan import EMBEDDED, Plan, plan_of
 
 NUM_BLOCKS = 7
 ORDER = (14, 26, 13, 12, 25, 3)  # of the demo model with 30 blocks
-ROUTES = [unrepaired, scaled, *(partial(refitted, num_behind=number) for number in range(3))]
+ROUTES = [unrepaired, *(partial(refitted, num_behind=number) for number in range(3))]
 
 keep_sets = st.sets(st.integers(0, NUM_BLOCKS - 1), min_size=1).map(lambda s: tuple(sorted(s)))
 lanes = st.lists(st.tuples(keep_sets, st.sampled_from(ROUTES)), min_size=1)
@@ -66,7 +64,7 @@ def test_what_a_step_needs_is_there_and_in_the_end_only_the_ends(found: Lanes) -
             assert plan.releases.get(number, frozenset()) <= needed
             alive -= plan.releases.get(number, frozenset())
             alive |= {(number, part) for part in stream.parts}
-            assert isinstance(stream.step, Scale) or visit.block == stream.step.block
+            assert visit.block == stream.step.block
     assert alive == {(end, Part.SELECTION) for end in plan.ends}
 
 
@@ -85,16 +83,15 @@ def test_each_beginning_of_a_route_is_one_stream(found: Lanes) -> None:
 def test_training_windows_go_no_further_than_the_last_cut() -> None:
     keeps = [kept(30, ORDER[:number]) for number in range(1, 7)]
     in_front = partial(refitted, num_behind=0)
-    plan = plan_of([route(keep, 30) for keep in keeps for route in (unrepaired, scaled, in_front)])
+    plan = plan_of([route(keep, 30) for keep in keeps for route in (unrepaired, in_front)])
 
     def num_runs(part: Part) -> int:
-        made = (s for s in plan.streams.values() if not isinstance(s.step, Scale))
-        return sum(part in stream.reads for stream in made)
+        return sum(part in stream.reads for stream in plan.streams.values())
 
     # the dense model runs 27 blocks; depth by depth, ridge runs 1, 11, 12, 12, 1 and 19
     assert num_runs(Part.REST) == 27 + 1 + 11 + 12 + 12 + 1 + 19
-    assert num_runs(Part.SAMPLE) < 2 * num_runs(Part.REST)
-    assert num_runs(Part.SELECTION) < 6 * 3 * 30 / 1.9
+    assert num_runs(Part.SAMPLE) == num_runs(Part.REST)
+    assert num_runs(Part.SELECTION) < 6 * 2 * 30 / 1.9
 
 
 def test_without_a_repair_no_training_window_runs() -> None:

@@ -15,7 +15,6 @@ from pruning.models.memory import StateBudgetTooSmall
 from pruning.models.store import load
 from pruning.models.streaming import StreamedModel
 from pruning.repair.folding import folded
-from pruning.repair.possible import possible_methods
 from pruning.repair.record import Method
 from pruning.repair.repair import (
     RepairedDepth,
@@ -56,7 +55,7 @@ def test_the_folded_model_is_the_formula(family: str, state_budget: int | None) 
     )
     assert [depth.keep for depth in depths] == KEEPS
     for depth in depths:
-        assert set(depth.tried) == {Method.NONE, *possible_methods(model.config)}
+        assert set(depth.tried) == {Method.NONE, Method.RIDGE}
         for repaired in depth.tried.values():
             pruned = view(model, depth.keep, folded(model, depth.keep, repaired))
             for domain, token_ids in windows.selection.items():
@@ -72,7 +71,6 @@ def assert_equal(found: list[RepairedDepth], expected: list[RepairedDepth]) -> N
     for depth, same in zip(found, expected, strict=True):
         assert depth.tried.keys() == same.tried.keys()
         for method, repaired in depth.tried.items():
-            assert repaired.scales == pytest.approx(same.tried[method].scales)
             assert repaired.tensors.keys() == same.tried[method].tensors.keys()
             for domain, losses in repaired.losses.items():
                 assert losses == pytest.approx(same.tried[method].losses[domain], abs=1e-5)
@@ -194,9 +192,6 @@ def test_in_bfloat16_sums_are_float32() -> None:
     halves.bfloat16()
     [exact] = repair_depths(ResidentModel(model), KEEPS[:1], text(), batch_tokens=24)
     [coarse] = repair_depths(ResidentModel(halves), KEEPS[:1], text(), batch_tokens=24)
-    assert coarse.tried[Method.SCALE].scales == pytest.approx(
-        exact.tried[Method.SCALE].scales, rel=0.01
-    )
     for name, refit in exact.tried[Method.RIDGE].tensors.items():
         change = (
             coarse.tried[Method.RIDGE].tensors[name].float()

@@ -36,7 +36,7 @@ def spec_of(workers: Workers) -> PruneSpec:
     text.write_text("\n".join(f"{number} lazy dogs, {7 * number} foxes" for number in range(400)))
     calibration = CalibrationSpec(Dataset.FILE, num_samples=4, seqlen=8, path=str(text))
     return PruneSpec(
-        "tiny", 2, calibration=calibration, evaluate=False, repair=Repair.SCALE, heal=HEAL
+        "tiny", 2, calibration=calibration, evaluate=False, repair=Repair.RIDGE, heal=HEAL
     )
 
 
@@ -79,7 +79,7 @@ def check(workers: Workers, client: redis.Redis, what: str) -> None:
     name = job.checkpoint_name
     checkpoints = CheckpointStore(workers.data_dir / "checkpoints")
     assert checkpoints.names() == [name, healed_name(name)]
-    assert verify(checkpoints.path(name)).repaired_by == "scale"
+    assert verify(checkpoints.path(name)).repaired_by == "ridge"
 
 
 @pytest.mark.slow

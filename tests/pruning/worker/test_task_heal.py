@@ -36,7 +36,7 @@ def job_id(job_store: JobStore, settings: WorkerSettings) -> str:
     text.write_text("\n".join(f"{number} lazy dogs, {7 * number} foxes" for number in range(400)))
     calibration = CalibrationSpec(Dataset.FILE, num_samples=4, seqlen=8, path=str(text))
     spec = PruneSpec(
-        "tiny", 1, calibration=calibration, evaluate=False, repair=Repair.SCALE, heal=HEAL
+        "tiny", 1, calibration=calibration, evaluate=False, repair=Repair.RIDGE, heal=HEAL
     )
     return job_store.create(spec, conditions=Conditions(owner="team")).id
 

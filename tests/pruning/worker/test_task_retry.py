@@ -129,7 +129,7 @@ def test_a_job_that_has_failed_is_retried_without_its_search(
 @pytest.mark.parametrize(
     ("what", "changes"),
     [
-        ("repair", {"repair": Repair.SCALE}),
+        ("repair", {"repair": Repair.NONE}),
         ("gate", {"heal": None}),
         ("heal", {"repair": Repair.NONE}),
         ("heal", {"heal": Heal(num_tokens=64, rank=1, batch_tokens=32, control=False)}),
@@ -163,8 +163,7 @@ def test_other_settings_of_what_follows_do_not_score_again_either(
     assert job.removed_blocks == failed.removed_blocks
     checkpoints = CheckpointStore(settings.checkpoints_dir)
     manifest = checkpoints.manifest(job.checkpoint_name)
-    expected = "scale" if changed.repair is Repair.SCALE else changed.repair
-    assert manifest.repaired_by == expected
+    assert manifest.repaired_by == changed.repair
     assert bool(manifest.quality.perplexities) == changed.evaluate
     healed = [name for name in checkpoints.names() if name == healed_name(job.checkpoint_name)]
     assert len(healed) == (changed.heal is not None)

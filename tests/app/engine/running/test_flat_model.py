@@ -19,10 +19,9 @@ from app.engine.scheduling.scheduler import Batch, EngineLimits
 from app.engine.step import Step
 from app.engine.variant import Variant, make_variant
 from pruning.models.blocks import block_list
-from pruning.repair.possible import possible_methods
 from tests.support.both_ways import Forwards, forwards
 from tests.support.engine_requests import PRUNED_BLOCKS, expected, prompt, request, run, variant
-from tests.support.repairs import repaired_by
+from tests.support.repairs import methods_of, repaired_by
 from tests.support.tiny import SERVED, tiny_model
 
 FLAT = (
@@ -52,7 +51,7 @@ class BothWays(ModelRunner):
 def repaired_variants(family: str) -> list[Variant]:
     """A variant for each method of the family."""
     model = tiny_model(family)
-    methods = possible_methods(model.config)
+    methods = methods_of(model.config)
     repairs = [repaired_by(method, model, PRUNED_BLOCKS) for method in methods]
     return [make_variant("tiny@-2", "tiny", model, PRUNED_BLOCKS, each) for each in repairs]
 
