@@ -175,12 +175,10 @@ def model_card(
     spec = PruneSpec.from_dict(manifest.spec)
     search = _STAGED if spec.search is Search.STAGED else _EXACT
     streamed = _STREAMED if spec.resident is Resident.STREAM else ""
-    removed, repair = manifest.removed_blocks, manifest.repaired_by
+    repair = manifest.repaired_by
     return _CARD.format(
-        head=_head(manifest.name, manifest.parent, lineage),
-        loading=_loading(
-            manifest.parent, manifest.num_blocks, removed, repair, lineage, manifest.healing
-        ),
+        head=_head(manifest, lineage),
+        loading=_loading(manifest, repair, lineage),
         changed=_CHANGED[repair]
         if manifest.healing is None
         else healed_by(manifest.healing, _CHANGED),
@@ -254,15 +252,8 @@ def export_card(exported: Exported, lineage: Lineage) -> str:
     if exported.removed_blocks:
         kept = f"without {len(exported.removed_blocks)} of its"
     return _EXPORT.format(
-        head=_head(exported.name, exported.parent, lineage),
-        loading=_loading(
-            exported.parent,
-            exported.num_blocks,
-            exported.removed_blocks,
-            exported.repair,
-            lineage,
-            exported.healing,
-        ),
+        head=_head(exported, lineage),
+        loading=_loading(exported, exported.repair, lineage),
         changed=_changed(exported),
         parent=exported.parent,
         kept=kept,
@@ -333,47 +324,34 @@ def _domains(domains: Sequence[DomainQuality]) -> str:
     )
 
 
-def _head(name: str, parent: str, lineage: Lineage) -> str:
+def _head(model: Manifest | Exported, lineage: Lineage) -> str:
     licence_line = f"license: {lineage.licence}\n" if lineage.licence else ""
     task = "image-text-to-text" if lineage.tower else "text-generation"
-    base = lineage.source or parent
-    return _HEAD.format(name=name, base_model=base, licence_line=licence_line, task=task)
+    base = lineage.source or model.parent
+    return _HEAD.format(name=model.name, base_model=base, licence_line=licence_line, task=task)
 
 
-def _loading(
-    parent: str,
-    num_blocks: int,
-    removed: Sequence[int],
-    repair: Method,
-    lineage: Lineage,
-    healing: Healing | None = None,
-) -> str:
-    lines = [*_lineage(parent, num_blocks, removed, repair, lineage, healing)]
+def _loading(model: Manifest | Exported, repair: Method, lineage: Lineage) -> str:
+    lines = [*_lineage(model, repair, lineage)]
     if lineage.tower:
         lines.append(f"- The language tower of this {lineage.tower} alone has lost blocks.")
     auto = "AutoModelForImageTextToText" if lineage.tower else "AutoModelForCausalLM"
     return _LOADING.format(lineage="\n".join(lines), auto=auto)
 
 
-def _lineage(
-    parent: str,
-    num_blocks: int,
-    removed: Sequence[int],
-    repair: Method,
-    lineage: Lineage,
-    healing: Healing | None,
-) -> Iterator[str]:
+def _lineage(model: Manifest | Exported, repair: Method, lineage: Lineage) -> Iterator[str]:
+    parent = model.parent
     source = f", from {lineage.source}" if lineage.source else ""
     source += f" at commit {lineage.commit}" if lineage.commit else ""
     source += f", {lineage.conversion}" if lineage.conversion else ""
-    yield f"- Parent: {parent}{source}, with {counted(num_blocks, 'block')}."
-    if removed:
-        order = ", ".join(map(str, removed))
+    yield f"- Parent: {parent}{source}, with {counted(model.num_blocks, 'block')}."
+    if model.removed_blocks:
+        order = ", ".join(map(str, model.removed_blocks))
         yield f"- Removed blocks, counted from 0, in order of removal: {order}."
-    if healing is None:
+    if model.healing is None:
         yield f"- No training: {_VALUES[repair]}."
     else:
-        yield from training_lines(parent, healing)
+        yield from training_lines(parent, model.healing)
     text = ", see LICENSE" if lineage.has_licence_text else ""
     named = f" ({lineage.licence})" if lineage.licence else ""
     yield f"- The licence is that of {parent}{named}{text}."
