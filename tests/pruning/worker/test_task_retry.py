@@ -163,7 +163,7 @@ def test_other_settings_of_what_follows_do_not_score_again_either(
     assert job.removed_blocks == failed.removed_blocks
     checkpoints = CheckpointStore(settings.checkpoints_dir)
     manifest = checkpoints.manifest(job.checkpoint_name)
-    assert manifest.repaired_by == changed.repair
+    assert manifest.repaired_by.value == changed.repair.value
     assert bool(manifest.quality.perplexities) == changed.evaluate
     healed = [name for name in checkpoints.names() if name == healed_name(job.checkpoint_name)]
     assert len(healed) == (changed.heal is not None)
