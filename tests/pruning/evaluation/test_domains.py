@@ -23,7 +23,7 @@ from pruning.search.scoring import PlainScorer
 from pruning.spec import InvalidSpec
 from pruning.spec.calibration import CalibrationMix, CalibrationSpec, Dataset
 from pruning.spec.gate import Gate
-from pruning.spec.prune import PruneSpec, Resident
+from pruning.spec.prune import PruneSpec, Repair, Resident
 from tests.support.pruning_runs import prune_tiny
 from tests.support.tiny import NUM_BLOCKS, VOCAB_SIZE
 
@@ -177,7 +177,7 @@ def test_a_run_measures_the_domains_of_its_calibration(tiny_models_dir: Path) ->
         CalibrationSpec(Dataset.FILE, num_samples=6, seqlen=SEQLEN, path=str(file)),
     )
     mix = CalibrationMix(sources, (2, 1))
-    spec = PruneSpec("tiny", num_remove=2, calibration=mix, evaluation=None)
+    spec = PruneSpec("tiny", 2, calibration=mix, evaluation=None, repair=Repair.RIDGE)
     manifest, _ = prune_tiny(tiny_models_dir, spec, "tiny@prn-1")
     loaded = ModelStore(tiny_models_dir).load("tiny")
     text = evaluation_windows(spec.calibration, loaded.model, loaded.tokenizer)
