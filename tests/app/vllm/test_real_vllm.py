@@ -1,6 +1,7 @@
 """The real vLLM, as ``make vllm`` installs it."""
 
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ import psutil
 import pytest
 
 from app.config import ServeSettings
+from app.server.valkey import embedded_valkey
 from app.vllm.options import VllmOptions
 from app.vllm.server import HEALTHY_S
 from pruning.models.names import healed_name
@@ -142,22 +144,30 @@ def own_start_s(model: Path, folder: Path) -> float:
     settings = ServeSettings(**OPTIONS, threads=1)
     options = VllmOptions.of(settings)
     assert options is not None
-    socket = folder / "socket"
+    path = folder / "socket"
     environment = options.environment("key", 2**30)
     began_s = time.monotonic()
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            options.command(model, "tiny", socket), env=environment, stdout=log, stderr=log
+            options.command(model, "tiny", path), env=environment, stdout=log, stderr=log
         )
     try:
-        transport = httpx2.HTTPTransport(uds=str(socket))
+        transport = httpx2.HTTPTransport(uds=str(path))
         headers = {"Authorization": "Bearer key"}
         with httpx2.Client(transport=transport, base_url="http://vllm", headers=headers) as client:
-            wait_until(lambda: _has_token(client), "vLLM generates a token", START_S)
+            wait_until(
+                lambda: _listens(path) and _has_token(client), "vLLM generates a token", START_S
+            )
         return time.monotonic() - began_s
     finally:
         process.terminate()
         process.wait(100)
+
+
+def _listens(path: Path) -> bool:
+    """Whether it accepts connections: httpx2 leaves a socket open where none is accepted."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
 
 
 def _has_token(client: httpx2.Client) -> bool:
@@ -252,28 +262,38 @@ def _seconds(times_s: Sequence[float]) -> str:
     return ", ".join(f"{time_s:.1f}" for time_s in times_s)
 
 
+def kill_service(
+    process: "subprocess.Popen[bytes]",
+    client: httpx2.Client,
+    strangers: set[int],
+    *,
+    is_ready: bool,
+) -> None:
+    """While vLLM starts for a request, or once it has served that."""
+    body = {"model": "tiny", "prompt": "the dog", "max_new_tokens": 2}
+    statuses: list[int] = []
+
+    def ask() -> None:
+        with suppress(httpx2.TransportError):
+            statuses.append(client.post("/generate", json=body, timeout=START_S).status_code)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    if is_ready:
+        asking.join(START_S)
+        assert statuses == [200]
+    wait_until(lambda: bool(ours(strangers)), "vLLM is there", START_S)
+    process.kill()
+    asking.join(60)
+    wait_until(lambda: not ours(strangers), "no vLLM is left")
+
+
 def test_no_vllm_is_left_by_a_service_that_is_killed(
     data_dir: Path, strangers: set[int], num_kills: int
 ) -> None:
     """Every second time it is killed while vLLM starts."""
     variables = {name: str(value) for name, value in OPTIONS.items() if name != "preload"}
-    body = {"model": "tiny", "prompt": "the dog", "max_new_tokens": 2}
-    for kill in range(num_kills):
-        statuses: list[int] = []
-        with serve_process(data_dir, preload="[]", **variables) as (process, client):
-
-            def ask(client: httpx2.Client = client, statuses: list[int] = statuses) -> None:
-                with suppress(httpx2.TransportError):
-                    statuses.append(
-                        client.post("/generate", json=body, timeout=START_S).status_code
-                    )
-
-            asking = threading.Thread(target=ask)
-            asking.start()
-            if kill % 2 == 0:
-                asking.join(START_S)
-                assert statuses == [200]
-            wait_until(lambda: bool(ours(strangers)), "vLLM is there", START_S)
-            process.kill()
-            asking.join(60)
-            wait_until(lambda: not ours(strangers), "no vLLM is left")
+    with embedded_valkey(data_dir):  # which survives a service that is killed
+        for kill in range(num_kills):
+            with serve_process(data_dir, preload="[]", **variables) as (process, client):
+                kill_service(process, client, strangers, is_ready=kill % 2 == 0)
