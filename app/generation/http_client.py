@@ -1,8 +1,8 @@
 """Requests to the servers of others, by httpx2."""
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, Self, cast
 
 import httpx2
 
@@ -36,34 +36,45 @@ class HttpClient:
         """The response, once its headers are there. Raises ``httpx2.HTTPError``."""
         url = f"{self._base_url}{path}"
         async with self._client.sse(url, method="POST", json=body) as source:
-            yield HttpResponse(source)
+            # a generator; the garbage collector may end what is left of one in another thread
+            events = cast("AsyncGenerator[httpx2.ServerSentEvent, None]", aiter(source))
+            async with aclosing(events):
+                yield HttpResponse(source.response, events)
 
 
 class HttpResponse:
-    """A response that may be a stream of events. What is left of it is cancelled at the end."""
+    """A response, and an iterator over the data of its events, if it has some.
 
-    def __init__(self, source: httpx2.EventSource) -> None:
-        self._source = source
+    What is left of it is cancelled at the end.
+    """
+
+    def __init__(
+        self, response: httpx2.Response, events: AsyncIterator[httpx2.ServerSentEvent]
+    ) -> None:
+        self._response, self._events = response, events
 
     @property
     def status(self) -> int:
-        return self._source.response.status_code
+        return self._response.status_code
 
     @property
     def headers(self) -> Mapping[str, str]:
         """By names in lower case."""
-        return self._source.response.headers
+        return self._response.headers
 
     async def beginning(self, num_bytes: int) -> bytes:
         """At most so much of the body. Raises ``httpx2.HTTPError``."""
-        found = b""
-        async for part in self._source.response.aiter_bytes():
-            found += part
-            if len(found) > num_bytes:
-                break
-        return found[:num_bytes]
+        body = b""
+        async with aclosing(self._response.aiter_bytes()) as parts:
+            async for part in parts:
+                body += part
+                if len(body) > num_bytes:
+                    break
+        return body[:num_bytes]
 
-    async def data(self) -> AsyncIterator[str]:
-        """Of each event, as it arrives. Raises ``httpx2.HTTPError``."""
-        async for event in self._source:
-            yield event.data
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> str:
+        """Of the next event. Raises ``httpx2.HTTPError``."""
+        return (await anext(self._events)).data

@@ -6,8 +6,8 @@ only where it concerns the client's request.
 """
 
 import json
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,11 +141,12 @@ class ExternalClient:
                     raise await self._refusal(response)
                 if "text/event-stream" not in response.headers.get("content-type", ""):
                     raise BackendFailed(f"{self._who} did not respond with an event stream")
-                yield self._chunks(response.data(), request.reader())
+                async with aclosing(self._chunks(response, request.reader())) as chunks:
+                    yield chunks
 
     async def _chunks(
         self, events: AsyncIterator[str], reader: ChunkReader
-    ) -> AsyncIterator[Chunk]:
+    ) -> AsyncGenerator[Chunk, None]:
         """Up to ``[DONE]``; raises ``BackendFailed`` if the stream ends without it."""
         async for data in events:
             if data == "[DONE]":

@@ -158,9 +158,6 @@ class SocketResponse:
             await self._changed()
         return bytes(self._body[:num_bytes])
 
-    def data(self) -> AsyncIterator[str]:
-        return self
-
     def __aiter__(self) -> Self:
         return self
 

@@ -74,7 +74,7 @@ async def events(client: SocketClient) -> list[str]:
         assert response.status == 200
         assert response.headers["content-type"] == "text/event-stream"
         found = []
-        async for data in response.data():
+        async for data in response:
             found.append(data)
             if data == "[DONE]":
                 break
@@ -167,7 +167,7 @@ def test_leaving_a_response_ends_its_connection(
         begun = HEAD + chunk(b"data: 1\n\n")
         async with serving(tmp_path, says(begun), says(WHOLE)) as (server, client):
             async with client.post("/completions", {}) as response:
-                assert await anext(response.data()) == "1"
+                assert await anext(response) == "1"
             async with asyncio.timeout(100):
                 await server.ended.wait()
             assert await events(client) == ['{"a": 1}', "[DONE]"]
@@ -184,7 +184,7 @@ def test_events_may_arrive_in_any_parts(tmp_path: Path) -> None:
             expected = ['{"a": "é"}', "2", "[DONE]"]
             assert await events(client) == expected
             async with client.post("/completions", {}) as response:
-                assert [data async for data in response.data()] == expected
+                assert [data async for data in response] == expected
 
     asyncio.run(run())
 
