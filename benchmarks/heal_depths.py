@@ -16,11 +16,11 @@ import torch
 import typer
 from rich.console import Console
 
+from benchmarks.elsewhere import read, spread
 from benchmarks.heal_depths_report import markdown, shares
 from benchmarks.reports import facts, write
 from pruning.checkpoints.store import Manifest, repair_of, verify
 from pruning.data.calibration import evaluation_windows, healing_windows
-from pruning.data.windows import Windows
 from pruning.evaluation.probe import probe_items
 from pruning.evaluation.probe_run import answer
 from pruning.evaluation.pruned_losses import PrunedModel, pruned_losses
@@ -109,6 +109,10 @@ def main(
     single: Annotated[bool, typer.Option(help="Also heal the deepest alone.")] = True,
     control: Annotated[bool, typer.Option(help="Also train the dense model.")] = True,
     timed: Annotated[bool, typer.Option(help="Time steps of both kinds in turn.")] = True,
+    text: Annotated[
+        list[str] | None, typer.Option(help="NAME=FILE to judge on too; repeat.")
+    ] = None,
+    num_windows: Annotated[int, typer.Option(help="Of 512 tokens, of each such text.")] = 16,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
 ) -> None:
     """Heal all depths of a checkpoint's order with one adapter, and measure every depth."""
@@ -127,9 +131,12 @@ def main(
     }
     models, report["runs"] = _models(bench, is_single=single, has_control=control)
     held_out = default_calibration(num_samples=2 * num_held_out, seqlen=seqlen)
-    judged = evaluation_windows(held_out, bench.dense.model, bench.dense.tokenizer)
+    windows = evaluation_windows(held_out, bench.dense.model, bench.dense.tokenizer)
+    judged = {domain: of.token_ids[:num_held_out] for domain, of in windows.items()}
+    for name, path in (each.split("=", 1) for each in text or []):
+        judged[name] = spread(read(Path(path)), num_windows, 512, bench.dense.tokenizer)
     report |= {"domains": {}, "shares": {}, "probe": {}}
-    for domain, found in _judged(bench.dense, models, judged, num_held_out):
+    for domain, found in _judged(bench.dense, models, judged):
         report["domains"][domain] = found
         _write(report, out)  # a run that is cut off has what came before
     if num_items:
@@ -253,11 +260,9 @@ def _trained(
 def _judged(
     dense: DenseModel,
     models: Mapping[str, PrunedModel],
-    judged: Mapping[str, Windows],
-    num_windows: int,
+    judged: Mapping[str, torch.Tensor],
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    for domain, windows in judged.items():
-        token_ids = windows.token_ids[:num_windows]
+    for domain, token_ids in judged.items():
         found: Sequence[Sequence[float]] = pruned_losses(dense, list(models.values()), token_ids)
         of_model = dict(zip(models, found, strict=True))
         whole = of_model["dense"]
