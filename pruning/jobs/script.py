@@ -1,7 +1,7 @@
 """The atomic script that changes a job's record.
 
 The check of the status, the new fields, the indexes, the event and the webhook message are written
-together or not at all. The caller passes the names of the keys.
+together or not at all.
 """
 
 import json
@@ -23,10 +23,13 @@ from pruning.jobs.job import (
     StopRequest,
     stop_request,
 )
+from pruning.jobs.keys import EVENTS, MESSAGES, OUTBOX, RECORD, SEARCH, STATUS_INDEX
 from pruning.records import InvalidRecord, check_record, check_time, parse_record, reason_of
 
 logger = logging.getLogger(__name__)
 
+MAX_EVENTS = 1000
+STATUS_INDEXES = {status: STATUS_INDEX.format(status=status) for status in JobStatus}
 _TYPES = ("message", "metrics")
 
 # KEYS record, events, search state, webhook messages, outbox. ARGV the changes as JSON.
@@ -146,19 +149,9 @@ class Outcome:
     stop_request: StopRequest | None
 
 
-@dataclass(frozen=True)
-class JobKeys:
-    """The keys of one job: ``keys`` in the order of ``SCRIPT``, and the index of each status."""
-
-    job_id: str
-    keys: tuple[str, ...]
-    indexes: Mapping[JobStatus, str]
-    max_events: int
-
-
 def apply(
     script: Script,
-    job: JobKeys,
+    job_id: str,
     changes: Sequence[Change],
     attempt: int | None,
     conditions: Conditions | None = None,
@@ -171,11 +164,11 @@ def apply(
     """
     now = time.time()
     argument: dict[str, Any] = {
-        "id": job.job_id,
-        "indexes": job.indexes,
+        "id": job_id,
+        "indexes": STATUS_INDEXES,
         "finals": {status: True for status in JobStatus if status.is_final},
         "now": str(now),
-        "max_events": str(job.max_events),
+        "max_events": str(MAX_EVENTS),
         "changes": [_argument(change, now) for change in changes],
     }
     # left out if None: JSON's null is true in Lua
@@ -183,14 +176,15 @@ def apply(
         argument["attempt"] = str(attempt)
     if conditions is not None:
         argument["limits"] = limits_of(conditions)
-    code, status, current, number = script(keys=job.keys, args=[json.dumps(argument)])
+    own = (key.format(id=job_id) for key in (RECORD, EVENTS, SEARCH, MESSAGES))
+    code, status, current, number = script(keys=[*own, OUTBOX], args=[json.dumps(argument)])
     if code == b"missing":
-        raise JobNotFound(job.job_id)
+        raise JobNotFound(job_id)
     if code == b"stale":
-        raise StaleAttempt(f"job {job.job_id} has a newer worker than attempt {attempt}")
+        raise StaleAttempt(f"job {job_id} has a newer worker than attempt {attempt}")
     found = status_of(status)
     if code == b"refused":
-        raise IllegalTransition(job.job_id, found, changes[0].name)
+        raise IllegalTransition(job_id, found, changes[0].name)
     if conditions is not None:
         raise_unmet(code, number, conditions)
     return Outcome(found, int(current), stop_request(found, is_pausing=bool(number)))

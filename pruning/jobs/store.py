@@ -17,7 +17,6 @@ from pruning.jobs.conditions import PENDING, UNCONDITIONAL, Conditions
 from pruning.jobs.creation import CREATE, create_job
 from pruning.jobs.job import (
     JOB_ID,
-    HealProgress,
     IllegalTransition,
     Job,
     JobError,
@@ -25,22 +24,18 @@ from pruning.jobs.job import (
     JobNotFound,
     JobPage,
     JobStatus,
-    Phase,
     Sink,
     StopRequest,
     Webhook,
 )
-from pruning.jobs.keys import EVENTS, INDEX, MESSAGES, OUTBOX, RECORD, SEARCH, STATUS_INDEX
+from pruning.jobs.keys import EVENTS, INDEX, RECORD, SEARCH
 from pruning.jobs.record import stored_job
 from pruning.jobs.redis import JobStoreUnavailable, each_of, redis_errors_translated
-from pruning.jobs.script import SCRIPT, Change, JobKeys, Outcome, read_event
-from pruning.removal import Removal
-from pruning.search.state import ScoredCandidate, SearchPlan, SearchState
+from pruning.jobs.script import SCRIPT, STATUS_INDEXES, Change, Outcome, read_event
+from pruning.search.state import SearchState
 from pruning.spec.prune import PruneSpec
 
-MAX_EVENTS = 1000
 _OWNERS_AT_ONCE = 256
-_STATUS_INDEXES = {status: STATUS_INDEX.format(status=status) for status in JobStatus}
 
 # The errors of reading a job, and of changing its status.
 READ_RAISES = (JobNotFound, JobStoreUnavailable)
@@ -51,8 +46,8 @@ class JobStore:
     """Pruning jobs in Redis. Every method may raise ``JobStoreUnavailable``.
 
     Methods that take an id raise ``JobNotFound``. Methods for workers take the ``attempt`` of
-    ``start``, and raise ``StaleAttempt`` once another worker has the job. Those that record
-    progress return the request to stop, if there is one.
+    ``start``, and raise ``StaleAttempt`` once another worker has the job. ``record`` and
+    ``confirm`` return the request to stop, if there is one.
     """
 
     def __init__(self, client: redis.Redis) -> None:
@@ -86,7 +81,7 @@ class JobStore:
         )
         record, events, search = (key.format(id=job_id) for key in (RECORD, EVENTS, SEARCH))
         with redis_errors_translated():
-            keys = (record, events, search, INDEX, _STATUS_INDEXES[JobStatus.QUEUED])
+            keys = (record, events, search, INDEX, STATUS_INDEXES[JobStatus.QUEUED])
             create_job(self._creation, keys, fields, conditions, search_of)
         return Job.from_fields(fields) if search_of is None else self.get(job_id)
 
@@ -120,7 +115,7 @@ class JobStore:
         """
         if after is not None and not JOB_ID.fullmatch(after):
             raise JobNotFound(after)
-        index = INDEX if status is None else _STATUS_INDEXES[status]
+        index = INDEX if status is None else STATUS_INDEXES[status]
         newest = b"+" if after is None else f"({after}".encode()
         with redis_errors_translated():
             ids = self._ids(index, newest, limit + 1, owner)
@@ -162,15 +157,15 @@ class JobStore:
     def ids(self, status: JobStatus) -> tuple[str, ...]:
         """The ids of all jobs in that status, oldest first."""
         with redis_errors_translated():
-            found: Any = self._redis.zrange(_STATUS_INDEXES[status], 0, -1)
+            found: Any = self._redis.zrange(STATUS_INDEXES[status], 0, -1)
         return _known_ids(found)
 
     def counts(self) -> Mapping[JobStatus, int]:
         """The number of jobs in each status."""
         with redis_errors_translated(), self._redis.pipeline(transaction=True) as pipeline:
-            for index in _STATUS_INDEXES.values():
+            for index in STATUS_INDEXES.values():
                 pipeline.zcard(index)
-            return dict(zip(_STATUS_INDEXES, pipeline.execute(), strict=True))
+            return dict(zip(STATUS_INDEXES, pipeline.execute(), strict=True))
 
     def events(
         self, job_id: str, after: str | None = None, limit: int = 100
@@ -240,70 +235,18 @@ class JobStore:
         outcome = self._change(job_id, *transitions.started(worker))
         return replace(self.get(job_id), attempt=outcome.attempt)
 
-    def set_phase(
-        self, job_id: str, phase: Phase, attempt: int | None = None
-    ) -> StopRequest | None:
-        return self._change(job_id, transitions.phase_begun(phase), attempt=attempt).stop_request
+    def record(self, job_id: str, change: Change, attempt: int | None = None) -> StopRequest | None:
+        """Record the progress of a worker, as one of ``transitions`` says."""
+        return self._change(job_id, change, attempt=attempt).stop_request
 
     def confirm(self, job_id: str, attempt: int | None = None) -> StopRequest | None:
         """Check that the worker still has the job. Changes nothing, and raises like every write."""
-        return self._change(job_id, transitions.confirmed(), attempt=attempt).stop_request
+        return self.record(job_id, transitions.confirmed(), attempt)
 
     def search_state(self, job_id: str) -> SearchState:
         """The state of the job's search, over all its attempts."""
         with redis_errors_translated():
             return SearchState.from_fields(_texts(self._redis.hgetall(SEARCH.format(id=job_id))))
-
-    def searching(
-        self,
-        job_id: str,
-        plan: SearchPlan,
-        done: int,
-        total: int,
-        attempt: int | None = None,
-        *,
-        is_anew: bool = False,
-    ) -> StopRequest | None:
-        """Record that the search starts after ``done`` evaluations, cleared if ``is_anew``."""
-        change = transitions.searching(plan, done, total, is_anew=is_anew)
-        return self._change(job_id, change, attempt=attempt).stop_request
-
-    def evaluated(
-        self,
-        job_id: str,
-        done: int,
-        total: int,
-        attempt: int | None = None,
-        scored: Sequence[ScoredCandidate] = (),
-        before: int | None = None,
-    ) -> StopRequest | None:
-        """Record evaluation ``done`` of ``total``, behind ``before``, and losses of candidates."""
-        change = transitions.evaluated(done, total, scored, before)
-        return self._change(job_id, change, attempt=attempt).stop_request
-
-    def removed(
-        self, job_id: str, removals: Sequence[Removal], attempt: int | None = None
-    ) -> StopRequest | None:
-        """Record the latest removal. ``removals`` are all of this search so far."""
-        return self._change(job_id, transitions.removed(removals), attempt=attempt).stop_request
-
-    def repairing(
-        self, job_id: str, done: int, total: int, attempt: int | None = None
-    ) -> StopRequest | None:
-        """Record step ``done`` of ``total`` of the repair."""
-        return self._change(
-            job_id, transitions.repairing(done, total), attempt=attempt
-        ).stop_request
-
-    def healing(
-        self, job_id: str, progress: HealProgress, attempt: int | None = None, *, is_check: bool
-    ) -> StopRequest | None:
-        """Record a step of the healing, with an event if it ``is_check``."""
-        change = transitions.healing(progress, is_check=is_check)
-        return self._change(job_id, change, attempt=attempt).stop_request
-
-    def warn(self, job_id: str, message: str, attempt: int | None = None) -> StopRequest | None:
-        return self._change(job_id, transitions.warned(message), attempt=attempt).stop_request
 
     def succeed(
         self, job_id: str, model: str, attempt: int | None = None, sinks: Sequence[Sink] = ()
@@ -330,10 +273,8 @@ class JobStore:
     ) -> Outcome:
         if not JOB_ID.fullmatch(job_id):
             raise JobNotFound(job_id)
-        own = (key.format(id=job_id) for key in (RECORD, EVENTS, SEARCH, MESSAGES))
-        keys = JobKeys(job_id, (*own, OUTBOX), _STATUS_INDEXES, MAX_EVENTS)
         with redis_errors_translated():
-            return script.apply(self._script, keys, changes, attempt, conditions)
+            return script.apply(self._script, job_id, changes, attempt, conditions)
 
 
 def _known_ids(found: Sequence[bytes]) -> tuple[str, ...]:

@@ -197,7 +197,7 @@ def phase_begun(phase: Phase) -> Change:
     return Change("update", _WORKING, fields, event=event)
 
 
-def searching(plan: SearchPlan, done: int, total: int, *, is_anew: bool) -> Change:
+def searching(plan: SearchPlan, done: int, total: int, *, is_anew: bool = False) -> Change:
     """The search starts after ``done`` of ``total`` evaluations. ``is_anew`` clears its state."""
     fields = {
         "evaluations_done": str(done),

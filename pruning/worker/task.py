@@ -17,6 +17,7 @@ from rq import get_current_job
 
 from pruning.config import WorkerSettings
 from pruning.healing.progress import Step
+from pruning.jobs import transitions
 from pruning.jobs.job import (
     HealProgress,
     IllegalTransition,
@@ -29,7 +30,7 @@ from pruning.jobs.job import (
 )
 from pruning.jobs.queue import DELIVERIES, give_up
 from pruning.jobs.redis import JobStoreUnavailable, connect
-from pruning.jobs.script import StaleAttempt
+from pruning.jobs.script import Change, StaleAttempt
 from pruning.jobs.store import JobStore
 from pruning.process import deferred_signal
 from pruning.removal import Removal
@@ -152,14 +153,14 @@ class JobObserver(Observer):
         self._plan = earlier.plan
         self._removals = list(earlier.removals)
         # writes that must not be lost, in order
-        self._pending: list[Callable[[], StopRequest | None]] = []
+        self._pending: list[Change] = []
         self._done: int | None = None  # evaluations, as last recorded
         self._held_out_losses: dict[str, float] = {}  # of the healing
         self._is_away = False
         self._is_terminating = is_terminating
 
     def phase(self, phase: str) -> None:
-        self._write(lambda: self._store.set_phase(self._id, Phase(phase), self._attempt))
+        self._write(transitions.phase_begun(Phase(phase)))
 
     def calibrating(self, done: int, total: int) -> None:  # noqa: ARG002 - not recorded
         self._write()  # stops on request
@@ -168,28 +169,21 @@ class JobObserver(Observer):
         is_anew, self._done = plan != self._plan, done
         if is_anew:
             self._plan, self._removals = plan, []
-        self._pending.append(
-            lambda: self._store.searching(
-                self._id, plan, done, total, self._attempt, is_anew=is_anew
-            )
-        )
+        self._pending.append(transitions.searching(plan, done, total, is_anew=is_anew))
         self._write()
 
     def evaluated(self, done: int, total: int, scored: Sequence[ScoredCandidate] = ()) -> None:
         before, self._done = self._done, done
-        self._write(
-            lambda: self._store.evaluated(self._id, done, total, self._attempt, scored, before)
-        )
+        self._write(transitions.evaluated(done, total, scored, before))
 
     def removed(self, removal: Removal) -> None:
         # those behind it were recorded, and were no removals of this search
-        found = (*self._removals[: removal.step - 1], removal)
-        self._removals = list(found)
-        self._pending.append(lambda: self._store.removed(self._id, found, self._attempt))
+        self._removals = [*self._removals[: removal.step - 1], removal]
+        self._pending.append(transitions.removed(self._removals))
         self._write()
 
     def repairing(self, done: int, total: int) -> None:
-        self._write(lambda: self._store.repairing(self._id, done, total, self._attempt))
+        self._write(transitions.repairing(done, total))
 
     def healing(self, which: str, step: Step) -> None:
         if step.check is not None:
@@ -203,13 +197,10 @@ class JobObserver(Observer):
             seconds=step.seconds,
             held_out_loss=self._held_out_losses.get(which),
         )
-        is_check = step.check is not None
-        self._write(
-            lambda: self._store.healing(self._id, progress, self._attempt, is_check=is_check)
-        )
+        self._write(transitions.healing(progress, is_check=step.check is not None))
 
     def warned(self, message: str) -> None:
-        self._pending.append(lambda: self._store.warn(self._id, message, self._attempt))
+        self._pending.append(transitions.warned(message))
         self._write()
 
     def confirm(self) -> None:
@@ -229,14 +220,17 @@ class JobObserver(Observer):
         """Record what could not be recorded while Redis was unavailable."""
         request = None
         while self._pending:
-            request = self._pending[0]()
+            request = self._record(self._pending[0])
             del self._pending[0]
         return request
 
-    def _write(self, write: Callable[[], StopRequest | None] | None = None) -> None:
+    def _record(self, change: Change) -> StopRequest | None:
+        return self._store.record(self._id, change, self._attempt)
+
+    def _write(self, change: Change | None = None) -> None:
         try:
             request = self.catch_up()
-            request = write() if write is not None else request
+            request = self._record(change) if change is not None else request
         except JobStoreUnavailable as error:
             if not self._is_away:
                 logger.warning("progress is not recorded, the search continues: %s", error)

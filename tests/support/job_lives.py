@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+from pruning.jobs import transitions
 from pruning.jobs.job import Job, JobError, JobStatus, Phase, Sink
 from pruning.jobs.store import JobStore
 from pruning.removal import Removal
@@ -15,9 +16,9 @@ REMOVAL = Removal(1, 3, 2.5, 2.25, 4, 0.5, None, {3: 2.5, 4: 3.0}, {3: 1, 4: 1})
 
 CHANGES: Mapping[str, Callable[[JobStore, str], object]] = {
     "start": lambda store, job_id: store.start(job_id, "w"),
-    "phase": lambda store, job_id: store.set_phase(job_id, Phase.LOAD),
-    "evaluated": lambda store, job_id: store.evaluated(job_id, 1, 2),
-    "removed": lambda store, job_id: store.removed(job_id, removals(1)),
+    "phase": lambda store, job_id: store.record(job_id, transitions.phase_begun(Phase.LOAD)),
+    "evaluated": lambda store, job_id: store.record(job_id, transitions.evaluated(1, 2)),
+    "removed": lambda store, job_id: store.record(job_id, transitions.removed(removals(1))),
     "cancel": lambda store, job_id: store.cancel(job_id),
     "pause": lambda store, job_id: store.pause(job_id),
     "resume": lambda store, job_id: store.resume(job_id),
@@ -45,10 +46,10 @@ def messages(store: JobStore, job_id: str) -> list[str]:
 def succeed(store: JobStore, job_id: str, pruned_model: str = "tiny@x") -> None:
     """Everything from the start to the end, a removal of two evaluations in between."""
     attempt = store.start(job_id, "worker-1").attempt
-    store.set_phase(job_id, Phase.SEARCH, attempt)
+    store.record(job_id, transitions.phase_begun(Phase.SEARCH), attempt)
     for done in (1, 2):
-        store.evaluated(job_id, done, 2, attempt)
-    store.removed(job_id, [REMOVAL], attempt)
+        store.record(job_id, transitions.evaluated(done, 2), attempt)
+    store.record(job_id, transitions.removed([REMOVAL]), attempt)
     store.succeed(job_id, pruned_model, attempt)
 
 

@@ -11,6 +11,7 @@ import redis
 from fastapi.testclient import TestClient
 
 from app.config import ServeSettings
+from pruning.jobs import transitions
 from pruning.jobs.job import HealProgress, JobError, JobStatus
 from pruning.jobs.store import JobStore
 from pruning.search.state import SearchPlan
@@ -55,7 +56,10 @@ def test_a_dry_run_tells_what_a_healing_needs(client: TestClient, job_store: Job
     assert found["checkpoint_bytes"] == needed["checkpoint_bytes"] + found["adapter_bytes"]
     job_id = submit(client, heal=heal)["id"]
     job_store.start(job_id, "w")
-    job_store.healing(job_id, HealProgress("control", 500, 1.0, 2.0, 9.0, 5.0, 2.0), is_check=False)
+    job_store.record(
+        job_id,
+        transitions.healing(HealProgress("control", 500, 1.0, 2.0, 9.0, 5.0, 2.0), is_check=False),
+    )
     job_store.succeed(job_id, "tiny@x")
     needed = client.post("/prune-jobs", json=body).json()
     assert needed["heal"]["estimated_s"] == pytest.approx(2 * found["num_tokens"] * 5 / 500)
@@ -75,7 +79,7 @@ def test_the_time_is_judged_by_earlier_jobs_of_the_kind(
     job = submit(client)
     job_store.start(job["id"], "w")
     for done in range(1, 8):
-        job_store.evaluated(job["id"], done, 7)
+        job_store.record(job["id"], transitions.evaluated(done, 7))
     job_store.succeed(job["id"], "tiny@x")
     record = job_store.get(job["id"])
     assert record.started_at is not None
@@ -101,9 +105,9 @@ def test_a_dry_run_refuses_what_a_job_is_refused_for(client: TestClient) -> None
 def searched(store: JobStore, job_id: str, status: JobStatus) -> None:
     """The job has found a removal, and has ended so."""
     store.start(job_id, "w")
-    store.searching(job_id, SearchPlan("d1g", 2), 0, 7)
-    store.evaluated(job_id, 4, 7)
-    store.removed(job_id, [REMOVAL])
+    store.record(job_id, transitions.searching(SearchPlan("d1g", 2), 0, 7))
+    store.record(job_id, transitions.evaluated(4, 7))
+    store.record(job_id, transitions.removed([REMOVAL]))
     if status is JobStatus.FAILED:
         store.fail(job_id, JobError("quality_gate", "too bad"))
     else:

@@ -17,6 +17,7 @@ from app.config import ServeSettings
 from pruning.checkpoints.domain_tables import narrow_table
 from pruning.checkpoints.store import MANIFEST
 from pruning.checkpoints.trajectory import NONE
+from pruning.jobs import transitions
 from pruning.jobs.job import JobError, JobStatus, Webhook
 from pruning.jobs.keys import ATTEMPTS
 from pruning.jobs.outbox import DeliveryAttempt, WebhookOutbox
@@ -272,7 +273,7 @@ def test_watching_a_search_with_ties_ends_with_what_to_do(
     sleb: Sleb, job_store: JobStore, job_id: str
 ) -> None:
     attempt = job_store.start(job_id, "worker-1").attempt
-    job_store.removed(job_id, [replace(REMOVAL, margin_error=0.3)], attempt)
+    job_store.record(job_id, transitions.removed([replace(REMOVAL, margin_error=0.3)]), attempt)
     job_store.succeed(job_id, "tiny@x", attempt)
     _, _, err = sleb.jobs("watch", job_id)
     assert "0.5000 ± 0.3000 before 4, a tie" in err

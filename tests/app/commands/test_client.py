@@ -26,6 +26,7 @@ from app.commands.client import (
     url_of,
 )
 from app.config import ServeSettings
+from pruning.jobs import transitions
 from pruning.jobs.events import EventFeed
 from pruning.jobs.job import JobStatus, Phase
 from pruning.jobs.keys import EVENTS
@@ -127,7 +128,7 @@ def test_watching_survives_a_restart_of_the_service(
             seen = [next_event(process)["id"]]
             job_store.start(job_id, "worker-1")
             seen.append(next_event(process)["id"])
-        job_store.set_phase(job_id, Phase.SEARCH)
+        job_store.record(job_id, transitions.phase_begun(Phase.SEARCH))
         with serving(settings, redis_url, port):
             seen.append(next_event(process)["id"])
             job_store.succeed(job_id, "tiny@x")
@@ -207,7 +208,7 @@ def test_events_so_far_are_read_page_by_page(
     monkeypatch.setattr("app.commands.client.EVENTS_PER_PAGE", 2)
     job_store.start(job_id, "worker-1")
     for phase in (Phase.LOAD, Phase.CALIBRATE, Phase.SEARCH):
-        job_store.set_phase(job_id, phase)
+        job_store.record(job_id, transitions.phase_begun(phase))
     with closing(JobClient(url)) as client:
         found = [event["id"] for event in client.events_so_far(job_id)]
     assert found == [event.id for event in job_store.events(job_id)]

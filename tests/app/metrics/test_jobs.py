@@ -11,6 +11,7 @@ from rq.utils import utcformat
 
 from app.config import ServeSettings
 from app.main import create_app
+from pruning.jobs import transitions
 from pruning.jobs.job import HealProgress, JobStatus, Phase
 from pruning.jobs.keys import RECORD
 from pruning.jobs.stats import TIMEOUT_S
@@ -49,8 +50,8 @@ def test_a_job_has_series_of_its_own_while_a_worker_has_it(
 ) -> None:
     job_store.create(SPEC)
     job = job_store.start(job_store.create(SPEC).id, "a worker")
-    job_store.searching(job.id, SearchPlan("d1g", 1), 0, 8, job.attempt)
-    job_store.evaluated(job.id, 2, 8, job.attempt)
+    job_store.record(job.id, transitions.searching(SearchPlan("d1g", 1), 0, 8), job.attempt)
+    job_store.record(job.id, transitions.evaluated(2, 8), job.attempt)
     found = scrape(client)
     own = {"model_name": "tiny", "job_id": job.id}
     assert found.series(PROGRESS) == [own]
@@ -69,9 +70,9 @@ def test_a_search_tells_its_losses_by_round_and_when_it_would_end(
     loss, finish = "sleb_prune_job_loss", FINISH
     own = {"model_name": "tiny", "job_id": job.id}
     assert not scrape(client).series(finish)
-    job_store.searching(job.id, SearchPlan("d1g", 1), 0, 8, job.attempt)
-    job_store.evaluated(job.id, 2, 8, job.attempt)
-    job_store.removed(job.id, [REMOVAL], job.attempt)
+    job_store.record(job.id, transitions.searching(SearchPlan("d1g", 1), 0, 8), job.attempt)
+    job_store.record(job.id, transitions.evaluated(2, 8), job.attempt)
+    job_store.record(job.id, transitions.removed([REMOVAL]), job.attempt)
     found, record = scrape(client), job_store.get(job.id)
     assert found.value(finish, **own) == record.estimated_finish
     losses = [found.value(loss, num_removed=str(number), **own) for number in range(2)]
@@ -87,13 +88,13 @@ def test_a_repair_tells_how_far_it_is_and_when_it_would_end(
     job = job_store.start(job_store.create(SPEC).id, "a worker")
     own = {"model_name": "tiny", "job_id": job.id}
     ratio, finish = "sleb_prune_job_repair_ratio", FINISH
-    job_store.set_phase(job.id, Phase.REPAIR, job.attempt)
+    job_store.record(job.id, transitions.phase_begun(Phase.REPAIR), job.attempt)
     assert not scrape(client).series(ratio)
-    job_store.repairing(job.id, 2, 8, job.attempt)
+    job_store.record(job.id, transitions.repairing(2, 8), job.attempt)
     found = scrape(client)
     assert found.value(ratio, **own) == 0.25
     assert found.value(finish, **own) == job_store.get(job.id).estimated_finish
-    job_store.set_phase(job.id, Phase.EVALUATE, job.attempt)
+    job_store.record(job.id, transitions.phase_begun(Phase.EVALUATE), job.attempt)
     assert not scrape(client).series(finish)
 
 
@@ -102,10 +103,10 @@ def test_a_healing_tells_its_loss_its_pace_and_when_it_would_end(
 ) -> None:
     job = job_store.start(job_store.create(SPEC).id, "a worker")
     own = {"model_name": "tiny", "job_id": job.id, "training": "healed"}
-    job_store.set_phase(job.id, Phase.HEAL, job.attempt)
+    job_store.record(job.id, transitions.phase_begun(Phase.HEAL), job.attempt)
     assert not scrape(client).series("sleb_heal_loss")
     progress = HealProgress("healed", 500, 0.25, 1.5, 80.0, 6.0, 2.5)
-    job_store.healing(job.id, progress, job.attempt, is_check=True)
+    job_store.record(job.id, transitions.healing(progress, is_check=True), job.attempt)
     found, record = scrape(client), job_store.get(job.id)
     assert found.value("sleb_heal_loss", **own) == 1.5
     assert found.value("sleb_heal_tokens_per_second", **own) == 80

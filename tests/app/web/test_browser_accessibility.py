@@ -6,6 +6,7 @@ import pytest
 
 from app.config import ServeSettings
 from app.results.store import ResultKind, ResultStore
+from pruning.jobs import transitions
 from pruning.jobs.job import JobError, Phase
 from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
@@ -37,9 +38,9 @@ def fill(data_dir: Path, jobs: JobStore) -> list[str]:
     ids = [jobs.create(PruneSpec("tiny", num_remove=2)).id for _ in range(2)]
     for job_id in ids:
         jobs.start(job_id, "worker-1")
-        jobs.set_phase(job_id, Phase.SEARCH)
-        jobs.removed(job_id, [FIRST])
-        jobs.removed(job_id, [FIRST, SECOND])
+        jobs.record(job_id, transitions.phase_begun(Phase.SEARCH))
+        jobs.record(job_id, transitions.removed([FIRST]))
+        jobs.record(job_id, transitions.removed([FIRST, SECOND]))
     jobs.fail(ids[1], JobError("out_of_memory", "too large"))
     return ids
 

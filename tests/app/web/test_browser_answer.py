@@ -10,6 +10,7 @@ import redis
 
 from app.auth.keys import KeyFile, Scope
 from app.config import ServeSettings
+from pruning.jobs import transitions
 from pruning.jobs.job import Phase
 from pruning.jobs.store import JobStore
 from pruning.search.state import SearchPlan
@@ -76,14 +77,14 @@ def test_a_job_says_how_long_it_takes_once_it_knows(
         page.goto(f"/ui/jobs/{job}")
         page.locator("#bars").get_by_text("It waits for a worker").wait_for()
         job_store.start(job, "worker-1")
-        job_store.set_phase(job, Phase.SEARCH)
-        job_store.searching(job, SearchPlan("d1g", 2), 0, 100)
-        job_store.evaluated(job, 1, 100)
+        job_store.record(job, transitions.phase_begun(Phase.SEARCH))
+        job_store.record(job, transitions.searching(SearchPlan("d1g", 2), 0, 100))
+        job_store.record(job, transitions.evaluated(1, 100))
         page.locator("[aria-current=step]", has_text="1 of 100 evaluations").wait_for()
         assert "known in a moment" in page.locator(".headline").inner_text()
         an_hour_ago = str(time.time() - 3600)
         redis_client.hset(f"sleb:job:{job}", "search_started_at", an_hour_ago)
-        job_store.evaluated(job, 4, 100)
+        job_store.record(job, transitions.evaluated(4, 100))
         page.locator(
             ".headline", has_text=re.compile(r"Search\. \d+ h .+ to \d+ h .+ left")
         ).wait_for()

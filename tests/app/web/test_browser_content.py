@@ -10,6 +10,7 @@ import pytest
 
 from app.config import ServeSettings
 from app.results.store import ResultKind, ResultStore
+from pruning.jobs import transitions
 from pruning.jobs.store import JobStore
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec, Repair
@@ -79,8 +80,8 @@ def test_numbers_have_their_units_and_intervals(
     running = job_store.create(SPEC).id
     job_store.start(running, "worker-1")
     first = replace(FIRST, margin_error=0.125)
-    job_store.removed(running, [first])
-    job_store.removed(running, [first, SECOND])
+    job_store.record(running, transitions.removed([first]))
+    job_store.record(running, transitions.removed([first, SECOND]))
     result = keep_results(settings, 1)
     with serving(settings, redis_url) as (_, url), browser_page(url) as (page, watched):
         page.goto("/ui")

@@ -9,6 +9,7 @@ import redis
 
 from app.config import ServeSettings
 from app.results.store import FOLDER, ResultKind, ResultStore
+from pruning.jobs import transitions
 from pruning.jobs.job import JobError, JobStatus
 from pruning.jobs.queue import PruneQueue
 from pruning.jobs.store import JobStore
@@ -43,7 +44,7 @@ def test_hostile_text_is_shown_as_text(
     job = job_store.create(SPEC)
     job_store.start(job.id, HOSTILE[1])
     for text in (*HOSTILE, LONG):
-        job_store.warn(job.id, text)
+        job_store.record(job.id, transitions.warned(text))
         results.keep(ResultKind.STABILITY, text[:5000], text, {})
     job_store.fail(job.id, JobError("x", HOSTILE[0], HOSTILE[2]))
     broken = settings.data_dir / FOLDER / "20200101T000000Z-bench-000000.json"

@@ -12,6 +12,7 @@ from app.config import ServeSettings
 from app.models.aliases import FILE
 from app.results.store import ResultKind, ResultStore
 from pruning.checkpoints.store import MANIFEST
+from pruning.jobs import transitions
 from pruning.jobs.job import JobError
 from pruning.jobs.keys import RECORD
 from pruning.jobs.store import JobStore
@@ -64,7 +65,7 @@ def write_job(store: JobStore, client: redis.Redis) -> str:
     path = CalibrationSpec(Dataset.FILE, num_samples=4, seqlen=8, path=MARKUP)
     job_id = store.create(PruneSpec("tiny", 2, calibration=path)).id
     store.start(job_id, MARKUP)
-    store.warn(job_id, MARKUP)
+    store.record(job_id, transitions.warned(MARKUP))
     store.fail(job_id, JobError("broken", MARKUP, MARKUP))
     client.hset(RECORD.format(id=job_id), "pruned_model", f"tiny@{IMAGE}")
     return job_id

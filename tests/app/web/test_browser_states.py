@@ -11,6 +11,7 @@ import redis
 
 from app.auth.keys import KeyFile, Scope
 from app.config import ServeSettings
+from pruning.jobs import transitions
 from pruning.jobs.job import JobError, Phase
 from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
@@ -99,7 +100,7 @@ def test_questions_and_errors_break_no_rule(
     running, failed = [job_store.create(SPEC).id for _ in range(2)]
     for job_id in (running, failed):
         job_store.start(job_id, "worker-1")
-        job_store.set_phase(job_id, Phase.SEARCH)
+        job_store.record(job_id, transitions.phase_begun(Phase.SEARCH))
     job_store.fail(failed, JobError("out_of_memory", "too large", "calibration.seqlen"))
     with serving(settings, redis_url) as (_, url):
         look = Look(visitor, url)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import redis
 
+from pruning.jobs import transitions
 from pruning.jobs.job import JobStatus
 from pruning.jobs.keys import RECORD
 from pruning.jobs.record import BROKEN, stored_job
@@ -35,8 +36,8 @@ BROKEN_FIELDS: Mapping[str, Any] = {
 def searched(jobs: JobStore) -> str:
     job_id = jobs.create(SPEC, {"a": "b"}).id
     jobs.start(job_id, "worker-1")
-    jobs.evaluated(job_id, 7, 20)
-    jobs.removed(job_id, removals(1))
+    jobs.record(job_id, transitions.evaluated(7, 20))
+    jobs.record(job_id, transitions.removed(removals(1)))
     return job_id
 
 

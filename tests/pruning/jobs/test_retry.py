@@ -7,6 +7,7 @@ import pytest
 import redis
 
 from pruning.checkpoints.store import CheckpointStore
+from pruning.jobs import transitions
 from pruning.jobs.conditions import Conditions, QueueFull
 from pruning.jobs.deletion import JobDeletion
 from pruning.jobs.job import (
@@ -34,9 +35,9 @@ OTHER = replace(SPEC, repair=Repair.NONE)
 def failed_with_a_search(store: JobStore) -> str:
     job = store.create(SPEC)
     attempt = store.start(job.id, "first").attempt
-    store.searching(job.id, PLAN, 0, 9, attempt)
-    store.removed(job.id, [FIRST], attempt)
-    store.evaluated(job.id, 3, 9, attempt, [ScoredCandidate("2", 2, [1.5])])
+    store.record(job.id, transitions.searching(PLAN, 0, 9), attempt)
+    store.record(job.id, transitions.removed([FIRST]), attempt)
+    store.record(job.id, transitions.evaluated(3, 9, [ScoredCandidate("2", 2, [1.5])]), attempt)
     store.fail(job.id, JobError("out_of_memory", "too little"), attempt)
     return job.id
 
@@ -56,7 +57,7 @@ def test_it_is_queued_with_other_settings_and_keeps_what_it_has_found(
     assert messages(job_store, job_id)[-1] == "retried"
     assert job_store.start(job_id, "second").attempt == 2
     with pytest.raises(StaleAttempt):  # of the worker that has failed
-        job_store.evaluated(job_id, 4, 9, 1)
+        job_store.record(job_id, transitions.evaluated(4, 9), 1)
 
 
 def test_deaths_and_shortages_of_before_do_not_count(job_store: JobStore) -> None:

@@ -7,6 +7,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from pruning.jobs import transitions
 from pruning.jobs.job import (
     Job,
     JobError,
@@ -42,14 +43,14 @@ def test_the_life_of_a_job(job_store: JobStore) -> None:
     started = job_store.start(job_id, "worker-1")
     assert (started.status, started.worker, started.attempt) == (JobStatus.RUNNING, "worker-1", 1)
     for phase in Phase:
-        job_store.set_phase(job_id, phase)
+        job_store.record(job_id, transitions.phase_begun(phase))
         if phase is Phase.SEARCH:
-            job_store.evaluated(job_id, 7, 20)
-            job_store.removed(job_id, removals(1))
-            job_store.removed(job_id, removals(2))
+            job_store.record(job_id, transitions.evaluated(7, 20))
+            job_store.record(job_id, transitions.removed(removals(1)))
+            job_store.record(job_id, transitions.removed(removals(2)))
         if phase is Phase.REPAIR:
             assert job_store.get(job_id).repair_progress is None
-            job_store.repairing(job_id, 3, 30)
+            job_store.record(job_id, transitions.repairing(3, 30))
     assert job_store.succeed(job_id, "tiny@x") is JobStatus.SUCCEEDED
     job = job_store.get(job_id)
     assert (job.phase, job.pruned_model, job.progress.ratio) == (Phase.PUBLISH, "tiny@x", 0.35)
@@ -65,9 +66,9 @@ def test_the_life_of_a_job(job_store: JobStore) -> None:
 def test_removals_may_be_written_twice_and_heal_one_that_was_missed(job_store: JobStore) -> None:
     job_id = job_store.create(SPEC).id
     job_store.start(job_id, "w")
-    job_store.removed(job_id, removals(1))
-    job_store.removed(job_id, removals(3))
-    job_store.removed(job_id, removals(3))
+    job_store.record(job_id, transitions.removed(removals(1)))
+    job_store.record(job_id, transitions.removed(removals(3)))
+    job_store.record(job_id, transitions.removed(removals(3)))
     assert job_store.get(job_id).removed_blocks == (10, 11, 12)
 
 
@@ -145,9 +146,9 @@ def test_the_repair_begins_anew_with_every_worker(job_store: JobStore) -> None:
     job_id = job_store.create(SPEC).id
     for number in (1, 2):
         attempt = job_store.start(job_id, "w").attempt
-        job_store.set_phase(job_id, Phase.REPAIR, attempt)
+        job_store.record(job_id, transitions.phase_begun(Phase.REPAIR), attempt)
         assert job_store.get(job_id).repair_progress is None
-        job_store.repairing(job_id, 2, 8, attempt)
+        job_store.record(job_id, transitions.repairing(2, 8), attempt)
         assert job_store.get(job_id).repair_progress == RepairProgress(2, 8)
         assert job_store.get(job_id).num_lost == number - 1
     told = [event for event in job_store.events(job_id) if "repair_steps_done" in event.data]
@@ -206,7 +207,7 @@ def test_list_and_counts_by_status(job_store: JobStore) -> None:
 def test_events_tell_the_story_and_page(job_store: JobStore) -> None:
     job_id = job_store.create(SPEC).id
     job_store.start(job_id, "w")
-    job_store.removed(job_id, removals(1))
+    job_store.record(job_id, transitions.removed(removals(1)))
     job_store.succeed(job_id, "tiny@x")
     events = job_store.events(job_id)
     assert [event.message for event in events] == [
@@ -230,7 +231,7 @@ def test_a_long_search_has_an_event_per_percent_and_no_more(job_store: JobStore)
     job_id = job_store.create(SPEC).id
     job_store.start(job_id, "w")
     for done in range(2001):
-        job_store.evaluated(job_id, done, 2000)
+        job_store.record(job_id, transitions.evaluated(done, 2000))
     assert job_store.get(job_id).progress.evaluations_done == 2000
     assert len(job_store.events(job_id, limit=1000)) == 2 + 101
 
@@ -239,7 +240,7 @@ def test_the_stream_of_events_is_bounded(job_store: JobStore) -> None:
     job_id = job_store.create(SPEC).id
     job_store.start(job_id, "w")
     for _ in range(1300):
-        job_store.set_phase(job_id, Phase.LOAD)
+        job_store.record(job_id, transitions.phase_begun(Phase.LOAD))
     assert 1000 <= len(job_store.events(job_id, limit=5000)) <= 1100
 
 

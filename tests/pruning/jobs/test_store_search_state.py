@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pruning.checkpoints.store import CheckpointStore
+from pruning.jobs import transitions
 from pruning.jobs.deletion import JobDeletion
 from pruning.jobs.job import JobError, Phase
 from pruning.jobs.keys import RECORD, SEARCH
@@ -62,27 +63,32 @@ def test_a_state_survives_being_text(
 
 def test_the_store_keeps_what_a_search_has_found(job_store: JobStore, job_id: str) -> None:
     assert job_store.search_state(job_id) == SearchState()
-    job_store.searching(job_id, PLAN, 0, 9)
+    job_store.record(job_id, transitions.searching(PLAN, 0, 9))
     for done, block in enumerate(FIRST.scores, start=1):
-        job_store.evaluated(job_id, done, 9, scored=[ScoredCandidate("1", block, [1.0 * block])])
+        job_store.record(
+            job_id,
+            transitions.evaluated(done, 9, scored=[ScoredCandidate("1", block, [1.0 * block])]),
+        )
     assert job_store.search_state(job_id) == SearchState(
         PLAN, scored={"1": {1: [1.0], 2: [2.0], 3: [3.0]}}
     )
-    job_store.removed(job_id, [FIRST])
-    job_store.evaluated(job_id, 4, 9, scored=[ScoredCandidate("2", 3, [0.1, 1 / 3])])
+    job_store.record(job_id, transitions.removed([FIRST]))
+    job_store.record(
+        job_id, transitions.evaluated(4, 9, scored=[ScoredCandidate("2", 3, [0.1, 1 / 3])])
+    )
     assert job_store.search_state(job_id) == SearchState(
         PLAN, (FIRST,), scored={"2": {3: [0.1, 1 / 3]}}
     )
-    job_store.removed(job_id, [FIRST, SECOND])
+    job_store.record(job_id, transitions.removed([FIRST, SECOND]))
     assert job_store.search_state(job_id) == SearchState(PLAN, (FIRST, SECOND))
 
 
 def test_the_next_worker_finds_it_and_the_record_shows_it_meanwhile(
     job_store: JobStore, job_id: str
 ) -> None:
-    job_store.searching(job_id, PLAN, 0, 9)
-    job_store.evaluated(job_id, 4, 9, scored=[ScoredCandidate("2", 3, [0.5])])
-    job_store.removed(job_id, [FIRST])
+    job_store.record(job_id, transitions.searching(PLAN, 0, 9))
+    job_store.record(job_id, transitions.evaluated(4, 9, scored=[ScoredCandidate("2", 3, [0.5])]))
+    job_store.record(job_id, transitions.removed([FIRST]))
     job_store.requeue(job_id, "its worker died", is_lost=True)
     waiting = job_store.get(job_id)
     assert (waiting.removed_blocks, waiting.progress.evaluations_done) == ((FIRST.block,), 4)
@@ -92,21 +98,21 @@ def test_the_next_worker_finds_it_and_the_record_shows_it_meanwhile(
 
 
 def test_another_plan_forgets_what_was_found(job_store: JobStore, job_id: str) -> None:
-    job_store.searching(job_id, PLAN, 0, 9)
-    job_store.removed(job_id, [FIRST])
+    job_store.record(job_id, transitions.searching(PLAN, 0, 9))
+    job_store.record(job_id, transitions.removed([FIRST]))
     other = SearchPlan("0ther", 3)
-    job_store.searching(job_id, other, 0, 9, is_anew=True)
+    job_store.record(job_id, transitions.searching(other, 0, 9, is_anew=True))
     assert job_store.search_state(job_id) == SearchState(other)
     assert job_store.get(job_id).removed_blocks == ()
 
 
 def test_a_worker_that_lost_the_job_adds_nothing(job_store: JobStore, job_id: str) -> None:
-    job_store.searching(job_id, PLAN, 0, 9, attempt=1)
+    job_store.record(job_id, transitions.searching(PLAN, 0, 9), 1)
     job_store.start(job_id, "second")
     with pytest.raises(StaleAttempt):
-        job_store.evaluated(job_id, 1, 9, 1, [ScoredCandidate("1", 1, [9.0])])
+        job_store.record(job_id, transitions.evaluated(1, 9, [ScoredCandidate("1", 1, [9.0])]), 1)
     with pytest.raises(StaleAttempt):
-        job_store.removed(job_id, [FIRST], 1)
+        job_store.record(job_id, transitions.removed([FIRST]), 1)
     assert job_store.search_state(job_id) == SearchState(PLAN)
 
 
@@ -124,9 +130,9 @@ def end(store: JobStore, job_id: str, how: str) -> None:
 def test_an_ended_job_keeps_its_search_until_it_is_deleted(
     job_store: JobStore, job_id: str, redis_client: redis.Redis, tmp_path: Path, how: str
 ) -> None:
-    job_store.searching(job_id, PLAN, 0, 9)
-    job_store.removed(job_id, [FIRST])
-    job_store.evaluated(job_id, 4, 9, scored=[ScoredCandidate("2", 3, [0.5])])
+    job_store.record(job_id, transitions.searching(PLAN, 0, 9))
+    job_store.record(job_id, transitions.removed([FIRST]))
+    job_store.record(job_id, transitions.evaluated(4, 9, scored=[ScoredCandidate("2", 3, [0.5])]))
     end(job_store, job_id, how)
     assert job_store.get(job_id).removed_blocks == (FIRST.block,)
     assert job_store.search_state(job_id) == SearchState(PLAN, (FIRST,), scored={"2": {3: [0.5]}})
@@ -138,9 +144,9 @@ def test_an_ended_job_keeps_its_search_until_it_is_deleted(
 def test_a_new_job_goes_on_with_the_search_of_another(
     job_store: JobStore, job_id: str, how: str
 ) -> None:
-    job_store.searching(job_id, PLAN, 0, 9)
-    job_store.removed(job_id, [FIRST])
-    job_store.evaluated(job_id, 4, 9, scored=[ScoredCandidate("2", 3, [0.5])])
+    job_store.record(job_id, transitions.searching(PLAN, 0, 9))
+    job_store.record(job_id, transitions.removed([FIRST]))
+    job_store.record(job_id, transitions.evaluated(4, 9, scored=[ScoredCandidate("2", 3, [0.5])]))
     end(job_store, job_id, how)
     created = job_store.create(PruneSpec("tiny", num_remove=3), search_of=job_id)
     assert job_store.search_state(created.id) == job_store.search_state(job_id)
@@ -148,7 +154,7 @@ def test_a_new_job_goes_on_with_the_search_of_another(
     assert (created.removed_blocks, created.losses) == ((FIRST.block,), (FIRST.loss,))
     assert created.progress.evaluations_done == 4
     job_store.start(created.id, "w")
-    job_store.searching(created.id, SearchPlan("0ther", 3), 0, 9, is_anew=True)
+    job_store.record(created.id, transitions.searching(SearchPlan("0ther", 3), 0, 9, is_anew=True))
     assert job_store.search_state(job_id).removals == (FIRST,)  # a copy of its own
     assert job_store.get(created.id).removed_blocks == ()
 
@@ -162,11 +168,11 @@ def test_a_job_whose_search_is_gone_begins_its_own(job_store: JobStore) -> None:
 def test_the_pace_counts_what_this_worker_has_done(job_store: JobStore, job_id: str) -> None:
     """Behind 90 evaluations of an earlier worker, three of its own say how long 7 take."""
     began_s = time.time()
-    job_store.set_phase(job_id, Phase.SEARCH)
-    job_store.searching(job_id, PLAN, 90, 100)
-    job_store.evaluated(job_id, 92, 100)
+    job_store.record(job_id, transitions.phase_begun(Phase.SEARCH))
+    job_store.record(job_id, transitions.searching(PLAN, 90, 100))
+    job_store.record(job_id, transitions.evaluated(92, 100))
     assert job_store.get(job_id).estimated_finish is None
-    job_store.evaluated(job_id, 93, 100)
+    job_store.record(job_id, transitions.evaluated(93, 100))
     now_s = time.time()
     finish_s = job_store.get(job_id).estimated_finish
     assert finish_s is not None
@@ -176,9 +182,9 @@ def test_the_pace_counts_what_this_worker_has_done(job_store: JobStore, job_id: 
 def test_the_time_of_a_pause_does_not_count(
     job_store: JobStore, job_id: str, redis_client: redis.Redis
 ) -> None:
-    job_store.set_phase(job_id, Phase.SEARCH)
-    job_store.searching(job_id, PLAN, 0, 100)
-    job_store.evaluated(job_id, 90, 100)
+    job_store.record(job_id, transitions.phase_begun(Phase.SEARCH))
+    job_store.record(job_id, transitions.searching(PLAN, 0, 100))
+    job_store.record(job_id, transitions.evaluated(90, 100))
     long_ago = str(time.time() - 1e6)
     redis_client.hset(RECORD.format(id=job_id), "search_started_at", long_ago)
     job_store.pause(job_id)
@@ -188,10 +194,10 @@ def test_the_time_of_a_pause_does_not_count(
     job_store.resume(job_id)
     assert job_store.get(job_id).estimated_finish is None
     job_store.start(job_id, "second")
-    job_store.set_phase(job_id, Phase.SEARCH)
+    job_store.record(job_id, transitions.phase_begun(Phase.SEARCH))
     assert job_store.get(job_id).estimated_finish is None
-    job_store.searching(job_id, PLAN, 90, 100)
-    job_store.evaluated(job_id, 93, 100)
+    job_store.record(job_id, transitions.searching(PLAN, 90, 100))
+    job_store.record(job_id, transitions.evaluated(93, 100))
     finish_s = job_store.get(job_id).estimated_finish
     assert finish_s is not None
     assert finish_s < time.time() + 60

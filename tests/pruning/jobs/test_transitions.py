@@ -8,6 +8,7 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pruning.jobs import transitions
 from pruning.jobs.job import TRANSITIONS, IllegalTransition, Job, JobStatus, Phase, StopRequest
 from pruning.jobs.script import Change, StaleAttempt
 from pruning.jobs.store import JobStore
@@ -28,10 +29,10 @@ def test_a_waiting_job_is_cancelled_at_once(job_store: JobStore) -> None:
 def test_a_running_job_is_asked_to_stop_and_its_worker_hears_of_it(job_store: JobStore) -> None:
     job_id = job_store.create(SPEC).id
     attempt = job_store.start(job_id, "w").attempt
-    assert job_store.evaluated(job_id, 1, 9, attempt) is None
+    assert job_store.record(job_id, transitions.evaluated(1, 9), attempt) is None
     assert job_store.cancel(job_id).status is JobStatus.CANCELLING
     assert job_store.cancel(job_id).status is JobStatus.CANCELLING
-    assert job_store.evaluated(job_id, 2, 9, attempt) is StopRequest.CANCEL
+    assert job_store.record(job_id, transitions.evaluated(2, 9), attempt) is StopRequest.CANCEL
     with pytest.raises(IllegalTransition):
         job_store.start(job_id, "another")
     assert job_store.stopped(job_id, attempt) is JobStatus.CANCELLED
@@ -49,15 +50,15 @@ def test_a_cancel_that_comes_after_publishing_is_too_late(job_store: JobStore) -
 def test_a_worker_that_lost_its_job_cannot_write_any_more(job_store: JobStore) -> None:
     job_id = job_store.create(SPEC).id
     zombie = job_store.start(job_id, "zombie").attempt
-    job_store.removed(job_id, removals(2), zombie)
+    job_store.record(job_id, transitions.removed(removals(2)), zombie)
     successor = job_store.start(job_id, "successor")
     assert (successor.attempt, successor.num_lost) == (2, 1)
     assert successor.removed_blocks == (10, 11)
     writes: tuple[Callable[[], object], ...] = (
-        lambda: job_store.set_phase(job_id, Phase.SEARCH, zombie),
-        lambda: job_store.evaluated(job_id, 1, 2, zombie),
-        lambda: job_store.removed(job_id, removals(1), zombie),
-        lambda: job_store.repairing(job_id, 1, 2, zombie),
+        lambda: job_store.record(job_id, transitions.phase_begun(Phase.SEARCH), zombie),
+        lambda: job_store.record(job_id, transitions.evaluated(1, 2), zombie),
+        lambda: job_store.record(job_id, transitions.removed(removals(1)), zombie),
+        lambda: job_store.record(job_id, transitions.repairing(1, 2), zombie),
         lambda: job_store.succeed(job_id, "tiny@zombie", zombie),
         lambda: job_store.fail(job_id, ERROR, zombie),
         lambda: job_store.stopped(job_id, zombie),
@@ -73,7 +74,7 @@ def test_a_worker_that_lost_its_job_cannot_write_any_more(job_store: JobStore) -
 def test_a_job_goes_back_to_the_queue(job_store: JobStore, is_lost: bool, num_lost: int) -> None:
     job_id = job_store.create(SPEC).id
     job_store.start(job_id, "w")
-    job_store.removed(job_id, removals(1))
+    job_store.record(job_id, transitions.removed(removals(1)))
     assert job_store.requeue(job_id, "worker stopped", is_lost=is_lost) is JobStatus.QUEUED
     job = job_store.get(job_id)
     assert (job.num_lost, job.worker, job.removed_blocks) == (num_lost, None, (10,))

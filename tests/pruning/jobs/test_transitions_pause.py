@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
+from pruning.jobs import transitions
 from pruning.jobs.job import IllegalTransition, JobStatus, StopRequest
 from pruning.jobs.store import JobStore
 from tests.support.job_lives import ERROR, SPEC, messages, removals
@@ -22,11 +23,11 @@ def test_a_waiting_job_is_paused_at_once(job_store: JobStore) -> None:
 def test_a_running_job_is_asked_to_pause_and_loses_nothing(job_store: JobStore) -> None:
     job_id = job_store.create(SPEC).id
     attempt = job_store.start(job_id, "w").attempt
-    job_store.removed(job_id, removals(2), attempt)
+    job_store.record(job_id, transitions.removed(removals(2)), attempt)
     asked = job_store.pause(job_id)
     assert (asked.status, asked.worker) == (JobStatus.RUNNING, "w")
     assert asked.pause_requested_at is not None
-    assert job_store.evaluated(job_id, 1, 9, attempt) is StopRequest.PAUSE
+    assert job_store.record(job_id, transitions.evaluated(1, 9), attempt) is StopRequest.PAUSE
     assert job_store.stopped(job_id, attempt) is JobStatus.PAUSED
     paused = job_store.get(job_id)
     assert (paused.worker, paused.phase, paused.pause_requested_at) == (None, None, None)
@@ -58,7 +59,7 @@ def test_a_pause_is_withdrawn_before_the_worker_has_heard_of_it(job_store: JobSt
     attempt = job_store.start(job_id, "w").attempt
     job_store.pause(job_id)
     assert job_store.resume(job_id).pause_requested_at is None
-    assert job_store.evaluated(job_id, 1, 9, attempt) is None
+    assert job_store.record(job_id, transitions.evaluated(1, 9), attempt) is None
     assert messages(job_store, job_id)[-2:] == ["pause withdrawn", "1 of 9 evaluations"]
 
 
@@ -66,7 +67,7 @@ def test_a_pause_is_withdrawn_while_the_worker_obeys(job_store: JobStore) -> Non
     job_id = job_store.create(SPEC).id
     attempt = job_store.start(job_id, "w").attempt
     job_store.pause(job_id)
-    assert job_store.evaluated(job_id, 1, 9, attempt) is StopRequest.PAUSE
+    assert job_store.record(job_id, transitions.evaluated(1, 9), attempt) is StopRequest.PAUSE
     job_store.resume(job_id)
     assert job_store.stopped(job_id, attempt) is JobStatus.QUEUED
     assert job_store.start(job_id, "w2").num_lost == 0
@@ -76,7 +77,7 @@ def test_a_cancel_comes_before_a_pause(job_store: JobStore) -> None:
     job_id = job_store.create(SPEC).id
     attempt = job_store.start(job_id, "w").attempt
     job_store.pause(job_id)
-    assert job_store.evaluated(job_id, 1, 9, attempt) is StopRequest.PAUSE
+    assert job_store.record(job_id, transitions.evaluated(1, 9), attempt) is StopRequest.PAUSE
     cancelling = job_store.cancel(job_id)
     assert (cancelling.status, cancelling.pause_requested_at) == (JobStatus.CANCELLING, None)
     assert job_store.stopped(job_id, attempt) is JobStatus.CANCELLED

@@ -1,15 +1,14 @@
 """A worker whose Redis is away for a while: the search goes on, and what it finds is not lost."""
 
-from collections.abc import Sequence
-
 import pytest
 import redis
 
 from pruning.jobs.job import Job, JobStatus, StopRequest
 from pruning.jobs.redis import JobStoreUnavailable
+from pruning.jobs.script import Change
 from pruning.jobs.store import JobStore
 from pruning.removal import Removal
-from pruning.search.state import ScoredCandidate, SearchPlan, SearchState
+from pruning.search.state import SearchPlan, SearchState
 from pruning.spec.prune import PruneSpec
 from pruning.worker.task import JobObserver, execute
 
@@ -27,41 +26,11 @@ class FlakyStore(JobStore):
 
     failures = 0
 
-    def evaluated(
-        self,
-        job_id: str,
-        done: int,
-        total: int,
-        attempt: int | None = None,
-        scored: Sequence[ScoredCandidate] = (),
-        before: int | None = None,
-    ) -> StopRequest | None:
-        self._fail_perhaps()
-        return super().evaluated(job_id, done, total, attempt, scored, before)
-
-    def searching(
-        self,
-        job_id: str,
-        plan: SearchPlan,
-        done: int,
-        total: int,
-        attempt: int | None = None,
-        *,
-        is_anew: bool = False,
-    ) -> StopRequest | None:
-        self._fail_perhaps()
-        return super().searching(job_id, plan, done, total, attempt, is_anew=is_anew)
-
-    def removed(
-        self, job_id: str, removals: Sequence[Removal], attempt: int | None = None
-    ) -> StopRequest | None:
-        self._fail_perhaps()
-        return super().removed(job_id, removals, attempt)
-
-    def _fail_perhaps(self) -> None:
+    def record(self, job_id: str, change: Change, attempt: int | None = None) -> StopRequest | None:
         if self.failures:
             self.failures -= 1
             raise JobStoreUnavailable("gone for a moment")
+        return super().record(job_id, change, attempt)
 
 
 def test_a_removal_that_was_missed_is_written_as_soon_as_possible(

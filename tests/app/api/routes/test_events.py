@@ -7,6 +7,7 @@ import pytest
 import redis
 from fastapi.testclient import TestClient
 
+from pruning.jobs import transitions
 from pruning.jobs.events import EventFeed
 from pruning.jobs.job import JobError
 from pruning.jobs.keys import EVENTS
@@ -137,7 +138,7 @@ def test_every_event_comes_once_wherever_the_connection_breaks(
 ) -> None:
     job_store.start(job_id, "worker-1")
     for done in range(1, 121):
-        job_store.evaluated(job_id, done, 120)
+        job_store.record(job_id, transitions.evaluated(done, 120))
     job_store.succeed(job_id, "tiny@x")
     ids = [event.id for event in job_store.events(job_id, limit=1000)]
     assert len(ids) > 100  # more than the feed reads at once

@@ -9,14 +9,14 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.config import ServeSettings
-from pruning.jobs.job import StopRequest
+from pruning.jobs import transitions
 from pruning.jobs.retention import SteadyClock
 from pruning.jobs.store import JobStore
 from pruning.models.blocks import view
 from pruning.models.store import LoadedModel
 from pruning.removal import Removal
 from pruning.spec.prune import PruneSpec
-from pruning.worker.task import run_job
+from pruning.worker.task import JobObserver, run_job
 from tests.support.api_fixtures import publish_pruned
 from tests.support.generate_requests import generate, oracle
 from tests.support.prune_requests import submit
@@ -35,7 +35,7 @@ def job(client: TestClient, job_store: JobStore) -> dict[str, Any]:
         Removal(step, block, loss, 2.25, None, None, None, {block: loss}, {block: 1})
         for step, block, loss in ((1, 3, LOSSES[0]), (2, 1, LOSSES[1]))
     ]
-    job_store.removed(submitted["id"], found, attempt)
+    job_store.record(submitted["id"], transitions.removed(found), attempt)
     return submitted
 
 
@@ -108,24 +108,21 @@ def test_what_they_mean_stays_when_they_are_published(
     monkeypatch.setenv("SLEB_REDIS_URL", redis_url)
     job = submit(client, repair="ridge")
     before: dict[str, Any] = {}
-    write = JobStore.removed
+    write = JobObserver.removed
 
     def ask(name: str) -> dict[str, Any]:
         (output,) = generate(client, model=name, max_new_tokens=8)["outputs"]
         return {"text": output["text"], **client.get(f"/models/{name}").json()}
 
-    def removed(
-        store: JobStore, job_id: str, removals: list[Removal], attempt: int
-    ) -> StopRequest | None:
-        request = write(store, job_id, removals, attempt)
-        name = f"tiny@{job_id}-{len(removals)}"
+    def removed(observer: JobObserver, removal: Removal) -> None:
+        write(observer, removal)
+        name = f"tiny@{job['id']}-{removal.step}"
         before[name] = ask(name)
         assert before[name]["is_published"] is False
         assert before[name]["repair"] is None
         assert ask(f"{name}+raw")["text"] == before[name]["text"]
-        return request
 
-    monkeypatch.setattr(JobStore, "removed", removed)
+    monkeypatch.setattr(JobObserver, "removed", removed)
     run_job(job["id"])
     assert list(before) == [f"tiny@{job['id']}-{k}" for k in (1, 2)]
     for name, found in before.items():

@@ -6,6 +6,7 @@ import pytest
 import redis
 from fastapi.testclient import TestClient
 
+from pruning.jobs import transitions
 from pruning.jobs.job import JobStatus, Phase
 from pruning.jobs.queue import PruneQueue
 from pruning.jobs.store import JobStore
@@ -46,9 +47,9 @@ def test_a_running_job_shows_that_it_is_to_pause_until_it_does(
     job = submit(client)
     redis_client.delete("rq:queue:prune", f"rq:job:{job['id']}")  # a worker has it
     attempt = job_store.start(job["id"], "worker-1").attempt
-    job_store.set_phase(job["id"], Phase.SEARCH, attempt)
-    job_store.searching(job["id"], SearchPlan("d1g", 2), 0, 9, attempt)
-    job_store.evaluated(job["id"], 3, 9, attempt)
+    job_store.record(job["id"], transitions.phase_begun(Phase.SEARCH), attempt)
+    job_store.record(job["id"], transitions.searching(SearchPlan("d1g", 2), 0, 9), attempt)
+    job_store.record(job["id"], transitions.evaluated(3, 9), attempt)
     asked = post(client, job, "pause")
     assert (asked["status"], asked["worker"]) == ("running", "worker-1")
     assert asked["pause_requested_at"] is not None

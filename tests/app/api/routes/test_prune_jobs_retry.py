@@ -6,6 +6,7 @@ import pytest
 import redis
 from fastapi.testclient import TestClient
 
+from pruning.jobs import transitions
 from pruning.jobs.job import JobError, JobStatus
 from pruning.jobs.queue import PruneQueue
 from pruning.jobs.store import JobStore
@@ -22,9 +23,9 @@ def failed(client: TestClient, job_store: JobStore, redis_client: redis.Redis) -
     job = submit(client, gate={"max_probe_drop": 0.1, "action": "refuse"}, repair="ridge")
     redis_client.delete("rq:queue:prune", f"rq:job:{job['id']}")  # a worker has taken it
     attempt = job_store.start(job["id"], "w").attempt
-    job_store.searching(job["id"], SearchPlan("d1g", 2), 0, 7, attempt)
-    job_store.removed(job["id"], [REMOVAL], attempt)
-    job_store.evaluated(job["id"], 7, 7, attempt)
+    job_store.record(job["id"], transitions.searching(SearchPlan("d1g", 2), 0, 7), attempt)
+    job_store.record(job["id"], transitions.removed([REMOVAL]), attempt)
+    job_store.record(job["id"], transitions.evaluated(7, 7), attempt)
     job_store.fail(job["id"], JobError("disk_full", "no room for hidden states"), attempt)
     return job
 

@@ -6,6 +6,7 @@ import pytest
 import redis
 
 from app.config import ServeSettings
+from pruning.jobs import transitions
 from pruning.jobs.job import JobStatus, Sink, Webhook, WebhookEvent
 from pruning.jobs.keys import RECORD, STATUS_INDEX
 from pruning.jobs.outbox import DeliveryAttempt, WebhookOutbox
@@ -58,9 +59,9 @@ def running_job(store: JobStore, queue: PruneQueue) -> str:
     job_id = store.create(SPEC, {"a": "b"}, webhook=webhook).id
     queue.enqueue(job_id)
     attempt = store.start(job_id, "w").attempt
-    store.searching(job_id, SearchPlan("d1g", 2), 0, 7, attempt)
-    store.evaluated(job_id, 4, 7, attempt, (ScoredCandidate("1", 2, [1.5]),))
-    store.removed(job_id, [REMOVAL], attempt)
+    store.record(job_id, transitions.searching(SearchPlan("d1g", 2), 0, 7), attempt)
+    store.record(job_id, transitions.evaluated(4, 7, (ScoredCandidate("1", 2, [1.5]),)), attempt)
+    store.record(job_id, transitions.removed([REMOVAL]), attempt)
     outbox = WebhookOutbox(queue.rq.connection)
     for message in outbox.claim(1):
         told = DeliveryAttempt(message.id, message.type, 1, 0.0, 0.1, None, "away", 1e12)
