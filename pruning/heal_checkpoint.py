@@ -40,6 +40,7 @@ from pruning.models.blocks import NO_OWN, Own, num_blocks
 from pruning.models.lineage import lineage_of
 from pruning.models.safetensors_headers import fingerprint
 from pruning.models.store import ModelStore, copy_companions
+from pruning.records import read_record
 from pruning.removal import Removal
 from pruning.repair.folding import folded
 from pruning.repair.record import Method, repair_file
@@ -360,7 +361,7 @@ class _Healing:
             copyfile(self.places.source / name, directory / name)
         self._write_repairs(directory, manifest)
         found = json.loads((directory / "removal.json").read_text(encoding="utf-8"))
-        removals = [Removal.from_dict(removal) for removal in found]
+        removals = [read_record(Removal, removal) for removal in found]
         card = model_card(manifest, removals, lineage_of(self.dense.path))
         (directory / "README.md").write_text(card, encoding="utf-8")
         write_plot(manifest, directory)

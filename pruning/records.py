@@ -1,4 +1,4 @@
-"""Stored records: read from JSON within limits, and compared with the types of their fields.
+"""Stored records: read from JSON within limits, by the types of their fields.
 
 Anyone with write access to a store can change its records, so a bad record must be an error
 that names its reason.
@@ -9,12 +9,15 @@ import json
 import os
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, BinaryIO, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, BinaryIO, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+_Record = TypeVar("_Record")
 
 MAX_BYTES = 2**24
 MAX_TEXT = 2**20  # characters of one text
@@ -71,9 +74,19 @@ def parse_record(content: bytes | str) -> dict[str, Any]:
     return parsed
 
 
+def read_record(kind: type[_Record], fields: object) -> _Record:
+    """The dataclass that ``asdict`` and JSON have made these fields of.
+
+    Raises ``InvalidRecord``, and what ``kind`` raises for values that it refuses.
+    """
+    record = _read(fields, kind, "")
+    assert isinstance(record, kind)
+    return record
+
+
 def check_record(record: object) -> None:
     """Compare all fields of a dataclass with their types. Raises ``InvalidRecord``."""
-    _check(record, type(record), "")
+    _read(record, type(record), "")
 
 
 def check_time(name: str, at: float | None) -> None:
@@ -98,49 +111,81 @@ def _types(kind: type) -> Mapping[str, Any]:
     return get_type_hints(kind)
 
 
-def _check(value: object, kind: Any, where: str) -> None:  # noqa: ANN401 - any type
+def _read(value: object, kind: Any, where: str) -> Any:  # noqa: ANN401 - any type
+    """The value as one of this kind."""
     origin = get_origin(kind)
-    if kind is Any:
-        _check_plain(value, where)
-    elif origin in (Union, UnionType):
-        _check_any_of(value, get_args(kind), where)
-    elif origin is Literal:
+    if origin in (Union, UnionType):
+        return _read_any_of(value, get_args(kind), where)
+    if origin not in (None, Literal):
+        return _read_items(value, origin, get_args(kind), where)
+    if is_dataclass(kind) and isinstance(kind, type):
+        return _read_fields(value, kind, where)
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        _expect(value in [*kind], value, f"one of {', '.join(map(str, kind))}", where)
+        return kind(value)
+    if origin is Literal:
         _expect(value in get_args(kind), value, f"one of {get_args(kind)}", where)
-    elif origin is not None:
-        _check_items(value, origin, get_args(kind), where)
-    elif is_dataclass(kind) and isinstance(kind, type):
-        _expect(type(value) is kind, value, kind.__name__, where)
-        for name, of_field in _types(kind).items():
-            if name in {each.name for each in fields(kind)}:
-                _check(getattr(value, name), of_field, f"{where}.{name}".lstrip("."))
+    elif kind is Any:
+        _check_plain(value, where)
     else:
         _check_value(value, kind, where)
+    return value
 
 
-def _check_any_of(value: object, kinds: tuple[Any, ...], where: str) -> None:
+def _read_fields(value: object, kind: type, where: str) -> object:
+    is_made = type(value) is kind
+    _expect(is_made or isinstance(value, Mapping), value, kind.__name__, where)
+    known = {each.name: getattr(value, each.name, None) for each in fields(kind)}
+    given = value if isinstance(value, Mapping) else known
+    read = {
+        name: _read(item, _types(kind)[name], f"{where}.{name}".lstrip("."))
+        for name, item in given.items()
+        if name in known
+    }
+    if is_made:
+        return value
+    try:
+        return kind(**{**given, **read})
+    except TypeError as error:  # one is missing, or unknown
+        raise InvalidRecord(str(error)) from error
+
+
+def _read_any_of(value: object, kinds: tuple[Any, ...], where: str) -> object:
     errors = []
     for kind in kinds:
         try:
-            return _check(value, kind, where)
+            return _read(value, kind, where)
         except InvalidRecord as error:
             errors.append(error)
     # of the kind that describes it best, which is not None
     raise errors[0]
 
 
-def _check_items(value: object, origin: Any, kinds: tuple[Any, ...], where: str) -> None:  # noqa: ANN401
+def _read_items(value: object, origin: Any, kinds: tuple[Any, ...], where: str) -> object:  # noqa: ANN401
     if isinstance(value, Mapping):
         _expect(issubclass(origin, Mapping), value, origin.__name__, where)
-        for key, item in value.items():
-            _check(key, kinds[0], where)
-            _check(item, kinds[1], f"{where}.{_shown(key)}")
-        return
-    _expect(isinstance(value, origin) and not isinstance(value, str), value, "a list", where)
+        return {
+            _read_key(key, kinds[0], where): _read(item, kinds[1], f"{where}.{_shown(key)}")
+            for key, item in value.items()
+        }
+    is_list = isinstance(value, tuple | list | frozenset) and not issubclass(origin, Mapping)
+    _expect(is_list, value, "a list", where)
     assert isinstance(value, tuple | list | frozenset)
     is_fixed = origin is tuple and len(kinds) > 1 and kinds[-1] is not Ellipsis
     _expect(not is_fixed or len(value) == len(kinds), value, f"{len(kinds)} values", where)
-    for number, item in enumerate(value):
-        _check(item, kinds[number] if is_fixed else kinds[0], f"{where}.{number}")
+    items = [
+        _read(item, kinds[number] if is_fixed else kinds[0], f"{where}.{number}")
+        for number, item in enumerate(value)
+    ]
+    return origin(items) if origin in (tuple, frozenset) else items
+
+
+def _read_key(key: object, kind: Any, where: str) -> Any:  # noqa: ANN401 - any type
+    """JSON has only texts as keys."""
+    if kind is int and isinstance(key, str):
+        with suppress(ValueError):
+            key = int(key)
+    return _read(key, kind, where)
 
 
 def _check_value(value: object, kind: Any, where: str) -> None:  # noqa: ANN401 - any type
@@ -156,8 +201,6 @@ def _check_value(value: object, kind: Any, where: str) -> None:  # noqa: ANN401 
         _expect(isinstance(value, str) and _is_text(value), value, "a text", where)
     else:
         _expect(isinstance(value, kind), value, kind.__name__, where)
-        if isinstance(value, str) and not isinstance(value, Enum):
-            _expect(_is_text(value), value, "a text", where)
 
 
 def _check_plain(value: object, where: str) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite, sqrt
 from statistics import fmean, stdev
-from typing import Any, Self
 
 Losses = Sequence[float]  # one per window, in nats per predicted token
 
@@ -33,13 +32,6 @@ class Removal:
     def score(self) -> float:
         """The score of the removed block, by which the round was decided."""
         return self.scores[self.block]
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Parse JSON of ``asdict``, whose keys are text."""
-        scores = {int(block): score for block, score in data["scores"].items()}
-        num_windows = {int(block): number for block, number in data["num_windows"].items()}
-        return cls(**{**data, "scores": scores, "num_windows": num_windows})
 
 
 def kept(num_blocks: int, removed: Iterable[int]) -> tuple[int, ...]:

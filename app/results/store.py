@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from app.json_file import replace_file
-from pruning.records import check_record, check_time, read_stored, reason_of
+from pruning.records import check_time, read_record, read_stored, reason_of
 
 logger = logging.getLogger(__name__)
 
@@ -160,18 +160,9 @@ def _absent(result_id: str) -> ResultNotFound:
 def _parsed(result_id: str, content: bytes) -> Result:
     """Numbers that JSON does not know, as NaN, become None."""
     data = json.loads(content, parse_constant=lambda _: None)
-    if not isinstance(data["report"], dict):
-        raise TypeError("its report is no object")
-    result = Result(
-        id=result_id,
-        kind=ResultKind(data["kind"]),
-        model=str(data["model"]),
-        headline=str(data["headline"]),
-        created_at=float(data["created_at"]),
-        report=data["report"],
-        tenants=frozenset(data.get("tenants", ())),
-    )
-    check_record(result)
+    fields = {**data, "id": result_id}
+    fields.pop("format", None)
+    result = read_record(Result, fields)
     check_time("created_at", result.created_at)
     return result
 

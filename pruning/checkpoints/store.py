@@ -20,9 +20,9 @@ from pruning.models.names import VariantName
 from pruning.models.store import DTYPE_BYTES, LoadedModel, load
 from pruning.records import (
     InvalidRecord,
-    check_record,
     check_time,
     parse_record,
+    read_record,
     read_stored,
     reason_of,
 )
@@ -122,18 +122,8 @@ class Manifest:
         data = parse_record(text)
         if "broken" in data:  # as a listing keeps those that it could not read
             raise InvalidRecord(str(data["broken"]))
-        data["quality"] = Quality.from_dict(data["quality"])
-        data["removed_blocks"] = tuple(data["removed_blocks"])
-        data["files"] = {name: FileEntry(**entry) for name, entry in data["files"].items()}
-        if data.get("repair") is not None:
-            data["repair"] = tuple(DepthRepair.from_dict(depth) for depth in data["repair"])
-        data["repair_notes"] = tuple(data.get("repair_notes", ()))
-        if data.get("block_times") is not None:
-            data["block_times"] = BlockTimes(**data["block_times"])
-        if data.get("healing") is not None:
-            data["healing"] = Healing.from_dict(data["healing"])
-        manifest = cls(**data)
-        check_record(manifest)
+        quality = Quality.from_dict(data["quality"])
+        manifest = read_record(cls, {**data, "quality": quality})
         _check_manifest(manifest)
         return manifest
 

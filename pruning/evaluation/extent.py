@@ -1,9 +1,7 @@
 """How long an evaluation went on, and why no longer, as the manifest of a checkpoint records it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 
 class Ended(StrEnum):
@@ -32,7 +30,3 @@ class Extent:
             Ended.TEXT: f"the text has no more windows, and not every ratio is known to {wanted}",
             Ended.NUMBER: "the number of windows was asked for",
         }[self.ended]
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "Extent":
-        return cls(**{**data, "ended": Ended(data["ended"])})

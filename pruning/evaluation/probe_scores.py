@@ -1,10 +1,9 @@
 """Results of the probe as data: per item, per kind, and compared between two models."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from statistics import fmean
-from typing import Any
 
 from pruning.removal import standard_error
 
@@ -53,12 +52,6 @@ class ProbeScore:
     kinds: tuple[KindScore, ...]
     digest: str
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "ProbeScore":
-        """Inverse of ``dataclasses.asdict``, through JSON as well."""
-        kinds = (KindScore(**{**kind, "kind": Kind(kind["kind"])}) for kind in data["kinds"])
-        return cls(**{**data, "kinds": tuple(kinds)})
-
 
 def summary(answers: Sequence[ItemResult], items_digest: str) -> ProbeScore:
     asked = {answer.kind for answer in answers}
@@ -82,12 +75,6 @@ class ProbeComparison:
     pruned: ProbeScore
     drop: float
     standard_error: float
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "ProbeComparison":
-        """Inverse of ``dataclasses.asdict``, through JSON as well."""
-        scores = {name: ProbeScore.from_dict(data[name]) for name in ("dense", "pruned")}
-        return cls(**{**data, **scores})
 
 
 def compare(

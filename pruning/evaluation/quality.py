@@ -15,6 +15,7 @@ from pruning.evaluation.probe_scores import ProbeComparison
 from pruning.evaluation.samples import Sample
 from pruning.evaluation.zero_shot_scores import ZeroShot
 from pruning.plural import counted
+from pruning.records import read_record
 from pruning.removal import Losses, paired_gaps
 from pruning.student_t import quantile
 
@@ -268,17 +269,7 @@ class DomainQuality:
         healed = data.get("healed") or ()
         if isinstance(healed, Mapping):
             healed = [*(None for _ in data["raw"][1:]), healed]
-        control = data.get("control")
-        return cls(
-            **{
-                **data,
-                "dense": Measured(**data["dense"]),
-                "raw": tuple(Measured(**found) for found in data["raw"]),
-                "repaired": tuple(found and Measured(**found) for found in data["repaired"]),
-                "healed": tuple(found and Measured(**found) for found in healed),
-                "control": None if control is None else Measured(**control),
-            }
-        )
+        return read_record(cls, {**data, "healed": healed})
 
 
 @dataclass(frozen=True)
@@ -317,19 +308,8 @@ class Quality:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Quality":
         """Parse JSON. Fields that older releases did not write may be missing."""
-        return cls(
-            losses=tuple(data["losses"]),
-            perplexities=tuple(data["perplexities"]),
-            evaluated_on=data["evaluated_on"],
-            probe=ProbeComparison.from_dict(probe) if (probe := data.get("probe")) else None,
-            warnings=tuple(data.get("warnings", ())),
-            quantized=Quantized(**given) if (given := data.get("quantized")) else None,
-            zero_shot=ZeroShot.from_dict(asked) if (asked := data.get("zero_shot")) else None,
-            domains=tuple(map(DomainQuality.from_dict, data.get("domains", ()))),
-            raw_perplexities=tuple(data.get("raw_perplexities", ())),
-            extent=Extent.from_dict(extent) if (extent := data.get("extent")) else None,
-            samples=tuple(map(Sample.from_dict, data.get("samples", ()))),
-        )
+        domains = tuple(map(DomainQuality.from_dict, data.get("domains", ())))
+        return read_record(cls, {**data, "domains": domains})
 
 
 def perplexity_of(loss: float) -> float:

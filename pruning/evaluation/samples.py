@@ -1,8 +1,6 @@
 """Sample texts: how a pruned model continues a few prompts, beside the dense one. No torch here."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 PROMPTS = (
     "The capital of France is",
@@ -19,7 +17,3 @@ class Sample:
     prompt: str
     dense: str
     pruned: str
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "Sample":
-        return cls(**data)

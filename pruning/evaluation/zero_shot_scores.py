@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 PAPER_TASKS = ("piqa", "winogrande", "hellaswag", "arc_easy", "arc_challenge")
 
@@ -35,13 +34,6 @@ class ZeroShot:
     @property
     def pruned_mean(self) -> float | None:
         return mean_accuracy(self.pruned)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "ZeroShot":
-        dense, pruned = (
-            tuple(TaskScore(**score) for score in data[name]) for name in ("dense", "pruned")
-        )
-        return cls(dense, pruned)
 
 
 def mean_accuracy(scores: Sequence[TaskScore]) -> float | None:

@@ -1,9 +1,7 @@
 """How far a training is, as data. Knows no torch, so that what follows a job stays light."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -19,11 +17,6 @@ class Check:
     loss: float
     by_domain: Mapping[str, float]
     by_depth: tuple[float, ...] = ()
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Parse JSON of ``asdict``. Older records have no depths."""
-        return cls(**{**data, "by_depth": tuple(data.get("by_depth", ()))})
 
 
 @dataclass(frozen=True)
@@ -56,12 +49,3 @@ class Progress:
     def best(self) -> Check:
         """The check with the lowest loss, the first of equal ones."""
         return min(self.checks, key=lambda check: check.loss)
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        data = json.loads(text)
-        checks = tuple(Check.from_dict(check) for check in data["checks"])
-        return cls(**{**data, "losses": tuple(data["losses"]), "checks": checks})

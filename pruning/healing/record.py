@@ -1,8 +1,7 @@
 """The healing of a checkpoint as its manifest records it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 from pruning.healing.progress import Check, Progress
 from pruning.repair.record import Method
@@ -50,13 +49,6 @@ class Run:
             progress.losses,
         )
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Parse JSON of ``asdict``."""
-        checks = tuple(Check.from_dict(check) for check in data["checks"])
-        best = Check.from_dict(data["best"])
-        return cls(**{**data, "best": best, "checks": checks, "losses": tuple(data["losses"])})
-
 
 @dataclass(frozen=True)
 class Healing:
@@ -79,20 +71,6 @@ class Healing:
     def is_elastic(self) -> bool:
         """Whether one adapter heals every prefix of the removal order."""
         return self.settings.depths is Depths.ALL
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Parse JSON of ``asdict``."""
-        return cls(
-            parent=data["parent"],
-            settings=Heal.from_dict(data["settings"]),
-            method=Method(data["method"]),
-            run=Run.from_dict(data["run"]),
-            control=Run.from_dict(control) if (control := data["control"]) else None,
-            texts=tuple(TrainedText(**text) for text in data["texts"]),
-            changed=tuple(data["changed"]),
-            num_bytes=data["num_bytes"],
-        )
 
 
 def check_healable(name: str, healing: Healing | None) -> None:

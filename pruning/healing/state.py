@@ -3,9 +3,10 @@
 It has tensors and numbers in safetensors' format: nothing is unpickled.
 """
 
+import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from pruning.healing.progress import Progress
+from pruning.records import parse_record, read_record
 
 
 class TrainingNotSaved(RuntimeError):
@@ -51,7 +53,7 @@ def save_state(path: Path, state: TrainingState) -> None:
     }
     staged = path.with_suffix(".part")
     try:
-        save_file(tensors, staged, metadata={_STATE: state.progress.to_json()})
+        save_file(tensors, staged, metadata={_STATE: json.dumps(asdict(state.progress))})
         with staged.open("rb") as file:
             os.fsync(file.fileno())
         staged.replace(path)
@@ -69,7 +71,7 @@ def read_state(path: Path, digest: str) -> TrainingState | None:
     parts: dict[str, dict[str, torch.Tensor]] = {part: {} for part in _PARTS}
     try:
         with safe_open(path, framework="pt") as opened:
-            progress = Progress.from_json(opened.metadata()[_STATE])
+            progress = read_record(Progress, parse_record(opened.metadata()[_STATE]))
             if progress.digest != digest:
                 return None
             for name in opened.keys():  # noqa: SIM118 - not a mapping

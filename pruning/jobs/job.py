@@ -5,13 +5,14 @@ Plain data without Redis, HTTP or torch. ``store.py`` keeps it.
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
 from pruning.models.names import VariantName
+from pruning.records import read_record
 from pruning.spec.prune import PruneSpec
 
 JOB_ID = re.compile(r"prn-[0-9a-f]{21}")
@@ -43,14 +44,6 @@ class Webhook:
 
     url: str
     events: tuple[WebhookEvent, ...] = FINAL_EVENTS
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> "Webhook":
-        fields = json.loads(text)
-        return cls(fields["url"], tuple(WebhookEvent(event) for event in fields["events"]))
 
 
 class JobStatus(StrEnum):
@@ -134,8 +127,6 @@ class JobNotFound(LookupError):
         self.job_id = job_id
 
 
-_COUNTS = ("priority", "attempt", "num_lost", "num_halvings")
-_OPTIONAL_TEXTS = ("source", "search_of", "worker", "pruned_model", "owner")  # of a record
 _EXPECTED = MappingProxyType(
     {
         "cancel": "expected a job that has not ended",
@@ -268,37 +259,43 @@ class Job:
     def from_fields(cls, fields: Mapping[str, str]) -> "Job":
         """Parse a record of text fields. A missing or empty field has no value yet."""
         spec = PruneSpec.from_dict(json.loads(fields["spec"]))
+        values = {name: read(text) for name, read in _FIELDS.items() if (text := fields.get(name))}
+        sinks = {
+            sink: read_record(SinkState, json.loads(text))
+            for sink in Sink
+            if (text := fields.get(sink.field))
+        }
         return cls(
             id=fields["id"],
             model=spec.model,
             spec=spec,
             status=JobStatus(fields["status"]),
             created_at=float(fields["created_at"]),
-            status_since=_number(fields, "status_since"),
-            pause_requested_at=_number(fields, "pause_requested_at"),
-            phase=Phase(phase) if (phase := fields.get("phase")) else None,
             progress=_progress(fields),
             repair_progress=_repair_progress(fields),
-            heal_progress=_heal_progress(fields),
             pace=_pace(fields),
-            removed_blocks=tuple(int(block) for block in fields.get("removed_blocks", "").split()),
-            losses=tuple(float(loss) for loss in fields.get("losses", "").split()),
-            dense_loss=_number(fields, "dense_loss"),
-            lost_in=Phase(lost_in) if (lost_in := fields.get("lost_in")) else None,
-            started_at=_number(fields, "started_at"),
-            finished_at=_number(fields, "finished_at"),
             estimated_finish=_estimated_finish(fields),
-            error=JobError(**json.loads(error)) if (error := fields.get("error")) else None,
-            metadata=json.loads(fields.get("metadata") or "{}"),
-            webhook=Webhook.from_json(text) if (text := fields.get("webhook")) else None,
-            held_at=int(held_at) if (held_at := fields.get("held_at")) else None,
-            sinks={
-                sink: SinkState(**json.loads(text))
-                for sink in Sink
-                if (text := fields.get(sink.field))
-            },
-            **_plain(fields),
+            sinks=sinks,
+            **values,
         )
+
+
+# what reads each text of a record that stands for one field of a job
+_FIELDS: Mapping[str, Callable[[str], Any]] = MappingProxyType(
+    {
+        **dict.fromkeys(("priority", "attempt", "num_lost", "num_halvings", "held_at"), int),
+        **dict.fromkeys(("source", "search_of", "worker", "pruned_model", "owner"), str),
+        **dict.fromkeys(("status_since", "pause_requested_at", "dense_loss"), float),
+        **dict.fromkeys(("started_at", "finished_at"), float),
+        **dict.fromkeys(("phase", "lost_in"), Phase),
+        "removed_blocks": lambda text: tuple(map(int, text.split())),
+        "losses": lambda text: tuple(map(float, text.split())),
+        "heal_progress": lambda text: read_record(HealProgress, json.loads(text)),
+        "error": lambda text: JobError(**json.loads(text)),  # its message may be no text yet
+        "metadata": json.loads,
+        "webhook": lambda text: read_record(Webhook, json.loads(text)),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -326,12 +323,6 @@ def stop_request(status: JobStatus, *, is_pausing: bool) -> StopRequest | None:
     return StopRequest.PAUSE if is_pausing else None
 
 
-def _plain(fields: Mapping[str, str]) -> dict[str, Any]:
-    """The counts and texts that are in the record as they are."""
-    counts = {name: int(fields.get(name) or 0) for name in _COUNTS}
-    return counts | {name: fields.get(name) or None for name in _OPTIONAL_TEXTS}
-
-
 def _number(fields: Mapping[str, str], name: str) -> float | None:
     return float(text) if (text := fields.get(name)) else None
 
@@ -353,10 +344,6 @@ def _pace(fields: Mapping[str, str]) -> Pace:
 def _repair_progress(fields: Mapping[str, str]) -> RepairProgress | None:
     done, total = fields.get("repair_steps_done"), fields.get("repair_steps_total")
     return RepairProgress(int(done), int(total)) if done and total else None
-
-
-def _heal_progress(fields: Mapping[str, str]) -> HealProgress | None:
-    return HealProgress(**json.loads(text)) if (text := fields.get("heal_progress")) else None
 
 
 MIN_FOR_PACE = 3  # evaluations or steps: a single one says little of the others
@@ -388,7 +375,8 @@ def _end_of_repair(fields: Mapping[str, str]) -> float | None:
 
 def _end_of_healing(fields: Mapping[str, str]) -> float | None:
     """Of the training that is running: the control follows that of the healed model."""
-    progress, last = _heal_progress(fields), _number(fields, "healed_at")
+    text, last = fields.get("heal_progress"), _number(fields, "healed_at")
+    progress: HealProgress | None = _FIELDS["heal_progress"](text) if text else None
     if progress is None or not last or not progress.ratio:
         return None
     return last + progress.seconds * (1 - progress.ratio) / progress.ratio

@@ -18,7 +18,7 @@ from pruning.jobs.job import Job, WebhookEvent
 from pruning.jobs.keys import ATTEMPTS, MESSAGES, OUTBOX
 from pruning.jobs.record import stored_job
 from pruning.jobs.redis import each_of, redis_errors_translated
-from pruning.records import InvalidRecord, check_record, check_time, parse_record, reason_of
+from pruning.records import InvalidRecord, check_time, parse_record, read_record, reason_of
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Message:
 
     id: str
     job_id: str
-    type: str
+    type: WebhookEvent
     created_at: float
     num_attempts: int  # failed ones
     record: Mapping[str, str]
@@ -78,7 +78,7 @@ class DeliveryAttempt:
     """
 
     message_id: str
-    type: str
+    type: WebhookEvent
     number: int  # 1 for the first
     at: float
     duration_s: float
@@ -153,15 +153,8 @@ def _message(message_id: bytes, text: object) -> Message:
     if not isinstance(text, bytes):
         raise InvalidRecord(str(text))  # an error of Redis
     fields = parse_record(text)
-    message = Message(
-        id=message_id.decode(),
-        job_id=_job_id(message_id),
-        type=fields["type"],
-        created_at=float(fields["created_at"]),
-        num_attempts=fields["num_attempts"],
-        record=fields["record"],
-    )
-    check_record(message)
+    own = {"id": message_id.decode(), "job_id": _job_id(message_id)}
+    message = read_record(Message, {**fields, **own, "created_at": float(fields["created_at"])})
     check_time("created_at", message.created_at)
     return message
 
@@ -169,10 +162,7 @@ def _message(message_id: bytes, text: object) -> Message:
 def _attempt(job_id: str, entry: bytes) -> DeliveryAttempt | None:
     """The attempt of an entry; None if it is broken."""
     try:
-        attempt = DeliveryAttempt(**parse_record(entry))
-        check_record(attempt)
-        WebhookEvent(attempt.type)
-    except (ValueError, TypeError) as error:
+        return read_record(DeliveryAttempt, parse_record(entry))
+    except ValueError as error:
         logger.warning("an attempt for a message of job %s is broken: %s", job_id, reason_of(error))
         return None
-    return attempt

@@ -77,7 +77,7 @@ def new_record(
         "status_since": str(now),
         "priority": str(priority),
         "metadata": json.dumps(dict(metadata)),
-        "webhook": webhook.to_json() if webhook else "",
+        "webhook": json.dumps(asdict(webhook)) if webhook else "",
         "source": source or "",
         "owner": owner or "",
     }

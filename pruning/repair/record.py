@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Self
 
 FOLDER = "repair"
 
@@ -43,12 +42,3 @@ class DepthRepair:
     method: Method
     num_bytes: int
     gains: Mapping[Method, Mapping[str, Gain]]
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Parse JSON of ``asdict``."""
-        found = {
-            Method(method): {domain: Gain(**gain) for domain, gain in of.items()}
-            for method, of in data["gains"].items()
-        }
-        return cls(data["num_removed"], Method(data["method"]), data["num_bytes"], found)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 
 from pruning.models.block_times import BlockTimes
-from pruning.records import InvalidRecord, check_record, parse_record, reason_of
+from pruning.records import InvalidRecord, check_record, parse_record, read_record, reason_of
 from pruning.removal import Losses, Removal
 
 logger = logging.getLogger(__name__)
@@ -39,11 +39,8 @@ class SearchPlan:
 
     @classmethod
     def from_json(cls, text: str) -> "SearchPlan":
-        """Raises ``ValueError`` or ``TypeError``."""
-        fields = parse_record(text)
-        times = fields.pop("times", None)
-        plan = cls(**fields, times=BlockTimes(**times) if times else None)
-        check_record(plan)
+        """Raises ``ValueError``."""
+        plan = read_record(cls, parse_record(text))
         if plan.num_remove < 1 or not (plan.times is None or plan.times.is_plausible):
             raise InvalidRecord("it is the plan of no search")
         return plan
@@ -130,8 +127,7 @@ class SearchState:
 
 
 def _decision(text: str) -> Removal:
-    removal = Removal.from_dict(parse_record(text))
-    check_record(removal)
+    removal = read_record(Removal, parse_record(text))
     if removal.block not in removal.scores or removal.scores.keys() != removal.num_windows.keys():
         raise InvalidRecord("it has no score of the block that it removes")
     return removal

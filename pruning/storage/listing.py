@@ -15,7 +15,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from pruning.checkpoints.store import CheckpointCorrupt, Manifest, is_checkpoint_name
-from pruning.records import check_record, parse_record, read_stored
+from pruning.records import parse_record, read_record, read_stored
 from pruning.storage.store import ObjectMissing, ObjectStore
 from pruning.storage.transfer import received_manifest
 
@@ -95,10 +95,8 @@ class Listing:
 
     def _index(self) -> _Index:
         try:
-            index = _Index(**parse_record(read_stored(self._folder / _INDEX)))
-            check_record(index)
-            return index
-        except (OSError, ValueError, TypeError):
+            return read_record(_Index, parse_record(read_stored(self._folder / _INDEX)))
+        except (OSError, ValueError):
             return _Index()
 
     def _file(self, name: str) -> Path:

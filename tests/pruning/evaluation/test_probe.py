@@ -27,6 +27,7 @@ from pruning.evaluation.probe_scores import (
 from pruning.models.forward import InMemoryForward, StreamedForward
 from pruning.models.store import LoadedModel
 from pruning.models.streaming import StreamedModel
+from pruning.records import read_record
 from tests.support.tiny import generated
 
 ITEMS = probe_items()
@@ -175,7 +176,7 @@ def test_a_score_is_a_mean_of_kinds_and_says_how_sure_it_is() -> None:
     assert score.kinds[0].standard_error == pytest.approx(0.5 / sqrt(3))
     assert score.score == 0.25
     assert score.standard_error == pytest.approx(0.5 / sqrt(3) / 2)
-    assert ProbeScore.from_dict(json.loads(json.dumps(asdict(score)))) == score
+    assert read_record(ProbeScore, json.loads(json.dumps(asdict(score)))) == score
 
 
 _ANSWERS = st.lists(st.tuples(st.sampled_from(Kind), *[st.booleans()] * 4), min_size=1)
@@ -193,4 +194,4 @@ def test_a_drop_is_the_difference_of_the_scores(
     assert found.drop == pytest.approx(found.dense.score - found.pruned.score)
     same = compare(dense, dense, "d")
     assert (same.drop, same.standard_error) == (0, 0)
-    assert ProbeComparison.from_dict(json.loads(json.dumps(asdict(found)))) == found
+    assert read_record(ProbeComparison, json.loads(json.dumps(asdict(found)))) == found

@@ -11,6 +11,7 @@ import pytest
 
 from pruning.data.calibration import calibrate
 from pruning.models.store import ModelStore
+from pruning.records import read_record
 from pruning.removal import Removal, kept
 from pruning.search.dense_model import DenseModel, Resources, load_dense_model
 from pruning.search.objective import Objective
@@ -137,7 +138,7 @@ def test_a_mix_has_the_loss_of_each_domain(
     resumed = search(spec, dense, windows, Recorder(), state)
     assert resumed[0] is removals[0]
     assert resumed[1].dense_domain_losses == dense_losses
-    restored = Removal.from_dict(json.loads(json.dumps(asdict(removals[0]))))
+    restored = read_record(Removal, json.loads(json.dumps(asdict(removals[0]))))
     assert restored == removals[0]
     alone = replace(spec, calibration=dogs)
     for removal in found(alone, dense):
