@@ -59,7 +59,6 @@ def heal_checkpoint(
     heal: Heal,
     places: HealedPlaces,
     *,
-    name: str,
     models: ModelStore,
     observer: Observer,
     resources: Resources | None = None,
@@ -70,7 +69,7 @@ def heal_checkpoint(
     peers: Peers = ALONE,
     tenant: str | None = None,
 ) -> Manifest:
-    """Heal the checkpoint at ``places.source`` and publish the result ``name``.
+    """Heal the checkpoint at ``places.source`` and publish the result at ``places.target``.
 
     A training that was interrupted goes on where its file says, and a result that is there already
     is kept. It belongs to ``tenant``, or else to that of the source. Waits ``patience_s`` for
@@ -91,7 +90,7 @@ def heal_checkpoint(
         if manifest is None:
             dense = _parent_of(source, models, resources or Resources())
             run = _begun(heal, source, places, dense, observer, peers)
-            manifest = _published(run, name, confirm, how, overwrite=overwrite)
+            manifest = _published(run, confirm, how, overwrite=overwrite)
         places.discard_state()
         return manifest
 
@@ -132,7 +131,7 @@ def _begun(
 
 
 def _published(
-    run: "_Healing", name: str, confirm: Callable[[], object], how: Verify, *, overwrite: bool
+    run: "_Healing", confirm: Callable[[], object], how: Verify, *, overwrite: bool
 ) -> Manifest:
     """Train, measure and publish."""
     heal, observer = run.heal, run.observer
@@ -145,7 +144,7 @@ def _published(
         observer.warned(warning)
     observer.phase("publish")
     run = run.to_publish()
-    manifest = run.manifest(name, quality, model, control)
+    manifest = run.manifest(quality, model, control)
     write = partial(run.write, manifest=manifest, model=model, control=control)
     check = partial(run.verify, model=model, how=how, ask=confirm)
     return publish(run.places.target, manifest, write, confirm, check, overwrite=overwrite)
@@ -312,15 +311,13 @@ class _Healing:
         dense = load_dense_model(self.dense.path, Resident.MODEL, self.dense.resources, dtype=dtype)
         return replace(self, dense=dense)
 
-    def manifest(
-        self, name: str, quality: Quality, model: _Trained, control: _Trained | None
-    ) -> Manifest:
+    def manifest(self, quality: Quality, model: _Trained, control: _Trained | None) -> Manifest:
         itemsize = self.dense.model.dtype.itemsize
         changed = tuple(sorted(self.changed(model.tensors)))
         sizes = (self.dense.model.get_parameter(each).numel() for each in changed)
         return replace(
             self.source,
-            name=name,
+            name=self.places.target.name,
             quality=quality,
             repair=self.source.repair if self.is_elastic else None,
             files={},

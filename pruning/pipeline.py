@@ -36,7 +36,7 @@ from pruning.evaluation.assess import assess, prepare
 from pruning.evaluation.quality import Quality
 from pruning.extras import require_extra
 from pruning.heal_checkpoint import heal_checkpoint
-from pruning.healing.places import healed_beside
+from pruning.healing.places import HealedPlaces, healed_beside
 from pruning.models.block_times import BlockTimes
 from pruning.models.blocks import NO_OWN, Own, num_blocks, view
 from pruning.models.lineage import lineage_of
@@ -46,7 +46,6 @@ from pruning.models.memory import (
     release_cache,
     shortage,
 )
-from pruning.models.names import healed_name
 from pruning.models.safetensors_headers import fingerprint
 from pruning.models.store import ModelStore, copy_companions, num_parameters, read_config
 from pruning.removal import Removal, kept
@@ -105,32 +104,32 @@ def prune(
     if spec.heal is None:
         return manifest
     how = (models, observer, resources, confirm, verify)
-    return _healed(spec.heal, name, target, *how, overwrite=overwrite)
+    return heal_again(spec.heal, healed_beside(target), *how, overwrite=overwrite)
 
 
-def _healed(
+def heal_again(
     heal: Heal,
-    name: str,
-    target: Path,
+    places: HealedPlaces,
     models: ModelStore,
     observer: Observer,
     resources: Resources,
     confirm: Callable[[], object],
     verify: Verify,
     *,
-    overwrite: bool,
+    overwrite: bool = False,
+    tenant: str | None = None,
 ) -> Manifest:
-    places = healed_beside(target)
+    """As ``heal_checkpoint``, but what other settings have healed there is replaced."""
     return heal_checkpoint(
         heal,
         places,
-        name=healed_name(name),
         models=models,
         observer=observer,
         resources=resources,
         confirm=confirm,
         how=verify,
-        overwrite=overwrite or is_healed_otherwise(places.target, name, heal),
+        overwrite=overwrite or is_healed_otherwise(places.target, places.source.name, heal),
+        tenant=tenant,
     )
 
 

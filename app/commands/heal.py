@@ -75,7 +75,6 @@ def _run(
         healed = heal_checkpoint(
             heal,
             places,
-            name=out.name,
             models=models,
             observer=bar,
             resources=resources,

@@ -59,6 +59,11 @@ _HINT = (
 )
 
 
+def exhausted_memory(error: Exception) -> str | None:
+    """Which memory has run out, and by how much, if one has."""
+    return shortage(error) if is_out_of_memory(error) else None
+
+
 def describe(error: Exception) -> JobError:
     """Describe ``error`` for clients. The message of an unexpected error stays in the log."""
     if isinstance(error, CalibrationError):

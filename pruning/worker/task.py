@@ -121,14 +121,14 @@ def _outcome(
     except (StaleAttempt, JobStoreUnavailable, WorkerStopping):
         raise
     except Exception as error:
-        from pruning.worker.run import failure_of  # noqa: PLC0415 - imports torch, in seconds
+        from pruning.worker.failures import describe, exhausted_memory  # noqa: PLC0415 - torch
 
         logger.exception("job %s failed", job.id)
-        failure = failure_of(error)
-        if failure.exhausted_memory is not None and not job.num_halvings:
-            reason = f"{failure.exhausted_memory}: trying again with half the batch"
+        memory, described = exhausted_memory(error), describe(error)
+        if memory is not None and not job.num_halvings:
+            reason = f"{memory}: trying again with half the batch"
             return lambda: store.short_of_memory(job.id, reason, job.attempt)
-        return lambda: store.fail(job.id, failure.error, job.attempt)
+        return lambda: store.fail(job.id, described, job.attempt)
     return lambda: store.succeed(job.id, pruned_model, job.attempt, sinks)
 
 

@@ -70,7 +70,7 @@ asked = {
     "eval": require_lm_eval,
     "gcs": lambda: file_system(StoreUrl.parse("gs://bucket/folder")),
     "gguf": lambda: ensure_demo_model(Path("models")),
-    "heal": lambda: heal_checkpoint(None, None, name="", models=None, observer=None),
+    "heal": lambda: heal_checkpoint(None, None, models=None, observer=None),
     "mlflow": lambda: MlflowRuns("http://127.0.0.1:1", "", None, str, None),
     "otel": lambda: _tracing(settings),
     "plots": lambda: plot_models(settings, [], Path("plot.png")),

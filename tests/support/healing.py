@@ -90,7 +90,6 @@ def heal_tiny(
     return heal_checkpoint(
         heal,
         HealedPlaces(checkpoints / NAME, checkpoints / name, data_dir / "searches" / name),
-        name=name,
         models=ModelStore(data_dir / "models"),
         observer=observer,
         patience_s=patience_s,

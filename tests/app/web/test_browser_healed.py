@@ -59,7 +59,6 @@ def healed_job(settings: ServeSettings, job_store: JobStore) -> str:
     heal_checkpoint(
         HEAL,
         HealedPlaces(checkpoints / name, target, settings.data_dir / "searches" / name),
-        name=target.name,
         models=ModelStore(settings.models_dir),
         observer=Recorder(),
     )
