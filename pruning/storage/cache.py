@@ -10,12 +10,10 @@ import fcntl
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from io import BufferedRandom
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 from uuid import uuid4
 
 from pruning.checkpoints.store import MANIFEST, FileEntry, Manifest
@@ -48,7 +46,7 @@ class Wanted:
         return {file: self.manifest.files[file] for file in self.files}
 
 
-class Pin:
+class Pin(AbstractContextManager["Pin"]):
     """A folder whose files stay until ``release``."""
 
     def __init__(self, path: Path, lock: BufferedRandom) -> None:
@@ -58,15 +56,7 @@ class Pin:
     def release(self) -> None:
         self._lock.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.release()
 
 
@@ -79,14 +69,10 @@ class CheckpointCache:
 
     def has(self, wanted: Wanted) -> bool:
         folder = self.root / wanted.key
-        try:
+        with suppress(OSError):
             is_current = (folder / MANIFEST).read_bytes() == wanted.content
-            sizes = {file: (folder / file).stat().st_size for file in wanted.files}
-        except OSError:
-            return False
-        return is_current and all(
-            sizes[file] == entry.num_bytes for file, entry in wanted.entries.items()
-        )
+            return is_current and not _missing(folder, wanted)
+        return False
 
     def hold(self, wanted: Wanted, fetch: Fetch) -> Pin:
         """The folder with these files, which ``fetch(entry, target)`` writes if they are missing.
@@ -144,11 +130,7 @@ class CheckpointCache:
         (folder / MANIFEST).write_bytes(wanted.content)
         for leftover in (*folder.rglob("*.part"), *folder.glob(_RESERVED)):
             leftover.unlink()
-        return {
-            file: entry
-            for file, entry in wanted.entries.items()
-            if not _has_size(folder / file, entry.num_bytes)
-        }
+        return _missing(folder, wanted)
 
     def _make_room(self, needed: int, keep: str) -> None:
         """Remove the folders that were not used for longest. Raises ``NoRoomInCache``."""
@@ -221,6 +203,15 @@ def _full_disk_reported(root: Path) -> Iterator[None]:
         raise NoRoomInCache(
             f"the disk of {root} is full: free some space, or lower SLEB_STORE_CACHE_BYTES"
         ) from error
+
+
+def _missing(folder: Path, wanted: Wanted) -> dict[str, FileEntry]:
+    """The files that are not in the folder as a whole."""
+    return {
+        file: entry
+        for file, entry in wanted.entries.items()
+        if not _has_size(folder / file, entry.num_bytes)
+    }
 
 
 def _has_size(file: Path, num_bytes: int) -> bool:

@@ -17,8 +17,6 @@ from pruning.checkpoints.store import (
     CheckpointCorrupt,
     CheckpointNotFound,
     CheckpointStore,
-    FileEntry,
-    Manifest,
     is_checkpoint_name,
     open_checkpoint,
     parse_manifest,
@@ -96,51 +94,49 @@ class StoredCheckpoints(CheckpointStore):
         return super().holds(name) or self.listing.holds(name)
 
     def content(self, name: str) -> bytes:
-        found = self._remote(name)
-        return super().content(name) if found is None else found[1]
+        stored = self._stored(name)
+        return super().content(name) if stored is None else stored.content
 
     def is_here(self, name: str) -> bool:
-        found = self._remote(name)
-        if found is None:
-            return super().is_here(name)
-        return self._cache.has(self._wanted(name, *found, files=None))
+        stored = self._stored(name)
+        return super().is_here(name) if stored is None else self._cache.has(stored)
 
     @contextmanager
     def held(self, name: str, files: Collection[str] | None = None) -> Iterator[Path]:
-        found = self._remote(name)
-        if found is None:
+        stored = self._stored(name, files)
+        if stored is None:
             with super().held(name, files) as path:
                 yield path
             return
-        with self._pin(name, *found, files=files) as pin:
+        with self._pin(stored) as pin:
             yield pin.path
 
     def directory(self, name: str) -> Path:
-        found = self._remote(name)
-        if found is None:
+        stored = self._stored(name)
+        if stored is None:
             return super().directory(name)
-        pin = self._pin(name, *found, files=None)
+        pin = self._pin(stored)
         atexit.register(pin.release)  # which also keeps the lock from being collected
         return pin.path
 
     def open(self, name: str, *, device: str = "auto") -> LoadedModel:
         """Load a checkpoint after verifying it. Its files stay as long as the model is loaded."""
-        found = self._remote(name)
-        if found is None:
+        stored = self._stored(name)
+        if stored is None:
             return super().open(name, device=device)
         try:
-            return self._open(name, *found, device)
+            return self._open(stored, device)
         except CheckpointCorrupt:
             # what was fetched has changed on this disk: fetch it once more
-            if not self._cache.drop(self._wanted(name, *found, files=None).key):
+            if not self._cache.drop(stored.key):
                 raise
-            return self._open(name, *found, device)
+            return self._open(stored, device)
 
     def repair(self, name: str, num_removed: int) -> "Repaired | None":
-        found = self._remote(name)
-        if found is None:
+        stored = self._stored(name)
+        if stored is None:
             return super().repair(name, num_removed)
-        manifest = found[0]
+        manifest = stored.manifest
         is_alone = manifest.healing is None and repair_file(num_removed) in manifest.files
         with self.held(name, [repair_file(num_removed)] if is_alone else None) as path:
             return repair_of(path, num_removed)
@@ -150,10 +146,10 @@ class StoredCheckpoints(CheckpointStore):
         if not is_checkpoint_name(name):
             return
         self.store.delete(name)
-        found = self._remote(name)
+        stored = self._stored(name)
         self.listing.forget(name)
-        if found is not None:
-            self._cache.drop(self._wanted(name, *found, files=None).key)
+        if stored is not None:
+            self._cache.drop(stored.key)
         super().delete(name)
 
     def refresh(self) -> None:
@@ -165,35 +161,25 @@ class StoredCheckpoints(CheckpointStore):
         if self._refreshing.acquire(timeout=wait_s):
             self._refresh_in_background(0.0).join(max(0.0, until_s - time.monotonic()))
 
-    def _remote(self, name: str) -> tuple[Manifest, bytes] | None:
-        """The manifest of one that is only in the store, and its content."""
+    def _stored(self, name: str, files: Collection[str] | None = None) -> Wanted | None:
+        """One that is only in the store, with all of its files or with these."""
         if super().holds(name) or (content := self.listing.content(name)) is None:
             return None
-        return parse_manifest(content, f"{self.store.url}: the manifest of {name}"), content
-
-    def _wanted(
-        self, name: str, manifest: Manifest, content: bytes, *, files: Collection[str] | None
-    ) -> Wanted:
-        digest = hashlib.sha256(content).hexdigest()[:12]
-        chosen = manifest.files.keys() if files is None else files
-        return Wanted(f"{self._key}-{digest}-{name}", manifest, content, tuple(chosen))
-
-    def _pin(
-        self, name: str, manifest: Manifest, content: bytes, *, files: Collection[str] | None
-    ) -> Pin:
+        manifest = parse_manifest(content, f"{self.store.url}: the manifest of {name}")
         if unknown := set(files or ()) - manifest.files.keys():
             raise CheckpointNotFound(f"{name} has no file {min(unknown)[:128]!r}")
-        wanted = self._wanted(name, manifest, content, files=files)
+        digest = hashlib.sha256(content).hexdigest()[:12]
+        chosen = tuple(manifest.files if files is None else files)
+        return Wanted(f"{self._key}-{digest}-{name}", manifest, content, chosen)
+
+    def _pin(self, stored: Wanted) -> Pin:
         try:
-            return self._cache.hold(wanted, partial(self._fetch, name))
+            return self._cache.hold(stored, partial(receive, self.store, stored.manifest.name))
         except (ObjectMissing, ObjectCorrupt) as error:
             raise CheckpointCorrupt(str(error)) from error
 
-    def _fetch(self, name: str, entry: FileEntry, target: Path) -> None:
-        receive(self.store, name, entry, target)
-
-    def _open(self, name: str, manifest: Manifest, content: bytes, device: str) -> LoadedModel:
-        pin = self._pin(name, manifest, content, files=None)
+    def _open(self, stored: Wanted, device: str) -> LoadedModel:
+        pin = self._pin(stored)
         try:
             loaded = open_checkpoint(pin.path, device=device)
         except BaseException:
