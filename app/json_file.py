@@ -1,30 +1,15 @@
 """Small files of the data directory that several processes read. They are replaced as a whole."""
 
 import json
-import os
-import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from filelock import FileLock
 
-from pruning.records import read_stored
+from pruning.records import read_stored, replace_file
 
 _Content = TypeVar("_Content")
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Replace the file atomically. Only its owner may read it."""
-    staged = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        with os.fdopen(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as to:
-            to.write(content)
-            to.flush()
-            os.fsync(to.fileno())
-        staged.replace(path)
-    finally:
-        staged.unlink(missing_ok=True)
 
 
 class JsonFile(Generic[_Content]):

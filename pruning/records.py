@@ -1,4 +1,4 @@
-"""Stored records: read from JSON within limits, by the types of their fields.
+"""Stored records: files, and JSON that is read within limits, by the types of its fields.
 
 Anyone with write access to a store can change its records, so a bad record must be an error
 that names its reason.
@@ -7,6 +7,7 @@ that names its reason.
 import errno
 import json
 import os
+import secrets
 import stat
 from collections.abc import Mapping
 from contextlib import suppress
@@ -57,6 +58,19 @@ def open_stored(path: Path, *, is_link_allowed: bool = True) -> BinaryIO:
         return file
     file.close()
     raise OSError(errno.EINVAL, "it is no regular file", str(path))
+
+
+def replace_file(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """Replace the file atomically. Only its owner may read it, unless the ``mode`` allows more."""
+    staged = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        with os.fdopen(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as to:
+            to.write(content)
+            to.flush()
+            os.fsync(to.fileno())
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
 
 
 def parse_record(content: bytes | str) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from pathlib import Path
 from filelock import FileLock
 
 from app.auth.keys import ApiKey, KeyFile
-from app.json_file import JsonFile, replace_file
-from pruning.records import MAX_INTEGER, InvalidRecord, parse_record, read_stored
+from app.json_file import JsonFile
+from pruning.records import MAX_INTEGER, InvalidRecord, parse_record, read_stored, replace_file
 
 logger = logging.getLogger(__name__)
 

@@ -21,13 +21,13 @@ import torch
 from filelock import FileLock, Timeout
 
 from app.engine.versions import versions_digest
-from app.json_file import replace_file
 from pruning.records import (
     InvalidRecord,
     check_record,
     parse_record,
     read_stored,
     reason_of,
+    replace_file,
     sendable,
 )
 

@@ -15,8 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from app.json_file import replace_file
-from pruning.records import check_time, read_record, read_stored, reason_of
+from pruning.records import check_time, read_record, read_stored, reason_of, replace_file
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,8 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-from pruning.records import parse_record, read_stored
+from pruning.records import parse_record, read_stored, replace_file
 
 FILE = ".inspected.json"
 _PACKAGES = ("sleb-serve", "transformers")  # they decide what can be used, and what is the default
@@ -39,13 +38,9 @@ class InspectionRecord:
         """Replace the file atomically, unless the directory is read-only."""
         entries = {**self._entries(), name: {"stamp": stamp, "fields": fields}}
         present = {key: entry for key, entry in entries.items() if self._is_here(key)}
-        staged = self._file.with_name(f"{FILE}.{uuid4().hex}")
+        content = json.dumps({"versions": _versions(), "models": present})
         with suppress(OSError):
-            try:
-                staged.write_text(json.dumps({"versions": _versions(), "models": present}))
-                staged.replace(self._file)
-            finally:
-                staged.unlink(missing_ok=True)
+            replace_file(self._file, content.encode(), 0o666)
 
     def _is_here(self, name: str) -> bool:
         return (self._file.parent / name / "config.json").is_file()

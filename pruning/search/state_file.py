@@ -5,12 +5,11 @@ may be incomplete, if the process died while it wrote.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from pruning.records import InvalidRecord, parse_record, read_stored
+from pruning.records import InvalidRecord, parse_record, read_stored, replace_file
 from pruning.removal import Removal
 from pruning.search.state import (
     ScoredCandidate,
@@ -40,12 +39,8 @@ class SearchFile:
         fields = self._fields() if self.read().plan == plan else plan_field(plan)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # a kill while it is written must not lose the record, nor another process take its place
-        staged = self.path.with_suffix(f".{os.getpid()}")
-        try:
-            staged.write_text(_line(fields), encoding="utf-8")  # without an incomplete line
-            staged.replace(self.path)
-        finally:
-            staged.unlink(missing_ok=True)
+        content = _line(fields)  # without an incomplete line
+        replace_file(self.path, content.encode(), 0o666)
 
     def scored(self, scored: ScoredCandidate) -> None:
         self._append(scored_field(scored))

@@ -6,16 +6,14 @@ them. Several processes may refresh one listing.
 
 import json
 import logging
-import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from uuid import uuid4
 
-from pruning.checkpoints.store import CheckpointCorrupt, Manifest, is_checkpoint_name
-from pruning.records import parse_record, read_record, read_stored
+from pruning.checkpoints.store import CheckpointCorrupt, is_checkpoint_name
+from pruning.records import parse_record, read_record, read_stored, replace_file
 from pruning.storage.store import ObjectMissing, ObjectStore
 from pruning.storage.transfer import received_manifest
 
@@ -76,9 +74,8 @@ class Listing:
         for name in self.names():
             if name not in found:
                 self._file(name).unlink(missing_ok=True)
-        self._replace(
-            self._folder / _INDEX, json.dumps(asdict(_Index(time.time(), found))).encode()
-        )
+        index = json.dumps(asdict(_Index(time.time(), found)))
+        replace_file(self._folder / _INDEX, index.encode(), 0o666)
 
     def forget(self, name: str) -> None:
         """The checkpoint has been deleted from the store."""
@@ -88,10 +85,20 @@ class Listing:
         self._file(name).unlink(missing_ok=True)
         with suppress(ObjectMissing):  # deleted since it was listed
             try:
-                self._replace(self._file(name), checked_manifest(self._store, name)[1])
+                replace_file(self._file(name), self._checked_content(name), 0o666)
             except CheckpointCorrupt as error:
                 logger.warning("a corrupt checkpoint is not served: %s", error)
-                self._replace(self._file(name), json.dumps({"broken": str(error)}).encode())
+                reason = json.dumps({"broken": str(error)})
+                replace_file(self._file(name), reason.encode(), 0o666)
+
+    def _checked_content(self, name: str) -> bytes:
+        """The manifest in the store. Raises ``CheckpointCorrupt``, also if it has another name."""
+        manifest, content = received_manifest(self._store, name)
+        if manifest.name != name:
+            raise CheckpointCorrupt(
+                f"{self._store.url}: the manifest of {name} is that of {manifest.name[:128]!r}"
+            )
+        return content
 
     def _index(self) -> _Index:
         try:
@@ -101,24 +108,3 @@ class Listing:
 
     def _file(self, name: str) -> Path:
         return self._folder / f"{name}.json"
-
-    def _replace(self, path: Path, content: bytes) -> None:
-        staged = path.with_name(f".{uuid4().hex}")
-        try:
-            with staged.open("xb") as to:
-                to.write(content)
-                to.flush()
-                os.fsync(to.fileno())
-            staged.replace(path)
-        finally:
-            staged.unlink(missing_ok=True)
-
-
-def checked_manifest(store: ObjectStore, name: str) -> tuple[Manifest, bytes]:
-    """As ``received_manifest``; also raises ``CheckpointCorrupt`` for that of another name."""
-    manifest, content = received_manifest(store, name)
-    if manifest.name != name:
-        raise CheckpointCorrupt(
-            f"{store.url}: the manifest of {name} is that of {manifest.name[:128]!r}"
-        )
-    return manifest, content

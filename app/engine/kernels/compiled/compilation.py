@@ -31,9 +31,8 @@ from app.engine.kernels.compiled.openmp import (
     has_openmp,
     keep_compiled_in,
 )
-from app.json_file import replace_file
 from pruning.process import end_with_parent
-from pruning.records import check_record, check_time, parse_record, read_stored
+from pruning.records import check_record, check_time, parse_record, read_stored, replace_file
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,7 @@ from typing import Any
 
 import numba
 
-from app.json_file import replace_file
-from pruning.records import read_stored
+from pruning.records import read_stored, replace_file
 
 logger = logging.getLogger(__name__)
 
