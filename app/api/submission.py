@@ -30,7 +30,6 @@ from pruning.jobs.estimate import (
     Duration,
     Footprint,
     duration,
-    is_upper_bound,
     wait_s,
 )
 from pruning.jobs.heal_estimate import HealEstimate, heal_estimate
@@ -270,7 +269,7 @@ class JobSubmission:
         return Estimate(
             model=spec.model,
             num_evaluations=checked.num_evaluations,
-            is_upper_bound=is_upper_bound(spec),
+            is_upper_bound=spec.is_depth_open,
             duration=duration(spec, num_left, succeeded),
             footprint=checked.footprint,
             heal=heal_estimate(spec, checked.num_blocks, checked.sizes, succeeded),

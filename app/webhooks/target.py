@@ -117,11 +117,7 @@ def check(url: str, is_allowed: AddressRule) -> None:
 
 def address_rule(*, is_private_allowed: bool) -> AddressRule:
     """Return the rule of a service that may, or may not, send to private addresses."""
-    return _any_address if is_private_allowed else is_public
-
-
-def _any_address(_address: Address) -> bool:
-    return True
+    return (lambda _address: True) if is_private_allowed else is_public
 
 
 def is_public(address: Address) -> bool:

@@ -46,17 +46,11 @@ class Footprint:
 class Duration:
     """Estimated seconds of a job without its healing, by the pace of earlier ``jobs``.
 
-    None if there are none. An upper bound if the number of evaluations is one: see
-    ``is_upper_bound``.
+    None if there are none. An upper bound if the number of evaluations is one.
     """
 
     seconds: float | None
     jobs: tuple[str, ...]
-
-
-def is_upper_bound(spec: PruneSpec) -> bool:
-    """Whether ``num_evaluations`` of this spec is an upper bound: the search decides the number."""
-    return spec.is_depth_open
 
 
 def footprint(spec: PruneSpec, info: ModelInfo, sizes: WeightSizes) -> Footprint:

@@ -6,7 +6,6 @@ worker. All figures are of the whole device, for all processes together.
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -17,15 +16,6 @@ from pruning.extras import has_extra
 
 if TYPE_CHECKING:
     import torch
-
-
-@dataclass(frozen=True)
-class GpuMemory:
-    """Used and total memory of a device."""
-
-    device: int
-    used_bytes: int
-    total_bytes: int
 
 
 @contextmanager
@@ -47,20 +37,17 @@ def driver() -> Iterator[ModuleType | None]:
         pynvml.nvmlShutdown()
 
 
-def gpu_memory() -> list[GpuMemory]:
-    """The memory of each GPU; empty without a working NVIDIA driver, or without the extra."""
+def gpu_memory() -> list[tuple[int, int]]:
+    """The used and all bytes of each GPU; empty without a working NVIDIA driver, or the extra."""
     with driver() as nvml:
         if nvml is None:
             return []
         try:
-            return [_memory_of(nvml, device) for device in range(nvml.nvmlDeviceGetCount())]
+            handles = map(nvml.nvmlDeviceGetHandleByIndex, range(nvml.nvmlDeviceGetCount()))
+            infos = map(nvml.nvmlDeviceGetMemoryInfo, handles)
+            return [(int(info.used), int(info.total)) for info in infos]
         except nvml.NVMLError:
             return []
-
-
-def _memory_of(pynvml: ModuleType, device: int) -> GpuMemory:
-    found = pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(device))
-    return GpuMemory(device, int(found.used), int(found.total))
 
 
 class GpuMemoryCollector(Collector):
@@ -78,9 +65,9 @@ class GpuMemoryCollector(Collector):
         total = GaugeMetricFamily(
             "sleb_gpu_memory_total_bytes", "GPU memory in total.", labels=["device"]
         )
-        for gpu in gpus:
-            used.add_metric([str(gpu.device)], gpu.used_bytes)
-            total.add_metric([str(gpu.device)], gpu.total_bytes)
+        for device, (used_bytes, total_bytes) in enumerate(gpus):
+            used.add_metric([str(device)], used_bytes)
+            total.add_metric([str(device)], total_bytes)
         yield used
         yield total
 

@@ -38,17 +38,17 @@ class WorkerMetrics:
         self._evaluation_s = Summary(
             "sleb_prune_evaluation_seconds", "Time of a candidate evaluation.", registry=registry
         )
-        self._ended = counter("sleb_prune_jobs_ended", "Jobs that ended here, by state.", "state")
+        self.ended = counter("sleb_prune_jobs_ended", "Jobs that ended here, by state.", "state")
         for status in JobStatus:
             if status.is_final:
-                self._ended.labels(status.value)  # a rate needs a sample before the first event
-        self._children_lost = counter(
+                self.ended.labels(status.value)  # a rate needs a sample before the first event
+        self.children_lost = counter(
             "sleb_prune_children_lost", "Children that died with their job."
         )
-        self._leases_lost = counter(
+        self.leases_lost = counter(
             "sleb_prune_leases_lost", "Jobs that this worker lost to another while they ran."
         )
-        self._leases_expired = counter(
+        self.leases_expired = counter(
             "sleb_prune_leases_expired", "Jobs whose worker was gone, as this one found."
         )
         self._sent = counter(
@@ -60,7 +60,7 @@ class WorkerMetrics:
         for sink in Sink:
             for result in _RESULTS.values():
                 self._sent.labels(sink.value, result)
-        self._busy = Gauge("sleb_worker_busy", "1 while it has a job.", registry=registry)
+        self.busy = Gauge("sleb_worker_busy", "1 while it has a job.", registry=registry)
         up = Gauge("sleb_worker_up", "1 while it reaches the job store.", registry=registry)
         up.set_function(lambda: time.monotonic() - self._last_beat_s < lease_s)
         registry.register(GpuMemoryCollector())
@@ -89,14 +89,6 @@ class WorkerMetrics:
         """The worker has reached the job store."""
         self._last_beat_s = time.monotonic()
 
-    @contextmanager
-    def busy(self) -> Iterator[None]:
-        self._busy.set(1)
-        try:
-            yield
-        finally:
-            self._busy.set(0)
-
     def record_progress(self, job: Job) -> None:
         """Count the evaluations since the last call. Ignores jobs of other workers."""
         if job.worker != self._worker:
@@ -111,18 +103,6 @@ class WorkerMetrics:
             for _ in range(num_new):
                 self._evaluation_s.observe(each_s)
 
-    def ended(self, status: JobStatus) -> None:
-        self._ended.labels(status.value).inc()
-
     def sent(self, sink: Sink, is_sent: bool) -> None:
         """Count an attempt to send the result of a job."""
         self._sent.labels(sink.value, _RESULTS[is_sent]).inc()
-
-    def child_lost(self) -> None:
-        self._children_lost.inc()
-
-    def lease_lost(self) -> None:
-        self._leases_lost.inc()
-
-    def lease_expired(self) -> None:
-        self._leases_expired.inc()

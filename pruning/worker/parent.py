@@ -149,7 +149,7 @@ class PruneWorker(Worker):
             return
         began, self._is_requeued = time.time(), False
         self._stop_requested_s, self._is_overdue = None, False
-        with self.metrics.busy():
+        with self.metrics.busy.track_inprogress():
             super().execute_job(job, queue)
         self._count_end(job.id, began)
         self._enqueue_again(job.id)
@@ -227,7 +227,7 @@ class PruneWorker(Worker):
             reason = f"killed: it did not stop within {self.cancel_s:g} s"
             self._requeue(job, reason, execution)
         else:
-            self.metrics.child_lost()
+            self.metrics.children_lost.inc()
             worker_lost(self._store, job)
             super().handle_job_failure(job, queue, started_job_registry, exc_string, execution)
 
@@ -248,7 +248,7 @@ class PruneWorker(Worker):
         """Called by RQ for an expired lease, before it delivers again or gives up."""
         if issubclass(kind, AbandonedJobError):
             began, self._is_requeued = time.time(), True
-            self.metrics.lease_expired()
+            self.metrics.leases_expired.inc()
             worker_lost(self._store, job)
             self._count_end(job.id, began)
 
@@ -267,12 +267,12 @@ class PruneWorker(Worker):
             return
         has_another_worker = job.worker not in (None, self.name)
         if not has_another_worker and job.finished_at is not None and job.finished_at >= began:
-            self.metrics.ended(job.status)
+            self.metrics.ended.labels(job.status.value).inc()
             return
         # a job that its own child has requeued is not lost
         is_lost = has_another_worker or (job.status is JobStatus.QUEUED and job.num_lost > 0)
         if is_lost and not self._is_requeued:
-            self.metrics.lease_lost()
+            self.metrics.leases_lost.inc()
 
     def clean_registries(self) -> None:
         """Find expired leases, unless a worker may have had no chance to renew its own."""

@@ -1,7 +1,6 @@
 """The sinks that the settings of a worker name, and what sends to them."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 from pruning.checkpoints.store import CheckpointStore
 from pruning.config import WorkerSettings
@@ -67,7 +66,7 @@ def senders_of(
         store = open_store(StoreUrl.parse(settings.checkpoint_store))
         senders[Sink.STORE] = CheckpointUpload(store, checkpoints)
     if settings.mlflow_uri is not None:
-        root = settings.checkpoint_store or _folder_url(settings.checkpoints_dir)
+        root = settings.checkpoint_store or f"file://{settings.checkpoints_dir}"
         senders[Sink.MLFLOW] = MlflowRuns(
             settings.mlflow_uri,
             settings.mlflow_experiment,
@@ -76,7 +75,3 @@ def senders_of(
             speedup_of,
         )
     return senders
-
-
-def _folder_url(folder: Path) -> str:
-    return f"file://{folder}"

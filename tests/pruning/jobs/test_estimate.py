@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from pruning.checkpoints.store import CheckpointStore
-from pruning.jobs.estimate import Footprint, duration, footprint, is_upper_bound, wait_s
+from pruning.jobs.estimate import Footprint, duration, footprint, wait_s
 from pruning.jobs.job import Job, JobStatus, Progress
 from pruning.models.architectures import ARCHITECTURES
 from pruning.models.blocks import block_list
@@ -131,7 +131,7 @@ def test_an_open_target_removes_one_block_or_all_that_are_free(tiny_models_dir: 
     one, all_free = (needs(tiny_models_dir, PruneSpec("tiny", num_remove=n)) for n in (1, 4))
     assert needed.checkpoint_bytes == one.checkpoint_bytes
     assert needed.least_checkpoint_bytes == all_free.checkpoint_bytes
-    assert [is_upper_bound(each) for each in (spec, SPEC)] == [True, False]
+    assert [each.is_depth_open for each in (spec, SPEC)] == [True, False]
 
 
 def test_sizes_are_exact_for_whole_blocks() -> None:

@@ -9,7 +9,7 @@ import pynvml
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from pruning.worker.gpu import GpuMemory, GpuMemoryCollector, gpu_memory
+from pruning.worker.gpu import GpuMemoryCollector, gpu_memory
 from tests.support.exposition import Scrape
 
 USED = {0: 3 * 2**30, 1: 5}
@@ -39,7 +39,7 @@ def scraped() -> Scrape:
 
 
 def test_every_device_is_told(driver: list[str]) -> None:
-    assert gpu_memory() == [GpuMemory(0, USED[0], TOTAL), GpuMemory(1, USED[1], TOTAL)]
+    assert gpu_memory() == [(USED[0], TOTAL), (USED[1], TOTAL)]
     assert driver == ["init", "shutdown"]
     scrape = scraped()
     assert scrape.value("sleb_gpu_memory_used_bytes", device="0") == USED[0]

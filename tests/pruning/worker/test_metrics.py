@@ -105,7 +105,7 @@ def test_it_is_up_for_as_long_as_its_heartbeats_come() -> None:
 
 
 def test_it_is_busy_while_it_has_a_job(metrics: WorkerMetrics) -> None:
-    with metrics.busy():
+    with metrics.busy.track_inprogress():
         assert scrape(metrics).value("sleb_worker_busy") == 1
     assert scrape(metrics).value("sleb_worker_busy") == 0
 
