@@ -9,7 +9,7 @@ from redis.commands.core import Script
 from pruning.jobs.conditions import UNMET, Conditions, limits_of, raise_unmet
 from pruning.jobs.idempotency import KEY_KEPT_S, IdempotencyInFlight
 from pruning.jobs.job import JobStatus
-from pruning.jobs.keys import RECORD, SEARCH
+from pruning.jobs.keys import EVENTS, INDEX, RECORD, SEARCH, STATUS_INDEX
 from pruning.jobs.script import Event
 
 # KEYS record, events, search state, index of all, index of the queued, and the idempotency key if
@@ -50,16 +50,14 @@ SEARCH_FIELDS = ("removed_blocks", "losses", "dense_loss", "evaluations_done", "
 
 def create_job(
     script: Script,
-    keys: tuple[str, str, str, str, str],
     fields: Mapping[str, str],
     conditions: Conditions,
     search_of: str | None = None,
 ) -> None:
     """Record a job with these ``fields`` atomically. ``script`` is ``CREATE``, registered.
 
-    ``keys`` are those of the record, the events, the search state, the index of all jobs and the
-    index of queued jobs. ``search_of`` is a job whose search this one goes on with. Raises as
-    ``raise_unmet``, or ``IdempotencyInFlight`` if the claim has expired.
+    ``search_of`` is a job whose search this one goes on with. Raises as ``raise_unmet``, or
+    ``IdempotencyInFlight`` if the claim has expired.
     """
     event = Event("job created").to_fields(float(fields["created_at"]))
     argument: dict[str, Any] = {
@@ -79,8 +77,10 @@ def create_job(
         argument["claim"] = claim.reservation
         argument["binding"] = claim.binding(fields["id"])
         argument["key_kept_s"] = str(KEY_KEPT_S)
-    claimed = [claim.key] if claim else []
-    outcome, pending_bytes = script(keys=[*keys, *claimed], args=[json.dumps(argument)])
+    own = [key.format(id=fields["id"]) for key in (RECORD, EVENTS, SEARCH)]
+    keys = [*own, INDEX, STATUS_INDEX.format(status=JobStatus.QUEUED)]
+    keys += [claim.key] if claim else []
+    outcome, pending_bytes = script(keys=keys, args=[json.dumps(argument)])
     if outcome == b"lost":
         raise IdempotencyInFlight
     raise_unmet(outcome, pending_bytes, conditions)

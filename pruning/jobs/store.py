@@ -79,10 +79,8 @@ class JobStore:
         fields = transitions.new_record(
             job_id, spec, metadata or {}, now, priority, webhook, source, conditions.owner
         )
-        record, events, search = (key.format(id=job_id) for key in (RECORD, EVENTS, SEARCH))
         with redis_errors_translated():
-            keys = (record, events, search, INDEX, STATUS_INDEXES[JobStatus.QUEUED])
-            create_job(self._creation, keys, fields, conditions, search_of)
+            create_job(self._creation, fields, conditions, search_of)
         return Job.from_fields(fields) if search_of is None else self.get(job_id)
 
     def get(self, job_id: str) -> Job:

@@ -9,7 +9,6 @@ from pruning.jobs import transitions
 from pruning.jobs.conditions import UNCONDITIONAL, Conditions, QueueFull
 from pruning.jobs.creation import CREATE, create_job
 from pruning.jobs.job import JobStatus
-from pruning.jobs.keys import EVENTS, INDEX, RECORD, SEARCH, STATUS_INDEX
 from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
 
@@ -44,13 +43,10 @@ def test_a_command_that_is_sent_again_creates_nothing_more(
     job_store: JobStore, redis_client: redis.Redis
 ) -> None:
     job_id = "prn-" + "0" * 21
-    record, events, search = (key.format(id=job_id) for key in (RECORD, EVENTS, SEARCH))
-    keys = (record, events, search, INDEX)
-    queued = STATUS_INDEX.format(status=JobStatus.QUEUED)
     script = redis_client.register_script(CREATE)
     fields = transitions.new_record(job_id, SPEC, {}, 1.0)
-    create_job(script, (*keys, queued), fields, UNCONDITIONAL)
+    create_job(script, fields, UNCONDITIONAL)
     job_store.start(job_id, "w")
-    create_job(script, (*keys, queued), fields, Conditions(max_queued=0))
+    create_job(script, fields, Conditions(max_queued=0))
     assert job_store.get(job_id).status is JobStatus.RUNNING
     assert [event.message for event in job_store.events(job_id)] == ["job created", "started by w"]
