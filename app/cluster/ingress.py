@@ -151,31 +151,23 @@ class ForwardedResponse(Response):
     async def _messages(self) -> AsyncIterator[Message]:
         """Raises ``ReplicaLost``, ``ReplicasBusy`` or ``NoReplica``."""
         for number in range(1, MAX_ATTEMPTS + 1):
-            attempt = _Attempt(self._handle, self._request)
+            has_begun = False
             try:
-                async for message in attempt.messages():
+                async for message in self._begun():
+                    has_begun = True
                     yield message
             except RayTaskError:
                 raise  # an error in the replica, which is still alive
             except RayError as error:
                 logger.warning("a replica is lost with a request: %s", _reason(error))
                 is_last = number == MAX_ATTEMPTS
-                if attempt.has_begun or not self._request.is_repeatable or is_last:
-                    raise _replica_lost(self._request, attempt) from error
+                if has_begun or not self._request.is_repeatable or is_last:
+                    raise _replica_lost(self._request, has_begun=has_begun) from error
             else:
                 return
 
-
-class _Attempt:
-    """A request to one replica, by a streaming handle."""
-
-    def __init__(self, handle: "DeploymentHandle[Any]", request: ForwardedRequest) -> None:
-        self._handle = handle
-        self._request = request
-        self.has_begun = False  # whether a message was passed on
-
-    async def messages(self) -> AsyncIterator[Message]:
-        """ASGI messages. The headers of a token stream are held back until its first token."""
+    async def _begun(self) -> AsyncIterator[Message]:
+        """ASGI messages of one attempt. The headers of a token stream wait for its first token."""
         held: list[Message] = []
         async for messages in self._batches():
             held += messages
@@ -183,7 +175,6 @@ class _Attempt:
             if self._request.may_stream_tokens and not has_body:
                 continue
             for message in held:
-                self.has_begun = True
                 yield message
             held = []
         for message in held:
@@ -260,8 +251,8 @@ def _error_event(error: Exception, path: str) -> bytes:
     return format_sse_event(event="error", data_str=json.dumps(content))
 
 
-def _replica_lost(request: ForwardedRequest, attempt: _Attempt) -> ReplicaLost:
-    if attempt.has_begun:
+def _replica_lost(request: ForwardedRequest, *, has_begun: bool) -> ReplicaLost:
+    if has_begun:
         return ReplicaLost("the replica was lost during its response: send the request again")
     if request.is_repeatable:
         return ReplicaLost(f"{MAX_ATTEMPTS} replicas in a row were lost with this request")
