@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from pruning.models.names import VariantName
 from pruning.records import read_record
@@ -304,7 +304,7 @@ class JobEvent:
     created_at: float
     level: str  # "info", "warn" or "error"
     message: str
-    type: str  # "message" or "metrics"
+    type: Literal["message", "metrics"]  # its name in a stream, where a line has a meaning
     data: Mapping[str, Any]
 
 

@@ -24,13 +24,12 @@ from pruning.jobs.job import (
     stop_request,
 )
 from pruning.jobs.keys import EVENTS, MESSAGES, OUTBOX, RECORD, SEARCH, STATUS_INDEX
-from pruning.records import InvalidRecord, check_record, check_time, parse_record, reason_of
+from pruning.records import check_time, parse_record, read_record, reason_of
 
 logger = logging.getLogger(__name__)
 
 MAX_EVENTS = 1000
 STATUS_INDEXES = {status: STATUS_INDEX.format(status=status) for status in JobStatus}
-_TYPES = ("message", "metrics")
 
 # KEYS record, events, search state, webhook messages, outbox. ARGV the changes as JSON.
 # All values are strings, so that floats keep every digit. The JSON names the indexes and outboxes,
@@ -230,16 +229,9 @@ def read_event(event_id: str, fields: Mapping[str, str]) -> JobEvent:
 
 
 def _event(event_id: str, fields: Mapping[str, str]) -> JobEvent:
-    event = JobEvent(
-        id=event_id,
-        created_at=float(fields["created_at"]),
-        level=fields["level"],
-        message=fields["message"],
-        type=fields["type"],
-        data={**parse_record(fields["data"]), "status": fields["status"]},
-    )
-    check_record(event)
+    stored = {name: fields[name] for name in ("level", "message", "type")}
+    own = {"id": event_id, "created_at": float(fields["created_at"])}
+    data = {**parse_record(fields["data"]), "status": fields["status"]}
+    event = read_record(JobEvent, {**stored, **own, "data": data})
     check_time("created_at", event.created_at)
-    if event.type not in _TYPES:  # the name of the event in a stream, where a line has a meaning
-        raise InvalidRecord(f"type: expected one of {_TYPES}")
     return event
