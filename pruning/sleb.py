@@ -12,12 +12,16 @@ from pruning.removal import Losses, Removal, decide
 Blocks = tuple[int, ...]  # indices in the dense model, ascending
 
 
-class TooManyRemovals(ValueError):
-    """More blocks are to be removed than are unprotected; ``param`` is the setting to change."""
+class SettingRefused(ValueError):
+    """A setting cannot be used as it is; ``param`` is its dotted name in the request."""
 
     def __init__(self, param: str, message: str) -> None:
         super().__init__(message)
         self.param = param
+
+
+class TooManyRemovals(SettingRefused):
+    """More blocks are to be removed than are unprotected."""
 
 
 class RoundScorer(Protocol):

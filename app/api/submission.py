@@ -200,7 +200,7 @@ class JobSubmission:
         return asked, checked
 
     def _healing(self, body: HealJobBody) -> tuple["_Asked", CheckedHealing]:
-        checked = self._checks.healing(body.model, Heal.from_dict(body.heal.model_dump()))
+        checked = self._checks.healing(body.model, Heal(**body.heal.model_dump()))
         webhook = None if body.webhook is None else self._webhook(body.webhook)
         source = checked.source.name
         return _Asked(checked.spec, webhook, checked.checkpoint_bytes, source), checked

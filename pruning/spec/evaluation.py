@@ -1,9 +1,7 @@
 """``Evaluation``: on how much held-out text a pruned model is compared with the dense one."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from pruning.spec import InvalidSpec
 
@@ -40,14 +38,6 @@ class Evaluation:
     def most_windows(self) -> int:
         """Of a domain."""
         return MAX_WINDOWS if self.num_samples is None else self.num_samples
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "Evaluation":
-        """Inverse of ``to_dict``, also after JSON. Missing fields take their defaults."""
-        return cls(**data)
 
 
 def _refused(name: str, value: object, expected: str) -> InvalidSpec:

@@ -88,11 +88,6 @@ class Heal:
             del found["depths"]  # as in older records, whose digests still hold
         return found
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "Heal":
-        """Inverse of ``to_dict``, also after JSON. Missing fields take their defaults."""
-        return cls(**data)
-
 
 def _refused(name: str, value: object, expected: str) -> InvalidSpec:
     return InvalidSpec(f"heal.{name}", f"heal.{name}={value}: expected {expected}")

@@ -345,8 +345,8 @@ class PruneSpec:
         enums = {name: kinds[name](value) for name, value in named.items()}
         gate = Gate.from_dict(limits) if (limits := data.get("gate")) else None
         calibration = calibration_from(data.get("calibration", {}))
-        heal = Heal.from_dict(given) if (given := data.get("heal")) is not None else None
+        heal = Heal(**given) if (given := data.get("heal")) is not None else None
         measured = data.get("evaluation")
-        evaluation = None if measured is None else Evaluation.from_dict(measured)
+        evaluation = None if measured is None else Evaluation(**measured)
         parts = {"calibration": calibration, "gate": gate, "heal": heal, "evaluation": evaluation}
         return cls(**{**data, **enums, **parts, "removed": removed})

@@ -89,6 +89,6 @@ def test_a_healing_that_was_stopped_ends_with_the_same_adapter(
 
 
 def test_older_settings_mean_the_deepest_alone() -> None:
-    assert Heal.from_dict({}).depths is Depths.DEEPEST
+    assert Heal().depths is Depths.DEEPEST
     assert "depths" not in Heal().to_dict()
-    assert Heal.from_dict(json.loads(json.dumps(ELASTIC.to_dict()))) == ELASTIC
+    assert Heal(**json.loads(json.dumps(ELASTIC.to_dict()))) == ELASTIC

@@ -182,5 +182,5 @@ def test_a_spec_keeps_its_evaluation_and_that_of_an_earlier_release() -> None:
 )
 def test_settings_out_of_range_are_refused(given: dict[str, float], param: str) -> None:
     with pytest.raises(InvalidSpec) as caught:
-        Evaluation.from_dict(given)
+        Evaluation(**given)  # type: ignore[arg-type]  # any of them
     assert caught.value.param == f"evaluation.{param}"
