@@ -29,6 +29,10 @@ _MAX_SHOWN = 80
 _MAX_REASON = 500
 
 
+# what reading raises for a record that is none
+BROKEN_BY = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+
+
 class InvalidRecord(ValueError):
     """A stored record is not one of its kind."""
 
@@ -111,6 +115,8 @@ def check_time(name: str, at: float | None) -> None:
 
 def reason_of(error: Exception) -> str:
     """What was wrong with a record, as a text that can be sent: it may quote the record."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
     reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
     return sendable(reason[:_MAX_REASON])
 

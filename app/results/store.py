@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pruning.records import check_time, read_record, read_stored, reason_of, replace_file
+from pruning.records import BROKEN_BY, check_time, read_record, read_stored, reason_of, replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -118,16 +118,9 @@ class ResultStore:
             return _parsed(result_id, read_stored(self._path(result_id)))
         except FileNotFoundError as error:
             raise _absent(result_id) from error
-        except (
-            OSError,
-            ValueError,
-            TypeError,
-            LookupError,
-            ArithmeticError,
-            RecursionError,
-        ) as error:
+        except (OSError, *BROKEN_BY) as error:
             raise ResultNotFound(
-                f"the file of result {result_id} cannot be read ({_reason(error)}): remove "
+                f"the file of result {result_id} cannot be read ({reason_of(error)}): remove "
                 f"{FOLDER}/{result_id}.json from the data directory, and measure again"
             ) from error
 
@@ -164,7 +157,3 @@ def _parsed(result_id: str, content: bytes) -> Result:
     result = read_record(Result, fields)
     check_time("created_at", result.created_at)
     return result
-
-
-def _reason(error: Exception) -> str:
-    return "it is nested too deeply" if isinstance(error, RecursionError) else reason_of(error)

@@ -7,6 +7,7 @@ creates the job. A refused request leaves no key behind.
 import hashlib
 import secrets
 from dataclasses import dataclass
+from typing import Any
 
 import redis
 
@@ -77,8 +78,9 @@ class IdempotencyKeys:
         name = IDEMPOTENCY.format(key=hashlib.sha256(key.encode()).hexdigest())
         claim = Claim(name, fingerprint, secrets.token_hex(8))
         with redis_errors_translated():
-            found = self._redis.set(name, claim.reservation, nx=True, get=True, ex=CLAIM_S)
-        if found is None or (held := _text(found)) == claim.reservation:
+            found: Any = self._redis.set(name, claim.reservation, nx=True, get=True, ex=CLAIM_S)
+        held: str = claim.reservation if found is None else found.decode()
+        if held == claim.reservation:
             return claim
         first_fingerprint, owner = held.split()
         if first_fingerprint != fingerprint:
@@ -91,8 +93,3 @@ class IdempotencyKeys:
         """Give the key up, if this claim still holds it."""
         with redis_errors_translated():
             self._release(keys=[claim.key], args=[claim.reservation])
-
-
-def _text(value: object) -> str:
-    assert isinstance(value, bytes)  # the client does not decode responses
-    return value.decode()

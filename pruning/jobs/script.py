@@ -24,7 +24,7 @@ from pruning.jobs.job import (
     stop_request,
 )
 from pruning.jobs.keys import EVENTS, MESSAGES, OUTBOX, RECORD, SEARCH, STATUS_INDEX
-from pruning.records import check_time, parse_record, read_record, reason_of
+from pruning.records import BROKEN_BY, check_time, parse_record, read_record, reason_of
 
 logger = logging.getLogger(__name__)
 
@@ -222,7 +222,7 @@ def read_event(event_id: str, fields: Mapping[str, str]) -> JobEvent:
     """
     try:
         return _event(event_id, fields)
-    except (ValueError, TypeError, LookupError, RecursionError) as error:
+    except BROKEN_BY as error:
         reason = reason_of(error)
     logger.warning("event %s is broken: %s", event_id, reason)
     return JobEvent(event_id, 0.0, "warn", f"this event is broken: {reason}", "message", {})

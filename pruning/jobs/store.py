@@ -4,10 +4,11 @@ Every change is one call of an atomic script, see ``creation.py`` and ``script.p
 delivers the jobs to workers, and notes which it has passed over.
 """
 
+import json
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import redis
@@ -76,9 +77,18 @@ class JobStore:
         """
         now = time.time()
         job_id = f"prn-{int(now * 1e6):013x}{secrets.token_hex(4)}"
-        fields = transitions.new_record(
-            job_id, spec, metadata or {}, now, priority, webhook, source, conditions.owner
-        )
+        fields = {
+            "id": job_id,
+            "spec": json.dumps(spec.to_dict()),
+            "status": JobStatus.QUEUED.value,
+            "created_at": str(now),
+            "status_since": str(now),
+            "priority": str(priority),
+            "metadata": json.dumps(dict(metadata or {})),
+            "webhook": json.dumps(asdict(webhook)) if webhook else "",
+            "source": source or "",
+            "owner": conditions.owner or "",
+        }
         with redis_errors_translated():
             create_job(self._creation, fields, conditions, search_of)
         return Job.from_fields(fields) if search_of is None else self.get(job_id)

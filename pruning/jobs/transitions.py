@@ -15,7 +15,6 @@ from pruning.jobs.job import (
     Phase,
     Sink,
     SinkState,
-    Webhook,
 )
 from pruning.jobs.keys import SINK
 from pruning.jobs.script import Change, Event
@@ -56,31 +55,6 @@ _STILL_RUNNING = {_S.RUNNING: _S.RUNNING}
 
 def _moves_to(wanted: JobStatus) -> Mapping[JobStatus, JobStatus]:
     return {status: wanted for status, next_ in TRANSITIONS.items() if wanted in next_}
-
-
-def new_record(
-    job_id: str,
-    spec: PruneSpec,
-    metadata: Mapping[str, str],
-    now: float,
-    priority: int = 0,
-    webhook: Webhook | None = None,
-    source: str | None = None,
-    owner: str | None = None,
-) -> dict[str, str]:
-    """The fields of a new, queued job. With a ``source``, it heals that checkpoint."""
-    return {
-        "id": job_id,
-        "spec": json.dumps(spec.to_dict()),
-        "status": JobStatus.QUEUED.value,
-        "created_at": str(now),
-        "status_since": str(now),
-        "priority": str(priority),
-        "metadata": json.dumps(dict(metadata)),
-        "webhook": json.dumps(asdict(webhook)) if webhook else "",
-        "source": source or "",
-        "owner": owner or "",
-    }
 
 
 def cancelling() -> Change:

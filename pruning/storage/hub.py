@@ -6,7 +6,7 @@ deletion is one commit. The history of the repository still has what it deletes.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -55,7 +55,7 @@ class HubStore:
         return HfApi(library_name="sleb-serve")
 
     def versions(self) -> Mapping[str, str]:
-        with self._errors("list"):
+        with hub_errors(self.url, "list"):
             found = self._list("manifests")
         return {
             name.removesuffix(_SUFFIX): file.blob_id
@@ -72,7 +72,7 @@ class HubStore:
         self._commit([CommitOperationAdd(path, content)], f"Publish {name}")
 
     def sizes(self, name: str) -> Mapping[str, int]:
-        with self._errors(f"list the objects of {name}"):
+        with hub_errors(self.url, f"list the objects of {name}"):
             try:
                 found = self._list(f"objects/{name}")
             except RepositoryNotFoundError:  # not created yet
@@ -84,7 +84,7 @@ class HubStore:
             CommitOperationAdd(f"{self._folder}objects/{name}/{digest}", str(path))
             for digest, path in files
         ]
-        with self._errors("create the repository"):
+        with hub_errors(self.url, "create the repository"):
             self._api.create_repo(
                 self._repo_id, repo_type=self._repo_type, private=True, exist_ok=True
             )
@@ -122,7 +122,7 @@ class HubStore:
     def _read(self, path: str, verb: str) -> Iterator[bytes]:
         url = hf_hub_url(self._repo_id, f"{self._folder}{path}", repo_type=self._repo_type)
         with (
-            self._errors(verb),
+            hub_errors(self.url, verb),
             get_session().stream(
                 "GET", url, headers=build_hf_headers(), timeout=_TIMEOUT_S, follow_redirects=True
             ) as response,
@@ -135,13 +135,10 @@ class HubStore:
     def _commit(
         self, operations: list[CommitOperationAdd] | list[CommitOperationDelete], message: str
     ) -> None:
-        with self._errors(message[:1].lower() + message[1:]):
+        with hub_errors(self.url, message[:1].lower() + message[1:]):
             self._api.create_commit(
                 self._repo_id, operations, commit_message=message, repo_type=self._repo_type
             )
-
-    def _errors(self, verb: str) -> AbstractContextManager[None]:
-        return hub_errors(self.url, verb)
 
 
 @contextmanager

@@ -1,14 +1,15 @@
 """Creating jobs on a real server: how many may wait, and what a repeated command does."""
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import redis
 
-from pruning.jobs import transitions
-from pruning.jobs.conditions import UNCONDITIONAL, Conditions, QueueFull
+from pruning.jobs.conditions import Conditions, QueueFull
 from pruning.jobs.creation import CREATE, create_job
 from pruning.jobs.job import JobStatus
+from pruning.jobs.keys import RECORD
 from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
 
@@ -42,10 +43,10 @@ def test_the_bound_holds_for_many_at_once(job_store: JobStore) -> None:
 def test_a_command_that_is_sent_again_creates_nothing_more(
     job_store: JobStore, redis_client: redis.Redis
 ) -> None:
-    job_id = "prn-" + "0" * 21
+    job_id = job_store.create(SPEC).id
+    record: Any = redis_client.hgetall(RECORD.format(id=job_id))
+    fields = {name.decode(): value.decode() for name, value in record.items()}
     script = redis_client.register_script(CREATE)
-    fields = transitions.new_record(job_id, SPEC, {}, 1.0)
-    create_job(script, fields, UNCONDITIONAL)
     job_store.start(job_id, "w")
     create_job(script, fields, Conditions(max_queued=0))
     assert job_store.get(job_id).status is JobStatus.RUNNING
