@@ -40,7 +40,7 @@ class FileSystemStore:
         self._is_folder = "file" in system.protocol
 
     def versions(self) -> Mapping[str, str]:
-        with self._errors("list"):
+        with file_errors(self.url, "list"):
             found = self._list(self._path("manifests"))
         return {
             name.removesuffix(_SUFFIX): _version(entry)
@@ -53,14 +53,14 @@ class FileSystemStore:
         return whole(self.url, name, parts)
 
     def put_manifest(self, name: str, content: bytes) -> None:
-        with self._errors(f"write the manifest of {name}"):
+        with file_errors(self.url, f"write the manifest of {name}"):
             if self._is_folder:
                 self._write_in_folder(self._manifest(name), content)
             else:
                 self._system.pipe_file(self._manifest(name), content)
 
     def sizes(self, name: str) -> Mapping[str, int]:
-        with self._errors(f"list the objects of {name}"):
+        with file_errors(self.url, f"list the objects of {name}"):
             found = self._list(self._path("objects", name))
         return {
             digest: int(entry["size"]) for digest, entry in found.items() if _PART not in digest
@@ -68,7 +68,7 @@ class FileSystemStore:
 
     def put(self, name: str, files: Iterable[tuple[str, Path]]) -> None:
         for digest, file in files:
-            with self._errors(f"write an object of {name}"):
+            with file_errors(self.url, f"write an object of {name}"):
                 if self._is_folder:
                     self._write_in_folder(self._path("objects", name, digest), file)
                 else:
@@ -79,22 +79,22 @@ class FileSystemStore:
 
     def discard(self, name: str, digests: Collection[str]) -> None:
         for digest in digests:
-            with self._errors(f"delete an object of {name}"), suppress(FileNotFoundError):
+            with file_errors(self.url, f"delete an object of {name}"), suppress(FileNotFoundError):
                 self._system.rm_file(self._path("objects", name, digest))
 
     def delete(self, name: str) -> None:
-        with self._errors(f"delete {name}"):
+        with file_errors(self.url, f"delete {name}"):
             with suppress(FileNotFoundError):
                 self._system.rm_file(self._manifest(name))
             with suppress(FileNotFoundError):
                 self._system.rm(self._path("objects", name), recursive=True)
 
     def _parts(self, path: str, verb: str) -> Iterator[bytes]:
-        with self._errors(verb):
+        with file_errors(self.url, verb):
             opened = self._opened(path)
         with opened:
             while True:
-                with self._errors(verb):
+                with file_errors(self.url, verb):
                     block = opened.read(BLOCK_BYTES)
                 if not block:
                     return
@@ -141,26 +141,27 @@ class FileSystemStore:
             part.unlink(missing_ok=True)
         sync_directory(path.parent)
 
-    @contextmanager
-    def _errors(self, verb: str) -> Iterator[None]:
-        """Raise what goes wrong in the file system as errors of the port."""
-        try:
-            yield
-        except StoreError:
-            raise
-        except FileNotFoundError as error:
-            raise ObjectMissing(f"{self.url} has nothing to {verb}") from error
-        except Exception as error:  # each file system has errors of its own
-            reason = str(error) or type(error).__name__
-            if is_denied(error):
-                raise StoreDenied(
-                    f"{self.url} does not allow this process to {verb} ({reason}): correct its "
-                    "credentials or the rights that they have"
-                ) from error
-            raise StoreUnavailable(f"{self.url}: cannot {verb} now: {reason}") from error
+
+@contextmanager
+def file_errors(url: object, verb: str) -> Iterator[None]:
+    """Raise what goes wrong in the file system of this URL as errors of the port."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except FileNotFoundError as error:
+        raise ObjectMissing(f"{url} has nothing to {verb}") from error
+    except Exception as error:  # each file system has errors of its own
+        reason = str(error) or type(error).__name__
+        if _is_denied(error):
+            raise StoreDenied(
+                f"{url} does not allow this process to {verb} ({reason}): correct its "
+                "credentials or the rights that they have"
+            ) from error
+        raise StoreUnavailable(f"{url}: cannot {verb} now: {reason}") from error
 
 
-def is_denied(error: Exception) -> bool:
+def _is_denied(error: Exception) -> bool:
     """Whether it is a refusal; gcsfs raises other errors than ``PermissionError`` for one."""
     is_of_gcs = getattr(error, "code", None) == 401 or str(error).startswith("Forbidden: ")
     return isinstance(error, PermissionError) or is_of_gcs

@@ -10,9 +10,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from pruning.storage.files import is_denied
+from pruning.storage.files import file_errors
 from pruning.storage.location import file_system
-from pruning.storage.store import StoreDenied, StoreError, StoreUnavailable
+from pruning.storage.store import StoreError
 from pruning.store_url import StoreUrl
 
 _CONFIG = "config.json"
@@ -35,7 +35,7 @@ class NotAModelRepository(StoreError):
 class StoredFolder:
     """The files of a folder of S3, Google Cloud Storage or this machine.
 
-    Methods raise ``StoreUnavailable`` or ``StoreDenied``. Who may write there chooses the names of
+    Methods raise ``StoreError``. Who may write there chooses the names of
     the files: those that read raise ``FileOutside`` for one that would be written elsewhere.
     """
 
@@ -46,12 +46,11 @@ class StoredFolder:
     @property
     def sizes(self) -> Mapping[str, int]:
         """The size in bytes of every file, by its path in the folder."""
-        try:
-            found: Mapping[str, Any] = self._system.find(self._url.path, detail=True)
-        except FileNotFoundError:
-            return {}
-        except Exception as error:
-            raise self._translated(error) from error
+        with file_errors(self._url, "list"):
+            try:
+                found: Mapping[str, Any] = self._system.find(self._url.path, detail=True)
+            except FileNotFoundError:
+                return {}
         start = len(self._system._strip_protocol(self._url.path)) + 1
         return {
             self._inside(path[start:]): int(entry["size"])
@@ -61,11 +60,9 @@ class StoredFolder:
 
     def fetch(self, names: Sequence[str], directory: Path) -> None:
         """Write these files into ``directory``."""
-        for name in map(self._inside, names):
-            try:
+        with file_errors(self._url, "read"):
+            for name in map(self._inside, names):
                 self._system.get_file(f"{self._url.path}/{name}", str(directory / name))
-            except Exception as error:
-                raise self._translated(error) from error
 
     def check(self, *, overwrite: bool) -> None:
         """Raises ``FolderTaken`` if ``send`` would."""
@@ -83,7 +80,7 @@ class StoredFolder:
             str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()
         ]
         ordered = sorted(files, key=lambda file: (file == _CONFIG, file))
-        try:
+        with file_errors(self._url, "write"):
             if _CONFIG in there:
                 self._system.rm_file(f"{self._url.path}/{_CONFIG}")
             for file in ordered:
@@ -92,8 +89,6 @@ class StoredFolder:
                 self._system.put_file(str(directory / file), target)
             for file in (name for name in there if name not in files and _is_weights(name)):
                 self._system.rm_file(f"{self._url.path}/{file}")
-        except Exception as error:
-            raise self._translated(error) from error
 
     def _inside(self, name: str) -> str:
         if {"", ".", ".."} & set(name.split("/")):
@@ -102,12 +97,6 @@ class StoredFolder:
                 "there, and do not trust the rest"
             )
         return name
-
-    def _translated(self, error: Exception) -> Exception:
-        if is_denied(error):
-            return StoreDenied(f"{self._url} refuses this process: {error}")
-        reason = str(error) or type(error).__name__
-        return StoreUnavailable(f"{self._url} cannot be used now: {reason}")
 
 
 def send_to_hub(url: StoreUrl, directory: Path) -> None:
