@@ -262,8 +262,6 @@ def _expect(is_so: bool, value: object, expected: str, where: str) -> None:
 
 
 def _shown(value: object) -> str:
-    return (
-        ascii(value)[:_MAX_SHOWN]
-        if isinstance(value, str | int | float)
-        else str(type(value).__name__)
-    )
+    if isinstance(value, str | int | float):
+        return ascii(value)[:_MAX_SHOWN]
+    return type(value).__name__

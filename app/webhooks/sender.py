@@ -118,9 +118,8 @@ class WebhookSender:
             content=body,
             extensions={"sni_hostname": url.raw_host.decode("ascii")},
         )
-        async with (
-            client
-        ):  # a new client each time: a kept connection would skip the check of addresses
+        # a new client each time: a kept connection would skip the check of addresses
+        async with client:
             response = await client.send(request, stream=True, follow_redirects=False)
             await response.aclose()
             return response.status_code

@@ -37,7 +37,7 @@ def connect(redis_url: str, *, num_retries: int = 60, timeout_s: float = 5) -> r
 
     An attempt fails if Redis does not respond within ``timeout_s``.
     """
-    found: Any = parse_url(redis_url)  # type: ignore[no-untyped-call]  # of redis  # so it is in redis-py
+    found: Any = parse_url(redis_url)  # type: ignore[no-untyped-call]  # so it is in redis-py
     return redis.Redis.from_url(
         redis_url,
         connection_class=_connection_class(found.get("connection_class", Connection)),

@@ -27,9 +27,7 @@ class JobStats:
     """Statistics at about one moment. ``active_jobs`` are the jobs that a worker has."""
 
     num_jobs: Mapping[JobStatus, int]
-    queue_age_s: (
-        float  # of the job that has waited longest since it was last queued; 0 if none waits
-    )
+    queue_age_s: float  # of the job that was queued first and still waits; 0 if none waits
     active_jobs: tuple[Job, ...]
     num_workers: int  # with a heartbeat within the last lease
 

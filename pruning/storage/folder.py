@@ -35,8 +35,8 @@ class NotAModelRepository(StoreError):
 class StoredFolder:
     """The files of a folder of S3, Google Cloud Storage or this machine.
 
-    Methods raise ``StoreError``. Who may write there chooses the names of
-    the files: those that read raise ``FileOutside`` for one that would be written elsewhere.
+    Methods raise ``StoreError``. Who may write there chooses the names of the files: those that
+    read raise ``FileOutside`` for one that would be written elsewhere.
     """
 
     def __init__(self, url: StoreUrl) -> None:

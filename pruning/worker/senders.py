@@ -27,10 +27,8 @@ class CheckpointUpload:
         if job.pruned_model not in names:
             raise NotHere
         sent = [send(self._store, self._checkpoints.path(name), name, confirm) for name in names]
-        num_files, num_bytes = (
-            sum(one.num_files for one in sent),
-            sum(one.num_bytes for one in sent),
-        )
+        num_files = sum(one.num_files for one in sent)
+        num_bytes = sum(one.num_bytes for one in sent)
         url = f"{self._store.url}/{job.pruned_model}"
         return Delivered(url, f"uploaded to {url}: {counted(num_files, 'file')}, {num_bytes} bytes")
 
@@ -46,11 +44,8 @@ def _names(job: Job) -> tuple[str, ...]:
 
 def sinks_of(settings: WorkerSettings) -> tuple[Sink, ...]:
     """Where the results of jobs are sent."""
-    is_set = {
-        Sink.STORE: settings.checkpoint_store is not None,
-        Sink.MLFLOW: settings.mlflow_uri is not None,
-    }
-    return tuple(sink for sink, is_wanted in is_set.items() if is_wanted)
+    urls = {Sink.STORE: settings.checkpoint_store, Sink.MLFLOW: settings.mlflow_uri}
+    return tuple(sink for sink, url in urls.items() if url is not None)
 
 
 def senders_of(
