@@ -328,7 +328,9 @@ def _searched(
     windows = calibrate(*source)
     read = partial(repair_windows, *source)
     notes: list[str] = []
-    request = request_for(spec.repair, config, read, _noted(observer, notes))
+    request = request_for(spec.repair, config, read, notes.append)
+    for note in notes:
+        observer.warned(note)
     if request is not None and (left := limit(config)) is not None:
         notes.append(left)
     held_out = partial(evaluation_windows, *source, evaluation=spec.evaluation)
@@ -342,16 +344,6 @@ def _searched(
     removals = search(spec, dense, windows, observer, state)
     found = (windows, request, removals, plan.times, measured_on)
     return _Run(spec, dense, parent_fingerprint, *found, observer, notes=tuple(notes))
-
-
-def _noted(observer: Observer, notes: list[str]) -> Callable[[str], None]:
-    """Warns, and keeps what was said."""
-
-    def warn(message: str) -> None:
-        observer.warned(message)
-        notes.append(message)
-
-    return warn
 
 
 def _shortage(error: Exception) -> str | None:
