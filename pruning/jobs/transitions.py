@@ -195,26 +195,17 @@ def searching(plan: SearchPlan, done: int, total: int, *, is_anew: bool = False)
 def evaluated(
     done: int, total: int, scored: Sequence[ScoredCandidate] = (), before: int | None = None
 ) -> Change:
-    """Candidates are evaluated, after ``before``. Only whole percents are events: there may be
-    thousands.
-    """
-    fields = {
-        "evaluations_done": str(done),
-        "evaluations_total": str(total),
-        "evaluated_at": str(time.time()),
-    }
+    """Candidates are evaluated, after ``before``."""
     data = {"evaluations_done": done, "evaluations_total": total}
-    event = Event(f"{done} of {counted(total, 'evaluation')}", type="metrics", data=data)
+    fields = {name: str(value) for name, value in data.items()} | {"evaluated_at": str(time.time())}
     search: dict[str, str] = {}
     for candidate in scored:
         search |= scored_field(candidate)
-    return Change(
-        "update",
-        _WORKING,
-        fields | _PROGRESSED if scored else fields,
-        event=event if _is_whole_percent(done, total, before) else None,
-        search=search,
-    )
+    if scored:
+        fields |= _PROGRESSED
+    before = done - 1 if before is None else before
+    event = _step(data, before, f"{done} of {counted(total, 'evaluation')}")
+    return Change("update", _WORKING, fields, event, search=search)
 
 
 def removed(removals: Sequence[Removal]) -> Change:
@@ -247,14 +238,9 @@ def _order_fields(removals: Sequence[Removal]) -> dict[str, str]:
 def repairing(done: int, total: int) -> Change:
     """``done`` of ``total`` steps of the repair are done. A later worker repeats all of them."""
     data = {"repair_steps_done": done, "repair_steps_total": total}
-    fields = {name: str(value) for name, value in data.items()}
-    event = Event(f"{done} of {counted(total, 'step')} of the repair", type="metrics", data=data)
-    return Change(
-        "update",
-        _WORKING,
-        {**fields, "repaired_at": str(time.time())},
-        event=event if _is_whole_percent(done, total) else None,
-    )
+    fields = {name: str(value) for name, value in data.items()} | {"repaired_at": str(time.time())}
+    event = _step(data, done - 1, f"{done} of {counted(total, 'step')} of the repair")
+    return Change("update", _WORKING, fields, event)
 
 
 def healing(progress: HealProgress, *, is_check: bool) -> Change:
@@ -273,10 +259,14 @@ def healing(progress: HealProgress, *, is_check: bool) -> Change:
     return Change("update", _WORKING, fields | _PROGRESSED, event=event)
 
 
-def _is_whole_percent(done: int, total: int, before: int | None = None) -> bool:
-    """Whether ``done`` of ``total`` is another percent than ``before``, by default one less."""
-    before = done - 1 if before is None else before
-    return total > 0 and done * 100 // total > before * 100 // total
+def _step(data: Mapping[str, int], before: int, message: str) -> Event | None:
+    """The event of ``data``, which is done and the total; there may be thousands of steps.
+
+    None unless that is another whole percent than ``before``.
+    """
+    done, total = data.values()
+    is_news = total > 0 and done * 100 // total > before * 100 // total
+    return Event(message, type="metrics", data=data) if is_news else None
 
 
 def warned(message: str) -> Change:
