@@ -3,6 +3,7 @@ start at once.
 """
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -33,6 +34,24 @@ def plain_table(title: str | None = None, **options: Any) -> Table:  # noqa: ANN
         pad_edge=False,
         **options,
     )
+
+
+@contextmanager
+def starting() -> Iterator[None]:
+    """Say so on a terminal while a command imports what it runs: torch takes seconds."""
+    sign = "starting"
+    _show(sign)
+    try:
+        yield
+    finally:
+        _show(" " * len(sign))
+
+
+def _show(sign: str) -> None:
+    """The cursor stays in front of it, so what another process writes takes its place."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"{sign}\r")
+        sys.stderr.flush()
 
 
 @contextmanager

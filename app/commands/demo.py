@@ -27,6 +27,7 @@ from app.commands.progress import search_progress
 from app.config import ServeSettings
 from app.models.demo_bar import demo_model_with_bar
 from app.models.measured_speedups import MeasuredSpeedups
+from app.terminal import starting
 from pruning.checkpoints.staging import staged
 from pruning.config import child_environment
 from pruning.jobs.job import JobStatus
@@ -74,7 +75,8 @@ def run_demo(
     The evaluation ends after ``evaluate_s`` if not every interval is narrow by then.
     """
     console = Console(stderr=True, highlight=False)
-    set_up_torch()
+    with starting():
+        set_up_torch()
     path = demo_model_with_bar(settings.models_dir, console)
     console.print(f"[green]✓[/] {NAME} in {path}", soft_wrap=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
