@@ -4,10 +4,10 @@ start at once.
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -34,6 +34,22 @@ def plain_table(title: str | None = None, **options: Any) -> Table:  # noqa: ANN
         pad_edge=False,
         **options,
     )
+
+
+def filled(
+    table: Table,
+    headings: Iterable[str],
+    rows: Iterable[Iterable[str]],
+    left: Collection[str] = (),
+    **of_columns: Any,  # noqa: ANN401 - those of rich
+) -> Table:
+    """The table with these rows. Columns whose headings are not in ``left`` end at the right."""
+    for heading in headings:
+        justify: Literal["left", "right"] = "left" if heading in left else "right"
+        table.add_column(escape(heading), justify=justify, **of_columns)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return table
 
 
 @contextmanager
