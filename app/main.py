@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-import redis
 import torch
 from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI
@@ -240,29 +239,9 @@ def _jobs(
 ) -> JobServices:
     connection = connect(redis_url, num_retries=2)
     store, queue, outbox = JobStore(connection), PruneQueue(connection), WebhookOutbox(connection)
-    return JobServices(
-        store=store,
-        queue=queue,
-        submission=_submission(settings, connection, store, queue, models, checkpoints),
-        deletion=JobDeletion(connection, store, checkpoints, aliases.names_of),
-        events=EventFeed(redis_url),
-        outbox=outbox,
-        stats=JobStatsReader(redis_url),
-        deliverer=_deliverer(app, settings, outbox, Catalog(models, checkpoints)),
-    )
-
-
-def _submission(
-    settings: ServeSettings,
-    connection: redis.Redis,
-    store: JobStore,
-    queue: PruneQueue,
-    models: ModelStore,
-    checkpoints: CheckpointStore,
-) -> JobSubmission:
     rule = address_rule(is_private_allowed=settings.webhook_allow_private)
     texts = TextsFolder(settings.texts_dir, settings.max_text_bytes)
-    return JobSubmission(
+    submission = JobSubmission(
         store,
         queue,
         IdempotencyKeys(connection),
@@ -271,6 +250,16 @@ def _submission(
         max_queued=settings.max_queued_jobs,
         webhook_rule=None if settings.webhook_secret is None else rule,
         default_quota=default_quota(settings),
+    )
+    return JobServices(
+        store=store,
+        queue=queue,
+        submission=submission,
+        deletion=JobDeletion(connection, store, checkpoints, aliases.names_of),
+        events=EventFeed(redis_url),
+        outbox=outbox,
+        stats=JobStatsReader(redis_url),
+        deliverer=_deliverer(app, settings, outbox, Catalog(models, checkpoints)),
     )
 
 

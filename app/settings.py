@@ -27,12 +27,8 @@ class UnknownSetting(ValueError):
     """A variable has the name of a setting that does not exist."""
 
 
-class NoCommonRedis(ValueError):
-    """Without a common Redis, each machine of a cluster would have its own job store."""
-
-
-class NoClusterTls(ValueError):
-    """The settings ask for TLS, which only ``sleb serve`` and ``sleb up`` have."""
+class NoCluster(ValueError):
+    """A cluster cannot serve with these settings."""
 
 
 class PortTaken(ValueError):
@@ -134,14 +130,14 @@ def check_ports(api: ServeSettings, worker: WorkerSettings) -> None:
 
 
 def check_cluster(settings: ClusterSettings) -> None:
-    """Check what needs no Ray. Raises ``NoClusterTls`` or ``NoCommonRedis``."""
+    """Check what needs no Ray. Raises ``NoCluster``."""
     if settings.tls_cert is not None:
-        raise NoClusterTls(
+        raise NoCluster(
             "the ingress of a cluster serves HTTP only: unset SLEB_TLS_CERT, SLEB_TLS_KEY and "
             "SLEB_TLS_CLIENT_CA, and put a proxy with TLS in front"
         )
     if settings.redis_url is None:
-        raise NoCommonRedis(
+        raise NoCluster(  # each machine would have its own job store
             "SLEB_REDIS_URL has to name a Redis or Valkey server that all machines of the cluster "
             "can reach: a cluster does not start one"
         )

@@ -3,10 +3,11 @@ start at once.
 """
 
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -33,6 +34,40 @@ def plain_table(title: str | None = None, **options: Any) -> Table:  # noqa: ANN
         pad_edge=False,
         **options,
     )
+
+
+def filled(
+    table: Table,
+    headings: Iterable[str],
+    rows: Iterable[Iterable[str]],
+    left: Collection[str] = (),
+    **of_columns: Any,  # noqa: ANN401 - those of rich
+) -> Table:
+    """The table with these rows. Columns whose headings are not in ``left`` end at the right."""
+    for heading in headings:
+        justify: Literal["left", "right"] = "left" if heading in left else "right"
+        table.add_column(escape(heading), justify=justify, **of_columns)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return table
+
+
+@contextmanager
+def starting() -> Iterator[None]:
+    """Say so on a terminal while a command imports what it runs: torch takes seconds."""
+    sign = "starting"
+    _show(sign)
+    try:
+        yield
+    finally:
+        _show(" " * len(sign))
+
+
+def _show(sign: str) -> None:
+    """The cursor stays in front of it, so what another process writes takes its place."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"{sign}\r")
+        sys.stderr.flush()
 
 
 @contextmanager

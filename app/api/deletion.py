@@ -3,12 +3,10 @@
 import asyncio
 from contextlib import suppress
 
+from app.api.deps import GenerationServices
 from app.api.unload import ModelInUse, unload
-from app.compare.shadow import Shadow
-from app.engine.async_engine import AsyncEngine
 from app.models.aliases import InvalidAliasFile
-from app.models.registry import ModelRegistry
-from app.vllm.servers import VllmServers
+from app.models.catalog import Catalog
 from pruning.checkpoints.staging import remove
 from pruning.jobs.job import JobNotFound, JobStatus
 from pruning.jobs.store import JobStore
@@ -18,19 +16,13 @@ class NotDeletable(ValueError):
     """The name is that of a variant or of an external model."""
 
 
-async def delete_dense(
-    name: str,
-    registry: ModelRegistry,
-    engine: AsyncEngine,
-    shadow: Shadow | None,
-    vllm: VllmServers | None,
-    jobs: JobStore,
-) -> None:
+async def delete_dense(name: str, generation: GenerationServices, jobs: JobStore) -> None:
     """Unload the model and delete its directory.
 
     Raises what ``unload`` does, or ``NotDeletable``.
     """
-    entry = await asyncio.to_thread(registry.catalog.resolve, name)
+    catalog = generation.registry.catalog
+    entry = await asyncio.to_thread(catalog.resolve, name)
     if entry.is_pruned or entry.external is not None:
         where = (
             "external.toml declares it"
@@ -38,14 +30,14 @@ async def delete_dense(
             else "the checkpoint of a job is deleted with it, by DELETE /prune-jobs/{id}"
         )
         raise NotDeletable(f"{name!r} is no dense model of this service: {where}")
-    await asyncio.to_thread(_check_unused, name, registry, jobs)
-    await unload(name, registry, engine, shadow, vllm)
-    await asyncio.to_thread(remove, registry.catalog.directory(name))
+    await asyncio.to_thread(_check_unused, name, catalog, jobs)
+    await unload(name, generation)
+    await asyncio.to_thread(remove, catalog.directory(name))
 
 
-def _check_unused(name: str, registry: ModelRegistry, jobs: JobStore) -> None:
+def _check_unused(name: str, catalog: Catalog, jobs: JobStore) -> None:
     try:
-        aliases = registry.catalog.aliases_of(name)
+        aliases = catalog.aliases_of(name)
     except InvalidAliasFile as error:
         raise ModelInUse(f"{name!r} may have an alias: {error}") from error
     if aliases:

@@ -128,6 +128,7 @@ EventsDep = Annotated[EventFeed, Depends(_part(lambda services: services.jobs.ev
 JobStatsDep = Annotated[JobStatsReader, Depends(_part(lambda services: services.jobs.stats))]
 OutboxDep = Annotated[WebhookOutbox, Depends(_part(lambda services: services.jobs.outbox))]
 
+GenerationDep = Annotated[GenerationServices, Depends(_part(lambda services: services.generation))]
 RegistryDep = Annotated[
     ModelRegistry, Depends(_part(lambda services: services.generation.registry))
 ]
@@ -139,7 +140,6 @@ EvaluatingDep = Annotated[
 ]
 EngineDep = Annotated[AsyncEngine, Depends(_part(lambda services: services.generation.engine))]
 VllmDep = Annotated[VllmServers | None, Depends(_part(lambda services: services.generation.vllm))]
-ShadowDep = Annotated[Shadow | None, Depends(_part(lambda services: services.generation.shadow))]
 TokenCheckDep = Annotated[
     TokenCheck, Depends(_part(lambda services: services.generation.token_check))
 ]

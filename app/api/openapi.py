@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Response
@@ -84,37 +83,27 @@ def responses_for(*errors: type[Exception], has_body: bool = False) -> Responses
 def describe_api(app: FastAPI, authorizer: Authorizer, *, is_audited: bool = False) -> None:
     """Correct the document that FastAPI generates, and send it at ``/openapi.json``.
 
-    It is kept as an object and as JSON until routes or required keys change: many requests for it
-    would stop the event loop otherwise.
+    It is kept as an object and as JSON until keys are required: many requests for it would stop the
+    event loop otherwise.
     """
     generate = app.openapi
-    kept: dict[tuple[bool, bool], _Kept] = {}
+    kept: dict[tuple[bool, bool], tuple[dict[str, Any], bytes | memoryview]] = {}
 
-    def current() -> _Kept:
-        access, generated = (authorizer.requires_key, authorizer.is_local), generate()
-        if access not in kept or kept[access].generated is not generated:
-            document = _described(generated, authorizer, is_audited=is_audited)
-            kept[access] = _Kept(generated, document, JSONResponse(document).body)
+    def current() -> tuple[dict[str, Any], bytes | memoryview]:
+        access = (authorizer.requires_key, authorizer.is_local)
+        if access not in kept:
+            document = _described(generate(), authorizer, is_audited=is_audited)
+            kept[access] = document, JSONResponse(document).body
         return kept[access]
 
     async def send() -> Response:
         """Not in a thread unless it has to be made: many of them would keep the loop waiting."""
-        current_kept = kept.get((authorizer.requires_key, authorizer.is_local))
-        if current_kept is None or current_kept.generated is not app.openapi_schema:
-            current_kept = await asyncio.to_thread(current)
-        return Response(current_kept.json, media_type="application/json")
+        is_kept = (authorizer.requires_key, authorizer.is_local) in kept
+        _, json = current() if is_kept else await asyncio.to_thread(current)
+        return Response(json, media_type="application/json")
 
-    app.openapi = lambda: current().document  # type: ignore[method-assign]  # FastAPI's way
+    app.openapi = lambda: current()[0]  # type: ignore[method-assign]  # FastAPI's way
     app.add_api_route("/openapi.json", send, include_in_schema=False, name="openapi")
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """A document in the form that FastAPI generated, corrected, and as JSON."""
-
-    generated: dict[str, Any]
-    document: dict[str, Any]
-    json: bytes | memoryview
 
 
 def _described(

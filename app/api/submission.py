@@ -165,7 +165,19 @@ class JobSubmission:
     def estimate(self, body: PruneJobBody) -> Estimate:
         """Say what the job would need, and create nothing. Raises as ``submit`` does."""
         asked, checked = self._pruning(body)
-        return self._estimated(checked, asked.search_of)
+        spec, succeeded, search_of = checked.spec, self._succeeded(), asked.search_of
+        num_known = 0 if search_of is None else self._jobs.get(search_of).progress.evaluations_done
+        num_left = max(0, checked.num_evaluations - num_known)
+        return Estimate(
+            model=spec.model,
+            num_evaluations=checked.num_evaluations,
+            is_upper_bound=spec.is_depth_open,
+            duration=duration(spec, num_left, succeeded),
+            footprint=checked.footprint,
+            heal=heal_estimate(spec, checked.num_blocks, checked.sizes, succeeded),
+            free_disk_bytes=checked.free_disk_bytes,
+            search_of=search_of,
+        )
 
     def estimate_healing(self, body: HealJobBody) -> HealingEstimate:
         """Say what the job would need, and create nothing. Raises as ``submit_healing`` does."""
@@ -177,7 +189,10 @@ class JobSubmission:
     def retry(self, job_id: str, body: RetryJobBody) -> Job:
         """Queue a job again that has failed or was cancelled. Raises ``RETRY_RAISES``."""
         job, checked = self._retried(job_id, body)
-        conditions = self._conditions_again(job, checked.checkpoint_bytes)
+        key = caller.get()
+        # the quota of its tenant counts if that sends the request
+        key = key if key is not None and key.owner == job.owner else None
+        conditions = self._conditions(key, None, checked.checkpoint_bytes, {job.id})
         retried = self._jobs.retry(job_id, checked.spec, conditions)
         self._queue.enqueue(job_id)
         return retried
@@ -193,7 +208,7 @@ class JobSubmission:
 
     def _pruning(self, body: PruneJobBody) -> tuple["_Asked", Checked]:
         checked = self._checks.pruning(PruneSpec.from_dict(body.spec_fields()))
-        webhook = None if body.webhook is None else self._webhook(body.webhook)
+        webhook = self._webhook(body.webhook)
         earlier = self._same_search(checked.spec) if body.reuse_search else None
         search_of = None if earlier is None else earlier.id
         asked = _Asked(checked.spec, webhook, checked.checkpoint_bytes, search_of=search_of)
@@ -201,7 +216,7 @@ class JobSubmission:
 
     def _healing(self, body: HealJobBody) -> tuple["_Asked", CheckedHealing]:
         checked = self._checks.healing(body.model, Heal(**body.heal.model_dump()))
-        webhook = None if body.webhook is None else self._webhook(body.webhook)
+        webhook = self._webhook(body.webhook)
         source = checked.source.name
         return _Asked(checked.spec, webhook, checked.checkpoint_bytes, source), checked
 
@@ -224,7 +239,8 @@ class JobSubmission:
             return Submitted(_as_created(self._jobs.get(claim)), is_replayed=True)
         with self._released_on_error(claim):
             asked = check()
-            given = (body.metadata, self._conditions(claim, asked), body.priority, asked.webhook)
+            conditions = self._conditions(caller.get(), claim, asked.checkpoint_bytes)
+            given = (body.metadata, conditions, body.priority, asked.webhook)
             try:
                 job = self._jobs.create(asked.spec, *given, asked.source, asked.search_of)
             except (QueueFull, QueueQuotaReached) as full:
@@ -233,23 +249,14 @@ class JobSubmission:
         self._queue.enqueue(job.id)
         return Submitted(job, is_replayed=False)
 
-    def _conditions(self, claim: Claim | None, asked: "_Asked") -> Conditions:
-        """Those of the caller's tenant, which the jobs of admins count towards as well."""
-        return self._conditions_of(caller.get(), claim, asked.checkpoint_bytes)
-
-    def _conditions_again(self, job: Job, checkpoint_bytes: int) -> Conditions:
-        """Those of a job that is retried. Its tenant's quota counts if that sends the request."""
-        key = caller.get()
-        is_own = key is not None and key.owner == job.owner
-        return self._conditions_of(key if is_own else None, None, checkpoint_bytes, {job.id})
-
-    def _conditions_of(
+    def _conditions(
         self,
         key: ApiKey | None,
         claim: Claim | None,
         checkpoint_bytes: int,
         retried: Collection[str] = (),
     ) -> Conditions:
+        """Those of the key's tenant, which the jobs of admins count towards as well."""
         if key is None:
             return Conditions(self._max_queued, claim, checkpoint_bytes=checkpoint_bytes)
         quota = key.quota.over(self._default_quota)
@@ -261,21 +268,6 @@ class JobSubmission:
             published_bytes = self._checkpoints.num_bytes_of(key.owner, but_of_jobs=pending)
             of_tenant = replace(of_tenant, published_bytes=published_bytes, pending_jobs=pending)
         return Conditions(self._max_queued, claim, key.owner, of_tenant, checkpoint_bytes)
-
-    def _estimated(self, checked: Checked, search_of: str | None) -> Estimate:
-        spec, succeeded = checked.spec, self._succeeded()
-        num_known = 0 if search_of is None else self._jobs.get(search_of).progress.evaluations_done
-        num_left = max(0, checked.num_evaluations - num_known)
-        return Estimate(
-            model=spec.model,
-            num_evaluations=checked.num_evaluations,
-            is_upper_bound=spec.is_depth_open,
-            duration=duration(spec, num_left, succeeded),
-            footprint=checked.footprint,
-            heal=heal_estimate(spec, checked.num_blocks, checked.sizes, succeeded),
-            free_disk_bytes=checked.free_disk_bytes,
-            search_of=search_of,
-        )
 
     @contextmanager
     def _released_on_error(self, claim: Claim | None) -> Iterator[None]:
@@ -297,7 +289,9 @@ class JobSubmission:
         succeeded = self._jobs.list(_NUM_EARLIER_JOBS, status=JobStatus.SUCCEEDED).jobs
         return wait_s(running, succeeded, time.time())
 
-    def _webhook(self, body: WebhookBody) -> Webhook:
+    def _webhook(self, body: WebhookBody | None) -> Webhook | None:
+        if body is None:
+            return None
         if self._webhook_rule is None:
             raise WebhooksOff
         check(body.url, self._webhook_rule)

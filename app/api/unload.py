@@ -2,11 +2,10 @@
 
 import asyncio
 
+from app.api.deps import GenerationServices
 from app.compare.shadow import Shadow
-from app.engine.async_engine import AsyncEngine
 from app.models.catalog import UnknownModel
 from app.models.entry import ModelEntry
-from app.models.registry import ModelRegistry
 from app.models.weights import WeightsLoading
 from app.vllm.servers import VllmServers
 from pruning.jobs.redis import JobStoreUnavailable
@@ -20,13 +19,7 @@ class ModelInUse(RuntimeError):
 RAISES = (UnknownModel, ModelInUse, WeightsLoading, JobStoreUnavailable)
 
 
-async def unload(
-    name: str,
-    registry: ModelRegistry,
-    engine: AsyncEngine,
-    shadow: Shadow | None,
-    vllm: VllmServers | None,
-) -> None:
+async def unload(name: str, generation: GenerationServices) -> None:
     """Free the memory of a model and all views of it, or drop the one view that this name is.
 
     In vLLM, each name has weights of its own, and its server is stopped.
@@ -34,12 +27,13 @@ async def unload(
     A request that resolved the model but is not in the engine yet runs on its own reference.
     Raises what ``ModelRegistry.find`` does, ``WeightsLoading`` or ``ModelInUse``.
     """
+    registry, shadow = generation.registry, generation.shadow
     entry = await asyncio.to_thread(registry.find, name)
-    if vllm is not None:
-        await _stop_vllm(entry, vllm, shadow)
+    if generation.vllm is not None:
+        await _stop_vllm(entry, generation.vllm, shadow)
     # There is no await between check and drop, so no request can start in between.
     variants = registry.variants(entry)
-    if num_open := engine.num_open(variants):
+    if num_open := generation.engine.num_open(variants):
         raise ModelInUse(
             f"requests for {name!r} or its views are running or waiting, {num_open} in all: unload "
             f"it when they have ended"
@@ -47,9 +41,8 @@ async def unload(
     registry.drop(entry)
     if shadow is not None:
         await shadow.forget(variants)
-    await asyncio.to_thread(
-        empty_cache
-    )  # no reference cycle holds a model: no collection is needed
+    # no reference cycle holds a model: no collection is needed
+    await asyncio.to_thread(empty_cache)
 
 
 async def _stop_vllm(entry: ModelEntry, vllm: VllmServers, shadow: Shadow | None) -> None:

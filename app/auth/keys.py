@@ -40,35 +40,8 @@ class InvalidKeyFile(ValueError):
     """The key file is malformed."""
 
 
-class InvalidKeyName(ValueError):
-    """The name of a key or a tenant is not allowed."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(
-            f"{name[:128]!r}: expected up to 64 letters, digits, '.', '_' and '-', beginning with "
-            "a letter or a digit"
-        )
-
-
-class NoKeys(LookupError):
-    """No key was ever created, so there are no tenants."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "there are no keys, so no request has a tenant: create one with `sleb keys create`"
-        )
-
-
-class KeyExists(ValueError):
-    """A key of this name exists."""
-
-
-class KeyEnded(ValueError):
-    """The end date of the key has passed."""
-
-
-class UnknownKey(LookupError):
-    """No key has this name."""
+class KeysUnchanged(ValueError):
+    """A command cannot change the keys like that: the message says why."""
 
 
 class KeyRefused(Exception):
@@ -195,7 +168,7 @@ class KeyFile:
     ) -> str:
         """Return a new key, which cannot be read again. The rest is as in ``ApiKey``.
 
-        Raises ``InvalidKeyName`` or ``KeyExists``.
+        Raises ``KeysUnchanged`` if the name or the tenant is not allowed, or a key has the name.
         """
         for given in (name, tenant):
             if given is not None:
@@ -204,7 +177,9 @@ class KeyFile:
         with self._file.changing():
             known = self.known()
             if any(each.name == name for each in known):
-                raise KeyExists(f"there is a key named {name!r}: revoke it first, or take another")
+                raise KeysUnchanged(
+                    f"there is a key named {name!r}: revoke it first, or take another"
+                )
             digest, now_s = _digest(key), time.time()
             rest = (rate_per_min, max_concurrent, tenant, expires_at)
             self._replace([*known, ApiKey(name, frozenset(scopes), digest, now_s, *rest)])
@@ -213,8 +188,8 @@ class KeyFile:
     def rotate(self, name: str, overlap_s: float) -> str:
         """Return a new key of that name; earlier ones are accepted for ``overlap_s`` more seconds.
 
-        The new key is as the latest one, its end date included. Raises ``UnknownKey``, or
-        ``KeyEnded`` if that date has passed.
+        The new key is as the latest one, its end date included. Raises ``KeysUnchanged`` if there
+        is none, or that date has passed.
         """
         key, now_s = _new_key(), time.time()
         with self._file.changing():
@@ -223,7 +198,7 @@ class KeyFile:
             if latest is None:
                 raise _unknown(name, known)
             if latest.has_ended(now_s):
-                raise KeyEnded(
+                raise KeysUnchanged(
                     f"the key {name!r} has ended, and a new one would too: revoke it and create "
                     "another"
                 )
@@ -235,7 +210,7 @@ class KeyFile:
         return key
 
     def revoke(self, name: str) -> None:
-        """Refuse all keys of that name from the next request on. Raises ``UnknownKey``."""
+        """Refuse all keys of that name from the next request on. Raises ``KeysUnchanged``."""
         with self._file.changing():
             known = self.known()
             rest = [each for each in known if each.name != name]
@@ -246,11 +221,13 @@ class KeyFile:
     def change_quota(self, tenant: str, changes: Quota, *, is_reset: bool = False) -> Quota:
         """Set the limits that are given, and return all of the tenant's.
 
-        ``is_reset`` first removes those that it had. Raises ``InvalidKeyName`` or ``NoKeys``.
+        ``is_reset`` first removes those that it had. Raises ``KeysUnchanged``.
         """
         _check_name(tenant)
         if not self.exists:  # the file would make all requests need a key
-            raise NoKeys
+            raise KeysUnchanged(
+                "there are no keys, so no request has a tenant: create one with `sleb keys create`"
+            )
         with self._file.changing():
             content = self._content()
             earlier = NO_QUOTA if is_reset else content.quotas.get(tenant, NO_QUOTA)
@@ -278,9 +255,12 @@ def _row(key: ApiKey) -> dict[str, Any]:
 
 
 def _check_name(name: str) -> None:
-    """Raises ``InvalidKeyName``."""
+    """Raises ``KeysUnchanged``."""
     if not _NAME.fullmatch(name):
-        raise InvalidKeyName(name)
+        raise KeysUnchanged(
+            f"{name[:128]!r}: expected up to 64 letters, digits, '.', '_' and '-', beginning with "
+            "a letter or a digit"
+        )
 
 
 def _new_key() -> str:
@@ -292,9 +272,9 @@ def _ending(key: ApiKey, ends_at: float) -> ApiKey:
     return replace(key, expires_at=min(ends_at, key.expires_at or ends_at))
 
 
-def _unknown(name: str, known: Iterable[ApiKey]) -> UnknownKey:
+def _unknown(name: str, known: Iterable[ApiKey]) -> KeysUnchanged:
     names = ", ".join(dict.fromkeys(each.name for each in known)) or "none"
-    return UnknownKey(f"no key is named {name[:128]!r}; there are: {names}")
+    return KeysUnchanged(f"no key is named {name[:128]!r}; there are: {names}")
 
 
 def _digest(key: str) -> str:

@@ -116,8 +116,7 @@ class Authorizer:
 
     def _key(self, method: str, headers: Iterable[tuple[bytes, bytes]]) -> ApiKey:
         """The key that is sent, or that of the session. A key that is sent comes first."""
-        is_sent = any(name.lower() == b"authorization" for name, _ in headers)
-        session = None if is_sent else self.session(headers)
+        session = None if _sent(headers, b"authorization") else self.session(headers)
         if session is None:
             return self.find(_bearer(headers))
         if method not in _READING:
@@ -185,9 +184,7 @@ def generates(method: str, path: str) -> bool:
 
 def check_same_origin(headers: Iterable[tuple[bytes, bytes]]) -> None:
     """Check that a page of this service asks, as Host names it. Raises ``NotSameOrigin``."""
-    sent = [(name.lower(), value) for name, value in headers]
-    origins = [value for name, value in sent if name == b"origin"]
-    hosts = [value for name, value in sent if name == b"host"]
+    origins, hosts = _sent(headers, b"origin"), _sent(headers, b"host")
     if len(origins) != 1 or len(hosts) != 1:  # of several, each reader may take another
         raise NotSameOrigin
     (origin,), (host,) = origins, hosts
@@ -198,13 +195,16 @@ def check_same_origin(headers: Iterable[tuple[bytes, bytes]]) -> None:
 
 def _cookie(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
     """Return the value of the cookie of sessions."""
-    for name, value in headers:
-        if name.lower() == b"cookie":
-            for pair in value.decode("latin-1").split(";"):
-                found, _, content = pair.strip().partition("=")
-                if found == COOKIE:
-                    return content.strip('"')
+    for pair in b";".join(_sent(headers, b"cookie")).decode("latin-1").split(";"):
+        found, _, content = pair.strip().partition("=")
+        if found == COOKIE:
+            return content.strip('"')
     return None
+
+
+def _sent(headers: Iterable[tuple[bytes, bytes]], wanted: bytes) -> list[bytes]:
+    """The values of all headers of this name."""
+    return [value for name, value in headers if name.lower() == wanted]
 
 
 def _is_below(path: str, root: str) -> bool:
@@ -213,7 +213,7 @@ def _is_below(path: str, root: str) -> bool:
 
 def _bearer(headers: Iterable[tuple[bytes, bytes]]) -> str:
     """Return the bearer token. Raises ``KeyRefused``, also for one too long to be a key."""
-    sent = [value for name, value in headers if name.lower() == b"authorization"]
+    sent = _sent(headers, b"authorization")
     if not sent:
         raise KeyRefused("this service requires an API key", is_sent=False)
     scheme, _, key = sent[0].partition(b" ")
@@ -226,16 +226,10 @@ def _bearer(headers: Iterable[tuple[bytes, bytes]]) -> str:
 
 def _check_local(headers: Iterable[tuple[bytes, bytes]]) -> None:
     """Check Host and Origin, which pages cannot forge. Raises ``NotLocal``."""
-    seen: set[bytes] = set()
-    for name, value in headers:
-        if name.lower() in (b"host", b"origin"):
-            if name.lower() in seen:  # of several, each reader may take another
-                raise NotLocal(name.decode("latin-1"))
-            seen.add(name.lower())
-        if name.lower() == b"host" and not _is_here(b"//" + value):
-            raise NotLocal("Host")
-        if name.lower() == b"origin" and not _is_here(value):
-            raise NotLocal("Origin")
+    for name, before in (("Host", b"//"), ("Origin", b"")):
+        urls = [before + value for value in _sent(headers, name.lower().encode())]
+        if len(urls) > 1 or not all(map(_is_here, urls)):  # of several, readers take different ones
+            raise NotLocal(name)
 
 
 def _is_here(url: bytes) -> bool:

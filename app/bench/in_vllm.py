@@ -7,7 +7,6 @@ import asyncio
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -65,7 +64,8 @@ def runs_in_vllm(
 
     Raises as ``bench_in_vllm`` does.
     """
-    options = VllmOptions.of(settings.model_copy(update={"engine": "vllm"}))
+    own = {"engine": "vllm", "prefix_cache": "off"}
+    options = VllmOptions.of(settings.model_copy(update=own))
     assert options is not None
     without_weights = settings.model_copy(update={"device": "meta"})
     subject = stored_subject(name, variants, "auto", without_weights)
@@ -75,7 +75,6 @@ def runs_in_vllm(
             f"{counted(num_servers, 'model')} in vLLM, of which {options.max_servers} run at once: "
             f"measure fewer variants, or raise SLEB_VLLM_SERVERS"
         )
-    options = replace(options, has_prefix_cache=False)
     checkpoints = current_checkpoints(settings)
     catalog = Catalog(ModelStore(settings.models_dir), checkpoints)
     names = {DENSE: name, AGAIN: name, **{variant: variant for variant in subject.removed}}

@@ -1,20 +1,21 @@
 """``sleb bench``: measure speed-ups. Imports are lazy."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from app.cli.options import AsJson
+from app.config import ServeSettings
+from app.terminal import starting
+from pruning.config import Settings
+from pruning.spec.prune import Dtype
 
 if TYPE_CHECKING:
     from app.bench.plan import Scenario
 
 
-class Engine(StrEnum):
-    OWN = "own"
-    VLLM = "vllm"
+Engine = Literal["own", "vllm"]
 
 
 def bench(
@@ -74,10 +75,10 @@ def bench(
     ] = 64,
     repeats: Annotated[int, typer.Option(min=1, help="An interval needs at least two.")] = 5,
     seed: Annotated[int, typer.Option(help="Seed of the random prompts.")] = 0,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    dtype: Annotated[Dtype, typer.Option(help="Of the weights.")] = "auto",
     engine: Annotated[
         Engine, typer.Option(help="vllm measures servers of vLLM, with SLEB_VLLM_ARGS.")
-    ] = Engine.OWN,
+    ] = "own",
     as_json: AsJson = False,
 ) -> None:
     """Measure speed-ups: dense and pruned in turn, with intervals and verdicts.
@@ -86,10 +87,11 @@ def bench(
     clients. With --slo, requests arrive at rising rates instead, by a Poisson process or as in
     --trace, whether earlier ones have an answer or not. Answers have fixed lengths.
     """
-    _check(model, random_weights, dtype, slo, trace, engine)
-    from app.bench.bench import bench_model, print_bench
-    from app.bench.plan import BenchPlan
-    from pruning.config import Settings
+    _check(model, random_weights, slo, trace)
+    _check_engine(engine, random_weights, dtype, slo)
+    with starting():
+        from app.bench.bench import bench_model, print_bench
+        from app.bench.plan import BenchPlan
 
     plan = BenchPlan(
         scenarios=_named(scenarios),
@@ -112,9 +114,8 @@ def bench(
         run_goodput(asked, plan, out, settings, as_json=as_json)
         return
     out.mkdir(parents=True, exist_ok=True)  # fails before the work, not after it
-    if model is not None and engine is Engine.VLLM:
+    if model is not None and engine == "vllm":
         from app.bench.in_vllm import bench_in_vllm
-        from app.config import ServeSettings
 
         measured = bench_in_vllm(model, names, plan, out, ServeSettings())
     else:
@@ -132,25 +133,19 @@ def _named(scenarios: str) -> "tuple[Scenario, ...]":
 
 
 def _check(
-    model: str | None,
-    random_weights: str | None,
-    dtype: str,
-    slo: str | None,
-    trace: Path | None,
-    engine: Engine,
+    model: str | None, random_weights: str | None, slo: str | None, trace: Path | None
 ) -> None:
     if (model is None) == (random_weights is None):
         raise typer.BadParameter("expected a MODEL or --random-weights, and not both")
-    if dtype not in {"auto", "float32", "bfloat16", "float16"}:
-        raise typer.BadParameter(f"--dtype {dtype}: expected auto, float32, bfloat16 or float16")
     if trace is not None and slo is None:
         raise typer.BadParameter("--trace needs --slo")
-    _check_engine(engine, random_weights, dtype, slo)
 
 
-def _check_engine(engine: Engine, random_weights: str | None, dtype: str, slo: str | None) -> None:
+def _check_engine(
+    engine: Engine, random_weights: str | None, dtype: Dtype, slo: str | None
+) -> None:
     """Refuse what only the own engine has."""
-    if engine is Engine.OWN:
+    if engine == "own":
         return
     only_own = {"--random-weights": random_weights, "--slo": slo}
     for name, value in only_own.items():

@@ -3,13 +3,12 @@
 from dataclasses import asdict
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from app.cli.options import AsJson
 from app.config import serve_settings
 from app.settings import check_ports, effective_settings
-from app.terminal import print_json
+from app.terminal import filled, print_json
 from pruning.config import WorkerSettings
 
 
@@ -20,9 +19,6 @@ def config(as_json: AsJson = False) -> None:
     if as_json:
         print_json([asdict(setting) for setting in settings])
         return
-    table = Table()
-    for heading in ("variable", "value", "source"):
-        table.add_column(heading, overflow="fold")
-    for setting in settings:
-        table.add_row(setting.variable, escape(setting.value), setting.source)
-    Console(highlight=False).print(table)
+    headings = ("variable", "value", "source")
+    rows = ((setting.variable, setting.value, setting.source) for setting in settings)
+    Console(highlight=False).print(filled(Table(), headings, rows, headings, overflow="fold"))

@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from app.cli.options import AsJson
+from app.terminal import starting
 
 ModelDirectory = Annotated[
     Path | None,
@@ -21,14 +23,13 @@ def doctor(
 
     With MODEL, tell whether this model is supported, how it is served, and what repairs it allows.
     """
-    from rich.console import Console
+    with starting():
+        from app.doctor.doctor import diagnose
+        from app.doctor.family import family
+        from app.doctor.finding import print_findings
+        from pruning.models.store import set_up_torch
 
-    from app.doctor.doctor import diagnose
-    from app.doctor.family import family
-    from app.doctor.finding import print_findings
-    from pruning.models.store import set_up_torch
-
-    set_up_torch()
+        set_up_torch()
     console = Console(highlight=False)
     with console.status("Checking") as status:
         findings = (

@@ -1,15 +1,15 @@
 """``sleb eval``: measure the quality of models. Imports are lazy."""
 
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from app.cli.options import AsJson
+from app.terminal import starting
 from pruning.config import WorkerSettings
-from pruning.spec.prune import Quantize, Resident
+from pruning.spec.prune import Dtype, Quantize, Resident
 
 Models = Annotated[
     list[str],
@@ -18,13 +18,6 @@ Models = Annotated[
         help="NAME, NAME@-3, NAME@JOB, NAME@JOB-3, each also with +raw or +int8, or directories.",
     ),
 ]
-
-
-class Dtype(StrEnum):
-    AUTO = "auto"
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
 
 
 def evaluate(
@@ -56,7 +49,7 @@ def evaluate(
     ] = None,
     dtype: Annotated[
         Dtype, typer.Option(help="Of the weights; auto is the checkpoint's own.")
-    ] = Dtype.AUTO,
+    ] = "auto",
     resident: Annotated[
         Resident | None,
         typer.Option(
@@ -77,7 +70,8 @@ def evaluate(
     On texts, a pruned model is compared with its dense parent, and a repaired one also with its
     raw form.
     """
-    from app.commands.evaluate import Options, Tasks, run_evaluation
+    with starting():
+        from app.commands.evaluate import Options, Tasks, run_evaluation
 
     settings = WorkerSettings()
     tasks_dir = tasks_dir or settings.tasks_dir
@@ -85,7 +79,7 @@ def evaluate(
     run_evaluation(
         models,
         replace(parsed, seqlen=seqlen, num_windows=num_windows, tasks_dir=tasks_dir, limit=limit),
-        Options(dtype.value, resident, texts_dir, quantize),
+        Options(dtype, resident, texts_dir, quantize),
         settings,
         as_json=as_json,
         out=out,

@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from app.cli.eval import Dtype
 from app.cli.options import AsJson, num_bytes, url_of
+from app.terminal import starting
 from pruning.config import WorkerSettings
-from pruning.spec.prune import Quantize
+from pruning.spec.prune import Dtype, Quantize
 
 
 def export(
@@ -24,7 +24,7 @@ def export(
     dtype: Annotated[
         Dtype,
         typer.Option("--dtype", "--merge-dtype", help="Of the weights; auto is the model's own."),
-    ] = Dtype.AUTO,
+    ] = "auto",
     max_shard_size: Annotated[
         str, typer.Option(help="Maximum size of a safetensors file, as 2GB.", metavar="BYTES")
     ] = "5GB",
@@ -45,7 +45,8 @@ def export(
         raise typer.BadParameter("expected OUT_DIR, --gguf FILE or --to URL, or several of them")
     url = None if to is None else url_of(to)
     shard_bytes = num_bytes(max_shard_size)
-    from app.commands.export import Export, run_export
+    with starting():
+        from app.commands.export import Export, run_export
 
-    wanted = Export(model, out_dir, gguf, dtype.value, shard_bytes, overwrite, quantize, url)
+    wanted = Export(model, out_dir, gguf, dtype, shard_bytes, overwrite, quantize, url)
     run_export(wanted, WorkerSettings(), as_json=as_json)

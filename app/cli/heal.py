@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from app.cli.options import AsJson, heal_from, heal_options
+from app.terminal import starting
 from pruning.config import WorkerSettings
 
 
@@ -31,6 +32,7 @@ def heal(
     Ctrl-C, the same command goes on where it stopped.
     """
     wanted = heal_from(values)
-    from app.commands.heal import run_heal  # imports torch, after the checks above
+    with starting():
+        from app.commands.heal import run_heal  # imports torch, after the checks above
 
     run_heal(wanted, checkpoint, out, WorkerSettings(), overwrite=overwrite, as_json=as_json)

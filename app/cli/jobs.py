@@ -30,7 +30,7 @@ from pruning.jobs.job import JobStatus
 from pruning.spec.calibration import DEFAULT, CalibrationSpec
 
 if TYPE_CHECKING:
-    from app.commands.client import JobClient
+    from app.commands.client import ServiceClient
 
 jobs = typer.Typer(
     cls=WholeHelp,
@@ -210,7 +210,7 @@ def retry(
     _print_submitted(job, url, watch_it=watch_it, as_json=as_json)
 
 
-def _client(url: str | None) -> "AbstractContextManager[JobClient]":
+def _client(url: str | None) -> "AbstractContextManager[ServiceClient]":
     from app.commands.client import service_client
 
     return service_client(url)

@@ -23,7 +23,6 @@ from app.cli.keys import keys
 from app.cli.models import models
 from app.cli.options import AsJson, with_options
 from app.cli.prune import prune
-from app.cli.spinner import show_imports
 from app.cli.stability import stability
 from app.config import cluster_settings, serve_settings
 from app.settings import (
@@ -35,6 +34,7 @@ from app.settings import (
     check_variables,
     invalid_settings,
 )
+from app.terminal import starting
 from pruning.config import UnreadableSecrets, WorkerSettings, share_cpus
 from pruning.process import DISK_FULL
 from pruning.spec import InvalidSpec
@@ -101,7 +101,6 @@ def main() -> None:
     """Run the command line. Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted."""
     share_cpus()
     errors = Console(stderr=True, highlight=False)
-    show_imports(errors)
     try:
         app()
     except ValidationError as error:
@@ -161,7 +160,8 @@ def serve(host: Host = None, port: Port = None, insecure: Insecure = None) -> No
     settings = serve_settings(host=host, port=port, insecure=insecure)
     check_device(settings)
     check_port(settings)
-    from app.server.serve import run_api  # imports torch, after the check
+    with starting():
+        from app.server.serve import run_api  # imports torch, after the check
 
     run_api(settings)
 
@@ -183,7 +183,8 @@ def cluster(
         host=host, port=port, replicas=replicas, max_replicas=max_replicas, insecure=insecure
     )
     check_cluster(settings)
-    from app.cluster.run import run_cluster  # imports torch and ray, after the check
+    with starting():
+        from app.cluster.run import run_cluster  # imports torch and ray, after the check
 
     run_cluster(settings)
 
@@ -191,9 +192,10 @@ def cluster(
 @app.command()
 def worker() -> None:
     """Run a worker, which runs pruning jobs one at a time."""
-    from app.models.measured_speedups import MeasuredSpeedups
-    from app.server.valkey import redis_url
-    from pruning.worker.entrypoints import run_worker
+    with starting():
+        from app.models.measured_speedups import MeasuredSpeedups
+        from app.server.valkey import redis_url
+        from pruning.worker.entrypoints import run_worker
 
     settings = WorkerSettings()
     check_device(settings)

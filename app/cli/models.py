@@ -8,6 +8,7 @@ import typer
 from app.cli.group import WholeHelp
 from app.cli.options import AsJson, Url
 from app.config import serve_settings
+from app.terminal import starting
 
 models = typer.Typer(
     cls=WholeHelp,
@@ -98,7 +99,8 @@ def add(
 
     A GGUF file is written as such files, in bfloat16.
     """
-    from app.models.add import add_model
+    with starting():
+        from app.models.add import add_model
 
     target = add_model(source, serve_settings(), name=name, revision=revision)
     typer.echo(f"{target.name} is in {target}")

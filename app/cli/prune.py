@@ -20,6 +20,7 @@ from app.cli.options import (
     values_of,
     weighted,
 )
+from app.terminal import starting
 from pruning.config import WorkerSettings
 from pruning.spec.calibration import DEFAULT, CalibrationSpec
 
@@ -61,7 +62,8 @@ def prune(
     spec = spec_of(model, text, {**values, "gate_max_perplexity_ratio_of": ratios})
     given: dict[str, Any] = {"state_budget": state_budget, "num_actors": actors}
     settings = WorkerSettings(**{name: value for name, value in given.items() if value is not None})
-    from app.commands.prune import run_prune  # imports torch, after the checks above
+    with starting():
+        from app.commands.prune import run_prune  # imports torch, after the checks above
 
     place = place_of(out or f"{Path(model).name}-pruned")
     run_prune(spec, place, settings, overwrite=overwrite, as_json=as_json)

@@ -14,6 +14,7 @@ from app.cli.options import (
     spec_options,
     values_of,
 )
+from app.terminal import starting
 from pruning.config import WorkerSettings
 from pruning.spec import InvalidSpec
 from pruning.spec.calibration import DEFAULT, CalibrationSpec
@@ -51,7 +52,8 @@ def stability(
     texts = {text: source_of(text, **source) for text in calibration}
     _check(texts, calibration, numbers)
     spec = spec_of(model, texts[calibration[0]], {**values, "num_remove": num_remove})
-    from app.commands.stability import run_stability  # imports torch, after the checks above
+    with starting():
+        from app.commands.stability import run_stability  # imports torch, after the checks above
 
     run_stability(spec, texts, numbers, out, WorkerSettings(), as_json=as_json)
 

@@ -31,7 +31,7 @@ def application(args: Mapping[str, Any]) -> serve.Application:
 
 
 def application_of(settings: ClusterSettings) -> serve.Application:
-    """Raises ``NoCommonRedis``, ``NoClusterTls`` or ``UnprotectedAddress``."""
+    """Raises ``NoCluster`` or ``UnprotectedAddress``."""
     check_address(settings)
     check_cluster(settings)
     replicas = serve.deployment(

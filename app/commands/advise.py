@@ -1,7 +1,6 @@
 """What ``sleb advise`` does: a sentence and a table about the depths of a model."""
 
 from dataclasses import asdict
-from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -9,7 +8,7 @@ from rich.table import Table
 from app.commands.models import catalog_of
 from app.config import ServeSettings
 from app.models.advice import advice_on
-from app.terminal import print_json
+from app.terminal import filled, print_json
 from pruning.evaluation.advice import Advice, Limits
 from pruning.evaluation.advice_table import advice_table
 
@@ -38,9 +37,4 @@ def print_advice(settings: ServeSettings, model: str, limits: Limits, *, as_json
 def _table(advice: Advice) -> Table:
     headings, rows = advice_table(advice)
     table = Table(box=None, pad_edge=False)
-    for heading in headings:
-        justify: Literal["left", "right"] = "left" if heading in {"depth", "keeps"} else "right"
-        table.add_column(heading, justify=justify, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    return table
+    return filled(table, headings, rows, ["depth", "keeps"], overflow="fold")

@@ -38,12 +38,14 @@ class JobNotSucceeded(RuntimeError):
 
 
 class ServiceClient:
-    """Requests to a running service. Every method may raise ``ServiceUnavailable`` and
-    ``Refused``.
+    """Requests to a running service; jobs are in the JSON form of its API.
+
+    Every method may raise ``ServiceUnavailable`` and ``Refused``.
     """
 
     def __init__(self, url: str, key: str | None = None) -> None:
         self._url = url
+        self._pause = threading.Event()
         with self._connection_errors():
             self._http = httpx2.Client(
                 base_url=url, timeout=RESPONSE_TIMEOUT_S, headers=authorization(key)
@@ -87,48 +89,6 @@ class ServiceClient:
                 source.response.read()
             self._check_success(source.response)
             yield from (event.data for event in source if event.data)
-
-    def _check_success(self, response: httpx2.Response) -> None:
-        if response.is_success:
-            return
-        detail = _detail(response)
-        if response.status_code == _UNAUTHORIZED:
-            detail += "; commands read the key from SLEB_API_KEY"
-        message = f"{self._url} answers {response.status_code}: {detail}"
-        if response.status_code in _TEMPORARY:
-            raise ServiceUnavailable(message)
-        raise Refused(message if detail == response.reason_phrase else detail)
-
-    def _object(self, content: object) -> dict[str, Any]:
-        if not isinstance(content, dict):
-            raise Refused(f"{self._url} is not a service of this kind")
-        return content
-
-    @contextmanager
-    def _connection_errors(self) -> Iterator[None]:
-        """Raise errors of the connection as ``ServiceUnavailable`` or ``Refused``."""
-        try:
-            yield
-        except (httpx2.TransportError, httpx2.InvalidURL) as error:
-            if _UNTRUSTED in str(error):
-                raise ServiceUnavailable(
-                    f"the certificate of {self._url} is not trusted: set SSL_CERT_FILE to the file "
-                    f"of its CA ({error})"
-                ) from error
-            raise ServiceUnavailable(
-                f"no service answers at {self._url}: start one with `sleb up`, or set its URL with "
-                f"--url ({error})"
-            ) from error
-        except ValueError as error:  # not JSON
-            raise Refused(f"{self._url} is not a service of this kind") from error
-
-
-class JobClient(ServiceClient):
-    """Jobs in the JSON form of the API."""
-
-    def __init__(self, url: str, key: str | None = None) -> None:
-        super().__init__(url, key)
-        self._pause = threading.Event()
 
     def list(self, limit: int, status: JobStatus | None = None) -> dict[str, Any]:
         """A page of jobs, newest first."""
@@ -207,6 +167,40 @@ class JobClient(ServiceClient):
                 event = self._object(json.loads(data))
             yield event
 
+    def _check_success(self, response: httpx2.Response) -> None:
+        if response.is_success:
+            return
+        detail = _detail(response)
+        if response.status_code == _UNAUTHORIZED:
+            detail += "; commands read the key from SLEB_API_KEY"
+        message = f"{self._url} answers {response.status_code}: {detail}"
+        if response.status_code in _TEMPORARY:
+            raise ServiceUnavailable(message)
+        raise Refused(message if detail == response.reason_phrase else detail)
+
+    def _object(self, content: object) -> dict[str, Any]:
+        if not isinstance(content, dict):
+            raise Refused(f"{self._url} is not a service of this kind")
+        return content
+
+    @contextmanager
+    def _connection_errors(self) -> Iterator[None]:
+        """Raise errors of the connection as ``ServiceUnavailable`` or ``Refused``."""
+        try:
+            yield
+        except (httpx2.TransportError, httpx2.InvalidURL) as error:
+            if _UNTRUSTED in str(error):
+                raise ServiceUnavailable(
+                    f"the certificate of {self._url} is not trusted: set SSL_CERT_FILE to the file "
+                    f"of its CA ({error})"
+                ) from error
+            raise ServiceUnavailable(
+                f"no service answers at {self._url}: start one with `sleb up`, or set its URL with "
+                f"--url ({error})"
+            ) from error
+        except ValueError as error:  # not JSON
+            raise Refused(f"{self._url} is not a service of this kind") from error
+
 
 def _detail(response: httpx2.Response) -> str:
     """What a problem document or OpenAI's envelope says, or else the reason phrase."""
@@ -218,7 +212,7 @@ def _detail(response: httpx2.Response) -> str:
     return response.reason_phrase
 
 
-def follow(client: JobClient, job_id: str, show: Callable[[dict[str, Any]], None]) -> None:
+def follow(client: ServiceClient, job_id: str, show: Callable[[dict[str, Any]], None]) -> None:
     """Pass every event to ``show`` until the job ends. Raises ``JobNotSucceeded``."""
     status, message = "", ""
     for event in client.follow(job_id):
@@ -230,14 +224,14 @@ def follow(client: JobClient, job_id: str, show: Callable[[dict[str, Any]], None
 
 
 @contextmanager
-def service_client(url: str | None) -> Iterator[JobClient]:
+def service_client(url: str | None) -> Iterator[ServiceClient]:
     """A client of the service at the URL, or of that in the settings, until the context ends.
 
     A URL without a scheme means http.
     """
     settings = serve_settings()
     url = url_of(settings) if url is None else url if "://" in url else f"http://{url}"
-    client = JobClient(url, settings.api_key)
+    client = ServiceClient(url, settings.api_key)
     try:
         yield client
     finally:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,13 @@ import httpx2
 from rich.console import Console
 from rich.markup import escape
 
+from app.commands.client import Refused, ServiceClient, ServiceUnavailable
 from app.commands.demo_report import ModelFigures, figures_of, print_report
-from app.commands.jobs import JobView
-from app.commands.progress import search_progress
+from app.commands.jobs import watch
 from app.config import ServeSettings
 from app.models.demo_bar import demo_model_with_bar
 from app.models.measured_speedups import MeasuredSpeedups
+from app.terminal import starting
 from pruning.checkpoints.staging import staged
 from pruning.config import child_environment
 from pruning.jobs.job import JobStatus
@@ -74,14 +75,15 @@ def run_demo(
     The evaluation ends after ``evaluate_s`` if not every interval is narrow by then.
     """
     console = Console(stderr=True, highlight=False)
-    set_up_torch()
+    with starting():
+        set_up_torch()
     path = demo_model_with_bar(settings.models_dir, console)
     console.print(f"[green]✓[/] {NAME} in {path}", soft_wrap=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     place = own_place(settings)
     with (
         _service(place, console, keep=keep) as url,
-        httpx2.Client(base_url=url, timeout=TIMEOUT_S) as client,
+        closing(ServiceClient(url)) as client,
     ):
         job = _prune(client, console, num_remove, evaluate_s)
         keep_result(job["pruned_model"], place.checkpoints_dir, settings.checkpoints_dir)
@@ -151,14 +153,14 @@ def _advised(advice: dict[str, Any]) -> dict[str, Any] | None:
     return next((depth for depth in advice["depths"] if depth["name"] == name), None)
 
 
-def measured_advice(client: httpx2.Client, job: dict[str, Any]) -> dict[str, Any]:
+def measured_advice(client: ServiceClient, job: dict[str, Any]) -> dict[str, Any]:
     """The advice, after the speed of the depth that it is about was measured closely.
 
     What is measured can change the advice, so it is asked for again.
     """
     tried: set[int] = set()
     while True:
-        advice: dict[str, Any] = client.get(f"/models/{NAME}/advice").raise_for_status().json()
+        advice = client.request("GET", f"/models/{NAME}/advice")
         advised = _advised(advice)
         if advised is None or advised["num_removed"] in tried or len(tried) == MAX_MEASURED:
             return advice
@@ -248,7 +250,7 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _prune(
-    client: httpx2.Client, console: Console, num_remove: int, evaluate_s: float
+    client: ServiceClient, console: Console, num_remove: int, evaluate_s: float
 ) -> dict[str, Any]:
     """Submit a job and show its progress. Returns the job after it has succeeded."""
     body = {
@@ -259,73 +261,47 @@ def _prune(
         "dtype": DTYPE,
     }
     with deferred_signal(signal.SIGINT) as is_interrupted:  # a job without an id is not cancelled
-        job = _post(client, "/prune-jobs", body, expected=202)
-    with _cancelled_on_error(client, console, job):
+        job = client.submit(body)
+    with _cancelled_on_error(client, console, job["id"]):
         if is_interrupted():
             raise KeyboardInterrupt
         wanted = counted(num_remove, "block")
         console.print(f"[green]✓[/] POST /prune-jobs: {job['id']}, {wanted} to remove")
-        job = _followed(client, console, job)
-    if job["status"] != JobStatus.SUCCEEDED:
-        raise DemoFailed(f"job {job['id']} {job['status']}: {job['error']}")
+        watch(client, job["id"])
+    job = client.get(job["id"])
     removed = ", ".join(map(str, job["removed_blocks"]))
     console.print(f"[green]✓[/] removed blocks {removed}")
     return job
 
 
-def _followed(client: httpx2.Client, console: Console, job: dict[str, Any]) -> dict[str, Any]:
-    """Show its events until its end, as ``sleb jobs watch`` does."""
-    pause = threading.Event()
-    after: dict[str, str] = {}
-    with search_progress(console) as progress, JobView(progress, at_most=False) as view:
-        while not JobStatus(job["status"]).is_final:
-            pause.wait(0.5)
-            job = client.get(job["urls"]["self"]).raise_for_status().json()
-            while page := _events(client, job, after):
-                for event in page:
-                    view.show(event)
-                after = {"after": page[-1]["id"]}
-    return job
-
-
-def _events(
-    client: httpx2.Client, job: dict[str, Any], after: dict[str, str]
-) -> Sequence[dict[str, Any]]:
-    found = client.get(job["urls"]["events"], params=after).raise_for_status().json()
-    events: list[dict[str, Any]] = found["data"]
-    return events
-
-
 @contextmanager
-def _cancelled_on_error(
-    client: httpx2.Client, console: Console, job: dict[str, Any]
-) -> Iterator[None]:
+def _cancelled_on_error(client: ServiceClient, console: Console, job_id: str) -> Iterator[None]:
     """Cancel the job on Ctrl-C: otherwise the next demo would go on with it."""
     try:
         yield
     except BaseException:
-        with console.status("Cancelling the job"), suppress(httpx2.HTTPError):
-            _cancel(client, job["urls"]["self"])
+        with console.status("Cancelling the job"), suppress(ServiceUnavailable, Refused):
+            _cancel(client, job_id)
         raise
 
 
-def _cancel(client: httpx2.Client, url: str) -> None:
+def _cancel(client: ServiceClient, job_id: str) -> None:
     """Cancel the job, and wait until its worker has stopped."""
-    client.post(f"{url}/cancel")
+    client.change(job_id, "cancel")
     pause = threading.Event()
     for _ in range(int(CANCEL_TIMEOUT_S / POLL_S)):
-        if JobStatus(client.get(url).raise_for_status().json()["status"]).is_final:
+        if JobStatus(client.get(job_id)["status"]).is_final:
             return
         pause.wait(POLL_S)
 
 
 def _figures(
-    client: httpx2.Client, compared: Sequence[str], prompts: Sequence[Any], shown: Collection[str]
+    client: ServiceClient, compared: Sequence[str], prompts: Sequence[Any], shown: Collection[str]
 ) -> list[ModelFigures]:
     """Those of the models to be shown, with what is known of them by now."""
     return [
         figures_of(
-            client.get(f"/models/{name}").raise_for_status().json(),
+            client.request("GET", f"/models/{name}"),
             [prompt["outputs"][number] for prompt in prompts],
         )
         for number, name in enumerate(compared)
@@ -334,7 +310,7 @@ def _figures(
 
 
 def _compared(
-    client: httpx2.Client, names: Sequence[str], max_seconds: float = 0
+    client: ServiceClient, names: Sequence[str], max_seconds: float = 0
 ) -> dict[str, Any]:
     """Generate answers of equal lengths with every model, so that only the depth differs."""
     body = {
@@ -345,17 +321,7 @@ def _compared(
         "repeats": REPEATS,
         "max_seconds": max_seconds,
     }
-    return _post(client, "/compare", body, expected=200)
-
-
-def _post(
-    client: httpx2.Client, path: str, body: dict[str, Any], *, expected: int
-) -> dict[str, Any]:
-    response = client.post(path, json=body)
-    if response.status_code != expected:
-        raise DemoFailed(f"POST {path} answered {response.status_code}: {response.text}")
-    answer: dict[str, Any] = response.json()
-    return answer
+    return client.request("POST", "/compare", body=body, timeout_s=TIMEOUT_S)
 
 
 def _print_next_steps(console: Console, url: str, job: dict[str, Any], *, is_running: bool) -> None:

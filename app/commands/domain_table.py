@@ -4,10 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from app.terminal import plain_table
+from app.terminal import filled, plain_table
 from pruning.checkpoints.domain_tables import explained, narrow_table
 from pruning.checkpoints.trajectory import NONE
 from pruning.evaluation.quality import Compared, DomainAtDepth, Interval
@@ -44,12 +43,8 @@ def print_sections(
 
     If a label leaves no room for the values, labels have lines of their own, and stay whole.
     """
-    table = plain_table(title)
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
     shown = [[cell if cell != NONE else "" for cell in row] for row in rows]
-    for row in shown:
-        table.add_row(*map(escape, row))
+    table = filled(plain_table(title), headings, shown, headings, overflow="fold")
     console.print()
     if not fits(console, table):
         console.print(title, style="table.title", markup=False)

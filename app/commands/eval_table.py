@@ -14,11 +14,10 @@ from string import ascii_uppercase
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from app.commands.domain_table import fits, print_sections
-from app.terminal import print_json
+from app.terminal import filled, print_json
 from pruning.checkpoints.domain_tables import INTERVALS, NARROW, text_line, too_few, with_interval
 from pruning.checkpoints.trajectory import NONE, Cells
 from pruning.evaluation.json_questions import JsonScore
@@ -86,13 +85,8 @@ def _print_models(console: Console, evaluations: Sequence[Evaluation]) -> None:
 
 
 def _table(headings: Iterable[str], rows: Iterable[_Row]) -> Table:
-    table = Table()
-    table.add_column("")
-    for heading in headings:
-        table.add_column(escape(heading), justify="right", overflow="fold")
-    for label, cells in rows:
-        table.add_row(escape(label), *map(escape, cells))
-    return table
+    lines = ([label, *cells] for label, cells in rows)
+    return filled(Table(Column("")), headings, lines, overflow="fold")
 
 
 def _report(evaluations: Sequence[Evaluation]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from app.commands.client import JobClient, follow
+from app.commands.client import ServiceClient, follow
 from app.commands.domain_table import domain_of, print_domains
 from app.commands.progress import SearchBar, search_progress
 from app.commands.rounds import print_rounds
@@ -99,7 +99,7 @@ def print_deliveries(deliveries: Sequence[dict[str, Any]]) -> None:
         Console(highlight=False).print("", shown, sep="\n")
 
 
-def watch(client: JobClient, job_id: str) -> None:
+def watch(client: ServiceClient, job_id: str) -> None:
     """Show progress and events on stderr until the job ends. Raises ``JobNotSucceeded``."""
     spec = client.get(job_id)["spec"]
     with search_progress(Console(stderr=True, highlight=False)) as progress:

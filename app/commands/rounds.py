@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from app.terminal import plain_table
+from app.terminal import filled, plain_table
 from pruning.checkpoints.trajectory import NONE, Margin, margin_text, ties
 
 _COLUMNS = ("removed block", "loss", "margin", "before")
@@ -38,14 +38,9 @@ def print_rounds(
 
 
 def _table(dense_loss: float | None, rounds: Sequence[Mapping[str, Any]]) -> Table:
-    table = plain_table("rounds of the search")
-    for heading in _COLUMNS:
-        table.add_column(heading, justify="left" if heading == "margin" else "right")
-    if dense_loss is not None:
-        table.add_row("dense", f"{dense_loss:.4f}", "", "")
-    for cells in map(_cells, rounds):
-        table.add_row(*cells)
-    return table
+    dense = [] if dense_loss is None else [("dense", f"{dense_loss:.4f}", "", "")]
+    rows = [*dense, *map(_cells, rounds)]
+    return filled(plain_table("rounds of the search"), _COLUMNS, rows, ["margin"])
 
 
 def _cells(one_round: Mapping[str, Any]) -> Iterator[str]:

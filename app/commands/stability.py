@@ -12,7 +12,7 @@ from rich.table import Table
 from app.commands.progress import search_progress
 from app.commands.prune import models_for, new_place
 from app.results.store import ResultKind, ResultStore
-from app.terminal import plain_table, print_json
+from app.terminal import filled, plain_table, print_json
 from pruning.checkpoints.trajectory import Cells
 from pruning.config import WorkerSettings
 from pruning.search.dense_model import Resources, load_dense_model
@@ -114,8 +114,4 @@ def _printed(title: str, headings: Cells, lines: Sequence[Cells]) -> Table:
     """A table that is at most as wide as the terminal; of wide headings, a word is a line."""
     # a title is folded at the width of its table
     table = plain_table(escape(title), min_width=len(title), padding=0)
-    for heading in headings:
-        table.add_column(escape(heading), justify="right", overflow="fold")
-    for line in lines:
-        table.add_row(*line)
-    return table
+    return filled(table, headings, lines, overflow="fold")

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from app.commands.domain_table import fits, print_domains
-from app.terminal import plain_table, print_json
+from app.terminal import filled, plain_table, print_json
 from pruning.checkpoints.store import Manifest
 from pruning.checkpoints.trajectory import legend, rows, table
 from pruning.checkpoints.trajectory_plot import PLOT_FILE
@@ -89,8 +89,5 @@ def _fitting(
 
 def _table(title: str, headings: Sequence[str], rows: Sequence[Mapping[str, str]]) -> Table:
     table = plain_table(escape(title), padding=(0, 1, 0, 0))
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(escape(row[heading]) for heading in headings))
-    return table
+    cells = ([row[heading] for heading in headings] for row in rows)
+    return filled(table, headings, cells, no_wrap=True)

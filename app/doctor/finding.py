@@ -1,6 +1,6 @@
 """Findings: the result of one check of the doctor, and how findings are printed."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
@@ -47,10 +47,6 @@ def size(num_bytes: float) -> str:
     return f"{num_bytes / 1e9:.1f} GB"
 
 
-def is_healthy(findings: Sequence[Finding]) -> bool:
-    return all(finding.level is not Level.WRONG for finding in findings)
-
-
 def print_findings(findings: Iterable[Finding], console: Console, *, as_json: bool) -> bool:
     """Print each finding as it comes. Returns whether none is wrong."""
     printed = []
@@ -58,13 +54,13 @@ def print_findings(findings: Iterable[Finding], console: Console, *, as_json: bo
         printed.append(finding)
         if not as_json:
             console.print(_line(finding))
-    is_fine = is_healthy(printed)
+    num_wrong = sum(finding.level is Level.WRONG for finding in printed)
     if as_json:
-        print_json({"healthy": is_fine, "findings": [asdict(finding) for finding in printed]})
+        found = [asdict(finding) for finding in printed]
+        print_json({"healthy": not num_wrong, "findings": found})
     else:
-        num_wrong = sum(finding.level is Level.WRONG for finding in printed)
-        console.print("no problems found" if is_fine else f"wrong: {num_wrong}")
-    return is_fine
+        console.print(f"wrong: {num_wrong}" if num_wrong else "no problems found")
+    return not num_wrong
 
 
 def _line(finding: Finding) -> Table:

@@ -3,11 +3,13 @@
 Workers export their own: ``pruning/worker/metrics.py``.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from app.metrics.gauges import gauge
+from pruning.jobs.job import Job
 from pruning.jobs.redis import JobStoreUnavailable
 from pruning.jobs.stats import JobStats
 
@@ -28,10 +30,8 @@ class JobCollector(Collector):
             yield _store_up(is_up=False)
             return
         yield _store_up(is_up=True)
-        jobs = GaugeMetricFamily("sleb_prune_jobs", "Pruning jobs by state.", labels=["state"])
-        for state, count in stats.num_jobs.items():
-            jobs.add_metric([state.value], count)
-        yield jobs
+        counts = (([state.value], count) for state, count in stats.num_jobs.items())
+        yield gauge("sleb_prune_jobs", "Pruning jobs by state.", ["state"], counts)
         yield GaugeMetricFamily(
             "sleb_prune_queue_age_seconds",
             "How long the first of the queued jobs has been waiting; 0 without any.",
@@ -49,53 +49,59 @@ def _store_up(*, is_up: bool) -> Metric:
 
 def _at_work(stats: JobStats) -> Iterable[Metric]:
     """Only jobs that a worker has, so that series are as few as workers."""
-    labels = ["model_name", "job_id"]
-    ratio = GaugeMetricFamily(
-        "sleb_prune_job_progress_ratio", "Candidate evaluations done, 0 to 1.", labels=labels
-    )
-    repaired = GaugeMetricFamily(
-        "sleb_prune_job_repair_ratio", "Steps of its repair done, 0 to 1.", labels=labels
-    )
-    healed = GaugeMetricFamily(
+    jobs = [((job.model, job.id), job) for job in stats.active_jobs]
+    for name, text, of in _OF_JOB:
+        yield gauge(name, text, _LABELS, ((labels, of(job)) for labels, job in jobs))
+    steps = [
+        ((*labels, step.training), step)
+        for labels, job in jobs
+        if (step := job.heal_progress) is not None
+    ]
+    yield gauge(
         "sleb_heal_loss",
         "Divergence from the dense model at the last step of its healing, in nats per token.",
-        labels=[*labels, "training"],
+        (*_LABELS, "training"),
+        ((labels, step.loss) for labels, step in steps),
     )
-    pace = GaugeMetricFamily(
+    yield gauge(
         "sleb_heal_tokens_per_second",
         "Tokens that its healing trains on per second.",
-        labels=[*labels, "training"],
+        (*_LABELS, "training"),
+        ((labels, step.tokens_per_s) for labels, step in steps),
     )
-    lost = GaugeMetricFamily(
-        "sleb_prune_job_workers_lost", "Workers that died with it at one point.", labels=labels
-    )
-    finish = GaugeMetricFamily(
-        "sleb_prune_job_estimated_finish_timestamp_seconds",
-        "When its search, repair or healing would end at its pace so far, since the epoch.",
-        labels=labels,
-    )
-    for job in stats.active_jobs:
-        ratio.add_metric([job.model, job.id], job.progress.ratio)
-        if job.repair_progress is not None:
-            repaired.add_metric([job.model, job.id], job.repair_progress.ratio)
-        if (progress := job.heal_progress) is not None:
-            healed.add_metric([job.model, job.id, progress.training], progress.loss)
-            pace.add_metric([job.model, job.id, progress.training], progress.tokens_per_s)
-        lost.add_metric([job.model, job.id], job.num_lost)
-        if job.estimated_finish is not None:
-            finish.add_metric([job.model, job.id], job.estimated_finish)
-    yield from (ratio, repaired, healed, pace, lost, finish, _losses(stats))
-
-
-def _losses(stats: JobStats) -> Metric:
-    """One series a round, so at most as many as the model has blocks."""
-    losses = GaugeMetricFamily(
+    yield gauge(  # one series a round, so at most as many as the model has blocks
         "sleb_prune_job_loss",
         "Nats per predicted token after so many removals.",
-        labels=["model_name", "job_id", "num_removed"],
+        (*_LABELS, "num_removed"),
+        (
+            ((*labels, str(num_removed)), loss)
+            for labels, job in jobs
+            if job.dense_loss is not None
+            for num_removed, loss in enumerate((job.dense_loss, *job.losses))
+        ),
     )
-    for job in stats.active_jobs:
-        found = () if job.dense_loss is None else (job.dense_loss, *job.losses)
-        for num_removed, loss in enumerate(found):
-            losses.add_metric([job.model, job.id, str(num_removed)], loss)
-    return losses
+
+
+_LABELS = ("model_name", "job_id")
+_OF_JOB: Sequence[tuple[str, str, Callable[[Job], float | None]]] = (
+    (
+        "sleb_prune_job_progress_ratio",
+        "Candidate evaluations done, 0 to 1.",
+        lambda job: job.progress.ratio,
+    ),
+    (
+        "sleb_prune_job_repair_ratio",
+        "Steps of its repair done, 0 to 1.",
+        lambda job: job.repair_progress.ratio if job.repair_progress else None,
+    ),
+    (
+        "sleb_prune_job_workers_lost",
+        "Workers that died with it at one point.",
+        lambda job: job.num_lost,
+    ),
+    (
+        "sleb_prune_job_estimated_finish_timestamp_seconds",
+        "When its search, repair or healing would end at its pace so far, since the epoch.",
+        lambda job: job.estimated_finish,
+    ),
+)

@@ -3,7 +3,7 @@
 Histograms have vLLM's bucket boundaries, and enough between them to resolve a speed-up of 1.25.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from contextvars import Context, copy_context
 from typing import Literal
 
@@ -42,7 +42,26 @@ REQUEST_S = latency_buckets(
 TOKENS = tuple(float(step * 10**power) for power in range(6) for step in (1, 2, 5))
 SEQUENCES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 48.0, 64.0, 96.0, 128.0, 192.0, 256.0, 512.0)
 
-
+# By what of ``Timings`` a histogram observes: its name, text and boundaries. Sizes of requests are
+# there because latencies are comparable only between similar ones.
+_OF_TIMINGS: Mapping[str, tuple[str, str, tuple[float, ...]]] = {
+    "ttft_s": ("time_to_first_token_seconds", "Arrival to first token.", TTFT_S),
+    "tpot_s": (
+        "request_time_per_output_token_seconds",
+        "Mean time per token after the first, one observation a request.",
+        PER_TOKEN_S,
+    ),
+    "e2e_s": ("e2e_request_latency_seconds", "Arrival to last token.", REQUEST_S),
+    "queue_s": ("request_queue_time_seconds", "Arrival to first forward pass.", REQUEST_S),
+    "prefill_s": ("request_prefill_time_seconds", "First forward pass to first token.", REQUEST_S),
+    "decode_s": ("request_decode_time_seconds", "First token to last token.", REQUEST_S),
+    "num_tokens": ("request_generation_tokens", "Tokens generated for a request.", TOKENS),
+    "mean_batch_size": (
+        "request_batch_size",
+        "Sequences in a decode step, mean over those of a request.",
+        SEQUENCES,
+    ),
+}
 _LABELS = ("model_name", "variant", "traffic", "engine")
 EngineName = Literal["own", "vllm", "openai"]  # openai: a server that was declared
 _COMPUTED, _FOUND = "local_compute", "local_cache_hit"  # vLLM's sources of prompt tokens
@@ -83,91 +102,45 @@ class Metrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._listeners: list[Finished] = []
-        self._make_latencies()
-        self._make_shapes()
-
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(name, text, (*_LABELS, *labels), registry=self.registry)
-
-        self._prompt_tokens = counter("sleb_prompt_tokens", "Prompt tokens processed.")
-        self._prompt_sources = counter(
-            "sleb_prompt_tokens_by_source",
+        self._itl = self._histogram(
+            "inter_token_latency_seconds", "Between two tokens of a request.", PER_TOKEN_S
+        )
+        self._prompt_lengths = self._histogram(
+            "request_prompt_tokens", "Prompt tokens of a request.", TOKENS
+        )
+        self._of_timings = {of: self._histogram(*which) for of, which in _OF_TIMINGS.items()}
+        self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens processed.", *_LABELS)
+        self._prompt_sources = self._counter(
+            "prompt_tokens_by_source",
             "Prompt tokens by where keys and values are from.",
+            *_LABELS,
             "source",
         )
-        self._generation_tokens = counter("sleb_generation_tokens", "Tokens generated.")
-        self._success = counter(
-            "sleb_request_success", "Requests that finished.", "finished_reason"
+        self._generation_tokens = self._counter("generation_tokens", "Tokens generated.", *_LABELS)
+        self._success = self._counter(
+            "request_success", "Requests that finished.", *_LABELS, "finished_reason"
         )
-        self._rejections = counter(
-            "sleb_admission_rejections", "Requests refused before queueing.", "reason"
+        self._rejections = self._counter(
+            "admission_rejections", "Requests refused before queueing.", *_LABELS, "reason"
         )
-        self._make_http()
-
-    def _make_http(self) -> None:
-        self._http = Counter(
-            "sleb_http_requests",
-            "Requests answered.",
-            ("route", "method", "status"),
-            registry=self.registry,
+        self._http = self._counter(
+            "http_requests", "Requests answered.", "route", "method", "status"
         )
-        self._key_refusals = Counter(
-            "sleb_key_limit_refusals",
+        self._key_refusals = self._counter(
+            "key_limit_refusals",
             "Requests refused by a limit of their API key or the tokens of its tenant.",
-            ("limit",),
-            registry=self.registry,
+            "limit",
         )
-        self._key_limits_unknown = Counter(
-            "sleb_key_limits_unknown",
+        self._key_limits_unknown = self._counter(
+            "key_limits_unknown",
             "Requests admitted without checking key limits, as Redis did not respond.",
-            registry=self.registry,
         )
 
-    def _histogram(self, name: str, text: str, boundaries: Iterable[float]) -> Histogram:
-        return Histogram(name, text, _LABELS, buckets=tuple(boundaries), registry=self.registry)
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"sleb_{name}", text, labels, registry=self.registry)
 
-    def _make_latencies(self) -> None:
-        self._ttft = self._histogram(
-            "sleb_time_to_first_token_seconds", "Arrival to first token.", TTFT_S
-        )
-        self._itl = self._histogram(
-            "sleb_inter_token_latency_seconds",
-            "Between two tokens of a request.",
-            PER_TOKEN_S,
-        )
-        self._tpot = self._histogram(
-            "sleb_request_time_per_output_token_seconds",
-            "Mean time per token after the first, one observation a request.",
-            PER_TOKEN_S,
-        )
-        self._e2e = self._histogram(
-            "sleb_e2e_request_latency_seconds", "Arrival to last token.", REQUEST_S
-        )
-        self._queue = self._histogram(
-            "sleb_request_queue_time_seconds", "Arrival to first forward pass.", REQUEST_S
-        )
-        self._prefill = self._histogram(
-            "sleb_request_prefill_time_seconds",
-            "First forward pass to first token.",
-            REQUEST_S,
-        )
-        self._decode = self._histogram(
-            "sleb_request_decode_time_seconds", "First token to last token.", REQUEST_S
-        )
-
-    def _make_shapes(self) -> None:
-        """Request sizes: latencies are comparable only between similar requests."""
-        self._prompt_lengths = self._histogram(
-            "sleb_request_prompt_tokens", "Prompt tokens of a request.", TOKENS
-        )
-        self._generation_lengths = self._histogram(
-            "sleb_request_generation_tokens", "Tokens generated for a request.", TOKENS
-        )
-        self._batch_sizes = self._histogram(
-            "sleb_request_batch_size",
-            "Sequences in a decode step, mean over those of a request.",
-            SEQUENCES,
-        )
+    def _histogram(self, name: str, text: str, boundaries: tuple[float, ...]) -> Histogram:
+        return Histogram(f"sleb_{name}", text, _LABELS, buckets=boundaries, registry=self.registry)
 
     def on_finished(self, listener: Finished) -> None:
         """Call the listener with the arguments of every ``finished``."""
@@ -176,12 +149,8 @@ class Metrics:
     def admitted(self, labels: Labels) -> None:
         """Create all series of these labels, so that rates start from 0."""
         values = labels.values
-        for latency in (self._ttft, self._itl, self._tpot, self._e2e):
-            latency.labels(*values)
-        for phase in (self._queue, self._prefill, self._decode):
-            phase.labels(*values)
-        for shape in (self._prompt_lengths, self._generation_lengths, self._batch_sizes):
-            shape.labels(*values)
+        for histogram in (self._itl, self._prompt_lengths, *self._of_timings.values()):
+            histogram.labels(*values)
         for counter in (self._prompt_tokens, self._generation_tokens):
             counter.labels(*values)
         for source in (_COMPUTED, _FOUND):
@@ -204,10 +173,9 @@ class Metrics:
         self._generation_tokens.labels(*values).inc(timings.num_tokens)
         self._success.labels(*values, reason).inc()
         if reason not in {FinishReason.ABORT, FinishReason.ERROR}:
-            self._observe_latencies(labels, timings)
             self._observe(labels, self._prompt_lengths, num_prompt_tokens)
-            self._observe(labels, self._generation_lengths, timings.num_tokens)
-            self._observe(labels, self._batch_sizes, timings.mean_batch_size)
+            for name, histogram in self._of_timings.items():
+                self._observe(labels, histogram, getattr(timings, name))
         for listener in self._listeners:
             listener(labels, num_prompt_tokens, reason, timings)
 
@@ -234,14 +202,6 @@ class Metrics:
 
     def unknown_model(self) -> None:
         self.rejected_unparsed("unknown_model")
-
-    def _observe_latencies(self, labels: Labels, timings: Timings) -> None:
-        self._observe(labels, self._queue, timings.queue_s)
-        self._observe(labels, self._prefill, timings.prefill_s)
-        self._observe(labels, self._decode, timings.decode_s)
-        self._observe(labels, self._ttft, timings.ttft_s)
-        self._observe(labels, self._tpot, timings.tpot_s)
-        self._observe(labels, self._e2e, timings.e2e_s)
 
     def _observe(self, labels: Labels, histogram: Histogram, value: float | None) -> None:
         if value is not None:

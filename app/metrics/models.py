@@ -8,9 +8,10 @@ import torch
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from app.engine.engine import EngineStats
+from app.engine.engine import EngineStats, VariantStats
 from app.engine.scheduling.scheduler import CacheCounts
 from app.engine.variant import Variant
+from app.metrics.gauges import gauge
 from app.models.entry import ModelEntry
 from app.models.registry import ModelRegistry
 
@@ -46,11 +47,15 @@ class ModelCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         stats = self._stats()
         yield from _load(stats, self._registry.loaded_variants(), self._servers())
-        yield _gauge(
-            "sleb_kv_cache_usage_perc", "Used share of the cache, 0 to 1.", stats.kv_cache_usage
+        yield GaugeMetricFamily(
+            "sleb_kv_cache_usage_perc",
+            "Used share of the cache, 0 to 1.",
+            value=stats.kv_cache_usage,
         )
         yield from _of_cache(stats, self._registry.loaded_variants())
-        yield _gauge("sleb_batch_size", "Sequences in the latest decode step.", stats.batch_size)
+        yield GaugeMetricFamily(
+            "sleb_batch_size", "Sequences in the latest decode step.", value=stats.batch_size
+        )
         caches = {name: variant.kv_cache_bytes for name, variant in stats.variants.items()}
         yield _by_model("sleb_kv_cache_bytes", "KV cache held for running sequences.", caches)
         weights = self._registry.weight_bytes()
@@ -95,21 +100,23 @@ def _load(
     """Running and waiting sequences by variant; idle variants that are loaded have 0."""
     kinds = {variant.name: "dense" if variant.is_dense else "pruned" for variant in loaded}
     kinds = {name: "pruned" for name in stats.variants if name not in kinds} | kinds
-    running = GaugeMetricFamily(
-        "sleb_num_requests_running", "Sequences being generated.", labels=_OF_VARIANT
+    idle = VariantStats(num_running=0, num_waiting=0, kv_cache_bytes=0)
+    loads: list[tuple[tuple[str, str], VariantStats | Load]] = [
+        ((name, kind), stats.variants.get(name, idle)) for name, kind in kinds.items()
+    ]
+    loads += [((load.model_name, load.variant), load) for load in servers]
+    yield gauge(
+        "sleb_num_requests_running",
+        "Sequences being generated.",
+        _OF_VARIANT,
+        ((of, load.num_running) for of, load in loads),
     )
-    waiting = GaugeMetricFamily(
-        "sleb_num_requests_waiting", "Sequences that wait for others to end.", labels=_OF_VARIANT
+    yield gauge(
+        "sleb_num_requests_waiting",
+        "Sequences that wait for others to end.",
+        _OF_VARIANT,
+        ((of, load.num_waiting) for of, load in loads),
     )
-    for name, kind in kinds.items():
-        variant = stats.variants.get(name)
-        running.add_metric([name, kind], variant.num_running if variant else 0)
-        waiting.add_metric([name, kind], variant.num_waiting if variant else 0)
-    for load in servers:
-        running.add_metric([load.model_name, load.variant], load.num_running)
-        waiting.add_metric([load.model_name, load.variant], load.num_waiting)
-    yield running
-    yield waiting
 
 
 def _of_cache(stats: EngineStats, loaded: Iterable[Variant]) -> Iterable[Metric]:
@@ -133,33 +140,25 @@ def _of_cache(stats: EngineStats, loaded: Iterable[Variant]) -> Iterable[Metric]
 def _known(entries: Sequence[ModelEntry]) -> Iterable[Metric]:
     """Values of ``sleb_model_info`` as gauges, so that queries can compute with them."""
     for name, text, get in _NUMBERS:
-        found = {entry.name: value for entry in entries if (value := get(entry)) is not None}
-        yield _by_model(name, text, found)
+        yield _by_model(name, text, {entry.name: get(entry) for entry in entries})
     for name, text, get in _PERPLEXITIES:
-        gauge = GaugeMetricFamily(name, text, labels=["model_name", "text"])
-        for entry in entries:
-            if (value := get(entry)) is not None:
-                gauge.add_metric([entry.name, entry.evaluated_on or ""], value)
-        yield gauge
+        found = (((entry.name, entry.evaluated_on or ""), get(entry)) for entry in entries)
+        yield gauge(name, text, ["model_name", "text"], found)
 
 
 def _by_domain(entries: Sequence[ModelEntry]) -> Iterable[Metric]:
     """Perplexities on each domain, and the interval of their ratio to the dense model's."""
-    gauges = [
-        GaugeMetricFamily(
-            f"sleb_model_domain_{name}", text, labels=["model_name", "domain", "text"]
-        )
-        for name, text in _OF_DOMAIN
-    ]
+    found = []
     for entry in entries:
         for domain in entry.domains:
             measured = entry.measured_on(domain)
             ratio = domain.ratio(measured)
             values = (measured.perplexity, domain.dense.perplexity, ratio.low, ratio.high)
-            for gauge, value in zip(gauges, values, strict=True):
-                if value is not None:
-                    gauge.add_metric([entry.name, domain.domain, domain.text], value)
-    yield from gauges
+            found.append(((entry.name, domain.domain, domain.text), values))
+    labels = ["model_name", "domain", "text"]
+    for number, (name, text) in enumerate(_OF_DOMAIN):
+        rows = ((of, values[number]) for of, values in found)
+        yield gauge(f"sleb_model_domain_{name}", text, labels, rows)
 
 
 def _dense_perplexity(entry: ModelEntry) -> float | None:
@@ -212,21 +211,17 @@ _OF_DOMAIN = (
 def _model_info(entries: Iterable[ModelEntry]) -> Metric:
     names = ["model_name", "parent", "num_blocks", "removed_blocks", "job_id"]
     names += ["perplexity", "dense_perplexity", "evaluated_on", "dtype"]
-    info = GaugeMetricFamily("sleb_model_info", "Lineage and quality, always 1.", labels=names)
-    for entry in entries:
-        info.add_metric(_info_labels(entry), 1)
-    return info
+    rows = ((_info_labels(entry), 1) for entry in entries)
+    return gauge("sleb_model_info", "Lineage and quality, always 1.", names, rows)
 
 
 def _alias_info(aliases: Mapping[str, str]) -> Metric:
-    info = GaugeMetricFamily(
+    return gauge(
         "sleb_model_alias_info",
         "Aliases and their targets, always 1.",
-        labels=["alias", "model_name"],
+        ["alias", "model_name"],
+        ((names, 1) for names in aliases.items()),
     )
-    for alias, target in aliases.items():
-        info.add_metric([alias, target], 1)
-    return info
 
 
 def _info_labels(entry: ModelEntry) -> list[str]:
@@ -256,25 +251,13 @@ def _gpu_memory() -> Iterable[Metric]:
     """GPU memory of this process. There are no series if it does not use CUDA."""
     if not torch.cuda.is_initialized():
         return
-    allocated = GaugeMetricFamily(
-        "sleb_gpu_memory_allocated_bytes", "GPU memory held by tensors.", labels=["device"]
-    )
-    reserved = GaugeMetricFamily(
-        "sleb_gpu_memory_reserved_bytes", "GPU memory held by the process.", labels=["device"]
-    )
-    for device in range(torch.cuda.device_count()):
-        allocated.add_metric([str(device)], torch.cuda.memory_allocated(device))
-        reserved.add_metric([str(device)], torch.cuda.memory_reserved(device))
-    yield allocated
-    yield reserved
+    for name, text, num_bytes in (
+        ("allocated", "GPU memory held by tensors.", torch.cuda.memory_allocated),
+        ("reserved", "GPU memory held by the process.", torch.cuda.memory_reserved),
+    ):
+        found = (([str(one)], num_bytes(one)) for one in range(torch.cuda.device_count()))
+        yield gauge(f"sleb_gpu_memory_{name}_bytes", text, ["device"], found)
 
 
-def _gauge(name: str, text: str, value: float) -> Metric:
-    return GaugeMetricFamily(name, text, value=value)
-
-
-def _by_model(name: str, text: str, values: Mapping[str, float]) -> Metric:
-    gauge = GaugeMetricFamily(name, text, labels=["model_name"])
-    for model, value in values.items():
-        gauge.add_metric([model], value)
-    return gauge
+def _by_model(name: str, text: str, values: Mapping[str, float | None]) -> Metric:
+    return gauge(name, text, ["model_name"], (([model], value) for model, value in values.items()))

@@ -52,12 +52,16 @@ class Tracing:
 
         Attributes follow OpenTelemetry's semantic conventions for generative AI.
         """
-        clock = _Clock()
+        offset_ns = time.time_ns() - time.monotonic_ns()
+
+        def epoch_ns(monotonic_s: float) -> int:
+            return offset_ns + round(monotonic_s * 1e9)
+
         model_name, variant, traffic, engine = labels.values
         span = self._tracer.start_span(
             f"generate {model_name}",
             labels.origin.run(context.get_current),
-            start_time=clock.epoch_ns(timings.arrived_s),
+            start_time=epoch_ns(timings.arrived_s),
             attributes={
                 "gen_ai.operation.name": "text_completion",
                 "gen_ai.response.model": model_name,
@@ -74,9 +78,9 @@ class Tracing:
             span.set_status(trace.StatusCode.ERROR)
         below = trace.set_span_in_context(span)
         for name, started_s, ended_s in _phases(timings):
-            phase = self._tracer.start_span(name, below, start_time=clock.epoch_ns(started_s))
-            phase.end(clock.epoch_ns(ended_s))
-        span.end(clock.epoch_ns(timings.finished_s))
+            phase = self._tracer.start_span(name, below, start_time=epoch_ns(started_s))
+            phase.end(epoch_ns(ended_s))
+        span.end(epoch_ns(timings.finished_s))
 
     def shutdown(self) -> None:
         self._provider.shutdown()
@@ -85,16 +89,6 @@ class Tracing:
 def tracing_to(endpoint: str) -> Tracing:
     """Return a tracing that sends by OTLP over HTTP to ``/v1/traces`` of the endpoint."""
     return Tracing(BatchSpanProcessor(OTLPSpanExporter(f"{endpoint.rstrip('/')}/v1/traces")))
-
-
-class _Clock:
-    """Converts times of the monotonic clock to nanoseconds since the epoch."""
-
-    def __init__(self) -> None:
-        self._offset_ns = time.time_ns() - time.monotonic_ns()
-
-    def epoch_ns(self, monotonic_s: float) -> int:
-        return self._offset_ns + round(monotonic_s * 1e9)
 
 
 def _phases(timings: Timings) -> list[tuple[str, float, float]]:

@@ -4,13 +4,12 @@ Beyond the limits, a connection is still accepted, but only questions about heal
 """
 
 import asyncio
-import json
 import resource
 from collections import Counter
-from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
+from starlette.responses import JSONResponse
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.utils import get_remote_addr
 
@@ -33,8 +32,12 @@ _PROBLEM = {
     "detail": "this service, or your address, has as many open connections as are allowed: "
     "close some, or retry later",
 }
-Message = MutableMapping[str, Any]
-Send = Callable[[Message], Awaitable[None]]
+_REFUSAL = JSONResponse(
+    _PROBLEM,
+    503,
+    {"Retry-After": f"{BODY_S:.0f}", "Connection": "close"},
+    media_type="application/problem+json",
+)
 
 
 class ConnectionLimits:
@@ -151,7 +154,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if not self._is_admitted:
             cycle.keep_alive = False
             is_open = cycle.scope["path"].startswith(_OPEN_TO_ALL)
-            app = app if is_open else _refuse
+            app = app if is_open else _REFUSAL
         super()._start_asgi_task(cycle, app)
 
     def _expect(self, timeout_s: float, *, is_body: bool = False) -> None:
@@ -182,18 +185,6 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._writing is not None:
             self._writing.cancel()
             self._writing = None
-
-
-async def _refuse(_scope: Any, _receive: Any, send: Send) -> None:  # noqa: ANN401 - as ASGI has it
-    body = json.dumps(_PROBLEM).encode()
-    headers = [
-        (b"content-type", b"application/problem+json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"retry-after", b"%.0f" % BODY_S),
-        (b"connection", b"close"),
-    ]
-    await send({"type": "http.response.start", "status": 503, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
 
 
 def limits_of(num_of_address: int | None) -> ConnectionLimits:

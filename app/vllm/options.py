@@ -23,16 +23,7 @@ class VllmOptions:
     """How servers are started. ``args`` come last on their command line, so they win."""
 
     program: Path
-    args: tuple[str, ...]
-    max_servers: int
-    start_s: float
-    device: str
-    threads: int | None
-    max_num_seqs: int
-    max_waiting: int
-    max_model_len: int | None
-    kv_cache_bytes: int | None  # of all servers together, on a CPU
-    has_prefix_cache: bool
+    settings: ServeSettings
 
     @classmethod
     def of(cls, settings: ServeSettings) -> "VllmOptions | None":
@@ -42,19 +33,15 @@ class VllmOptions:
             if settings.engine == "vllm" or settings.vllm_models or settings.vllm is not None:
                 raise VllmMissing(_missing(settings))
             return None
-        return cls(
-            program=program,
-            args=settings.vllm_arguments,
-            max_servers=settings.vllm_servers,
-            start_s=settings.vllm_start_s,
-            device=settings.device,
-            threads=settings.threads,
-            max_num_seqs=settings.max_num_seqs,
-            max_waiting=settings.max_waiting,
-            max_model_len=settings.max_model_len,
-            kv_cache_bytes=settings.kv_cache_bytes,
-            has_prefix_cache=settings.prefix_cache != "off",
-        )
+        return cls(program, settings)
+
+    @property
+    def args(self) -> tuple[str, ...]:
+        return self.settings.vllm_arguments
+
+    @property
+    def max_servers(self) -> int:
+        return self.settings.vllm_servers
 
     @property
     def dtype(self) -> str | None:
@@ -96,17 +83,17 @@ class VllmOptions:
 
     @property
     def is_on_gpu(self) -> bool:
-        return pick_device(self.device).startswith("cuda")
+        return pick_device(self.settings.device).startswith("cuda")
 
     def command(self, model: Path, name: str, socket: Path) -> list[str]:
         """``vllm serve`` of this directory, with the sampling defaults of our API."""
         command = [str(self.program), "serve", str(model), "--served-model-name", name]
         command += ["--uds", str(socket), "--generation-config", "vllm"]
-        command += ["--max-num-seqs", str(self.max_num_seqs), "--max-logprobs", "20"]
+        command += ["--max-num-seqs", str(self.settings.max_num_seqs), "--max-logprobs", "20"]
         command += ["--enable-prompt-tokens-details", "--disable-uvicorn-access-log"]
-        if self.max_model_len is not None:
-            command += ["--max-model-len", str(self.max_model_len)]
-        if not self.has_prefix_cache:
+        if self.settings.max_model_len is not None:
+            command += ["--max-model-len", str(self.settings.max_model_len)]
+        if self.settings.prefix_cache == "off":
             command.append("--no-enable-prefix-caching")
         if self.is_on_gpu:
             command += ["--gpu-memory-utilization", f"{self.gpu_share:.3f}"]
@@ -120,10 +107,11 @@ class VllmOptions:
             "HF_HUB_OFFLINE": "1",
             "VLLM_CPU_KVCACHE_SPACE": str(max(1, kv_cache_bytes // _GIB)),
         }
-        if self.threads is not None:
-            ours["OMP_NUM_THREADS"] = str(self.threads)
-        if self.device.startswith("cuda:"):
-            ours["CUDA_VISIBLE_DEVICES"] = self.device.removeprefix("cuda:")
+        device, threads = self.settings.device, self.settings.threads
+        if threads is not None:
+            ours["OMP_NUM_THREADS"] = str(threads)
+        if device.startswith("cuda:"):
+            ours["CUDA_VISIBLE_DEVICES"] = device.removeprefix("cuda:")
         # all cores: by itself it leaves one out
         return {"VLLM_CPU_OMP_THREADS_BIND": "nobind"} | foreign_environment() | ours
 

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx2
 
@@ -157,18 +156,14 @@ async def _facts(launch: Launch) -> Facts:
 
 def _parsed(token: httpx2.Response, models: httpx2.Response, version: httpx2.Response) -> Facts:
     try:
-        usage = _object(token)["usage"]
-        [model] = _object(models)["data"]
+        usage = token.json()["usage"]
+        [model] = models.json()["data"]
         if usage["completion_tokens"] == 1:
-            return Facts(str(_object(version)["version"]), int(model["max_model_len"]))
+            return Facts(str(version.json()["version"]), int(model["max_model_len"]))
     except (ValueError, LookupError, TypeError):
         pass
     said = token.text[:_MAX_REASON_CHARS]
     raise VllmStartFailed(f"vLLM started, but generated no token: {token.status_code} {said}")
-
-
-def _object(response: httpx2.Response) -> Any:  # noqa: ANN401 - whatever the server says
-    return response.json()
 
 
 def _checked(facts: Facts) -> Facts:

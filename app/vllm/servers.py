@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -61,31 +60,18 @@ class _Served:
 class VllmServers:
     """Bound to one event loop. ``num_open`` counts the open requests of a model, by its name."""
 
-    def __init__(
-        self,
-        options: VllmOptions,
-        exports: Exports,
-        logs: Path,
-        engine: Literal["own", "vllm"] = "own",
-        models: tuple[str, ...] = (),
-    ) -> None:
-        self._options = options
+    def __init__(self, options: VllmOptions, exports: Exports) -> None:
+        self.options = options
+        self._settings = options.settings
         self._exports = exports
-        self._logs = logs
-        self._takes_all = engine == "vllm"
-        self._models = models
         self._served: dict[str, _Served] = {}
         self._turn = asyncio.Lock()  # held while a server is started or stopped for another
         self.num_open: Callable[[str], int] = lambda _name: 0
 
     @property
-    def options(self) -> VllmOptions:
-        return self._options
-
-    @property
     def is_chosen(self) -> bool:
         """Whether the settings name vLLM for any model."""
-        return self._takes_all or bool(self._models)
+        return self._settings.engine == "vllm" or bool(self._settings.vllm_models)
 
     def serves(self, entry: ModelEntry) -> bool:
         """Whether requests for this entry go to vLLM."""
@@ -93,7 +79,7 @@ class VllmServers:
             return True
         if entry.external is not None or entry.error is not None:
             return False
-        return self._takes_all or entry.base in self._models
+        return self._settings.engine == "vllm" or entry.base in self._settings.vllm_models
 
     def state(self, entry: ModelEntry) -> ServerState | None:
         """None if no server was started for it, or the last one was stopped."""
@@ -145,8 +131,8 @@ class VllmServers:
             tokenizer,
             facts.max_model_len,
             facts.version,
-            self._options.args,
-            self._options.finds_calls,
+            self.options.args,
+            self.options.finds_calls,
         )
 
     async def unload(self, entry: ModelEntry) -> None:
@@ -158,7 +144,7 @@ class VllmServers:
 
     def _add(self, entry: ModelEntry) -> None:
         folder = Path(mkdtemp(prefix="sleb-vllm-", dir=_SHORT_DIR))
-        model = _external_model(entry, folder / "socket", self._options)
+        model = _external_model(entry, folder / "socket", self._settings)
 
         async def start() -> VllmProcess:
             directory = await self._exports.directory(entry)
@@ -167,13 +153,13 @@ class VllmServers:
             assert model.socket is not None
             return await VllmProcess.start(
                 Launch(
-                    command=self._options.command(directory, model.model, model.socket),
-                    environment=self._options.environment(model.api_key, kv_cache_bytes),
+                    command=self.options.command(directory, model.model, model.socket),
+                    environment=self.options.environment(model.api_key, kv_cache_bytes),
                     model=model.model,
                     key=model.api_key,
                     socket=model.socket,
-                    log=self._logs / f"{entry.pinned_name}.log",
-                    start_s=self._options.start_s,
+                    log=self._settings.vllm_dir / "logs" / f"{entry.pinned_name}.log",
+                    start_s=self._settings.vllm_start_s,
                 )
             )
 
@@ -181,12 +167,12 @@ class VllmServers:
 
     async def _make_place(self, name: str) -> None:
         """Stop the server that was not used for longest. Raises ``VllmUnavailable``."""
-        while len(self._served) >= self._options.max_servers:
+        while len(self._served) >= self.options.max_servers:
             idle = [other for other in self._served if self._is_idle(other)]
             if not idle:
                 raise VllmUnavailable(
                     f"vLLM cannot start for {name!r}: "
-                    f"{counted(self._options.max_servers, 'server')} may run at once "
+                    f"{counted(self.options.max_servers, 'server')} may run at once "
                     f"(SLEB_VLLM_SERVERS), and all are starting or have requests",
                     _BUSY_S,
                 )
@@ -205,14 +191,14 @@ class VllmServers:
 
     def _checked_memory(self, name: str, directory: Path) -> int:
         """The bytes of its cache on a CPU. Raises ``VllmStartFailed`` if its weights do not fit."""
-        device = torch.device(pick_device(self._options.device))
+        device = torch.device(pick_device(self._settings.device))
         weights = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
         if device.type == "cuda":
-            self._check_card(name, device, weights // self._options.num_gpus)
+            self._check_card(name, device, weights // self.options.num_gpus)
             return 0
         free = free_bytes(device)
-        every = self._options.kv_cache_bytes or free // _KV_SHARE
-        kv_cache_bytes = max(2**30, every // self._options.max_servers)
+        every = self._settings.kv_cache_bytes or free // _KV_SHARE
+        kv_cache_bytes = max(2**30, every // self.options.max_servers)
         if weights + kv_cache_bytes > free:
             raise VllmStartFailed(
                 f"{name!r} needs {weights + kv_cache_bytes} bytes in vLLM, weights and cache, and "
@@ -223,7 +209,7 @@ class VllmServers:
 
     def _check_card(self, name: str, device: torch.device, weights: int) -> None:
         """Raise ``VllmStartFailed`` if a card's part of the weights exceeds this server's part."""
-        share = self._options.gpu_share
+        share = self.options.gpu_share
         room = min(int(share * total_bytes(device)), free_bytes(device))
         if weights >= room:
             raise VllmStartFailed(
@@ -237,18 +223,11 @@ class VllmServers:
 def servers_of(
     settings: ServeSettings, options: VllmOptions, catalog: Catalog, checkpoints: CheckpointStore
 ) -> VllmServers:
-    folder = settings.vllm_dir
     # written on the CPU: the memory of the card is for vLLM
     export = child_environment(settings) | {"SLEB_DEVICE": "cpu"}
-    exports = Exports(
-        catalog,
-        checkpoints,
-        folder / "exports",
-        settings.vllm_cache_bytes,
-        export,
-        options.dtype,
-    )
-    return VllmServers(options, exports, folder / "logs", settings.engine, settings.vllm_models)
+    folder, max_bytes = settings.vllm_dir / "exports", settings.vllm_cache_bytes
+    exports = Exports(catalog, checkpoints, folder, max_bytes, export, options.dtype)
+    return VllmServers(options, exports)
 
 
 def _check_windows(entry: ModelEntry) -> None:
@@ -262,7 +241,7 @@ def _check_windows(entry: ModelEntry) -> None:
         )
 
 
-def _external_model(entry: ModelEntry, socket: Path, options: VllmOptions) -> ExternalModel:
+def _external_model(entry: ModelEntry, socket: Path, settings: ServeSettings) -> ExternalModel:
     return ExternalModel(
         name=entry.pinned_name,
         backend="vllm",
@@ -273,8 +252,8 @@ def _external_model(entry: ModelEntry, socket: Path, options: VllmOptions) -> Ex
         removed_blocks=entry.removed_blocks,
         num_removed=entry.num_removed,
         num_blocks=entry.num_blocks or None,
-        max_num_seqs=options.max_num_seqs,
-        max_waiting=options.max_waiting,
+        max_num_seqs=settings.max_num_seqs,
+        max_waiting=settings.max_waiting,
         connect_s=_CONNECT_S,
         silence_s=_SILENCE_S,
         socket=socket,

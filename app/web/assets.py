@@ -9,12 +9,12 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
-from importlib.resources import files
-from importlib.resources.abc import Traversable
+from pathlib import Path
 
 from app.web.bundle import bundle, entries
 
 ROOT = "/ui/assets"
+_FOLDER = Path(__file__).parent / "static"
 IMMUTABLE = "public, max-age=31536000, immutable"
 _TYPES = {
     ".css": "text/css; charset=utf-8",
@@ -66,7 +66,11 @@ class Assets:
 @cache
 def packaged_assets() -> Assets:
     """Read the files of the package once. Its modules become one script for each page."""
-    found = dict(_read(files("app.web") / "static", ""))
+    found = {
+        str(file.relative_to(_FOLDER)): Asset(file.read_bytes(), _TYPES.get(file.suffix, _PLAIN))
+        for file in _FOLDER.rglob("*")
+        if file.is_file()
+    }
     modules = [name for name in found if name.endswith(".js") and "/" not in name]
     sources = {name.removesuffix(".js"): found.pop(name).content.decode() for name in modules}
     for page in entries(sources) - {_ON_ALL_PAGES}:
@@ -77,15 +81,3 @@ def packaged_assets() -> Assets:
     style = b"".join(found.pop(name).content for name in _STYLES)
     found[_STYLES[0]] = Asset(style, _TYPES[".css"])
     return Assets(found)
-
-
-def _read(folder: Traversable, prefix: str) -> list[tuple[str, Asset]]:
-    found = []
-    for entry in folder.iterdir():
-        name = f"{prefix}{entry.name}"
-        if entry.is_dir():
-            found += _read(entry, f"{name}/")
-        else:
-            _, dot, ending = entry.name.rpartition(".")
-            found.append((name, Asset(entry.read_bytes(), _TYPES.get(dot + ending, _PLAIN))))
-    return found

@@ -18,6 +18,10 @@ from pruning.jobs.outbox import DeliveryAttempt
 from pruning.plural import counted
 
 _RUNNING = (JobStatus.RUNNING, JobStatus.CANCELLING)
+_BELOW_A_JOB = (
+    *("cancel", "pause", "resume", "retry"),
+    *("events", "checkpoints", "webhook_deliveries"),
+)
 _REASONS = {None: "Started", StopRequest.PAUSE: "Pausing", StopRequest.CANCEL: "Cancelling"}
 
 
@@ -56,16 +60,7 @@ def _sinks(job: Job) -> list[SinkView]:
 
 
 def _urls(path: str) -> dict[str, str]:
-    return {
-        "self": path,
-        "cancel": f"{path}/cancel",
-        "pause": f"{path}/pause",
-        "resume": f"{path}/resume",
-        "retry": f"{path}/retry",
-        "events": f"{path}/events",
-        "checkpoints": f"{path}/checkpoints",
-        "webhook_deliveries": f"{path}/webhook-deliveries",
-    }
+    return {"self": path, **{name: f"{path}/{name.replace('_', '-')}" for name in _BELOW_A_JOB}}
 
 
 def estimate_view(estimate: Estimate) -> EstimateView:

@@ -2,9 +2,9 @@
 
 from typing import Any, Literal
 
+from app.api.deps import GenerationServices
 from app.api.formats.same_names import view_of
 from app.api.schemas.generate import DomainView, Int8View, ModelView, RepairView
-from app.engine.async_engine import AsyncEngine
 from app.models.entry import ModelEntry
 from app.models.registry import ModelRegistry
 from app.vllm.servers import VllmServers
@@ -13,9 +13,8 @@ from pruning.evaluation.quality import Compared, DomainAtDepth, Interval
 from pruning.models.store import NotAModel
 
 
-def model_view(
-    entry: ModelEntry, registry: ModelRegistry, engine: AsyncEngine, vllm: VllmServers | None
-) -> ModelView:
+def model_view(entry: ModelEntry, generation: GenerationServices) -> ModelView:
+    registry = generation.registry
     aliases = registry.catalog.aliases()
     order = entry.order
     quality = order.quality if order else None
@@ -41,8 +40,8 @@ def model_view(
         int8=_int8_view(entry, registry),
         max_positions=entry.info.max_positions if entry.info else None,
         weight_bytes=registry.bytes_of(entry),
-        kv_cache_bytes=_kv_cache_bytes(entry, registry, engine),
-        **_serving(entry, registry, vllm),
+        kv_cache_bytes=_kv_cache_bytes(entry, generation),
+        **_serving(entry, registry, generation.vllm),
     )
 
 
@@ -130,7 +129,7 @@ def _int8_view(entry: ModelEntry, registry: ModelRegistry) -> Int8View | None:
     return None if num_bytes is None else Int8View(id=entry.int8.name, weight_bytes=num_bytes)
 
 
-def _kv_cache_bytes(entry: ModelEntry, registry: ModelRegistry, engine: AsyncEngine) -> int:
-    variant = registry.variant(entry)
-    running = engine.stats().variants.get(variant.name) if variant else None
+def _kv_cache_bytes(entry: ModelEntry, generation: GenerationServices) -> int:
+    variant = generation.registry.variant(entry)
+    running = generation.engine.stats().variants.get(variant.name) if variant else None
     return running.kv_cache_bytes if running else 0

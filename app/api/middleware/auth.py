@@ -42,13 +42,23 @@ class AuthMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if self._audit is not None:
-            send = _Audited(self._audit, scope, send)
-        try:
+        if self._audit is None:
             await self._handle(scope, receive, send)
+            return
+        audit, is_answered = self._audit, False
+
+        async def note_and_send(message: Message) -> None:
+            nonlocal is_answered
+            if message["type"] == "http.response.start":
+                is_answered = True
+                audit.answered(scope, message["status"])
+            await send(message)
+
+        try:
+            await self._handle(scope, receive, note_and_send)
         finally:
-            if isinstance(send, _Audited):
-                send.end()
+            if not is_answered:
+                audit.answered(scope, None)
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         key: ApiKey | None = None
@@ -97,26 +107,6 @@ class AuthMiddleware:
             await send(message)
 
         await self._app(scope, receive, release_and_send)
-
-
-class _Audited:
-    """Sends a response, whose status is noted first."""
-
-    def __init__(self, audit: AuditLog, scope: Scope, send: Send) -> None:
-        self._audit = audit
-        self._scope = scope
-        self._send = send
-        self._is_answered = False
-
-    async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self._is_answered = True
-            self._audit.answered(self._scope, message["status"])
-        await self._send(message)
-
-    def end(self) -> None:
-        if not self._is_answered:
-            self._audit.answered(self._scope, None)
 
 
 async def _lease(scope: Scope, key: ApiKey | None) -> Lease | None:

@@ -9,13 +9,10 @@ from fastapi import APIRouter, Path, Query
 from app.api.deletion import NotDeletable, delete_dense
 from app.api.deps import (
     CatalogDep,
-    EngineDep,
+    GenerationDep,
     GeneratorDep,
     JobsDep,
     ModelOrAlias,
-    RegistryDep,
-    ShadowDep,
-    VllmDep,
 )
 from app.api.formats.advice import advice_view
 from app.api.formats.models import model_view
@@ -46,9 +43,7 @@ MinProbe = Annotated[
 
 
 @router.get("")
-def list_models(
-    catalog: CatalogDep, registry: RegistryDep, engine: EngineDep, vllm: VllmDep
-) -> ModelList:
+def list_models(catalog: CatalogDep, generation: GenerationDep) -> ModelList:
     """All models that can be served.
 
     Removal orders of running jobs are included unless the job store is unavailable.
@@ -56,7 +51,7 @@ def list_models(
     entries = catalog.entries()
     with suppress(JobStoreUnavailable):
         entries += catalog.unpublished()
-    return ModelList(data=[model_view(entry, registry, engine, vllm) for entry in entries])
+    return ModelList(data=[model_view(entry, generation) for entry in entries])
 
 
 @router.get(
@@ -64,11 +59,9 @@ def list_models(
     name="get_model",
     responses=responses_for(UnknownModel, InvalidAliasFile, JobStoreUnavailable),
 )
-def get_model(
-    name: ModelOrAlias, registry: RegistryDep, engine: EngineDep, vllm: VllmDep
-) -> ModelView:
+def get_model(name: ModelOrAlias, catalog: CatalogDep, generation: GenerationDep) -> ModelView:
     """A model by its name, or the target of an alias."""
-    return model_view(registry.catalog.resolve(name), registry, engine, vllm)
+    return model_view(catalog.resolve(name), generation)
 
 
 @router.get(
@@ -105,9 +98,8 @@ async def set_alias(
     name: Alias,
     body: AliasBody,
     generator: GeneratorDep,
-    registry: RegistryDep,
-    engine: EngineDep,
-    vllm: VllmDep,
+    catalog: CatalogDep,
+    generation: GenerationDep,
 ) -> ModelView:
     """Make the name an alias of ``target``, or give an alias another target. Returns the target.
 
@@ -117,8 +109,8 @@ async def set_alias(
     this request changes what an alias means. Metrics have the name of the target.
     """
     await generator.load(body.target)
-    entry = await asyncio.to_thread(registry.catalog.set_alias, name, body.target)
-    return model_view(entry, registry, engine, vllm)
+    entry = await asyncio.to_thread(catalog.set_alias, name, body.target)
+    return model_view(entry, generation)
 
 
 @router.delete(
@@ -127,12 +119,7 @@ async def set_alias(
     responses=responses_for(*RAISES, NotDeletable, InvalidAliasFile),
 )
 async def delete_model(
-    name: AliasOrDense,
-    registry: RegistryDep,
-    engine: EngineDep,
-    shadow: ShadowDep,
-    vllm: VllmDep,
-    jobs: JobsDep,
+    name: AliasOrDense, catalog: CatalogDep, generation: GenerationDep, jobs: JobsDep
 ) -> None:
     """Remove an alias, whose target stays, or delete a dense model and its files.
 
@@ -140,35 +127,25 @@ async def delete_model(
     not ended, or while an alias means it or a variant. Published checkpoints of it stay, and can
     still be served at their full depth. They are deleted with their jobs.
     """
-    if await asyncio.to_thread(registry.catalog.is_alias, name):
-        await asyncio.to_thread(registry.catalog.remove_alias, name)
+    if await asyncio.to_thread(catalog.is_alias, name):
+        await asyncio.to_thread(catalog.remove_alias, name)
     else:
-        await delete_dense(name, registry, engine, shadow, vllm, jobs)
+        await delete_dense(name, generation, jobs)
 
 
 @router.post("/{name}/load", responses=responses_for(*GENERATOR_LOAD_RAISES, EngineStopped))
 async def load_model(
-    name: ModelOrAlias,
-    generator: GeneratorDep,
-    registry: RegistryDep,
-    engine: EngineDep,
-    vllm: VllmDep,
+    name: ModelOrAlias, generator: GeneratorDep, generation: GenerationDep
 ) -> ModelView:
     """Load the model and respond when it is in memory. Requests load models on demand, too."""
     served = await generator.load(name)
-    return model_view(served.entry, registry, engine, vllm)
+    return model_view(served.entry, generation)
 
 
 @router.post("/{name}/unload", status_code=204, responses=responses_for(*RAISES))
-async def unload_model(
-    name: ModelOrAlias,
-    registry: RegistryDep,
-    engine: EngineDep,
-    shadow: ShadowDep,
-    vllm: VllmDep,
-) -> None:
+async def unload_model(name: ModelOrAlias, generation: GenerationDep) -> None:
     """Free the memory of a model and all its views, or drop the one view of this name.
 
     Refused while requests for any of them run or wait. The next request loads the model again.
     """
-    await unload(name, registry, engine, shadow, vllm)
+    await unload(name, generation)

@@ -12,13 +12,9 @@ import pytest
 
 from app.auth.keys import (
     InvalidKeyFile,
-    InvalidKeyName,
-    KeyEnded,
-    KeyExists,
     KeyFile,
-    NoKeys,
+    KeysUnchanged,
     Scope,
-    UnknownKey,
 )
 from app.auth.quotas import NO_QUOTA, Quota
 
@@ -105,12 +101,12 @@ def test_others_learn_of_a_change_at_once_and_read_the_file_only_then(
 def test_names_are_plain_and_there_is_one_of_each(path: Path) -> None:
     keys = KeyFile(path)
     for name in ("", "a" * 65, "a b", "a\n", "../a", "é", "-a", 'a"'):
-        with pytest.raises(InvalidKeyName):
+        with pytest.raises(KeysUnchanged, match="expected up to 64"):
             keys.create(name, [Scope.JOBS])
     keys.create("a", [Scope.JOBS])
-    with pytest.raises(KeyExists, match="revoke it first"):
+    with pytest.raises(KeysUnchanged, match="revoke it first"):
         keys.create("a", [Scope.ADMIN])
-    with pytest.raises(UnknownKey, match="there are: a"):
+    with pytest.raises(KeysUnchanged, match="there are: a"):
         keys.revoke("b")
 
 
@@ -177,9 +173,9 @@ def test_a_rotation_moves_no_end_date(path: Path) -> None:
     ends = [found.expires_at for key in (first, second) if (found := keys.find(key))]
     assert ends == [now_s + 60, now_s + 60]
     keys.create("over", [Scope.JOBS], expires_at=now_s - 1)
-    with pytest.raises(KeyEnded, match="revoke it"):
+    with pytest.raises(KeysUnchanged, match="revoke it"):
         keys.rotate("over", overlap_s=60)
-    with pytest.raises(UnknownKey, match="there are: a, over"):
+    with pytest.raises(KeysUnchanged, match="there are: a, over"):
         keys.rotate("other", overlap_s=60)
 
 
@@ -193,13 +189,13 @@ def test_a_key_of_an_earlier_version_is_its_own_tenant(path: Path) -> None:
     found = KeyFile(path).find(key)
     assert found is not None
     assert (found.owner, found.expires_at, found.is_admin) == ("a", None, False)
-    with pytest.raises(InvalidKeyName):
+    with pytest.raises(KeysUnchanged, match="expected up to 64"):
         keys.create("b", [Scope.JOBS], tenant="no name")
 
 
 def test_the_quota_of_a_tenant_is_that_of_its_keys_and_stays_when_they_change(path: Path) -> None:
     keys = KeyFile(path)
-    with pytest.raises(NoKeys, match="sleb keys create"):
+    with pytest.raises(KeysUnchanged, match="sleb keys create"):
         keys.change_quota("team", Quota(queued_jobs=1))
     assert not keys.exists  # the file would lock out all clients
     keys.create("a", [Scope.JOBS], tenant="team")
@@ -216,7 +212,7 @@ def test_the_quota_of_a_tenant_is_that_of_its_keys_and_stays_when_they_change(pa
     assert keys.change_quota("team", Quota(running_jobs=1), is_reset=True) == Quota(None, 1)
     keys.change_quota("team", NO_QUOTA, is_reset=True)
     assert list(other.quotas()) == ["b"]
-    with pytest.raises(InvalidKeyName):
+    with pytest.raises(KeysUnchanged, match="expected up to 64"):
         keys.change_quota("no name", Quota(1))
 
 

@@ -13,7 +13,7 @@ from app.auth.scopes import UnprotectedAddress, is_loopback
 from app.cluster.application import application
 from app.cluster.run import ClusterFailed, deployed
 from app.config import ClusterSettings, ServeSettings, cluster_settings
-from app.settings import NoCommonRedis
+from app.settings import NoCluster
 from pruning.search.ray_scoring import connected, import_ray
 from tests.support.clusters import room_for_ray
 from tests.support.processes import free_port
@@ -56,7 +56,7 @@ def test_every_replica_is_given_all_settings_whatever_its_machine_says() -> None
 def test_without_a_common_redis_or_with_bounds_upside_down_it_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with pytest.raises(NoCommonRedis, match="SLEB_REDIS_URL"):
+    with pytest.raises(NoCluster, match="SLEB_REDIS_URL"):
         application({"insecure": True})
     monkeypatch.setenv("SLEB_REPLICAS", "3")
     with pytest.raises(ValidationError, match="SLEB_MAX_REPLICAS=2 is less than SLEB_REPLICAS=3"):

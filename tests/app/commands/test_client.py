@@ -17,9 +17,9 @@ import redis
 import trustme
 
 from app.commands.client import (
-    JobClient,
     JobNotSucceeded,
     Refused,
+    ServiceClient,
     ServiceUnavailable,
     follow,
     service_client,
@@ -65,8 +65,8 @@ def test_the_end_of_a_job_is_said_once(
     message: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     event = {"message": message, "data": {"status": "cancelled"}}
-    monkeypatch.setattr(JobClient, "follow", lambda _client, _job_id: iter([event]))
-    client = JobClient("http://127.0.0.1:9", None)
+    monkeypatch.setattr(ServiceClient, "follow", lambda _client, _job_id: iter([event]))
+    client = ServiceClient("http://127.0.0.1:9", None)
     with closing(client), pytest.raises(JobNotSucceeded) as ended:
         follow(client, "prn-1", lambda _event: None)
     assert str(ended.value) == said
@@ -144,7 +144,7 @@ def test_a_service_that_stays_away_is_given_up(
     monkeypatch.setattr("app.commands.client.MIN_PAUSE_S", 0.001)
     monkeypatch.setattr("app.commands.client.MAX_FAILURES", 2)
     with serving(settings, redis_url) as (_, url):
-        client = JobClient(url)
+        client = ServiceClient(url)
         events = client.follow(job_id)
         assert next(events)["message"] == "job created"
     with pytest.raises(ServiceUnavailable, match="no service answers"):
@@ -162,7 +162,7 @@ def test_a_certificate_of_an_unknown_ca_is_said_to_be_not_trusted() -> None:
                 context.wrap_socket(listener.accept()[0], server_side=True).close()
 
         pool.submit(refused)
-        client = JobClient(f"https://127.0.0.1:{listener.getsockname()[1]}")
+        client = ServiceClient(f"https://127.0.0.1:{listener.getsockname()[1]}")
         with pytest.raises(ServiceUnavailable, match="is not trusted: set SSL_CERT_FILE"):
             client.get("prn-1")
         client.close()
@@ -172,7 +172,7 @@ def test_a_job_that_is_deleted_meanwhile_is_not_waited_for(
     url: str, job_id: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.commands.client.MIN_PAUSE_S", 0.001)
-    client = JobClient(url)
+    client = ServiceClient(url)
     events = client.follow(job_id)
     next(events)
     redis_client.flushdb()
@@ -186,7 +186,7 @@ def test_an_end_whose_events_are_lost_is_told_from_one_to_come(
 ) -> None:
     job_store.cancel(job_id)
     redis_client.delete(EVENTS.format(id=job_id))
-    client = JobClient(url)
+    client = ServiceClient(url)
     with pytest.raises(Refused, match="cancelled, but its last events are no longer stored"):
         next(client.follow(job_id))
     client.close()
@@ -196,7 +196,7 @@ def test_a_service_with_too_many_watchers_says_so(
     url: str, job_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(EventFeed, "max_watchers", 0)
-    client = JobClient(url)
+    client = ServiceClient(url)
     with pytest.raises(ServiceUnavailable, match="answers 429: no more than 0 clients"):
         next(client.follow(job_id))
     client.close()
@@ -209,7 +209,7 @@ def test_events_so_far_are_read_page_by_page(
     job_store.start(job_id, "worker-1")
     for phase in (Phase.LOAD, Phase.CALIBRATE, Phase.SEARCH):
         job_store.record(job_id, transitions.phase_begun(phase))
-    with closing(JobClient(url)) as client:
+    with closing(ServiceClient(url)) as client:
         found = [event["id"] for event in client.events_so_far(job_id)]
     assert found == [event.id for event in job_store.events(job_id)]
     assert len(found) == 5

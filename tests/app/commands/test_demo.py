@@ -4,21 +4,21 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 import redis
-from fastapi.testclient import TestClient
 from rich.console import Console
 
+from app.commands.client import ServiceClient
 from app.commands.demo import (
     MAX_NEW_TOKENS,
     MEASURE_S,
     REPEATS,
+    TIMEOUT_S,
     _compared,
     _figures,
     _print_next_steps,
@@ -41,14 +41,24 @@ from pruning.models.demo_model import NAME
 from pruning.models.store import ModelStore
 from pruning.spec.prune import Repair
 from tests.support.api_fixtures import publish_pruned
+from tests.support.serving import serving
 from tests.support.tiny_directory import write_tiny_model
 from tests.support.waiting import wait_until
 
 QUIET = Console(quiet=True)
 
 
+@pytest.fixture
+def service(
+    settings: ServeSettings, redis_url: str, redis_client: redis.Redis
+) -> Iterator[ServiceClient]:
+    redis_client.ping()
+    with serving(settings, redis_url) as (_, url), closing(ServiceClient(url)) as client:
+        yield client
+
+
 def test_all_models_are_compared_by_the_service(
-    client: TestClient,
+    service: ServiceClient,
     data_dir: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -62,7 +72,7 @@ def test_all_models_are_compared_by_the_service(
     assert compared_of(job) == [f"tiny@prn-1-{k}" for k in (1, 2, 3)]
     assert len(compared_of({**job, "removed_blocks": [*range(28)]})) == 2
     compared = ["tiny", *compared_of(job)]
-    models = _figures(client, compared, _compared(client, compared)["prompts"], {"tiny", *names})
+    models = _figures(service, compared, _compared(service, compared)["prompts"], {"tiny", *names})
     assert [side.model["id"] for side in models] == ["tiny", *names]
     assert [side.model["variant"] for side in models] == ["dense", "pruned", "pruned"]
     for figures in models:
@@ -119,12 +129,17 @@ class _Advised:
         self.compared: list[dict[str, Any]] = []
         self._high = 1.5 if is_noisy else 1.12
 
-    def get(self, _path: str) -> httpx2.Response:
+    def request(
+        self, _method: str, path: str, body: dict[str, Any] | None = None, timeout_s: float = 0
+    ) -> dict[str, Any]:
+        if body is not None:
+            assert (path, timeout_s) == ("/compare", TIMEOUT_S)
+            self.compared.append(body)
+            return {}
         measured = {int(body["models"][1].rpartition("-")[2]) for body in self.compared}
         depths = [self._depth(k, is_measured=k in measured) for k in (2, 3, 4)]
         about = next(k for k in (3, 4, 2) if k not in measured) if len(measured) < 2 else 4
-        body = {"taken": None, "nearest": f"{NAME}@-{about}", "depths": depths}
-        return httpx2.Response(200, json=body, request=httpx2.Request("GET", "http://demo"))
+        return {"taken": None, "nearest": f"{NAME}@-{about}", "depths": depths}
 
     def _depth(self, k: int, *, is_measured: bool) -> dict[str, Any]:
         high = self._high if is_measured else None
@@ -132,17 +147,12 @@ class _Advised:
         name = f"{NAME}@-{k}"
         return {"name": name, "num_removed": k, "is_measured": is_measured, "speedup": speedup}
 
-    def post(self, path: str, json: dict[str, Any]) -> httpx2.Response:
-        assert path == "/compare"
-        self.compared.append(json)
-        return httpx2.Response(200, json={})
-
 
 @pytest.mark.parametrize("is_noisy", [False, True])
 def test_the_depth_that_the_advice_is_about_is_measured(*, is_noisy: bool) -> None:
     job = {"pruned_model": f"{NAME}@prn-1", "removed_blocks": [*range(6)]}
     service = _Advised(is_noisy=is_noisy)
-    advice = measured_advice(service, job)  # type: ignore[arg-type]  # of two methods of a client
+    advice = measured_advice(service, job)  # type: ignore[arg-type]  # of one method of a client
     assert [body["models"] for body in service.compared] == [
         [NAME, f"{NAME}@prn-1-3"],
         [NAME, f"{NAME}@prn-1-4"],
@@ -172,13 +182,6 @@ def test_figures_are_medians_over_the_repeats() -> None:
     assert found.tokens_per_s == pytest.approx(2 * MAX_NEW_TOKENS / 12)  # the slower one ends it
 
 
-@pytest.fixture
-def demo_client(client: TestClient, data_dir: Path) -> TestClient:
-    """The API with a model of the demo's name. No worker takes its jobs."""
-    write_tiny_model(data_dir / "models" / NAME, num_blocks=4)
-    return client
-
-
 @contextmanager
 def ctrl_c_when_submitted(redis_client: redis.Redis) -> Iterator[JobStore]:
     store = JobStore(redis_client)
@@ -204,9 +207,12 @@ def test_it_ends_with_the_addresses_and_commands_to_go_on_with() -> None:
     assert ["which", "depth", "sleb", "advise", NAME] in lines
 
 
-def test_ctrl_c_cancels_the_job(demo_client: TestClient, redis_client: redis.Redis) -> None:
+def test_ctrl_c_cancels_the_job(
+    data_dir: Path, service: ServiceClient, redis_client: redis.Redis
+) -> None:
+    write_tiny_model(data_dir / "models" / NAME, num_blocks=4)  # and no worker takes its jobs
     with ctrl_c_when_submitted(redis_client) as store, pytest.raises(KeyboardInterrupt):
-        _prune(demo_client, QUIET, 2, evaluate_s=1)
+        _prune(service, QUIET, 2, evaluate_s=1)
     (job,) = store.list(10).jobs
     assert job.status is JobStatus.CANCELLED
 

@@ -69,7 +69,7 @@ def test_a_card_is_divided_before_a_server_starts(
     assert (options.gpu_share, options.num_gpus) == (share, num_gpus)
     monkeypatch.setattr(servers, "total_bytes", lambda _device: CARD_BYTES)
     monkeypatch.setattr(servers, "free_bytes", lambda _device: CARD_BYTES // 2)
-    made = VllmServers(options, None, tmp_path)  # type: ignore[arg-type]
+    made = VllmServers(options, None)  # type: ignore[arg-type]
     room = min(int(share * CARD_BYTES), CARD_BYTES // 2)
     made._check_card("m", torch.device("cuda"), room - 1)
     with pytest.raises(VllmStartFailed, match=f"{room} there, {share:.0%} of the card"):

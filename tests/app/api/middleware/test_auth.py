@@ -16,7 +16,7 @@ from starlette.types import Message
 from app.api.middleware.auth import AuthMiddleware
 from app.auth.keys import KeyFile, Scope, caller
 from app.auth.scopes import authorizer_of
-from app.commands.client import JobClient, Refused
+from app.commands.client import Refused, ServiceClient
 from app.config import ServeSettings
 from app.server.serve import log_fields
 from pruning.logs import set_up_logging
@@ -246,10 +246,10 @@ def test_the_server_survives_very_long_headers(
             lambda: http.get("/models", headers=auth(keys["jobs"])).status_code == 200,
             "the API still answers",
         )
-        client = JobClient(url, keys["jobs"])
+        client = ServiceClient(url, keys["jobs"])
         assert client.list(1) == {"object": "list", "data": [], "has_more": False}
         client.close()
-        client = JobClient(url)
+        client = ServiceClient(url)
         with pytest.raises(Refused, match="requires an API key"):
             client.list(1)
         client.close()
