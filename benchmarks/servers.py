@@ -1,4 +1,4 @@
-"""Servers under load: ``sleb serve``, ``transformers serve``, vLLM and llama.cpp.
+"""Servers under load: ``sleb serve``, vLLM and llama.cpp.
 
 Each is a process on a free port.
 """
@@ -92,29 +92,16 @@ def sleb_serve(model: Path, dtype: str, threads: int | None) -> Iterator[Server]
     with TemporaryDirectory(prefix="sleb-bench-") as directory:
         data_dir = Path(directory)
         link_model(model, data_dir / "models" / model.name, dtype)
-        with sleb_serve_in(data_dir, model.name, threads) as server:
+        settings = ServeSettings(data_dir=data_dir, threads=threads, redis_url=None)
+        with sleb_serve_on(settings, model.name) as server:
             yield server
 
 
-def sleb_serve_in(
-    data_dir: Path, model: str, threads: int | None = None, *, is_compiled: bool = True
-) -> AbstractContextManager[Server]:
-    """The same on a data directory that has the model; by default when its steps are compiled."""
-    settings = ServeSettings(data_dir=data_dir, threads=threads, redis_url=None)
-    return sleb_serve_on(settings, model, is_compiled=is_compiled)
-
-
 def sleb_serve_on(
-    settings: ServeSettings,
-    model: str,
-    program: Sequence[str] = ("-m", "app"),
-    *,
-    is_compiled: bool = True,
+    settings: ServeSettings, model: str, program: Sequence[str] = ("-m", "app")
 ) -> AbstractContextManager[Server]:
     """``sleb serve`` with these settings except for the port."""
-    environment = child_environment(settings)
-    command = [sys.executable, *program, "serve"]
-    return _served(command, environment, model, is_compiled=is_compiled)
+    return _served([sys.executable, *program, "serve"], child_environment(settings), model)
 
 
 @contextmanager
@@ -175,15 +162,6 @@ def llama_server(
             yield server
 
 
-def is_compiling(pid: int) -> bool:
-    """Whether a server of ours has a process that compiles blocks."""
-    for process in _family(pid):
-        with suppress(psutil.NoSuchProcess):
-            if _COMPILES in process.cmdline():
-                return True
-    return False
-
-
 @contextmanager
 def paused(servers: Iterable[Server]) -> Iterator[None]:
     """Stop these servers and their children meanwhile, so that they take no time at all."""
@@ -227,12 +205,10 @@ def _served(
     *,
     health: str = "/health/ready",
     extra: Mapping[str, object] = _OURS,
-    is_compiled: bool = True,
 ) -> Iterator[Server]:
     """The server that this command starts on a free port.
 
-    Waits until it answers on the path ``health``, and until it compiles nothing and times no
-    kernels unless ``is_compiled`` is false.
+    Waits until it answers on the path ``health``, compiles nothing and times no kernels.
     """
     port = _free_port()
     command = [*command, "--host", "127.0.0.1", "--port", str(port)]
@@ -241,9 +217,8 @@ def _served(
         log = Path(directory) / "log"
         with _process(command, environment, log) as process:
             _wait_until_ready(url + health, process, log)
-            if is_compiled:
-                _wait_until_compiled(process.pid)
-                _wait_until_ready(url + health, process, log, is_warm=True)
+            _wait_until_compiled(process.pid)
+            _wait_until_ready(url + health, process, log, is_warm=True)
             yield Server(url, model, extra, process.pid)
 
 
@@ -289,9 +264,15 @@ def _wait_until_compiled(pid: int) -> None:
     pause = threading.Event()
     for _ in range(int(_START_TIMEOUT_S / _POLL_S)):
         pause.wait(_POLL_S)  # the process that compiles may be about to start
-        if not is_compiling(pid):
+        if not any(map(_compiles, _family(pid))):
             return
     raise ServerFailed(f"blocks were not compiled within {_START_TIMEOUT_S:.0f} s")
+
+
+def _compiles(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return _COMPILES in process.cmdline()
+    return False
 
 
 def _tail(log: Path) -> str:

@@ -12,7 +12,6 @@ of ``SLEB_VLLM_ARGS``.
 """
 
 import json
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -28,13 +27,13 @@ import typer
 from transformers import AutoTokenizer
 
 from app.bench.in_vllm import runs_in_vllm
-from app.bench.machine import machine
 from app.bench.plan import DENSE, BenchPlan, Scenario
 from app.compare.speedup import speedup, turns
 from app.config import ServeSettings
 from benchmarks.latencies import performance
 from benchmarks.peers import SLEB, Closed, closed_loops, rows
 from benchmarks.plan import Baseline
+from benchmarks.reports import facts, write
 from benchmarks.search import Dtype
 from benchmarks.servers import Server, no_server_left, paused, sleb_serve_on, vllm_serve
 from benchmarks.workload import Prompts
@@ -88,16 +87,13 @@ def main(
         "variant": subject.variant,
         "dtype": subject.dtype,
         "sizes": asdict(sizes),
-        "machine": machine(),
-        "command": shlex.join(["python", "-m", "benchmarks.vllm_engine", *sys.argv[1:]]),
+        **facts("vllm_engine"),
     }
     known = {"through_api": through_api, "bench": bench}
     for name in parts.split(","):
         report[name] = known[name](subject)
-        out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    table = markdown(report)
-    out.with_suffix(".md").write_text(table, encoding="utf-8")
-    sys.stdout.write(table)
+        write(report, out, markdown(report))
+    sys.stdout.write(markdown(report))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ is not there is trained on few tokens: equality does not depend on its quality.
 
 import json
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -21,8 +20,8 @@ from typing import Annotated, Any
 import httpx2
 import typer
 
-from app.bench.machine import machine
 from app.config import ServeSettings
+from benchmarks.reports import facts, write
 from benchmarks.servers import link_model, no_server_left, sleb_serve_on
 from pruning.checkpoints.store import MANIFEST, CheckpointStore
 from pruning.config import child_environment
@@ -75,8 +74,7 @@ def main(
         "dtype": DTYPE,
         "new_tokens": new_tokens,
         "kinds": {},
-        "machine": machine(),
-        "command": shlex.join(["python", "-m", "benchmarks.vllm_equal", *sys.argv[1:]]),
+        **facts("vllm_equal"),
     }
     with no_server_left(), _settings(model, f"{model}@{job}") as own:
         asked = _kinds(model, f"{model}@{job}", own)
@@ -85,8 +83,7 @@ def main(
         for kind, answers in _answers(_in_vllm(own, program), asked, new_tokens):
             found = asdict(Equality.of(ours[kind], answers))
             report["kinds"][kind] = {"name": asked[kind], **found}
-            out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-            out.with_suffix(".md").write_text(markdown(report), encoding="utf-8")
+            write(report, out, markdown(report))
     sys.stdout.write(markdown(report))
     if any(found["num_equal"] < len(PROMPTS) for found in report["kinds"].values()):
         raise typer.Exit(1)

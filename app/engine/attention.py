@@ -253,7 +253,11 @@ def causal_mask(
     """Zero where queries at ``positions`` ``[rows, width]`` may look, else the lowest number:
     additive, ``[rows, 1, width, num_tokens]``."""
     distance = positions[:, None, :, None] - torch.arange(num_tokens, device=positions.device)
-    return _additive(_out_of_sight(distance, window), dtype)
+    hidden = distance < 0
+    if window is not None:
+        hidden |= distance >= window
+    zeros = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+    return zeros.masked_fill_(hidden, torch.finfo(dtype).min)
 
 
 def packed_mask(
@@ -276,13 +280,3 @@ def packed_mask(
 def own_mask(places: range, window: int | None, dtype: torch.dtype) -> torch.Tensor:
     """Of one sequence by itself, ``[queries, keys]``."""
     return causal_mask(torch.tensor([places]), places.stop, window, dtype)[0, 0]
-
-
-def _out_of_sight(distance: torch.Tensor, window: int | None) -> torch.Tensor:
-    hidden = distance < 0
-    return hidden if window is None else hidden | (distance >= window)
-
-
-def _additive(hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    zeros = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
-    return zeros.masked_fill(hidden, torch.finfo(dtype).min)

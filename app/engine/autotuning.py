@@ -96,10 +96,15 @@ def _device_name(device: torch.device) -> str:
 
 def processor() -> str:
     """What all choices depend on: the processor, the threads, and the versions of the code."""
-    names = [line for line in _cpu_lines() if line.startswith(("model name", "Hardware"))]
-    name = names[0].partition(":")[2].strip() if names else platform.processor()
-    capability = torch.backends.cpu.get_cpu_capability()
-    return f"{name}, {capability}, {torch.get_num_threads()} threads, versions {versions_digest()}"
+    capability, num_threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    return f"{cpu_name()}, {capability}, {num_threads} threads, versions {versions_digest()}"
+
+
+def cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line for line in lines if line.startswith(("model name", "Hardware"))]
+    return names[0].partition(":")[2].strip() if names else platform.processor()
 
 
 class Autotuner:
@@ -284,8 +289,3 @@ def _replace(file: Path, sections: Mapping[str, Mapping[str, Choice]]) -> None:
         for section, choices in sections.items()
     }
     replace_file(file, json.dumps(fields, indent=1).encode() + b"\n")
-
-
-def _cpu_lines() -> list[str]:
-    info = Path("/proc/cpuinfo")
-    return info.read_text(encoding="utf-8").splitlines() if info.is_file() else []

@@ -84,16 +84,22 @@ class NotYetReproducible(RuntimeError):
         )
 
 
-def check_length(
-    num_prompt: int, max_new_tokens: int, max_len: int, name: str, *, is_minimum: bool = False
-) -> None:
-    """Raise ``PromptTooLong`` for a prompt of that many tokens, or of at least that many."""
-    if num_prompt + max_new_tokens > max_len:
-        raise PromptTooLong(
-            f"a prompt of {'at least ' if is_minimum else ''}{counted(num_prompt, 'token')} and "
-            f"max_new_tokens={max_new_tokens} do not fit into the {max_len} tokens of {name}: "
-            f"shorten the prompt or ask for fewer tokens"
-        )
+@dataclass(frozen=True)
+class PromptLimit:
+    """The tokens that a prompt and its output may have together."""
+
+    variant_name: str
+    max_len: int
+    max_new_tokens: int
+
+    def check(self, num_prompt: int, *, is_minimum: bool = False) -> None:
+        """Raise ``PromptTooLong`` for a prompt of that many tokens, or of at least that many."""
+        if num_prompt + self.max_new_tokens > self.max_len:
+            raise PromptTooLong(
+                f"a prompt of {'at least ' if is_minimum else ''}{counted(num_prompt, 'token')} "
+                f"and max_new_tokens={self.max_new_tokens} do not fit into the {self.max_len} "
+                f"tokens of {self.variant_name}: shorten the prompt or ask for fewer tokens"
+            )
 
 
 class Engine:
@@ -143,8 +149,8 @@ class Engine:
         variant, num_prompt = request.variant, len(request.prompt_ids)
         if not num_prompt:
             raise EmptyPrompt("the prompt is empty: expected at least one token")
-        max_new_tokens = request.params.max_new_tokens
-        check_length(num_prompt, max_new_tokens, self.max_len(variant), variant.name)
+        limit = PromptLimit(variant.name, self.max_len(variant), request.params.max_new_tokens)
+        limit.check(num_prompt)
         biased = max((token_id for token_id, _ in request.params.logit_bias), default=0)
         if biased >= variant.vocab_size:
             expected = f"token ids from 0 to {variant.vocab_size - 1}"

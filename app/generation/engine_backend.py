@@ -13,7 +13,7 @@ from uuid import uuid4
 from app.auth.keys import calling_tenant
 from app.config import PrefixCache
 from app.engine.async_engine import AsyncEngine, EngineStopped
-from app.engine.engine import NotYetReproducible, PromptTooLong
+from app.engine.engine import NotYetReproducible, PromptLimit, PromptTooLong
 from app.engine.grammar import Grammar, ResponseFormatRefused
 from app.engine.sampling.stream import Stream
 from app.engine.sampling.text import TextStream
@@ -31,7 +31,7 @@ from app.generation.grammars import Grammars
 from app.generation.output import GenerationFailed, Output, OutputStream, Token
 from app.generation.prompt_sharing import cache_scope
 from app.generation.request import GenerationRequest, Prompt
-from app.generation.tokenization import PromptLimit, TokenIds, TokenizerPool
+from app.generation.tokenization import TokenIds, TokenizerPool
 from app.metrics.metrics import Labels, Metrics, labels_of
 from app.models.registry import ServedModel
 

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from app.engine.engine import check_length
+from app.engine.engine import PromptLimit
 from app.engine.sampling.text import render_chat
 from app.engine.scheduling.admission import Overloaded
 from app.generation.request import Chat, Prompt
@@ -35,25 +35,6 @@ _MAX_NFC_SHRINKAGE = 4  # characters that become one (Unicode FAQ on normalizati
 _LOSSLESS_SPLITS = ("ByteLevel", "Metaspace", "Digits")
 
 TokenIds = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class PromptLimit:
-    """The tokens that a prompt and its output may have together."""
-
-    variant_name: str
-    max_len: int
-    max_new_tokens: int
-
-    def check(self, num_tokens: int, *, is_minimum: bool = False) -> None:
-        """Raise ``PromptTooLong`` for a prompt of that many tokens, or of at least that many."""
-        check_length(
-            num_tokens,
-            self.max_new_tokens,
-            self.max_len,
-            self.variant_name,
-            is_minimum=is_minimum,
-        )
 
 
 class TokenizerPool:
@@ -141,7 +122,9 @@ def _encode(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, limit: PromptLim
     if not isinstance(prompt, str | Chat):
         return tuple(prompt)
     is_chat = isinstance(prompt, Chat)
-    text = _rendered(tokenizer, prompt) if isinstance(prompt, Chat) else prompt
+    text = (
+        prompt if isinstance(prompt, str) else render_chat(tokenizer, prompt.messages, prompt.tools)
+    )
     _check_text(text, tokenizer, limit)
     # a chat template writes the special tokens itself
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
@@ -152,10 +135,6 @@ def _encode(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, limit: PromptLim
     [encoding] = _backend(tokenizer).encode_batch_fast([text], add_special_tokens=not is_chat)
     limit.check(len(encoding))
     return tuple(encoding.ids)
-
-
-def _rendered(tokenizer: PreTrainedTokenizerBase, chat: Chat) -> str:
-    return render_chat(tokenizer, chat.messages, chat.tools)
 
 
 def _check_text(text: str, tokenizer: PreTrainedTokenizerBase, limit: PromptLimit) -> None:

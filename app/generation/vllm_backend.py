@@ -8,6 +8,7 @@ from dataclasses import replace
 from hashlib import sha256
 
 from app.config import PrefixCache
+from app.engine.engine import PromptLimit
 from app.generation.completed import CompletedOutput, Completions
 from app.generation.meter import Meter
 from app.generation.openai_backend import (
@@ -18,7 +19,7 @@ from app.generation.openai_backend import (
 from app.generation.output import OutputStream
 from app.generation.prompt_sharing import cache_scope
 from app.generation.request import GenerationRequest, Prompt, ServedElsewhere
-from app.generation.tokenization import PromptLimit, TokenIds, TokenizerPool
+from app.generation.tokenization import TokenIds, TokenizerPool
 from app.generation.vllm_requests import check_params, one_of, vllm_request
 from app.metrics.metrics import Metrics
 from app.metrics.models import Load

@@ -131,22 +131,13 @@ def _reason(error: Exception) -> str:
 
 def _model(declared: _Declared, directory: Path) -> ExternalModel:
     key_file = declared.api_key_file
-    return ExternalModel(
-        name=declared.name,
-        backend=declared.backend,
-        base_url=declared.base_url,
-        model=declared.model or declared.name,
-        api_key=None if key_file is None else _key(directory / key_file.expanduser()),
-        parent=declared.parent,
-        removed_blocks=declared.removed_blocks,
-        num_removed=declared.num_removed or len(declared.removed_blocks),
-        num_blocks=declared.num_blocks,
-        max_num_seqs=declared.max_num_seqs,
-        max_waiting=declared.max_waiting,
-        connect_s=declared.connect_s,
-        silence_s=declared.silence_s,
-        takes_cache_salt=declared.takes_cache_salt,
-    )
+    given = declared.model_dump(exclude={"api_key_file"})
+    derived = {
+        "model": declared.model or declared.name,
+        "api_key": None if key_file is None else _key(directory / key_file.expanduser()),
+        "num_removed": declared.num_removed or len(declared.removed_blocks),
+    }
+    return ExternalModel(**{**given, **derived})
 
 
 def _key(path: Path) -> str:

@@ -34,8 +34,8 @@ class PagePool:
     """
 
     num_units: int
+    num_touched: int = 0  # units that were ever in use: 1 to this number
     _free: list[int] = field(default_factory=list)  # used before, the last one is taken first
-    _num_touched: int = 0  # units that were ever in use
     _by_key: dict[bytes, Page] = field(default_factory=dict)
     _kept: OrderedDict[bytes, Page] = field(default_factory=OrderedDict)  # without users
     _num_kept_units: int = 0
@@ -43,35 +43,25 @@ class PagePool:
     @property
     def num_available(self) -> int:
         """Units that are free, or would be without kept pages."""
-        return self.num_units - self._num_touched + len(self._free) + self._num_kept_units
+        return self.num_units - self.num_touched + len(self._free) + self._num_kept_units
 
     @property
     def num_used(self) -> int:
         """Units of pages with users."""
         return self.num_units - self.num_available
 
-    @property
-    def num_touched(self) -> int:
-        """Units that were ever in use: 1 to this number."""
-        return self._num_touched
-
-    @property
-    def num_kept(self) -> int:
-        """Units of pages that are kept without a user."""
-        return self._num_kept_units
-
     def allocate(self, num_units: int) -> Page | None:
         """A new page; None if too many units are in use."""
         if num_units > self.num_available:
             return None
-        while num_units > self.num_units - self._num_touched + len(self._free):
+        while num_units > self.num_units - self.num_touched + len(self._free):
             self._evict()
         num_again = min(num_units, len(self._free))
         again = self._free[len(self._free) - num_again :]
         del self._free[len(self._free) - num_again :]
-        first = self._num_touched + 1
-        self._num_touched += num_units - num_again
-        return Page((*again, *range(first, self._num_touched + 1)))
+        first = self.num_touched + 1
+        self.num_touched += num_units - num_again
+        return Page((*again, *range(first, self.num_touched + 1)))
 
     def find(self, key: bytes) -> Page | None:
         """The page of a key, which gets a further user."""
@@ -114,11 +104,6 @@ class PagePool:
             del self._by_key[page.key]
             page.key = None
 
-    def clear(self) -> None:
-        """Free all pages that are kept."""
-        while self._kept:
-            self._evict()
-
     def _evict(self) -> None:
         key, page = self._kept.popitem(last=False)
         del self._by_key[key]
@@ -137,7 +122,7 @@ class PagePool:
             assert page.num_users == users.get(name, 0), "a page has lost a user, or has one more"
             assert page.key is None or self._by_key[page.key] is page
         found = [unit for page in pages.values() for unit in page.units] + self._free
-        assert sorted(found) == [*range(1, self._num_touched + 1)], "a unit is lost or shared"
-        assert self._num_touched <= self.num_units
+        assert sorted(found) == [*range(1, self.num_touched + 1)], "a unit is lost or shared"
+        assert self.num_touched <= self.num_units
         assert self._num_kept_units == sum(len(page.units) for page in self._kept.values())
         assert {id(page) for page in self._by_key.values()} <= pages.keys(), "a lost page is found"

@@ -15,14 +15,13 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from app.engine.engine import PromptTooLong
+from app.engine.engine import PromptLimit, PromptTooLong
 from app.engine.scheduling.admission import Overloaded
 from app.generation import tokenization
 from app.generation.request import Chat
 from app.generation.tokenization import (
     MAX_BYTES_IN_WORK,
     MAX_BYTES_WAITING,
-    PromptLimit,
     TokenizerPool,
     min_tokens,
 )

@@ -1,5 +1,6 @@
 """Arrays at addresses, and the numbers in them: float32, int8, and bfloat16 as their bits."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -52,45 +53,24 @@ def own_halves(address: int, rows: int, width: int) -> NDArray[np.uint16]:
     return halves_at(address + 2 * get_thread() * rows * width, rows, width)
 
 
-def array_like(like: Any, address: int, rows: int, width: int) -> Any:
+@by_type
+def array_like(like: Any, _address: Any, _rows: Any, _width: Any) -> Any:
     """Numbers ``[rows, width]`` at an address, of the kind that ``like`` has."""
-    raise NotImplementedError(
-        like, address, rows, width
-    )  # only in compiled code, in the form below
-
-
-@by_type(array_like)
-def _array_like(like: Any, address: Any, rows: Any, width: Any) -> Any:
     at = halves_at if like.dtype == types.uint16 else floats_at
-
-    def array(like: Any, address: Any, rows: Any, width: Any) -> Any:
-        return at(address, rows, width)
-
-    return array
+    return lambda _like, address, rows, width: at(address, rows, width)
 
 
-def itemsize(array: Any) -> int:
+@by_type
+def itemsize(array: Any) -> Callable[[Any], int]:
     """The bytes of a number of the array."""
-    raise NotImplementedError(array)  # only in compiled code, in the form below
-
-
-@by_type(itemsize)
-def _itemsize(array: Any) -> Any:
     num_bytes = array.dtype.bitwidth // 8
-
-    def of(array: Any) -> Any:
-        return num_bytes
-
-    return of
+    return lambda _array: num_bytes
 
 
+@by_type
 def as_float(number: Any) -> Any:
     """A float32 from a number of a matrix: uint16 are the bits of a bfloat16."""
-    raise NotImplementedError(number)  # only in compiled code, in the form below
 
-
-@by_type(as_float)
-def _as_float(number: Any) -> Any:
     def from_half(number: Any) -> Any:
         return np.uint32(np.uint32(number) << np.uint32(16)).view(np.float32)
 
@@ -100,20 +80,11 @@ def _as_float(number: Any) -> Any:
     return from_half if number == types.uint16 else from_other
 
 
-def as_number_of(array: Any, number: Any) -> Any:
+@by_type
+def as_number_of(array: Any, _number: Any) -> Any:
     """A float32 as a number of the kind that the array has; to bfloat16, to the nearest even."""
-    raise NotImplementedError(array, number)  # only in compiled code, in the form below
-
-
-@by_type(as_number_of)
-def _as_number_of(array: Any, number: Any) -> Any:
-    def as_half(array: Any, number: Any) -> Any:
-        return _bfloat16(number)
-
-    def as_float32(array: Any, number: Any) -> Any:
-        return np.float32(number)
-
-    return as_half if array.dtype == types.uint16 else as_float32
+    convert = _bfloat16 if array.dtype == types.uint16 else np.float32
+    return lambda _array, number: convert(number)
 
 
 @compiled

@@ -12,7 +12,7 @@ import os
 import stat
 import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from tempfile import TemporaryFile
 from threading import Lock
@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 Floats = NDArray[np.float32]
 MAX_ROOM_BYTES = 2**28  # for what the threads of one call write beside its results
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+_Result = TypeVar("_Result")
 
 # Sums may be reordered, or they could not be computed by vectors. Infinities and NaN stay right.
 _FAST = {"reassoc", "contract", "nsz", "arcp"}
@@ -58,11 +59,15 @@ def inlined(function: _Function) -> _Function:
     return cast("_Function", decorate(function))
 
 
-def by_type(function: Callable[..., Any]) -> Callable[[_Function], _Function]:
-    """A decorator of what returns the compiled form of ``function`` for types of arguments."""
-    return cast(
-        "Callable[[_Function], _Function]", overload(function, strict=False, inline="always")
-    )
+def by_type(form: Callable[..., Callable[..., _Result]]) -> Callable[..., _Result]:
+    """A function for compiled ones, from what returns its form for the types of arguments."""
+
+    @wraps(form)
+    def function(*_arguments: object) -> _Result:
+        raise NotImplementedError(f"{form.__name__} runs in compiled code only")
+
+    overload(function, strict=False, inline="always")(form)
+    return function
 
 
 @compiled

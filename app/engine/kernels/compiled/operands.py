@@ -27,49 +27,25 @@ _Transpose = Callable[[Any, int, int, int, int], None]
 _Join = Callable[[Any, int, int, int, int, int], None]
 
 
-def num_columns() -> int:
+@by_type
+def num_columns() -> Callable[[], int]:
     """The columns of a vector."""
-    raise NotImplementedError  # only in compiled code, in the form below
-
-
-@by_type(num_columns)
-def _num_columns() -> Any:
     columns = num_lanes()
-
-    def of_vector() -> Any:
-        return columns
-
-    return of_vector
+    return lambda: columns
 
 
-def of_word(like: Any) -> int:
+@by_type
+def of_word(like: Any) -> Callable[[Any], int]:
     """The numbers of a word."""
-    raise NotImplementedError(like)  # only in compiled code, in the form below
-
-
-@by_type(of_word)
-def _of_word(like: Any) -> Any:
     number = 2 if are_paired(like) else 1
-
-    def of_operand(like: Any) -> Any:
-        return number
-
-    return of_operand
+    return lambda _like: number
 
 
-def operands_at(like: Any, address: int, rows: int, width: int) -> Any:
+@by_type
+def operands_at(like: Any, _address: Any, _rows: Any, _width: Any) -> Any:
     """The numbers of words at an address."""
-    raise NotImplementedError(like, address, rows, width)  # only in compiled code, as below
-
-
-@by_type(operands_at)
-def _operands_at(like: Any, address: Any, rows: Any, width: Any) -> Any:
     at = halves_at if are_paired(like) else floats_at
-
-    def array(like: Any, address: Any, rows: Any, width: Any) -> Any:
-        return at(address, rows, width)
-
-    return array
+    return lambda _like, address, rows, width: at(address, rows, width)
 
 
 @compiled

@@ -30,19 +30,11 @@ _INT32, _INT64, _FLOAT = ir.IntType(32), ir.IntType(64), ir.FloatType()
 _Add = Callable[[Any, int, int, int, int, int, int, int], None]
 
 
-def many_columns() -> int:
+@by_type
+def many_columns() -> Callable[[], int]:
     """The columns of results that are computed at a time, as many as registers have room for."""
-    raise NotImplementedError  # only in compiled code, in the form below
-
-
-@by_type(many_columns)
-def _many_columns() -> Any:
     columns = _num_vectors() * num_lanes()
-
-    def of_vectors() -> Any:
-        return columns
-
-    return of_vectors
+    return lambda: columns
 
 
 def _num_vectors() -> int:

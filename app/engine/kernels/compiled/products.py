@@ -65,14 +65,11 @@ def _write_block(weights: Any, inputs: Any, start: int, end: int, whole: int, ou
             write_products(weights, inputs, place, min(row, rows - TILE), whole, out)
 
 
-def _as_factors(weights: Any, inputs: Floats, room: Any) -> Any:
+@by_type
+def _as_factors(weights: Any, _inputs: Any, room: Any) -> Any:
     """The inputs as products take them: as bfloat16, in this room, if the processor multiplies
     pairs of such numbers and the weights have them."""
-    raise NotImplementedError(weights, inputs, room)  # only in compiled code, in the form below
 
-
-@by_type(_as_factors)
-def _make_factors(weights: Any, inputs: Any, room: Any) -> Any:
     def unchanged(weights: Any, inputs: Any, room: Any) -> Any:
         return inputs
 

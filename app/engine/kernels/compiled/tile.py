@@ -55,19 +55,11 @@ def _make_add(context: Any, builder: ir.IRBuilder, _signature: Any, values: Sequ
     return context.get_dummy_value()
 
 
-def columns_of(weights: Any, inputs: Any) -> int:
+@by_type
+def columns_of(weights: Any, inputs: Any) -> Callable[[Any, Any], int]:
     """The columns of a vector in the products of such arrays."""
-    raise NotImplementedError(weights, inputs)  # only in compiled code, in the form below
-
-
-@by_type(columns_of)
-def _columns_of(weights: Any, inputs: Any) -> Any:
     columns = numbers_of(weights, inputs).columns
-
-    def of(weights: Any, inputs: Any) -> Any:
-        return columns
-
-    return of
+    return lambda _weights, _inputs: columns
 
 
 def _write_products(
