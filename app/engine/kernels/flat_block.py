@@ -1,5 +1,6 @@
 """A decoder block written flat: its own modules, called on tokens of any number of sequences."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 from app.engine.attention import Attention
 from app.engine.cache.paged_cache import PagedCache
 from app.engine.kernels.merged_linear import Project, feed_forward, side_by_side
+from app.engine.step import Interruption
 from pruning.models.blocks import input_scale
 from pruning.models.layout import Parts
 
@@ -31,6 +33,16 @@ class Rotation:
     def of(self, rows: slice) -> "Rotation":
         """The rotation of some of the tokens."""
         return Rotation(self.cos[rows], self.sin[rows])
+
+
+@dataclass(frozen=True)
+class BlockInputs:
+    """What the blocks of one step read beside their weights."""
+
+    hidden: torch.Tensor  # [tokens, hidden_size]
+    rotations: Mapping[str, Rotation]  # by kind of attention
+    cache: PagedCache  # opened for these tokens
+    interruption: Interruption
 
 
 class FusedNorm(nn.Module):

@@ -6,7 +6,7 @@ forward, which is also the oracle in the tests.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, cycle
 from math import ceil
@@ -43,8 +43,8 @@ from app.engine.kernels.compiled.integers import INTEGER_PRODUCT
 from app.engine.kernels.compiled.model import BLOCKS, CompiledBlocks, compiled_blocks
 from app.engine.kernels.compiled.openmp import ParallelFunction
 from app.engine.kernels.compiled.product import PRODUCTS_OF_ROWS
-from app.engine.kernels.flat_block import FlatBlock, Rotation, flat_block, is_usual
-from app.engine.step import NEVER, Interruption, Step
+from app.engine.kernels.flat_block import BlockInputs, FlatBlock, Rotation, flat_block, is_usual
+from app.engine.step import NEVER, Step
 from pruning.models.architectures import architecture
 from pruning.models.blocks import block_list, finish
 from pruning.models.layout import Parts
@@ -103,10 +103,11 @@ class FlatModel:
         """
         hidden = self._model.get_input_embeddings()(token_ids)
         rotations = {kind: self._rotation(kind, hidden, positions) for kind in self._kinds}
+        inputs = BlockInputs(hidden, rotations, cache, step.interruption)
         if step.is_reproducible and self._compiled is not None:
-            hidden = self._reproducible(hidden, rotations, cache, step)
+            hidden = self._reproducible(self._compiled, inputs, step)
         else:
-            kernels = self._kernels(hidden, rotations, attention, cache, step.interruption)
+            kernels = self._kernels(inputs, attention)
             is_decode = isinstance(attention, BatchedDecodeAttention)
             purpose, key = self._key(len(hidden), cache.metadata.num_seen, is_decode=is_decode)
             kernel = self._tuner.kernel(key, kernels)
@@ -168,53 +169,39 @@ class FlatModel:
         return f"{block}, {name}", key_of(f"{block}, {name},", like, *shape)
 
     def _reproducible(
-        self,
-        hidden: torch.Tensor,
-        rotations: Mapping[str, Rotation],
-        cache: PagedCache,
-        step: Step,
+        self, compiled: CompiledBlocks, inputs: BlockInputs, step: Step
     ) -> torch.Tensor:
         """Compiled blocks for as many rows at a time as have room.
 
         Keys and values of a row are in the cache before a later row reads them.
         """
-        assert self._compiled is not None
         step.kernels["blocks"] = f"{COMPILED}, reproducible"
-        metadata = cache.metadata
-        out = []
-        num_rows = self._compiled.max_rows()
-        for start in range(0, len(hidden), num_rows):
+        metadata, num_rows, out = inputs.cache.metadata, compiled.max_rows(), []
+        for start in range(0, len(inputs.hidden), num_rows):
             rows = slice(start, start + num_rows)
-            cache.open(metadata.of(rows))
-            turned = {kind: each.of(rows) for kind, each in rotations.items()}
-            out.append(self._compiled.whole(hidden[rows], turned, cache, step.interruption))
+            inputs.cache.open(metadata.of(rows))
+            turned = {kind: each.of(rows) for kind, each in inputs.rotations.items()}
+            some = replace(inputs, hidden=inputs.hidden[rows], rotations=turned)
+            out.append(compiled.whole(some))
         return out[0] if len(out) == 1 else torch.cat(out)
 
-    def _kernels(
-        self,
-        hidden: torch.Tensor,
-        rotations: Mapping[str, Rotation],
-        attention: Attention,
-        cache: PagedCache,
-        interruption: Interruption,
-    ) -> Mapping[str, _Part]:
+    def _kernels(self, inputs: BlockInputs, attention: Attention) -> Mapping[str, _Part]:
         """The kernels that this step can run. The first one is taken until they are timed."""
 
         def flat(part: slice = slice(None)) -> torch.Tensor:
-            stream = hidden
+            stream = inputs.hidden
             for block in self._blocks[part]:
-                interruption.check()
-                stream = block(stream, rotations[block.kind], attention, cache)
+                inputs.interruption.check()
+                stream = block(stream, inputs.rotations[block.kind], attention, inputs.cache)
             return stream
 
         compiled = self._compiled
         if compiled is None or not compiled.is_ready:
             return {FLAT: flat}
         whole: dict[str, _Part] = {}
-        if compiled.has_room(len(hidden)):
-            whole[COMPILED] = partial(compiled.whole, hidden, rotations, cache, interruption)
-        around = partial(compiled.around_products, hidden, rotations, cache, interruption)
-        return {**whole, FLAT: flat, AROUND: around}
+        if len(inputs.hidden) <= compiled.max_rows():
+            whole[COMPILED] = partial(compiled.whole, inputs)
+        return {**whole, FLAT: flat, AROUND: partial(compiled.around_products, inputs)}
 
     def _attention_shape(self) -> AttentionShape:
         first = self._blocks[0]
@@ -263,7 +250,8 @@ class FlatModel:
         shape = UnitShape(heads.num_keys, heads.head_dim, like.dtype, like.device)
         cache = PagedCache(shape, int(metadata.tables.max()))
         cache.open(metadata)
-        return self._on_parts(self._kernels(hidden, rotations, attention, cache, NEVER))
+        inputs = BlockInputs(hidden, rotations, cache, NEVER)
+        return self._on_parts(self._kernels(inputs, attention))
 
     def _trial_tables(self, num_sequences: int, context: int) -> torch.Tensor:
         """The tables of sequences that fill such a context. All blocks share the units of one."""

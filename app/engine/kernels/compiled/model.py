@@ -25,9 +25,8 @@ from app.engine.kernels.compiled.block import (
 )
 from app.engine.kernels.compiled.openmp import MAX_ROOM_BYTES, ParallelFunction
 from app.engine.kernels.compiled.records import BLOCK, MATRIX, NORM, STEP
-from app.engine.kernels.flat_block import FlatBlock, Rotation
+from app.engine.kernels.flat_block import BlockInputs, FlatBlock, Rotation
 from app.engine.kernels.merged_linear import GatedFeedForward, MergedLinear, MergedQuantized
-from app.engine.step import Interruption
 from pruning.models.rounding import QuantizedLinear
 
 _ALL = slice(None)
@@ -84,44 +83,30 @@ class CompiledBlocks:
         """Whether they are compiled."""
         return self._run.is_ready
 
-    def whole(
-        self,
-        hidden: torch.Tensor,
-        rotations: Mapping[str, Rotation],
-        cache: PagedCache,
-        interruption: Interruption,
-        part: slice = _ALL,
-    ) -> torch.Tensor:
+    def whole(self, inputs: BlockInputs, part: slice = _ALL) -> torch.Tensor:
         """Map hidden states ``[rows, width]`` to those behind this part of the blocks.
 
         Writes to the open cache. Each row sees its sequence up to its position. Sums have one
         order for each row, whatever other rows there are. Raises ``StepInterrupted``.
         """
-        out, records = hidden.clone(), self._records[part]
+        out, records = inputs.hidden.clone(), self._records[part]
         stops = np.empty(len(records), dtype=np.int64)
-        with self._opened(out, rotations, cache, is_whole=True):
+        with self._opened(inputs, is_whole=True):
             self._step["num_blocks"] = len(records)
-            self._step["interruption"] = interruption.address
+            self._step["interruption"] = inputs.interruption.address
             self._step["stops"] = stops.ctypes.data
             self._run_part(*records[0], WHOLE, out, out)
-        interruption.check()
+        inputs.interruption.check()
         return out
 
-    def around_products(
-        self,
-        hidden: torch.Tensor,
-        rotations: Mapping[str, Rotation],
-        cache: PagedCache,
-        interruption: Interruption,
-        part: slice = _ALL,
-    ) -> torch.Tensor:
+    def around_products(self, inputs: BlockInputs, part: slice = _ALL) -> torch.Tensor:
         """The same with products by torch."""
-        out = hidden.clone()
-        with self._opened(out, rotations, cache):
+        out = inputs.hidden.clone()
+        with self._opened(inputs):
             for block, record in zip(self._flat[part], self._records[part], strict=True):
-                interruption.check()
+                inputs.interruption.check()
                 self._run_part(*record, PROJECT, out, normed := torch.empty_like(out))
-                attended = hidden.new_empty(len(out), int(record[0]["output"]["inputs"]))
+                attended = out.new_empty(len(out), int(record[0]["output"]["inputs"]))
                 self._run_part(*record, OUTPUT, block.project(normed), attended)
                 self._feed_forward(block, record, block.output(attended), out)
         return out
@@ -145,23 +130,17 @@ class CompiledBlocks:
         self._run(address)
 
     @contextmanager
-    def _opened(
-        self,
-        hidden: torch.Tensor,
-        rotations: Mapping[str, Rotation],
-        cache: PagedCache,
-        *,
-        is_whole: bool = False,
-    ) -> Iterator[None]:
+    def _opened(self, inputs: BlockInputs, *, is_whole: bool = False) -> Iterator[None]:
         """Set what blocks read and write beside their hidden states."""
-        self._set_cache(cache)
+        self._set_cache(inputs.cache)
         tables = [
-            (of_kind, *_floats_of(rotations[kind])) for kind, of_kind in self._of_kind.items()
+            (of_kind, *_floats_of(inputs.rotations[kind]))
+            for kind, of_kind in self._of_kind.items()
         ]
         for of_kind, cos, sin in tables:
             self._blocks["cos"][of_kind] = cos.data_ptr()
             self._blocks["sin"][of_kind] = sin.data_ptr()
-        room = self._room(cache, len(hidden), is_whole=is_whole)
+        room = self._room(inputs.cache, len(inputs.hidden), is_whole=is_whole)
         yield
         del room, tables
 
@@ -175,10 +154,6 @@ class CompiledBlocks:
         )
         self._blocks["num_units"] = cache.keys.shape[1]
         self._cache = ref(cache)
-
-    def has_room(self, rows: int) -> bool:
-        """Whether whole blocks have room for so many rows."""
-        return rows <= self.max_rows()
 
     def max_rows(self) -> int:
         """The rows for which whole blocks have room. Each thread has the inputs of all rows."""

@@ -62,39 +62,33 @@ def columns_of(weights: Any, inputs: Any) -> Callable[[Any, Any], int]:
     return lambda _weights, _inputs: columns
 
 
-def _write_products(
-    _typing: Any, weights: Any, inputs: Any, _at: Any, _row: Any, _width: Any, out: Any
-) -> Any:
-    """Write products of ``TILE`` rows of weights from ``at`` on and ``TILE`` rows of inputs from
-    ``row`` on to ``out [inputs, weights]``, by ``width`` columns, which are whole vectors."""
-    return _writing(weights, inputs, out, TILE)
-
-
-def _write_row(
-    _typing: Any, weights: Any, inputs: Any, _at: Any, _row: Any, _width: Any, out: Any
-) -> Any:
-    """The same for one row of inputs, with sums of the same order."""
-    return _writing(weights, inputs, out, 1)
-
-
-def _writing(weights: Any, inputs: Any, out: Any, num_inputs: int) -> Any:
-    """The signature and the code of such an intrinsic for this number of inputs."""
-    numbers = numbers_of(weights, inputs)
-
-    def make(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        arrays = [
-            context.make_array(signature.args[at])(context, builder, values[at]) for at in (0, 1, 5)
-        ]
-        _write(builder, numbers, arrays, values[2:5], num_inputs)
-        return context.get_dummy_value()
-
-    places = (types.int64, types.int64, types.int64)
-    return types.void(weights, inputs, *places, out), make
-
-
 _Write = Callable[[Any, Any, int, int, int, Any], None]
-write_products = cast("_Write", intrinsic(_write_products))
-write_row = cast("_Write", intrinsic(_write_row))
+
+
+def _writing(num_inputs: int) -> _Write:
+    """An intrinsic that writes products of ``TILE`` rows of weights from ``at`` on and so many rows
+    of inputs from ``row`` on to ``out [inputs, weights]``, by ``width`` columns, which are whole
+    vectors. Sums have one order for any number."""
+
+    def write(
+        _typing: Any, weights: Any, inputs: Any, _at: Any, _row: Any, _width: Any, out: Any
+    ) -> Any:
+        numbers = numbers_of(weights, inputs)
+
+        def make(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            arrays = [
+                context.make_array(signature.args[at])(context, builder, values[at])
+                for at in (0, 1, 5)
+            ]
+            _write(builder, numbers, arrays, values[2:5], num_inputs)
+            return context.get_dummy_value()
+
+        return types.void(weights, inputs, *[types.int64] * 3, out), make
+
+    return cast("_Write", intrinsic(write))
+
+
+write_products, write_row = _writing(TILE), _writing(1)
 
 
 def _write(
