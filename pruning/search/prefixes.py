@@ -5,15 +5,18 @@ every branch (the trunk without one block) starts from the trunk's state before 
 block r is removed, r's branch is the new trunk, and branches at earlier blocks resume after r.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from transformers import PreTrainedModel
 
 from pruning.models.blocks import BlockCall, block_calls, num_blocks
+from pruning.search.window_scorer import NO_BLOCK
 from pruning.sleb import Blocks
 
+_Item = TypeVar("_Item")
 # Hidden states by the block that they are the input of; ``num_blocks`` is the end of the model.
 _Trail = dict[int, torch.Tensor]
 
@@ -186,3 +189,78 @@ def _thinned(trail: _Trail, columns: Collection[int]) -> _Trail:
     """The furthest state and those of the columns."""
     furthest = max(trail)
     return {at: trail[at] for at in trail if at == furthest or at in columns}
+
+
+class Routes:
+    """The walks of one batch: the trunk, and a branch for each candidate."""
+
+    def __init__(self, batch: Prefixes, keep: Blocks, candidates: Blocks) -> None:
+        batch.move_to(keep)
+        self.batch = batch
+        self.ends: dict[int, Walk] = {}  # by the block that is left out
+        self._keep = keep
+        self._waiting: list[int] = []  # candidates that the trunk has not reached
+        self._trunk: Walk | None = None
+        for block in sorted(candidates):
+            if block == NO_BLOCK:
+                self.ends[block] = batch.trunk()
+            elif batch.has_branch(block):
+                self.ends[block] = batch.branch(block)
+            else:
+                self._waiting.append(block)
+        self.branch_off()
+
+    def walks(self) -> list[Walk]:
+        return [*self.ends.values(), *([] if self._trunk is None else [self._trunk])]
+
+    def branch_off(self) -> None:
+        """Start the branches of the candidates that the trunk has reached."""
+        while self._waiting:
+            self._trunk = self.batch.trunk(until=self._waiting[0])
+            if self._trunk.at is not None:
+                return
+            block = self._waiting.pop(0)
+            self.ends[block] = self.batch.branch(block)
+        self._trunk = None
+
+    def blocks(self) -> set[int]:
+        """The blocks that the walks still need."""
+        begins = [walk.at for walk in self.ends.values() if walk.at is not None]
+        needed = {block for begin in begins for block in self._keep if block >= begin}
+        reached = 0
+        for waiting in self._waiting:
+            begin = self.batch.trunk(until=waiting).at
+            stretch = range(waiting if begin is None else max(begin, reached), waiting)
+            needed |= {block for block in self._keep if block in stretch or block > waiting}
+            reached = waiting
+        return needed
+
+
+def advance(walks: Sequence[Walk], call: BlockCall, batch_tokens: int) -> None:
+    """Advance the walks by one block, several walks per call."""
+    for group in grouped(walks, _num_tokens, batch_tokens):
+        if len(group) == 1:
+            group[0].advance(call(group[0].hidden))
+            continue
+        outputs = call(torch.cat([walk.hidden for walk in group]))
+        parts = torch.split(outputs, [walk.hidden.shape[0] for walk in group])
+        for walk, part in zip(group, parts, strict=True):
+            walk.advance(part.clone())  # a view would keep all parts in memory
+
+
+def grouped(
+    items: Iterable[_Item], size: Callable[[_Item], int], limit: int
+) -> Iterator[list[_Item]]:
+    """Yield groups of consecutive items of total size ``limit`` at most, or of a single item."""
+    group: list[_Item] = []
+    for item in items:
+        if group and sum(map(size, group)) + size(item) > limit:
+            yield group
+            group = []
+        group.append(item)
+    if group:
+        yield group
+
+
+def _num_tokens(walk: Walk) -> int:
+    return walk.hidden.shape[0] * walk.hidden.shape[1]

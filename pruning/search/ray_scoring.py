@@ -23,7 +23,6 @@ from pruning.models.memory import BATCH_TOKENS
 from pruning.removal import Losses
 from pruning.search.objective import Objective
 from pruning.search.ray_actors import (
-    NO_BLOCK,
     NOTHING,
     ActorConfig,
     ActorPool,
@@ -32,6 +31,7 @@ from pruning.search.ray_actors import (
     Loads,
     ScoringTask,
 )
+from pruning.search.window_scorer import NO_BLOCK
 from pruning.sleb import Blocks
 
 logger = logging.getLogger(__name__)
@@ -85,8 +85,8 @@ class ClusterUnavailable(RuntimeError):
 
 
 class ClusterScorer:
-    """``SharedPrefixScorer`` in several processes, each with one GPU or a share of the CPUs; or
-    ``StreamedScorer``, if the blocks ``is_streamed``.
+    """``SharedPrefixScorer`` in several processes, each with one GPU or a share of the CPUs, of a
+    model whose weights are streamed if it ``is_streamed``.
 
     A ``GrowingScorer`` over ``windows [num_windows, seqlen]``, for one round at a time. ``device``
     is "auto" (GPUs if the cluster has any), "cuda" or "cpu"; each actor has its own
@@ -144,8 +144,8 @@ class ClusterScorer:
     def losses(self, keep: Blocks) -> Losses:
         """The losses of the model with exactly the blocks ``keep``, from one of the actors."""
         shares = {self._places()[0]: [NO_BLOCK]}
-        (result,) = self._pool.run(keep, shares, range(self.num_windows))
-        return result.losses
+        *_, whole = self._pool.run(keep, shares, range(self.num_windows))
+        return whole.losses
 
     def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, Losses]]:
         return self.score(keep, candidates, range(self.num_windows))
