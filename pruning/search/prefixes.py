@@ -7,6 +7,7 @@ block r is removed, r's branch is the new trunk, and branches at earlier blocks 
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 import torch
@@ -53,7 +54,12 @@ class Walk:
         self._place = place
         self._path = [at for at in path if at >= start]
         self._columns = columns
-        self.hidden = place.at_hand(trail[start])
+        self._start = start
+
+    @cached_property
+    def hidden(self) -> torch.Tensor:
+        """The input of the block ``at``. A state on the host is copied when it is asked for."""
+        return self._place.at_hand(self._trail[self._start])
 
     @property
     def at(self) -> int | None:
@@ -216,12 +222,11 @@ class Routes:
     def branch_off(self) -> None:
         """Start the branches of the candidates that the trunk has reached."""
         while self._waiting:
-            self._trunk = self.batch.trunk(until=self._waiting[0])
+            self._trunk = self._trunk or self.batch.trunk(until=self._waiting[0])
             if self._trunk.at is not None:
                 return
-            block = self._waiting.pop(0)
+            block, self._trunk = self._waiting.pop(0), None
             self.ends[block] = self.batch.branch(block)
-        self._trunk = None
 
     def blocks(self) -> set[int]:
         """The blocks that the walks still need."""
