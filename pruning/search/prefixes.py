@@ -5,19 +5,18 @@ every branch (the trunk without one block) starts from the trunk's state before 
 block r is removed, r's branch is the new trunk, and branches at earlier blocks resume after r.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
 
 import torch
 from transformers import PreTrainedModel
 
 from pruning.models.blocks import BlockCall, block_calls, num_blocks
+from pruning.models.memory import grouped
 from pruning.search.window_scorer import NO_BLOCK
 from pruning.sleb import Blocks
 
-_Item = TypeVar("_Item")
 # Hidden states by the block that they are the input of; ``num_blocks`` is the end of the model.
 _Trail = dict[int, torch.Tensor]
 
@@ -251,20 +250,6 @@ def advance(walks: Sequence[Walk], call: BlockCall, batch_tokens: int) -> None:
         parts = torch.split(outputs, [walk.hidden.shape[0] for walk in group])
         for walk, part in zip(group, parts, strict=True):
             walk.advance(part.clone())  # a view would keep all parts in memory
-
-
-def grouped(
-    items: Iterable[_Item], size: Callable[[_Item], int], limit: int
-) -> Iterator[list[_Item]]:
-    """Yield groups of consecutive items of total size ``limit`` at most, or of a single item."""
-    group: list[_Item] = []
-    for item in items:
-        if group and sum(map(size, group)) + size(item) > limit:
-            yield group
-            group = []
-        group.append(item)
-    if group:
-        yield group
 
 
 def _num_tokens(walk: Walk) -> int:

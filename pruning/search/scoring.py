@@ -14,12 +14,12 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from pruning.models.blocks import num_blocks, view
-from pruning.models.memory import BATCH_TOKENS, host_budget, state_budget
+from pruning.models.memory import BATCH_TOKENS, grouped, host_budget, state_budget
 from pruning.models.streaming import StreamedModel
 from pruning.removal import Losses
 from pruning.repair.repair import ResidentModel, VisitedModel
 from pruning.search.objective import Objective
-from pruning.search.prefixes import Prefixes, Routes, Walk, advance, grouped
+from pruning.search.prefixes import Prefixes, Routes, Walk, advance
 from pruning.search.window_scorer import NO_BLOCK
 from pruning.sleb import Blocks
 
