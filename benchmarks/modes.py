@@ -15,7 +15,6 @@ from pruning.models.streaming import StreamedModel
 from pruning.removal import Losses, Removal
 from pruning.search.scoring import PlainScorer, SharedPrefixScorer
 from pruning.search.staged import StagedScorer, stages
-from pruning.search.streamed_scoring import StreamedScorer
 from pruning.sleb import Blocks, RoundScorer, sleb
 
 _T = TypeVar("_T")
@@ -153,7 +152,7 @@ class ModeFactory:
 
     def streamed(self, streamed: StreamedModel) -> Mode:
         """Mode ``stream``, on a model whose skeleton the meter is attached to."""
-        scorer = StreamedScorer(streamed, self.windows, state_budget=self.state_budget)
+        scorer = SharedPrefixScorer(streamed, self.windows, state_budget=self.state_budget)
         depth = num_blocks(streamed.model)
         return Mode(MeteredScorer(scorer, scorer), self.meter, depth, lambda: streamed.peak_bytes)
 

@@ -70,7 +70,7 @@ class Export:
 def run_export(export: Export, settings: WorkerSettings, *, as_json: bool) -> None:
     """Write the directory, the GGUF file or both, and print where they are.
 
-    Raises ``CheckpointExists``, ``GgufUnsupported``, ``QuantizeUnavailable``, ``CannotQuantize``
+    Raises ``CheckpointExists``, ``GgufUnsupported``, ``ExtraMissing``, ``CannotQuantize``
     and what ``subject_of`` raises before any weights are read, and ``CheckpointNotPortable`` if
     the verification fails.
     """

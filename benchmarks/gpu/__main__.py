@@ -5,11 +5,13 @@ Weights are random and of published shapes, so no checkpoint and no network is n
 
 import gc
 import logging
+import sys
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any
@@ -20,12 +22,11 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from benchmarks.gpu.cards import CARDS
-from benchmarks.gpu.comparison import comparison
 from benchmarks.gpu.families import families
 from benchmarks.gpu.generation import generate, pruned, vllm
-from benchmarks.gpu.healing import pace
+from benchmarks.gpu.healing import heal
 from benchmarks.gpu.plan import GpuPlan, small
-from benchmarks.gpu.prediction import assumptions, table
+from benchmarks.gpu.prediction import assumptions, comparison, table
 from benchmarks.gpu.report import markdown
 from benchmarks.gpu.search import search, stream
 from benchmarks.gpu.steps import int8, steps
@@ -34,12 +35,6 @@ from benchmarks.servers import no_server_left
 from pruning.models.memory import release_cache
 from pruning.models.random_models import random_model
 from pruning.models.store import set_up_torch
-
-
-def heal(plan: GpuPlan) -> dict[str, Any]:
-    """The pace of a training."""
-    return pace(plan.shape, plan.heal, device=plan.device, seqlen=plan.heal_seqlen)
-
 
 # In the order in which they run: first what decides whether the others mean anything.
 ALONE: Mapping[str, Callable[[GpuPlan], dict[str, Any]]] = MappingProxyType(
@@ -158,27 +153,18 @@ class Run:
             release_cache()
 
 
-class _Notes(logging.Handler):
-    """Adds what loggers warn of to a list."""
-
-    def __init__(self, notes: list[str]) -> None:
-        super().__init__(logging.WARNING)
-        self._notes = notes
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._notes.append(record.getMessage())
-
-
 @contextmanager
 def _noted() -> Iterator[list[str]]:
     """Collect warnings and the warnings of loggers meanwhile."""
     notes: list[str] = []
-    handler = _Notes(notes)
+    handler = BufferingHandler(sys.maxsize)
+    handler.setLevel(logging.WARNING)
     logging.getLogger().addHandler(handler)
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             yield notes
+        notes += [record.getMessage() for record in handler.buffer]
         notes += [f"{each.category.__name__}: {each.message}" for each in caught]
     finally:
         logging.getLogger().removeHandler(handler)

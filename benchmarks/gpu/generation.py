@@ -19,7 +19,7 @@ from app.engine.variant import Variant, make_variant
 from benchmarks.baselines import run_static
 from benchmarks.gpu.plan import GpuPlan
 from benchmarks.gpu.search import checkpoint
-from benchmarks.gpu.steady import room_for
+from benchmarks.gpu.steps import room_for
 from benchmarks.latencies import SideRunner, rate, ratio, run_in_turn
 from benchmarks.offline import engine_requests, run_engine
 from benchmarks.peers import PROGRAMS, SLEB, closed_loops, missing, rows

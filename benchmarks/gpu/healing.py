@@ -4,7 +4,6 @@ On a GPU the peak is torch's. Elsewhere it is that of the resident memory of thi
 the process took before the model was made.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import PreTrainedModel
 
+from benchmarks.gpu.plan import GpuPlan
 from pruning.healing.activations import Kept
 from pruning.healing.adapter import Adapter
 from pruning.healing.students import alone
@@ -21,7 +21,6 @@ from pruning.healing.text import HealingText
 from pruning.healing.train import Training
 from pruning.models.blocks import NO_OWN, num_blocks
 from pruning.models.random_models import random_model
-from pruning.spec.heal import Heal
 
 _SHARE_REMOVED = 0.2
 _NUM_WINDOWS = 64
@@ -29,22 +28,17 @@ _NUM_STEPS = 3
 _RESET_PEAK = "5"  # proc_pid_clear_refs(5): the peak of the resident memory starts anew
 
 
-def pace(
-    shape: str | Mapping[str, Any], heal: Heal, *, device: str = "auto", seqlen: int = 512
-) -> dict[str, Any]:
-    """Tokens per second of a training without a fifth of the blocks, and its memory.
-
-    ``shape`` and ``device`` are as for ``random_model``. Weights are in bfloat16.
-    """
+def heal(plan: GpuPlan) -> dict[str, Any]:
+    """Tokens per second of a training without a fifth of the blocks, and its memory."""
     before = int(psutil.Process().memory_info().rss)
-    model = random_model(shape, "bfloat16", device=device)
+    model = random_model(plan.shape, "bfloat16", device=plan.device)
     model.requires_grad_(requires_grad=False)
     total = num_blocks(model)
     keep = tuple(range(total - round(_SHARE_REMOVED * total)))
-    students = alone(model, keep, NO_OWN, heal)
-    windows = torch.randint(model.config.vocab_size, (_NUM_WINDOWS, seqlen))
+    students = alone(model, keep, NO_OWN, plan.heal)
+    windows = torch.randint(model.config.vocab_size, (_NUM_WINDOWS, plan.heal_seqlen))
     text = HealingText({"random": windows[1:]}, {"random": windows[:1]})
-    steps = Training(model, students, text, heal).steps()
+    steps = Training(model, students, text, plan.heal).steps()
     _begin_peak(model.device)
     next(steps)  # allocates memory and chooses kernels
     found = median(next(steps).tokens_per_s for _ in range(_NUM_STEPS))
@@ -55,7 +49,7 @@ def pace(
     return {
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "num_kept": len(keep),
-        "batch_tokens": heal.batch_tokens,
+        "batch_tokens": plan.heal.batch_tokens,
         "tokens_per_s": found,
         "bytes": _bytes(model, students.adapter, activations.num_bytes, peak),
     }

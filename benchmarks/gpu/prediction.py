@@ -4,11 +4,14 @@ Simulators of whole engines are off by a tenth or more where they know no profil
 figures here may be off by a third. What they are for is to tell a mistake by its size.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
+from typing import Any
 
 from benchmarks.gpu.arithmetic import ModelSize
-from benchmarks.gpu.cards import BANDWIDTH_SHARE, KERNEL_GAP_S, LAUNCH_S, Card
+from benchmarks.gpu.cards import BANDWIDTH_SHARE, KERNEL_GAP_S, LAUNCH_S, Card, card_named
 from benchmarks.gpu.plan import GpuPlan
 from pruning.search.staged import stages
 
@@ -20,16 +23,27 @@ _PREFILL_TOKENS = 512  # of one forward of the engine
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of a part of the benchmark."""
+    """A figure of a part of the benchmark, and the path to it in what the part has measured.
+
+    The path is empty if no part measures it.
+    """
 
     part: str
     name: str
     unit: str
     value: float
+    path: tuple[str | int, ...]
 
     @property
     def key(self) -> tuple[str, str]:
         return self.part, self.name
+
+    def measured(self, parts: Mapping[str, Any]) -> float | None:
+        """The same of a report, in whose parts times of minutes are seconds; None without it."""
+        if self.part not in parts or not self.path:
+            return None
+        value: float = reduce(getitem, self.path, parts[self.part])
+        return value / 60 if self.unit == "min" else value
 
 
 def predicted(plan: GpuPlan, card: Card) -> list[Figure]:
@@ -47,6 +61,20 @@ def table(plan: GpuPlan, cards: Sequence[Card]) -> list[str]:
         first = figures[0]
         values = " | ".join(in_words(figure.value) for figure in figures)
         lines.append(f"| {first.part} | {first.name}, {first.unit} | {values} |")
+    return lines
+
+
+def comparison(report: Mapping[str, Any], plan: GpuPlan) -> list[str]:
+    """The parts that were run, as a Markdown table; empty on a card that is not known."""
+    gpus: list[str] = report["machine"]["gpus"]
+    card = card_named(gpus[0]) if gpus else None
+    if card is None:
+        return []
+    lines = ["| part | figure | predicted | measured | over |", "|---|---|--:|--:|--:|"]
+    for figure in predicted(plan, card):
+        if (value := figure.measured(report["parts"])) is not None:
+            words = f"{in_words(figure.value)} | {in_words(value)} | {value / figure.value:.2f}"
+            lines.append(f"| {figure.part} | {figure.name}, {figure.unit} | {words} |")
     return lines
 
 
@@ -102,12 +130,15 @@ def search_passes(num_blocks: int, num_removed: int) -> int:
 def _steps(plan: GpuPlan, card: Card) -> Iterator[Figure]:
     size = ModelSize.of(plan.shape)
     floor_s = size.weight_bytes(size.num_blocks) / card.bytes_per_s
-    yield Figure("steps", "floor", "ms", 1e3 * floor_s)
-    for is_recorded, name in ((True, "with graphs"), (False, "without")):
-        for rows in plan.batch_sizes:
+    yield Figure("steps", "floor", "ms", 1e3 * floor_s, ("rows", 0, "floor_ms"))
+    for is_recorded, name, key in (
+        (True, "with graphs", "graphs_ms"),
+        (False, "without", "one kernel at a time_ms"),
+    ):
+        for at, rows in enumerate(plan.batch_sizes):
             context = plan.prompt_len + plan.num_steps + 2 * rows
             step_s = decode_s(size, card, rows, context, size.num_blocks, is_recorded=is_recorded)
-            yield Figure("steps", f"{rows} sequences {name}", "ms", 1e3 * step_s)
+            yield Figure("steps", f"{rows} sequences {name}", "ms", 1e3 * step_s, ("rows", at, key))
 
 
 def _tokens_per_s(plan: GpuPlan, card: Card, num_blocks: int) -> float:
@@ -124,16 +155,17 @@ def _tokens_per_s(plan: GpuPlan, card: Card, num_blocks: int) -> float:
 
 def _generate(plan: GpuPlan, card: Card) -> Iterator[Figure]:
     blocks = ModelSize.of(plan.shape).num_blocks
-    yield Figure("generate", "engine", "tokens/s", _tokens_per_s(plan, card, blocks))
+    pace = _tokens_per_s(plan, card, blocks)
+    yield Figure("generate", "engine", "tokens/s", pace, ("engine_tokens_per_s",))
 
 
 def _pruned(plan: GpuPlan, card: Card) -> Iterator[Figure]:
     size = ModelSize.of(plan.shape)
     counts = (size.num_blocks, size.num_blocks - plan.num_removed)
     dense, cut = (_tokens_per_s(plan, card, blocks) for blocks in counts)
-    yield Figure("pruned", "generation, pruned over dense", "×", cut / dense)
+    yield Figure("pruned", "generation, pruned over dense", "×", cut / dense, ("generation",))
     whole, fewer = (size.window_flops(plan.long_prompt_len, blocks) for blocks in counts)
-    yield Figure("pruned", "prompt, dense over pruned", "×", whole / fewer)
+    yield Figure("pruned", "prompt, dense over pruned", "×", whole / fewer, ("prompt",))
 
 
 def _search(plan: GpuPlan, card: Card) -> Iterator[Figure]:
@@ -144,12 +176,13 @@ def _search(plan: GpuPlan, card: Card) -> Iterator[Figure]:
         candidates = blocks - 2
         round_s = share * _round_s(size, card, plan, first_round_passes(blocks), candidates)
         times = plan.all_windows / plan.num_windows
-        yield Figure("search", f"{name}, first round", "s", round_s)
+        yield Figure("search", f"{name}, first round", "s", round_s, (name, "round_s"))
         whole_s = times * (dense_s + plan.num_removed * round_s)
-        yield Figure("search", f"{name}, a search at most", "min", whole_s / 60)
+        path = (name, "search_s")
+        yield Figure("search", f"{name}, a search at most", "min", whole_s / 60, path)
     plain = search_passes(blocks, plan.num_removed)
     plain_s = _round_s(size, card, plan, plain, 0) * plan.all_windows / plan.num_windows
-    yield Figure("search", "without shared prefixes", "min", plain_s / 60)
+    yield Figure("search", "without shared prefixes", "min", plain_s / 60, ())
 
 
 def _round_s(size: ModelSize, card: Card, plan: GpuPlan, passes: int, num_heads: int) -> float:
@@ -167,10 +200,10 @@ def _staged_share(num_windows: int) -> float:
 
 def _int8(plan: GpuPlan, card: Card) -> Iterator[Figure]:
     size = ModelSize.of(plan.shape)
-    for rows in plan.int8_batch_sizes:
+    for at, rows in enumerate(plan.int8_batch_sizes):
         context = plan.prompt_len + plan.num_steps + 2 * rows
         step_s = decode_s(size, card, rows, context, size.num_blocks, weight_share=0.5)
-        yield Figure("int8", f"{rows} sequences", "ms", 1e3 * step_s)
+        yield Figure("int8", f"{rows} sequences", "ms", 1e3 * step_s, ("rows", at, "int8_ms"))
 
 
 def _stream(plan: GpuPlan, card: Card) -> Iterator[Figure]:
@@ -178,11 +211,11 @@ def _stream(plan: GpuPlan, card: Card) -> Iterator[Figure]:
     tokens = plan.num_windows * plan.seqlen
     pass_s = card.compute_s(tokens * size.block_flops(plan.seqlen))
     load_s = size.block_bytes() / card.host_bytes_per_s
-    yield Figure("stream", "load of a block", "s", load_s)
-    yield Figure("stream", "pass of all windows", "s", pass_s)
+    yield Figure("stream", "load of a block", "s", load_s, ("load_s",))
+    yield Figure("stream", "pass of all windows", "s", pass_s, ("pass_s",))
     depth = plan.streamed_depth
     whole_s = max(depth * load_s, first_round_passes(depth) * pass_s)
-    yield Figure("stream", f"round of {depth} blocks", "min", whole_s / 60)
+    yield Figure("stream", f"round of {depth} blocks", "min", whole_s / 60, ("whole_round_s",))
 
 
 def _heal(plan: GpuPlan, card: Card) -> Iterator[Figure]:
@@ -191,4 +224,4 @@ def _heal(plan: GpuPlan, card: Card) -> Iterator[Figure]:
     kept = size.num_blocks - round(0.2 * size.num_blocks)
     blocks = (size.num_blocks + 2 * kept) * size.block_flops(seqlen)
     flops = blocks + 3 * size.head_flops()
-    yield Figure("heal", "training", "tokens/s", 1 / card.compute_s(flops))
+    yield Figure("heal", "training", "tokens/s", 1 / card.compute_s(flops), ("tokens_per_s",))

@@ -1,18 +1,28 @@
-"""Decode steps by number of sequences: with and without CUDA graphs, and with int8 weights."""
+"""Decode steps by number of sequences: with and without CUDA graphs, and with int8 weights.
 
-from collections.abc import Callable, Mapping
+In the steady state of an engine: all prompts are prefilled, and all sequences decode.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from statistics import median
 from typing import Any
 
 from transformers import PreTrainedModel
 
+from app.engine.cache.paged_cache import unit_shape
+from app.engine.cache.pages import pages_of
 from app.engine.engine import Engine
 from app.engine.kernels.int8 import chosen_names, int8_model
 from app.engine.running.cuda_graphs import no_recorder
+from app.engine.scheduling.scheduler import EngineLimits
 from app.engine.variant import Variant, make_variant
-from benchmarks.bandwidth import Floor, weights_floor
+from benchmarks.bandwidth import weights_floor
 from benchmarks.gpu.plan import GpuPlan
-from benchmarks.gpu.steady import SteadyBatch, median_steps_s, steady_output_len
+from benchmarks.offline import engine_requests
+from benchmarks.workload import SampleRequest
+from pruning.models.blocks import num_blocks
 from pruning.models.quantize import quantized_layers
 
 _NAME = "random"
@@ -23,57 +33,96 @@ GRAPHS, PLAIN, INT8 = "graphs", "one kernel at a time", "int8"
 def steps(model: PreTrainedModel, plan: GpuPlan) -> dict[str, Any]:
     """Milliseconds of a step in alternating turns, beside the time to read all weights."""
     floor = weights_floor(model)
-    dense = make_variant(_NAME, _NAME, model)
-    engines: Mapping[str, MakeEngine] = {
-        GRAPHS: Engine,
-        PLAIN: partial(Engine, recorder=no_recorder),
-    }
-    rows = []
-    for number in plan.batch_sizes:
-        batches = {name: _steady(dense, plan, number, make) for name, make in engines.items()}
-        found = median_steps_s(batches, plan.num_steps)
-        rows.append(_row(number, floor, found) | {"ratio": found[PLAIN] / found[GRAPHS]})
+    dense, floor_ms = make_variant(_NAME, _NAME, model), 1e3 * floor.seconds
+    plain = partial(Engine, recorder=no_recorder)
+    rows = [
+        {**row, "floor_ms": floor_ms, "over_floor": row[f"{GRAPHS}_ms"] / floor_ms}
+        for row in _rows({PLAIN: (dense, plain), GRAPHS: (dense, Engine)}, plan.batch_sizes, plan)
+    ]
     return {"bytes_per_s": floor.bytes_per_s, "weight_bytes": floor.weight_bytes, "rows": rows}
 
 
 def int8(model: PreTrainedModel, plan: GpuPlan) -> dict[str, Any]:
     """Steps with int8 weights in the blocks beside those with plain ones."""
     made = int8_model(model)
-    sides = {
-        PLAIN: make_variant(_NAME, _NAME, model),
-        INT8: make_variant(f"{_NAME}+int8", _NAME, made),
-    }
-    rows = []
-    for number in plan.int8_batch_sizes:
-        batches = {name: _steady(side, plan, number, Engine) for name, side in sides.items()}
-        found = median_steps_s(batches, plan.num_steps)
-        rows.append({"sequences": number, **_ms(found), "ratio": found[PLAIN] / found[INT8]})
+    plain, rounded = (make_variant(_NAME, _NAME, model), make_variant(f"{_NAME}+int8", _NAME, made))
+    sides = {PLAIN: (plain, Engine), INT8: (rounded, Engine)}
     return {
-        "rows": rows,
+        "rows": list(_rows(sides, plan.int8_batch_sizes, plan)),
         "products": chosen_names(quantized_layers(made)),
-        "own_bytes": sides[INT8].own_bytes,
+        "own_bytes": rounded.own_bytes,
     }
 
 
-def _steady(variant: Variant, plan: GpuPlan, number: int, make_engine: MakeEngine) -> SteadyBatch:
-    """A batch after two steps more."""
-    output_len = steady_output_len(number, plan.num_steps + 3)
+def _rows(
+    sides: Mapping[str, tuple[Variant, MakeEngine]], sizes: Sequence[int], plan: GpuPlan
+) -> Iterator[dict[str, float]]:
+    """Median milliseconds of a step of both sides by batch size, and the ratio of the first to the
+    second.
+
+    They alternate, after three steps of warm-up.
+    """
+    for number in sizes:
+        batches = {name: _steady(*side, plan, number) for name, side in sides.items()}
+        turns = [
+            [1e3 * batch.step_s() for batch in batches.values()] for _ in range(plan.num_steps)
+        ]
+        first, second = (median(times) for times in zip(*turns, strict=True))
+        times = {f"{name}_ms": ms for name, ms in zip(sides, (first, second), strict=True)}
+        yield {"sequences": number, **times, "ratio": first / second}
+
+
+def _steady(variant: Variant, make_engine: MakeEngine, plan: GpuPlan, number: int) -> "SteadyBatch":
+    """A batch after three steps more."""
+    output_len = 3 + plan.num_steps + 2 * number + 2  # some decode while others are prefilled
     requests = plan.requests(variant.vocab_size, number, plan.prompt_len, output_len)
     batch = SteadyBatch(variant, requests, make_engine)
-    for _ in range(2):
+    for _ in range(3):
         batch.step_s()
     return batch
 
 
-def _row(number: int, floor: Floor, seconds: Mapping[str, float]) -> dict[str, Any]:
-    over_floor = seconds[GRAPHS] / floor.seconds
+class SteadyBatch:
+    """A batch whose prompts are prefilled and whose sequences all decode.
+
+    Outputs must be long enough for all measured steps.
+    """
+
+    def __init__(
+        self,
+        variant: Variant,
+        requests: Sequence[SampleRequest],
+        make_engine: MakeEngine,
+    ) -> None:
+        self._size = len(requests)
+        longest_prompt = max(len(request.prompt_ids) for request in requests)
+        limits = EngineLimits(
+            max_num_seqs=len(requests),
+            max_batch_tokens=longest_prompt,  # no prompt is split
+            **room_for(variant, requests),
+        )
+        self._engine = make_engine(limits)
+        self._engine.kernels.finish(variant)
+        for request in engine_requests(variant, requests):
+            self._engine.add(request)
+        started: set[str] = set()
+        while len(started) < len(requests):
+            started |= {event.request_id for event in self._engine.step()}
+
+    def step_s(self) -> float:
+        """Seconds of one step, which generates one token for each sequence."""
+        began_s = time.perf_counter()
+        events = self._engine.step()
+        seconds = time.perf_counter() - began_s
+        assert len(events) == self._size, "a sequence finished"
+        return seconds
+
+
+def room_for(variant: Variant, requests: Sequence[SampleRequest]) -> dict[str, int]:
+    """Limits of an engine that runs these requests at once, and leaves a card to other engines."""
+    longest = max(len(request.prompt_ids) + request.num_new_tokens for request in requests)
+    num_units = len(requests) * pages_of(longest) * num_blocks(variant.model) + 1  # of padding
     return {
-        "sequences": number,
-        **_ms(seconds),
-        "floor_ms": 1e3 * floor.seconds,
-        "over_floor": over_floor,
+        "max_model_len": longest,
+        "kv_cache_bytes": num_units * unit_shape(variant.model).num_bytes,
     }
-
-
-def _ms(seconds: Mapping[str, float]) -> dict[str, float]:
-    return {f"{name}_ms": 1e3 * value for name, value in seconds.items()}

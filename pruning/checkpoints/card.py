@@ -67,8 +67,8 @@ says whether llama.cpp's own `convert_hf_to_gguf.py` is safe, which it is not fo
 """
 _CARD = """\
 {head}
-{parent} without {num_removed} of its {num_blocks} transformer blocks, chosen by {metric}
-(arXiv 2402.09025), and {changed}: {num_parameters:,} of {dense_num_parameters:,} parameters
+{it.parent} without {num_removed} of its {it.num_blocks} transformer blocks, chosen by {metric}
+(arXiv 2402.09025), and {changed}: {it.num_parameters:,} of {it.dense_num_parameters:,} parameters
 remain.{dtypes}
 
 {loading}
@@ -96,7 +96,7 @@ _PLOT = f"""\
 """
 _EXPORT = """\
 {head}
-{parent} {kept} {num_blocks} transformer blocks{changed}, in {dtype}.
+{it.parent} {kept} {it.num_blocks} transformer blocks{changed}, in {it.dtype}.
 {quality}{speed}{quantized}
 {loading}"""
 _QUALITY = """
@@ -177,16 +177,13 @@ def model_card(
     streamed = _STREAMED if spec.resident is Resident.STREAM else ""
     repair = manifest.repaired_by
     return _CARD.format(
+        it=manifest,
         head=_head(manifest, lineage),
         loading=_loading(manifest, repair, lineage),
         changed=_CHANGED[repair]
         if manifest.healing is None
         else healed_by(manifest.healing, _CHANGED),
-        parent=manifest.parent,
         num_removed=len(manifest.removed_blocks),
-        num_blocks=manifest.num_blocks,
-        num_parameters=manifest.num_parameters,
-        dense_num_parameters=manifest.dense_num_parameters,
         metric=_METRICS[spec.metric],
         dtypes=_dtypes(manifest, spec),
         advice=advice_section(manifest),
@@ -252,13 +249,11 @@ def export_card(exported: Exported, lineage: Lineage) -> str:
     if exported.removed_blocks:
         kept = f"without {len(exported.removed_blocks)} of its"
     return _EXPORT.format(
+        it=exported,
         head=_head(exported, lineage),
         loading=_loading(exported, exported.repair, lineage),
         changed=_changed(exported),
-        parent=exported.parent,
         kept=kept,
-        num_blocks=exported.num_blocks,
-        dtype=exported.dtype,
         quality=_measured(exported),
         speed=_speed(exported),
         quantized=_quantized(exported),

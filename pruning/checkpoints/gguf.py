@@ -43,6 +43,8 @@ _SPLITS: Mapping[str, str] = MappingProxyType(
     }
 )
 
+_SPECIAL = ("bos", "eos", "unk", "pad")  # tokens that GGUF names
+
 
 class _TokenKind(IntEnum):
     """Kinds of tokens, by their numbers in GGUF."""
@@ -133,12 +135,7 @@ def _steps(pre_tokenizer: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
 
 def _special(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> dict[str, int]:
     """Return ids by purpose, without those beyond the vocabulary, which transformers may add."""
-    ids = {
-        "bos": tokenizer.bos_token_id,
-        "eos": tokenizer.eos_token_id,
-        "unk": tokenizer.unk_token_id,
-        "pad": tokenizer.pad_token_id,
-    }
+    ids = {name: getattr(tokenizer, f"{name}_token_id") for name in _SPECIAL}
     return {
         name: number
         for name, number in ids.items()
@@ -258,14 +255,8 @@ def _add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary) -> None:
     writer.add_token_merges(vocabulary.merges)
     writer.add_add_bos_token(vocabulary.adds_bos)
     writer.add_add_eos_token(vocabulary.adds_eos)
-    add = {
-        "bos": writer.add_bos_token_id,
-        "eos": writer.add_eos_token_id,
-        "unk": writer.add_unk_token_id,
-        "pad": writer.add_pad_token_id,
-    }
     for purpose, number in vocabulary.special.items():
-        add[purpose](number)
+        getattr(writer, f"add_{purpose}_token_id")(number)
     if vocabulary.chat_template is not None:
         writer.add_chat_template(vocabulary.chat_template)
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from pruning.data.texts import default_seqlen, text_windows
 from pruning.evaluation.perplexity import measure_perplexity
 from pruning.evaluation.quality import Perplexity
-from pruning.extras import has_extra, missing_extra
+from pruning.extras import require_extra
 from pruning.models.architectures import ARCHITECTURES, CannotQuantize, architecture
 from pruning.models.forward import Forward, InMemoryForward
 from pruning.models.quantize import other_parameters, quantized_layers
@@ -31,16 +31,9 @@ _NUM_WINDOWS, _SEQLEN = 8, 512  # of each text in a card
 _FORMAT = "pack-quantized"  # 32 bits have 4 or 8 integers; vLLM's kernels for plain activations
 
 
-class QuantizeUnavailable(RuntimeError):
-    """compressed-tensors is not installed."""
-
-
 def require_compressed_tensors() -> None:
-    """Raise ``QuantizeUnavailable`` unless it is installed. Call before loading a model."""
-    if not has_extra("quantize"):
-        raise QuantizeUnavailable(
-            missing_extra("quantize", "writing or reading a quantized checkpoint")
-        )
+    """Raise ``ExtraMissing`` unless it is installed. Call before loading a model."""
+    require_extra("quantize", "writing or reading a quantized checkpoint")
 
 
 def check_readable(model_type: str) -> None:

@@ -7,7 +7,7 @@ header.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +40,6 @@ _KEY = "expectation"
 
 
 @dataclass(frozen=True)
-class Loading:
-    """How to load the checkpoint: whole or one block at a time, with so many threads of torch."""
-
-    device: str
-    is_streamed: bool
-    threads: int
-
-
-@dataclass(frozen=True)
 class Expectation:
     """What a checkpoint must reproduce.
 
@@ -66,14 +57,16 @@ class Expectation:
     companions: Mapping[str, str | None]
     sample_ids: Sequence[int]  # of ``SAMPLE``, by the parent's tokenizer
     continuation: Sequence[int]  # empty if the checkpoint is streamed
-    loading: Loading
+    device: str  # to load it on
+    is_streamed: bool  # whether it is loaded one block at a time
+    threads: int  # of torch
     token_ids: torch.Tensor
     logits: torch.Tensor
     scores: torch.Tensor
 
     def save(self, file: Path) -> None:
         fields = {name: value for name, value in vars(self).items() if name not in _TENSORS}
-        header = json.dumps({**fields, "loading": asdict(self.loading)})
+        header = json.dumps(fields)
         tensors = {name: getattr(self, name).cpu().contiguous() for name in _TENSORS}
         save_file(tensors, file, metadata={_KEY: header})
 
@@ -82,8 +75,7 @@ class Expectation:
         with safe_open(file, framework="pt") as opened:
             fields = json.loads(opened.metadata()[_KEY])
             tensors = {name: opened.get_tensor(name) for name in _TENSORS}
-        loading = Loading(**fields.pop("loading"))
-        return cls(**fields, **tensors, loading=loading)
+        return cls(**fields, **tensors)
 
 
 @torch.inference_mode()
@@ -104,12 +96,11 @@ def expectation(
     forward = dense.forward(keep, quantize, own)
     plain = kept_weights(dense, keep, own) if quantize is None else plain_weights(forward.model)
     weights, num_bytes = _digests(plain)
-    loading = _loading(num_bytes, pick_device(device))
+    device, is_streamed = _loaded_on(num_bytes, pick_device(device))
     windows = _windows(dense.model.config)
     logits = logits_of(forward, windows)
-    continuation: list[int] = []
-    scores = logits[0, :0]
-    if isinstance(forward, InMemoryForward) and not loading.is_streamed:
+    continuation, scores = list[int](), logits[0, :0]
+    if isinstance(forward, InMemoryForward) and not is_streamed:
         continuation, scores = _continued(forward, windows[0])
     return Expectation(
         num_blocks=len(keep),
@@ -121,7 +112,9 @@ def expectation(
         companions=companions(dense.path),
         sample_ids=sample_ids(dense.tokenizer),
         continuation=continuation,
-        loading=loading,
+        device=device,
+        is_streamed=is_streamed,
+        threads=torch.get_num_threads(),
         token_ids=windows,
         logits=logits,
         scores=scores,
@@ -189,13 +182,14 @@ def _windows(config: PreTrainedConfig) -> torch.Tensor:
     return torch.randint(config.vocab_size, shape, generator=torch.Generator().manual_seed(0))
 
 
-def _loading(num_bytes: int, device: str) -> Loading:
-    """Choose a device with memory for the whole checkpoint beside what this process holds."""
-    needed, threads = int(_MEMORY_FACTOR * num_bytes), torch.get_num_threads()
+def _loaded_on(num_bytes: int, device: str) -> tuple[str, bool]:
+    """A device with memory for the whole checkpoint beside what this process holds; else this one,
+    with the checkpoint streamed."""
+    needed = int(_MEMORY_FACTOR * num_bytes)
     for candidate in dict.fromkeys((device, "cpu")):
         if needed < free_bytes(torch.device(candidate)):
-            return Loading(candidate, is_streamed=False, threads=threads)
-    return Loading(device, is_streamed=True, threads=threads)
+            return candidate, False
+    return device, True
 
 
 def logits_of(forward: Forward, token_ids: torch.Tensor) -> torch.Tensor:

@@ -65,7 +65,7 @@ def compare(directory: Path, expected: Expectation) -> None:
         _compare_config(directory, expected)
         if expected.is_quantized:
             _compare_quantized(directory, expected)
-        elif expected.loading.is_streamed:
+        elif expected.is_streamed:
             _compare_streamed(directory, expected)
         else:
             _compare_whole(directory, expected)
@@ -96,7 +96,7 @@ def compare_gguf(file: Path, expected: Expectation) -> None:
 
     The tokenizer is not compared: transformers ignores the pre-tokenizer that the file names.
     """
-    if expected.loading.is_streamed:
+    if expected.is_streamed:
         raise CheckpointNotPortable(f"transformers loads GGUF {_WHOLE}")
     hide_gguf_bar()
     try:
@@ -113,14 +113,14 @@ def compare_gguf(file: Path, expected: Expectation) -> None:
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         _same(kind.replace("_", " "), sorted(map(str, report[kind])), [])
     del model.config.quantization_config  # transformers has converted all weights to floats
-    _compare_model(model.to(expected.loading.device).eval(), expected)
+    _compare_model(model.to(expected.device).eval(), expected)
 
 
 def _compare_whole(directory: Path, expected: Expectation) -> None:
     tokenizer = load_tokenizer(directory)
     _same("token ids of a sample text", sample_ids(tokenizer), list(expected.sample_ids))
     loaded: Any = load_whole(directory)
-    whole = loaded.to(expected.loading.device)
+    whole = loaded.to(expected.device)
     model = language_model(whole)
     _compare_model(model, expected)
     if model is not whole:
@@ -135,11 +135,11 @@ def _compare_other_towers(directory: Path, model: PreTrainedModel, expected: Exp
 
 
 def _compare_quantized(directory: Path, expected: Expectation) -> None:
-    if expected.loading.is_streamed:
+    if expected.is_streamed:
         raise CheckpointNotPortable(f"transformers loads quantized {_WHOLE}")
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     _same("token ids of a sample text", sample_ids(tokenizer), list(expected.sample_ids))
-    _compare_model(load_quantized(directory, expected.loading.device), expected)
+    _compare_model(load_quantized(directory, expected.device), expected)
 
 
 @torch.inference_mode()
@@ -154,7 +154,7 @@ def _compare_model(model: PreTrainedModel, expected: Expectation) -> None:
 
 @torch.inference_mode()
 def _compare_streamed(directory: Path, expected: Expectation) -> None:
-    streamed = StreamedModel(directory, device=expected.loading.device)
+    streamed = StreamedModel(directory, device=expected.device)
     _same("token ids of a sample text", sample_ids(streamed.tokenizer), list(expected.sample_ids))
     _compare_shape(streamed.model, expected)
     if expected.others is not None:
@@ -230,7 +230,7 @@ def _main(directory: str, expectation: str, verdict: str, parent: str) -> int:
     """Return the exit code: 0 if nothing differs, else 1 after writing the difference."""
     end_with_parent(int(parent), signal.SIGKILL)
     expected = Expectation.read(Path(expectation))
-    set_up_torch(expected.loading.threads)
+    set_up_torch(expected.threads)
     try:
         compare(Path(directory), expected)
     except CheckpointNotPortable as error:

@@ -92,10 +92,6 @@ class HubCorpus:
         stop = None if self.max_rows is None else part.start + self.max_rows
         return Corpus(list(rows[part.start : stop]), self.separator)  # a shard has millions
 
-    def read(self, path: Path) -> Corpus:
-        """The evaluation split from a local file. Raises ``CalibrationError``."""
-        return Corpus(self.read_rows(path), self.separator)
-
 
 def check_hub(repo: str) -> None:
     """Raise ``CalibrationError`` without the extra that reads data sets of the hub."""

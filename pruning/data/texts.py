@@ -123,7 +123,7 @@ def _evaluation_text(known: HubCorpus, name: str, texts_dir: Path) -> tuple[Corp
     """The evaluation split, and its source."""
     path, split = texts_dir / known.local_file, known.parts[Split.EVALUATION].split
     if path.is_file():
-        return known.read(path), f"{name} {split} ({path})"
+        return Corpus(known.read_rows(path), known.separator), f"{name} {split} ({path})"
     try:
         return known.load(Split.EVALUATION), f"{name} {split}"
     except CalibrationError as error:

@@ -127,7 +127,8 @@ def _sentence(
     limits: Limits,
 ) -> str:
     if best is not None:
-        return f"{_take(best.candidate)} {_deeper(best, depths)}".strip()
+        take = f"Take {best.candidate.name}: {described(best.candidate)}."
+        return f"{take} {_deeper(best, depths)}".strip()
     if nearest is not None:
         return _none(model, nearest, len(depths), limits)
     return f"{model} has no pruned variant yet."
@@ -193,10 +194,6 @@ def times(interval: Interval) -> str:
     """A ratio with its interval, in few characters."""
     ends = "" if interval.low is None else f" ({interval.low:.2f} to {interval.high:.2f})"
     return f"{interval.value:.2f} ×{ends}"
-
-
-def _take(candidate: Candidate) -> str:
-    return f"Take {candidate.name}: {described(candidate)}."
 
 
 def described(candidate: Candidate) -> str:

@@ -109,11 +109,12 @@ def _one_pass(
 ) -> list[tuple[int, list[list[float]]]]:
     """The losses of each model of a piece on its windows, in order."""
     visited = dense.visited()
+    batch_size = max(1, dense.resources.batch_tokens // pieces[0][1].windows.shape[1])
     with visited.embeddings():
         batches = [
             (number, _Batch(visited.model, token_ids.to(visited.device), piece.models))
             for number, piece in pieces
-            for token_ids in torch.split(piece.windows, _batch_size(dense, piece.windows))
+            for token_ids in torch.split(piece.windows, batch_size)
         ]
     used = {at for _, piece in pieces for at in piece.models}
     needed = sorted({block for at in used for block in models[at].keep})
@@ -124,10 +125,6 @@ def _one_pass(
                 batch.run(block, modules)
     with visited.head():
         return [(number, batch.losses(visited.model)) for number, batch in batches]
-
-
-def _batch_size(dense: DenseModel, windows: torch.Tensor) -> int:
-    return max(1, dense.resources.batch_tokens // windows.shape[1])
 
 
 def _modules(

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Self
 
 from pruning.evaluation.probe import digest, probe_items
 from pruning.evaluation.probe_run import answer
@@ -118,9 +117,7 @@ def _of_text(
     curve = quality.perplexities
     if limit is None or not curve:
         return None
-    whole = _Whole.of(curve[0], control)
-    if ratio is None or whole.is_control:
-        ratio = Interval(curve[-1] / whole.perplexity, None, None)
+    whole, ratio = _compared(curve[0], curve[-1], control, ratio)
     what = (
         f"perplexity went from {whole} to {curve[-1]:.4g} on {quality.evaluated_on}, "
         f"{ratio} times as much where {limit} is allowed"
@@ -130,15 +127,26 @@ def _of_text(
 
 def _of_domain(domain: DomainQuality, limit: float) -> _Finding | None:
     served, control = domain.served_after(len(domain.raw)), domain.control
-    whole = _Whole.of(domain.dense.perplexity, control.perplexity if control else None)
-    ratio = domain.ratio(served)
-    if whole.is_control:
-        ratio = Interval(served.perplexity / whole.perplexity, None, None)
+    whole, ratio = _compared(
+        domain.dense.perplexity,
+        served.perplexity,
+        control.perplexity if control else None,
+        domain.ratio(served),
+    )
     what = (
         f"perplexity on {domain.domain} went from {whole} to {served.perplexity:.4g} "
         f"({domain.text}), {ratio} times as much where {limit} is allowed"
     )
     return _finding(f"gate.max_perplexity_ratio_of.{domain.domain}", ratio, limit, what)
+
+
+def _compared(
+    dense: float, served: float, control: float | None, ratio: Interval | None
+) -> tuple[str, Interval]:
+    """The perplexity that a model is compared with, in words, and its ratio to that."""
+    if control is not None and control < dense:
+        return f"{control:.4g} of the control", Interval(served / control, None, None)
+    return f"{dense:.4g}", ratio or Interval(served / dense, None, None)
 
 
 def _finding(param: str, interval: Interval, limit: float, what: str) -> _Finding | None:
@@ -148,20 +156,3 @@ def _finding(param: str, interval: Interval, limit: float, what: str) -> _Findin
     if verdict is Verdict.UNDECIDED:
         what += "; undecided, because the interval contains the limit"
     return _Finding(param, verdict, what)
-
-
-@dataclass(frozen=True)
-class _Whole:
-    """The model with all blocks that a pruned one is compared with."""
-
-    perplexity: float
-    is_control: bool
-
-    @classmethod
-    def of(cls, dense: float, control: float | None) -> Self:
-        if control is not None and control < dense:
-            return cls(control, is_control=True)
-        return cls(dense, is_control=False)
-
-    def __str__(self) -> str:
-        return f"{self.perplexity:.4g}" + (" of the control" if self.is_control else "")

@@ -5,7 +5,6 @@ trained: all other tensors are shared with the dense model and stay as they are.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,16 +66,6 @@ class Adapter:
         """Take over what ``values`` returned. Raises ``KeyError`` for those of another adapter."""
         for name, parameter in self.parameters.items():
             parameter.copy_(tensors[name])
-
-    @contextmanager
-    def holding(self, tensors: Tensors) -> Iterator[None]:
-        """Compute with other matrices for a while."""
-        own = self.values()
-        self.load(tensors)
-        try:
-            yield
-        finally:
-            self.load(own)
 
     def save(self, directory: Path, tensors: Tensors, base: str) -> None:
         """Write these matrices as peft does, for the plain model of the name ``base``."""

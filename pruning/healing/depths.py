@@ -4,10 +4,8 @@ The adapter is added to the dense weights once for all depths. Each depth has ma
 beside them, which are those of its repair with the adapter added.
 """
 
-from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-import torch
 from transformers import PreTrainedModel
 
 from pruning.healing.adapter import Merged, Tensors
@@ -47,28 +45,12 @@ def whole_repair(
 ) -> Repaired:
     """What repair and healing change of the dense model at the depth that keeps ``keep``."""
     repaired = repaired or _UNREPAIRED
-    merged = _merged(model, heal, adapter, repaired.tensors, read)
     prefixes = tuple(f"{architecture(model.config).blocks}.{block}." for block in keep)
-    return replace(repaired, tensors=_OfBlocks(merged, prefixes))
-
-
-class _OfBlocks(Mapping[str, torch.Tensor]):
-    """Those tensors whose names begin with one of the prefixes. Each is made when it is read."""
-
-    def __init__(self, tensors: Mapping[str, torch.Tensor], prefixes: tuple[str, ...]) -> None:
-        self._tensors = tensors
-        self._names = dict.fromkeys(name for name in tensors if name.startswith(prefixes))
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        if name not in self._names:
-            raise KeyError(name)
-        return self._tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
+    adapter, own = (
+        {name: tensor for name, tensor in each.items() if name.startswith(prefixes)}
+        for each in (adapter, repaired.tensors)
+    )
+    return replace(repaired, tensors=_merged(model, heal, adapter, own, read))
 
 
 def _merged(model: PreTrainedModel, heal: Heal, adapter: Tensors, own: Own, read: Read) -> Merged:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from pruning.models.layout import Architecture, Fitted, Parts, StreamWrites, weight_and_bias
+from pruning.models.layout import Architecture, Parts, StreamWrites, normed_writes, plain_writes
 
 LLAMA_LIKE = Architecture(blocks="model.layers", tail=("model.norm",), parts=Parts())
 _QWEN_LIKE = replace(LLAMA_LIKE, boundaries=("max_window_layers",))
@@ -18,15 +18,11 @@ GRANITE_LIKE = replace(
 # One rotation for each block, beside the kind of its attention
 WITH_ROTATIONS = ("layer_types", "mlp_layer_types", "layer_rope_theta")
 _COHERE_LIKE = replace(OWN_FORWARD, logit_multiplier="logit_scale")
-_C_PROJ = StreamWrites(
-    scaled=weight_and_bias("attn.c_proj", "mlp.c_proj"), refit=(Fitted("mlp.c_proj"),)
+_C_PROJ = plain_writes("attn.c_proj", "mlp.c_proj")
+_BEHIND_NORMS = normed_writes(
+    "post_attention_layernorm", "post_feedforward_layernorm", layer="mlp.down_proj"
 )
-_IN_FRONT_OF_NORMS = (Fitted("mlp.down_proj", norm="post_feedforward_layernorm"),)
-_BEHIND_NORMS = StreamWrites(
-    scaled=("post_attention_layernorm.weight", "post_feedforward_layernorm.weight"),
-    offset=1.0,
-    refit=_IN_FRONT_OF_NORMS,
-)
+_FROM_ONE = replace(_BEHIND_NORMS, offset=1.0)
 _GEMMA4_LIKE = replace(
     _GEMMA_LIKE,
     parts=None,
@@ -38,10 +34,10 @@ _GEMMA4_LIKE = replace(
         ("num_kv_shared_layers", 0),
         ("is_causal", True),
     ),
-    writes=replace(_BEHIND_NORMS, offset=0.0),
+    writes=_BEHIND_NORMS,
 )
 # A factor of the stream changes what a block computes that reads it without a norm.
-READS_WITHOUT_NORM = StreamWrites(scaled=(), refit=_IN_FRONT_OF_NORMS)
+READS_WITHOUT_NORM = replace(_BEHIND_NORMS, scaled=())
 _OLMO_LIKE = replace(LLAMA_LIKE, writes=READS_WITHOUT_NORM)
 _HEAD_NORMS = ("q_norm", "k_norm")
 _NORMS_AFTER = ("", "post_attention_layernorm", "", "post_feedforward_layernorm")
@@ -56,9 +52,7 @@ DENSE: Mapping[str, Architecture] = MappingProxyType(
         "biogpt": Architecture(
             blocks="biogpt.layers",
             tail=("biogpt.layer_norm",),
-            writes=StreamWrites(
-                scaled=weight_and_bias("self_attn.out_proj", "fc2"), refit=(Fitted("fc2"),)
-            ),
+            writes=plain_writes("self_attn.out_proj", "fc2"),
         ),
         "bitnet": OWN_FORWARD,
         "cohere": _COHERE_LIKE,
@@ -75,29 +69,25 @@ DENSE: Mapping[str, Architecture] = MappingProxyType(
             returns_tuple=True,
             loads_quantized=False,
             only=(("alibi", False),),
-            writes=StreamWrites(
-                scaled=weight_and_bias("self_attention.dense", "mlp.dense_4h_to_h"),
-                refit=(Fitted("mlp.dense_4h_to_h"),),
-            ),
+            writes=plain_writes("self_attention.dense", "mlp.dense_4h_to_h"),
         ),
         "gemma": LLAMA_LIKE,
         "gemma2": replace(  # with a softcap of attention scores
-            _GEMMA_LIKE, parts=None, writes=_BEHIND_NORMS
+            _GEMMA_LIKE, parts=None, writes=_FROM_ONE
         ),
         "gemma3_text": replace(
             _GEMMA_LIKE,
             periods=("sliding_window_pattern", "_sliding_window_pattern"),
             parts=Parts(norms=_FOUR_NORMS, head_norms=_HEAD_NORMS, rotates_by_kind=True),
-            writes=_BEHIND_NORMS,
+            writes=_FROM_ONE,
         ),
         "gemma4_text": _GEMMA4_LIKE,
         "gemma4_unified_text": _GEMMA4_LIKE,
         "glm": OWN_FORWARD,
         "glm4": replace(
             OWN_FORWARD,
-            writes=StreamWrites(
-                scaled=("post_self_attn_layernorm.weight", "post_mlp_layernorm.weight"),
-                refit=(Fitted("mlp.down_proj", norm="post_mlp_layernorm"),),
+            writes=normed_writes(
+                "post_self_attn_layernorm", "post_mlp_layernorm", layer="mlp.down_proj"
             ),
         ),
         "gpt2": Architecture(
@@ -116,10 +106,7 @@ DENSE: Mapping[str, Architecture] = MappingProxyType(
         "gpt_neox": Architecture(
             blocks="gpt_neox.layers",
             tail=("gpt_neox.final_layer_norm",),
-            writes=StreamWrites(
-                scaled=weight_and_bias("attention.dense", "mlp.dense_4h_to_h"),
-                refit=(Fitted("mlp.dense_4h_to_h"),),
-            ),
+            writes=plain_writes("attention.dense", "mlp.dense_4h_to_h"),
         ),
         "granite": GRANITE_LIKE,
         "granite_swa": replace(GRANITE_LIKE, per_block=WITH_ROTATIONS),
@@ -128,9 +115,8 @@ DENSE: Mapping[str, Architecture] = MappingProxyType(
         "hyperclovax": replace(
             OWN_FORWARD,
             logit_multiplier="logits_scaling",
-            writes=StreamWrites(
-                scaled=("post_norm1.weight", "post_norm2.weight"),
-                refit=(Fitted("mlp.down_proj", norm="post_norm2"),),
+            writes=replace(
+                normed_writes("post_norm1", "post_norm2", layer="mlp.down_proj"),
                 multiplier="residual_multiplier",
             ),
         ),
@@ -151,26 +137,20 @@ DENSE: Mapping[str, Architecture] = MappingProxyType(
         "opt": Architecture(
             blocks="model.decoder.layers",
             tail=("model.decoder.final_layer_norm", "model.decoder.project_out"),
-            writes=StreamWrites(
-                scaled=weight_and_bias("self_attn.out_proj", "fc2"),
-                refit=(Fitted("fc2"),),
+            writes=replace(
+                plain_writes("self_attn.out_proj", "fc2"),
                 requires=(("do_layer_norm_before", True),),  # OPT-350m has its norms behind
             ),
         ),
         "persimmon": replace(
             OWN_FORWARD,
             tail=("model.final_layernorm",),
-            writes=StreamWrites(
-                scaled=weight_and_bias("self_attn.dense", "mlp.dense_4h_to_h"),
-                refit=(Fitted("mlp.dense_4h_to_h"),),
-            ),
+            writes=plain_writes("self_attn.dense", "mlp.dense_4h_to_h"),
         ),
         "phi": replace(
             OWN_FORWARD,
             tail=("model.final_layernorm",),
-            writes=StreamWrites(
-                scaled=weight_and_bias("self_attn.dense", "mlp.fc2"), refit=(Fitted("mlp.fc2"),)
-            ),
+            writes=plain_writes("self_attn.dense", "mlp.fc2"),
         ),
         "phi3": replace(LLAMA_LIKE, parts=Parts(projections=("qkv_proj",))),
         "qwen2": _QWEN_LIKE,
@@ -182,13 +162,7 @@ DENSE: Mapping[str, Architecture] = MappingProxyType(
             periods=("no_rope_layer_interval",),
         ),
         "stablelm": OWN_FORWARD,
-        "starcoder2": replace(
-            LLAMA_LIKE,
-            writes=StreamWrites(
-                scaled=weight_and_bias("self_attn.o_proj", "mlp.c_proj"),
-                refit=(Fitted("mlp.c_proj"),),
-            ),
-        ),
+        "starcoder2": replace(LLAMA_LIKE, writes=plain_writes("self_attn.o_proj", "mlp.c_proj")),
         "vaultgemma": replace(OWN_FORWARD, logit_softcap="final_logit_softcapping"),
         "youtu": replace(OWN_FORWARD, has_unlike_keys=True),
     }

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pruning.extras import require_extra
-from pruning.models.load_checks import refuse_wrong_keys
-from pruning.models.safetensors_headers import NotAModel
+from pruning.models.load_checks import foreign_code, refuse_wrong_keys
 from pruning.models.towers import auto_class, whole_config
 
 # Methods whose weights transformers makes plain without a GPU. GPTQ and AWQ are not among them.
@@ -37,7 +36,7 @@ def dequantize(path: Path, directory: Path) -> None:
 
     if quantized_by(path) == "compressed-tensors":
         require_extra("quantize", "reading compressed-tensors")
-    try:
+    with foreign_code(f"{path} cannot be dequantized"):
         config = whole_config(path)
         config.quantization_config = {**_fields(config.quantization_config), "dequantize": True}
         loaded: Any = auto_class(config).from_pretrained(
@@ -49,10 +48,6 @@ def dequantize(path: Path, directory: Path) -> None:
             trust_remote_code=False,
             local_files_only=True,
         )
-    except MemoryError:
-        raise
-    except Exception as error:  # the code of a model runs on whatever the config holds
-        raise NotAModel(f"{path} cannot be dequantized: {error}") from error
     model, report = loaded
     refuse_wrong_keys(path, report)
     _save(model, directory)

@@ -15,11 +15,10 @@ from pruning.models.blocks import (
     block_list,
     finish,
     own_of_block,
-    view,
     with_own,
 )
 from pruning.models.loss import last_hidden
-from pruning.models.memory import BATCH_TOKENS, state_budget
+from pruning.models.memory import BATCH_TOKENS, grouped, state_budget
 from pruning.models.streaming import StreamedModel
 from pruning.sleb import Blocks
 
@@ -44,17 +43,12 @@ class Forward(Protocol):
         """
 
 
+@dataclass(frozen=True)
 class InMemoryForward:
-    """Forward passes of a model in memory. ``keep=None`` keeps all blocks."""
+    """Forward passes of a model in memory."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        keep: Blocks | None = None,
-        batch_tokens: int = BATCH_TOKENS,
-    ) -> None:
-        self.model = model if keep is None else view(model, keep)
-        self.batch_tokens = batch_tokens
+    model: PreTrainedModel
+    batch_tokens: int = BATCH_TOKENS
 
     @torch.inference_mode()
     def hidden(
@@ -91,7 +85,8 @@ class StreamedForward:
         for group in self._groups(batches):
             yield from self._sweep(group)
 
-    def _groups(self, batches: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
+    def _groups(self, batches: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+        """Those that are in memory together."""
         per_token = self.model.config.hidden_size * self.model.dtype.itemsize
         most = max((batch.numel() for batch in batches), default=0)
         budget = state_budget(
@@ -100,15 +95,7 @@ class StreamedForward:
             least=most * per_token,
             of=f"a batch of {most} tokens",
         )
-        groups: list[list[torch.Tensor]] = []
-        room = 0
-        for batch in batches:
-            if (needed := batch.numel() * per_token) > room:
-                groups.append([])
-                room = budget
-            groups[-1].append(batch)
-            room -= needed
-        return groups
+        return grouped(batches, torch.Tensor.numel, budget // per_token)
 
     def _sweep(self, group: Sequence[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         token_ids = [batch.to(self.streamed.device) for batch in group]

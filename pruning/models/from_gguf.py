@@ -5,12 +5,11 @@ transformers reads the files and makes quantized weights plain. What is written 
 
 import re
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from pruning.extras import require_extra
+from pruning.models.load_checks import foreign_code
 from pruning.models.safetensors_headers import NotAModel
 from pruning.process import hide_gguf_bar
 
@@ -35,7 +34,7 @@ def inspect_gguf(file: Path) -> GgufWeights:
         raise NotAModel(f"{file} is a part of a model: merge the parts by llama-gguf-split --merge")
     num_bytes: Counter[str] = Counter()
     num_weights = 0
-    with _errors_as_not_a_model(file):
+    with foreign_code(f"{file} cannot be read as a model"):
         for tensor in GGUFReader(file).tensors:
             num_bytes[tensor.tensor_type.name] += int(tensor.n_bytes)
             num_weights += int(tensor.n_elements)
@@ -54,7 +53,7 @@ def convert_gguf(file: Path, directory: Path) -> None:
 
     require_extra("gguf", "reading a GGUF file")
     hide_gguf_bar()
-    with _errors_as_not_a_model(file):
+    with foreign_code(f"{file} cannot be read as a model"):
         model = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, dtype=torch.bfloat16, local_files_only=True
         )
@@ -67,14 +66,3 @@ def convert_gguf(file: Path, directory: Path) -> None:
     model.config.dtype = torch.bfloat16
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-
-
-@contextmanager
-def _errors_as_not_a_model(file: Path) -> Iterator[None]:
-    """Raise errors of readers of other people's files, which may be any, as ``NotAModel``."""
-    try:
-        yield
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise NotAModel(f"{file} cannot be read as a model: {error}") from error

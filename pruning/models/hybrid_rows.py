@@ -5,13 +5,19 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from pruning.models.dense_rows import GRANITE_LIKE, OWN_FORWARD, READS_WITHOUT_NORM
-from pruning.models.layout import Architecture, Fitted, StreamWrites, weight_and_bias
+from pruning.models.layout import (
+    Architecture,
+    Fitted,
+    StreamWrites,
+    normed_writes,
+    plain_writes,
+    weight_and_bias,
+)
 from pruning.models.mixture_rows import ATTENTION
 
 # Convolutions and states take the place of attention in some blocks, or stand beside it.
 _WITH_STATES = replace(OWN_FORWARD, has_states=True, is_linear=False)
 _MIXERS_END = ("mixer.o_proj", "mixer.out_proj", "mixer.down_proj")  # a block has one of them
-_FFN_DOWN = "feed_forward.down_proj"
 
 _DELTA_EXPERTS = replace(
     _WITH_STATES,
@@ -39,9 +45,8 @@ HYBRIDS: Mapping[str, Architecture] = MappingProxyType(
             returns_tuple=True,
             per_block=(),  # all blocks mix both ways
             logit_multiplier="lm_head_multiplier",
-            writes=StreamWrites(
-                scaled=weight_and_bias("self_attn.o_proj", "mamba.out_proj", _FFN_DOWN),
-                refit=(Fitted(_FFN_DOWN),),
+            writes=replace(
+                plain_writes("self_attn.o_proj", "mamba.out_proj", "feed_forward.down_proj"),
                 multiplier="mlp_multipliers.1",
             ),
         ),
@@ -49,11 +54,8 @@ HYBRIDS: Mapping[str, Architecture] = MappingProxyType(
             _WITH_STATES,
             logit_divisor=GRANITE_LIKE.logit_divisor,
             only=(("num_local_experts", 0),),
-            writes=StreamWrites(
-                scaled=weight_and_bias(
-                    "self_attn.o_proj", "mamba.out_proj", "shared_mlp.output_linear"
-                ),
-                refit=(Fitted("shared_mlp.output_linear"),),
+            writes=replace(
+                plain_writes("self_attn.o_proj", "mamba.out_proj", "shared_mlp.output_linear"),
                 multiplier="residual_multiplier",
             ),
         ),
@@ -75,17 +77,13 @@ HYBRIDS: Mapping[str, Architecture] = MappingProxyType(
             _WITH_STATES,
             tail=("model.embedding_norm",),
             periods=("full_attn_idxs",),
-            writes=StreamWrites(
-                scaled=weight_and_bias("self_attn.out_proj", "conv.out_proj", "feed_forward.w2"),
-                refit=(Fitted("feed_forward.w2"),),
-            ),
+            writes=plain_writes("self_attn.out_proj", "conv.out_proj", "feed_forward.w2"),
         ),
         "lfm3": replace(
             _WITH_STATES,
             tail=("model.embedding_norm",),
-            writes=StreamWrites(
-                scaled=("post_operator_norm.weight", "post_ffn_norm.weight"),
-                refit=(Fitted("feed_forward.w2", norm="post_ffn_norm"),),
+            writes=replace(
+                normed_writes("post_operator_norm", "post_ffn_norm", layer="feed_forward.w2"),
                 requires=(("use_sandwich_norm", True),),
             ),
         ),
@@ -104,9 +102,7 @@ HYBRIDS: Mapping[str, Architecture] = MappingProxyType(
         "qwen3_5_text": replace(
             _WITH_STATES,
             periods=("full_attention_interval",),
-            writes=StreamWrites(
-                scaled=weight_and_bias("self_attn.o_proj", "linear_attn.out_proj", "mlp.down_proj"),
-            ),
+            writes=plain_writes("self_attn.o_proj", "linear_attn.out_proj", "mlp.down_proj"),
         ),
         "qwen3_next": replace(
             _DELTA_EXPERTS,

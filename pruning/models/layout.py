@@ -78,6 +78,17 @@ class StreamWrites:
         return float(value[int(place)] if place else value)
 
 
+def plain_writes(*layers: str) -> StreamWrites:
+    """Of blocks in which these layers write into the stream, and the last one is fitted anew."""
+    return StreamWrites(scaled=weight_and_bias(*layers), refit=(Fitted(layers[-1]),))
+
+
+def normed_writes(first: str, second: str, layer: str) -> StreamWrites:
+    """Of blocks whose parts end in these norms; ``layer``, in front of the second, is fitted."""
+    norms = f"{first}.weight", f"{second}.weight"
+    return StreamWrites(scaled=norms, refit=(Fitted(layer, norm=second),))
+
+
 @dataclass(frozen=True)
 class Architecture:
     """The layout of a family. Paths are dotted and start at the causal language model."""

@@ -3,6 +3,8 @@
 It fills what is missing with random numbers.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,21 @@ if TYPE_CHECKING:  # both take seconds to import
     from transformers import PreTrainedConfig, PreTrainedModel
 
 _SLACK = 2**20  # parameters: a small surplus is named key by key, which says more
+
+
+@contextmanager
+def foreign_code(what: str, *but: type[Exception]) -> Iterator[None]:
+    """Raise as ``NotAModel`` whatever code raises that runs on files of others.
+
+    The message begins with ``what``. Errors of memory and those of ``but`` stay as they are.
+    """
+    kept: tuple[type[Exception], ...] = (MemoryError, NotAModel, *but)
+    try:
+        yield
+    except kept:
+        raise
+    except Exception as error:
+        raise NotAModel(f"{what}: {error}") from error
 
 
 def check_size(path: Path, config: "PreTrainedConfig") -> None:

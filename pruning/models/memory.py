@@ -3,12 +3,15 @@
 import gc
 import re
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import torch
 from torch import nn
 
+_Item = TypeVar("_Item")
 _GROUP = Path("/sys/fs/cgroup")
 BATCH_TOKENS = 4096  # per call of a block: enough to keep a device busy
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
@@ -96,6 +99,20 @@ def host_budget(device: torch.device, num_bytes: int | None) -> int:
     if device.type == "cpu" or num_bytes is not None:
         return 0
     return free_bytes(torch.device("cpu")) // 2
+
+
+def grouped(
+    items: Iterable[_Item], size: Callable[[_Item], int], limit: int
+) -> Iterator[list[_Item]]:
+    """Yield groups of consecutive items of total size ``limit`` at most, or of a single item."""
+    group: list[_Item] = []
+    for item in items:
+        if group and sum(map(size, group)) + size(item) > limit:
+            yield group
+            group = []
+        group.append(item)
+    if group:
+        yield group
 
 
 def leave_device(model: nn.Module) -> None:

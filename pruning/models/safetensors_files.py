@@ -99,17 +99,22 @@ class WeightFiles:
         return one.dtype == two.dtype and torch.equal(one, two)
 
 
-def stored_names(path: Path, model: PreTrainedModel) -> Iterator[tuple[Path, str, str]]:
-    """Yield the file and the name of every stored tensor, and the parameter that it is of.
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file, and the parameter that it is of the language model; "" for others."""
 
-    ``model`` is the language model in the directory. The parameter of a tensor that does not belong
-    to it is "".
-    """
+    file: Path
+    key: str
+    parameter: str
+
+
+def stored_tensors(path: Path, model: PreTrainedModel) -> Iterator[StoredTensor]:
+    """Every tensor in the directory, of which ``model`` is the language model."""
     whole = whole_without_weights(path, model)
     names = language_names(whole)
     for name, stored in _stored(path, whole).items():
         for place in stored.places:
-            yield place.file, place.key, names.get(name, "")
+            yield StoredTensor(place.file, place.key, names.get(name, ""))
 
 
 def _stored(path: Path, model: PreTrainedModel) -> dict[str, _Stored]:

@@ -8,17 +8,17 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
+from transformers import PreTrainedModel
 
 from pruning.models.architectures import architecture
 from pruning.models.blocks import Own, pruned_config
-from pruning.models.safetensors_files import stored_names
+from pruning.models.safetensors_files import StoredTensor, stored_tensors
 from pruning.models.save_streamed import Readable, torch_dtype, write_shards
 from pruning.models.towers import whole_config
 
@@ -30,15 +30,6 @@ class Tower(Readable, Protocol):
 
     @property
     def path(self) -> Path: ...
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """A tensor in the parent's files, and the parameter that it is of the tower; "" for others."""
-
-    file: Path
-    key: str
-    parameter: str
 
 
 def save_tower(
@@ -55,7 +46,7 @@ def save_tower(
         def opened(file: Path) -> Any:  # noqa: ANN401 - safetensors has no type for it
             return files.enter_context(safe_open(file, framework="pt"))
 
-        def shape(stored: _Stored) -> torch.Tensor:
+        def shape(stored: StoredTensor) -> torch.Tensor:
             part = opened(stored.file).get_slice(stored.key)
             own_dtype = torch_dtype(part.get_dtype())
             wanted = dtype if is_cast and own_dtype.is_floating_point else own_dtype
@@ -78,22 +69,18 @@ def save_tower(
     (directory / "config.json").write_text(text, encoding="utf-8")
 
 
-def other_tensors(path: Path, model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+def other_tensors(path: Path, model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the stored tensors that the language tower ``model`` in ``path`` does not have."""
-    for stored in _all(path, model):
+    for stored in stored_tensors(path, model):
         if not stored.parameter:
             with safe_open(stored.file, framework="pt") as opened:
                 yield stored.key, opened.get_tensor(stored.key)
 
 
-def _all(path: Path, model: Any) -> Iterator[_Stored]:  # noqa: ANN401
-    return (_Stored(*each) for each in stored_names(path, model))
-
-
-def _kept(tower: Tower, keep: Sequence[int]) -> Iterator[tuple[str, _Stored]]:
+def _kept(tower: Tower, keep: Sequence[int]) -> Iterator[tuple[str, StoredTensor]]:
     """What is written of the parent, by the new names."""
     blocks = f"{architecture(tower.model.config).blocks}."
-    for stored in _all(tower.path, tower.model):
+    for stored in stored_tensors(tower.path, tower.model):
         if not stored.parameter.startswith(blocks):
             yield stored.key, stored
             continue

@@ -21,7 +21,12 @@ from pruning.models.architectures import (
     unknown_architecture,
 )
 from pruning.models.inspection_record import InspectionRecord, Stamp
-from pruning.models.load_checks import check_size, refuse_wrong_buffers, refuse_wrong_keys
+from pruning.models.load_checks import (
+    check_size,
+    foreign_code,
+    refuse_wrong_buffers,
+    refuse_wrong_keys,
+)
 from pruning.models.names import is_name
 from pruning.models.safetensors_headers import NotAModel as NotAModel  # noqa: PLC0414 - for importers
 from pruning.models.safetensors_headers import check_weights
@@ -193,13 +198,10 @@ def _refuse_special_files(path: Path) -> None:
 def usable_config(path: Path) -> "PreTrainedConfig":
     """The config of a supported model, whose values make sense. Raises as ``inspect`` does."""
     config = read_config(path)
-    try:
+    refused = UnknownArchitecture, UnsupportedConfig
+    with foreign_code(f"{path}/config.json cannot be used", *refused):
         architecture(config)
         _check_values(path, config)
-    except (UnknownArchitecture, UnsupportedConfig, NotAModel):
-        raise
-    except Exception as error:  # a config may hold anything
-        raise NotAModel(f"{path}/config.json cannot be used: {error}") from error
     return config
 
 
@@ -283,7 +285,7 @@ def load_whole(path: Path, *, dtype: str = "auto", on_meta: bool = False) -> "Pr
 
     usable_config(path)
     options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
-    try:
+    with foreign_code(f"{path} cannot be loaded", torch.AcceleratorError):
         config = whole_config(path)
         check_size(path, config)
         loaded: Any = auto_class(config).from_pretrained(
@@ -295,10 +297,6 @@ def load_whole(path: Path, *, dtype: str = "auto", on_meta: bool = False) -> "Pr
             device_map="meta" if on_meta else None,
             **options,
         )
-    except (torch.AcceleratorError, MemoryError, NotAModel):
-        raise
-    except Exception as error:  # the code of a model runs on whatever the config holds
-        raise NotAModel(f"{path} cannot be loaded: {error}") from error
     model, report = loaded
     refuse_wrong_keys(path, report)
     as_parameters(model)
@@ -310,15 +308,11 @@ def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
     """The tokenizer of the model in that directory. Raises ``NotAModel``."""
     from transformers import AutoTokenizer  # noqa: PLC0415 - takes seconds
 
-    try:
+    with foreign_code(f"the tokenizer of {path} cannot be loaded"):
         found: Any = AutoTokenizer.from_pretrained(
             path, trust_remote_code=False, local_files_only=True
         )
         found.decode(found("a")["input_ids"])  # some of what its files hold shows only in use
-    except MemoryError:
-        raise
-    except Exception as error:  # the code of a tokenizer runs on whatever its files hold
-        raise NotAModel(f"the tokenizer of {path} cannot be loaded: {error}") from error
     tokenizer: PreTrainedTokenizerBase = found
     return tokenizer
 

@@ -33,7 +33,6 @@ from pruning.search.objective import Objective
 from pruning.search.ray_repair import ClusterWalk
 from pruning.search.ray_scoring import ClusterScorer
 from pruning.search.scoring import SharedPrefixScorer
-from pruning.search.streamed_scoring import StreamedScorer
 from pruning.search.window_scorer import GrowingScorer
 from pruning.sleb import Blocks
 from pruning.spec.prune import Quantize, Resident
@@ -119,10 +118,9 @@ class DenseModel:
         objective: Objective = Objective.LOSS,
     ) -> GrowingScorer:
         """A scorer in this process."""
+        streamed = self.weights if isinstance(self.weights, StreamedModel) else None
         how = {**self._limits(), "boundaries": boundaries, "objective": objective}
-        if isinstance(self.weights, StreamedModel):
-            return StreamedScorer(self.weights, windows, **how)
-        return SharedPrefixScorer(self._on_device(), windows, **how)
+        return SharedPrefixScorer(streamed or self._on_device(), windows, **how)
 
     def cosine_ranker(self, windows: torch.Tensor) -> CosineRanker:
         """Metric 1 on ``windows [num_windows, seqlen]``, in this process."""

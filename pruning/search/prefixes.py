@@ -7,11 +7,14 @@ block r is removed, r's branch is the new trunk, and branches at earlier blocks 
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from transformers import PreTrainedModel
 
 from pruning.models.blocks import BlockCall, block_calls, num_blocks
+from pruning.models.memory import grouped
+from pruning.search.window_scorer import NO_BLOCK
 from pruning.sleb import Blocks
 
 # Hidden states by the block that they are the input of; ``num_blocks`` is the end of the model.
@@ -50,7 +53,12 @@ class Walk:
         self._place = place
         self._path = [at for at in path if at >= start]
         self._columns = columns
-        self.hidden = place.at_hand(trail[start])
+        self._start = start
+
+    @cached_property
+    def hidden(self) -> torch.Tensor:
+        """The input of the block ``at``. A state on the host is copied when it is asked for."""
+        return self._place.at_hand(self._trail[self._start])
 
     @property
     def at(self) -> int | None:
@@ -186,3 +194,63 @@ def _thinned(trail: _Trail, columns: Collection[int]) -> _Trail:
     """The furthest state and those of the columns."""
     furthest = max(trail)
     return {at: trail[at] for at in trail if at == furthest or at in columns}
+
+
+class Routes:
+    """The walks of one batch: the trunk, and a branch for each candidate."""
+
+    def __init__(self, batch: Prefixes, keep: Blocks, candidates: Blocks) -> None:
+        batch.move_to(keep)
+        self.batch = batch
+        self.ends: dict[int, Walk] = {}  # by the block that is left out
+        self._keep = keep
+        self._waiting: list[int] = []  # candidates that the trunk has not reached
+        self._trunk: Walk | None = None
+        for block in sorted(candidates):
+            if block == NO_BLOCK:
+                self.ends[block] = batch.trunk()
+            elif batch.has_branch(block):
+                self.ends[block] = batch.branch(block)
+            else:
+                self._waiting.append(block)
+        self.branch_off()
+
+    def walks(self) -> list[Walk]:
+        return [*self.ends.values(), *([] if self._trunk is None else [self._trunk])]
+
+    def branch_off(self) -> None:
+        """Start the branches of the candidates that the trunk has reached."""
+        while self._waiting:
+            self._trunk = self._trunk or self.batch.trunk(until=self._waiting[0])
+            if self._trunk.at is not None:
+                return
+            block, self._trunk = self._waiting.pop(0), None
+            self.ends[block] = self.batch.branch(block)
+
+    def blocks(self) -> set[int]:
+        """The blocks that the walks still need."""
+        begins = [walk.at for walk in self.ends.values() if walk.at is not None]
+        needed = {block for begin in begins for block in self._keep if block >= begin}
+        reached = 0
+        for waiting in self._waiting:
+            begin = self.batch.trunk(until=waiting).at
+            stretch = range(waiting if begin is None else max(begin, reached), waiting)
+            needed |= {block for block in self._keep if block in stretch or block > waiting}
+            reached = waiting
+        return needed
+
+
+def advance(walks: Sequence[Walk], call: BlockCall, batch_tokens: int) -> None:
+    """Advance the walks by one block, several walks per call."""
+    for group in grouped(walks, _num_tokens, batch_tokens):
+        if len(group) == 1:
+            group[0].advance(call(group[0].hidden))
+            continue
+        outputs = call(torch.cat([walk.hidden for walk in group]))
+        parts = torch.split(outputs, [walk.hidden.shape[0] for walk in group])
+        for walk, part in zip(group, parts, strict=True):
+            walk.advance(part.clone())  # a view would keep all parts in memory
+
+
+def _num_tokens(walk: Walk) -> int:
+    return walk.hidden.shape[0] * walk.hidden.shape[1]

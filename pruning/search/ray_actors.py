@@ -17,10 +17,8 @@ from pruning.models.streaming import StreamedModel
 from pruning.removal import Losses
 from pruning.search.objective import Objective
 from pruning.search.scoring import SharedPrefixScorer
-from pruning.search.streamed_scoring import StreamedScorer
 from pruning.sleb import Blocks
 
-NO_BLOCK = -1  # as a candidate: evaluate the kept blocks themselves
 NOTHING: Mapping[int, Losses] = MappingProxyType({})
 
 
@@ -61,26 +59,23 @@ class Evaluator:
     def load(self, config: ActorConfig, task: ScoringTask) -> str:
         """Load the model and return its dtype."""
         set_up_torch(config.threads)
-        scorer: type[SharedPrefixScorer] | type[StreamedScorer]
-        given: Any
-        if task.is_streamed:
-            scorer = StreamedScorer
-            given = StreamedModel(config.path, dtype=config.dtype, device=config.device)
-            device, dtype = given.device, given.model.dtype
-        else:
-            scorer = SharedPrefixScorer
-            given = load(config.path, dtype=config.dtype, device=config.device).model
-            device, dtype = given.device, given.dtype
-        self._scorer = scorer(
-            given,
+        given = {"dtype": config.dtype, "device": config.device}
+        loaded = (
+            StreamedModel(config.path, **given) if task.is_streamed else load(config.path, **given)
+        )
+        model = loaded if isinstance(loaded, StreamedModel) else loaded.model
+        self._scorer = SharedPrefixScorer(
+            model,
             task.windows,
-            state_budget=state_budget(device, config.state_budget, num_sharing=config.num_sharing),
+            state_budget=state_budget(
+                model.device, config.state_budget, num_sharing=config.num_sharing
+            ),
             batch_tokens=config.batch_tokens,
             boundaries=task.boundaries,
             objective=task.objective,
         )
         self._results: Iterator[tuple[int, Losses]] = iter(())
-        return str(dtype)
+        return str(loaded.model.dtype)
 
     def begin(
         self,
@@ -93,10 +88,7 @@ class Evaluator:
 
         ``known`` and the results are as in ``GrowingScorer.growing``.
         """
-        if NO_BLOCK in candidates:
-            self._results = iter([(NO_BLOCK, self._scorer.losses(keep))])
-        else:
-            self._results = self._scorer.growing(keep, tuple(candidates), windows, known)
+        self._results = self._scorer.growing(keep, tuple(candidates), windows, known)
         return self.more()
 
     def more(self) -> tuple[int, Losses] | None:
@@ -188,9 +180,9 @@ class ActorPool:
     ) -> Iterator[ActorResult]:
         """Yield the losses of ``keep`` without each candidate as they grow; one run at a time.
 
-        ``shares`` are candidates by place, or ``NO_BLOCK``, and ``known`` is as in
-        ``GrowingScorer.growing``. Other actors take over what a lost one leaves undone. Errors of
-        an evaluation are raised as they are.
+        ``shares`` are candidates by place, and ``known`` is as in ``GrowingScorer.growing``. Other
+        actors take over what a lost one leaves undone. Errors of an evaluation are raised as they
+        are.
         """
         return _Round(self, keep, shares, windows, known).results()
 

@@ -63,27 +63,12 @@ class ClusterWalk:
         *,
         path: Path,
         num_actors: int,
-        dtype: str = "auto",
-        device: str = "auto",
-        state_budget: int | None = None,
-        batch_tokens: int,
-        max_restarts: int = 2,
+        **resources: Any,  # noqa: ANN401 - those of ``actor_pool``
     ) -> None:
         self._done: list[_Call] = []  # calls that have changed the actors
-        with ExitStack() as stack:
-            self._pool = stack.enter_context(
-                actor_pool(
-                    Walker,
-                    [(plan, share) for share in _spread(windows, num_actors)],
-                    path,
-                    dtype=dtype,
-                    device=device,
-                    state_budget=state_budget,
-                    batch_tokens=batch_tokens,
-                    max_restarts=max_restarts,
-                )
-            )
-            self._open = stack.pop_all()
+        tasks = [(plan, share) for share in _spread(windows, num_actors)]
+        self._open = ExitStack()
+        self._pool = self._open.enter_context(actor_pool(Walker, tasks, path, **resources))
 
     def close(self) -> None:
         """Stop the actors, and Ray if it was started here."""

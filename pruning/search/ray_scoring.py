@@ -14,7 +14,7 @@ from math import inf
 from pathlib import Path
 from statistics import fmean
 from types import ModuleType
-from typing import Self
+from typing import Any, Self
 
 import torch
 
@@ -23,7 +23,6 @@ from pruning.models.memory import BATCH_TOKENS
 from pruning.removal import Losses
 from pruning.search.objective import Objective
 from pruning.search.ray_actors import (
-    NO_BLOCK,
     NOTHING,
     ActorConfig,
     ActorPool,
@@ -32,6 +31,7 @@ from pruning.search.ray_actors import (
     Loads,
     ScoringTask,
 )
+from pruning.search.window_scorer import NO_BLOCK
 from pruning.sleb import Blocks
 
 logger = logging.getLogger(__name__)
@@ -85,13 +85,12 @@ class ClusterUnavailable(RuntimeError):
 
 
 class ClusterScorer:
-    """``SharedPrefixScorer`` in several processes, each with one GPU or a share of the CPUs; or
-    ``StreamedScorer``, if the blocks ``is_streamed``.
+    """``SharedPrefixScorer`` in several processes, each with one GPU or a share of the CPUs, of a
+    model whose weights are streamed if it ``is_streamed``.
 
-    A ``GrowingScorer`` over ``windows [num_windows, seqlen]``, for one round at a time. ``device``
-    is "auto" (GPUs if the cluster has any), "cuda" or "cpu"; each actor has its own
-    ``state_budget`` and ``batch_tokens``. Candidates so close to the best that rounding may decide
-    are evaluated again on one actor. Raises what loading the model raises and
+    A ``GrowingScorer`` over ``windows [num_windows, seqlen]``, for one round at a time.
+    ``resources`` are arguments of ``actor_pool``. Candidates so close to the best that rounding may
+    decide are evaluated again on one actor. Raises what loading the model raises and
     ``ClusterUnavailable``; a round raises ``ClusterLost`` when ``max_restarts`` new actors in a row
     have failed in every place.
     """
@@ -102,34 +101,19 @@ class ClusterScorer:
         windows: torch.Tensor,
         *,
         num_actors: int,
-        dtype: str = "auto",
-        device: str = "auto",
-        state_budget: int | None = None,
-        batch_tokens: int = BATCH_TOKENS,
         boundaries: Sequence[int] = (),
         objective: Objective = Objective.LOSS,
         is_streamed: bool = False,
-        max_restarts: int = 2,
+        **resources: Any,  # noqa: ANN401 - those of ``actor_pool``
     ) -> None:
         self.num_windows = windows.shape[0]
         self._homes: dict[int, int] = {}  # of a candidate: the place with its states
         self._keep: Blocks = ()
         self._first_changed = 0  # of the blocks, by the last change of the kept ones
-        with ExitStack() as stack:
-            self._pool = stack.enter_context(
-                actor_pool(
-                    Evaluator,
-                    [ScoringTask(windows.cpu(), tuple(boundaries), objective, is_streamed)]
-                    * num_actors,
-                    path,
-                    dtype=dtype,
-                    device=device,
-                    state_budget=state_budget,
-                    batch_tokens=batch_tokens,
-                    max_restarts=max_restarts,
-                )
-            )
-            self._open = stack.pop_all()
+        task = ScoringTask(windows.cpu(), tuple(boundaries), objective, is_streamed)
+        pool = actor_pool(Evaluator, [task] * num_actors, path, **resources)
+        self._open = ExitStack()
+        self._pool = self._open.enter_context(pool)
 
     def __enter__(self) -> Self:
         return self
@@ -144,8 +128,8 @@ class ClusterScorer:
     def losses(self, keep: Blocks) -> Losses:
         """The losses of the model with exactly the blocks ``keep``, from one of the actors."""
         shares = {self._places()[0]: [NO_BLOCK]}
-        (result,) = self._pool.run(keep, shares, range(self.num_windows))
-        return result.losses
+        *_, whole = self._pool.run(keep, shares, range(self.num_windows))
+        return whole.losses
 
     def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, Losses]]:
         return self.score(keep, candidates, range(self.num_windows))
@@ -211,58 +195,55 @@ def actor_pool(
     tasks: Sequence[object],
     path: Path,
     *,
-    dtype: str,
-    device: str,
-    state_budget: int | None,
-    batch_tokens: int,
+    dtype: str = "auto",
+    device: str = "auto",
+    state_budget: int | None = None,
+    batch_tokens: int = BATCH_TOKENS,
     max_restarts: int = 2,
 ) -> Iterator[ActorPool]:
     """An actor of the class ``kind`` for each task, as long as the context lasts.
 
-    Each has the model at ``path``. Connects to Ray if this process is not connected. Raises what
-    ``ClusterScorer`` raises.
+    Each has the model at ``path``, and a ``state_budget`` and ``batch_tokens`` of its own.
+    ``device`` is "auto" (GPUs if the cluster has any), "cuda" or "cpu". Connects to Ray if this
+    process is not connected. Raises what ``ClusterScorer`` raises.
     """
     num_actors = len(tasks)
+    _check_asked(num_actors, device)
+    ray = import_ray()
+    with connected(ray):
+        total = ray.cluster_resources()
+        on_gpus = _are_on_gpus(int(total.get("GPU", 0)), num_actors, device)
+        config = ActorConfig(
+            path=path.absolute(),
+            dtype=dtype,
+            device="cuda" if on_gpus else "cpu",
+            threads=max(1, int(total.get("CPU", 1)) // num_actors),
+            num_gpus=int(on_gpus),
+            num_sharing=1 if on_gpus else num_actors,
+            state_budget=state_budget,
+            batch_tokens=batch_tokens,
+        )
+        with closing(ActorPool(ray, kind, config, tasks, max_restarts=max_restarts)) as pool:
+            yield pool
+
+
+def _check_asked(num_actors: int, device: str) -> None:
     if num_actors < 1 or device not in {"auto", "cpu", "cuda"}:
         raise ValueError(
             f"num_actors={num_actors}, device={device!r}: expected at least one actor, and "
             '"auto", "cpu" or "cuda"; Ray chooses the GPU of an actor'
         )
-    ray = import_ray()
-    with connected(ray):
-        total = ray.cluster_resources()
-        config = _config(total, path, num_actors, dtype, device, state_budget, batch_tokens)
-        with closing(ActorPool(ray, kind, config, tasks, max_restarts=max_restarts)) as pool:
-            yield pool
 
 
-def _config(
-    total: Mapping[str, float],
-    path: Path,
-    num_actors: int,
-    dtype: str,
-    device: str,
-    state_budget: int | None,
-    batch_tokens: int,
-) -> ActorConfig:
-    """``total`` are the resources of the cluster by Ray's names. Raises ``ClusterUnavailable``."""
-    num_gpus = int(total.get("GPU", 0))
+def _are_on_gpus(num_gpus: int, num_actors: int, device: str) -> bool:
+    """Whether actors on this device take the GPUs of the cluster. Raises ``ClusterUnavailable``."""
     on_gpus = device == "cuda" or (device == "auto" and num_gpus > 0)
     if on_gpus and num_gpus < num_actors:
         raise ClusterUnavailable(
             f"num_actors={num_actors}: the Ray cluster has {num_gpus} GPUs, one per actor; "
             'ask for fewer actors, add machines, or choose device="cpu"'
         )
-    return ActorConfig(
-        path=path.absolute(),
-        dtype=dtype,
-        device="cuda" if on_gpus else "cpu",
-        threads=max(1, int(total.get("CPU", 1)) // num_actors),
-        num_gpus=int(on_gpus),
-        num_sharing=1 if on_gpus else num_actors,
-        state_budget=state_budget,
-        batch_tokens=batch_tokens,
-    )
+    return on_gpus
 
 
 def import_ray(*parts: str) -> ModuleType:

@@ -1,10 +1,12 @@
 """What the search needs of a scorer that can score candidates on some of the windows."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 from pruning.removal import Losses
 from pruning.sleb import Blocks, RoundScorer
+
+NO_BLOCK = -1  # as a candidate: the kept blocks themselves, by their loss
 
 
 class WindowScorer(RoundScorer, Protocol):
@@ -33,33 +35,3 @@ class GrowingScorer(WindowScorer, Protocol):
         Losses are those of the first windows of the range. Those in ``known`` are not computed
         again, but for windows that are only scored together with others.
         """
-
-
-class ScoresParts(Protocol):
-    """A scorer that says which windows it can score one after the other."""
-
-    def score(
-        self, keep: Blocks, candidates: Blocks, windows: range
-    ) -> Iterator[tuple[int, Losses]]: ...
-
-    def parts(self, windows: range) -> Sequence[range]:
-        """Those that can be scored one after the other without more to compute."""
-
-
-def grown(
-    scorer: ScoresParts,
-    keep: Blocks,
-    candidates: Blocks,
-    windows: range,
-    known: Mapping[int, Losses],
-) -> Iterator[tuple[int, Losses]]:
-    """``GrowingScorer.growing``, part by part."""
-    found = {block: known.get(block, ()) for block in candidates}
-    for part in scorer.parts(windows):
-        begin, end = part.start - windows.start, part.stop - windows.start
-        unknown = tuple(block for block in candidates if len(found[block]) < end)
-        if not unknown:
-            continue
-        for block, losses in scorer.score(keep, unknown, part):
-            found[block] = [*found[block][:begin], *losses]
-            yield block, found[block]

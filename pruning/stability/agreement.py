@@ -9,10 +9,8 @@ from itertools import combinations
 from math import comb
 from statistics import fmean, median
 
-from pruning.removal import Removal
+from pruning.removal import Removal, is_tie
 from pruning.sleb import Blocks
-
-NUM_ERRORS = 2.0  # a margin of fewer standard errors is within the noise
 
 
 @dataclass(frozen=True)
@@ -161,20 +159,13 @@ def _depth(runs: Sequence[SearchRun], number: int, num_free: int) -> Depth:
         overlap_within_text=_mean(overlaps[pair] for pair in overlaps if pair in same_text),
         overlap_across_texts=_mean(overlaps[pair] for pair in overlaps if pair not in same_text),
         overlap_by_chance=jaccard_by_chance(number, num_free),
-        num_close=sum(is_close(removal) for removal in last),
+        num_close=sum(is_tie(each.margin, each.margin_error) for each in last),
         num_margins=sum(removal.margin_error is not None for removal in last),
         perplexities={
             text: _spread([run.perplexities[text][number] for run in runs])
             for text in runs[0].perplexities
         },
     )
-
-
-def is_close(removal: Removal) -> bool:
-    """Whether the margin to the runner-up is within the noise."""
-    if removal.margin is None or removal.margin_error is None:
-        return False
-    return removal.margin < NUM_ERRORS * removal.margin_error
 
 
 def _spread(values: Sequence[float]) -> Spread:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pruning.checkpoints.trajectory import NONE, Cells, short
 from pruning.plural import counted
-from pruning.stability.agreement import NUM_ERRORS, Depth, Stability
+from pruning.stability.agreement import Depth, Stability
 
 _MAX_WINDOW_OVERLAP = 0.25  # above it, samples are too similar to tell
 
@@ -29,7 +29,7 @@ def conclusions(report: Stability) -> Iterator[str]:
         num_close = sum(depth.num_close for depth in report.depths)
         yield (
             f"In {num_close} of {counted(num_margins, 'round')} the runner-up was within "
-            f"{NUM_ERRORS:g} standard errors of the removed block."
+            "2 standard errors of the removed block."
         )
     for text, spread in last.perplexities.items():
         dense, more = report.dense_perplexities[text], spread.highest / spread.lowest - 1

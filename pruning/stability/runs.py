@@ -49,13 +49,13 @@ def unused_windows(
 
     Raises ``CalibrationError`` for a text that has none.
     """
-    used = {_key(window) for sample in taken for window in sample.windows.token_ids}
-    found: dict[str, dict[tuple[int, ...], torch.Tensor]] = {}
+    used = {_digest(window) for sample in taken for window in sample.windows.token_ids}
+    found: dict[str, dict[str, torch.Tensor]] = {}
     for sample in taken:
         of_text = found.setdefault(sample.text, {})
         for window in held_out(sample.spec, model, tokenizer).token_ids:
-            if _key(window) not in used:
-                of_text[_key(window)] = window
+            if (digest := _digest(window)) not in used:
+                of_text[digest] = window
     for text, windows in found.items():
         if not windows:
             raise CalibrationError(
@@ -108,10 +108,6 @@ class _Curve:
         if keep not in self._known:
             self._known[keep] = self._scorer.losses(keep)
         return self._known[keep]
-
-
-def _key(window: torch.Tensor) -> tuple[int, ...]:
-    return tuple(window.tolist())
 
 
 def _digest(window: torch.Tensor) -> str:

@@ -69,7 +69,7 @@ def test_the_probe_tells_dense_from_half_the_blocks_and_says_the_same_twice(
     depth = num_blocks(demo.model)
 
     def ask(keep: Sequence[int], some: Sequence[Item]) -> list[ItemResult]:
-        return answer(InMemoryForward(demo.model, tuple(keep)), demo.tokenizer, some)
+        return answer(InMemoryForward(view(demo.model, keep)), demo.tokenizer, some)
 
     dense, half = range(depth), [*range(8), *range(23, depth)]
     assert len(half) == depth - 15

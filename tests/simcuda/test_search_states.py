@@ -54,7 +54,7 @@ def test_states_that_do_not_fit_the_card_are_kept_on_the_host(
     cuda.log.clear()
     found, with_host, scorer = scored(gpu, objective)
     check(found, expected)
-    places = [batch._place.is_on_host for batch in scorer._batches]
+    places = [batch._place.is_on_host for batch in scorer._batches.values()]
     assert places == sorted(places)
     assert {*places} == {False, True}
     assert with_host == fewest
@@ -69,4 +69,4 @@ def test_states_that_do_not_fit_the_card_are_kept_on_the_host(
 @pytest.mark.usefixtures("cuda")
 def test_a_budget_that_is_given_is_that_of_all_states() -> None:
     _, _, scorer = scored(on_device(tiny_model("llama")), Objective.LOSS, state_budget=300_000)
-    assert not any(batch._place.is_on_host for batch in scorer._batches)
+    assert not any(batch._place.is_on_host for batch in scorer._batches.values())

@@ -19,7 +19,7 @@ from pruning.repair.record import Method
 from pruning.repair.repair import RepairText, repair_depths
 from pruning.search.objective import Objective
 from pruning.search.ray_actors import ActorConfig, Evaluator, ScoringTask
-from pruning.search.streamed_scoring import StreamedScorer
+from pruning.search.scoring import SharedPrefixScorer
 from tests.simcuda.shapes import GIB
 from tests.support.simcuda.device import SimulatedCuda
 
@@ -88,7 +88,7 @@ def walked_once(cuda: SimulatedCuda, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 
 def searched(
-    scorer: StreamedScorer, depth: int = DEPTH, share: slice = slice(None)
+    scorer: SharedPrefixScorer, depth: int = DEPTH, share: slice = slice(None)
 ) -> Mapping[int, object]:
     """A first round, on the first windows that have a sweep of their own."""
     candidates = tuple(range(1, depth - 1))[share]
@@ -106,7 +106,7 @@ def test_blocks_that_are_walked_once_take_the_same_memory(
     for is_once in (False, True):
         dry.reset_peak()
         before = dry.num_kernels
-        scorer = StreamedScorer(streamed(5), WINDOWS[:5], state_budget=GIB)
+        scorer = SharedPrefixScorer(streamed(5), WINDOWS[:5], state_budget=GIB)
         if is_once:
             with walked_once(dry, monkeypatch):
                 searched(scorer, 5)
@@ -128,7 +128,7 @@ def test_a_streamed_search_of_70b_fits_one_card(
     dry.set_memory(CARD)
     model = streamed()
     with walked_once(dry, monkeypatch):
-        searched(StreamedScorer(model, WINDOWS, objective=objective))
+        searched(SharedPrefixScorer(model, WINDOWS, objective=objective))
     assert CARD / 4 < dry.peak_bytes() < CARD
     assert model.peak_bytes < 8 * GIB
 

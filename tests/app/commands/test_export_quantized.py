@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 from app.cli.main import app as command_line
 from app.commands.subject import NotEvaluable
 from pruning.checkpoints.llama_cpp import GgufUnsupported
-from pruning.checkpoints.quantized import QuantizeUnavailable, load_quantized, save_quantized
+from pruning.checkpoints.quantized import load_quantized, save_quantized
 from pruning.checkpoints.store import Manifest, repair_of
 from pruning.checkpoints.verify_reload import CheckpointNotPortable
+from pruning.extras import ExtraMissing
 from pruning.models.architectures import ARCHITECTURES, CannotQuantize
 from pruning.models.blocks import view
 from pruning.models.quantize import quantized
@@ -142,6 +143,6 @@ def test_what_cannot_be_written_is_refused_before_weights_are_read(
     with pytest.raises(GgufUnsupported, match="llama-quantize"):
         run("tiny", out, "--quantize", "int4", "--gguf", str(tmp_path / "file.gguf"))
     monkeypatch.setattr("pruning.extras.find_spec", lambda _name: None)
-    with pytest.raises(QuantizeUnavailable, match=r"pip install 'sleb-serve\[quantize\]'"):
+    with pytest.raises(ExtraMissing, match=r"pip install 'sleb-serve\[quantize\]'"):
         run("tiny", out, "--quantize", "int8")
     assert not (tmp_path / "out").exists()

@@ -42,8 +42,8 @@ def test_it_is_what_a_loop_over_windows_gives(
 ) -> None:
     windows = windows_of(tiny_loaded, "some.txt", text_file.parent)
     pruned = view(tiny_loaded.model, KEEP)
-    for model, keep in ((tiny_loaded.model, None), (pruned, KEEP)):
-        forward = InMemoryForward(tiny_loaded.model, keep, batch_tokens)
+    for model in (tiny_loaded.model, pruned):
+        forward = InMemoryForward(model, batch_tokens)
         found = measure_perplexity(forward, windows)
         expected = perplexity_by_hand(
             model, tiny_loaded.tokenizer, text_file.read_text("utf-8"), 16
@@ -67,7 +67,7 @@ def test_streamed_it_is_the_same_in_every_family(family: str, tmp_path: Path) ->
         return measure_perplexity(forward, windows).loss
 
     found = loss(StreamedForward(streamed, KEEP, budget, 24))
-    assert found == pytest.approx(loss(InMemoryForward(whole, KEEP)), rel=1e-6)
+    assert found == pytest.approx(loss(InMemoryForward(view(whole, KEEP))), rel=1e-6)
     assert found != pytest.approx(loss(InMemoryForward(whole)), rel=1e-6)
     assert streamed.peak_bytes < streamed.weight_bytes
 

@@ -24,6 +24,7 @@ from pruning.evaluation.probe_scores import (
     compare,
     summary,
 )
+from pruning.models.blocks import view
 from pruning.models.forward import InMemoryForward, StreamedForward
 from pruning.models.store import LoadedModel
 from pruning.models.streaming import StreamedModel
@@ -161,7 +162,7 @@ def test_a_token_across_the_seam_belongs_to_the_answer(tiny_loaded: LoadedModel)
 def test_streamed_the_answers_are_the_same(tiny_loaded: LoadedModel, tiny_model_dir: Path) -> None:
     keep = (0, 1, 3, 4, 5)
     items = ITEMS[::16]
-    in_memory = answer(InMemoryForward(tiny_loaded.model, keep), tiny_loaded.tokenizer, items)
+    in_memory = answer(InMemoryForward(view(tiny_loaded.model, keep)), tiny_loaded.tokenizer, items)
     streamed = StreamedForward(StreamedModel(tiny_model_dir), keep)
     assert answer(streamed, tiny_loaded.tokenizer, items) == in_memory
 

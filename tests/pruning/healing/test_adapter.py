@@ -76,11 +76,9 @@ def test_it_is_added_to_what_a_repair_has_changed() -> None:
     assert set(merged("llama", adapter, own)) >= set(own)
 
 
-def test_it_takes_over_values_and_lends_itself_for_a_while() -> None:
+def test_it_takes_over_values() -> None:
     one, other = (trained(adapted(view(tiny_model("llama"), KEEP), HEAL), seed) for seed in (1, 2))
     values = one.values()
-    with other.holding(values):
-        assert torch.equal(logits_of(other.model, token_ids()), logits_of(one.model, token_ids()))
     assert not torch.equal(logits_of(other.model, token_ids()), logits_of(one.model, token_ids()))
     other.load(values)
     assert torch.equal(logits_of(other.model, token_ids()), logits_of(one.model, token_ids()))

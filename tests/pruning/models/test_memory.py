@@ -124,7 +124,6 @@ def test_half_the_batch_changes_no_removal(
             super().__init__(model, token_ids, num_states, **options)
 
     monkeypatch.setattr("pruning.search.scoring.Prefixes", Noted)
-    monkeypatch.setattr("pruning.search.streamed_scoring.Prefixes", Noted)
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog " * 40)
     calibration = CalibrationSpec(Dataset.FILE, num_samples=8, seqlen=8, path=str(text))

@@ -18,7 +18,6 @@ from pruning.models.streaming import StreamedModel
 from pruning.removal import NonFiniteLoss
 from pruning.search.objective import Objective
 from pruning.search.scoring import PlainScorer, SharedPrefixScorer
-from pruning.search.streamed_scoring import StreamedScorer
 from pruning.sleb import sleb
 from tests.support.scoring import HIDDEN_SIZE, assert_equal, windows
 from tests.support.tiny import NUM_BLOCKS, VOCAB_SIZE, tiny_model
@@ -87,7 +86,7 @@ def test_a_streamed_model_has_the_same_scores(
 ) -> None:
     token_ids = windows(4, 7)
     sweep = 7 * STATE * (2 * NUM_BLOCKS + 2)
-    scorer = StreamedScorer(
+    scorer = SharedPrefixScorer(
         streamed,
         token_ids,
         state_budget=num_windows_in_budget * sweep,

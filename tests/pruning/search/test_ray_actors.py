@@ -8,8 +8,9 @@ import torch
 from pruning.models.memory import StateBudgetTooSmall
 from pruning.models.store import load
 from pruning.search.objective import Objective
-from pruning.search.ray_actors import NO_BLOCK, ActorConfig, Evaluator, ScoringTask
+from pruning.search.ray_actors import ActorConfig, Evaluator, ScoringTask
 from pruning.search.scoring import SharedPrefixScorer
+from pruning.search.window_scorer import NO_BLOCK
 from tests.support.tiny import NUM_BLOCKS, VOCAB_SIZE, tiny_model
 from tests.support.tiny_directory import tiny_tokenizer
 

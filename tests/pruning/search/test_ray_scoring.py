@@ -249,13 +249,13 @@ def parts_of(model_dir: Path, local: LocalRay) -> Iterator[ClusterScorer]:
 @pytest.fixture
 def scored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The candidates that are scored from now on, once for each batch."""
-    score, found = SharedPrefixScorer._batch_scores, list[int]()
+    score, found = SharedPrefixScorer._swept, list[int]()
 
-    def noted(scorer: SharedPrefixScorer, batch: Any, keep: Blocks, *without: int) -> list[float]:
+    def noted(scorer: SharedPrefixScorer, group: Any, keep: Blocks, without: Blocks) -> Any:
         found.extend(without)
-        return score(scorer, batch, keep, *without)
+        return score(scorer, group, keep, without)
 
-    monkeypatch.setattr(SharedPrefixScorer, "_batch_scores", noted)
+    monkeypatch.setattr(SharedPrefixScorer, "_swept", noted)
     return found
 
 

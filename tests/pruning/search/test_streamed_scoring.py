@@ -16,8 +16,7 @@ from pruning.models.blocks import block_list
 from pruning.models.memory import StateBudgetTooSmall
 from pruning.models.streaming import StreamedModel
 from pruning.removal import NonFiniteLoss
-from pruning.search.scoring import PlainScorer
-from pruning.search.streamed_scoring import StreamedScorer
+from pruning.search.scoring import PlainScorer, SharedPrefixScorer
 from pruning.sleb import sleb
 from tests.support.scoring import HIDDEN_SIZE, assert_equal, windows
 from tests.support.tiny import NUM_BLOCKS, tiny_model
@@ -76,7 +75,7 @@ def test_streamed_blocks_give_the_plain_losses_and_order(
     plain = list(search(PlainScorer(tiny_model(family), token_ids), NUM_BLOCKS, num_remove))
     removed = [removal.block for removal in plain[:resume_after]]
     state_budget = int(budget * one_sweep_bytes(shape[1]))
-    scorer = StreamedScorer(
+    scorer = SharedPrefixScorer(
         streamed(family), token_ids, state_budget=state_budget, batch_tokens=batch_tokens
     )
     found = list(search(scorer, NUM_BLOCKS, num_remove, removed=removed))
@@ -88,7 +87,10 @@ def test_streamed_blocks_give_the_plain_losses_and_order(
 def test_no_call_leaves_a_wrong_state_behind(streamed: Streamed, data: st.DataObject) -> None:
     """Arbitrary rounds, unfinished or failing ones, and changing budgets."""
     token_ids, model = windows(3, 6), streamed("llama")
-    scorer, plain = StreamedScorer(model, token_ids), PlainScorer(tiny_model("llama"), token_ids)
+    scorer, plain = (
+        SharedPrefixScorer(model, token_ids),
+        PlainScorer(tiny_model("llama"), token_ids),
+    )
 
     def fail(*_: object) -> None:
         raise ArithmeticError
@@ -120,7 +122,7 @@ def test_a_block_that_gives_no_number_ends_the_search_and_leaves_nothing_behind(
     streamed: Streamed, budget: int
 ) -> None:
     token_ids, model = windows(3, 6), streamed("llama")
-    scorer = StreamedScorer(model, token_ids, state_budget=budget * one_sweep_bytes(6))
+    scorer = SharedPrefixScorer(model, token_ids, state_budget=budget * one_sweep_bytes(6))
 
     def spoil(_block: torch.nn.Module, _inputs: object, hidden: torch.Tensor) -> torch.Tensor:
         return hidden * math.nan
@@ -139,7 +141,7 @@ def test_some_of_the_windows_are_scored_between_boundaries(streamed: Streamed, b
     token_ids, keep = windows(5, 6), (0, 1, 2, 4, 5)
     plain = dict(PlainScorer(tiny_model("llama"), token_ids).score_round(keep, (1, 4)))
     state_budget = budget * one_sweep_bytes(6)
-    scorer = StreamedScorer(
+    scorer = SharedPrefixScorer(
         streamed("llama"), token_ids, state_budget=state_budget, boundaries=(2, 3)
     )
     for part in (range(2), range(2, 3), range(3), range(2, 5), range(5)):
@@ -154,7 +156,7 @@ def test_some_of_the_windows_are_scored_between_boundaries(streamed: Streamed, b
 def test_a_budget_below_one_window_is_refused(streamed: Streamed) -> None:
     too_small = one_sweep_bytes(9) - 1
     with pytest.raises(StateBudgetTooSmall, match=f"one window of 9 tokens need {too_small + 1}"):
-        StreamedScorer(streamed("llama"), windows(), state_budget=too_small)
+        SharedPrefixScorer(streamed("llama"), windows(), state_budget=too_small)
 
 
 class _Recorded(StreamedModel):
@@ -167,7 +169,7 @@ class _Recorded(StreamedModel):
 
 def test_every_block_that_a_round_needs_visits_once_and_runs_once(streamed: Streamed) -> None:
     model = _Recorded(streamed("llama").path)
-    scorer, ran = StreamedScorer(model, windows(4, 6)), list[int]()
+    scorer, ran = SharedPrefixScorer(model, windows(4, 6)), list[int]()
     blocks = list(block_list(model.model))
 
     def note(block: torch.nn.Module, _inputs: object, _hidden: torch.Tensor) -> None:
@@ -186,7 +188,7 @@ def test_every_block_that_a_round_needs_visits_once_and_runs_once(streamed: Stre
 
 def test_a_search_holds_no_more_than_two_blocks_or_one_end(streamed: Streamed) -> None:
     model, whole = StreamedModel(streamed("llama").path), tiny_model("llama")
-    list(sleb(StreamedScorer(model, windows()), NUM_BLOCKS, 3))
+    list(sleb(SharedPrefixScorer(model, windows()), NUM_BLOCKS, 3))
 
     def num_bytes(*modules: torch.nn.Module) -> int:
         return sum(p.nbytes for module in modules for p in module.parameters())

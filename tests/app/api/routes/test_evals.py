@@ -8,7 +8,7 @@ from fastapi.testclient import TestClient
 
 from pruning.data.texts import text_windows
 from pruning.evaluation.perplexity import measure_perplexity
-from pruning.evaluation.pruned_losses import PrunedModel
+from pruning.models.blocks import view
 from pruning.models.forward import InMemoryForward
 from pruning.models.store import LoadedModel
 from tests.support.api_fixtures import publish_pruned
@@ -42,8 +42,8 @@ def test_the_result_is_that_of_plain_forwards_and_is_kept(
             num_windows=4,
         )
         dense, pruned = (
-            measure_perplexity(InMemoryForward(tiny_loaded.model, blocks), windows)
-            for blocks in (None, PrunedModel(keep).keep)
+            measure_perplexity(InMemoryForward(model), windows)
+            for model in (tiny_loaded.model, view(tiny_loaded.model, keep))
         )
         ratio = pruned.against(dense).ratio
         assert ratio is not None
