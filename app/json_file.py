@@ -30,8 +30,8 @@ class JsonFile(Generic[_Content]):
         Raises ``OSError``, and what ``parse`` raises.
         """
         try:
-            found = self.path.stat()
-            version = (found.st_mtime_ns, found.st_ino, found.st_size)
+            stat = self.path.stat()
+            version = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
             if version != self._version:  # of a file that is replaced now, it is read once more
                 self._content, self._version = self._parse(read_stored(self.path)), version
         except FileNotFoundError:

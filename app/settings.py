@@ -93,8 +93,8 @@ def check_variables(variables: Mapping[str, str] | None = None) -> None:
 def invalid_settings(error: ValidationError) -> str:
     """One line for each invalid setting. Values are left out, as they may be secrets."""
     return "\n".join(
-        _invalid(".".join(map(str, found["loc"])), found["msg"])
-        for found in error.errors(include_url=False, include_input=False)
+        _invalid(".".join(map(str, problem["loc"])), problem["msg"])
+        for problem in error.errors(include_url=False, include_input=False)
     )
 
 

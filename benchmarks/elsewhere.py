@@ -67,7 +67,7 @@ def measured(
 ) -> list[dict[str, Any]]:
     """The losses of each depth, raw and repaired, and what came back, for each text."""
     whole = {name: losses(dense, ids) for name, ids in windows.items()}
-    found = []
+    depths = []
     for number in numbers:
         with pruned(dense, removed[:number], None):
             raw = {name: losses(dense, ids) for name, ids in windows.items()}
@@ -75,8 +75,8 @@ def measured(
         with pruned(dense, removed[:number], file):
             after = {name: losses(dense, ids) for name, ids in windows.items()}
         texts = {name: came_back(whole[name], raw[name], after[name]) for name in windows}
-        found.append({"num_removed": number, "texts": texts})
-    return found
+        depths.append({"num_removed": number, "texts": texts})
+    return depths
 
 
 def came_back(dense: Losses, raw: Losses, repaired: Losses) -> dict[str, float]:

@@ -80,15 +80,15 @@ def main(
 ) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)  # fails before the measurement, not after it
     path = model_store(model).path(model)
-    console, found = Console(stderr=True), {}
+    console, measured = Console(stderr=True), {}
     with (
         no_server_left(),
         subject(path, dtype, sides, (prompt_len, output_len), beside_job=beside_job) as each,
     ):
         for name, measure in INSTRUMENTS.items():
             with console.status(f"Comparing the dense model with itself by {name}"):
-                found[name] = measure(each)
-    report = judged(found, beside_job=beside_job)
+                measured[name] = measure(each)
+    report = judged(measured, beside_job=beside_job)
     write({**report, "model": model, **facts("equal_models")}, out)
     Console().print_json(json.dumps(report))
 
@@ -127,10 +127,10 @@ def _pruning(server: Server, settings: ServeSettings) -> Iterator[None]:
 
 
 def _num_evaluations(job_url: str) -> int:
-    found = httpx2.get(job_url).json()
-    if found["status"] not in ("queued", "running"):
-        raise JobEnded(f"{job_url} is {found['status']}")
-    return int((found["progress"] or {}).get("evaluations_done") or 0)
+    job = httpx2.get(job_url).json()
+    if job["status"] not in ("queued", "running"):
+        raise JobEnded(f"{job_url} is {job['status']}")
+    return int((job["progress"] or {}).get("evaluations_done") or 0)
 
 
 def _wait_until(condition: Callable[[], bool]) -> None:
@@ -154,7 +154,7 @@ def by_shadow(subject: Subject) -> Mapping[str, Any]:
         }
         while not _is_replayed(server, body):
             pass
-    found = {
+    reading = {
         labels["bound"]: value
         for labels, value in _samples(server, "sleb_shadow_control_speedup")
         if labels["time"] == "tpot"
@@ -164,7 +164,7 @@ def by_shadow(subject: Subject) -> Mapping[str, Any]:
         for labels, value in _samples(server, "sleb_shadow_control_pairs")
         if labels["time"] == "tpot"
     ]
-    return {**found, "num_pairs": int(num_pairs)}
+    return {**reading, "num_pairs": int(num_pairs)}
 
 
 def by_compare(subject: Subject) -> Mapping[str, Any]:
@@ -177,8 +177,12 @@ def by_compare(subject: Subject) -> Mapping[str, Any]:
         "ignore_eos": True,
         "repeats": len(subject.requests),
     }
-    found = _post(server, "/compare", body)["control"]
-    return {**found["tpot"], "num_pairs": len(subject.requests), "agreement": found["agreement"]}
+    control = _post(server, "/compare", body)["control"]
+    return {
+        **control["tpot"],
+        "num_pairs": len(subject.requests),
+        "agreement": control["agreement"],
+    }
 
 
 def by_bench(subject: Subject) -> Mapping[str, Any]:
@@ -203,11 +207,11 @@ def by_bench(subject: Subject) -> Mapping[str, Any]:
         timeout=_TIMEOUT_S,
         check=True,
     )
-    found = json.loads(process.stdout)
+    result = json.loads(process.stdout)
     [row] = [
         row
-        for row in found["results"]
-        if (row["variant"], row["time"]) == (found["control"], "tpot")
+        for row in result["results"]
+        if (row["variant"], row["time"]) == (result["control"], "tpot")
     ]
     return dict(row["speedup"])
 
@@ -217,17 +221,17 @@ INSTRUMENTS: Mapping[str, Callable[[Subject], Mapping[str, Any]]] = MappingProxy
 )
 
 
-def judged(found: Mapping[str, Mapping[str, Any]], *, beside_job: bool) -> dict[str, Any]:
+def judged(measured: Mapping[str, Mapping[str, Any]], *, beside_job: bool) -> dict[str, Any]:
     """Whether each interval contains 1, with a centre that is near enough."""
     within = BESIDE_JOB_WITHIN if beside_job else IDLE_WITHIN
     passes = {
         name: each["low"] <= 1 <= each["high"] and abs(each["ratio"] - 1) <= within
-        for name, each in found.items()
+        for name, each in measured.items()
     }
     return {
         "beside_job": beside_job,
         "within": within,
-        "equal_models": {name: {**each, "passes": passes[name]} for name, each in found.items()},
+        "equal_models": {name: {**each, "passes": passes[name]} for name, each in measured.items()},
         "passes": all(passes.values()),
     }
 
@@ -258,8 +262,8 @@ def _num_controls(server: Server) -> float:
 
 
 def _num_dropped(server: Server) -> Counter[str]:
-    found = _samples(server, "sleb_shadow_dropped_total")
-    return Counter({labels["reason"]: int(value) for labels, value in found})
+    samples = _samples(server, "sleb_shadow_dropped_total")
+    return Counter({labels["reason"]: int(value) for labels, value in samples})
 
 
 def _samples(server: Server, name: str) -> list[tuple[dict[str, str], float]]:
@@ -275,8 +279,8 @@ def _samples(server: Server, name: str) -> list[tuple[dict[str, str], float]]:
 
 def _post(server: Server, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
     response = httpx2.post(f"{server.url}{path}", json=body, timeout=_TIMEOUT_S)
-    found: dict[str, Any] = response.raise_for_status().json()
-    return found
+    answer: dict[str, Any] = response.raise_for_status().json()
+    return answer
 
 
 if __name__ == "__main__":

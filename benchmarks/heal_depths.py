@@ -136,8 +136,8 @@ def main(
     for name, path in (each.split("=", 1) for each in text or []):
         judged[name] = spread(read(Path(path)), num_windows, 512, bench.dense.tokenizer)
     report |= {"domains": {}, "shares": {}, "probe": {}}
-    for domain, found in _judged(bench.dense, models, judged):
-        report["domains"][domain] = found
+    for domain, of_models in _judged(bench.dense, models, judged):
+        report["domains"][domain] = of_models
         _write(report, out)  # a run that is cut off has what came before
     if num_items:
         report["probe"] = _probed(bench.dense, models, num_items)
@@ -156,12 +156,12 @@ def _bench(
     source = verify(checkpoint)
     path = ModelStore(models_dir).inspect(source.parent).path
     dense = load_dense_model(path, Resident.MODEL, Resources(), dtype=dtype)
-    found = {
+    stored = {
         depth: repair_of(checkpoint, depth) for depth in range(1, len(source.removed_blocks) + 1)
     }
     repairs = {
         depth: repair
-        for depth, repair in found.items()
+        for depth, repair in stored.items()
         if repair is not None and repair.method is not Method.NONE
     }
     calibration = default_calibration(num_samples=num_samples, seqlen=seqlen)
@@ -186,9 +186,9 @@ def _step_times(bench: Bench) -> dict[str, Any]:
             if turn:
                 seconds[name].append(tokens / step.tokens_per_s)
     ratios = [one / other for one, other in zip(*seconds.values(), strict=True)]
-    found = {name: median(of_kind) for name, of_kind in seconds.items()}
-    Console().print(found, median(ratios))
-    return {**found, "ratio": median(ratios), "ratios": ratios}
+    medians = {name: median(of_kind) for name, of_kind in seconds.items()}
+    Console().print(medians, median(ratios))
+    return {**medians, "ratio": median(ratios), "ratios": ratios}
 
 
 def _bytes(bench: Bench) -> dict[str, int]:
@@ -263,8 +263,8 @@ def _judged(
     judged: Mapping[str, torch.Tensor],
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     for domain, token_ids in judged.items():
-        found: Sequence[Sequence[float]] = pruned_losses(dense, list(models.values()), token_ids)
-        of_model = dict(zip(models, found, strict=True))
+        by_model: Sequence[Sequence[float]] = pruned_losses(dense, list(models.values()), token_ids)
+        of_model = dict(zip(models, by_model, strict=True))
         whole = of_model["dense"]
         yield (
             domain,
@@ -285,13 +285,13 @@ def _probed(
 ) -> dict[str, float]:
     """The share of correct answers of every model but the raw ones."""
     items = probe_items(num_items=num_items)
-    found = {}
+    scores = {}
     for name, model in models.items():
         if not name.startswith("raw"):
             answers = answer(dense.forward(model.keep, own=model.own), dense.tokenizer, items)
-            found[name] = fmean(each.score for each in answers)
-            Console().print(f"probe of {name}: {found[name]:.3f}")
-    return found
+            scores[name] = fmean(each.score for each in answers)
+            Console().print(f"probe of {name}: {scores[name]:.3f}")
+    return scores
 
 
 if __name__ == "__main__":

@@ -10,15 +10,15 @@ Shares = Mapping[str, Mapping[str, float]]
 
 def shares(domains: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """The share of the lost nats that each model gives back, by domain."""
-    found: dict[str, dict[str, float]] = {}
+    by_domain: dict[str, dict[str, float]] = {}
     for domain, of in domains.items():
         losses = {name: each["loss"] for name, each in of["models"].items()}
-        found[domain] = {
+        by_domain[domain] = {
             name: (losses[f"raw {depth}"] - loss) / (losses[f"raw {depth}"] - losses["dense"])
             for name, loss in losses.items()
             if (depth := name.rpartition(" ")[2]).isdigit() and not name.startswith("raw")
         }
-    return found
+    return by_domain
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -67,8 +67,8 @@ def _control(report: Mapping[str, Any]) -> list[str]:
 
 
 def _effort(report: Mapping[str, Any]) -> list[str]:
-    found, times = report["bytes"], report["step_s"]
-    sizes = {name: f"{num_bytes / 1e6:.0f} MB" for name, num_bytes in found.items()}
+    num_bytes_of, times = report["bytes"], report["step_s"]
+    sizes = {name: f"{num_bytes / 1e6:.0f} MB" for name, num_bytes in num_bytes_of.items()}
     lines = [
         f"The dense model has {sizes['dense']}, of which blocks are {sizes['blocks']}.",
         f"All depths share {sizes['shared']} beside it, and repairs have {sizes['repairs']}.",

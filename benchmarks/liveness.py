@@ -216,13 +216,13 @@ def attacked(server: Server, name: str, seconds: float) -> Row:
     answers.get(timeout=_TIMEOUT_S)  # it has begun
     try:
         beside = measured(us, seconds)
-        found = answers.get(timeout=seconds + _GRACE_S)
+        answer = answers.get(timeout=seconds + _GRACE_S)
     finally:
         attackers.kill()
         attackers.join()
     while us.post("/v1/completions", {"prompt": "a", "max_tokens": 1}) != 200:
         _pause(PROBE_EVERY_S)
-    return Row(name, calm, beside, found)
+    return Row(name, calm, beside, answer)
 
 
 def attack(name: str, target: Target, seconds: float, answers: Any) -> None:  # noqa: ANN401
@@ -314,8 +314,10 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def _cells(row: Row) -> Sequence[str]:
-    found = np.percentile(row.attacked.probes_ms, _PERCENTILES) if row.attacked.probes_ms else _NONE
-    probes = " / ".join(f"{ms:.0f}" for ms in found)
+    percentiles = (
+        np.percentile(row.attacked.probes_ms, _PERCENTILES) if row.attacked.probes_ms else _NONE
+    )
+    probes = " / ".join(f"{ms:.0f}" for ms in percentiles)
     before, beside = (
         f"{median(of.requests_ms):.0f}" if of.requests_ms else "none"
         for of in (row.calm, row.attacked)

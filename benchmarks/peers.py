@@ -38,18 +38,20 @@ Closed = Mapping[int, Mapping[str, Sequence[Pass]]]  # passes of each side by nu
 def peers(subject: ServeSubject, plan: ServePlan) -> PartResult:
     """Closed loops of each number of clients against ``sleb serve`` and the peers in turn."""
     asked = [peer for peer in PROGRAMS if peer in plan.against]
-    found = {peer: program for peer in asked if (program := shutil.which(PROGRAMS[peer]))}
-    left_out = {peer: missing(peer) for peer in asked if peer not in found}
+    programs = {peer: program for peer in asked if (program := shutil.which(PROGRAMS[peer]))}
+    left_out = {peer: missing(peer) for peer in asked if peer not in programs}
     for message in left_out.values():
         Console(stderr=True, highlight=False).print(message)
-    if not found:
+    if not programs:
         return PartResult({"left_out": left_out})
 
     def requests(number: int) -> Sequence[SampleRequest]:
         return subject.prompts(plan).uniform(number, plan.prompt_len, plan.output_len)
 
-    closed = closed_loops(_starts(subject, plan, found), requests, plan.concurrency, plan.repeats)
-    figures = {peer: rows(closed, peer) for peer in found}
+    closed = closed_loops(
+        _starts(subject, plan, programs), requests, plan.concurrency, plan.repeats
+    )
+    figures = {peer: rows(closed, peer) for peer in programs}
     details: dict[str, Any] = {
         "left_out": left_out,
         "against": figures,
@@ -58,7 +60,7 @@ def peers(subject: ServeSubject, plan: ServePlan) -> PartResult:
             for concurrency, passes in closed.items()
         },
     }
-    ratios = {_RATIOS[peer]: min(row["tokens_per_s"] for row in figures[peer]) for peer in found}
+    ratios = {_RATIOS[peer]: min(row["tokens_per_s"] for row in figures[peer]) for peer in programs}
     return PartResult(details, ratios, _markdown(figures))
 
 
@@ -95,15 +97,15 @@ def missing(peer: Baseline) -> str:
 
 
 def _starts(
-    subject: ServeSubject, plan: ServePlan, found: Mapping[Baseline, str]
+    subject: ServeSubject, plan: ServePlan, programs: Mapping[Baseline, str]
 ) -> Mapping[str, Start]:
     """How to start each server, ours first, with room for all clients at once."""
     model = (subject.path, subject.dtype, subject.threads)
     max_len, most = plan.prompt_len + plan.output_len, max(plan.concurrency)
     starts: dict[str, Start] = {SLEB: partial(sleb_serve, *model)}
-    if program := found.get(Baseline.VLLM):
+    if program := programs.get(Baseline.VLLM):
         starts[Baseline.VLLM] = partial(vllm_serve, Path(program), *model, max_len, most)
-    if program := found.get(Baseline.LLAMA_CPP):
+    if program := programs.get(Baseline.LLAMA_CPP):
         starts[Baseline.LLAMA_CPP] = partial(llama_server, Path(program), *model, max_len, most)
     return starts
 
@@ -143,9 +145,9 @@ def _tpot_s(one: Pass) -> float:
 
 def _markdown(rows: Mapping[Baseline, Sequence[Mapping[str, Any]]]) -> str:
     parts = []
-    for peer, found in rows.items():
+    for peer, of_peer in rows.items():
         cells = []
-        for row in found:
+        for row in of_peer:
             rate = f"{row['tokens_per_s']:.2f} ({row['from']:.2f} to {row['to']:.2f})"
             cells.append((str(row["clients"]), rate, f"{row['ttft']:.2f}", f"{row['tpot']:.2f}"))
         parts.append(f"## sleb serve over {peer}\n\n{table(_HEADINGS, cells, 0)}")

@@ -95,7 +95,7 @@ def main(
         num_remove=max(numbers),
         calibration=_calibration(text, num_samples, search_seqlen or seqlen),
     )
-    orders = {name: found or _searched(dense, searched, name) for name, found in given.items()}
+    orders = {name: known or _searched(dense, searched, name) for name, known in given.items()}
     # the windows of a file have one use only if the sizes of all uses are known together
     held_out = spec if text else default_calibration(num_samples=2 * num_held_out, seqlen=seqlen)
     report = measured(dense, spec, held_out, orders, numbers)
@@ -117,8 +117,8 @@ def measured(
         name: _repaired(dense, of.removed, numbers, RepairText(train, selection))
         for name, of in orders.items()
     }
-    losses = _judged(dense, [found.depths for found in repaired.values()], _token_ids(judged))
-    found = {name: _order(of, orders[name], losses) for name, of in repaired.items()}
+    losses = _judged(dense, [by_order.depths for by_order in repaired.values()], _token_ids(judged))
+    by_order = {name: _order(of, orders[name], losses) for name, of in repaired.items()}
     return {
         "num_blocks": num_blocks(dense.model),
         "train": {domain: list(ids.shape) for domain, ids in train.items()},
@@ -126,7 +126,7 @@ def measured(
         "held_out": {domain: list(of.token_ids.shape) for domain, of in judged.items()},
         "dtype": str(dense.model.dtype).removeprefix("torch."),
         "dense": {domain: _of(of) for domain, of in losses.dense.items()},
-        "orders": found,
+        "orders": by_order,
         **facts("repair"),
     }
 
@@ -183,7 +183,7 @@ def _calibration(text: Sequence[Path] | None, num_samples: int, seqlen: int) -> 
 
 
 def _token_ids(windows: Mapping[str, Windows]) -> dict[str, torch.Tensor]:
-    return {domain: found.token_ids for domain, found in windows.items()}
+    return {domain: of_domain.token_ids for domain, of_domain in windows.items()}
 
 
 def _repaired(
@@ -207,12 +207,12 @@ def _judged(
         for method, repaired in depth.tried.items()
     }
     everything = PrunedModel(tuple(range(num_blocks(dense.model))))
-    found: list[dict[str, Losses]] = [{} for _ in range(len(models) + 1)]
+    by_domain: list[dict[str, Losses]] = [{} for _ in range(len(models) + 1)]
     for domain, token_ids in windows.items():
         by_model = pruned_losses(dense, [everything, *models.values()], token_ids)
-        for of, losses in zip(found, by_model, strict=True):
+        for of, losses in zip(by_domain, by_model, strict=True):
             of[domain] = losses
-    return _Judged(found[0], dict(zip(models, found[1:], strict=True)))
+    return _Judged(by_domain[0], dict(zip(models, by_domain[1:], strict=True)))
 
 
 def _order(repaired: _Repaired, order: Order, losses: _Judged) -> dict[str, Any]:
@@ -232,10 +232,10 @@ def _depth(depth: RepairedDepth, losses: _Judged) -> dict[str, Any]:
     methods = {
         method.value: {
             "bytes": sum(tensor.nbytes for tensor in repaired.tensors.values()),
-            "penalties": {str(block): found for block, found in repaired.penalties.items()},
+            "penalties": {str(block): each for block, each in repaired.penalties.items()},
             "domains": {
-                domain: _came_back(losses.dense[domain], raw[domain], found)
-                for domain, found in losses.pruned[depth.keep, method].items()
+                domain: _came_back(losses.dense[domain], raw[domain], each)
+                for domain, each in losses.pruned[depth.keep, method].items()
             },
         }
         for method, repaired in depth.tried.items()

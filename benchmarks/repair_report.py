@@ -69,11 +69,11 @@ def _lines(
     """Headings, and a line for each depth and method."""
     domains = list(report["dense"])
     headings = ["removed", "repair", *domains, *(f"{domain} came back" for domain in domains), "MB"]
-    dense = [f"{found['perplexity']:.2f}" for found in report["dense"].values()]
+    dense = [f"{result['perplexity']:.2f}" for result in report["dense"].values()]
     lines = [["0", "", *dense, *[""] * (len(domains) + 1)]]
     for depth in order["depths"]:
-        for method, found in depth["methods"].items():
-            measured = [found["domains"][domain] for domain in domains]
+        for method, result in depth["methods"].items():
+            measured = [result["domains"][domain] for domain in domains]
             shares = [
                 f"{100 * m['came_back']:.0f} ± {196 * m['standard_error']:.0f} %" for m in measured
             ]
@@ -84,7 +84,7 @@ def _lines(
                     f"{'raw' if method == 'none' else method}{chosen}",
                     *(f"{m['perplexity']:.2f}" for m in measured),
                     *(shares if method != "none" else [""] * len(domains)),
-                    f"{found['bytes'] / 1e6:.1f}",
+                    f"{result['bytes'] / 1e6:.1f}",
                 ]
             )
     return headings, lines

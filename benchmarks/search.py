@@ -88,9 +88,9 @@ def _run(
         for name, mode in measured.items():
             mode.advance()
             progress.print(f"round {step}, {name}: {mode.cost.seconds:.1f} s so far")
-        found = report(measured, reference_run)
-        write({"modes": found, **about}, out)
-    show(found, Console())
+        modes = report(measured, reference_run)
+        write({"modes": modes, **about}, out)
+    show(modes, Console())
 
 
 def _facts(subject: SearchSubject, dtype: Dtype, state_budget: int) -> dict[str, Any]:

@@ -19,7 +19,7 @@ def _mode_report(
     mode: Mode, modes: Mapping[str, Mode], reference: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     plain, cost = modes.get("plain"), mode.cost
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "order": mode.order,
         "losses": [removal.loss for removal in mode.removals],
         "dense_loss": mode.dense_loss,
@@ -39,11 +39,11 @@ def _mode_report(
         "rounds": [_round_report(each) for each in mode.rounds],
     }
     if reference:
-        found["order_equal_to_reference"] = (
+        figures["order_equal_to_reference"] = (
             mode.order == reference["removal_order"][: len(mode.order)]
         )
-        found["largest_loss_difference_to_reference"] = _to_reference(mode, reference)
-    return found
+        figures["largest_loss_difference_to_reference"] = _to_reference(mode, reference)
+    return figures
 
 
 def _round_report(each: Round) -> dict[str, Any]:
@@ -111,10 +111,10 @@ def show(modes: Mapping[str, Mapping[str, Any]], console: Console) -> None:
     """Print a column for every mode, and the removal orders."""
     table = Table("", *modes)
     for key, heading in _ROWS.items():
-        table.add_row(heading, *(_cell(key, found[key]) for found in modes.values()))
+        table.add_row(heading, *(_cell(key, of_mode[key]) for of_mode in modes.values()))
     console.print(table)
-    for name, found in modes.items():
-        console.print(f"{name}: {found['order']}")
+    for name, of_mode in modes.items():
+        console.print(f"{name}: {of_mode['order']}")
 
 
 def _cell(key: str, value: bool | float | None) -> str:

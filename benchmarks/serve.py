@@ -75,23 +75,23 @@ def main(
 def run(subject: ServeSubject, plan: ServePlan, out: Path) -> None:
     """Run all parts in turn. The report is written after each of them."""
     progress = Console(stderr=True, highlight=False)
-    found: dict[Part, PartResult] = {}
+    results: dict[Part, PartResult] = {}
     seconds: dict[Part, float] = {}
     report: dict[str, object] = {}
     tables = ""
     for part in plan.parts:
         began_s = time.perf_counter()
-        found[part] = PARTS[part](subject, plan)
+        results[part] = PARTS[part](subject, plan)
         seconds[part] = round(time.perf_counter() - began_s, 1)
         progress.print(f"{part}: {seconds[part]} s")
         report = {
-            "ratios": all_ratios({k: v for one in found.values() for k, v in one.ratios.items()}),
-            "parts": {name: one.details for name, one in found.items()},
+            "ratios": all_ratios({k: v for one in results.values() for k, v in one.ratios.items()}),
+            "parts": {name: one.details for name, one in results.items()},
             "kernels": {what: asdict(one) for what, one in subject.tuner.choices.items()},
             "seconds": seconds,
             **_facts(subject, plan),
         }
-        tables = "\n".join(one.markdown for one in found.values() if one.markdown)
+        tables = "\n".join(one.markdown for one in results.values() if one.markdown)
         write(report, out, tables)
     show(report, tables, Console())
 

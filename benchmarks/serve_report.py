@@ -37,9 +37,9 @@ TARGETS: Mapping[str, tuple[str, float]] = MappingProxyType(
 )
 
 
-def all_ratios(found: Mapping[str, float | None]) -> dict[str, float | None]:
+def all_ratios(ratios: Mapping[str, float | None]) -> dict[str, float | None]:
     """All ratios of ``TARGETS``. None if it was not measured."""
-    values = {name: found.get(name) for name in TARGETS}
+    values = {name: ratios.get(name) for name in TARGETS}
     return {name: None if value is None else round(value, 4) for name, value in values.items()}
 
 

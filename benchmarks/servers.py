@@ -193,8 +193,8 @@ def link_model(model: Path, link: Path, dtype: str) -> None:
 
 def _with_threads(threads: int | None) -> dict[str, str]:
     """The environment of a program of others, with this number of threads if there is one."""
-    found = child_environment(ServeSettings())
-    return found if threads is None else {**found, "OMP_NUM_THREADS": str(threads)}
+    environment = child_environment(ServeSettings())
+    return environment if threads is None else {**environment, "OMP_NUM_THREADS": str(threads)}
 
 
 @contextmanager

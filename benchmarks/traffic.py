@@ -64,7 +64,7 @@ def traffic(part: Part, subject: ServeSubject, plan: ServePlan) -> PartResult:
     if program is None and Baseline.VLLM in plan.against:
         Console(stderr=True, highlight=False).print(missing(Baseline.VLLM))
     turns = _turns(_CLIENTS[part], subject, plan, program)
-    sides = {name: _figures(found) for name, found in turns.items()}
+    sides = {name: _figures(of_side) for name, of_side in turns.items()}
     hits = sides[SLEB]["hits"]
     ratios: dict[str, float | None] = {} if hits is None else {f"{part}_hits": hits}
     rows = []
@@ -103,10 +103,10 @@ def _run(
     name: str, servers: Mapping[str, Server], make: Callable[[Traffic], Sequence[Client]]
 ) -> Traffic:
     """Load one server while the other is stopped."""
-    found = Traffic()
+    run = Traffic()
     with paused(server for other, server in servers.items() if other != name):
-        found.seconds = clients_at_once(servers[name], make(found))
-    return found
+        run.seconds = clients_at_once(servers[name], make(run))
+    return run
 
 
 def _prefix(
@@ -120,13 +120,13 @@ def _prefix(
         for own in prompts.uniform(number, sizes.own_len, sizes.output_len)
     ]
 
-    def client(found: Traffic, own: Sequence[SampleRequest]) -> Client:
+    def client(run: Traffic, own: Sequence[SampleRequest]) -> Client:
         for request in own:
             answer = yield request
             num_known = 0 if request is requests[0] else sizes.shared_len
-            found.take(answer, num_known)
+            run.take(answer, num_known)
 
-    return lambda found: [client(found, own) for own in _dealt(requests, sizes.prefix_clients)]
+    return lambda run: [client(run, own) for own in _dealt(requests, sizes.prefix_clients)]
 
 
 def _chat(
@@ -136,16 +136,16 @@ def _chat(
     number = sizes.chat_clients * sizes.num_turns
     new = prompts.uniform(number, sizes.turn_len, sizes.output_len)
 
-    def client(found: Traffic, turns: Sequence[SampleRequest]) -> Client:
+    def client(run: Traffic, turns: Sequence[SampleRequest]) -> Client:
         text, ids = "", tuple[int, ...]()
         for turn in turns:
             num_known = len(ids)
             text, ids = text + turn.text, ids + turn.prompt_ids
             answer = yield SampleRequest(text, ids, sizes.output_len)
-            found.take(answer, num_known)
+            run.take(answer, num_known)
             text, ids = text + answer.text, ids + _encoded(subject.tokenizer, answer.text)
 
-    return lambda found: [client(found, turns) for turns in _dealt(new, sizes.chat_clients)]
+    return lambda run: [client(run, turns) for turns in _dealt(new, sizes.chat_clients)]
 
 
 def _long(
@@ -156,14 +156,14 @@ def _long(
     number = sizes.short_clients * sizes.num_rounds
     short = prompts.uniform(number, sizes.short_len, sizes.output_len)
 
-    def client(found: Traffic, own: Sequence[SampleRequest]) -> Client:
+    def client(run: Traffic, own: Sequence[SampleRequest]) -> Client:
         for request in own:
             answer = yield request
-            found.take(answer, 0, is_long=request is long)
+            run.take(answer, 0, is_long=request is long)
 
-    def make(found: Traffic) -> Sequence[Client]:
+    def make(run: Traffic) -> Sequence[Client]:
         others = _dealt(short, sizes.short_clients)
-        return [client(found, own) for own in ([long], *others)]
+        return [client(run, own) for own in ([long], *others)]
 
     return make
 

@@ -139,17 +139,17 @@ def through_api(subject: Subject) -> dict[str, Any]:
         Baseline.VLLM: partial(subject.direct, directory),
     }
     with no_server_left():
-        found: Closed = closed_loops(
+        passes_of: Closed = closed_loops(
             starts,
             lambda number: prompts.uniform(2 * number, sizes.prompt_len, sizes.output_len),
             sizes.clients,
             sizes.repeats,
         )
     return {
-        "over_vllm": rows(found, Baseline.VLLM),
+        "over_vllm": rows(passes_of, Baseline.VLLM),
         "sides": {
             str(number): {name: performance(timed) for name, timed in passes.items()}
-            for number, passes in found.items()
+            for number, passes in passes_of.items()
         },
     }
 
@@ -173,8 +173,8 @@ def bench(subject: Subject) -> dict[str, Any]:
                 side(of)  # a warm-up
         for repeat in range(sizes.bench_repeats):
             for name, side in turns([*sides.items()], repeat):
-                for of, found in turns([*tpots_s[name].items()], repeat):
-                    found.append(side(of))
+                for of, seconds in turns([*tpots_s[name].items()], repeat):
+                    seconds.append(side(of))
     ratios = {name: speedup(of[DENSE], of[subject.variant]) for name, of in tpots_s.items()}
     ours, theirs = ratios["sleb bench"], ratios["vllm bench serve"]
     return {
@@ -249,8 +249,8 @@ def _vllm_bench(program: Path, server: Server, model: Path, plan: BenchPlan, fol
     subprocess.run(  # noqa: S603 - the program that was named
         command, check=True, env={**child_environment(ServeSettings()), "HF_HUB_OFFLINE": "1"}
     )
-    found = json.loads((folder / "result.json").read_text())
-    return float(found["mean_tpot_ms"]) / 1e3
+    result = json.loads((folder / "result.json").read_text())
+    return float(result["mean_tpot_ms"]) / 1e3
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -272,8 +272,8 @@ def _of_api(part: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _of_bench(part: Mapping[str, Any]) -> Iterator[str]:
-    for name, found in part["speedup"].items():
-        yield f"- {name}: {found['ratio']:.4f}× ({found['low']:.3f} to {found['high']:.3f})"
+    for name, one in part["speedup"].items():
+        yield f"- {name}: {one['ratio']:.4f}× ({one['low']:.3f} to {one['high']:.3f})"
     yield from (f"- difference: {part['difference']:+.2%}", "")
 
 

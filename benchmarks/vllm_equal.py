@@ -81,11 +81,11 @@ def main(
         asked = {kind: asked[kind] for kind in kinds.split(",") if kind} or asked
         ours = dict(_answers(own, asked, new_tokens))
         for kind, answers in _answers(_in_vllm(own, program), asked, new_tokens):
-            found = asdict(Equality.of(ours[kind], answers))
-            report["kinds"][kind] = {"name": asked[kind], **found}
+            equality = asdict(Equality.of(ours[kind], answers))
+            report["kinds"][kind] = {"name": asked[kind], **equality}
             write(report, out, markdown(report))
     sys.stdout.write(markdown(report))
-    if any(found["num_equal"] < len(PROMPTS) for found in report["kinds"].values()):
+    if any(equality["num_equal"] < len(PROMPTS) for equality in report["kinds"].values()):
         raise typer.Exit(1)
 
 
@@ -183,9 +183,9 @@ def _answer(tokens: Sequence[Mapping[str, Any]]) -> Answer:
 
 def markdown(report: Mapping[str, Any]) -> str:
     lines = ["| model | equal answers | largest gap of log-probabilities |", "|---|--:|--:|"]
-    for kind, found in report["kinds"].items():
-        cells = (f"{kind} (`{found['name']}`)", f"{found['num_equal']} of {len(PROMPTS)}")
-        lines.append(f"| {' | '.join(cells)} | {found['gap']:.6f} |")
+    for kind, equality in report["kinds"].items():
+        cells = (f"{kind} (`{equality['name']}`)", f"{equality['num_equal']} of {len(PROMPTS)}")
+        lines.append(f"| {' | '.join(cells)} | {equality['gap']:.6f} |")
     return "\n".join([*lines, "", f"`{report['command']}`", ""])
 
 

@@ -61,13 +61,13 @@ class Prompts:
     def _find_words(self) -> Sequence[str]:
         ids = list(range(len(self._tokenizer)))
         self._random.shuffle(ids)
-        found: list[str] = []
+        words: list[str] = []
         for token_id in ids:
             text = token_text(self._tokenizer, token_id)
             if _WORD.fullmatch(text):
-                found.append(text)
-            if len(found) == _MAX_WORDS:
+                words.append(text)
+            if len(words) == _MAX_WORDS:
                 break
-        if not found:
+        if not words:
             raise NoSuchPrompt("this tokenizer has no tokens that are words")
-        return found
+        return words

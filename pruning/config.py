@@ -206,8 +206,8 @@ def secret_files() -> dict[str, Path]:
     Raises ``UnreadableSecrets``.
     """
     directory = _secrets_dir()
-    found = directory.iterdir() if directory else ()
-    return {path.name.upper(): path for path in found if path.is_file()}
+    paths = directory.iterdir() if directory else ()
+    return {path.name.upper(): path for path in paths if path.is_file()}
 
 
 def _secrets_dir() -> Path | None:

@@ -182,7 +182,7 @@ class _Healing:
     @cached_property
     def text(self) -> HealingText:
         train, held_out = (
-            {domain: found.token_ids for domain, found in part.items()}
+            {domain: windows.token_ids for domain, windows in part.items()}
             for part in (self.windows.train, self.windows.selection)
         )
         return HealingText(train, held_out)
@@ -199,10 +199,10 @@ class _Healing:
     def repairs(self) -> Mapping[int, Repaired]:
         """What the source was repaired by, at each depth that is trained and was repaired."""
         depths = range(1, self.deepest + 1) if self.is_elastic else [self.deepest]
-        found = {depth: repair_of(self.places.source, depth) for depth in depths}
+        stored = {depth: repair_of(self.places.source, depth) for depth in depths}
         return {
             depth: repaired
-            for depth, repaired in found.items()
+            for depth, repaired in stored.items()
             if repaired is not None and repaired.method is not Method.NONE
         }
 
@@ -239,12 +239,12 @@ class _Healing:
         if not self.is_elastic:
             merged = Merged(model, self.source.keep, self.heal, adapter, self.repaired, read)
             return {self.deepest: PrunedModel(self.source.keep, merged)}
-        found = {}
+        healed = {}
         for depth in range(1, self.deepest + 1):
             keep, repaired = self.source.keep_after(depth), self.repairs.get(depth)
             whole = whole_repair(model, keep, self.heal, adapter, repaired, read)
-            found[depth] = PrunedModel(keep, folded(model, keep, whole, read))
-        return found
+            healed[depth] = PrunedModel(keep, folded(model, keep, whole, read))
+        return healed
 
     def changed(self, adapter: Tensors) -> Own:
         """The tensors in place of those of the dense model: of all depths those that they share."""
@@ -339,9 +339,9 @@ class _Healing:
     def _texts(self) -> Iterator[TrainedText]:
         parts = {"train": self.windows.train, "held_out": self.windows.selection}
         for part, domains in parts.items():
-            for domain, found in domains.items():
-                num_windows, seqlen = found.token_ids.shape
-                yield TrainedText(part, domain, found.source, num_windows, seqlen, found.digest)
+            for domain, windows in domains.items():
+                num_windows, seqlen = windows.token_ids.shape
+                yield TrainedText(part, domain, windows.source, num_windows, seqlen, windows.digest)
 
     def write(
         self, directory: Path, manifest: Manifest, model: _Trained, control: _Trained | None
@@ -357,8 +357,8 @@ class _Healing:
         for name in ("removal.json", "calibration.json"):
             copyfile(self.places.source / name, directory / name)
         self._write_repairs(directory, manifest)
-        found = json.loads((directory / "removal.json").read_text(encoding="utf-8"))
-        removals = [read_record(Removal, removal) for removal in found]
+        records = json.loads((directory / "removal.json").read_text(encoding="utf-8"))
+        removals = [read_record(Removal, removal) for removal in records]
         card = model_card(manifest, removals, lineage_of(self.dense.path))
         (directory / "README.md").write_text(card, encoding="utf-8")
         write_plot(manifest, directory)

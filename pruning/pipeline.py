@@ -256,7 +256,9 @@ class _Run:
         used = self.request.windows
         parts = {"train": used.train, "selection": used.selection}
         text = {
-            part: {name: described(found, self.dense.tokenizer) for name, found in domains.items()}
+            part: {
+                name: described(windows, self.dense.tokenizer) for name, windows in domains.items()
+            }
             for part, domains in parts.items()
         }
         _write_json(directory / "repair.json", text)
@@ -342,8 +344,8 @@ def _searched(
     plan = plan_of(spec, dense, windows, earlier)
     state = earlier if earlier.plan == plan else SearchState(plan)
     removals = search(spec, dense, windows, observer, state)
-    found = (windows, request, removals, plan.times, measured_on)
-    return _Run(spec, dense, parent_fingerprint, *found, observer, notes=tuple(notes))
+    run = (windows, request, removals, plan.times, measured_on)
+    return _Run(spec, dense, parent_fingerprint, *run, observer, notes=tuple(notes))
 
 
 def _shortage(error: Exception) -> str | None:

@@ -84,10 +84,10 @@ def by_domain(losses: Losses, domains: Sequence[str]) -> dict[str, float]:
     """The mean loss of each domain, of losses on windows of these; empty without several."""
     if len(set(domains)) < 2 or len(losses) != len(domains):
         return {}
-    found: dict[str, list[float]] = {}
+    losses_of: dict[str, list[float]] = {}
     for domain, loss in zip(domains, losses, strict=True):
-        found.setdefault(domain, []).append(loss)
-    return {domain: fmean(losses) for domain, losses in found.items()}
+        losses_of.setdefault(domain, []).append(loss)
+    return {domain: fmean(losses) for domain, losses in losses_of.items()}
 
 
 def paired_gaps(losses: Losses, others: Losses) -> list[float]:

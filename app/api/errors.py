@@ -245,21 +245,21 @@ def _validation_problem(
 ) -> Problem:
     """List a JSON pointer per error, but no input: that may be megabytes, or a secret."""
     listed = error.errors()[:_MAX_ERRORS]
-    errors = [_pointed_at(found, request) for found in listed]
+    errors = [_pointed_at(each, request) for each in listed]
     first = f"{errors[0]['pointer']}: {errors[0]['detail']}" if errors else "invalid"
-    outside = [str(found["loc"][1]) for found in listed if found["loc"][0] != "body"]
+    outside = [str(each["loc"][1]) for each in listed if each["loc"][0] != "body"]
     extra: dict[str, Any] = {"param": outside[0]} if outside else {}
     return Problem(INVALID_TITLE, "invalid-request", first, 422, errors=errors, **extra)
 
 
-def _pointed_at(found: Mapping[str, Any], request: Request) -> dict[str, str]:
-    where = without_format_tags(without_tags(found["loc"][1:]))
-    what = str(found["msg"]).removeprefix("Value error, ")
-    if found["type"] == "json_invalid":
-        what = f"this is not JSON: {found['ctx']['error']}, at character {where.pop()}"
-    elif found["type"] == "extra_forbidden":
-        what = f"unknown field: {field_suggestion(request, found['loc'])}"
-    elif found["loc"] == ("body",) and found["type"] in ("missing", "model_attributes_type"):
+def _pointed_at(error: Mapping[str, Any], request: Request) -> dict[str, str]:
+    where = without_format_tags(without_tags(error["loc"][1:]))
+    what = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "json_invalid":
+        what = f"this is not JSON: {error['ctx']['error']}, at character {where.pop()}"
+    elif error["type"] == "extra_forbidden":
+        what = f"unknown field: {field_suggestion(request, error['loc'])}"
+    elif error["loc"] == ("body",) and error["type"] in ("missing", "model_attributes_type"):
         what = "expected a JSON object, sent with Content-Type: application/json"
     return {"pointer": "/" + "/".join(map(str, where)), "detail": what}
 

@@ -95,10 +95,10 @@ class CheckedHealing:
     @property
     def checkpoint_bytes(self) -> int:
         """What the job writes at most."""
-        found = heal_estimate(self.spec, self.num_blocks, self.sizes, succeeded=())
+        healing = heal_estimate(self.spec, self.num_blocks, self.sizes, succeeded=())
         is_elastic = self.spec.heal is not None and self.spec.heal.depths is Depths.ALL
         model_bytes = self.source.disk_bytes if is_elastic else self.source.weight_bytes
-        return model_bytes + (0 if found is None else found.adapter_bytes)
+        return model_bytes + (0 if healing is None else healing.adapter_bytes)
 
 
 class JobChecks:

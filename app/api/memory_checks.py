@@ -40,7 +40,7 @@ def needs(
     """
     is_streamed = spec.resident is Resident.STREAM
     weights = 0 if is_streamed else needed.weight_bytes
-    found = [
+    all_needs = [
         Need(
             "the search",
             "model",
@@ -51,16 +51,18 @@ def needs(
     if spec.repair is Repair.RIDGE and sizes.num_refit:
         width_in = sizes.num_refit // info.hidden_size
         fit = fit_bytes(width_in, info.hidden_size, num_folds=1)
-        found.append(Need("repair=ridge", "repair", weights + fit, "take repair=auto"))
+        all_needs.append(Need("repair=ridge", "repair", weights + fit, "take repair=auto"))
     healing = heal_estimate(spec, info.num_blocks, sizes, succeeded=())
     if healing is not None:
         num_bytes = needed.weight_bytes + healing.training_bytes
-        found.append(Need("the healing", "heal", num_bytes, "take a lower heal.rank, or no heal"))
-    return tuple(found)
+        all_needs.append(
+            Need("the healing", "heal", num_bytes, "take a lower heal.rank, or no heal")
+        )
+    return tuple(all_needs)
 
 
-def check_memory(found: tuple[Need, ...], total_bytes: int | None) -> None:
+def check_memory(all_needs: tuple[Need, ...], total_bytes: int | None) -> None:
     """Raise ``MemoryTooSmall`` for the first that does not fit; None is memory of others."""
-    for need in found:
+    for need in all_needs:
         if total_bytes is not None and need.num_bytes > total_bytes:
             raise MemoryTooSmall(need, total_bytes)

@@ -69,15 +69,15 @@ def responses_for(*errors: type[Exception], has_body: bool = False) -> Responses
     if has_body:
         rows += [(400, "", "The request body cannot be decoded.", False)]
         rows += [(413, "", TOO_LARGE_TITLE, False)]
-    found: Responses = {}
+    responses: Responses = {}
     for status, _type, title, has_retry_after in rows:
         content = {"application/problem+json": {"schema": _DOCUMENT}}
-        response = found.setdefault(status, {"description": title, "content": content})
+        response = responses.setdefault(status, {"description": title, "content": content})
         if title not in response["description"]:
             response["description"] += f" {title}"
         if has_retry_after or status in (429, 503):
             response["headers"] = _RETRY_AFTER
-    return found
+    return responses
 
 
 def describe_api(app: FastAPI, authorizer: Authorizer, *, is_audited: bool = False) -> None:

@@ -223,13 +223,13 @@ class JobSubmission:
     def _same_search(self, spec: PruneSpec) -> Job | None:
         """The job with the most recorded removals, among those that the client may see."""
         digest, owner = spec.search_digest(), seen_tenant()
-        found = [
+        jobs = [
             job
             for job in self._jobs.list(_NUM_EARLIER_JOBS, owner=owner).jobs
             if job.model == spec.model and job.source is None and job.progress.evaluations_done
             if job.spec.search_digest() == digest
         ]
-        return max(found, key=lambda job: job.progress.evaluations_done, default=None)
+        return max(jobs, key=lambda job: job.progress.evaluations_done, default=None)
 
     def _submitted(
         self, body: PruneJobBody | HealJobBody, key: str | None, check: Callable[[], "_Asked"]

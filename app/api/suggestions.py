@@ -20,11 +20,11 @@ def field_suggestion(request: Request, loc: Sequence[int | str]) -> str:
     models = set(_models_in(body.field_info.annotation)) if body is not None else set()
     for part in loc[1:-1]:
         inner = {
-            found
+            candidate
             for model in models
             for name, field in model.model_fields.items()
             if name == part
-            for found in _models_in(field.annotation)
+            for candidate in _models_in(field.annotation)
         }
         models = inner or models  # an index or a tag changes nothing
     known = {name for model in models for name in model.model_fields}

@@ -115,10 +115,10 @@ class _Content:
     quotas: Mapping[str, Quota] = field(default_factory=dict)  # by tenant
 
     def to_json(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"format": _FORMAT, "keys": [_row(key) for key in self.keys]}
+        content: dict[str, Any] = {"format": _FORMAT, "keys": [_row(key) for key in self.keys]}
         if self.quotas:
-            found["quotas"] = {tenant: quota.given() for tenant, quota in self.quotas.items()}
-        return found
+            content["quotas"] = {tenant: quota.given() for tenant, quota in self.quotas.items()}
+        return content
 
 
 class KeyFile:
@@ -150,11 +150,11 @@ class KeyFile:
     def find(self, key: str) -> ApiKey | None:
         """Return the matching key. Compares with all of them in constant time."""
         digest = _digest(key)
-        found = None
+        match = None
         for known in self.known():
             if hmac.compare_digest(known.sha256, digest):
-                found = known
-        return found
+                match = known
+        return match
 
     def create(
         self,

@@ -58,8 +58,8 @@ def read_quota(row: Mapping[str, object]) -> Quota:
     return Quota(**{name: read_limit(row.get(name)) for name in names})
 
 
-def read_limit(found: object) -> int | None:
+def read_limit(value: object) -> int | None:
     """Raises ``ValueError``."""
-    if found is None or (type(found) is int and found >= 0):
-        return found
+    if value is None or (type(value) is int and value >= 0):
+        return value
     raise ValueError("a limit is no number")

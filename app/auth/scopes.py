@@ -173,8 +173,8 @@ def scopes_for(method: str, path: str) -> frozenset[Scope] | None:
         return None
     if method in _READING and (path == "/status" or _is_below(path, "/models")):
         return frozenset(Scope)
-    found = {scope for root, scope in _SCOPES.items() if _is_below(path, root)}
-    return frozenset({Scope.ADMIN, *found})
+    scopes = {scope for root, scope in _SCOPES.items() if _is_below(path, root)}
+    return frozenset({Scope.ADMIN, *scopes})
 
 
 def generates(method: str, path: str) -> bool:
@@ -196,8 +196,8 @@ def check_same_origin(headers: Iterable[tuple[bytes, bytes]]) -> None:
 def _cookie(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
     """Return the value of the cookie of sessions."""
     for pair in b";".join(_sent(headers, b"cookie")).decode("latin-1").split(";"):
-        found, _, content = pair.strip().partition("=")
-        if found == COOKIE:
+        cookie_name, _, content = pair.strip().partition("=")
+        if cookie_name == COOKIE:
             return content.strip('"')
     return None
 

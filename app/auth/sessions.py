@@ -142,11 +142,11 @@ class Sessions:
 
         No session may outlive one whose end was in that file, so all of them end first.
         """
-        if (found := self._generations.read()) is None:
+        if (generations := self._generations.read()) is None:
             with self._secret_lock():
                 replace_file(self._secret_file, secrets.token_bytes(_NUM_BYTES))
-            self._generations.replace(found := {})
-        return found
+            self._generations.replace(generations := {})
+        return generations
 
     def _secret(self) -> bytes | None:
         try:
@@ -185,10 +185,10 @@ def _signature(secret: bytes, content: str, key: ApiKey, generation: int) -> str
 def _generations(content: bytes) -> Mapping[str, int] | None:
     """How often the sessions of keys were ended, by the hash of the key. None if it is damaged."""
     try:
-        found = parse_record(content)
-        if not all(type(n) is int and abs(n) <= MAX_INTEGER for n in found.values()):
+        generations = parse_record(content)
+        if not all(type(n) is int and abs(n) <= MAX_INTEGER for n in generations.values()):
             raise InvalidRecord("expected a JSON object of integers")
     except InvalidRecord as error:  # once for each version of the file
         logger.warning("all sessions are ended, as %s is damaged: %s", GENERATIONS, error)
         return None
-    return found
+    return generations

@@ -112,11 +112,11 @@ def highest_rate(
 
 
 def measure_goodput(
-    subject: BenchSubject, plan: GoodputPlan, start: float, found: Callable[[str, float], None]
+    subject: BenchSubject, plan: GoodputPlan, start: float, observe: Callable[[str, float], None]
 ) -> Goodput:
     """Every side on the arrivals of every repeat, in alternating turns.
 
-    ``found`` is called after each search, with its side and the goodput.
+    ``observe`` is called after each search, with its side and the goodput.
     """
     sides = {name: side for name, side in subject.sides().items() if name != HALF}
     climbs: dict[str, list[Climb]] = {name: [] for name in sides}
@@ -136,7 +136,7 @@ def measure_goodput(
         near = _last(climbs[name]) or _last(climbs[DENSE])
         climb = highest_rate(served_at, near or start, plan.share, step=_NEAR if near else _FAR)
         climbs[name].append(climb)
-        found(name, climb.goodput)
+        observe(name, climb.goodput)
     removed = {name: len(blocks) for name, blocks in subject.removed.items()}
     return Goodput(plan, removed, climbs)
 

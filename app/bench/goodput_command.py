@@ -63,21 +63,21 @@ def run_goodput(
             progress.console.print(f"{side}: {rate:.3g} requests a second keep it", markup=False)
             progress.advance(task)
 
-        found = measure_goodput(subject, goodput_plan, start, show)
+        goodput = measure_goodput(subject, goodput_plan, start, show)
     facts = {**facts_of(asked.dtype), "machine": machine()}
-    wire = {"model": subject.name, **to_wire(found), **facts}
+    wire = {"model": subject.name, **to_wire(goodput), **facts}
     (out / REPORT_FILE).write_text(json.dumps(wire, indent=2) + "\n", encoding="utf-8")
     if has_extra("plots"):
-        (out / PLOT_FILE).write_bytes(plot(found))
+        (out / PLOT_FILE).write_bytes(plot(goodput))
     if as_json:
         print_json({"path": str(out), **wire})
     else:
-        _print(sentences(found), out)
+        _print(sentences(goodput), out)
 
 
-def _print(found: Sequence[str], out: Path) -> None:
+def _print(lines: Sequence[str], out: Path) -> None:
     shown = Console(highlight=False)
-    for sentence in found:
+    for sentence in lines:
         shown.print(sentence, markup=False)
     has_plot = has_extra("plots")
     what = "report and picture" if has_plot else "report"

@@ -62,7 +62,7 @@ def to_wire(goodput: Goodput) -> dict[str, Any]:
         "num_requests": goodput.plan.num_requests,
         "goodput": {side: goodput.rates(side) for side in goodput.climbs},
         "gain": {
-            side: (found := goodput.gain(side)) and asdict(found)
+            side: (gain := goodput.gain(side)) and asdict(gain)
             for side in (AGAIN, *goodput.removed)
         },
         "climbs": {
@@ -91,9 +91,9 @@ def draw(goodput: Goodput) -> "Figure":
         color, mark = _COLORS[number % len(_COLORS)], _MARKS[number % len(_MARKS)]
         rungs = [rung for climb in climbs for rung in climb.rungs if rung.served.strain is not None]
         for is_whole, face in ((True, color), (False, "none")):
-            found = [rung for rung in rungs if rung.served.is_cut_short is not is_whole]
-            strains = [min(_MOST_STRAIN, rung.served.strain or 0.0) for rung in found]
-            rates = [rung.rate for rung in found]
+            chosen = [rung for rung in rungs if rung.served.is_cut_short is not is_whole]
+            strains = [min(_MOST_STRAIN, rung.served.strain or 0.0) for rung in chosen]
+            rates = [rung.rate for rung in chosen]
             axes.plot(rates, strains, mark, color=color, mfc=face, ms=5, alpha=0.8)
         rate = fmean(goodput.rates(side))
         axes.axvline(rate, color=color, lw=1.5, ls="--" if side == AGAIN else "-")

@@ -130,9 +130,9 @@ class VllmRuns:
         return checked(requests, self._runner.run(timings))
 
     async def _model(self, name: str) -> VllmModel:
-        found = (await self._backend.load(self._entries[name])).vllm
-        assert found is not None
-        return found
+        model = (await self._backend.load(self._entries[name])).vllm
+        assert model is not None
+        return model
 
     async def _timings(self, name: str, request: Request) -> Timings:
         served = await self._backend.load(self._entries[name])

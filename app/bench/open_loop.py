@@ -73,7 +73,7 @@ def read_trace(path: Path) -> list[Arrival]:
     """
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-        found = [
+        arrivals = [
             Arrival(float(one["arrival"]), int(one["prompt_tokens"]), int(one["new_tokens"]))
             for one in lines
         ]
@@ -83,7 +83,7 @@ def read_trace(path: Path) -> list[Arrival]:
             '{"arrival": 0.5, "prompt_tokens": 64, "new_tokens": 32}, not '
             f"{type(error).__name__}: {error}"
         ) from error
-    ordered = sorted(found, key=lambda one: one.at_s)
+    ordered = sorted(arrivals, key=lambda one: one.at_s)
     span_s = ordered[-1].at_s - ordered[0].at_s if ordered else 0.0
     if span_s <= 0 or any(one.prompt_tokens < 1 or one.new_tokens < 1 for one in ordered):
         raise InvalidTrace(

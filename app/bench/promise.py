@@ -31,13 +31,13 @@ class Promise:
         """
         limits: dict[str, float] = {}
         for part in text.split(","):
-            found = _LIMIT.fullmatch(part.strip())
-            if found is None or not float(found[2]):
+            match = _LIMIT.fullmatch(part.strip())
+            if match is None or not float(match[2]):
                 raise InvalidPromise(
                     f"{part.strip()!r}: expected ttft, tpot or e2e with a time, as "
                     "ttft=500ms,tpot=50ms"
                 )
-            limits[f"{found[1].removesuffix('l')}_s"] = float(found[2]) * _UNITS[found[3]]
+            limits[f"{match[1].removesuffix('l')}_s"] = float(match[2]) * _UNITS[match[3]]
         return cls(**limits)
 
     def __str__(self) -> str:
@@ -60,6 +60,8 @@ class Promise:
             (self.e2e_s, timings.e2e_s),
         )
         shares = (
-            found / limit for limit, found in pairs if limit is not None and found is not None
+            measured / limit
+            for limit, measured in pairs
+            if limit is not None and measured is not None
         )
         return max(shares, default=0.0)

@@ -49,17 +49,17 @@ def markdown(bench: Bench) -> str:
 
 def cells(row: Row) -> list[str]:
     """The cells under ``HEADINGS``."""
-    found = row.speedup
-    has_interval = found.low is not None and found.high is not None
+    measured = row.speedup
+    has_interval = measured.low is not None and measured.high is not None
     return [
         row.variant,
         row.what,
         _ms(row.dense_s),
         _ms(row.variant_s),
-        f"{found.ratio:.3f}×",
-        f"{found.low:.2f} to {found.high:.2f}" if has_interval else "",
+        f"{measured.ratio:.3f}×",
+        f"{measured.low:.2f} to {measured.high:.2f}" if has_interval else "",
         f"{row.ideal:.3f}×" if row.ideal is not None else "",
-        found.verdict.value,
+        measured.verdict.value,
     ]
 
 

@@ -112,10 +112,10 @@ def _speedup(samples: Samples, variant: str, time: str) -> Speedup:
     """Over the dense model, with a verdict where the control supports one."""
     dense_s = _times_s(samples[DENSE], time)
     objection = different_kernels(_kernels(samples[DENSE]), _kernels(samples[variant]))
-    found = speedup(dense_s, _times_s(samples[variant], time), objection)
+    measured = speedup(dense_s, _times_s(samples[variant], time), objection)
     if variant == AGAIN:
-        return found
-    return beyond_noise(found, speedup(dense_s, _times_s(samples[AGAIN], time)))
+        return measured
+    return beyond_noise(measured, speedup(dense_s, _times_s(samples[AGAIN], time)))
 
 
 def _kernels(samples: Sequence[Sample]) -> Kernels:

@@ -111,8 +111,8 @@ def num_cached_tokens(timings: Sequence[Timings]) -> int:
 
 
 def _kernels(timings: Sequence[Timings]) -> tuple[Mapping[str, str], ...]:
-    found = {tuple(sorted(one.kernels.items())) for one in timings}
-    return tuple(dict(kernels) for kernels in sorted(found) if kernels)
+    chosen = {tuple(sorted(one.kernels.items())) for one in timings}
+    return tuple(dict(kernels) for kernels in sorted(chosen) if kernels)
 
 
 def _times_s(scenario: Scenario, timings: Sequence[Timings]) -> dict[str, float]:

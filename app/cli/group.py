@@ -9,10 +9,10 @@ class WholeHelp(TyperGroup):
     """Lists each command with the first sentence of its help, in as many lines as it takes."""
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ANN401 - typer's context has no public name
-        found = super().get_command(ctx, cmd_name)
-        if found is not None and not found.short_help and found.help:
-            found.short_help = _first_sentence(found.help)
-        return found
+        command = super().get_command(ctx, cmd_name)
+        if command is not None and not command.short_help and command.help:
+            command.short_help = _first_sentence(command.help)
+        return command
 
 
 def _first_sentence(text: str) -> str:

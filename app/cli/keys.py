@@ -93,14 +93,14 @@ def rotate(
 def list_keys(as_json: AsJson = False) -> None:
     """List names, scopes, limits and times of creation, and the quotas of tenants."""
     file = _file()
-    found, quotas = file.known(), file.quotas()
+    known_keys, quotas = file.known(), file.quotas()
     if as_json:
-        print_json([_row(key) for key in found])
+        print_json([_row(key) for key in known_keys])
         return
-    if not found:
+    if not known_keys:
         typer.echo("no keys: create one with sleb keys create NAME --scope SCOPE")
     else:
-        _print_keys(found)
+        _print_keys(known_keys)
     if quotas:
         _print_quotas(quotas)
 
@@ -164,14 +164,14 @@ def quota(
     changes = Quota(queued, running, num_checkpoint_bytes, tokens)
     if reset or changes.given():
         file = _audited("quota", tenant, reset=reset, **changes.given())
-        found = file.change_quota(tenant, changes, is_reset=reset)
+        changed = file.change_quota(tenant, changes, is_reset=reset)
     else:
         file = _file()
-        found = file.quotas().get(tenant, NO_QUOTA)
+        changed = file.quotas().get(tenant, NO_QUOTA)
     if as_json:
-        print_json({"tenant": tenant, **asdict(found)})
+        print_json({"tenant": tenant, **asdict(changed)})
         return
-    _print_quotas({tenant: found})
+    _print_quotas({tenant: changed})
     if all(key.owner != tenant for key in file.known()):
         typer.echo(f"no key belongs to the tenant {tenant!r} yet", err=True)
 
@@ -190,11 +190,11 @@ def _print_quotas(quotas: Mapping[str, Quota]) -> None:
     table = Table(box=SIMPLE_HEAD)
     for heading in ("tenant", "queued jobs", "running jobs", "checkpoints", "tokens per minute"):
         table.add_column(heading)
-    for tenant, found in quotas.items():
-        size = found.checkpoint_bytes
+    for tenant, own in quotas.items():
+        size = own.checkpoint_bytes
         shown_size = ByteSize(size).human_readable(decimal=True) if size else _limit(size)
-        limits = map(_limit, (found.queued_jobs, found.running_jobs))
-        table.add_row(escape(tenant), *limits, shown_size, _limit(found.tokens_per_min))
+        limits = map(_limit, (own.queued_jobs, own.running_jobs))
+        table.add_row(escape(tenant), *limits, shown_size, _limit(own.tokens_per_min))
     Console(highlight=False).print(table)
 
 

@@ -210,8 +210,8 @@ def spec_of(model: str, calibration: Calibration, values: Mapping[str, object]) 
 def with_options(message: str) -> str:
     """A message about fields of the spec, with the options of the command in their place."""
 
-    def option(found: re.Match[str]) -> str:
-        name = found[0]
+    def option(match: re.Match[str]) -> str:
+        name = match[0]
         return f"--{name.replace('_', '-')}" if name in HELP else name
 
     return _FIELD.sub(option, message)
@@ -291,22 +291,22 @@ def num_bytes(text: str, least: int = 1) -> int:
 
 def _parameters() -> dict[str, inspect.Parameter]:
     """Every option as a parameter of a function, with the type and the default of its field."""
-    found: dict[str, inspect.Parameter] = {}
+    parameters: dict[str, inspect.Parameter] = {}
     for kind, prefix in (
         *((PruneSpec, ""), (CalibrationSpec, "")),
         *((Gate, GATE), (Evaluation, EVALUATION)),
     ):
-        found |= _of_fields(kind, prefix, HELP)
-    return found | _of_fields(Heal, HEAL, HEAL_OF_JOB)
+        parameters |= _of_fields(kind, prefix, HELP)
+    return parameters | _of_fields(Heal, HEAL, HEAL_OF_JOB)
 
 
 def _changes() -> dict[str, inspect.Parameter]:
     """The same options without defaults."""
-    found = {}
+    changed = {}
     for name, parameter in _parameters().items():
         kind, option = get_args(parameter.annotation)
-        found[name] = parameter.replace(default=None, annotation=Annotated[kind | None, option])
-    return found
+        changed[name] = parameter.replace(default=None, annotation=Annotated[kind | None, option])
+    return changed
 
 
 def _of_fields(kind: Any, prefix: str, texts: Mapping[str, str]) -> dict[str, inspect.Parameter]:  # noqa: ANN401 - any dataclass

@@ -60,5 +60,5 @@ def deployed(settings: ClusterSettings) -> Iterator[str]:
 
 def _reasons(status: "ServeStatus", name: str) -> str:
     """The last line of each deployment's message: the error that a traceback ends with."""
-    messages = [found.message for found in status.applications[name].deployments.values()]
+    messages = [deployment.message for deployment in status.applications[name].deployments.values()]
     return "\n".join(message.splitlines()[-1] for message in messages if message)

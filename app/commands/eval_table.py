@@ -98,9 +98,9 @@ def _report(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
 
 def _merged(columns: Iterable[Iterable[_Cell]]) -> Iterator[_Row]:
     """Rows with a cell for each column, from the labelled cells of each column."""
-    found = [dict(column) for column in columns]
-    for label in dict.fromkeys(label for column in found for label in column):
-        yield label, [column.get(label, NONE) for column in found]
+    merged = [dict(column) for column in columns]
+    for label in dict.fromkeys(label for column in merged for label in column):
+        yield label, [column.get(label, NONE) for column in merged]
 
 
 def _model_rows(evaluation: Evaluation) -> Iterator[_Cell]:
@@ -125,22 +125,22 @@ class _Section:
 
 
 def _sections(evaluations: Sequence[Evaluation], texts: Sequence[str]) -> Sequence[_Section]:
-    found: dict[str, _Section] = {}
+    sections: dict[str, _Section] = {}
     for evaluation in evaluations:
         for text, measured in zip(texts, evaluation.perplexities, strict=True):
-            if measured.digest not in found:
-                number = 1 + sum(section.text == text for section in found.values())
-                found[measured.digest] = _Section(text, number, measured)
-    return list(found.values())
+            if measured.digest not in sections:
+                number = 1 + sum(section.text == text for section in sections.values())
+                sections[measured.digest] = _Section(text, number, measured)
+    return list(sections.values())
 
 
 def _text_rows(evaluations: Sequence[Evaluation], section: _Section) -> Iterator[Cells]:
     yield section.heading, NONE, NONE
     for evaluation in evaluations:
-        for found in evaluation.perplexities:
-            if found.digest == section.any_of_it.digest:
-                ratio = NONE if found.ratio is None else with_interval(found.ratio)
-                yield f"  {_name(evaluation)}", with_interval(found.interval), ratio
+        for perplexity in evaluation.perplexities:
+            if perplexity.digest == section.any_of_it.digest:
+                ratio = NONE if perplexity.ratio is None else with_interval(perplexity.ratio)
+                yield f"  {_name(evaluation)}", with_interval(perplexity.interval), ratio
 
 
 def _name(evaluation: Evaluation) -> str:
@@ -193,9 +193,9 @@ def _with_error(value: float, error: float | None) -> str:
 def _text_legend(sections: Sequence[_Section]) -> Iterator[str]:
     """Each text, and what its numbers mean."""
     for section in sections:
-        found = section.any_of_it
-        windows = text_of(found.text, found.num_windows, found.seqlen)
-        yield text_line(section.heading, windows, found.digest)
+        perplexity = section.any_of_it
+        windows = text_of(perplexity.text, perplexity.num_windows, perplexity.seqlen)
+        yield text_line(section.heading, windows, perplexity.digest)
     if sections:
         yield "perplexity: over windows that do not overlap, the same ones for all of a section."
     few = [each.heading for each in sections if each.any_of_it.num_windows < MIN_WINDOWS]

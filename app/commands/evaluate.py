@@ -110,8 +110,8 @@ def run_evaluation(
         subjects = [subject_of(name, settings) for name in names]
     is_compared = bool(tasks.texts) or tasks.has_json
     columns = _columns(subjects, options.quantize, compared=is_compared)
-    found = dict(_evaluated(columns, tasks, options, settings, console))
-    evaluations = [_against_parent(column, found) for column in columns]
+    evaluated = dict(_evaluated(columns, tasks, options, settings, console))
+    evaluations = [_against_parent(column, evaluated) for column in columns]
     print_evaluations(evaluations, tasks.texts, as_json=as_json, out=out)
 
 
@@ -161,18 +161,18 @@ def _columns(
     return [*dense, *columns]
 
 
-def _against_parent(column: _Column, found: Mapping[_Column, Evaluation]) -> Evaluation:
+def _against_parent(column: _Column, evaluations: Mapping[_Column, Evaluation]) -> Evaluation:
     """The evaluation with the ratio of each perplexity to that of its dense parent."""
     path = column.subject.parent or column.subject.path
     dense = next(
         (
             evaluation
-            for one, evaluation in found.items()
+            for one, evaluation in evaluations.items()
             if one.subject.path == path and one.subject.is_dense and one.weights is None
         ),
         None,
     )
-    evaluation = found[column]
+    evaluation = evaluations[column]
     if dense is None or dense is evaluation:
         return evaluation
     pairs = zip(evaluation.perplexities, dense.perplexities, strict=True)

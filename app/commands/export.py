@@ -166,8 +166,8 @@ class _Exporter:
     def _measured_speedup(self, parent: str, num_blocks: int) -> Interval | None:
         """What was measured at this depth, with plain weights."""
         speedups = MeasuredSpeedups(self.settings.data_dir)
-        found = speedups.of(Path(parent).name, num_blocks, len(self.subject.removed_blocks))
-        return None if found is None else Interval(found.ratio, found.low, found.high)
+        speedup = speedups.of(Path(parent).name, num_blocks, len(self.subject.removed_blocks))
+        return None if speedup is None else Interval(speedup.ratio, speedup.low, speedup.high)
 
     def write_directory(self, out: Path, shard_bytes: int, *, overwrite: bool) -> Exported:
         """Return what was written, with the perplexities of quantized weights."""
@@ -285,5 +285,5 @@ def _print_result(
         console.print(path, markup=False, soft_wrap=True)  # in one piece
     console.print(verified)
     for one in exported.perplexities:
-        found = f"perplexity on {one.text}: {one.plain:.3f} before, {one.quantized:.3f} as loaded"
-        console.print(found, markup=False)
+        text = f"perplexity on {one.text}: {one.plain:.3f} before, {one.quantized:.3f} as loaded"
+        console.print(text, markup=False)

@@ -151,6 +151,8 @@ def _came_back(healed: Manifest) -> Iterator[str]:
     if healed.healing is None or not healed.healing.is_elastic:
         return
     for depth in range(1, len(healed.removed_blocks) + 1):
-        found = {each.domain: each.healed_share(depth) for each in healed.quality.domains}
-        shares = [f"{share:.0%} on {name}" for name, share in found.items() if share is not None]
+        by_domain = {each.domain: each.healed_share(depth) for each in healed.quality.domains}
+        shares = [
+            f"{share:.0%} on {name}" for name, share in by_domain.items() if share is not None
+        ]
         yield f"without {counted(depth, 'block')}, of the lost nats came back {', '.join(shares)}"

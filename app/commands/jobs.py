@@ -145,8 +145,8 @@ class JobView:
     def __exit__(self, *_: object) -> None:
         """End the bars, and say what ties mean."""
         self._bar.end()
-        found = self._bar.removals
-        for text in ties([(one.margin, one.margin_error) for one in found], len(found)):
+        removals = self._bar.removals
+        for text in ties([(one.margin, one.margin_error) for one in removals], len(removals)):
             self._progress.console.print(text, markup=False)
 
 
@@ -187,13 +187,13 @@ def _condition(condition: Mapping[str, Any]) -> str:
     return f"{condition['type']}: {answer}{when}: {condition['message']}"
 
 
-def _sink(found: Mapping[str, Any]) -> str:
+def _sink(delivery: Mapping[str, Any]) -> str:
     """As `store: not yet, after 3 attempts: s3://bucket cannot be reached`."""
-    if found["is_sent"]:
-        return f"{found['sink']}: {found['url']}, since {local_time(found['at'])}"
-    number, error = found["num_attempts"], found["error"]
+    if delivery["is_sent"]:
+        return f"{delivery['sink']}: {delivery['url']}, since {local_time(delivery['at'])}"
+    number, error = delivery["num_attempts"], delivery["error"]
     attempts = f", after {counted(number, 'attempt')}: {error}" if number else ""
-    return f"{found['sink']}: not yet{attempts}"
+    return f"{delivery['sink']}: not yet{attempts}"
 
 
 _SPECIAL: Mapping[str, Callable[[str, Any], tuple[str, str]]] = MappingProxyType(

@@ -255,7 +255,7 @@ def _entry_json(catalog: Catalog, entry: ModelEntry, aliases: Mapping[str, str])
         "removed_blocks": list(entry.removed_blocks),
         "repair": _repair_json(entry),
         "predicted_speedup": entry.predicted_speedup,
-        "measured_speedup": (found := catalog.measured_speedup(entry)) and asdict(found),
+        "measured_speedup": (speedup := catalog.measured_speedup(entry)) and asdict(speedup),
         "perplexity": entry.perplexity,
         "evaluated_on": entry.evaluated_on,
         "domains": [_domain_json(entry, domain) for domain in entry.domains],
@@ -283,6 +283,6 @@ def _domain_json(entry: ModelEntry, domain: DomainQuality) -> dict[str, Any]:
 def _repair_json(entry: ModelEntry) -> dict[str, Any] | None:
     if entry.repair is None:
         return None
-    found = entry.repair
-    names = {"raw": entry.raw.name, "is_healed": found.is_healed}
-    return {"method": found.method, "bytes": found.num_bytes, **names}
+    repair = entry.repair
+    names = {"raw": entry.raw.name, "is_healed": repair.is_healed}
+    return {"method": repair.method, "bytes": repair.num_bytes, **names}

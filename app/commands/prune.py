@@ -185,8 +185,8 @@ def _local_name(model: str, settings: Settings) -> str:
 def _measured_speedups(model: str, manifest: Manifest, data_dir: Path) -> dict[int, str]:
     measured = MeasuredSpeedups(data_dir)
     depths = range(1, len(manifest.removed_blocks) + 1)
-    found = {depth: measured.of(model, manifest.num_blocks, depth) for depth in depths}
-    return {depth: str(speedup) for depth, speedup in found.items() if speedup is not None}
+    speedups = {depth: measured.of(model, manifest.num_blocks, depth) for depth in depths}
+    return {depth: str(speedup) for depth, speedup in speedups.items() if speedup is not None}
 
 
 def _check_disk(spec: PruneSpec, info: ModelInfo, out: Path) -> None:

@@ -33,7 +33,7 @@ def print_rounds(
     console.print()
     console.print(_table(job["dense_loss"], rounds))
     console.print("loss: nats per token on the calibration text")
-    for text in ties([_margin(found) for found in rounds], len(rounds)):
+    for text in ties([_margin(each) for each in rounds], len(rounds)):
         console.print(text, markup=False)
 
 

@@ -62,8 +62,8 @@ class Subject:
         if self.quality is None or self.is_dense or self.weights is not None:
             return ()
         num_removed = len(self.removed_blocks)
-        found = tuple(domain.at_depth(num_removed) for domain in self.quality.domains)
-        return tuple(domain.unrepaired() for domain in found) if self.is_raw else found
+        domains = tuple(domain.at_depth(num_removed) for domain in self.quality.domains)
+        return tuple(domain.unrepaired() for domain in domains) if self.is_raw else domains
 
     @property
     def probe(self) -> ProbeComparison | None:
@@ -71,8 +71,8 @@ class Subject:
         if self.quality is None or not self.measured:
             return None
         num_removed = len(self.removed_blocks)
-        found = [domain.at_depth(num_removed) for domain in self.quality.domains]
-        is_published = num_removed == len(self.quality.losses) - 1 and [*self.measured] == found
+        domains = [domain.at_depth(num_removed) for domain in self.quality.domains]
+        is_published = num_removed == len(self.quality.losses) - 1 and [*self.measured] == domains
         return self.quality.probe if is_published else None
 
     @property
@@ -166,8 +166,8 @@ def _entry(entry: ModelEntry, models: ModelStore, checkpoints: CheckpointStore) 
             return subject
         checkpoint = checkpoints.directory(entry.order.name)
         healed_in = checkpoint if entry.order.is_healed else None
-        found = replace(subject, method=entry.view_repair.method, repaired_by=checkpoint)
-        return replace(found, healed_in=healed_in)
+        repaired = replace(subject, method=entry.view_repair.method, repaired_by=checkpoint)
+        return replace(repaired, healed_in=healed_in)
     if entry.order is None or not entry.is_whole_checkpoint:
         raise NotEvaluable(
             f"{entry.name!r} needs {entry.base!r}, which is not in the models directory: add that "

@@ -235,10 +235,13 @@ class _Enough:
         return all(self._is_close(rounds[side], rounds[self._baseline]) for side in self._others)
 
     def _is_close(self, variant: Sequence[Round], baseline: Sequence[Round]) -> bool:
-        found = _speedup(baseline, variant, lambda timings: timings.tpot_s)
-        if found is None:  # outputs of one token: more of them change nothing
+        per_token = _speedup(baseline, variant, lambda timings: timings.tpot_s)
+        if per_token is None:  # outputs of one token: more of them change nothing
             return True
-        return found.high is not None and found.high - found.ratio <= CLOSE * found.ratio
+        return (
+            per_token.high is not None
+            and per_token.high - per_token.ratio <= CLOSE * per_token.ratio
+        )
 
 
 def _check(request: ComparisonRequest) -> None:
@@ -282,11 +285,11 @@ def speedups(comparison: Comparison, variant: ComparedVariant) -> Speedups:
     unequal = "the outputs differ in length: see tpot, or force equal lengths with ignore_eos"
 
     def of(time_s: Callable[[Timings], float | None], objection: str | None) -> Speedup | None:
-        found = _speedup(baseline.rounds, variant.rounds, time_s, objection)
-        if found is None or variant is control:
-            return found
+        measured = _speedup(baseline.rounds, variant.rounds, time_s, objection)
+        if measured is None or variant is control:
+            return measured
         noise = None if control is None else _speedup(baseline.rounds, control.rounds, time_s)
-        return beyond_noise(found, noise)
+        return beyond_noise(measured, noise)
 
     return Speedups(
         tpot=of(lambda timings: timings.tpot_s, objection),

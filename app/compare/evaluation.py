@@ -64,10 +64,10 @@ class Evaluator:
         }
         async with self._turn:
             of_dense = [] if dense is None else await self._measured(dense, windows)
-            found = await self._measured(served, windows)
+            measured = await self._measured(served, windows)
         if dense is None:
-            return Evaluation(served, found)
-        pairs = zip(found, of_dense, strict=True)
+            return Evaluation(served, measured)
+        pairs = zip(measured, of_dense, strict=True)
         return Evaluation(served, [own.against(whole) for own, whole in pairs], of_dense)
 
     async def _served(self, name: str) -> Served:

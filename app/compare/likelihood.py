@@ -28,11 +28,11 @@ class Scorer:
         """Of the tokens of ``output`` after ``prompt``; none if vLLM has no room for one more."""
         if isinstance(served, ServedModel):
             pieces = score(served.variant, prompt, output, self._engine.max_chunk)
-            found: Sequence[float] = await self._engine.run(pieces, served.variant)
+            values: Sequence[float] = await self._engine.run(pieces, served.variant)
         else:
-            found = await self._in_vllm(served, (*prompt, *output), len(output))
+            values = await self._in_vllm(served, (*prompt, *output), len(output))
         self._scored(len(prompt) + len(output))
-        return found
+        return values
 
     async def _in_vllm(
         self, served: ServedElsewhere, ids: Sequence[int], num_tokens: int

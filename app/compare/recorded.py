@@ -39,19 +39,19 @@ def _measured(comparison: Comparison) -> Iterator[tuple[int, MeasuredSpeedup]]:
         entry = variant.served.entry
         if not _is_depth(entry) or entry.order is None or _shortest(variant) < MIN_TOKENS:
             continue
-        found = speedup_per_token(comparison, variant)
-        if found is None or found.num_pairs < MIN_PAIRS:
+        per_token = speedup_per_token(comparison, variant)
+        if per_token is None or per_token.num_pairs < MIN_PAIRS:
             continue
         yield (
             entry.num_removed,
             MeasuredSpeedup(
-                ratio=found.ratio,
-                low=found.low,
-                high=found.high,
+                ratio=per_token.ratio,
+                low=per_token.low,
+                high=per_token.high,
                 num_blocks=entry.order.num_blocks,
                 scenario=COMPARISON,
                 measured_at=time.time(),
-                num_pairs=found.num_pairs,
+                num_pairs=per_token.num_pairs,
             ),
         )
 

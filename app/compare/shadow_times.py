@@ -90,9 +90,9 @@ class ShadowTimes:
         if control is not None:
             self._counts.set_control(live, time, _reading(control))
         for pair in [pair for pair in self._objections if pair.live == live]:
-            found = None if pair.is_control else self._speedup(pair, time)
-            if found is not None:
-                reading = _reading(beyond_noise(found, control))
+            measured = None if pair.is_control else self._speedup(pair, time)
+            if measured is not None:
+                reading = _reading(beyond_noise(measured, control))
                 self._counts.set_speedup(pair, time, reading, [*Verdict])
 
     def _speedup(self, pair: ShadowPair, time: str) -> Speedup | None:
@@ -107,7 +107,7 @@ def _last_pairs() -> _Pairs:
     return deque(maxlen=MAX_PAIRS)
 
 
-def _reading(found: Speedup) -> ShadowReading:
-    ends = {"ratio": found.ratio, "low": found.low, "high": found.high}
+def _reading(measured: Speedup) -> ShadowReading:
+    ends = {"ratio": measured.ratio, "low": measured.low, "high": measured.high}
     bounds = {name: value for name, value in ends.items() if value is not None}
-    return ShadowReading(found.num_pairs, bounds, found.verdict.value)
+    return ShadowReading(measured.num_pairs, bounds, measured.verdict.value)

@@ -97,36 +97,38 @@ def speedup(
     return Speedup(ratio, low, high, num_pairs, verdict, reason)
 
 
-def beyond_noise(found: Speedup, control: Speedup | None) -> Speedup:
+def beyond_noise(measured: Speedup, control: Speedup | None) -> Speedup:
     """The speed-up without its verdict, where the control does not support one.
 
     The noise floor is the interval of the control, extended to 1. A difference must not overlap it.
     No difference can only be claimed where the floor lies within ``EQUAL_WITHIN`` of 1 too.
     """
-    if found.verdict is Verdict.UNDECIDED:
-        return found
+    if measured.verdict is Verdict.UNDECIDED:
+        return measured
     if control is None or control.low is None or control.high is None:
         reason = "there is no control yet: the baseline must be measured against itself more often"
-        return replace(found, verdict=Verdict.UNDECIDED, reason=reason)
+        return replace(measured, verdict=Verdict.UNDECIDED, reason=reason)
     low, high = min(control.low, 1.0), max(control.high, 1.0)
     floor = f"the noise floor {low:.3f} to {high:.3f} of the baseline against itself"
-    if found.verdict is Verdict.NO_DIFFERENCE:
+    if measured.verdict is Verdict.NO_DIFFERENCE:
         objection = "" if _is_equal(low, high) else f"{floor} is wider than {EQUAL_WITHIN:.0%}"
     else:
-        objection = f"{_interval(found)} overlaps {floor}" if _overlap(found, low, high) else ""
+        objection = (
+            f"{_interval(measured)} overlaps {floor}" if _overlap(measured, low, high) else ""
+        )
     if not objection:
-        return found
-    return replace(found, verdict=Verdict.UNDECIDED, reason=f"{objection}: {_REMEDY}")
+        return measured
+    return replace(measured, verdict=Verdict.UNDECIDED, reason=f"{objection}: {_REMEDY}")
 
 
-def _overlap(found: Speedup, low: float, high: float) -> bool:
-    assert found.low is not None
-    assert found.high is not None
-    return found.low <= high and found.high >= low
+def _overlap(measured: Speedup, low: float, high: float) -> bool:
+    assert measured.low is not None
+    assert measured.high is not None
+    return measured.low <= high and measured.high >= low
 
 
-def _interval(found: Speedup) -> str:
-    return f"the 95 % interval {found.low:.3f} to {found.high:.3f}"
+def _interval(measured: Speedup) -> str:
+    return f"the 95 % interval {measured.low:.3f} to {measured.high:.3f}"
 
 
 def _is_equal(low: float, high: float) -> bool:
@@ -148,11 +150,11 @@ def _judge(ratio: float, low: float, high: float) -> tuple[Verdict, str]:
 
 def all_kernels(each: Iterable[Mapping[str, str]]) -> Kernels:
     """The kernels of several runs of one side."""
-    found: defaultdict[str, set[str]] = defaultdict(set)
+    chosen: defaultdict[str, set[str]] = defaultdict(set)
     for kernels in each:
         for what, kernel in kernels.items():
-            found[what].add(kernel)
-    return {what: frozenset(found[what]) for what in sorted(found)}
+            chosen[what].add(kernel)
+    return {what: frozenset(chosen[what]) for what in sorted(chosen)}
 
 
 def different_kernels(baseline: Kernels, variant: Kernels) -> str | None:

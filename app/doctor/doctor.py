@@ -67,11 +67,11 @@ def _needed_extras(api: ServeSettings, worker: WorkerSettings) -> dict[str, str]
 
 
 def _hardware(api: ServeSettings) -> list[Finding]:
-    found = gpu.gpus()
-    device = gpu.device(api.device, found)
+    cards = gpu.gpus()
+    device = gpu.device(api.device, cards)
     if device.level is Level.WRONG:
         return [device]
-    memory_bytes = gpu.room_bytes(api.device, found)
+    memory_bytes = gpu.room_bytes(api.device, cards)
     memory_bytes = min(memory_bytes, api.max_weight_bytes or memory_bytes)
     weights = models.weights(api.models_dir)
     preloaded = list(weights) if api.preload is None else api.preload

@@ -56,8 +56,8 @@ def print_findings(findings: Iterable[Finding], console: Console, *, as_json: bo
             console.print(_line(finding))
     num_wrong = sum(finding.level is Level.WRONG for finding in printed)
     if as_json:
-        found = [asdict(finding) for finding in printed]
-        print_json({"healthy": not num_wrong, "findings": found})
+        listed = [asdict(finding) for finding in printed]
+        print_json({"healthy": not num_wrong, "findings": listed})
     else:
         console.print(f"wrong: {num_wrong}" if num_wrong else "no problems found")
     return not num_wrong

@@ -44,7 +44,7 @@ def gpus() -> Gpus:
     return Gpus(total, f"{newest // 1000}.{newest % 1000 // 10}", torch_cuda, num_usable)
 
 
-def device(wanted: str, found: Gpus) -> Finding:
+def device(wanted: str, cards: Gpus) -> Finding:
     """Check that ``wanted``, a value of ``SLEB_DEVICE``, can be used."""
     kind, _, index = wanted.partition(":")
     if kind not in ("auto", "cpu", "cuda") or not (index.isdigit() if index else ":" not in wanted):
@@ -52,34 +52,34 @@ def device(wanted: str, found: Gpus) -> Finding:
         return wrong(_CHECK, said, "set it to one of these")
     if kind == "cpu":
         return fine(_CHECK, "the CPU, as set by SLEB_DEVICE")
-    if found.total_bytes and not found.num_usable:
-        return _unusable(found)
-    if kind == "cuda" and int(index or 0) >= found.num_usable:
-        said = f"SLEB_DEVICE is {wanted}, but torch can use {found.num_usable} GPUs"
+    if cards.total_bytes and not cards.num_usable:
+        return _unusable(cards)
+    if kind == "cuda" and int(index or 0) >= cards.num_usable:
+        said = f"SLEB_DEVICE is {wanted}, but torch can use {cards.num_usable} GPUs"
         return wrong(_CHECK, said, "set it to an existing GPU, or to auto")
-    if not found.num_usable:
+    if not cards.num_usable:
         return fine(_CHECK, "the CPU: torch can use no GPU")
-    return fine(_CHECK, f"{found.num_usable} of {len(found.total_bytes)} GPUs can be used")
+    return fine(_CHECK, f"{cards.num_usable} of {len(cards.total_bytes)} GPUs can be used")
 
 
-def room_bytes(wanted: str, found: Gpus) -> int:
+def room_bytes(wanted: str, cards: Gpus) -> int:
     """The total memory of the device that ``wanted`` selects, in bytes."""
-    if wanted != "cpu" and found.num_usable and found.total_bytes:
+    if wanted != "cpu" and cards.num_usable and cards.total_bytes:
         index = int(wanted.partition(":")[2] or 0)
-        return found.total_bytes[min(index, len(found.total_bytes) - 1)]
+        return cards.total_bytes[min(index, len(cards.total_bytes) - 1)]
     host = int(psutil.virtual_memory().total)
     limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.is_file() else ""
     return min(host, int(limit)) if limit.isdigit() else host
 
 
-def _unusable(found: Gpus) -> Finding:
-    seen = f"the driver reports {len(found.total_bytes)} GPUs ({_sizes(found.total_bytes)})"
-    if found.torch_cuda is None:
+def _unusable(cards: Gpus) -> Finding:
+    seen = f"the driver reports {len(cards.total_bytes)} GPUs ({_sizes(cards.total_bytes)})"
+    if cards.torch_cuda is None:
         said = f"{seen}, but this torch was built without CUDA"
         return wrong(_CHECK, said, "install torch with CUDA, or set SLEB_DEVICE=cpu")
-    if _number(found.driver_cuda) < _number(found.torch_cuda):
-        said = f"{seen} and CUDA {found.driver_cuda}, but torch was built for {found.torch_cuda}"
-        advice = f"update the driver, or install a torch for CUDA {found.driver_cuda}"
+    if _number(cards.driver_cuda) < _number(cards.torch_cuda):
+        said = f"{seen} and CUDA {cards.driver_cuda}, but torch was built for {cards.torch_cuda}"
+        advice = f"update the driver, or install a torch for CUDA {cards.driver_cuda}"
         return wrong(_CHECK, said, advice)
     said = f"{seen}, but torch can use none"
     advice = "check CUDA_VISIBLE_DEVICES and nvidia-smi, or set SLEB_DEVICE=cpu"

@@ -177,11 +177,11 @@ def _next(state: CompilationState) -> str:
 
 
 def _complaint(wanted: Requirement) -> str | None:
-    found = _found(wanted.name)
-    if found is None:
+    installed = _found(wanted.name)
+    if installed is None:
         return f"{wanted.name} is not installed"
-    if not wanted.specifier.contains(found, prereleases=True):
-        return f"{wanted.name} is {found}, expected {wanted.specifier}"
+    if not wanted.specifier.contains(installed, prereleases=True):
+        return f"{wanted.name} is {installed}, expected {wanted.specifier}"
     return None
 
 

@@ -16,11 +16,11 @@ _REASONS = (ModelNotFound, NotAModel, UnknownArchitecture, UnsupportedConfig, OS
 
 def models(models_dir: Path) -> list[Finding]:
     """A finding for each directory."""
-    found = [_model(models_dir, path) for path in _directories(models_dir)]
-    if not found:
+    findings = [_model(models_dir, path) for path in _directories(models_dir)]
+    if not findings:
         advice = "add one with sleb models add, or run sleb demo"
         return [note("models", f"no models in {models_dir}", advice)]
-    return found
+    return findings
 
 
 def checkpoints(checkpoints_dir: Path) -> list[Finding]:

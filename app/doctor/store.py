@@ -52,9 +52,9 @@ def clock(client: redis.Redis, now_s: float | None = None) -> Finding:
 def persistence(client: redis.Redis) -> Finding:
     """Check that jobs survive a restart of the server."""
     check = "persistence"
-    found: Any = client.info("persistence")
-    if found.get("aof_enabled"):
-        if found.get("aof_last_write_status") == "err":
+    info: Any = client.info("persistence")
+    if info.get("aof_enabled"):
+        if info.get("aof_last_write_status") == "err":
             said = "the server cannot write its append-only file"
             return wrong(check, said, "check the disk and the log of the server")
         return fine(check, "on, an append-only file")
@@ -76,9 +76,9 @@ def persistence(client: redis.Redis) -> Finding:
 
 def eviction(client: redis.Redis) -> Finding:
     """Check that the server does not evict keys when its memory is full."""
-    found: Any = client.info("memory")
-    policy = str(found.get("maxmemory_policy", "noeviction"))
-    if found.get("maxmemory") and policy != "noeviction":
+    info: Any = client.info("memory")
+    policy = str(info.get("maxmemory_policy", "noeviction"))
+    if info.get("maxmemory") and policy != "noeviction":
         said = f"maxmemory-policy is {policy}: a full server evicts jobs"
         return wrong("eviction", said, "set maxmemory-policy noeviction")
     return fine("eviction", "no job is evicted when memory is full")

@@ -56,10 +56,10 @@ def servers(api: ServeSettings) -> Iterator[Finding]:
 def _states(text: str | None) -> Mapping[str, Mapping[str, Any]]:
     """By model; none if nothing answers, or something else than this service."""
     try:
-        found = json.loads(text or "{}").get("vllm", {})
+        content = json.loads(text or "{}").get("vllm", {})
     except (ValueError, AttributeError, RecursionError):
         return {}
-    states = found.items() if isinstance(found, dict) else ()
+    states = content.items() if isinstance(content, dict) else ()
     return {name: state for name, state in states if isinstance(state, dict) and "state" in state}
 
 

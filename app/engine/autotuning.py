@@ -212,13 +212,15 @@ def timed(
         if number == 1:  # one run alone may have waited for a core
             fastest_s = min(map(min, times.values()))
             runs = {n: run for n, run in runs.items() if min(times[n]) <= _HOPELESS * fastest_s}
-    return {name: found[1:] or found for name, found in times.items()}
+    return {name: of_kernel[1:] or of_kernel for name, of_kernel in times.items()}
 
 
 def chosen(times: Times, *, is_quiet: bool) -> Choice:
     """The choice by these times. If something else ran, only much shorter ones count."""
     worth = _WORTH if is_quiet else _WORTH_DISTURBED
-    usual = {name: median(found) if is_quiet else min(found) for name, found in times.items()}
+    usual = {
+        name: median(of_kernel) if is_quiet else min(of_kernel) for name, of_kernel in times.items()
+    }
     return Choice(_fastest(usual, worth), usual, is_quiet)
 
 
@@ -238,10 +240,10 @@ class CpuTimes:
 
     @classmethod
     def now(cls) -> Self:
-        found = psutil.cpu_times()._asdict()
+        spent = psutil.cpu_times()._asdict()
         # guests are part of user and nice
         idle = ("idle", "iowait", "guest", "guest_nice")
-        busy_s = sum(seconds for kind, seconds in found.items() if kind not in idle)
+        busy_s = sum(seconds for kind, seconds in spent.items() if kind not in idle)
         return cls(time.perf_counter(), time.process_time(), busy_s)
 
     def others_share(self, later: "CpuTimes") -> float:
@@ -260,10 +262,10 @@ def _read(file: Path) -> dict[str, dict[str, Choice]]:
     except (OSError, InvalidRecord) as error:
         logger.warning("kernels are timed again: %s cannot be read: %s", file, reason_of(error))
         return {}
-    found: dict[str, dict[str, Choice]] = {}
+    by_section: dict[str, dict[str, Choice]] = {}
     num_broken = 0
     for section, choices in sections.items():
-        of_section = found.setdefault(sendable(section), {})
+        of_section = by_section.setdefault(sendable(section), {})
         for key, fields in choices.items() if isinstance(choices, dict) else [("", choices)]:
             try:
                 of_section[sendable(key)] = _parsed(fields)
@@ -271,7 +273,7 @@ def _read(file: Path) -> dict[str, dict[str, Choice]]:
                 num_broken += 1
     if num_broken:
         logger.warning("%d choices of kernels in %s are broken and left out", num_broken, file)
-    return found
+    return by_section
 
 
 def _parsed(fields: Mapping[str, Any]) -> Choice:

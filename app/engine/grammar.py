@@ -183,29 +183,29 @@ def _simplify(schema: object) -> None:
 
 
 def _inner_schemas(schema: Mapping[str, Any]) -> list[Any]:
-    found: list[Any] = []
+    schemas: list[Any] = []
     for keyword in _SCHEMAS & schema.keys():
         inner = schema[keyword]
-        found += inner if isinstance(inner, list) else [inner]
+        schemas += inner if isinstance(inner, list) else [inner]
     for keyword in _NAMED_SCHEMAS & schema.keys():
-        found += named.values() if isinstance(named := schema[keyword], dict) else []
-    return found
+        schemas += named.values() if isinstance(named := schema[keyword], dict) else []
+    return schemas
 
 
 def _patterns(schema: object) -> list[str]:
     """All that may be patterns in a schema, those of properties included."""
-    found: list[str] = []
+    patterns: list[str] = []
     left = [schema]
     while left:
         part = left.pop()
         if isinstance(part, Mapping):
             pattern, named = part.get("pattern"), part.get("patternProperties")
-            found += [pattern] if isinstance(pattern, str) else []
-            found += named if isinstance(named, Mapping) else []
+            patterns += [pattern] if isinstance(pattern, str) else []
+            patterns += named if isinstance(named, Mapping) else []
             left += part.values()
         elif isinstance(part, list):
             left += part
-    return found
+    return patterns
 
 
 def num_repeats(pattern: str) -> float:

@@ -145,14 +145,14 @@ class ChunkReader:
         if logprobs is None:
             return
         of_chat = logprobs.content is not None
-        found = list(_chat_tokens(logprobs) if of_chat else _completion_tokens(logprobs))
-        lengths = [len(token.text) for token, _, _ in found]
+        tokens = list(_chat_tokens(logprobs) if of_chat else _completion_tokens(logprobs))
+        lengths = [len(token.text) for token, _, _ in tokens]
         offsets = list(accumulate(lengths, initial=self._num_characters))
         given = logprobs.text_offset or []
         # Exact inside of a character too, but some servers count from 0 in every chunk.
-        if len(given) == len(found) and min(given, default=0) >= self._num_characters:
+        if len(given) == len(tokens) and min(given, default=0) >= self._num_characters:
             offsets = given
-        for (token, logprob, top), offset in zip(found, offsets, strict=False):
+        for (token, logprob, top), offset in zip(tokens, offsets, strict=False):
             yield Token(token, True, offset, logprob, top)
 
 

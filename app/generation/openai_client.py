@@ -268,13 +268,13 @@ def _advice(status: int) -> str:
 def _message(text: str) -> str:
     """The message of an error: in OpenAI's envelope, of older servers, or a problem document."""
     try:
-        found = json.loads(text)
+        body = json.loads(text)
     except (ValueError, RecursionError):
-        found = None
-    if isinstance(found, dict):
-        inner = found.get("error")
+        body = None
+    if isinstance(body, dict):
+        inner = body.get("error")
         said = inner.get("message") if isinstance(inner, dict) else inner
-        text = str(said or found.get("message") or found.get("detail") or text)
+        text = str(said or body.get("message") or body.get("detail") or text)
     return text[:_MAX_MESSAGE_CHARS] or "no message"
 
 

@@ -63,8 +63,11 @@ class SocketClient:
     async def is_healthy(self) -> bool:
         """Whether the server answers, and says that its engine is alive."""
         try:
-            async with asyncio.timeout(self._connect_s), self._answer("GET /health", b"") as found:
-                return found.status == _OK
+            async with (
+                asyncio.timeout(self._connect_s),
+                self._answer("GET /health", b"") as response,
+            ):
+                return response.status == _OK
         except (httpx2.TransportError, TimeoutError):
             return False
 

@@ -59,32 +59,32 @@ class VllmBackend(ExternalBackend):
     def loads(self) -> list[Load]:
         """Of all models that were asked for, by the names under which each first was. Safe from
         any thread."""
-        found = []
+        all_loads = []
         for name, entry in [*self._asked.items()]:  # a request may add one meanwhile
             limiter = self._servers[name].limiter
-            found.append(Load(entry.name, entry.kind, limiter.num_running, limiter.num_waiting))
-        return found
+            all_loads.append(Load(entry.name, entry.kind, limiter.num_running, limiter.num_waiting))
+        return all_loads
 
     async def load(self, entry: ModelEntry) -> ServedElsewhere:
         """Wait until its server is ready. Raises what ``VllmServers.model`` does."""
         for listener in self._before_work:
             listener()
-        found = await self.servers.model(entry)
-        known = self._servers.get(found.model.name)
-        if known is None or known.model != found.model:
-            self._connect(found.model)
-            self._asked.setdefault(found.model.name, entry)
+        server = await self.servers.model(entry)
+        known = self._servers.get(server.model.name)
+        if known is None or known.model != server.model:
+            self._connect(server.model)
+            self._asked.setdefault(server.model.name, entry)
             if known is not None:
                 await known.client.aclose()
-        return ServedElsewhere(entry, found.model, found)
+        return ServedElsewhere(entry, server.model, server)
 
     def ready(self, entry: ModelEntry) -> ServedElsewhere | None:
         """None unless its server is ready, and was asked for before."""
-        found = self.servers.ready_model(entry)
-        known = None if found is None else self._servers.get(found.model.name)
-        if found is None or known is None or known.model != found.model:
+        server = self.servers.ready_model(entry)
+        known = None if server is None else self._servers.get(server.model.name)
+        if server is None or known is None or known.model != server.model:
             return None
-        return ServedElsewhere(entry, found.model, found)
+        return ServedElsewhere(entry, server.model, server)
 
     async def start(
         self, request: GenerationRequest, served: ServedElsewhere, deadline_s: float | None

@@ -9,8 +9,8 @@ def gauge(
     name: str, text: str, labels: Sequence[str], rows: Iterable[tuple[Sequence[str], float | None]]
 ) -> Metric:
     """Where a value is None, there is no series."""
-    found = GaugeMetricFamily(name, text, labels=labels)
+    family = GaugeMetricFamily(name, text, labels=labels)
     for of, value in rows:
         if value is not None:
-            found.add_metric(of, value)
-    return found
+            family.add_metric(of, value)
+    return family

@@ -142,22 +142,22 @@ def _known(entries: Sequence[ModelEntry]) -> Iterable[Metric]:
     for name, text, get in _NUMBERS:
         yield _by_model(name, text, {entry.name: get(entry) for entry in entries})
     for name, text, get in _PERPLEXITIES:
-        found = (((entry.name, entry.evaluated_on or ""), get(entry)) for entry in entries)
-        yield gauge(name, text, ["model_name", "text"], found)
+        values = (((entry.name, entry.evaluated_on or ""), get(entry)) for entry in entries)
+        yield gauge(name, text, ["model_name", "text"], values)
 
 
 def _by_domain(entries: Sequence[ModelEntry]) -> Iterable[Metric]:
     """Perplexities on each domain, and the interval of their ratio to the dense model's."""
-    found = []
+    rows_of = []
     for entry in entries:
         for domain in entry.domains:
             measured = entry.measured_on(domain)
             ratio = domain.ratio(measured)
             values = (measured.perplexity, domain.dense.perplexity, ratio.low, ratio.high)
-            found.append(((entry.name, domain.domain, domain.text), values))
+            rows_of.append(((entry.name, domain.domain, domain.text), values))
     labels = ["model_name", "domain", "text"]
     for number, (name, text) in enumerate(_OF_DOMAIN):
-        rows = ((of, values[number]) for of, values in found)
+        rows = ((of, values[number]) for of, values in rows_of)
         yield gauge(f"sleb_model_domain_{name}", text, labels, rows)
 
 
@@ -243,8 +243,8 @@ def _info_labels(entry: ModelEntry) -> list[str]:
 
 def _itemsize(dtype: str | None) -> int:
     """Bytes per number of a dtype; that of float32 if unknown."""
-    found = getattr(torch, dtype or "float32", torch.float32)
-    return found.itemsize if isinstance(found, torch.dtype) else torch.float32.itemsize
+    kind = getattr(torch, dtype or "float32", torch.float32)
+    return kind.itemsize if isinstance(kind, torch.dtype) else torch.float32.itemsize
 
 
 def _gpu_memory() -> Iterable[Metric]:
@@ -255,8 +255,8 @@ def _gpu_memory() -> Iterable[Metric]:
         ("allocated", "GPU memory held by tensors.", torch.cuda.memory_allocated),
         ("reserved", "GPU memory held by the process.", torch.cuda.memory_reserved),
     ):
-        found = (([str(one)], num_bytes(one)) for one in range(torch.cuda.device_count()))
-        yield gauge(f"sleb_gpu_memory_{name}_bytes", text, ["device"], found)
+        values = (([str(one)], num_bytes(one)) for one in range(torch.cuda.device_count()))
+        yield gauge(f"sleb_gpu_memory_{name}_bytes", text, ["device"], values)
 
 
 def _by_model(name: str, text: str, values: Mapping[str, float | None]) -> Metric:

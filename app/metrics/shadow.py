@@ -137,19 +137,19 @@ class ShadowMetrics:
         self._control_done.labels(live_model).inc()
 
     def set_speedup(
-        self, pair: ShadowPair, time: str, found: ShadowReading, verdicts: Sequence[str]
+        self, pair: ShadowPair, time: str, reading: ShadowReading, verdicts: Sequence[str]
     ) -> None:
         """``verdicts`` are all that there can be."""
-        for bound, value in found.bounds.items():
+        for bound, value in reading.bounds.items():
             self._speedup.labels(*pair.labels, time, bound).set(value)
-        self._pairs.labels(*pair.labels, time).set(found.num_pairs)
+        self._pairs.labels(*pair.labels, time).set(reading.num_pairs)
         for verdict in verdicts:
-            self._verdict.labels(*pair.labels, time, verdict).set(verdict == found.verdict)
+            self._verdict.labels(*pair.labels, time, verdict).set(verdict == reading.verdict)
 
-    def set_control(self, live_model: str, time: str, found: ShadowReading) -> None:
-        for bound, value in found.bounds.items():
+    def set_control(self, live_model: str, time: str, reading: ShadowReading) -> None:
+        for bound, value in reading.bounds.items():
             self._control.labels(live_model, time, bound).set(value)
-        self._control_pairs.labels(live_model, time).set(found.num_pairs)
+        self._control_pairs.labels(live_model, time).set(reading.num_pairs)
 
     def _counter(self, name: str, about: str, labels: Sequence[str]) -> Counter:
         return Counter(f"sleb_shadow_{name}", about, labels, registry=self._registry)

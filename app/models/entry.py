@@ -58,8 +58,8 @@ class StoredRepair:
         unrepaired = cls(Method.NONE, 0, "")
         depths = {depth: repaired.get(depth, unrepaired) for depth in range(1, last + 1)}
         return {
-            depth: replace(found, sha256=f"{adapter} {found.sha256}", is_healed=True)
-            for depth, found in depths.items()
+            depth: replace(repair, sha256=f"{adapter} {repair.sha256}", is_healed=True)
+            for depth, repair in depths.items()
         }
 
 

@@ -51,32 +51,32 @@ class MeasuredSpeedups:
 
     def of(self, model: str, num_blocks: int, num_removed: int) -> MeasuredSpeedup | None:
         """None if this depth was not measured, or on a model of another depth."""
-        found = self._all().get(model, {}).get(str(num_removed))
-        return found if found and found.num_blocks == num_blocks else None
+        speedup = self._all().get(model, {}).get(str(num_removed))
+        return speedup if speedup and speedup.num_blocks == num_blocks else None
 
     def of_model(self, model: str) -> Mapping[int, MeasuredSpeedup]:
         """By number of removed blocks."""
-        return {int(depth): found for depth, found in self._all().get(model, {}).items()}
+        return {int(depth): speedup for depth, speedup in self._all().get(model, {}).items()}
 
     def of_checkpoint(self, manifest: Manifest) -> Interval | None:
         """With all of its removals. None as above."""
         depth = len(manifest.removed_blocks)
-        found = self.of(manifest.parent, manifest.num_blocks, depth)
-        return None if found is None else Interval(found.ratio, found.low, found.high)
+        speedup = self.of(manifest.parent, manifest.num_blocks, depth)
+        return None if speedup is None else Interval(speedup.ratio, speedup.low, speedup.high)
 
     def record(self, model: str, measured: Mapping[int, MeasuredSpeedup]) -> None:
         """Replace what was measured before at these depths. Raises ``OSError``."""
         with self._file.changing():
-            self._replace(model, {str(depth): found for depth, found in measured.items()})
+            self._replace(model, {str(depth): speedup for depth, speedup in measured.items()})
 
     def record_compared(self, model: str, measured: Mapping[int, MeasuredSpeedup]) -> None:
         """The same for comparisons: a benchmark stays, and so do more pairs. Raises ``OSError``."""
         with self._file.changing():
             known = self._all().get(model, {})
             kept = {
-                str(depth): found
-                for depth, found in measured.items()
-                if _gives_way(known.get(str(depth)), found)
+                str(depth): speedup
+                for depth, speedup in measured.items()
+                if _gives_way(known.get(str(depth)), speedup)
             }
             if kept:
                 self._replace(model, kept)
@@ -85,7 +85,7 @@ class MeasuredSpeedups:
         known = self._all()
         changed = {**known, model: {**known.get(model, {}), **measured}}
         models = {
-            name: {depth: asdict(found) for depth, found in depths.items()}
+            name: {depth: asdict(speedup) for depth, speedup in depths.items()}
             for name, depths in changed.items()
         }
         self._file.replace({"format": _FORMAT, "models": models})
@@ -98,22 +98,22 @@ class MeasuredSpeedups:
             return {}
 
 
-def _gives_way(known: MeasuredSpeedup | None, found: MeasuredSpeedup) -> bool:
-    if known is None or known.num_blocks != found.num_blocks:
+def _gives_way(known: MeasuredSpeedup | None, speedup: MeasuredSpeedup) -> bool:
+    if known is None or known.num_blocks != speedup.num_blocks:
         return True
-    return known.scenario == COMPARISON and (known.num_pairs or 0) <= (found.num_pairs or 0)
+    return known.scenario == COMPARISON and (known.num_pairs or 0) <= (speedup.num_pairs or 0)
 
 
 def _parsed(content: bytes) -> _ByDepth:
     data = parse_record(content)
     by_depth = {
-        name: {depth: MeasuredSpeedup(**found) for depth, found in depths.items()}
+        name: {depth: MeasuredSpeedup(**speedup) for depth, speedup in depths.items()}
         for name, depths in data["models"].items()
     }
     for depths in by_depth.values():
-        for found in depths.values():
-            check_record(found)
-            check_time("measured_at", found.measured_at)
-            if (found.low is None) != (found.high is None):
+        for speedup in depths.values():
+            check_record(speedup)
+            check_time("measured_at", speedup.measured_at)
+            if (speedup.low is None) != (speedup.high is None):
                 raise InvalidRecord("an interval has one end")
     return by_depth

@@ -164,11 +164,11 @@ class ModelRegistry:
 
     def weight_bytes(self) -> Mapping[str, int]:
         """Bytes of loaded weights by name: of models, and of the own tensors of their variants."""
-        found = Counter(self._weights.sizes())
-        found.update(
+        sizes = Counter(self._weights.sizes())
+        sizes.update(
             {each.name: each.own_bytes for each in self._weights.variants() if each.own_bytes}
         )
-        return found
+        return sizes
 
     def bytes_of(self, entry: ModelEntry) -> int:
         """Bytes of loaded weights that this name has for itself; 0 for an unrepaired view.
@@ -184,9 +184,9 @@ class ModelRegistry:
 
     def variants(self, entry: ModelEntry) -> Collection[Variant]:
         """The loaded variants that cannot run after ``drop`` of this entry."""
-        found = self._weights.variants_of(entry.name)
+        loaded = self._weights.variants_of(entry.name)
         view = self._view(entry)
-        return found if view is None or view in found else [*found, view]
+        return loaded if view is None or view in loaded else [*loaded, view]
 
     def variant(self, entry: ModelEntry) -> Variant | None:
         """The variant of exactly this name, if it was made since its weights were loaded."""

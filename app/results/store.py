@@ -101,15 +101,15 @@ class ResultStore:
 
         So are results that the ``tenant`` may not see; None sees all.
         """
-        found = tuple(islice(self._readable(after, tenant), limit + 1))
-        return ResultPage(found[:limit], has_more=len(found) > limit)
+        results = tuple(islice(self._readable(after, tenant), limit + 1))
+        return ResultPage(results[:limit], has_more=len(results) > limit)
 
     def get(self, result_id: str, tenant: str | None = None) -> Result:
         """Raises ``ResultNotFound``, also for a result that the ``tenant`` may not see."""
-        found = self._read(result_id)
-        if tenant is not None and not found.tenants <= {tenant}:
+        result = self._read(result_id)
+        if tenant is not None and not result.tenants <= {tenant}:
             raise _absent(result_id)
-        return found
+        return result
 
     def _read(self, result_id: str) -> Result:
         if _ID.fullmatch(result_id) is None:
@@ -129,12 +129,12 @@ class ResultStore:
         for result_id in ids:
             if after is None or result_id < after:
                 try:
-                    found = self._read(result_id)
+                    result = self._read(result_id)
                 except ResultNotFound as error:
                     logger.warning("a result is left out: %s", error)
                     continue
-                if tenant is None or found.tenants <= {tenant}:
-                    yield found
+                if tenant is None or result.tenants <= {tenant}:
+                    yield result
 
     def _path(self, result_id: str) -> Path:
         return self._folder / f"{result_id}.json"

@@ -120,5 +120,5 @@ def leave(_signal: int, _frame: FrameType | None) -> NoReturn:
 def log_fields() -> Mapping[str, str]:
     """The fields of log lines written during a request."""
     key = caller.get()
-    found = {"request_id": correlation_id.get(), "key": key.name if key else None}
-    return {name: value for name, value in found.items() if value}
+    fields = {"request_id": correlation_id.get(), "key": key.name if key else None}
+    return {name: value for name, value in fields.items() if value}

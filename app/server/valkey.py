@@ -73,8 +73,8 @@ def socket_path(directory: Path) -> Path:
     digest = hashlib.sha256(os.fsencode(plain)).hexdigest()[:16]
     private = _SHORT_DIR / f"sleb-{os.getuid()}-{digest}"
     private.mkdir(mode=0o700, exist_ok=True)
-    found = private.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+    status = private.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
         raise ValkeyUnavailable(
             f"{private} is not a private directory of this user: remove it, or use a shorter "
             f"SLEB_DATA_DIR"

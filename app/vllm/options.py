@@ -74,12 +74,12 @@ class VllmOptions:
 
     def _value(self, *names: str) -> str | None:
         """Of the last option of these names in ``args``: ``--a b`` or ``--a=b``."""
-        found = None
+        last = None
         for argument, following in pairwise((*self.args, "")):
             name, is_joined, value = argument.partition("=")
             if name in names:
-                found = value if is_joined else following
-        return found
+                last = value if is_joined else following
+        return last
 
     @property
     def is_on_gpu(self) -> bool:
@@ -117,8 +117,8 @@ class VllmOptions:
 
 
 def _program(path: Path | None) -> Path | None:
-    found = shutil.which("vllm" if path is None else path)
-    return None if found is None else Path(found).absolute()
+    program = shutil.which("vllm" if path is None else path)
+    return None if program is None else Path(program).absolute()
 
 
 def _missing(settings: ServeSettings) -> str:

@@ -188,7 +188,7 @@ def _reason(log: Path) -> str:
         file.seek(max(0, log.stat().st_size - _LOG_TAIL_BYTES))
         lines = file.read().decode(errors="replace").split("\n")
     failures = (line for line in lines if not _HARMLESS.search(line))
-    errors = [found[1] for line in failures if (found := _ERROR.search(line))]
+    errors = [match[1] for line in failures if (match := _ERROR.search(line))]
     causes = [error for error in errors if _SEQUEL not in error]
     last = next((line for line in reversed(lines) if line.strip()), "it logged nothing")
     return (causes or errors or [last])[-1].strip()[:_MAX_REASON_CHARS]

@@ -66,18 +66,18 @@ class Assets:
 @cache
 def packaged_assets() -> Assets:
     """Read the files of the package once. Its modules become one script for each page."""
-    found = {
+    assets = {
         str(file.relative_to(_FOLDER)): Asset(file.read_bytes(), _TYPES.get(file.suffix, _PLAIN))
         for file in _FOLDER.rglob("*")
         if file.is_file()
     }
-    modules = [name for name in found if name.endswith(".js") and "/" not in name]
-    sources = {name.removesuffix(".js"): found.pop(name).content.decode() for name in modules}
+    modules = [name for name in assets if name.endswith(".js") and "/" not in name]
+    sources = {name.removesuffix(".js"): assets.pop(name).content.decode() for name in modules}
     for page in entries(sources) - {_ON_ALL_PAGES}:
         script = bundle(sources, _ON_ALL_PAGES, page)
-        found[f"{page}.js"] = Asset(script.encode(), _TYPES[".js"])
-    library = found.pop(_UPLOT).content + b"\nexport { uPlot };\n"
-    found["uplot.js"] = Asset(library, _TYPES[".js"])
-    style = b"".join(found.pop(name).content for name in _STYLES)
-    found[_STYLES[0]] = Asset(style, _TYPES[".css"])
-    return Assets(found)
+        assets[f"{page}.js"] = Asset(script.encode(), _TYPES[".js"])
+    library = assets.pop(_UPLOT).content + b"\nexport { uPlot };\n"
+    assets["uplot.js"] = Asset(library, _TYPES[".js"])
+    style = b"".join(assets.pop(name).content for name in _STYLES)
+    assets[_STYLES[0]] = Asset(style, _TYPES[".css"])
+    return Assets(assets)

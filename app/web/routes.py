@@ -88,16 +88,16 @@ async def root() -> Response:
 async def asset(digest: str, name: str, request: Request) -> Response:
     """404 for another digest: a page of another release asks for files that are not here."""
     assets = packaged_assets()
-    found = assets.by_name.get(name)
-    if found is None or digest != assets.digest:
+    wanted = assets.by_name.get(name)
+    if wanted is None or digest != assets.digest:
         return Response("no such file: load the page again\n", 404, media_type="text/plain")
-    headers = {"Cache-Control": IMMUTABLE, "ETag": found.etag, "Vary": "Accept-Encoding"}
-    if _is_known(request, found.etag):
+    headers = {"Cache-Control": IMMUTABLE, "ETag": wanted.etag, "Vary": "Accept-Encoding"}
+    if _is_known(request, wanted.etag):
         return Response(status_code=304, headers=headers)
     if "gzip" in request.headers.get("accept-encoding", ""):
         headers["Content-Encoding"] = "gzip"
-        return Response(found.compressed, headers=headers, media_type=found.media_type)
-    return Response(found.content, headers=headers, media_type=found.media_type)
+        return Response(wanted.compressed, headers=headers, media_type=wanted.media_type)
+    return Response(wanted.content, headers=headers, media_type=wanted.media_type)
 
 
 def _frame_of(page: Page) -> Callable[[Request], Awaitable[Response]]:

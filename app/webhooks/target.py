@@ -76,13 +76,13 @@ def parse(url: str) -> httpx2.URL:
 def resolve(host: str, port: int) -> Sequence[Address]:
     """Return all addresses of the host, in the order to try them. Raises ``UnknownHost``."""
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except socket.gaierror as error:
         is_transient = error.errno in _TRANSIENT
         raise UnknownHost(host, str(error.strerror), is_transient=is_transient) from error
     except UnicodeError as error:  # a label that is empty or too long for DNS
         raise UnknownHost(host, "not a host name", is_transient=False) from error
-    return tuple(dict.fromkeys(ip_address(str(entry[4][0])) for entry in found))
+    return tuple(dict.fromkeys(ip_address(str(entry[4][0])) for entry in addresses))
 
 
 def allowed_addresses(

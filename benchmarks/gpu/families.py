@@ -113,12 +113,12 @@ def _tokens(
         [one] = plan.requests(variant.vocab_size, 1, length, num_tokens)
         params = SamplingParams(max_new_tokens=num_tokens, ignore_eos=True)
         engine.add(Request(str(length), variant, one.prompt_ids, params))
-    found: dict[str, list[int]] = {}
+    tokens_of: dict[str, list[int]] = {}
     while engine.has_work:
         for event in engine.step():
             if event.token_id is not None:
-                found.setdefault(event.request_id, []).append(event.token_id)
-    return {name: tuple(tokens) for name, tokens in found.items()}
+                tokens_of.setdefault(event.request_id, []).append(event.token_id)
+    return {name: tuple(tokens) for name, tokens in tokens_of.items()}
 
 
 class _Counts:

@@ -41,7 +41,7 @@ def heal(plan: GpuPlan) -> dict[str, Any]:
     steps = Training(model, students, text, plan.heal).steps()
     _begin_peak(model.device)
     next(steps)  # allocates memory and chooses kernels
-    found = median(next(steps).tokens_per_s for _ in range(_NUM_STEPS))
+    tokens_per_s = median(next(steps).tokens_per_s for _ in range(_NUM_STEPS))
     peak = _peak_bytes(model.device, before)
     activations = Kept(students.adapter.model)
     with saved_tensors_hooks(activations.add, lambda tensor: tensor):
@@ -50,7 +50,7 @@ def heal(plan: GpuPlan) -> dict[str, Any]:
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "num_kept": len(keep),
         "batch_tokens": plan.heal.batch_tokens,
-        "tokens_per_s": found,
+        "tokens_per_s": tokens_per_s,
         "bytes": _bytes(model, students.adapter, activations.num_bytes, peak),
     }
 
@@ -79,7 +79,7 @@ def _bytes(
     best step.
     """
     size = adapter.num_bytes
-    found: dict[str, float] = {
+    sizes: dict[str, float] = {
         "weights": sum(parameter.nbytes for parameter in model.parameters()),
         "adapter": size,
         "gradients": size,
@@ -87,4 +87,4 @@ def _bytes(
         "best_step": size,
         "activations": activations,
     }
-    return {**found, "peak": peak, "ratio": peak / sum(found.values())}
+    return {**sizes, "peak": peak, "ratio": peak / sum(sizes.values())}

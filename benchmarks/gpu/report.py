@@ -11,11 +11,11 @@ Part = Mapping[str, Any]
 
 def markdown(report: Mapping[str, Any]) -> str:
     """All parts that were run, in the order in which they ran."""
-    found = report["parts"]
+    parts = report["parts"]
     lines = ["# Measurements on a GPU", "", _facts(report["machine"]), ""]
     for name, lines_of in _TABLES.items():
-        if name in found:
-            lines += [f"## {name}, {report['seconds'][name]} s", "", *lines_of(found[name]), ""]
+        if name in parts:
+            lines += [f"## {name}, {report['seconds'][name]} s", "", *lines_of(parts[name]), ""]
     if report["comparison"]:
         lines += ["## Predicted and measured", "", *report["comparison"], ""]
     if report["problems"]:

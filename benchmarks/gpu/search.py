@@ -31,15 +31,15 @@ def search(model: PreTrainedModel, plan: GpuPlan) -> dict[str, Any]:
     meter = Meter(plan.num_windows)
     handles = meter.attach(model)
     factory = ModeFactory(windows, free_bytes(model.device) // 4, meter)
-    found = {}
+    searches = {}
     for name in _MODES:
         mode = factory.resident(name, model)
         mode.advance()
-        found[name] = _extrapolated(mode, plan)
+        searches[name] = _extrapolated(mode, plan)
         del mode  # and the hidden states that it keeps
     for handle in handles:
         handle.remove()
-    return found
+    return searches
 
 
 def _extrapolated(mode: Mode, plan: GpuPlan) -> dict[str, Any]:

@@ -107,8 +107,8 @@ def _narrow_rows(domain: DomainAtDepth) -> Iterator[Cells]:
         yield "  control", *_compared(domain.control), NONE
 
 
-def _compared(found: Compared) -> tuple[str, str]:
-    return short(found.perplexity), with_interval(found.ratio)
+def _compared(compared: Compared) -> tuple[str, str]:
+    return short(compared.perplexity), with_interval(compared.ratio)
 
 
 def _cells(domain: DomainQuality, num_removed: int) -> Cells:

@@ -186,9 +186,9 @@ def check_gguf(config: PreTrainedConfig) -> None:
         "biases in its feed-forward parts": getattr(config, "mlp_bias", False),
         f"{config.hidden_act} in its feed-forward parts": config.hidden_act != "silu",
     }
-    if found := [what for what, is_so in unsupported.items() if is_so]:
+    if reasons := [what for what, is_so in unsupported.items() if is_so]:
         raise GgufUnsupported(
-            f"GGUF is not supported for a model with {' and '.join(found)}: "
+            f"GGUF is not supported for a model with {' and '.join(reasons)}: "
             f"{conversion_advice(config)}"
         )
 

@@ -41,11 +41,11 @@ class NothingToPlot(ValueError):
 
 def panels(manifests: Sequence[Manifest]) -> list[Panel]:
     """Checkpoints by the windows of text that they were measured on."""
-    found: dict[str, Panel] = {}
+    by_text: dict[str, Panel] = {}
     for manifest in manifests:
         for domain in manifest.quality.domains:
-            found.setdefault(domain.digest, {})[manifest.name] = domain
-    return list(found.values())
+            by_text.setdefault(domain.digest, {})[manifest.name] = domain
+    return list(by_text.values())
 
 
 def plot_orders(manifests: Sequence[Manifest]) -> bytes:

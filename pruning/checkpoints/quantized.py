@@ -104,8 +104,8 @@ def compared_perplexities(
             text, Path(), loaded, tokenizer, seqlen=seqlen, num_windows=_NUM_WINDOWS
         )
         plain = measure_perplexity(forward, windows)
-        found = measure_perplexity(InMemoryForward(loaded, batch_tokens=seqlen), windows)
-        yield plain, found.against(plain)
+        quantized = measure_perplexity(InMemoryForward(loaded, batch_tokens=seqlen), windows)
+        yield plain, quantized.against(plain)
 
 
 def _stored(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:

@@ -34,8 +34,8 @@ def is_left_to_heal(manifest: Manifest, spec: PruneSpec) -> bool:
 def is_healed_otherwise(target: Path, source: str, heal: Heal) -> bool:
     """Whether ``source`` was healed with other settings into the checkpoint at ``target``."""
     manifest = _manifest_at(target)
-    found = manifest.healing if manifest is not None else None
-    return found is not None and found.parent == source and found.settings != heal
+    healing = manifest.healing if manifest is not None else None
+    return healing is not None and healing.parent == source and healing.settings != heal
 
 
 def _manifest_at(target: Path) -> Manifest | None:

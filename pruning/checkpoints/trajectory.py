@@ -63,8 +63,8 @@ def calibration_perplexities(manifest: Manifest) -> list[float]:
 def predicted_speedups(manifest: Manifest) -> list[float]:
     """Of a decode step for 0, 1, 2 ... removals; empty in old manifests."""
     depths = range(len(manifest.removed_blocks) + 1)
-    found = [manifest.predicted_speedup(depth) for depth in depths]
-    return [speedup for speedup in found if speedup is not None]
+    speedups = [manifest.predicted_speedup(depth) for depth in depths]
+    return [speedup for speedup in speedups if speedup is not None]
 
 
 def table(rows: Sequence[Row]) -> tuple[Cells, list[Cells]]:

@@ -123,12 +123,12 @@ def expectation(
 
 def _digests(weights: Iterable[tuple[str, torch.Tensor]]) -> tuple[dict[str, str], int]:
     """The digest of each of these tensors by name, and the bytes of all."""
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     num_bytes = 0
     for name, values in weights:
-        found[name] = digest(values)
+        digests[name] = digest(values)
         num_bytes += values.nbytes
-    return found, num_bytes
+    return digests, num_bytes
 
 
 def others_of(path: Path, model: PreTrainedModel) -> dict[str, str] | None:
@@ -152,12 +152,14 @@ def digest(values: torch.Tensor) -> str:
 
 def companions(directory: Path) -> dict[str, str | None]:
     """Return the sha256 of each file that belongs to a tokenizer, None for missing ones."""
-    found: dict[str, str | None] = {}
+    digests: dict[str, str | None] = {}
     for name in COMPANION_FILES:
         if name not in _NOT_OF_THE_TOKENIZER:
             file = directory / name
-            found[name] = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
-    return found
+            digests[name] = (
+                hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+            )
+    return digests
 
 
 def sample_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -73,12 +73,12 @@ def compare(directory: Path, expected: Expectation) -> None:
         raise CheckpointNotPortable(f"transformers cannot load it: {error}") from error
 
 
-def _compare_files(found: Mapping[str, str | None], expected: Expectation) -> None:
+def _compare_files(actual: Mapping[str, str | None], expected: Expectation) -> None:
     for name, sha256 in expected.companions.items():
-        if found[name] == sha256:
+        if actual[name] == sha256:
             continue
-        how = "is missing" if found[name] is None else "does not exist in the parent"
-        if sha256 is not None and found[name] is not None:
+        how = "is missing" if actual[name] is None else "does not exist in the parent"
+        if sha256 is not None and actual[name] is not None:
             how = "differs from the parent's"
         raise CheckpointNotPortable(f"the tokenizer is not the parent's: {name} {how}")
 
@@ -145,8 +145,8 @@ def _compare_quantized(directory: Path, expected: Expectation) -> None:
 @torch.inference_mode()
 def _compare_model(model: PreTrainedModel, expected: Expectation) -> None:
     _compare_shape(model, expected)
-    found = {name: digest(values) for name, values in model.named_parameters()}
-    _compare_weights(found, expected)
+    actual = {name: digest(values) for name, values in model.named_parameters()}
+    _compare_weights(actual, expected)
     token_ids = expected.token_ids.to(model.device)
     _compare_logits(model(token_ids, use_cache=False).logits, expected)
     _compare_continuation(model, token_ids[:1], expected)
@@ -170,25 +170,25 @@ def _compare_shape(model: PreTrainedModel, expected: Expectation) -> None:
     _same("dtype of the model", str(model.dtype).removeprefix("torch."), expected.dtype)
 
 
-def _compare_weights(found: Mapping[str, str], expected: Expectation) -> None:
+def _compare_weights(actual: Mapping[str, str], expected: Expectation) -> None:
     wrong = sorted(
         name
-        for name in {*found, *expected.weights}
-        if found.get(name) != expected.weights.get(name)
+        for name in {*actual, *expected.weights}
+        if actual.get(name) != expected.weights.get(name)
     )
     if wrong:
         named = f"{', '.join(wrong[:_MAX_NAMED])}{', ...' if len(wrong) > _MAX_NAMED else ''}"
         raise CheckpointNotPortable(f"{counted(len(wrong), 'weight')} not as expected: {named}")
 
 
-def _compare_logits(found: torch.Tensor, expected: Expectation) -> None:
+def _compare_logits(actual: torch.Tensor, expected: Expectation) -> None:
     logits = expected.logits.double()
     if not torch.isfinite(logits).all():
         raise CheckpointNotPortable(
             f"some logits of the model in memory are not finite in {expected.dtype}: its weights "
             f"or hidden states exceed the range of that dtype, choose another"
         )
-    difference = float((found.cpu().double() - logits).abs().max())
+    difference = float((actual.cpu().double() - logits).abs().max())
     if not difference <= (allowed := _tolerance(logits, expected)):  # also if it is NaN
         raise CheckpointNotPortable(
             f"logits of fixed token ids differ by up to {difference:.3g}, expected at most "
@@ -205,8 +205,8 @@ def _compare_continuation(
     assert isinstance(model, GenerationMixin)
     model.generation_config = GenerationConfig(do_sample=False, max_new_tokens=NEW_TOKENS)
     output = model.generate(prompt, attention_mask=torch.ones_like(prompt))
-    found: list[int] = output[0, prompt.shape[1] :].tolist()
-    for step, (token, wanted) in enumerate(zip(found, expected.continuation, strict=True)):
+    generated: list[int] = output[0, prompt.shape[1] :].tolist()
+    for step, (token, wanted) in enumerate(zip(generated, expected.continuation, strict=True)):
         if token == wanted:
             continue
         scores = expected.scores[step].double()
@@ -221,9 +221,9 @@ def _tolerance(logits: torch.Tensor, expected: Expectation) -> float:
     return TOLERANCES[expected.dtype] * float(logits.abs().max())
 
 
-def _same(what: str, found: object, wanted: object) -> None:
-    if found != wanted:
-        raise CheckpointNotPortable(f"{what}: found {found}, expected {wanted}")
+def _same(what: str, actual: object, wanted: object) -> None:
+    if actual != wanted:
+        raise CheckpointNotPortable(f"{what}: found {actual}, expected {wanted}")
 
 
 def _main(directory: str, expectation: str, verdict: str, parent: str) -> int:

@@ -89,13 +89,13 @@ def healing_windows(
     """
     sources = [(part.domain, source_of(part, model, tokenizer, observe)) for part in spec.parts]
     others = [(part.domain, source_of(part, model, tokenizer)) for part in _others(spec, DEFAULT)]
-    found = RepairWindows(
+    windows = RepairWindows(
         train=_by_domain(sources, Use.HEALING),
         selection=_by_domain([*sources, *others], Use.SELECTION),
     )
-    if not found.train or not found.selection:
+    if not windows.train or not windows.selection:
         raise _nothing_to_stop_by(spec)
-    return found
+    return windows
 
 
 def check_healable_text(
@@ -136,8 +136,8 @@ def evaluation_windows(
     unseen = [part.domain for part in others if part.dataset not in DEFAULT]
     parts = sorted([*spec.parts, *others], key=lambda part: part.domain not in unseen)
     sources = [(part.domain, source_of(part, model, tokenizer, observe)) for part in parts]
-    found = _evaluated(sources, model, evaluation)
-    return {name: _named_unseen(of) if name in unseen else of for name, of in found.items()}
+    windows = _evaluated(sources, model, evaluation)
+    return {name: _named_unseen(of) if name in unseen else of for name, of in windows.items()}
 
 
 def _named_unseen(windows: Windows) -> Windows:
@@ -172,8 +172,8 @@ def _by_domain(sources: Sequence[tuple[str, Source]], use: Use) -> dict[str, Win
 
 
 def _mixed(parts: Iterable[tuple[str, Windows]]) -> dict[str, Windows]:
-    found: dict[str, list[Windows]] = {}
+    by_domain: dict[str, list[Windows]] = {}
     for domain, windows in parts:
         if len(windows.token_ids):
-            found.setdefault(domain, []).append(windows)
-    return {domain: mixed(windows) for domain, windows in found.items()}
+            by_domain.setdefault(domain, []).append(windows)
+    return {domain: mixed(windows) for domain, windows in by_domain.items()}

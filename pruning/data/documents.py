@@ -46,18 +46,18 @@ def draw(
     texts = passages(documents, CHARACTERS_PER_TOKEN * seqlen)
     rng = random.Random(seed)  # noqa: S311 - a reproducible sample, not a secret
     tokenized: list[torch.Tensor] = []
-    found: list[torch.Tensor] = []
+    chosen: list[torch.Tensor] = []
     for windows in windows_of_texts(rng.sample(texts, len(texts)), seqlen, tokenizer):
         tokenized.append(windows)
-        found.extend(windows[:1])
-        if len(found) >= num_windows:
+        chosen.extend(windows[:1])
+        if len(chosen) >= num_windows:
             break
     for nth in range(1, max(map(len, tokenized), default=0)):
-        if len(found) >= num_windows:
+        if len(chosen) >= num_windows:
             break
-        found.extend(windows[nth] for windows in tokenized if nth < len(windows))
+        chosen.extend(windows[nth] for windows in tokenized if nth < len(windows))
     empty = torch.empty((0, seqlen), dtype=torch.int64)
-    return torch.stack(found[:num_windows]) if found else empty
+    return torch.stack(chosen[:num_windows]) if chosen else empty
 
 
 def draw_kinds(
@@ -76,25 +76,25 @@ def draw_kinds(
         kind: list(draw(documents[kind], number, seqlen, seed, tokenizer))
         for kind, number in Counter(turns).items()
     }
-    found: list[torch.Tensor] = []
+    chosen: list[torch.Tensor] = []
     kinds: list[str] = []
     for kind in turns:
         if drawn[kind]:
-            found.append(drawn[kind].pop(0))
+            chosen.append(drawn[kind].pop(0))
             kinds.append(kind)
     empty = torch.empty((0, seqlen), dtype=torch.int64)
-    return (torch.stack(found) if found else empty), tuple(kinds)
+    return (torch.stack(chosen) if chosen else empty), tuple(kinds)
 
 
 def _turns(sizes: Mapping[str, int], number: int) -> list[str]:
     """A kind for each turn, so that every kind has its share of any first turns."""
     total, taken = max(1, sum(sizes.values())), Counter[str]()
-    found = []
+    turns = []
     for turn in range(1, number + 1):
         kind = max(sizes, key=lambda name: sizes[name] / total * turn - taken[name])
         taken[kind] += 1
-        found.append(kind)
-    return found
+        turns.append(kind)
+    return turns
 
 
 def passages(documents: Sequence[str], min_characters: int) -> list[str]:
@@ -103,22 +103,22 @@ def passages(documents: Sequence[str], min_characters: int) -> list[str]:
     Long documents are cut between lines, or else between words; short ones are joined. Only a text
     that is shorter as a whole gives a shorter passage.
     """
-    found: list[str] = []
+    pieces: list[str] = []
     rest = ""
     for document in documents:
         rest = f"{rest}{SEPARATOR}{document}" if rest else document
         while len(rest) >= 2 * min_characters:
             at = _boundary(rest, min_characters)
-            found.append(rest[:at])
+            pieces.append(rest[:at])
             rest = rest[at:].lstrip("\n")
         if len(rest) >= min_characters:
-            found.append(rest)
+            pieces.append(rest)
             rest = ""
-    if rest and found:
-        found[-1] += SEPARATOR + rest
+    if rest and pieces:
+        pieces[-1] += SEPARATOR + rest
     elif rest:
-        found.append(rest)
-    return found
+        pieces.append(rest)
+    return pieces
 
 
 def _boundary(text: str, min_characters: int) -> int:

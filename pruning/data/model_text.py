@@ -32,14 +32,14 @@ def sampled_text(
     size = max(1, SAMPLING_CACHE_BYTES // _cached_bytes(model, seqlen))
     sizes = [min(size, num_windows - first) for first in range(0, num_windows, size)]
     devices = [model.device] if model.device.type == "cuda" else []
-    found = []
+    sampled = []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         for number, at_once in enumerate(sizes):
             done, total = number * seqlen, len(sizes) * seqlen
             follow = partial(_followed, observe=observe, before=done, total=total)
-            found.append(_sampled_at_once(model, at_once, seqlen, follow))
-    return torch.cat(found)
+            sampled.append(_sampled_at_once(model, at_once, seqlen, follow))
+    return torch.cat(sampled)
 
 
 def _followed(

@@ -82,8 +82,8 @@ def limited_windows(
         named = behind_beginning(f"packaged {name}", tokenizer)
         source = f"{named}, {Split.EVALUATION} documents"
     else:
-        text, found, max_windows = _text(name, texts_dir)
-        source = behind_beginning(found, tokenizer)
+        text, origin, max_windows = _text(name, texts_dir)
+        source = behind_beginning(origin, tokenizer)
         windows = all_windows(text, seqlen, tokenizer)
         wanted = min(max_windows or len(windows), num_windows or len(windows))
     if not len(windows):
@@ -100,8 +100,8 @@ def default_seqlen(model: PreTrainedModel) -> int:
 
 
 def _positions(model: PreTrainedModel) -> int | None:
-    found: int | None = getattr(model.config, "max_position_embeddings", None)
-    return found
+    positions: int | None = getattr(model.config, "max_position_embeddings", None)
+    return positions
 
 
 def _text(name: str, texts_dir: Path) -> tuple[str, str, int | None]:

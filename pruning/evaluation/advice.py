@@ -151,9 +151,9 @@ def _rank(depth: AdvisedDepth) -> tuple[int, float]:
 
 
 def _judged(candidate: Candidate, limits: Limits) -> AdvisedDepth:
-    found = list(_findings(candidate, limits))
+    findings = list(_findings(candidate, limits))
     for verdict in (Verdict.EXCEEDED, Verdict.UNDECIDED):
-        if failing := {what: reason for of, what, reason in found if of is verdict}:
+        if failing := {what: reason for of, what, reason in findings if of is verdict}:
             return AdvisedDepth(candidate, verdict, "; ".join(failing.values()), tuple(failing))
     return AdvisedDepth(candidate, Verdict.KEPT)
 
@@ -225,12 +225,12 @@ def _deeper(best: AdvisedDepth, depths: Sequence[AdvisedDepth]) -> str:
     ]
     if not next_ones:
         return ""
-    found = min(next_ones, key=lambda depth: (depth.candidate.num_removed, _cost(depth)))
+    deeper = min(next_ones, key=lambda depth: (depth.candidate.num_removed, _cost(depth)))
     gain = ""
-    if found.candidate.speedup is not None and best.candidate.speedup is not None:
-        more = found.candidate.speedup.value - best.candidate.speedup.value
+    if deeper.candidate.speedup is not None and best.candidate.speedup is not None:
+        more = deeper.candidate.speedup.value - best.candidate.speedup.value
         gain = f" would add {more:.2f} × of speed, but"
-    return f"Not deeper: {found.candidate.short_name}{gain or ':'} {found.because}."
+    return f"Not deeper: {deeper.candidate.short_name}{gain or ':'} {deeper.because}."
 
 
 def _cost(depth: AdvisedDepth) -> float:
@@ -280,10 +280,10 @@ def _missing(
 
 def _is_vague(candidate: Candidate, limits: Limits) -> bool:
     """Whether a measured speed-up may be above or below its limit."""
-    found = candidate.speedup
-    if found is None or not candidate.is_measured:
+    speedup = candidate.speedup
+    if speedup is None or not candidate.is_measured:
         return False
-    return Verdict.at_least(found, limits.min_speedup) is Verdict.UNDECIDED
+    return Verdict.at_least(speedup, limits.min_speedup) is Verdict.UNDECIDED
 
 
 def _bench(model: str, candidates: Sequence[Candidate]) -> str:

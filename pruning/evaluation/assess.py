@@ -97,8 +97,8 @@ def assess(
         quality = replace(quality, samples=sample_texts(dense, pruned))
         if spec.quantize is not None:
             forward = dense.forward(pruned.keep, spec.quantize, pruned.own)
-            found = _perplexity_of_text(forward, spec, quality, windows)
-            quality = replace(quality, quantized=Quantized(spec.quantize.value, found))
+            perplexity = _perplexity_of_text(forward, spec, quality, windows)
+            quality = replace(quality, quantized=Quantized(spec.quantize.value, perplexity))
     if spec.gate is not None:
         ratio = overall_ratio(_of_text(spec, quality), _shares(spec, quality), len(removed))
         quality = gated(spec.gate, quality, partial(ask_both, dense, pruned), ratio)
@@ -206,16 +206,16 @@ def held_out_for(spec: PruneSpec, dense: DenseModel, earlier: Quality) -> Mappin
     windows = evaluation_windows(*text, evaluation=spec.evaluation)
     used = {}
     for domain in earlier.domains:
-        found = windows.get(domain.domain)
-        if found is not None and spec.evaluation is not None:
-            found = found.first(domain.num_windows)
-        if found is None or found.digest != domain.digest:
+        held_out = windows.get(domain.domain)
+        if held_out is not None and spec.evaluation is not None:
+            held_out = held_out.first(domain.num_windows)
+        if held_out is None or held_out.digest != domain.digest:
             raise CalibrationError(
                 "text_changed",
                 f"the text of the domain {domain.domain!r} is not the one that the checkpoint was "
                 "measured on: restore it, or prune the model again",
             )
-        used[domain.domain] = found
+        used[domain.domain] = held_out
     return used
 
 

@@ -43,13 +43,13 @@ def measure_domains(
     }
     while True:
         _measure(dense, models, windows, wanted, losses)
-        found = tuple(
+        measured = tuple(
             _domain(name, windows[name], of_domain, tuple(own), len(raw))
             for name, of_domain in losses.items()
         )
-        sizes = enough.next_sizes(found, available) if enough else {}
+        sizes = enough.next_sizes(measured, available) if enough else {}
         if not sizes:
-            return found
+            return measured
         wanted = {
             name: {0: max(of.values()), **{served[depth]: size for depth, size in of.items()}}
             for name, of in sizes.items()
@@ -67,10 +67,10 @@ def _measure(
     parts = [
         (name, Part(windows[name].token_ids[begin:end], which))
         for name, sizes in wanted.items()
-        for begin, end, which in _segments([len(found) for found in losses[name]], sizes)
+        for begin, end, which in _segments([len(of_model) for of_model in losses[name]], sizes)
     ]
-    found = losses_of_parts(dense, models, [part for _, part in parts])
-    for (name, part), of_part in zip(parts, found, strict=True):
+    by_part = losses_of_parts(dense, models, [part for _, part in parts])
+    for (name, part), of_part in zip(parts, by_part, strict=True):
         for at, more in zip(part.models, of_part, strict=True):
             losses[name][at].extend(more)
 
@@ -111,7 +111,7 @@ def _healed(
 ) -> DomainQuality:
     """``losses`` are of the dense model, of each of these depths, and of the control if any."""
     dense, *others = losses
-    measured = [Measured.against(dense, found, kinds=kinds) for found in others]
+    measured = [Measured.against(dense, of_model, kinds=kinds) for of_model in others]
     by_depth = dict(zip(depths, measured, strict=False))  # the control follows
     return replace(
         domain,
@@ -156,8 +156,8 @@ def _domain(
     repaired = dict(zip(repaired_depths, losses[num_raw:], strict=True))
     control = repaired.get(num_raw - 1, losses[num_raw - 1])
     measured = {
-        number: Measured.against(dense, found, control, windows.kinds)
-        for number, found in repaired.items()
+        number: Measured.against(dense, of_model, control, windows.kinds)
+        for number, of_model in repaired.items()
     }
     used = windows.first(len(dense))
     return DomainQuality(
@@ -167,6 +167,6 @@ def _domain(
         seqlen=used.token_ids.shape[1],
         digest=used.digest,
         dense=Measured.of_dense(dense),
-        raw=tuple(Measured.against(dense, found, control, windows.kinds) for found in depths),
+        raw=tuple(Measured.against(dense, of_model, control, windows.kinds) for of_model in depths),
         repaired=tuple(measured.get(number) for number in range(1, num_raw)) if measured else (),
     )

@@ -74,10 +74,10 @@ class UntilKnown:
         if not num_more:
             return self._end(Ended.TEXT)
         share = self._affordable(sum(map(_num_measured, domains)), num_more, spent_s)
-        found = {
+        wanted = {
             growth.domain.domain: sizes for growth in lacking if (sizes := growth.sizes(share))
         }
-        return found or self._end(Ended.TIME)
+        return wanted or self._end(Ended.TIME)
 
     def _lacking(
         self, domain: DomainQuality, available: int, *, is_decided: bool
@@ -162,13 +162,13 @@ class _Growth:
 
     def sizes(self, share: float = 1.0) -> Mapping[int, int]:
         """With this ``share`` of what is to be added; without depths that get nothing."""
-        found = {}
+        wanted = {}
         for depth, size in self.wanted.items():
             measured = self.domain.num_windows_after(depth)
-            found[depth] = measured + math.floor(share * (min(size, self.available) - measured))
+            wanted[depth] = measured + math.floor(share * (min(size, self.available) - measured))
         return {
             depth: size
-            for depth, size in found.items()
+            for depth, size in wanted.items()
             if size > self.domain.num_windows_after(depth)
         }
 

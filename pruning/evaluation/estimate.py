@@ -43,9 +43,9 @@ def estimate(values: Sequence[float], control: Sequence[float] = (), kinds: Kind
             return _controlled(values, control, kinds, pairs)
     if len(values) < 2 or not all(map(math.isfinite, values)):
         return Estimate(fmean(values), None, len(values) - 1)
-    found = _within(values, kinds)
-    error = math.sqrt(found.squares / found.degrees / len(values))
-    return Estimate(fmean(values), error, found.degrees)
+    within = _within(values, kinds)
+    error = math.sqrt(within.squares / within.degrees / len(values))
+    return Estimate(fmean(values), error, within.degrees)
 
 
 @dataclass(frozen=True)

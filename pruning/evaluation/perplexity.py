@@ -55,5 +55,5 @@ def measure_perplexity(
 
 def _losses(forward: Forward, windows: torch.Tensor, batch_size: int) -> Iterator[list[float]]:
     for token_ids, hidden in forward.hidden(torch.split(windows, batch_size)):
-        found: list[float] = window_losses(forward.model, hidden, token_ids).tolist()
-        yield found
+        losses: list[float] = window_losses(forward.model, hidden, token_ids).tolist()
+        yield losses

@@ -44,15 +44,15 @@ def answer(
         for option in range(1 + len(item.wrong))
     ]
     batches = list(_batches(candidates, forward.batch_tokens))
-    found: dict[tuple[int, int], _Verdict] = {}
+    verdicts: dict[tuple[int, int], _Verdict] = {}
     hidden = forward.hidden([_padded(batch) for batch in batches])
     for batch, (token_ids, states) in zip(batches, hidden, strict=True):
         for candidate, verdict in zip(
             batch, _verdicts(forward, batch, token_ids, states), strict=True
         ):
-            found[candidate.item, candidate.option] = verdict
-        observe(len(found), len(candidates))
-    return [_answer(number, item, found) for number, item in enumerate(items)]
+            verdicts[candidate.item, candidate.option] = verdict
+        observe(len(verdicts), len(candidates))
+    return [_answer(number, item, verdicts) for number, item in enumerate(items)]
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,10 @@ class _Verdict:
     is_written: bool
 
 
-def _answer(number: int, item: Item, found: Mapping[tuple[int, int], _Verdict]) -> ItemResult:
-    right = found[number, 0]
+def _answer(number: int, item: Item, verdicts: Mapping[tuple[int, int], _Verdict]) -> ItemResult:
+    right = verdicts[number, 0]
     is_chosen = all(
-        right.nats < found[number, option].nats for option in range(1, 1 + len(item.wrong))
+        right.nats < verdicts[number, option].nats for option in range(1, 1 + len(item.wrong))
     )
     return ItemResult(item.kind, is_chosen, right.is_written)
 

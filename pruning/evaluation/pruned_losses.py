@@ -75,12 +75,12 @@ def losses_of_parts(
         least=needed,
         of=f"one window of {seqlen} tokens in {counted(most, 'model')}",
     )
-    found: list[list[list[float]]] = [[[] for _ in part.models] for part in parts]
+    losses_by_part: list[list[list[float]]] = [[[] for _ in part.models] for part in parts]
     for pieces in _passes(parts, budget // needed):
         for number, of_piece in _one_pass(dense, models, pieces):
-            for losses, more in zip(found[number], of_piece, strict=True):
+            for losses, more in zip(losses_by_part[number], of_piece, strict=True):
                 losses.extend(more)
-    return [list(of_part) for of_part in found]
+    return [list(of_part) for of_part in losses_by_part]
 
 
 _Pieces = Sequence[tuple[int, Part]]  # each with the number of the part that it is from
@@ -180,9 +180,9 @@ class _Batch:
 
     def losses(self, model: PreTrainedModel) -> list[list[float]]:
         """The losses of each window, for each model."""
-        found: dict[int, list[float]] = {}
+        by_state: dict[int, list[float]] = {}
         for hidden in self._states:
-            if id(hidden) not in found:
+            if id(hidden) not in by_state:
                 losses = window_losses(model, finish(model, hidden), self._token_ids)
-                found[id(hidden)] = losses.tolist()
-        return [found[id(hidden)] for hidden in self._states]
+                by_state[id(hidden)] = losses.tolist()
+        return [by_state[id(hidden)] for hidden in self._states]

@@ -92,12 +92,12 @@ class Measured:
         those of their text.
         """
         gaps = paired_gaps(losses, dense)
-        found = estimate(gaps, paired_gaps(control, dense), kinds)
-        degrees = None if found.degrees == len(gaps) - 1 else found.degrees
+        gap = estimate(gaps, paired_gaps(control, dense), kinds)
+        degrees = None if gap.degrees == len(gaps) - 1 else gap.degrees
         if len(losses) == len(dense):
-            return cls(fmean(losses), found.error, degrees=degrees)
-        loss = fmean(dense) + found.mean
-        return cls(loss, found.error, len(gaps), degrees, found.control_error)
+            return cls(fmean(losses), gap.error, degrees=degrees)
+        loss = fmean(dense) + gap.mean
+        return cls(loss, gap.error, len(gaps), degrees, gap.control_error)
 
     @property
     def perplexity(self) -> float:
@@ -167,8 +167,8 @@ class DomainQuality:
 
     def has_depths(self, num_removed: int) -> bool:
         """Whether there is one loss for each of 1, 2 ... removals, and windows for their errors."""
-        found = (self.dense, *self.raw, *self.repaired, *self.healed, self.control)
-        has_errors = any(each is not None and each.standard_error is not None for each in found)
+        measured = (self.dense, *self.raw, *self.repaired, *self.healed, self.control)
+        has_errors = any(each is not None and each.standard_error is not None for each in measured)
         are_whole = {len(self.repaired), len(self.healed)} <= {0, num_removed}
         is_enough = self.num_windows >= (2 if has_errors else 1)
         return is_enough and len(self.raw) == num_removed and are_whole
@@ -324,8 +324,8 @@ def interval_of(losses: Losses) -> Interval:
 
 def ratio_of(dense: Losses, losses: Losses) -> Interval:
     """The perplexity divided by that of the dense model, from losses on the same windows."""
-    found = estimate(paired_gaps(losses, dense))
-    return _exp_interval(found.mean, found.error, found.degrees)
+    gap = estimate(paired_gaps(losses, dense))
+    return _exp_interval(gap.mean, gap.error, gap.degrees)
 
 
 def text_of(source: str, num_windows: int, seqlen: int) -> str:

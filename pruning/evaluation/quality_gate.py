@@ -88,14 +88,14 @@ def _findings(
     gate: Gate, quality: Quality, ratio: Interval | None, control: float | None
 ) -> list[_Finding]:
     """The limits that are exceeded or undecided, each with a sentence about it."""
-    found = [
+    findings = [
         _of_probe(gate.max_probe_drop, quality),
         _of_text(gate.max_perplexity_ratio, quality, ratio, control),
     ]
     for domain in quality.domains:
         limit = gate.max_perplexity_ratio_of.get(domain.domain)
-        found.append(None if limit is None else _of_domain(domain, limit))
-    return [each for each in found if each is not None]
+        findings.append(None if limit is None else _of_domain(domain, limit))
+    return [each for each in findings if each is not None]
 
 
 def _of_probe(limit: float | None, quality: Quality) -> _Finding | None:

@@ -42,7 +42,7 @@ def _continued(
     """The new tokens of each prompt; equally many, also behind an end of the text."""
     started = clock()
     rows = [list(prompt) for prompt in prompts]
-    found: list[list[int]] = [[] for _ in rows]
+    continuations: list[list[int]] = [[] for _ in rows]
     limit = forward.model.config.max_position_embeddings
     for _ in range(MAX_NEW_TOKENS):
         if max(map(len, rows)) >= limit or clock() - started > LIMIT_S:
@@ -51,11 +51,14 @@ def _continued(
         [(_, states)] = forward.hidden([batch])  # padding is behind: causal attention ignores it
         last = torch.stack([state[len(row) - 1] for state, row in zip(states, rows, strict=True)])
         for row, new, token in zip(
-            rows, found, final_logits(forward.model, last).argmax(dim=1).tolist(), strict=True
+            rows,
+            continuations,
+            final_logits(forward.model, last).argmax(dim=1).tolist(),
+            strict=True,
         ):
             row.append(token)
             new.append(token)
-    return found
+    return continuations
 
 
 def _ends(dense: DenseModel) -> frozenset[int]:

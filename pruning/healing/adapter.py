@@ -111,10 +111,10 @@ def read_adapter(directory: Path) -> Tensors:
     Raises ``AdapterUnreadable``.
     """
     try:
-        found = load_file(directory / ADAPTER_TENSORS)
+        tensors = load_file(directory / ADAPTER_TENSORS)
     except (OSError, SafetensorError) as error:
         raise AdapterUnreadable(f"{directory} has no adapter that can be read: {error}") from error
-    return {name.removeprefix(_PREFIX): tensor for name, tensor in found.items()}
+    return {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
 
 
 class Merged(Mapping[str, torch.Tensor]):

@@ -57,8 +57,8 @@ class _SummedDivergence(torch.autograd.Function):
             for at, (each, gradient) in enumerate(zip(hidden, gradients, strict=True)):
                 leaf = each[rows].detach().requires_grad_()
                 with torch.enable_grad():
-                    found = final_logits(model, leaf).float().log_softmax(dim=1)
-                    nats = (shares * (wanted - found)).sum()
+                    log_shares = final_logits(model, leaf).float().log_softmax(dim=1)
+                    nats = (shares * (wanted - log_shares)).sum()
                     [of_rows] = torch.autograd.grad(nats, leaf)
                 gradient[rows].copy_(of_rows)
                 totals[at] += nats.detach()

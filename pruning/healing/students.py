@@ -117,14 +117,14 @@ def last_hiddens(
         for call in calls[first:]:
             whole = call(whole)
         whole = finish(dense, whole)
-    found = []
+    students_hidden = []
     for student in chosen:
         hidden = shared
         for index, block in zip(student.keep, block_list(student.model), strict=True):
             if index >= first:
                 hidden = calls[index].of(block)(hidden)
-        found.append(finish(dense, hidden))
-    return whole, found
+        students_hidden.append(finish(dense, hidden))
+    return whole, students_hidden
 
 
 def _repaired(

@@ -202,8 +202,8 @@ class Training:
         """The mean over the models that the next step trains."""
         chosen = self._students.of_step(self.progress.step, self._heal.seed)
         with self._autocast():
-            dense, found = last_hiddens(self._dense, self._students, chosen, token_ids)
-            dense, hidden = dense.flatten(0, 1), [each.flatten(0, 1) for each in found]
+            dense, students = last_hiddens(self._dense, self._students, chosen, token_ids)
+            dense, hidden = dense.flatten(0, 1), [each.flatten(0, 1) for each in students]
             loss = divergences(self._dense, hidden, dense).mean()
             if self._heal.hidden_weight:
                 errors = torch.stack([hidden_error(each, dense) for each in hidden])
@@ -218,11 +218,11 @@ class Training:
             domain: self._held_out(windows).mean(dim=1).tolist()
             for domain, windows in self._held_out_windows.items()
         }
-        found = {domain: fmean(of_depths) for domain, of_depths in measured.items()}
+        by_domain = {domain: fmean(of_depths) for domain, of_depths in measured.items()}
         by_depth = tuple(map(fmean, zip(*measured.values(), strict=True)))
         done = self.progress
-        loss, is_elastic = fmean(found.values()), len(by_depth) > 1
-        check = Check(done.step, done.num_tokens, loss, found, by_depth if is_elastic else ())
+        loss, is_elastic = fmean(by_domain.values()), len(by_depth) > 1
+        check = Check(done.step, done.num_tokens, loss, by_domain, by_depth if is_elastic else ())
         if not math.isfinite(check.loss):
             raise HealingDiverged(
                 f"after {counted(done.step, 'step')} of the healing the loss on held-out text is "
@@ -242,15 +242,15 @@ class Training:
     def _held_out(self, windows: torch.Tensor) -> torch.Tensor:
         """The divergence of every model on each window ``[models, num_windows]``, on the CPU."""
         models = self._students.each
-        found: list[torch.Tensor] = []
+        measured: list[torch.Tensor] = []
         for part in self._parts(windows):
             with self._autocast():
                 dense, hidden = last_hiddens(self._dense, self._students, models, part)
                 nats = [window_divergences(self._dense, each, dense) for each in hidden]
-                found.append(torch.stack(nats, dim=1))
+                measured.append(torch.stack(nats, dim=1))
         whole = torch.zeros(len(windows), len(models), dtype=torch.float64)
-        if found:
-            self._peers.share(whole).copy_(torch.cat(found))
+        if measured:
+            self._peers.share(whole).copy_(torch.cat(measured))
         self._peers.add_up([whole])
         return whole.T
 

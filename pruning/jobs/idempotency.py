@@ -78,8 +78,10 @@ class IdempotencyKeys:
         name = IDEMPOTENCY.format(key=hashlib.sha256(key.encode()).hexdigest())
         claim = Claim(name, fingerprint, secrets.token_hex(8))
         with redis_errors_translated():
-            found: Any = self._redis.set(name, claim.reservation, nx=True, get=True, ex=CLAIM_S)
-        held: str = claim.reservation if found is None else found.decode()
+            held_before: Any = self._redis.set(
+                name, claim.reservation, nx=True, get=True, ex=CLAIM_S
+            )
+        held: str = claim.reservation if held_before is None else held_before.decode()
         if held == claim.reservation:
             return claim
         first_fingerprint, owner = held.split()

@@ -140,7 +140,9 @@ class WebhookOutbox:
         """The last ``MAX_ATTEMPTS_KEPT`` attempts for messages of this job, oldest first."""
         with redis_errors_translated():
             entries: Any = self._redis.lrange(ATTEMPTS.format(id=job_id), 0, -1)
-        return tuple(found for entry in entries if (found := _attempt(job_id, entry)) is not None)
+        return tuple(
+            attempt for entry in entries if (attempt := _attempt(job_id, entry)) is not None
+        )
 
 
 def _job_id(message_id: bytes) -> str:

@@ -236,11 +236,11 @@ class LeasedQueue(Queue):
         *args: Any,  # noqa: ANN401 - handed to RQ
         **kwargs: Any,  # noqa: ANN401 - handed to RQ
     ) -> tuple[RQJob, Queue] | None:
-        found = super()._fetch_dequeued_job(connection, queue_key, job_id, *args, **kwargs)
-        if found is None:  # there is no such delivery, or it was refused
+        job = super()._fetch_dequeued_job(connection, queue_key, job_id, *args, **kwargs)
+        if job is None:  # there is no such delivery, or it was refused
             key = IntermediateQueue.get_intermediate_queue_key(queue_key)
             connection.lrem(key, 1, job_id)
-        return found
+        return job
 
     def acquire_maintenance_lock(self) -> bool:
         return bool(self.connection.set(self.registry_cleaning_key, 1, nx=True, ex=self.lease_s))

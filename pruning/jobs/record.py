@@ -31,14 +31,14 @@ def stored_job(job_id: str, record: object) -> Job:
 
 def numbers(texts: Iterable[object]) -> list[float]:
     """The finite numbers among values of records; all others are left out."""
-    found = []
+    valid = []
     for text in texts:
         try:
             number = float(text)  # type: ignore[arg-type]
         except (TypeError, ValueError):
             continue
-        found += [number] if math.isfinite(number) else []
-    return found
+        valid += [number] if math.isfinite(number) else []
+    return valid
 
 
 def _parsed(job_id: str, record: object) -> Job:

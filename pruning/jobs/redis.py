@@ -37,10 +37,10 @@ def connect(redis_url: str, *, num_retries: int = 60, timeout_s: float = 5) -> r
 
     An attempt fails if Redis does not respond within ``timeout_s``.
     """
-    found: Any = parse_url(redis_url)  # type: ignore[no-untyped-call]  # so it is in redis-py
+    parsed: Any = parse_url(redis_url)  # type: ignore[no-untyped-call]  # so it is in redis-py
     return redis.Redis.from_url(
         redis_url,
-        connection_class=_connection_class(found.get("connection_class", Connection)),
+        connection_class=_connection_class(parsed.get("connection_class", Connection)),
         socket_connect_timeout=min(2, timeout_s),
         socket_timeout=timeout_s,
         retry=Retry(ExponentialBackoff(cap=1, base=0.05), num_retries),

@@ -181,12 +181,12 @@ def apply(
         raise JobNotFound(job_id)
     if code == b"stale":
         raise StaleAttempt(f"job {job_id} has a newer worker than attempt {attempt}")
-    found = status_of(status)
+    before = status_of(status)
     if code == b"refused":
-        raise IllegalTransition(job_id, found, changes[0].name)
+        raise IllegalTransition(job_id, before, changes[0].name)
     if conditions is not None:
         raise_unmet(code, number, conditions)
-    return Outcome(found, int(current), stop_request(found, is_pausing=bool(number)))
+    return Outcome(before, int(current), stop_request(before, is_pausing=bool(number)))
 
 
 def status_of(stored: bytes | str) -> JobStatus:

@@ -147,14 +147,14 @@ class SinkOutbox:
         key = WITHDRAWN.format(sink=sink)
         with redis_errors_translated():
             self._redis.zremrangebyscore(key, "-inf", self.now())
-            found: Any = self._redis.zrange(key, 0, -1)
-        return tuple(name.decode() for name in found)
+            names: Any = self._redis.zrange(key, 0, -1)
+        return tuple(name.decode() for name in names)
 
     def num_waiting(self, sink: Sink) -> int:
         """The number of jobs that are not sent yet."""
         with redis_errors_translated():
-            found: Any = self._redis.zcard(SINK.format(sink=sink))
-        return int(found)
+            number: Any = self._redis.zcard(SINK.format(sink=sink))
+        return int(number)
 
     def _settled(
         self,

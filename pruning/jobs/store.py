@@ -107,8 +107,8 @@ class JobStore:
         if not JOB_ID.fullmatch(job_id):
             return None
         with redis_errors_translated():
-            found: Any = self._redis.hget(RECORD.format(id=job_id), "owner")
-        return found.decode() or None if found else None
+            known: Any = self._redis.hget(RECORD.format(id=job_id), "owner")
+        return known.decode() or None if known else None
 
     def list(
         self,
@@ -130,8 +130,8 @@ class JobStore:
             listed = [job_id.decode(errors="replace") for job_id in ids[:limit]]
             records = zip(listed, self._records(listed), strict=True)
         jobs = (stored_job(job_id, record) for job_id, record in records if record)
-        found = tuple(job for job in jobs if status in (None, job.status))
-        return JobPage(found, has_more=len(ids) > limit)
+        chosen = tuple(job for job in jobs if status in (None, job.status))
+        return JobPage(chosen, has_more=len(ids) > limit)
 
     def _records(self, ids: Sequence[str]) -> Sequence[Any]:
         """The hash of each, or the error of Redis for what is none. Empty if there is no such job.
@@ -146,8 +146,8 @@ class JobStore:
     def _ids(self, index: str, newest: bytes, num: int, owner: str | None) -> Sequence[bytes]:
         """The first ``num`` ids of the index that the owner may see, from ``newest`` on."""
         if owner is None:
-            found: Any = self._redis.zrevrangebylex(index, newest, "-", start=0, num=num)
-            return tuple(found)
+            members: Any = self._redis.zrevrangebylex(index, newest, "-", start=0, num=num)
+            return tuple(members)
         seen: list[bytes] = []
         while len(seen) < num:
             ids: Any = self._redis.zrevrangebylex(index, newest, "-", start=0, num=_OWNERS_AT_ONCE)
@@ -165,8 +165,8 @@ class JobStore:
     def ids(self, status: JobStatus) -> tuple[str, ...]:
         """The ids of all jobs in that status, oldest first."""
         with redis_errors_translated():
-            found: Any = self._redis.zrange(STATUS_INDEXES[status], 0, -1)
-        return _known_ids(found)
+            entries: Any = self._redis.zrange(STATUS_INDEXES[status], 0, -1)
+        return _known_ids(entries)
 
     def counts(self) -> Mapping[JobStatus, int]:
         """The number of jobs in each status."""
@@ -190,8 +190,8 @@ class JobStore:
         with redis_errors_translated(), self._redis.pipeline() as pipeline:
             for index in PENDING:
                 pipeline.zrange(index, 0, -1)
-            found = pipeline.execute()
-        return frozenset(job_id for ids in found for job_id in _known_ids(ids))
+            indexes = pipeline.execute()
+        return frozenset(job_id for ids in indexes for job_id in _known_ids(ids))
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a waiting job, or ask the worker of a running one to stop. Idempotent.
@@ -285,9 +285,9 @@ class JobStore:
             return script.apply(self._script, job_id, changes, attempt, conditions)
 
 
-def _known_ids(found: Sequence[bytes]) -> tuple[str, ...]:
+def _known_ids(entries: Sequence[bytes]) -> tuple[str, ...]:
     """Those that are ids of jobs: an index may hold anything."""
-    texts = (job_id.decode(errors="replace") for job_id in found)
+    texts = (job_id.decode(errors="replace") for job_id in entries)
     return tuple(text for text in texts if JOB_ID.fullmatch(text))
 
 

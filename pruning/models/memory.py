@@ -161,10 +161,10 @@ def shortage(error: BaseException) -> str:
 
 
 def _num_bytes(pattern: re.Pattern[str], error: BaseException) -> float | None:
-    found = pattern.search(str(error))
-    if found is None:
+    match = pattern.search(str(error))
+    if match is None:
         return None
-    return float(found[1]) * 1024.0 ** _UNITS.index(found[2])
+    return float(match[1]) * 1024.0 ** _UNITS.index(match[2])
 
 
 def _in_words(num_bytes: float) -> str:

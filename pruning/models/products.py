@@ -67,7 +67,7 @@ def _by_onednn() -> _Multiply | None:
     def multiply(
         inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        found: torch.Tensor = operator(inputs, weight, bias, "none", [], "")
-        return found
+        product: torch.Tensor = operator(inputs, weight, bias, "none", [], "")
+        return product
 
     return multiply

@@ -92,9 +92,9 @@ class QuantizedLinear(nn.Module):
 
     def set_weight(self, weight: torch.Tensor) -> None:
         """Round ``weight [outputs, inputs]`` in place of the layer's own."""
-        found = rounded(weight, self.weights)
-        self.values = nn.Parameter(found.values, requires_grad=False)
-        self.scales = nn.Parameter(found.scales, requires_grad=False)
+        quantized = rounded(weight, self.weights)
+        self.values = nn.Parameter(quantized.values, requires_grad=False)
+        self.scales = nn.Parameter(quantized.scales, requires_grad=False)
 
     @property
     def out_features(self) -> int:

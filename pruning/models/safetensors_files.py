@@ -67,18 +67,18 @@ class WeightFiles:
     def __init__(self, path: Path, model: PreTrainedModel) -> None:
         whole = whole_without_weights(path, model)
         names = language_names(whole)
-        stored = {names.get(name, name): found for name, found in _stored(path, whole).items()}
+        stored = {names.get(name, name): tensor for name, tensor in _stored(path, whole).items()}
         tied = model.all_tied_weights_keys
         twins = {**tied, **{source: name for name, source in tied.items()}}
         self._stored: dict[str, _Stored] = {}
         for name, _ in model.named_parameters(remove_duplicate=False):
-            found = stored.get(name) or stored.get(twins.get(name, name))
-            if found is None:
+            tensor = stored.get(name) or stored.get(twins.get(name, name))
+            if tensor is None:
                 raise NotAModel(
                     f"{path}: {name} is stored in a form that cannot be read on its own; save the "
                     f"model again with save_pretrained"
                 )
-            self._stored[name] = found
+            self._stored[name] = tensor
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield ``(name, tensor)`` as stored. A tensor may be memory-mapped: do not write to it."""

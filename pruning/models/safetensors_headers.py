@@ -121,11 +121,11 @@ def _num_outputs(name: str, shape: tuple[int, ...]) -> int:
 
 def _num_refit(in_blocks: Mapping[str, tuple[int, ...]], endings: tuple[str, ...]) -> int:
     """The parameters of these names in the block that has most of them."""
-    found: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
     for name, shape in in_blocks.items():
         if name.endswith(endings) and (block := _BLOCK_NAME.search(name)):
-            found[block[1]] += prod(shape)
-    return max(found.values(), default=0)
+            sizes[block[1]] += prod(shape)
+    return max(sizes.values(), default=0)
 
 
 def check_weights(path: Path) -> None:
@@ -136,8 +136,8 @@ def check_weights(path: Path) -> None:
         header, begins = read_header(file)
         ends = [tensor["data_offsets"][1] for tensor in _tensors(header).values()]
         num_bytes = begins + max(ends, default=0)
-        if (found := file.stat().st_size) != num_bytes:
-            raise NotAModel(f"{file} has {found} bytes, its header says {num_bytes}")
+        if (actual := file.stat().st_size) != num_bytes:
+            raise NotAModel(f"{file} has {actual} bytes, its header says {num_bytes}")
 
 
 def read_header(file: Path) -> tuple[dict[str, Any], int]:

@@ -309,11 +309,11 @@ def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer  # noqa: PLC0415 - takes seconds
 
     with foreign_code(f"the tokenizer of {path} cannot be loaded"):
-        found: Any = AutoTokenizer.from_pretrained(
+        loaded: Any = AutoTokenizer.from_pretrained(
             path, trust_remote_code=False, local_files_only=True
         )
-        found.decode(found("a")["input_ids"])  # some of what its files hold shows only in use
-    tokenizer: PreTrainedTokenizerBase = found
+        loaded.decode(loaded("a")["input_ids"])  # some of what its files hold shows only in use
+    tokenizer: PreTrainedTokenizerBase = loaded
     return tokenizer
 
 

@@ -14,24 +14,24 @@ from pruning.repair.repair import Repaired, RepairedDepth
 
 def gains(depth: RepairedDepth) -> Mapping[str, Gain]:
     """The gain of ridge over no repair, for each domain of the selection windows."""
-    found = {}
+    by_domain = {}
     for domain, raw in depth.tried[Method.NONE].losses.items():
         repaired = depth.tried[Method.RIDGE].losses[domain]
         differences = [before - after for before, after in zip(raw, repaired, strict=True)]
         spread = stdev(differences) if len(differences) > 1 else 0.0
-        found[domain] = Gain(fmean(differences), spread / sqrt(len(differences)))
-    return found
+        by_domain[domain] = Gain(fmean(differences), spread / sqrt(len(differences)))
+    return by_domain
 
 
 def record_of(num_removed: int, depth: RepairedDepth, chosen: Repaired) -> DepthRepair:
     """The entry of the manifest for the repair that was chosen at this depth."""
-    found = gains(depth)
-    is_finite = all(isfinite(gain.mean) for gain in found.values())
+    by_domain = gains(depth)
+    is_finite = all(isfinite(gain.mean) for gain in by_domain.values())
     return DepthRepair(
         num_removed,
         chosen.method,
         sum(tensor.nbytes for tensor in chosen.tensors.values()),
-        {Method.RIDGE: found if is_finite else {}},
+        {Method.RIDGE: by_domain if is_finite else {}},
     )
 
 

@@ -87,7 +87,7 @@ class FittedLayers:
 
         ``gram`` [width_in, width_in] is that of what was read, by which norms are corrected.
         """
-        found, begin = {}, 0
+        parameters, begin = {}, 0
         for each, part in zip(self._layers, change.split(self._widths, dim=1), strict=True):
             old = self._matrix(each).float()
             new = old + self._inverse_gain(each, part).to(old.device) / self._multiplier
@@ -96,11 +96,11 @@ class FittedLayers:
                 own = gram[begin:end, begin:end].to(old.device)
                 grown = (((new @ own) * new).sum() / ((old @ own) * old).sum()).sqrt()
                 weight = (norm.float() + self._offset) * grown - self._offset
-                found[f"{each.norm}.weight"] = weight.to(norm.dtype)
+                parameters[f"{each.norm}.weight"] = weight.to(norm.dtype)
             new = new.T if self._is_transposed else new
-            found[f"{each.layer}.weight"] = new.to(self._matrix(each).dtype)
+            parameters[f"{each.layer}.weight"] = new.to(self._matrix(each).dtype)
             begin = end
-        return found
+        return parameters
 
     def change_by(self, own: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The change of the matrix by parameters in place of those of the block; if exact."""

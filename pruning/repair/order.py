@@ -36,10 +36,12 @@ class RepairRequest:
     def text(self) -> RepairText:
         train = {
             f"{domain}, {kind}": token_ids
-            for domain, found in self.windows.train.items()
-            for kind, token_ids in found.by_kind().items()
+            for domain, windows in self.windows.train.items()
+            for kind, token_ids in windows.by_kind().items()
         }
-        selection = {domain: found.token_ids for domain, found in self.windows.selection.items()}
+        selection = {
+            domain: windows.token_ids for domain, windows in self.windows.selection.items()
+        }
         return RepairText(train, selection)
 
 
@@ -126,8 +128,8 @@ def repair_order(
     )
     chosen = tuple(_chosen(request.repair, depth) for depth in depths)
     records = (
-        record_of(number, depth, found)
-        for number, (depth, found) in enumerate(zip(depths, chosen, strict=True), start=1)
+        record_of(number, depth, repaired)
+        for number, (depth, repaired) in enumerate(zip(depths, chosen, strict=True), start=1)
     )
     return OrderRepair(tuple(records), chosen)
 

@@ -96,13 +96,13 @@ class _Tree:
     def add(self, route: Route, needs: Sequence[Parts]) -> list[int]:
         """The streams along a route, with the windows that are needed in front of each step and
         at the end."""
-        found = [EMBEDDED]
+        streams = [EMBEDDED]
         self.parts[EMBEDDED] |= needs[0]
         for step, parts in zip(route, needs[1:], strict=True):
-            number = self.numbers.setdefault((found[-1], step), len(self.numbers) + 1)
+            number = self.numbers.setdefault((streams[-1], step), len(self.numbers) + 1)
             self.parts[number] = self.parts.get(number, frozenset()) | parts
-            found.append(number)
-        return found
+            streams.append(number)
+        return streams
 
 
 def _needs(route: Route) -> list[Parts]:
@@ -141,7 +141,7 @@ def _releases(
             last |= {(stream.dense, part): number for part in observed(stream.step)}
     for end in ends:
         last.pop((end, Part.SELECTION), None)  # its losses are measured after all steps
-    found: dict[int, set[tuple[int, Part]]] = {}
+    last_needed: dict[int, set[tuple[int, Part]]] = {}
     for what, number in last.items():
-        found.setdefault(number, set()).add(what)
-    return {number: frozenset(released) for number, released in found.items()}
+        last_needed.setdefault(number, set()).add(what)
+    return {number: frozenset(released) for number, released in last_needed.items()}

@@ -194,11 +194,11 @@ class _Repair:
     def _refit(self, stream: int, block: int) -> None:
         """Change the matrices of the block by what explains the error of the stream behind it."""
         errors = self._walk.errors(stream).to(self._dense.device)
-        found = fit(errors.folds)
+        fitted = fit(errors.folds)
         own: Own = NO_OWN
-        if found.penalty is not None:
-            own = self._stepped(stream, block, found.change, gram_of(errors.folds))
-        self._penalties[stream] = found.penalty if own else None
+        if fitted.penalty is not None:
+            own = self._stepped(stream, block, fitted.change, gram_of(errors.folds))
+        self._penalties[stream] = fitted.penalty if own else None
         path = f"{architecture(self._dense.model.config).blocks}.{block}"
         self._matrices[stream] = {f"{path}.{name}": own[name] for name in own}
         self._walk.refit(stream, own)
@@ -222,14 +222,14 @@ class _Repair:
 
 def _windows(text: RepairText) -> list[Windows]:
     """The windows by the way that they go. The sample is spread evenly over each kind of text."""
-    found = [Windows(Part.SELECTION, domain, ids) for domain, ids in text.selection.items()]
+    all_windows = [Windows(Part.SELECTION, domain, ids) for domain, ids in text.selection.items()]
     for fold, token_ids in _folded(text.train):
         number, wanted = len(token_ids), ceil(SAMPLE_WINDOWS / len(text.train))
         sample = {at * number // wanted for at in range(min(number, wanted))}
         rest = [at for at in range(number) if at not in sample]
-        found.append(Windows(Part.SAMPLE, fold, token_ids[sorted(sample)]))
-        found.append(Windows(Part.REST, fold, token_ids[rest]))
-    return [windows for windows in found if len(windows.token_ids)]
+        all_windows.append(Windows(Part.SAMPLE, fold, token_ids[sorted(sample)]))
+        all_windows.append(Windows(Part.REST, fold, token_ids[rest]))
+    return [windows for windows in all_windows if len(windows.token_ids)]
 
 
 def _folded(train: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:

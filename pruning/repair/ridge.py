@@ -110,12 +110,12 @@ def _errors_below(
 ) -> dict[str, float] | None:
     """The error that is left on each fold by a change that is fitted to the others; None if the
     worst one is not below that of ``errors``. It is looked for first where these are worst."""
-    worst, found = max(errors.values()), {}
+    worst, left = max(errors.values()), {}
     for name in sorted(folds, key=errors.__getitem__, reverse=True):
-        found[name] = _error_without(name, folds, penalty)
-        if not found[name] < worst:  # true for NaN
+        left[name] = _error_without(name, folds, penalty)
+        if not left[name] < worst:  # true for NaN
             return None
-    return found
+    return left
 
 
 def _error_without(fold: str, folds: Mapping[str, Sums], penalty: float) -> float:

@@ -153,7 +153,7 @@ class LocalWalk:
         made = self._plan.streams[stream]
         call, layers = self._refitted(made)
         run = layers.tapped(call)
-        found = self._no_errors(layers)
+        sums = self._no_errors(layers)
         for at in self._batches_of(made.reads):
             batch = self._batches[at]
             output, read = run(self._source(made, at))
@@ -161,12 +161,12 @@ class LocalWalk:
                 wanted = self._wanted(made, at).flatten(0, 1).float()
                 errors = wanted - output.flatten(0, 1).float()
                 weights = wanted.square().sum(dim=1).reciprocal()
-                found.folds[batch.domain].add(read.flatten(0, -2).float(), errors, weights)
+                sums.folds[batch.domain].add(read.flatten(0, -2).float(), errors, weights)
             is_kept = layers.is_exact and batch.part in made.parts
             if is_kept and self.states.has_room(output.nbytes + read.nbytes):
                 self.states.put((stream, at), output)
                 self.states.put((_READ, at), read)
-        return found
+        return sums
 
     @torch.no_grad()
     def error(self, stream: int, own: Own) -> float:
@@ -200,13 +200,13 @@ class LocalWalk:
 
     @torch.no_grad()
     def losses(self, stream: int) -> Mapping[str, Losses]:
-        found: dict[str, list[torch.Tensor]] = {}
+        by_domain: dict[str, list[torch.Tensor]] = {}
         for at in self._batches_of(frozenset({Part.SELECTION})):
             batch = self._batches[at]
             hidden = finish(self._model, self.states.get((stream, at)))
             losses = window_losses(self._model, hidden, batch.token_ids)
-            found.setdefault(batch.domain, []).append(losses)
-        return {domain: torch.cat(losses).tolist() for domain, losses in found.items()}
+            by_domain.setdefault(batch.domain, []).append(losses)
+        return {domain: torch.cat(losses).tolist() for domain, losses in by_domain.items()}
 
     def close(self) -> None:
         self.states.close()

@@ -55,8 +55,8 @@ class CosineRanker:
     def _embedded(self, windows: torch.Tensor) -> tuple[list[torch.Tensor], tuple[BlockCall, ...]]:
         with self._dense.embeddings():
             parts = torch.split(windows, self._batch_size)
-            found = [block_calls(self._dense.model, part) for part in parts]
-        return [hidden for hidden, _ in found], found[0][1]
+            embedded = [block_calls(self._dense.model, part) for part in parts]
+        return [hidden for hidden, _ in embedded], embedded[0][1]
 
 
 def _num_fitting(dense: VisitedModel, seqlen: int, num_bytes: int | None) -> int:
@@ -68,8 +68,8 @@ def _num_fitting(dense: VisitedModel, seqlen: int, num_bytes: int | None) -> int
 
 def _changes(before: list[torch.Tensor], after: list[torch.Tensor]) -> list[float]:
     """Score per window of states ``[batch, seqlen, hidden_size]`` before and after a block."""
-    found: list[float] = []
+    changes: list[float] = []
     for inputs, outputs in zip(before, after, strict=True):
         similarity = F.cosine_similarity(inputs.double(), outputs.double(), dim=-1)
-        found += (1 - similarity.mean(dim=1)).tolist()
-    return found
+        changes += (1 - similarity.mean(dim=1)).tolist()
+    return changes

@@ -151,7 +151,7 @@ class ObservedScorer:
 
     def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, Losses]]:
         name = self._name(keep)
-        known = {b: found for b, found in self._scored.get(name, {}).items() if b in candidates}
+        known = {b: scored for b, scored in self._scored.get(name, {}).items() if b in candidates}
         begin = self._tally.done - num_whole(known, self._scorer.num_windows)
         parts = _InParts(self._scorer, self._tally, name, known, begin)
         scorer = StagedScorer(parts) if self._is_staged else parts

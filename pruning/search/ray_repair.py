@@ -44,8 +44,8 @@ class Walker:
 
     def call(self, method: str, *arguments: object) -> Any:  # noqa: ANN401 - whatever an actor takes or gives
         """Call a method of the walk. Sums are returned in main memory."""
-        found = getattr(self._walk, method)(*arguments)
-        return found.to(torch.device("cpu")) if isinstance(found, Errors) else found
+        result = getattr(self._walk, method)(*arguments)
+        return result.to(torch.device("cpu")) if isinstance(result, Errors) else result
 
 
 class ClusterWalk:
@@ -93,11 +93,11 @@ class ClusterWalk:
         self._change("refit", stream, self._shared(own))
 
     def losses(self, stream: int) -> Mapping[str, Losses]:
-        found: dict[str, list[float]] = {}
+        by_domain: dict[str, list[float]] = {}
         for losses in self._call("losses", stream):
             for domain, part in losses.items():
-                found.setdefault(domain, []).extend(part)
-        return found
+                by_domain.setdefault(domain, []).extend(part)
+        return by_domain
 
     def _shared(self, own: Own) -> object:
         """Parameters for all actors, sent once."""

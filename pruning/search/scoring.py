@@ -47,12 +47,12 @@ class PlainScorer:
 
     @torch.inference_mode()
     def losses(self, keep: Blocks) -> Losses:
-        found: list[float] = []
+        scores: list[float] = []
         for batch in torch.split(self._windows, self._batch_size):
             logits = self._logits(keep, batch)
             nats = F.cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="none")
-            found += nats.double().mean(dim=1).tolist()
-        return found
+            scores += nats.double().mean(dim=1).tolist()
+        return scores
 
     def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, Losses]]:
         score = self._divergences if self._objective.needs_dense else self.losses
@@ -61,13 +61,13 @@ class PlainScorer:
 
     @torch.inference_mode()
     def _divergences(self, keep: Blocks) -> Losses:
-        found: list[float] = []
+        divergences: list[float] = []
         for batch in torch.split(self._windows, self._batch_size):
             dense = self._model(batch, use_cache=False).logits[:, :-1].float().log_softmax(dim=-1)
             pruned = self._logits(keep, batch).log_softmax(dim=-1)
             nats = F.kl_div(pruned, dense, log_target=True, reduction="none").sum(dim=-1)
-            found += nats.double().mean(dim=1).tolist()
-        return found
+            divergences += nats.double().mean(dim=1).tolist()
+        return divergences
 
     def _logits(self, keep: Blocks, batch: torch.Tensor) -> torch.Tensor:
         """Logits ``[batch, seqlen - 1, vocab]`` of the tokens that are predicted."""
@@ -219,13 +219,13 @@ class SharedPrefixScorer:
         self, keep: Blocks, candidates: Blocks, windows: range, known: Mapping[int, Losses]
     ) -> Iterator[tuple[int, Losses]]:
         """As in ``GrowingScorer``, part by part."""
-        found = {block: known.get(block, ()) for block in candidates}
+        losses_of = {block: known.get(block, ()) for block in candidates}
         for part in self.parts(windows):
             begin, end = part.start - windows.start, part.stop - windows.start
-            unknown = tuple(block for block in candidates if len(found[block]) < end)
+            unknown = tuple(block for block in candidates if len(losses_of[block]) < end)
             for block, losses in self.score(keep, unknown, part) if unknown else ():
-                found[block] = [*found[block][:begin], *losses]
-                yield block, found[block]
+                losses_of[block] = [*losses_of[block][:begin], *losses]
+                yield block, losses_of[block]
 
     def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, Losses]]:
         return self.score(keep, candidates, range(self.num_windows))
@@ -236,10 +236,10 @@ class SharedPrefixScorer:
         losses: dict[int, list[float]] = {block: [] for block in candidates}
         *earlier, last = self._groups(windows)
         for group in earlier:
-            for block, found in self._group_scores(group, keep, candidates):
-                losses[block] += found
-        for block, found in self._group_scores(last, keep, candidates):
-            yield block, losses[block] + found
+            for block, more in self._group_scores(group, keep, candidates):
+                losses[block] += more
+        for block, more in self._group_scores(last, keep, candidates):
+            yield block, losses[block] + more
 
     def _groups(self, windows: range) -> Iterator[list[Prefixes]]:
         """The batches of these windows, as many together as are scored before the next."""
@@ -256,7 +256,7 @@ class SharedPrefixScorer:
             if isinstance(self._dense, ResidentModel):
                 for block in candidates:
                     swept = [self._swept([batch], keep, (block,)) for batch in group]
-                    yield block, [nats for found in swept for nats in found[block]]
+                    yield block, [nats for scores in swept for nats in scores[block]]
             else:
                 yield from self._swept(group, keep, candidates).items()
         finally:
@@ -308,8 +308,8 @@ class SharedPrefixScorer:
         nats = objective.window_nats(model, walk.hidden, batch.token_ids, batch.dense)
         if not nats.isfinite().all():
             batch.forget()  # so that later scores do not depend on these states
-        found: list[float] = nats.tolist()
-        return found
+        scores: list[float] = nats.tolist()
+        return scores
 
 
 def _num_windows(batch: Prefixes) -> int:

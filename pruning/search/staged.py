@@ -51,13 +51,13 @@ class StagedScorer:
         *stages_before, last = [range(begin, end) for begin, end in pairwise((0, *self._stages))]
         remaining = candidates
         for windows in stages_before:
-            for block, found in self._scorer.score(keep, remaining, windows):
-                losses[block] += found
+            for block, more in self._scorer.score(keep, remaining, windows):
+                losses[block] += more
             close = self._not_clearly_worse({block: losses[block] for block in remaining})
             yield from ((block, losses[block]) for block in remaining if block not in close)
             remaining = close
-        for block, found in self._scorer.score(keep, remaining, last):
-            yield block, losses[block] + list(found)
+        for block, more in self._scorer.score(keep, remaining, last):
+            yield block, losses[block] + list(more)
 
     def _not_clearly_worse(self, losses: Mapping[int, Losses]) -> Blocks:
         """The blocks that may still be better than the leader of the windows scored so far."""

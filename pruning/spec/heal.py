@@ -83,10 +83,10 @@ class Heal:
         return _BEST_RATE * math.pow(min(1.0, _BEST_RATE_WIDTH / width), _RATE_EXPONENT)
 
     def to_dict(self) -> dict[str, Any]:
-        found = asdict(self)
+        fields = asdict(self)
         if self.depths is Depths.DEEPEST:
-            del found["depths"]  # as in older records, whose digests still hold
-        return found
+            del fields["depths"]  # as in older records, whose digests still hold
+        return fields
 
 
 def _refused(name: str, value: object, expected: str) -> InvalidSpec:

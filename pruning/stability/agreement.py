@@ -135,9 +135,9 @@ def _picked(runs: Sequence[SearchRun]) -> tuple[Picked, ...]:
     for run in runs:
         for step, block in enumerate(run.order, start=1):
             steps.setdefault(block, []).append(step)
-    found = [Picked(block, len(at), tuple(sorted(at))) for block, at in steps.items()]
+    all_picked = [Picked(block, len(at), tuple(sorted(at))) for block, at in steps.items()]
     return tuple(
-        sorted(found, key=lambda picked: (-picked.num_runs, fmean(picked.steps), picked.block))
+        sorted(all_picked, key=lambda picked: (-picked.num_runs, fmean(picked.steps), picked.block))
     )
 
 

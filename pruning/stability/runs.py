@@ -50,13 +50,13 @@ def unused_windows(
     Raises ``CalibrationError`` for a text that has none.
     """
     used = {_digest(window) for sample in taken for window in sample.windows.token_ids}
-    found: dict[str, dict[str, torch.Tensor]] = {}
+    by_text: dict[str, dict[str, torch.Tensor]] = {}
     for sample in taken:
-        of_text = found.setdefault(sample.text, {})
+        of_text = by_text.setdefault(sample.text, {})
         for window in held_out(sample.spec, model, tokenizer).token_ids:
             if (digest := _digest(window)) not in used:
                 of_text[digest] = window
-    for text, windows in found.items():
+    for text, windows in by_text.items():
         if not windows:
             raise CalibrationError(
                 NOT_ENOUGH,
@@ -65,7 +65,7 @@ def unused_windows(
             )
     return {
         text: Windows(torch.stack(list(windows.values())), f"{text}, windows of no sample")
-        for text, windows in found.items()
+        for text, windows in by_text.items()
     }
 
 

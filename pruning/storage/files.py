@@ -41,10 +41,10 @@ class FileSystemStore:
 
     def versions(self) -> Mapping[str, str]:
         with file_errors(self.url, "list"):
-            found = self._list(self._path("manifests"))
+            entries = self._list(self._path("manifests"))
         return {
             name.removesuffix(_SUFFIX): _version(entry)
-            for name, entry in found.items()
+            for name, entry in entries.items()
             if name.endswith(_SUFFIX)
         }
 
@@ -61,9 +61,9 @@ class FileSystemStore:
 
     def sizes(self, name: str) -> Mapping[str, int]:
         with file_errors(self.url, f"list the objects of {name}"):
-            found = self._list(self._path("objects", name))
+            entries = self._list(self._path("objects", name))
         return {
-            digest: int(entry["size"]) for digest, entry in found.items() if _PART not in digest
+            digest: int(entry["size"]) for digest, entry in entries.items() if _PART not in digest
         }
 
     def put(self, name: str, files: Iterable[tuple[str, Path]]) -> None:

@@ -48,13 +48,13 @@ class StoredFolder:
         """The size in bytes of every file, by its path in the folder."""
         with file_errors(self._url, "list"):
             try:
-                found: Mapping[str, Any] = self._system.find(self._url.path, detail=True)
+                entries: Mapping[str, Any] = self._system.find(self._url.path, detail=True)
             except FileNotFoundError:
                 return {}
         start = len(self._system._strip_protocol(self._url.path)) + 1
         return {
             self._inside(path[start:]): int(entry["size"])
-            for path, entry in found.items()
+            for path, entry in entries.items()
             if entry["type"] == "file" and path[start:] and not path.endswith("/")
         }
 

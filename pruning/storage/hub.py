@@ -56,10 +56,10 @@ class HubStore:
 
     def versions(self) -> Mapping[str, str]:
         with hub_errors(self.url, "list"):
-            found = self._list("manifests")
+            files = self._list("manifests")
         return {
             name.removesuffix(_SUFFIX): file.blob_id
-            for name, file in found.items()
+            for name, file in files.items()
             if name.endswith(_SUFFIX)
         }
 
@@ -74,10 +74,10 @@ class HubStore:
     def sizes(self, name: str) -> Mapping[str, int]:
         with hub_errors(self.url, f"list the objects of {name}"):
             try:
-                found = self._list(f"objects/{name}")
+                files = self._list(f"objects/{name}")
             except RepositoryNotFoundError:  # not created yet
                 return {}
-        return {digest: file.size for digest, file in found.items()}
+        return {digest: file.size for digest, file in files.items()}
 
     def put(self, name: str, files: Iterable[tuple[str, Path]]) -> None:
         added = [

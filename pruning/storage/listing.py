@@ -63,18 +63,18 @@ class Listing:
 
         A bad manifest is logged once, and its reason is kept in its place.
         """
-        found = {
+        versions = {
             name: at for name, at in self._store.versions().items() if is_checkpoint_name(name)
         }
         known = self._index().versions
         self._folder.mkdir(parents=True, exist_ok=True)
-        for name, version in found.items():
+        for name, version in versions.items():
             if known.get(name) != version:
                 self._fetch(name)
         for name in self.names():
-            if name not in found:
+            if name not in versions:
                 self._file(name).unlink(missing_ok=True)
-        index = json.dumps(asdict(_Index(time.time(), found)))
+        index = json.dumps(asdict(_Index(time.time(), versions)))
         replace_file(self._folder / _INDEX, index.encode(), 0o666)
 
     def forget(self, name: str) -> None:

@@ -86,9 +86,9 @@ class MlflowRuns:
             self._client.log_batch(run_id, metrics=some_metrics)
 
     def _experiment_id(self) -> str:
-        found = self._client.get_experiment_by_name(self._experiment)
-        if found is not None:
-            return str(found.experiment_id)
+        experiment = self._client.get_experiment_by_name(self._experiment)
+        if experiment is not None:
+            return str(experiment.experiment_id)
         return str(self._client.create_experiment(self._experiment))
 
     def _runs(self, experiment: str, job: Job) -> list[Any]:

@@ -56,7 +56,7 @@ def compare_view(comparison: Comparison) -> CompareView:
 
 def _output(baseline: ComparedVariant, variant: ComparedVariant, index: int) -> ComparedOutputView:
     output = variant.rounds[0][index]
-    found = _agreement(baseline, variant, index)
+    agreement = _agreement(baseline, variant, index)
     return ComparedOutputView(
         model=variant.served.entry.name,
         variant=variant.served.entry.kind,
@@ -64,8 +64,8 @@ def _output(baseline: ComparedVariant, variant: ComparedVariant, index: int) -> 
         finish_reason=output.finish_reason.value,
         completion_tokens=output.num_tokens,
         timings=[view_of(TimingsView, outputs[index].timings) for outputs in variant.rounds],
-        agreement=found.share,
-        first_divergence=_divergence(baseline, variant, index, found.first_divergence),
+        agreement=agreement.share,
+        first_divergence=_divergence(baseline, variant, index, agreement.first_divergence),
         mean_logprob=variant.mean_logprobs[index],
         logprob_gap=_gap(baseline, variant, index),
     )

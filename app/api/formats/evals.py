@@ -25,11 +25,11 @@ def report_of(evaluation: Evaluation) -> dict[str, Any]:
 def headline_of(evaluation: Evaluation) -> str:
     """The ratio to the dense model on each text, or else the perplexity."""
     name = evaluation.served.entry.name
-    found = [
+    figures = [
         f"{one.text} {times(one.ratio)}" if one.ratio else f"{one.text} {one.perplexity:.2f}"
         for one in evaluation.perplexities
     ]
-    return f"{name}: {', '.join(found)}"
+    return f"{name}: {', '.join(figures)}"
 
 
 def _text(own: Perplexity, dense: Perplexity | None) -> dict[str, Any]:

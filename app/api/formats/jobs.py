@@ -96,25 +96,27 @@ def delivery_view(attempt: DeliveryAttempt) -> WebhookDeliveryView:
 
 def _conditions(job: Job) -> list[ConditionView]:
     """Derive the conditions from the times of creation, last start and last change."""
-    found = [_queued(job)]
+    conditions = [_queued(job)]
     if job.attempt:
-        found.append(_running(job))
+        conditions.append(_running(job))
     if job.status is JobStatus.PAUSED:
         message = "the job waits to be resumed; its GPU is free for other jobs"
-        found.append(_condition("Paused", job.status_since, "Requested", message))
+        conditions.append(_condition("Paused", job.status_since, "Requested", message))
     if job.pause_requested_at is not None:
         message = "the worker stops after the current evaluation"
         since = job.pause_requested_at
-        found.append(_condition("Paused", since, "Requested", message, status="False"))
+        conditions.append(_condition("Paused", since, "Requested", message, status="False"))
     if job.status is JobStatus.SUCCEEDED:
         message = f"published {job.pruned_model}"
-        found.append(_condition("Succeeded", job.finished_at, "Published", message))
+        conditions.append(_condition("Succeeded", job.finished_at, "Published", message))
     if job.status is JobStatus.FAILED:
         reason, message = (job.error.code, job.error.message) if job.error else ("Failed", "")
-        found.append(_condition("Failed", job.finished_at, reason, message))
+        conditions.append(_condition("Failed", job.finished_at, reason, message))
     if job.status is JobStatus.CANCELLED:
-        found.append(_condition("Cancelled", job.finished_at, "Requested", "cancelled on request"))
-    return found
+        conditions.append(
+            _condition("Cancelled", job.finished_at, "Requested", "cancelled on request")
+        )
+    return conditions
 
 
 def _queued(job: Job) -> ConditionView:

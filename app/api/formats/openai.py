@@ -99,8 +99,8 @@ class OpenAIFormat:
 
 def _num_cached_tokens(outputs: Sequence[Output]) -> int | None:
     """None unless all of them tell."""
-    found = [output.timings.num_cached_tokens for output in outputs]
-    return sum(num for num in found if num is not None) if None not in found else None
+    nums_cached = [output.timings.num_cached_tokens for output in outputs]
+    return sum(num for num in nums_cached if num is not None) if None not in nums_cached else None
 
 
 def finish_of(output: Output) -> Finish:
@@ -272,7 +272,7 @@ class CompletionFormat(OpenAIFormat):
 
     def _top(self, token: Token) -> dict[str, float]:
         """Return the best tokens and the chosen one; of equal texts, the most likely token."""
-        found: dict[str, float] = {}
+        logprobs: dict[str, float] = {}
         for key, logprob in (*token.top_logprobs, (token.key, token.logprob)):
-            found.setdefault(self._vocabulary.spell(key), finite(logprob))
-        return found
+            logprobs.setdefault(self._vocabulary.spell(key), finite(logprob))
+        return logprobs

@@ -47,8 +47,8 @@ class ToolUse:
         if self.only is not None:
             return CalledFunction(name=self.only.name, arguments=text)
         try:
-            found = json.loads(text)
-            return CalledFunction(name=found["name"], arguments=json.dumps(found["arguments"]))
+            call = json.loads(text)
+            return CalledFunction(name=call["name"], arguments=json.dumps(call["arguments"]))
         except (ValueError, LookupError):
             return CalledFunction(name="", arguments=text)
 

@@ -66,11 +66,11 @@ def list_checkpoints(
     or failed job remain. The healed checkpoint of a job follows the one that it was healed from.
     """
     name = jobs.get(job_id).checkpoint_name
-    found = [
+    views = [
         _checkpoint_view(each, job_id, checkpoints, catalog, request)
         for each in (name, healed_name(name))
     ]
-    return CheckpointList(data=[view for view in found if view is not None])
+    return CheckpointList(data=[view for view in views if view is not None])
 
 
 def _checkpoint_view(

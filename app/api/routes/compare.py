@@ -51,6 +51,6 @@ async def compare(
         max_seconds=body.max_seconds,
     )
     comparer = Comparer(generator, engine, limits.scored)
-    found = await unless_gone(request.receive, comparer.compare(comparison_request))
-    await asyncio.to_thread(record_speedups, found, catalog)
-    return compare_view(found)
+    comparison = await unless_gone(request.receive, comparer.compare(comparison_request))
+    await asyncio.to_thread(record_speedups, comparison, catalog)
+    return compare_view(comparison)

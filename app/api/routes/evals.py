@@ -44,8 +44,8 @@ async def evaluate(
         body.model, list(dict.fromkeys(body.texts)), body.num_windows, body.seqlen
     )
     evaluator = Evaluator(generator, Scorer(generator, engine, limits.scored), evaluating)
-    found = await unless_gone(request.receive, evaluator.evaluate(wanted))
-    kept = await asyncio.to_thread(_kept, results, found)
+    evaluation = await unless_gone(request.receive, evaluator.evaluate(wanted))
+    kept = await asyncio.to_thread(_kept, results, evaluation)
     response.headers["Location"] = f"/results/{kept.id}"
     return kept
 

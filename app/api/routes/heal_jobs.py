@@ -43,7 +43,7 @@ def submit(
     idempotency key.
     """
     if body.dry_run:
-        found = submission.estimate_healing(body)
-        view = heal_estimate_view(found.heal, found.checkpoint_bytes)
+        healing = submission.estimate_healing(body)
+        view = heal_estimate_view(healing.heal, healing.checkpoint_bytes)
         return JSONResponse(view.model_dump(mode="json"))
     return accepted(submission.submit_healing(body, idempotency_key), catalog, request, response)

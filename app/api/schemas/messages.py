@@ -72,10 +72,10 @@ class GivenFunction(Body):
     def as_template_input(self) -> dict[str, Any]:
         """An object as one: chat templates have it so. A call that was cut short is no JSON."""
         try:
-            found = json.loads(self.arguments or "{}")
+            parsed = json.loads(self.arguments or "{}")
         except (ValueError, RecursionError):
-            found = None
-        arguments = found if isinstance(found, dict) else self.arguments
+            parsed = None
+        arguments = parsed if isinstance(parsed, dict) else self.arguments
         return {"name": self.name, "arguments": arguments}
 
 

@@ -81,17 +81,17 @@ class BlockTable:
 
     def reuse(self, tokens: Sequence[int], num_cached: int) -> int:
         """Take the pages of these tokens. Returns their number."""
-        found = self._found(tokens, num_cached)
-        for key in found:
+        keys = self._found(tokens, num_cached)
+        for key in keys:
             page = self.pool.find(key)
             assert page is not None
             self._append(page)
-        return PAGE_TOKENS * len(found)
+        return PAGE_TOKENS * len(keys)
 
     def num_needed(self, tokens: Sequence[int]) -> int:
         """The units that these tokens need of those that are available. It must have no page."""
-        found = self._found(tokens, 0)
-        num_in_use = sum(not self.pool.is_kept(key) for key in found)
+        keys = self._found(tokens, 0)
+        num_in_use = sum(not self.pool.is_kept(key) for key in keys)
         return (pages_of(len(tokens)) - num_in_use) * self.num_blocks
 
     def _found(self, tokens: Sequence[int], num_cached: int) -> list[bytes]:

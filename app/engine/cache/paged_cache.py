@@ -141,12 +141,12 @@ class PagedCache(Cache):
         metadata = self.metadata
         num_rows = len(metadata.tables) if metadata.num_read is None else 1
         written, read = metadata.written_units[layer_idx], metadata.read_units[layer_idx]
-        found = []
+        cached = []
         for tensor, states in ((self.keys, keys), (self.values, values)):
             tensor[:, written, metadata.offsets] = states.transpose(0, 1)
             pages = tensor.index_select(1, read)
-            found.append(pages.view(len(tensor), num_rows, -1, tensor.shape[-1]).transpose(0, 1))
-        return found[0], found[1]
+            cached.append(pages.view(len(tensor), num_rows, -1, tensor.shape[-1]).transpose(0, 1))
+        return cached[0], cached[1]
 
     @torch.inference_mode()
     def clear(self, units: Sequence[int]) -> None:

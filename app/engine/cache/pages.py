@@ -121,8 +121,8 @@ class PagePool:
         for name, page in pages.items():
             assert page.num_users == users.get(name, 0), "a page has lost a user, or has one more"
             assert page.key is None or self._by_key[page.key] is page
-        found = [unit for page in pages.values() for unit in page.units] + self._free
-        assert sorted(found) == [*range(1, self.num_touched + 1)], "a unit is lost or shared"
+        units = [unit for page in pages.values() for unit in page.units] + self._free
+        assert sorted(units) == [*range(1, self.num_touched + 1)], "a unit is lost or shared"
         assert self.num_touched <= self.num_units
         assert self._num_kept_units == sum(len(page.units) for page in self._kept.values())
         assert {id(page) for page in self._by_key.values()} <= pages.keys(), "a lost page is found"

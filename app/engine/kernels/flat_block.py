@@ -65,9 +65,9 @@ def fused(norm: nn.Module) -> nn.Module:
     if weight is None or epsilon is None or weight.device.type in ("cpu", "meta"):
         return norm
     sample = torch.linspace(-2, 3, weight.numel(), device=weight.device, dtype=weight.dtype)[None]
-    found = FusedNorm(weight, float(epsilon))
-    is_same = torch.allclose(found(sample), norm(sample), rtol=_CLOSE, atol=_CLOSE)
-    return found if is_same else norm
+    fused_norm = FusedNorm(weight, float(epsilon))
+    is_same = torch.allclose(fused_norm(sample), norm(sample), rtol=_CLOSE, atol=_CLOSE)
+    return fused_norm if is_same else norm
 
 
 @dataclass(frozen=True)

@@ -131,12 +131,12 @@ def product_trials(model: PreTrainedModel, tuner: Autotuner) -> Iterator[Trial]:
 def chosen_names(layers: Sequence[QuantizedLinear]) -> dict[str, list[str]]:
     """The chosen products by shape, ``outputs x inputs``, for 1, 2, 4 ... rows."""
     names = {product: name for name, product in PRODUCTS.items()}
-    found = {}
+    by_shape = {}
     for layer in layers:
         if isinstance(layer.product, ChosenProduct):
             shape = " x ".join(map(str, layer.values.shape))
-            found[shape] = [names.get(product, "plain") for product in layer.product.by_size]
-    return found
+            by_shape[shape] = [names.get(product, "plain") for product in layer.product.by_size]
+    return by_shape
 
 
 def _by_shape(model: PreTrainedModel) -> list[list[QuantizedLinear]]:
@@ -191,9 +191,9 @@ def _is_right(product: Product, rows: torch.Tensor, layer: QuantizedLinear) -> b
     """Whether this device has the product for so many rows, and it is right."""
     expected = dequantized_product(rows, layer.values, layer.scales).float()
     try:
-        found = product(rows, layer.values, layer.scales).float()
+        actual = product(rows, layer.values, layer.scales).float()
     except RuntimeError:  # how torch says that it has no such kernel here
         return False
     return bool(
-        (found - expected).norm() <= _MAX_ERRORS.get(rows.dtype, _MAX_ERROR) * expected.norm()
+        (actual - expected).norm() <= _MAX_ERRORS.get(rows.dtype, _MAX_ERROR) * expected.norm()
     )

@@ -236,9 +236,9 @@ class WarmUp:
         """Take choices from times that were measured since then, and forget the times. Returns
         whether something else ran. Such times replace none."""
         is_quiet = before.others_share(CpuTimes.now()) <= _MAX_OTHERS
-        for key, found in times.items():
+        for key, of_key in times.items():
             if is_quiet or not self._tuner.is_known(key):
-                self._tuner.record(key, chosen(found, is_quiet=is_quiet))
+                self._tuner.record(key, chosen(of_key, is_quiet=is_quiet))
         is_disturbed = bool(times) and not is_quiet
         times.clear()
         return is_disturbed

@@ -120,19 +120,19 @@ def padded_attention(
     metadata."""
     firsts = [0, *accumulate(map(len, places))]
     taken: list[int] = []
-    found = [0] * firsts[-1]
+    sources = [0] * firsts[-1]
     groups = []
     for rows in metadata.groups:
         num_queries = max(len(places[row]) for row in rows)
         for row in rows:
             first, num = firsts[row], len(places[row])
-            found[first : first + num] = range(len(taken), len(taken) + num)
+            sources[first : first + num] = range(len(taken), len(taken) + num)
             taken += [*range(first, first + num), *[first] * (num_queries - num)]
         num_stored = metadata.num_pages(rows) * PAGE_TOKENS
         are_beginnings = not places[rows[0]].start
         groups.append(PaddedGroup(len(rows), num_queries, num_stored, are_beginnings))
-    both = upload([*taken, *found], metadata.positions.device)
-    of_tokens, at = both.split([len(taken), len(found)])
+    both = upload([*taken, *sources], metadata.positions.device)
+    of_tokens, at = both.split([len(taken), len(sources)])
     positions = metadata.positions[of_tokens].split([each.num_padded for each in groups])
 
     @cache  # of all blocks

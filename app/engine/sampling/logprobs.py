@@ -92,7 +92,7 @@ def score(
     tokens = torch.tensor([[*prompt_ids, *output_ids]], device=variant.model.device)
     first = len(prompt_ids)
     cache = DynamicCache(config=variant.model.config)
-    found: list[float] = []
+    logprobs: list[float] = []
     for start in range(0, tokens.shape[1] - 1, chunk):  # the last token needs no prediction
         end = min(start + chunk, tokens.shape[1] - 1)
         rows = _hidden(variant, tokens[:, start:end], start, cache)
@@ -101,9 +101,9 @@ def score(
             targets = tokens[0, begin + 1 : end + 1]
             with torch.inference_mode():
                 nats, _ = token_losses(variant.model, rows[begin - start :], targets)
-            found += (-nats).tolist()
+            logprobs += (-nats).tolist()
         yield
-    return found
+    return logprobs
 
 
 @torch.inference_mode()

@@ -152,10 +152,10 @@ def _rows(logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 
 def _of_adjustments(seqs: Rows[Sequence]) -> dict[str, Numbers]:
     """The numbers that ``_adjusted`` needs on the device, by name."""
-    found = _of_biases(seqs) | _of_repetition(seqs) | _of_generated(seqs)
+    adjustments = _of_biases(seqs) | _of_repetition(seqs) | _of_generated(seqs)
     if formatted := [row for row, seq in enumerate(seqs) if seq.matcher is not None]:
-        found["formatted"] = Numbers(formatted)
-    return found
+        adjustments["formatted"] = Numbers(formatted)
+    return adjustments
 
 
 def _adjusted(
@@ -318,9 +318,9 @@ def _of_filters(params: Rows[SamplingParams]) -> dict[str, Numbers]:
     """The numbers that ``_filtered`` needs on the device, by name."""
 
     def of_rows(name: str, rows: list[int], values: list[float], dtype: torch.dtype) -> None:
-        found[f"{name} rows"], found[name] = Numbers(rows), Numbers(values, dtype)
+        filters[f"{name} rows"], filters[name] = Numbers(rows), Numbers(values, dtype)
 
-    found = {"temperature": Numbers([one.temperature for one in params], torch.float32)}
+    filters = {"temperature": Numbers([one.temperature for one in params], torch.float32)}
     every = [*enumerate(params)]
     ks = [(row, one.top_k) for row, one in every if one.top_k]
     of_rows("top-k", [row for row, _ in ks], [k for _, k in ks], torch.long)
@@ -328,7 +328,7 @@ def _of_filters(params: Rows[SamplingParams]) -> dict[str, Numbers]:
     of_rows("top-p", [row for row, _ in ps], [p for _, p in ps], torch.float64)
     shares = [(row, one.min_p) for row, one in every if one.min_p]
     of_rows("min-p", [row for row, _ in shares], [p for _, p in shares], torch.float32)
-    return found
+    return filters
 
 
 def _filtered(logits: torch.Tensor, numbers: Mapping[str, torch.Tensor], most: int) -> torch.Tensor:
@@ -387,5 +387,5 @@ def _draw(probabilities: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
     """A token for each row. Of a row without probabilities, which is not finite, any one."""
     cumulative = probabilities.double().cumsum(dim=-1)  # float32 would lose small ones
     thresholds = numbers[:, None] * cumulative[:, -1:]
-    found = torch.searchsorted(cumulative, thresholds, right=True)[:, 0]
-    return found.clamp_(max=probabilities.shape[-1] - 1)
+    drawn = torch.searchsorted(cumulative, thresholds, right=True)[:, 0]
+    return drawn.clamp_(max=probabilities.shape[-1] - 1)

@@ -313,9 +313,9 @@ class Scheduler:
     def _schedule(self, seq: Sequence, rest: int, read: set[bytes], *, is_first: bool) -> int:
         """Let a sequence read up to ``rest`` tokens, and admit it if it waits. Returns how many, 0
         if it has to wait for pages or for what this batch reads."""
-        found = seq.pages.count_found(seq.tokens, seq.num_cached)
-        num = self._chunk(seq, seq.num_cached + found, rest, is_first=is_first)
-        if not num or overlap(seq, seq.num_cached + found, read) >= _WORTH_WAITING:
+        reused = seq.pages.count_found(seq.tokens, seq.num_cached)
+        num = self._chunk(seq, seq.num_cached + reused, rest, is_first=is_first)
+        if not num or overlap(seq, seq.num_cached + reused, read) >= _WORTH_WAITING:
             return 0
         if not seq.is_running:
             if not self._has_room(seq):

@@ -253,12 +253,12 @@ class Sequence:
     def take_found(self) -> int:
         """Take the pages of its next tokens that are there. Returns how many tokens of its prompt
         are not read for the first time therefore."""
-        found = self.pages.reuse(self.tokens, self.num_cached)
-        self.num_cached += found
+        num_found = self.pages.reuse(self.tokens, self.num_cached)
+        self.num_cached += num_found
         if self.num_preemptions:
             return 0
-        self.num_reused += found
-        return found
+        self.num_reused += num_found
+        return num_found
 
     def restart(self) -> None:
         """Leave all pages. Its tokens stay, and are read again from the first one."""

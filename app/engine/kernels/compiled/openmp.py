@@ -164,10 +164,10 @@ def compile_now(function: Callable[[int], None], *, keeps: bool = False) -> Any:
     """The compiled function. Raises ``NumbaError``, or any error of a directory that keeps it."""
     if keeps:
         remove_damaged(function)
-    found = numba.cfunc(types.void(types.int64), error_model="numpy", cache=keeps)(function)
+    callback = numba.cfunc(types.void(types.int64), error_model="numpy", cache=keeps)(function)
     if keeps:
         note_digests(function)
-    return found
+    return callback
 
 
 def has_openmp() -> bool:

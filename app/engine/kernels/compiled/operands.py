@@ -62,8 +62,8 @@ def write_columns(like: Any, source: int, width: int, target: int, target_column
     out = operands_at(like, target, width // number, target_columns * number)
     for at in range(done, width):
         for row in range(rows):
-            found = as_float(numbers[row, at])
-            out[at // number, row * number + at % number] = as_number_of(out, found)
+            value = as_float(numbers[row, at])
+            out[at // number, row * number + at % number] = as_number_of(out, value)
 
 
 @compiled
@@ -76,8 +76,8 @@ def write_rows(like: Any, source: int, width: int, target: int, target_columns: 
     out = operands_at(like, target, rows // number, target_columns * number)
     for row in range(rows):
         for at in range(done, target_columns):
-            found = as_float(numbers[row, at]) if at < width else 0.0
-            out[row // number, at * number + row % number] = as_number_of(out, found)
+            value = as_float(numbers[row, at]) if at < width else 0.0
+            out[row // number, at * number + row % number] = as_number_of(out, value)
 
 
 def _transpose_words(
