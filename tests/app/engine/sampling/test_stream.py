@@ -1,6 +1,7 @@
 """However a stream is left, its request does not run on."""
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -10,17 +11,28 @@ from app.engine.engine import Engine
 from app.engine.sampling.stream import Stream
 from app.engine.scheduling.scheduler import EngineLimits
 from app.engine.scheduling.sequence import FinishReason, TokenEvent
+from app.engine.step import NEVER, Interruption
 from tests.support.engine_requests import prompt, request
 from tests.support.engine_scenarios import endless, events_of, scenario, until
 from tests.support.tiny import generated
 
 
 class _Recording(Engine):
-    """Remembers what was cancelled before its end."""
+    """Remembers what was cancelled before its end. Its second step waits until a stream is left,
+    as a thread that is kept busy elsewhere may leave it after hundreds of steps.
+    """
 
     def __init__(self, limits: EngineLimits) -> None:
         super().__init__(limits)
         self.aborted: list[str] = []
+        self.is_left = threading.Event()
+        self._num_steps = 0
+
+    def step(self, interruption: Interruption = NEVER) -> list[TokenEvent]:
+        self._num_steps += 1
+        if self._num_steps > 1:
+            assert self.is_left.wait(100)
+        return super().step(interruption)
 
     def cancel(
         self, request_id: str, reason: FinishReason = FinishReason.ABORT
@@ -83,9 +95,10 @@ def test_a_stream_that_is_left_frees_its_slot(leave: Callable[[Stream], Awaitabl
     async def run(engine: AsyncEngine) -> None:
         left, waiting = engine.stream(endless(1, "left")), engine.stream(endless(2))
         await leave(left)
+        recording.is_left.set()
         await anext(waiting)  # the only slot is its own now
         assert recording.aborted == ["left"]
-        await until(lambda: engine.stats().num_running == 1)
+        await until(lambda: engine.stats().num_running <= 1)
         async with engine.stream(endless(3, "left")):  # and so is the id
             pass
         await waiting.aclose()
