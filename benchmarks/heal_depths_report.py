@@ -44,7 +44,7 @@ def markdown(report: Mapping[str, Any]) -> str:
                 for name in names
             ],
         ),
-        f"Probe of the dense model: {_probe(report, 'dense')}.",
+        *([f"Probe of the dense model: {_probe(report, 'dense')}."] if report["probe"] else []),
     ]
     return "\n".join([*lines, *_control(report), *_effort(report)]) + "\n"
 
