@@ -122,8 +122,8 @@ class Manifest:
         data = parse_record(text)
         if "broken" in data:  # as a listing keeps those that it could not read
             raise InvalidRecord(str(data["broken"]))
-        quality = Quality.from_dict(data["quality"])
-        manifest = read_record(cls, {**data, "quality": quality})
+        needed = {"quality": Quality.from_dict(data["quality"]), "files": data["files"]}
+        manifest = read_record(cls, {**data, **needed})
         _check_manifest(manifest)
         return manifest
 

@@ -55,6 +55,16 @@ def test_a_published_checkpoint_is_listed_and_opens(published: Path) -> None:
     assert store.open("tiny@prn-1").model.config.num_hidden_layers == 6
 
 
+@pytest.mark.parametrize("field", ["files", "quality", "removed_blocks"])
+def test_a_manifest_says_which_of_its_fields_is_missing(published: Path, field: str) -> None:
+    manifest = published / MANIFEST
+    fields = json.loads(manifest.read_text())
+    del fields[field]
+    manifest.write_text(json.dumps(fields))
+    with pytest.raises(CheckpointCorrupt, match=f"is not a manifest: .*{field}"):
+        CheckpointStore(published.parent).manifest("tiny@prn-1")
+
+
 def test_a_directory_without_manifest_is_no_checkpoint(published: Path) -> None:
     (published.parent / "half").mkdir()
     (published.parent / "half" / "config.json").write_text("{}")
