@@ -149,7 +149,7 @@ def pruned(model: PreTrainedModel, removed: Sequence[int], repair: Path | None) 
 
 
 def _scaled(factor: float) -> Any:  # noqa: ANN401 - a hook of torch
-    def hook(_block: nn.Module, _inputs: object, output: Any) -> Any:  # noqa: ANN401
+    def hook(_block: nn.Module, _inputs: object, output: Any) -> Any:  # noqa: ANN401 - what a block returns
         return output * factor if isinstance(output, torch.Tensor) else (output[0] * factor,)
 
     return hook

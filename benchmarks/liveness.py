@@ -225,7 +225,7 @@ def attacked(server: Server, name: str, seconds: float) -> Row:
     return Row(name, calm, beside, answer)
 
 
-def attack(name: str, target: Target, seconds: float, answers: Any) -> None:  # noqa: ANN401
+def attack(name: str, target: Target, seconds: float, answers: Any) -> None:  # noqa: ANN401 - a queue of any context
     """Attack for so long; what is put into the queue is a first word, then how often which answer
     came. The process ends without waiting for its clients."""
     _leave_the_processors()

@@ -152,7 +152,7 @@ def _kinds(model: str, checkpoint: str, settings: ServeSettings) -> Mapping[str,
     if not checkpoints.holds(healed_name(checkpoint)):
         options = ["--num-tokens", str(_HEAL_TOKENS), "--no-control"]
         command = [sys.executable, "-m", "app", "heal", checkpoint, *options]
-        subprocess.run(command, check=True, env=child_environment(settings))  # noqa: S603
+        subprocess.run(command, check=True, env=child_environment(settings))  # noqa: S603 - our own command
     depth = len(checkpoints.manifest(checkpoint).removed_blocks) - 1
     return {
         "dense": model,

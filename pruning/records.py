@@ -181,7 +181,7 @@ def _read_any_of(value: object, kinds: tuple[Any, ...], where: str) -> object:
     raise errors[0]
 
 
-def _read_items(value: object, origin: Any, kinds: tuple[Any, ...], where: str) -> object:  # noqa: ANN401
+def _read_items(value: object, origin: Any, kinds: tuple[Any, ...], where: str) -> object:  # noqa: ANN401 - any type
     if isinstance(value, Mapping):
         _expect(issubclass(origin, Mapping), value, origin.__name__, where)
         return {

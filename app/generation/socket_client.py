@@ -235,7 +235,7 @@ class _Connection(asyncio.Protocol):
         """What was not sent or read is given up."""
         self._transport.abort()
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # a Unix socket's
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:

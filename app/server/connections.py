@@ -79,7 +79,7 @@ class ConnectionLimits:
 class GuardedProtocol(HttpToolsProtocol):
     """HTTP of uvicorn, with deadlines for what a client sends and reads."""
 
-    def __init__(self, limits: ConnectionLimits, **arguments: Any) -> None:  # noqa: ANN401
+    def __init__(self, limits: ConnectionLimits, **arguments: Any) -> None:  # noqa: ANN401 - uvicorn's
         super().__init__(**arguments)
         self._limits = limits
         self._reading: asyncio.TimerHandle | None = None
@@ -90,7 +90,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._began_s = 0.0  # of what is awaited
         self._num_bytes = 0  # of the body so far
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's name
         if self._is_admitted is None:
             self.begin(transport)
         self._is_http = True
@@ -150,7 +150,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.write(_TIMED_OUT)
         self.transport.close()
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:  # noqa: ANN401
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:  # noqa: ANN401 - uvicorn's
         if not self._is_admitted:
             cycle.keep_alive = False
             is_open = cycle.scope["path"].startswith(_OPEN_TO_ALL)

@@ -80,7 +80,7 @@ class ApiServer(uvicorn.Server):
         super().__init__(config)
         config.load()
         self._tls = None if certificates is None else certificates.context
-        config.http_protocol_class = protocol_of(limits, self._tls)  # type: ignore[assignment]
+        config.http_protocol_class = protocol_of(limits, self._tls)  # type: ignore[assignment]  # made with limits
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         services = services_of(self.lifespan.state)

@@ -34,7 +34,7 @@ def numbers(texts: Iterable[object]) -> list[float]:
     valid = []
     for text in texts:
         try:
-            number = float(text)  # type: ignore[arg-type]
+            number = float(text)  # type: ignore[arg-type]  # whatever was stored
         except (TypeError, ValueError):
             continue
         valid += [number] if math.isfinite(number) else []

@@ -107,7 +107,7 @@ def _connection_class(kind: type[Connection]) -> type[Connection]:
     """Return a subclass whose parser raises ``WritesRefused`` for ``REFUSALS``."""
 
     def set_parser(self: Connection, parser_class: Any) -> None:  # noqa: ANN401 - private to redis-py
-        kind.set_parser(self, _parser_class(parser_class))  # type: ignore[no-untyped-call]
+        kind.set_parser(self, _parser_class(parser_class))  # type: ignore[no-untyped-call]  # redis-py's
 
     return type(f"Translating{kind.__name__}", (kind,), {"set_parser": set_parser})
 

@@ -43,7 +43,7 @@ def page(text: str) -> str:
     for name, table in tables.items():
         begin, end = _BEGIN.format(name=name), _END.format(name=name)
         part = re.compile(f"{re.escape(begin)}.*{re.escape(end)}", re.DOTALL)
-        text, count = part.subn(lambda _: f"{begin}\n\n{table}\n\n{end}", text)  # noqa: B023
+        text, count = part.subn(lambda _: f"{begin}\n\n{table}\n\n{end}", text)  # noqa: B023 - called at once
         if count != 1:
             raise ValueError(f"{TARGET} has no part between {begin} and {end}")
     return text
