@@ -88,14 +88,14 @@ def main(
     path = model_store(model).path(model)
     dense = load_dense_model(path, Resident.MODEL, Resources(), dtype=dtype)
     numbers = [int(number) for number in depths.split(",")]
-    given = dict(_parsed(each, max(numbers)) for each in order)
+    asked = dict(_parsed(each, max(numbers)) for each in order)
     spec = _calibration(text, num_samples, seqlen)
     searched = PruneSpec(
         model,
         num_remove=max(numbers),
         calibration=_calibration(text, num_samples, search_seqlen or seqlen),
     )
-    orders = {name: known or _searched(dense, searched, name) for name, known in given.items()}
+    orders = {name: known or _searched(dense, searched, name) for name, known in asked.items()}
     # the windows of a file have one use only if the sizes of all uses are known together
     held_out = spec if text else default_calibration(num_samples=2 * num_held_out, seqlen=seqlen)
     report = measured(dense, spec, held_out, orders, numbers)
@@ -146,17 +146,17 @@ class _Judged:
     pruned: Mapping[tuple[Blocks, Method], Mapping[str, Losses]]
 
 
-def _parsed(given: str, least: int) -> tuple[str, Order | None]:
+def _parsed(text: str, least: int) -> tuple[str, Order | None]:
     """The name and the order that was given with it, if any."""
-    name, _, blocks = given.partition("=")
+    name, _, blocks = text.partition("=")
     if not blocks:
         if name not in [*Metric]:
-            raise typer.BadParameter(f"--order {given}: expected {_METRICS}, or NAME=14,26,...")
+            raise typer.BadParameter(f"--order {text}: expected {_METRICS}, or NAME=14,26,...")
         return name, None
     removed = tuple(int(block) for block in blocks.split(","))
     if len(removed) < least:
         raise typer.BadParameter(
-            f"--order {given} has {len(removed)} blocks, and {least} are to be removed: give a "
+            f"--order {text} has {len(removed)} blocks, and {least} are to be removed: give a "
             "longer order or smaller depths"
         )
     return name, Order(removed)

@@ -118,11 +118,11 @@ class Equality:
 @contextmanager
 def _settings(model: str, checkpoint: str) -> Iterator[ServeSettings]:
     """Of the own engine, on a temporary data directory with the model in float32."""
-    given = ServeSettings()
-    with TemporaryDirectory(prefix="sleb-equal-", dir=given.data_dir.parent) as directory:
+    settings = ServeSettings()
+    with TemporaryDirectory(prefix="sleb-equal-", dir=settings.data_dir.parent) as directory:
         data_dir = Path(directory)
-        link_model(given.models_dir / model, data_dir / "models" / model, DTYPE)
-        stored = CheckpointStore(given.checkpoints_dir)
+        link_model(settings.models_dir / model, data_dir / "models" / model, DTYPE)
+        stored = CheckpointStore(settings.checkpoints_dir)
         for name in filter(stored.holds, (checkpoint, healed_name(checkpoint))):
             target = data_dir / "checkpoints" / name
             shutil.copytree(stored.directory(name), target, copy_function=os.link)
@@ -136,7 +136,7 @@ def _settings(model: str, checkpoint: str) -> Iterator[ServeSettings]:
             "kv_cache_bytes": 2**30,
             "vllm_start_s": 900.0,
         }
-        yield given.model_copy(update=changes)
+        yield settings.model_copy(update=changes)
 
 
 def _adopt(manifest: Path, parent: Path) -> None:

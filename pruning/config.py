@@ -211,17 +211,17 @@ def secret_files() -> dict[str, Path]:
 
 
 def _secrets_dir() -> Path | None:
-    given = set_variables().get("SLEB_SECRETS_DIR")
-    if given is None:
+    folder = set_variables().get("SLEB_SECRETS_DIR")
+    if folder is None:
         return None
-    directory = _absolute(Path(given))
+    directory = _absolute(Path(folder))
     try:
         unreadable = [
             path for path in directory.iterdir() if path.is_file() and not os.access(path, os.R_OK)
         ]
     except OSError as error:
         raise UnreadableSecrets(
-            f"SLEB_SECRETS_DIR={given} is not a readable folder ({error.strerror}): "
+            f"SLEB_SECRETS_DIR={folder} is not a readable folder ({error.strerror}): "
             "correct or unset the variable"
         ) from error
     if unreadable:

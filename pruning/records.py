@@ -156,16 +156,16 @@ def _read_fields(value: object, kind: type, where: str) -> object:
     is_made = type(value) is kind
     _expect(is_made or isinstance(value, Mapping), value, kind.__name__, where)
     known = {each.name: getattr(value, each.name, None) for each in fields(kind)}
-    given = value if isinstance(value, Mapping) else known
+    values = value if isinstance(value, Mapping) else known
     read = {
         name: _read(item, _types(kind)[name], f"{where}.{name}".lstrip("."))
-        for name, item in given.items()
+        for name, item in values.items()
         if name in known
     }
     if is_made:
         return value
     try:
-        return kind(**{**given, **read})
+        return kind(**{**values, **read})
     except TypeError as error:  # one is missing, or unknown
         raise InvalidRecord(str(error)) from error
 

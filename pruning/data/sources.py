@@ -331,8 +331,8 @@ class _DocumentText:
         return self._drawn(_SPLITS[use], num_wanted(self._spec, use), self._spec.seqlen, seed)
 
     def _drawn(self, split: Split, wanted: int, seqlen: int, seed: int) -> Windows:
-        given = (self._documents[split], wanted, seqlen, seed, self._tokenizer)
-        token_ids, kinds = draw_kinds(*given)
+        documents = self._documents[split]
+        token_ids, kinds = draw_kinds(documents, wanted, seqlen, seed, self._tokenizer)
         return Windows(token_ids, f"{self._name}, {split} documents", kinds=kinds)
 
 

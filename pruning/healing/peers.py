@@ -54,9 +54,9 @@ class Peers:
 
     def as_first(self, value: float) -> float:
         """The value that the first process has given."""
-        given = torch.tensor([value], dtype=torch.float64)
-        self.take_first([given])
-        return float(given)
+        sent = torch.tensor([value], dtype=torch.float64)
+        self.take_first([sent])
+        return float(sent)
 
 
 ALONE = Peers()

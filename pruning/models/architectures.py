@@ -109,10 +109,10 @@ def unknown_architecture(model_type: str, keys: Collection[str] = ()) -> Unknown
 
 def _quantized_by(config: "PreTrainedConfig") -> str | None:
     """The name of the quantization method in the config, or None for plain weights."""
-    given = getattr(config, "quantization_config", None)
-    if given is None:
-        given = getattr(config, "compression_config", None)  # older llm-compressor
-    if given is None:
+    scheme = getattr(config, "quantization_config", None)
+    if scheme is None:
+        scheme = getattr(config, "compression_config", None)  # older llm-compressor
+    if scheme is None:
         return None
-    fields = given if isinstance(given, dict) else given.to_dict()
+    fields = scheme if isinstance(scheme, dict) else scheme.to_dict()
     return str(fields.get("quant_method", "an unnamed method"))

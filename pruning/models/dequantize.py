@@ -20,8 +20,8 @@ def quantized_by(path: Path) -> str | None:
     """The method in the config of a directory, if it is one of ``METHODS``."""
     try:
         fields = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        given: Any = next((fields[key] for key in _KEYS if fields.get(key)), {})
-        method = given.get("quant_method")
+        scheme: Any = next((fields[key] for key in _KEYS if fields.get(key)), {})
+        method = scheme.get("quant_method")
     except (OSError, ValueError, AttributeError, RecursionError):
         return None
     return method if isinstance(method, str) and method in METHODS else None
@@ -53,8 +53,8 @@ def dequantize(path: Path, directory: Path) -> None:
     _save(model, directory)
 
 
-def _fields(given: Any) -> dict[str, Any]:  # noqa: ANN401 - a dict or a class of transformers
-    fields: dict[str, Any] = given if isinstance(given, dict) else given.to_dict()
+def _fields(scheme: Any) -> dict[str, Any]:  # noqa: ANN401 - a dict or a class of transformers
+    fields: dict[str, Any] = scheme if isinstance(scheme, dict) else scheme.to_dict()
     return fields
 
 

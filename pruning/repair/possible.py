@@ -11,10 +11,10 @@ def refusal(config: PreTrainedConfig) -> str | None:
     """Why models of this family and configuration allow no repair; None if they do."""
     for key, value in architecture(config).writes.requires:
         if getattr(config, key, value) != value:
-            given = json.dumps(getattr(config, key))
+            actual = json.dumps(getattr(config, key))
             return (
                 f"ridge is not possible for this {config.model_type}: it needs "
-                f"{key}={json.dumps(value)}, and the config has {given}"
+                f"{key}={json.dumps(value)}, and the config has {actual}"
             )
     return None
 

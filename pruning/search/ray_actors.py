@@ -59,10 +59,8 @@ class Evaluator:
     def load(self, config: ActorConfig, task: ScoringTask) -> str:
         """Load the model and return its dtype."""
         set_up_torch(config.threads)
-        given = {"dtype": config.dtype, "device": config.device}
-        loaded = (
-            StreamedModel(config.path, **given) if task.is_streamed else load(config.path, **given)
-        )
+        how = {"dtype": config.dtype, "device": config.device}
+        loaded = StreamedModel(config.path, **how) if task.is_streamed else load(config.path, **how)
         model = loaded if isinstance(loaded, StreamedModel) else loaded.model
         self._scorer = SharedPrefixScorer(
             model,

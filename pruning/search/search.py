@@ -126,8 +126,8 @@ class _Search:
 
     def _observed(self, name: Callable[[Blocks], str]) -> ObservedScorer:
         is_staged = self.spec.search is Search.STAGED
-        given = (self.scorer, self.tally, self.state.scored, name, self.latest, self.models)
-        return ObservedScorer(*given, is_staged=is_staged)
+        counted = (self.tally, self.state.scored, name, self.latest, self.models)
+        return ObservedScorer(self.scorer, *counted, is_staged=is_staged)
 
     def _with_loss(self, removal: Removal, removed: Sequence[int]) -> Removal:
         """The removal with its losses by domain, and with the loss after it, where the round was

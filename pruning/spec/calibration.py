@@ -208,8 +208,8 @@ def _source(data: Mapping[str, Any]) -> CalibrationSpec:
 
 def _settings(data: Mapping[str, Any]) -> dict[str, Any]:
     kinds = {"dataset": Dataset, "sampling": Sampling}
-    given = {name: kinds[name](data[name]) for name in kinds if data.get(name) is not None}
-    return {name: value for name, value in data.items() if name != "weight"} | given
+    enums = {name: kinds[name](data[name]) for name in kinds if data.get(name) is not None}
+    return {name: value for name, value in data.items() if name != "weight"} | enums
 
 
 def _each(

@@ -201,14 +201,14 @@ class PruneSpec:
                 )
 
     def _check_target(self) -> None:
-        given = {name: value for name in TARGETS if (value := getattr(self, name)) is not None}
-        if len(given) != 1:
+        targets = {name: value for name in TARGETS if (value := getattr(self, name)) is not None}
+        if len(targets) != 1:
             raise InvalidSpec(
-                next(reversed(given), "num_remove"),
+                next(reversed(targets), "num_remove"),
                 "give exactly one of num_remove, sparsity, max_perplexity_ratio, target_speedup "
-                f"and target_bytes, not {' and '.join(given) or 'none'}",
+                f"and target_bytes, not {' and '.join(targets) or 'none'}",
             )
-        [(name, value)] = given.items()
+        [(name, value)] = targets.items()
         low, high = TARGETS[name]
         if low < value < high:  # false for NaN
             return
@@ -345,7 +345,7 @@ class PruneSpec:
         enums = {name: kinds[name](value) for name, value in named.items()}
         gate = Gate.from_dict(limits) if (limits := data.get("gate")) else None
         calibration = calibration_from(data.get("calibration", {}))
-        heal = Heal(**given) if (given := data.get("heal")) is not None else None
+        heal = Heal(**settings) if (settings := data.get("heal")) is not None else None
         measured = data.get("evaluation")
         evaluation = None if measured is None else Evaluation(**measured)
         parts = {"calibration": calibration, "gate": gate, "heal": heal, "evaluation": evaluation}
