@@ -1,9 +1,9 @@
 """The parts of the API process, and the annotated parameters by which routes ask for them."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, TypedDict, TypeVar
+from typing import Annotated, Any, TypedDict
 
 from fastapi import Depends, Path, Request
 from fastapi.concurrency import run_in_threadpool
@@ -34,8 +34,6 @@ from pruning.jobs.outbox import WebhookOutbox
 from pruning.jobs.queue import PruneQueue
 from pruning.jobs.stats import JobStatsReader
 from pruning.jobs.store import JobStore
-
-_Part = TypeVar("_Part")
 
 
 @dataclass(frozen=True)
@@ -81,6 +79,10 @@ class Services:
     jobs: JobServices
     generation: GenerationServices
 
+    @property
+    def catalog(self) -> Catalog:
+        return self.generation.registry.catalog
+
 
 class State(TypedDict):
     """What the lifespan yields. Starlette copies it to the scope of every request."""
@@ -95,64 +97,31 @@ def services_of(state: Mapping[str, Any]) -> Services:
     return services
 
 
-def _part(get: Callable[[Services], _Part]) -> Callable[[Request], Awaitable[_Part]]:
+async def _services(request: Request) -> Services:
     # asynchronous, because FastAPI calls any other function in a thread
-    async def part(request: Request) -> _Part:
-        return get(services_of(request.scope["state"]))
-
-    return part
+    return services_of(request.scope["state"])
 
 
-async def _generator(request: Request) -> Generator:
+ServicesDep = Annotated[Services, Depends(_services)]
+
+
+async def _generator(services: ServicesDep) -> Generator:
     """Raises ``EngineStopped`` for requests that arrive while the process drains."""
-    services = services_of(request.scope["state"])
     if services.readiness.is_draining:
         raise EngineStopped("this process is shutting down: retry, or ask another replica")
     return services.generation.generator
 
 
-SettingsDep = Annotated[ServeSettings, Depends(_part(lambda services: services.settings))]
-AuthorizerDep = Annotated[Authorizer, Depends(_part(lambda services: services.authorizer))]
-SessionsDep = Annotated[Sessions, Depends(_part(lambda services: services.sessions))]
-ReadinessDep = Annotated[Readiness, Depends(_part(lambda services: services.readiness))]
-MetricsDep = Annotated[Metrics, Depends(_part(lambda services: services.metrics))]
-KeyLimitsDep = Annotated[KeyLimits, Depends(_part(lambda services: services.key_limits))]
-CheckpointsDep = Annotated[CheckpointStore, Depends(_part(lambda services: services.checkpoints))]
-ResultsDep = Annotated[ResultStore, Depends(_part(lambda services: services.results))]
-
-JobsDep = Annotated[JobStore, Depends(_part(lambda services: services.jobs.store))]
-QueueDep = Annotated[PruneQueue, Depends(_part(lambda services: services.jobs.queue))]
-SubmissionDep = Annotated[JobSubmission, Depends(_part(lambda services: services.jobs.submission))]
-DeletionDep = Annotated[JobDeletion, Depends(_part(lambda services: services.jobs.deletion))]
-EventsDep = Annotated[EventFeed, Depends(_part(lambda services: services.jobs.events))]
-JobStatsDep = Annotated[JobStatsReader, Depends(_part(lambda services: services.jobs.stats))]
-OutboxDep = Annotated[WebhookOutbox, Depends(_part(lambda services: services.jobs.outbox))]
-
-GenerationDep = Annotated[GenerationServices, Depends(_part(lambda services: services.generation))]
-RegistryDep = Annotated[
-    ModelRegistry, Depends(_part(lambda services: services.generation.registry))
-]
-CatalogDep = Annotated[
-    Catalog, Depends(_part(lambda services: services.generation.registry.catalog))
-]
-EvaluatingDep = Annotated[
-    asyncio.Lock, Depends(_part(lambda services: services.generation.evaluating))
-]
-EngineDep = Annotated[AsyncEngine, Depends(_part(lambda services: services.generation.engine))]
-VllmDep = Annotated[VllmServers | None, Depends(_part(lambda services: services.generation.vllm))]
-TokenCheckDep = Annotated[
-    TokenCheck, Depends(_part(lambda services: services.generation.token_check))
-]
 GeneratorDep = Annotated[Generator, Depends(_generator)]
 
 
 async def _job_id(
     job_id: Annotated[str, Path(description="Id of the job, as `prn-0123456789abcdef01234`.")],
-    jobs: JobsDep,
+    services: ServicesDep,
 ) -> str:
     """Raises ``JobNotFound`` for a job of another tenant, as for one that does not exist."""
     if (tenant := seen_tenant()) is not None:
-        owner = await run_in_threadpool(jobs.owner, job_id)
+        owner = await run_in_threadpool(services.jobs.store.owner, job_id)
         if owner not in (None, tenant):
             raise JobNotFound(job_id)
     return job_id

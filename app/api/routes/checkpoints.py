@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi import Path as PathParameter
 from starlette.background import BackgroundTask
 
-from app.api.deps import CatalogDep, CheckpointsDep, JobId, JobsDep
+from app.api.deps import JobId, ServicesDep
 from app.api.download import RANGE_RESPONSES, Download
 from app.api.formats.models import domain_views, repair_view
 from app.api.formats.same_names import view_of
@@ -57,17 +57,15 @@ _DOWNLOAD: dict[int | str, dict[str, Any]] = {
     name="list_prune_job_checkpoints",
     responses=responses_for(*READ_RAISES, CheckpointCorrupt),
 )
-def list_checkpoints(
-    job_id: JobId, jobs: JobsDep, checkpoints: CheckpointsDep, catalog: CatalogDep, request: Request
-) -> CheckpointList:
+def list_checkpoints(job_id: JobId, services: ServicesDep, request: Request) -> CheckpointList:
     """List the checkpoint of the job. Before it is published, list the prefixes found so far.
 
     A prefix can be served as soon as it is found, and keeps its name. The prefixes of a cancelled
     or failed job remain. The healed checkpoint of a job follows the one that it was healed from.
     """
-    name = jobs.get(job_id).checkpoint_name
+    name = services.jobs.store.get(job_id).checkpoint_name
     views = [
-        _checkpoint_view(each, job_id, checkpoints, catalog, request)
+        _checkpoint_view(each, job_id, services.checkpoints, services.catalog, request)
         for each in (name, healed_name(name))
     ]
     return CheckpointList(data=[view for view in views if view is not None])
@@ -111,20 +109,15 @@ def _checkpoint_view(
 @router.get(
     "/{file:path}", name="get_checkpoint_file", response_class=Download, responses=_DOWNLOAD
 )
-def get_file(
-    job_id: JobId,
-    file: FileName,
-    jobs: JobsDep,
-    checkpoints: CheckpointsDep,
-    request: Request,
-) -> Response:
+def get_file(job_id: JobId, file: FileName, services: ServicesDep, request: Request) -> Response:
     """Download one published file. The ETag is its sha256; Range requests are supported.
 
     Files of the healed checkpoint have ``+healed/`` in front of their names.
     """
-    name = jobs.get(job_id).checkpoint_name
+    name = services.jobs.store.get(job_id).checkpoint_name
     if file.startswith(_HEALED):
         name, file = healed_name(name), file.removeprefix(_HEALED)
+    checkpoints = services.checkpoints
     manifest = checkpoints.manifest(name)
     entry = _files(checkpoints.content(name), manifest).get(file)
     if entry is None or ".." in Path(file).parts or Path(file).is_absolute():

@@ -4,7 +4,7 @@ import asyncio
 
 from fastapi import APIRouter, Request
 
-from app.api.deps import CatalogDep, EngineDep, GeneratorDep, KeyLimitsDep
+from app.api.deps import GeneratorDep, ServicesDep
 from app.api.formats.compare import compare_view
 from app.api.load_shedding import SheddingRoute
 from app.api.openapi import responses_for
@@ -19,12 +19,7 @@ router = APIRouter(tags=["generate"], route_class=SheddingRoute)
 
 @router.post("/compare", responses=responses_for(*RAISES, has_body=True))
 async def compare(
-    body: CompareBody,
-    generator: GeneratorDep,
-    catalog: CatalogDep,
-    engine: EngineDep,
-    limits: KeyLimitsDep,
-    request: Request,
+    body: CompareBody, generator: GeneratorDep, services: ServicesDep, request: Request
 ) -> CompareView:
     """Run the same prompts on every model in turn, and compare outputs and times.
 
@@ -50,7 +45,7 @@ async def compare(
         repeats=body.repeats,
         max_seconds=body.max_seconds,
     )
-    comparer = Comparer(generator, engine, limits.scored)
+    comparer = Comparer(generator, services.generation.engine, services.key_limits.scored)
     comparison = await unless_gone(request.receive, comparer.compare(comparison_request))
-    await asyncio.to_thread(record_speedups, comparison, catalog)
+    await asyncio.to_thread(record_speedups, comparison, services.catalog)
     return compare_view(comparison)

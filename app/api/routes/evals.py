@@ -4,7 +4,7 @@ import asyncio
 
 from fastapi import APIRouter, Request, Response
 
-from app.api.deps import EngineDep, EvaluatingDep, GeneratorDep, KeyLimitsDep, ResultsDep
+from app.api.deps import GeneratorDep, ServicesDep
 from app.api.formats.evals import headline_of, report_of
 from app.api.formats.same_names import view_of
 from app.api.load_shedding import SheddingRoute
@@ -26,10 +26,7 @@ router = APIRouter(tags=["generate"], route_class=SheddingRoute)
 async def evaluate(
     body: EvalBody,
     generator: GeneratorDep,
-    engine: EngineDep,
-    evaluating: EvaluatingDep,
-    results: ResultsDep,
-    limits: KeyLimitsDep,
+    services: ServicesDep,
     request: Request,
     response: Response,
 ) -> ResultReportView:
@@ -43,9 +40,10 @@ async def evaluate(
     wanted = EvaluationRequest(
         body.model, list(dict.fromkeys(body.texts)), body.num_windows, body.seqlen
     )
-    evaluator = Evaluator(generator, Scorer(generator, engine, limits.scored), evaluating)
+    scorer = Scorer(generator, services.generation.engine, services.key_limits.scored)
+    evaluator = Evaluator(generator, scorer, services.generation.evaluating)
     evaluation = await unless_gone(request.receive, evaluator.evaluate(wanted))
-    kept = await asyncio.to_thread(_kept, results, evaluation)
+    kept = await asyncio.to_thread(_kept, services.results, evaluation)
     response.headers["Location"] = f"/results/{kept.id}"
     return kept
 

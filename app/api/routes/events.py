@@ -10,7 +10,7 @@ from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from pydantic import StringConstraints
 from starlette.types import Receive, Scope, Send
 
-from app.api.deps import EventsDep, JobId, JobsDep
+from app.api.deps import JobId, ServicesDep
 from app.api.formats.same_names import view_of
 from app.api.openapi import EVENT_STREAM, Responses, responses_for
 from app.api.schemas.events import PruneJobEventList, PruneJobEventView
@@ -41,8 +41,7 @@ _RESPONSES: Responses = {
 )
 async def list_events(
     job_id: JobId,
-    jobs: JobsDep,
-    feed: EventsDep,
+    services: ServicesDep,
     request: Request,
     limit: Annotated[int, Query(ge=1, le=100, description="Events per page.")] = 20,
     after: Annotated[EventId | None, Query(description="Id of the last event received.")] = None,
@@ -55,9 +54,9 @@ async def list_events(
     With ``Accept: text/event-stream``, a stream of server-sent events that ends with the job.
     """
     if STREAM in request.headers.get("accept", ""):
-        await run_in_threadpool(jobs.get, job_id)  # raises before the stream starts
-        return _EventStream(feed, job_id, last_event_id or after)
-    events = await run_in_threadpool(jobs.events, job_id, after, limit + 1)
+        await run_in_threadpool(services.jobs.store.get, job_id)  # raises before the stream starts
+        return _EventStream(services.jobs.events, job_id, last_event_id or after)
+    events = await run_in_threadpool(services.jobs.store.events, job_id, after, limit + 1)
     views = [view_of(PruneJobEventView, event) for event in events[:limit]]
     return PruneJobEventList(data=views, has_more=len(events) > limit)
 

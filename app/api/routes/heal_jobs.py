@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from app.api.deps import CatalogDep, SubmissionDep
+from app.api.deps import ServicesDep
 from app.api.formats.jobs import heal_estimate_view
 from app.api.openapi import responses_for
 from app.api.routes.prune_jobs import ACCEPTED, IdempotencyKey, accepted
@@ -30,8 +30,7 @@ router = APIRouter(prefix="/heal-jobs", tags=["prune jobs"])
 )
 def submit(
     body: HealJobBody,
-    submission: SubmissionDep,
-    catalog: CatalogDep,
+    services: ServicesDep,
     request: Request,
     response: Response,
     idempotency_key: IdempotencyKey = None,
@@ -43,7 +42,8 @@ def submit(
     idempotency key.
     """
     if body.dry_run:
-        healing = submission.estimate_healing(body)
+        healing = services.jobs.submission.estimate_healing(body)
         view = heal_estimate_view(healing.heal, healing.checkpoint_bytes)
         return JSONResponse(view.model_dump(mode="json"))
-    return accepted(submission.submit_healing(body, idempotency_key), catalog, request, response)
+    submitted = services.jobs.submission.submit_healing(body, idempotency_key)
+    return accepted(submitted, services.catalog, request, response)

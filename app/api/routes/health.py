@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from prometheus_client import exposition
 
-from app.api.deps import EngineDep, MetricsDep, ReadinessDep, TokenCheckDep, VllmDep
+from app.api.deps import ServicesDep
 from app.api.formats.same_names import view_of
 from app.api.schemas.generate import HealthView, ReadyView, ServerView, VersionView
 
@@ -16,30 +16,29 @@ router = APIRouter(tags=["health"])
 
 
 @router.get("/health/live", responses={503: {"model": HealthView}})
-async def live(engine: EngineDep, readiness: ReadinessDep, response: Response) -> HealthView:
+async def live(services: ServicesDep, response: Response) -> HealthView:
     """503 if the thread of the engine has died or is stuck in a step: restart the process.
 
     While the process shuts down, it is alive: its engine ends before it does.
     """
-    fault = engine.fault
-    if readiness.reason not in ("starting", "draining") and fault is not None:
+    fault = services.generation.engine.fault
+    if services.readiness.reason not in ("starting", "draining") and fault is not None:
         response.status_code = 503
         return HealthView(status="dead", detail=fault)
     return HealthView(status="alive")
 
 
 @router.get("/health/ready", responses={503: {"model": ReadyView}})
-async def ready(
-    engine: EngineDep, readiness: ReadinessDep, vllm: VllmDep, response: Response
-) -> ReadyView:
+async def ready(services: ServicesDep, response: Response) -> ReadyView:
     """503 while models are loading and while the process shuts down.
 
     A vLLM server that has failed is named in the body and does not change the status: other models
     are still served.
     """
+    engine, vllm = services.generation.engine, services.generation.vllm
     states = {} if vllm is None else vllm.states()
     servers = {name: view_of(ServerView, state) for name, state in states.items()}
-    reason = readiness.reason or engine.fault
+    reason = services.readiness.reason or engine.fault
     if reason is not None:
         response.status_code = 503
         response.headers["Retry-After"] = "1"
@@ -50,14 +49,12 @@ async def ready(
 
 
 @router.get("/health/generate", responses={503: {"model": HealthView}})
-async def generates(
-    readiness: ReadinessDep, token_check: TokenCheckDep, response: Response
-) -> HealthView:
+async def generates(services: ServicesDep, response: Response) -> HealthView:
     """Generate one token with a loaded model: 503 if none comes within ten seconds.
 
     Without a loaded model, it succeeds once the process is ready.
     """
-    reason = readiness.reason or await token_check.failure()
+    reason = services.readiness.reason or await services.generation.token_check.failure()
     if reason is not None:
         response.status_code = 503
         response.headers["Retry-After"] = "1"
@@ -72,13 +69,13 @@ _METRICS: dict[int | str, dict[str, Any]] = {
 
 
 @router.get("/metrics", response_class=Response, responses=_METRICS)
-def metrics(metrics: MetricsDep, request: Request) -> Response:
+def metrics(services: ServicesDep, request: Request) -> Response:
     """Return metrics in Prometheus' text format, or in OpenMetrics if the scraper accepts it."""
     try:
         encode, content_type = exposition.choose_encoder(request.headers.get("accept", ""))
     except (TypeError, ValueError):  # it compares versions that are no numbers
         encode, content_type = exposition.choose_encoder("")
-    return Response(encode(metrics.registry), media_type=content_type)
+    return Response(encode(services.metrics.registry), media_type=content_type)
 
 
 @router.get("/version")

@@ -7,13 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 
 from app.api.deletion import NotDeletable, delete_dense
-from app.api.deps import (
-    CatalogDep,
-    GenerationDep,
-    GeneratorDep,
-    JobsDep,
-    ModelOrAlias,
-)
+from app.api.deps import GeneratorDep, ModelOrAlias, ServicesDep
 from app.api.formats.advice import advice_view
 from app.api.formats.models import model_view
 from app.api.openapi import responses_for
@@ -43,15 +37,15 @@ MinProbe = Annotated[
 
 
 @router.get("")
-def list_models(catalog: CatalogDep, generation: GenerationDep) -> ModelList:
+def list_models(services: ServicesDep) -> ModelList:
     """All models that can be served.
 
     Removal orders of running jobs are included unless the job store is unavailable.
     """
-    entries = catalog.entries()
+    entries = services.catalog.entries()
     with suppress(JobStoreUnavailable):
-        entries += catalog.unpublished()
-    return ModelList(data=[model_view(entry, generation) for entry in entries])
+        entries += services.catalog.unpublished()
+    return ModelList(data=[model_view(entry, services.generation) for entry in entries])
 
 
 @router.get(
@@ -59,9 +53,9 @@ def list_models(catalog: CatalogDep, generation: GenerationDep) -> ModelList:
     name="get_model",
     responses=responses_for(UnknownModel, InvalidAliasFile, JobStoreUnavailable),
 )
-def get_model(name: ModelOrAlias, catalog: CatalogDep, generation: GenerationDep) -> ModelView:
+def get_model(name: ModelOrAlias, services: ServicesDep) -> ModelView:
     """A model by its name, or the target of an alias."""
-    return model_view(catalog.resolve(name), generation)
+    return model_view(services.catalog.resolve(name), services.generation)
 
 
 @router.get(
@@ -70,7 +64,7 @@ def get_model(name: ModelOrAlias, catalog: CatalogDep, generation: GenerationDep
 )
 def get_advice(
     name: ModelOrAlias,
-    catalog: CatalogDep,
+    services: ServicesDep,
     max_ratio: MaxRatio = Limits.max_ratio,
     min_speedup: MinSpeedup = Limits.min_speedup,
     min_probe: MinProbe = Limits.min_probe,
@@ -80,7 +74,7 @@ def get_advice(
     Measured speed-ups count before predicted ones. Of a variant, the advice is about its dense
     model.
     """
-    return advice_view(advice_on(name, catalog, Limits(max_ratio, min_speedup, min_probe)))
+    return advice_view(advice_on(name, services.catalog, Limits(max_ratio, min_speedup, min_probe)))
 
 
 @router.put(
@@ -95,11 +89,7 @@ def get_advice(
     ),
 )
 async def set_alias(
-    name: Alias,
-    body: AliasBody,
-    generator: GeneratorDep,
-    catalog: CatalogDep,
-    generation: GenerationDep,
+    name: Alias, body: AliasBody, generator: GeneratorDep, services: ServicesDep
 ) -> ModelView:
     """Make the name an alias of ``target``, or give an alias another target. Returns the target.
 
@@ -109,8 +99,8 @@ async def set_alias(
     this request changes what an alias means. Metrics have the name of the target.
     """
     await generator.load(body.target)
-    entry = await asyncio.to_thread(catalog.set_alias, name, body.target)
-    return model_view(entry, generation)
+    entry = await asyncio.to_thread(services.catalog.set_alias, name, body.target)
+    return model_view(entry, services.generation)
 
 
 @router.delete(
@@ -118,34 +108,32 @@ async def set_alias(
     status_code=204,
     responses=responses_for(*RAISES, NotDeletable, InvalidAliasFile),
 )
-async def delete_model(
-    name: AliasOrDense, catalog: CatalogDep, generation: GenerationDep, jobs: JobsDep
-) -> None:
+async def delete_model(name: AliasOrDense, services: ServicesDep) -> None:
     """Remove an alias, whose target stays, or delete a dense model and its files.
 
     A model is not deleted while requests run on it or its variants, while a job that prunes it has
     not ended, or while an alias means it or a variant. Published checkpoints of it stay, and can
     still be served at their full depth. They are deleted with their jobs.
     """
-    if await asyncio.to_thread(catalog.is_alias, name):
-        await asyncio.to_thread(catalog.remove_alias, name)
+    if await asyncio.to_thread(services.catalog.is_alias, name):
+        await asyncio.to_thread(services.catalog.remove_alias, name)
     else:
-        await delete_dense(name, generation, jobs)
+        await delete_dense(name, services.generation, services.jobs.store)
 
 
 @router.post("/{name}/load", responses=responses_for(*GENERATOR_LOAD_RAISES, EngineStopped))
 async def load_model(
-    name: ModelOrAlias, generator: GeneratorDep, generation: GenerationDep
+    name: ModelOrAlias, generator: GeneratorDep, services: ServicesDep
 ) -> ModelView:
     """Load the model and respond when it is in memory. Requests load models on demand, too."""
     served = await generator.load(name)
-    return model_view(served.entry, generation)
+    return model_view(served.entry, services.generation)
 
 
 @router.post("/{name}/unload", status_code=204, responses=responses_for(*RAISES))
-async def unload_model(name: ModelOrAlias, generation: GenerationDep) -> None:
+async def unload_model(name: ModelOrAlias, services: ServicesDep) -> None:
     """Free the memory of a model and all its views, or drop the one view of this name.
 
     Refused while requests for any of them run or wait. The next request loads the model again.
     """
-    await unload(name, generation)
+    await unload(name, services.generation)

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from fastapi import APIRouter, Request, Response
 
-from app.api.deps import CatalogDep, GeneratorDep, ModelOrAlias, VllmDep
+from app.api.deps import GeneratorDep, ModelOrAlias, ServicesDep
 from app.api.formats.models import error_of
 from app.api.formats.openai import ChatFormat, CompletionFormat
 from app.api.formats.tools import check_choice, leaves_choice, tool_use
@@ -76,8 +76,9 @@ router.include_router(_not_offered)
 
 
 @router.get("/models", responses=_errors(503))
-def list_openai_models(catalog: CatalogDep, vllm: VllmDep) -> ModelCardList:
+def list_openai_models(services: ServicesDep) -> ModelCardList:
     """All variants that can be served, and all aliases."""
+    catalog, vllm = services.catalog, services.generation.vllm
     cards = [_card(entry) for entry in catalog.entries() if not error_of(entry, vllm)]
     for alias in catalog.aliases():
         with suppress(UnknownModel, JobStoreUnavailable):  # its target is gone
@@ -86,9 +87,9 @@ def list_openai_models(catalog: CatalogDep, vllm: VllmDep) -> ModelCardList:
 
 
 @router.get("/models/{model}", responses=_errors(400, 404, 503))
-def retrieve_openai_model(model: ModelOrAlias, catalog: CatalogDep, vllm: VllmDep) -> ModelCard:
-    entry = catalog.resolve(model)
-    if error := error_of(entry, vllm):
+def retrieve_openai_model(model: ModelOrAlias, services: ServicesDep) -> ModelCard:
+    entry = services.catalog.resolve(model)
+    if error := error_of(entry, services.generation.vllm):
         raise NotAModel(error)
     return _card(entry, model)
 

@@ -5,15 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from app.api.deps import (
-    CatalogDep,
-    DeletionDep,
-    JobId,
-    JobsDep,
-    OutboxDep,
-    QueueDep,
-    SubmissionDep,
-)
+from app.api.deps import JobId, ServicesDep
 from app.api.formats.jobs import delivery_view, estimate_view, job_view
 from app.api.openapi import responses_for
 from app.api.schemas.events import WebhookDeliveryList
@@ -93,8 +85,7 @@ IdempotencyKey = Annotated[
 )
 def submit(
     body: PruneJobBody,
-    submission: SubmissionDep,
-    catalog: CatalogDep,
+    services: ServicesDep,
     request: Request,
     response: Response,
     idempotency_key: IdempotencyKey = None,
@@ -103,10 +94,11 @@ def submit(
 
     ``dry_run`` creates nothing and ignores the idempotency key.
     """
+    submission = services.jobs.submission
     if body.dry_run:
         return JSONResponse(estimate_view(submission.estimate(body)).model_dump(mode="json"))
     submitted = submission.submit(body, idempotency_key)
-    return accepted(submitted, catalog, request, response)
+    return accepted(submitted, services.catalog, request, response)
 
 
 def accepted(
@@ -123,8 +115,7 @@ def accepted(
 
 @router.get("", name="list_prune_jobs", responses=_READ)
 def list_jobs(
-    jobs: JobsDep,
-    catalog: CatalogDep,
+    services: ServicesDep,
     request: Request,
     limit: Annotated[int, Query(ge=1, le=100, description="Jobs per page.")] = 20,
     after: Annotated[
@@ -135,46 +126,44 @@ def list_jobs(
     """The newest first. A key sees the jobs of its tenant, and those that were made without keys;
     one with the scope `admin` sees all.
     """
-    page = jobs.list(limit, after, status, seen_tenant())
-    views = [job_view(job, request, catalog) for job in page.jobs]
+    page = services.jobs.store.list(limit, after, status, seen_tenant())
+    views = [job_view(job, request, services.catalog) for job in page.jobs]
     return PruneJobList(data=views, has_more=page.has_more)
 
 
 @router.get("/{job_id}", name="get_prune_job", responses=_READ)
-def get_job(job_id: JobId, jobs: JobsDep, catalog: CatalogDep, request: Request) -> PruneJobView:
-    return job_view(jobs.get(job_id), request, catalog)
+def get_job(job_id: JobId, services: ServicesDep, request: Request) -> PruneJobView:
+    return job_view(services.jobs.store.get(job_id), request, services.catalog)
 
 
 @router.post("/{job_id}/cancel", status_code=202, name="cancel_prune_job", responses=_CHANGE)
-def cancel(job_id: JobId, jobs: JobsDep, catalog: CatalogDep, request: Request) -> PruneJobView:
+def cancel(job_id: JobId, services: ServicesDep, request: Request) -> PruneJobView:
     """A queued job ends at once, a running one after its current evaluation; its process is killed
     if it does not stop. The removals found so far stay readable.
     """
-    return job_view(jobs.cancel(job_id), request, catalog)
+    return job_view(services.jobs.store.cancel(job_id), request, services.catalog)
 
 
 @router.post("/{job_id}/pause", status_code=202, name="pause_prune_job", responses=_CHANGE)
-def pause(job_id: JobId, jobs: JobsDep, catalog: CatalogDep, request: Request) -> PruneJobView:
+def pause(job_id: JobId, services: ServicesDep, request: Request) -> PruneJobView:
     """A queued job leaves the queue at once, a running one stops after its current evaluation.
 
     The job keeps the removals found so far. Until its worker stops, its status is ``running`` and
     ``pause_requested_at`` is set. Pausing a paused job changes nothing.
     """
-    return job_view(jobs.pause(job_id), request, catalog)
+    return job_view(services.jobs.store.pause(job_id), request, services.catalog)
 
 
 @router.post("/{job_id}/resume", status_code=202, name="resume_prune_job", responses=_CHANGE)
-def resume(
-    job_id: JobId, jobs: JobsDep, queue: QueueDep, catalog: CatalogDep, request: Request
-) -> PruneJobView:
+def resume(job_id: JobId, services: ServicesDep, request: Request) -> PruneJobView:
     """A paused job is queued first within its priority, and continues where it stopped.
 
     If its worker has not stopped yet, the request to pause is withdrawn.
     """
-    job = jobs.resume(job_id)
+    job = services.jobs.store.resume(job_id)
     if job.status is JobStatus.QUEUED:
-        queue.enqueue(job_id)
-    return job_view(job, request, catalog)
+        services.jobs.queue.enqueue(job_id)
+    return job_view(job, request, services.catalog)
 
 
 @router.post(
@@ -185,8 +174,7 @@ def resume(
 )
 def retry(
     job_id: JobId,
-    submission: SubmissionDep,
-    catalog: CatalogDep,
+    services: ServicesDep,
     request: Request,
     body: RetryJobBody = _AS_IT_WAS,
 ) -> PruneJobView:
@@ -196,18 +184,18 @@ def retry(
     The body may change what follows the search. Without one, the job is tried as it was. A healing
     that has begun goes on if its settings stay.
     """
-    return job_view(submission.retry(job_id, body), request, catalog)
+    return job_view(services.jobs.submission.retry(job_id, body), request, services.catalog)
 
 
 @router.delete("/{job_id}", status_code=204, name="delete_prune_job", responses=_DELETE)
-def delete(job_id: JobId, deletion: DeletionDep) -> None:
+def delete(job_id: JobId, services: ServicesDep) -> None:
     """Delete a job that has ended, with its events and its published checkpoint.
 
     The names of its variants are gone, and ``<model>@-k`` falls back to the previous removal order.
     Running generations finish, because their weights are in memory. The request is refused while an
     alias means the checkpoint or a prefix of it.
     """
-    deletion.delete(job_id)
+    services.jobs.deletion.delete(job_id)
 
 
 @router.get(
@@ -215,7 +203,8 @@ def delete(job_id: JobId, deletion: DeletionDep) -> None:
     name="list_prune_job_webhook_deliveries",
     responses=_READ,
 )
-def list_deliveries(job_id: JobId, jobs: JobsDep, outbox: OutboxDep) -> WebhookDeliveryList:
+def list_deliveries(job_id: JobId, services: ServicesDep) -> WebhookDeliveryList:
     """The last 100 delivery attempts, the oldest first. Messages not yet tried are not listed."""
-    jobs.get(job_id)
-    return WebhookDeliveryList(data=[delivery_view(attempt) for attempt in outbox.attempts(job_id)])
+    services.jobs.store.get(job_id)
+    attempts = services.jobs.outbox.attempts(job_id)
+    return WebhookDeliveryList(data=[delivery_view(attempt) for attempt in attempts])

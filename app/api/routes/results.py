@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, Field
 
-from app.api.deps import ResultsDep
+from app.api.deps import ServicesDep
 from app.api.formats.same_names import view_of
 from app.api.openapi import responses_for
 from app.auth.keys import seen_tenant
@@ -44,19 +44,19 @@ class ResultList(BaseModel):
 
 @router.get("", name="list_results", responses=responses_for())
 def list_results(
-    results: ResultsDep,
+    services: ServicesDep,
     limit: Annotated[int, Query(ge=1, le=100, description="Results per page.")] = 20,
     after: Annotated[
         str | None, Query(max_length=64, description="Id of the last result of the previous page.")
     ] = None,
 ) -> ResultList:
     """The newest first. Results about checkpoints of another tenant are left out."""
-    page = results.page(limit, after, seen_tenant())
+    page = services.results.page(limit, after, seen_tenant())
     views = [view_of(ResultView, each) for each in page.results]
     return ResultList(data=views, has_more=page.has_more)
 
 
 @router.get("/{result_id}", name="get_result", responses=responses_for(ResultNotFound))
-def get_result(result_id: ResultId, results: ResultsDep) -> ResultReportView:
+def get_result(result_id: ResultId, services: ServicesDep) -> ResultReportView:
     """One result with its whole report."""
-    return view_of(ResultReportView, results.get(result_id, seen_tenant()))
+    return view_of(ResultReportView, services.results.get(result_id, seen_tenant()))

@@ -5,7 +5,7 @@ from typing import Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
-from app.api.deps import AuthorizerDep, SessionsDep
+from app.api.deps import ServicesDep
 from app.api.openapi import responses_for
 from app.api.schemas.generate import Body
 from app.auth.keys import KeyRefused, Scope
@@ -30,15 +30,13 @@ class SessionView(BaseModel):
 
 
 @router.get("", name="get_session", responses=responses_for(SessionsNotKept))
-def get_session(
-    request: Request, response: Response, authorizer: AuthorizerDep, sessions: SessionsDep
-) -> SessionView:
+def get_session(request: Request, response: Response, services: ServicesDep) -> SessionView:
     """Read the session. Extends one that has used up a part of its time."""
-    session = authorizer.session(request.scope["headers"])
-    if session is not None and (renewed := sessions.renewed(session)) is not None:
+    session = services.authorizer.session(request.scope["headers"])
+    if session is not None and (renewed := services.sessions.renewed(session)) is not None:
         session = renewed
-        _set_cookie(request, response, sessions, session)
-    return _view(authorizer, session)
+        _set_cookie(request, response, services.sessions, session)
+    return _view(services.authorizer, session)
 
 
 @router.post(
@@ -50,29 +48,26 @@ def sign_in(
     body: SignInBody,
     request: Request,
     response: Response,
-    authorizer: AuthorizerDep,
-    sessions: SessionsDep,
+    services: ServicesDep,
 ) -> SessionView:
     """Exchange a key for a cookie that scripts cannot read and other sites do not send.
 
     Changes with it are accepted from pages of this service only.
     """
     check_same_origin(request.scope["headers"])
-    session = sessions.begin(authorizer.find(body.key))
-    _set_cookie(request, response, sessions, session)
-    return _view(authorizer, session)
+    session = services.sessions.begin(services.authorizer.find(body.key))
+    _set_cookie(request, response, services.sessions, session)
+    return _view(services.authorizer, session)
 
 
 @router.delete(
     "", status_code=204, name="sign_out", responses=responses_for(NotSameOrigin, SessionsNotKept)
 )
-def sign_out(
-    request: Request, response: Response, authorizer: AuthorizerDep, sessions: SessionsDep
-) -> None:
+def sign_out(request: Request, response: Response, services: ServicesDep) -> None:
     """Delete the cookie, and end all sessions of its key."""
     check_same_origin(request.scope["headers"])
-    if (session := authorizer.session(request.scope["headers"])) is not None:
-        sessions.end(session)
+    if (session := services.authorizer.session(request.scope["headers"])) is not None:
+        services.sessions.end(session)
     response.delete_cookie(COOKIE, httponly=True, samesite="strict")
 
 

@@ -5,7 +5,7 @@ import time
 import torch
 from fastapi import APIRouter
 
-from app.api.deps import EngineDep, JobStatsDep, ReadinessDep, RegistryDep, SettingsDep
+from app.api.deps import ServicesDep
 from app.api.formats.same_names import view_of
 from app.api.schemas.status import EngineStatusView, JobStatusView, MemoryStatusView, StatusView
 from app.engine.engine import EngineStats
@@ -18,22 +18,17 @@ router = APIRouter(tags=["health"])
 
 
 @router.get("/status", name="get_status")
-def status(
-    readiness: ReadinessDep,
-    engine: EngineDep,
-    registry: RegistryDep,
-    jobs: JobStatsDep,
-    settings: SettingsDep,
-) -> StatusView:
+def status(services: ServicesDep) -> StatusView:
     """Whether the service is ready, what its engine and its memory hold, and who works on jobs."""
-    reason = readiness.reason or engine.fault
+    generation = services.generation
+    reason = services.readiness.reason or generation.engine.fault
     return StatusView(
         status="ready" if reason is None else "not ready",
         detail=reason,
         at=time.time(),
-        engine=_engine(engine.stats()),
-        memory=_memory(registry, settings.max_weight_bytes),
-        jobs=_jobs(jobs),
+        engine=_engine(generation.engine.stats()),
+        memory=_memory(generation.registry, services.settings.max_weight_bytes),
+        jobs=_jobs(services.jobs.stats),
     )
 
 

@@ -4,6 +4,8 @@ import asyncio
 import math
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from fastapi import Response
@@ -115,8 +117,9 @@ def test_the_schema_and_its_page_are_there(client: TestClient) -> None:
 def test_a_process_that_shuts_down_is_alive() -> None:
     ended, readiness = AsyncEngine(Engine(), 1), Readiness()
     readiness.reason = None
+    parts: Any = SimpleNamespace(readiness=readiness, generation=SimpleNamespace(engine=ended))
     for status in (503, 200):
         response = Response(status_code=200)
-        asyncio.run(live(ended, readiness, response))
+        asyncio.run(live(parts, response))
         assert response.status_code == status
         readiness.drain(30.0)
