@@ -29,7 +29,7 @@ from app.generation.output import Output
 from app.generation.request import Served, ServedElsewhere
 from app.generation.vllm_backend import VllmBackend
 from app.metrics.metrics import EngineName, Metrics, labels_of
-from app.metrics.shadow import ShadowMetrics, ShadowPair, ShadowSide
+from app.metrics.shadow import ShadowMetrics, ShadowPair
 from app.models.entry import ModelEntry
 from app.models.registry import ModelRegistry, ServedModel
 from pruning.models.names import VariantName
@@ -165,19 +165,19 @@ class Shadow:
         sides = [(own, outputs[0]), (other or own, outputs[1])]
         pair = ShadowPair(own.entry.name, sides[1][0].entry.name)
         agreements = [token_agreement(_keys(live.output), _keys(each)).share for each in outputs]
-        self._counts.agreed_with_itself(pair.live, agreements[0])
+        self._counts.floor.labels(pair.live).observe(agreements[0])
         if other is None:
-            self._counts.agreed_with_itself(pair.live, agreements[1])
-            self._counts.controlled(pair.live)
+            self._counts.floor.labels(pair.live).observe(agreements[1])
+            self._counts.controls.labels(pair.live).inc()
         else:
-            self._counts.compared(
-                pair,
-                ShadowSide(own.entry.kind, live.output.num_tokens),
-                ShadowSide(other.entry.kind, outputs[1].num_tokens),
-                agreements[1],
-            )
+            self._counts.done.labels(*pair).inc()
+            self._counts.agreement.labels(*pair).observe(agreements[1])
+            compared = (("live", own, live.output), ("shadow", other, outputs[1]))
+            for traffic, served, output in compared:
+                tokens = self._counts.tokens.labels(*pair, served.entry.kind, traffic)
+                tokens.inc(output.num_tokens)
         cached = (output.timings.num_cached_tokens or 0 for output in outputs)
-        self._counts.reused(pair, sum(cached))
+        self._counts.cached.labels(*pair).inc(sum(cached))
         self._times.add(pair, *(TimedReplay(each.entry.kind, output) for each, output in sides))
         for served, output in sides:
             if output.timings.was_alone:  # otherwise its times include waiting
@@ -186,7 +186,7 @@ class Shadow:
                 self._metrics.finished(labels, output.num_prompt_tokens, reason, output.timings)
 
     def _drop(self, live: CompletedOutput, reason: str) -> None:
-        self._counts.dropped(live.served.entry.name, reason)
+        self._counts.dropped.labels(live.served.entry.name, reason).inc()
 
 
 def shadow_of(

@@ -2,9 +2,11 @@
 
 import logging
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+
+from prometheus_client import Gauge
 
 from app.compare.speedup import (
     Speedup,
@@ -17,7 +19,7 @@ from app.compare.speedup import (
 from app.engine.scheduling.scheduler import BACKGROUND_CHUNK
 from app.engine.scheduling.sequence import Timings
 from app.generation.output import Output
-from app.metrics.shadow import ShadowMetrics, ShadowPair, ShadowReading
+from app.metrics.shadow import ShadowMetrics, ShadowPair
 from app.models.entry import ModelKind
 
 logger = logging.getLogger(__name__)
@@ -70,7 +72,7 @@ class ShadowTimes:
             self._add(pair, live, shadow)
         else:
             logger.warning("%s and its replay on %s: %s", pair.live, pair.shadow, objection)
-            self._counts.ran_different_kernels(pair)
+            self._counts.different_kernels.labels(*pair).inc()
         for time in _TIMES:
             self._publish(pair.live, time)
 
@@ -82,18 +84,23 @@ class ShadowTimes:
             times_s = (live_s, shadow_s) if self._is_live_baseline else (shadow_s, live_s)
             self._pairs[pair, time].append(times_s)
             if not pair.is_control:
-                self._counts.timed(pair, time, ((live.kind, live_s), (shadow.kind, shadow_s)))
+                observed = self._counts.times[time]
+                observed.labels(*pair, live.kind, "live").observe(live_s)
+                observed.labels(*pair, shadow.kind, "shadow").observe(shadow_s)
 
     def _publish(self, live: str, time: str) -> None:
         """The control of a model, and every pair of it, whose verdict depends on the control."""
+        counts = self._counts
         control = self._speedup(ShadowPair(live, live), time)
         if control is not None:
-            self._counts.set_control(live, time, _reading(control))
+            _set(counts.control_speedup, counts.control_pairs, (live, time), control)
         for pair in [pair for pair in self._objections if pair.live == live]:
             measured = None if pair.is_control else self._speedup(pair, time)
             if measured is not None:
-                reading = _reading(beyond_noise(measured, control))
-                self._counts.set_speedup(pair, time, reading, [*Verdict])
+                shown = beyond_noise(measured, control)
+                _set(counts.speedup, counts.pairs, (*pair, time), shown)
+                for verdict in Verdict:
+                    counts.verdict.labels(*pair, time, verdict).set(verdict is shown.verdict)
 
     def _speedup(self, pair: ShadowPair, time: str) -> Speedup | None:
         times_s = self._pairs.get((pair, time))
@@ -107,7 +114,10 @@ def _last_pairs() -> _Pairs:
     return deque(maxlen=MAX_PAIRS)
 
 
-def _reading(measured: Speedup) -> ShadowReading:
+def _set(bounds: Gauge, pairs: Gauge, labels: Sequence[str], measured: Speedup) -> None:
+    """The ratio and the ends of its interval, if it has one, and over how many pairs it is."""
     ends = {"ratio": measured.ratio, "low": measured.low, "high": measured.high}
-    bounds = {name: value for name, value in ends.items() if value is not None}
-    return ShadowReading(measured.num_pairs, bounds, measured.verdict.value)
+    for bound, value in ends.items():
+        if value is not None:
+            bounds.labels(*labels, bound).set(value)
+    pairs.labels(*labels).set(measured.num_pairs)
