@@ -261,9 +261,9 @@ class ExternalOutputStream(OutputStream):
         if chunk.finish_reason is not None:
             self._end = chunk.finish_reason, now_s
         if chunk.usage is not None:
-            self._num_prompt_tokens = chunk.usage.num_prompt_tokens
-            self._num_tokens = chunk.usage.num_tokens
-            self._num_cached_tokens = chunk.usage.num_cached_tokens
+            self._num_prompt_tokens = chunk.usage.prompt_tokens
+            self._num_tokens = chunk.usage.completion_tokens
+            self._num_cached_tokens = chunk.usage.cached_tokens
 
     def _count(self, reason: FinishReason) -> Timings:
         self._release()

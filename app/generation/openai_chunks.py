@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
+from pydantic import AliasPath, BaseModel, ConfigDict, Field, NonNegativeInt
 
 from app.engine.scheduling.sequence import FinishReason, PromptToken
 from app.generation.output import CallPart, Spelling, Token, TokenKey
@@ -20,11 +20,12 @@ class ChunkRefused(ValueError):
     """The server reported an error in its stream."""
 
 
-@dataclass(frozen=True)
-class Usage:
-    num_prompt_tokens: int
-    num_tokens: int  # generated
-    num_cached_tokens: int | None = None  # of the prompt, where the server says so
+class Usage(BaseModel):
+    prompt_tokens: NonNegativeInt
+    completion_tokens: NonNegativeInt
+    cached_tokens: NonNegativeInt | None = Field(  # of the prompt, where the server says so
+        default=None, validation_alias=AliasPath("prompt_tokens_details", "cached_tokens")
+    )
 
 
 @dataclass(frozen=True)
@@ -89,26 +90,12 @@ class Choice(BaseModel):
     stop_reason: int | str | None = None  # vLLM's: the id or the string that it stopped at
 
 
-class _PromptDetails(BaseModel):
-    cached_tokens: NonNegativeInt | None = None
-
-
-class _Usage(BaseModel):
-    prompt_tokens: NonNegativeInt
-    completion_tokens: NonNegativeInt
-    prompt_tokens_details: _PromptDetails | None = None
-
-    def usage(self) -> Usage:
-        details = self.prompt_tokens_details or _PromptDetails()
-        return Usage(self.prompt_tokens, self.completion_tokens, details.cached_tokens)
-
-
 class _Event(BaseModel):
     model_config = ConfigDict(hide_input_in_errors=True)  # it is the text of a client
 
     error: Any = None
     choices: list[Choice] = Field(default_factory=list, max_length=1)
-    usage: _Usage | None = None
+    usage: Usage | None = None
 
 
 class ChunkReader:
@@ -132,7 +119,7 @@ class ChunkReader:
             text,
             tokens,
             _finish_reason(choice.finish_reason),
-            event.usage.usage() if event.usage else None,
+            event.usage,
             prompt,
             tuple(call.part() for call in choice.delta.tool_calls or ()),
         )

@@ -108,7 +108,9 @@ class VllmChunkReader(ChunkReader):
         chunk = super().read(data)
         if not self._is_prompt_alone:
             return chunk
-        usage = chunk.usage and Usage(chunk.usage.num_prompt_tokens, 0)
+        usage = chunk.usage
+        if usage is not None:
+            usage = Usage(prompt_tokens=usage.prompt_tokens, completion_tokens=0)
         return replace(chunk, text="", tokens=(), usage=usage)
 
     def _prompt(self, choice: Choice) -> Iterable[PromptToken]:

@@ -110,7 +110,7 @@ def test_ends_are_read(told: str | None, reason: FinishReason | None) -> None:
 def test_usage_is_read_and_errors_are_refused() -> None:
     usage = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7, "more": {}}
     found = ChunkReader().read(json.dumps({"choices": [], "usage": usage}))
-    assert found == Chunk("", (), None, Usage(3, 4))
+    assert found == Chunk("", (), None, Usage(prompt_tokens=3, completion_tokens=4))
     refused: list[dict[str, Any]] = [
         {"error": "x"},
         {"choices": [{"finish_reason": "abort"}]},
