@@ -13,7 +13,7 @@ from itertools import chain, count
 from statistics import fmean
 from typing import TypeVar
 
-from app.compare.likelihood import Likelihood, Scorer
+from app.compare.likelihood import Scorer
 from app.compare.speedup import (
     Kernels,
     Speedup,
@@ -121,7 +121,7 @@ class Comparer:
     ) -> None:
         self._generator = generator
         self._engine = engine
-        self._likelihood = Likelihood(generator, Scorer(generator, engine, scored))
+        self._scorer = Scorer(generator, engine, scored)
 
     async def compare(self, request: ComparisonRequest) -> Comparison:
         """Raises the errors in ``RAISES``."""
@@ -149,7 +149,7 @@ class Comparer:
             generations, variants, lambda: _Enough(request, at, len(sides))
         )
         firsts = [first for first, *_ in rounds[: len(served)]]
-        scores = await self._likelihood.mean_logprobs(served, prompts, firsts)
+        scores = await self._scorer.mean_logprobs(served, prompts, firsts)
         scores += [[None] * len(prompts)] * (len(sides) - len(served))
         compared = [ComparedVariant(*parts) for parts in zip(sides, rounds, scores, strict=True)]
         control = None if again is None else compared[again]

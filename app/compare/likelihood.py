@@ -44,14 +44,6 @@ class Scorer:
         [output] = await self._generator.generate(request)
         return [token.logprob or 0.0 for token in output.prompt[-num_tokens:]]
 
-
-class Likelihood:
-    """How likely outputs are under the dense model. ``scorer`` reads them."""
-
-    def __init__(self, generator: Generator, scorer: Scorer) -> None:
-        self._generator = generator
-        self._scorer = scorer
-
     async def mean_logprobs(
         self,
         served: Sequence[Served],
@@ -92,7 +84,7 @@ class Likelihood:
     ) -> float | None:
         if not output:
             return None
-        logprobs = await self._scorer.logprobs(dense, prompt, output)
+        logprobs = await self.logprobs(dense, prompt, output)
         return fmean(logprobs) if logprobs else None
 
 

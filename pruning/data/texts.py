@@ -46,7 +46,7 @@ def check_text_name(name: str, texts_dir: Path) -> None:
 def text_windows(
     name: str,
     texts_dir: Path,
-    model: PreTrainedModel,
+    model: PreTrainedModel | int,
     tokenizer: PreTrainedTokenizerBase,
     *,
     seqlen: int,
@@ -55,24 +55,10 @@ def text_windows(
     """The first ``num_windows`` windows of ``seqlen`` tokens of a text, by default all that count.
 
     ``name`` is a packaged text, ``wikitext2``, ``c4``, a file in ``texts_dir``, or any path. A file
-    counts as one text; the records of a ``.jsonl`` are joined by blank lines. Raises
-    ``TextUnusable``.
+    counts as one text; the records of a ``.jsonl`` are joined by blank lines. A
+    model of another process is given by its longest window. Raises ``TextUnusable``.
     """
-    return limited_windows(
-        name, texts_dir, _positions(model), tokenizer, seqlen=seqlen, num_windows=num_windows
-    )
-
-
-def limited_windows(
-    name: str,
-    texts_dir: Path,
-    max_seqlen: int | None,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    seqlen: int,
-    num_windows: int | None = None,
-) -> Windows:
-    """As ``text_windows``, for a model that is known by its tokenizer and longest window."""
+    max_seqlen = model if isinstance(model, int) else _positions(model)
     if not 2 <= seqlen <= (max_seqlen or seqlen):
         raise TextUnusable(f"seqlen={seqlen}: this model takes windows of 2 to {max_seqlen} tokens")
     if name in PACKAGED:

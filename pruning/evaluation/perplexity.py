@@ -41,8 +41,14 @@ def measure_perplexity(
             f"the loss on {windows.source} is not finite: the model's weights or its dtype are "
             "broken; try float32"
         )
+    return perplexity_on(windows, windows.source, losses)
+
+
+def perplexity_on(windows: Windows, text: str, losses: Losses) -> Perplexity:
+    """What these losses of all ``windows`` say of a model."""
+    num_windows, seqlen = windows.token_ids.shape
     return Perplexity(
-        text=windows.source,
+        text=text,
         num_windows=num_windows,
         seqlen=seqlen,
         loss=fmean(losses),

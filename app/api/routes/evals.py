@@ -12,7 +12,7 @@ from app.api.openapi import responses_for
 from app.api.routes.results import ResultReportView
 from app.api.schemas.evals import EvalBody
 from app.api.sse import unless_gone
-from app.compare.evaluation import RAISES, Evaluation, EvaluationRequest, Evaluator
+from app.compare.evaluation import RAISES, Evaluation, EvaluationRequest, evaluate
 from app.compare.likelihood import Scorer
 from app.engine.async_engine import EngineStopped
 from app.results.store import ResultKind, ResultNotKept, ResultStore
@@ -21,9 +21,11 @@ router = APIRouter(tags=["generate"], route_class=SheddingRoute)
 
 
 @router.post(
-    "/evals", responses=responses_for(*RAISES, EngineStopped, ResultNotKept, has_body=True)
+    "/evals",
+    name="evaluate",
+    responses=responses_for(*RAISES, EngineStopped, ResultNotKept, has_body=True),
 )
-async def evaluate(
+async def evaluate_model(
     body: EvalBody,
     generator: GeneratorDep,
     services: ServicesDep,
@@ -41,8 +43,8 @@ async def evaluate(
         body.model, list(dict.fromkeys(body.texts)), body.num_windows, body.seqlen
     )
     scorer = Scorer(generator, services.generation.engine, services.key_limits.scored)
-    evaluator = Evaluator(generator, scorer, services.generation.evaluating)
-    evaluation = await unless_gone(request.receive, evaluator.evaluate(wanted))
+    work = evaluate(wanted, generator, scorer, services.generation.evaluating)
+    evaluation = await unless_gone(request.receive, work)
     kept = await asyncio.to_thread(_kept, services.results, evaluation)
     response.headers["Location"] = f"/results/{kept.id}"
     return kept
