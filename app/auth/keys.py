@@ -17,9 +17,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from app.auth.quotas import NO_QUOTA, Quota, read_limit, read_quota
+from app.auth.quotas import NO_QUOTA, Quota
 from app.json_file import JsonFile
-from pruning.records import check_record, check_time, parse_record, reason_of
+from pruning.records import BROKEN_BY, check_time, parse_record, read_record, reason_of
 
 _FORMAT = 1
 _PREFIX = "sleb_"  # for secret scanners
@@ -284,35 +284,30 @@ def _digest(key: str) -> str:
 def _parsed(text: bytes, path: Path) -> _Content:
     try:
         data = parse_record(text)
-        if data["format"] != _FORMAT:
-            raise ValueError(f"format {data['format']} is not {_FORMAT}")
-        quotas = {str(name): read_quota(row) for name, row in data.get("quotas", {}).items()}
-        if not all(map(_NAME.fullmatch, quotas)):
-            raise ValueError("a tenant is none")
-        return _Content(tuple(_key(row, quotas) for row in data["keys"]), quotas)
-    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+        if (number := data.pop("format")) != _FORMAT:
+            raise ValueError(f"format {number} is not {_FORMAT}")
+        content = read_record(_Content, data)
+        _check(content)
+    except BROKEN_BY as error:
         raise InvalidKeyFile(
             f"{path} is not as `sleb keys` writes it ({reason_of(error)}): restore it, "
             "or remove it and make new keys"
         ) from error
+    keys = (replace(key, quota=content.quotas.get(key.owner, NO_QUOTA)) for key in content.keys)
+    return replace(content, keys=tuple(keys))
 
 
-def _key(row: dict[str, Any], quotas: Mapping[str, Quota]) -> ApiKey:
-    key = ApiKey(
-        str(row["name"]),
-        frozenset(Scope(scope) for scope in row["scopes"]),
-        str(row["sha256"]),
-        float(row["created_at"]),
-        read_limit(row.get("rate_per_min")),
-        read_limit(row.get("max_concurrent")),
-        None if (tenant := row.get("tenant")) is None else str(tenant),
-        None if (ends := row.get("expires_at")) is None else float(ends),
-    )
-    if not _NAME.fullmatch(key.owner):
-        raise ValueError("a tenant is none")
-    if not _NAME.fullmatch(key.name) or not _DIGEST.fullmatch(key.sha256):
-        raise ValueError("a name or a hash is none")
-    check_record(key)
-    check_time("created_at", key.created_at)
-    check_time("expires_at", key.expires_at)
-    return replace(key, quota=quotas.get(key.owner, NO_QUOTA))
+def _check(content: _Content) -> None:
+    """Raises ``ValueError``."""
+    names = [*content.quotas, *(name for key in content.keys for name in (key.name, key.owner))]
+    if not all(map(_NAME.fullmatch, names)):
+        raise ValueError("the name of a key or a tenant is none")
+    limits = [limit for quota in content.quotas.values() for limit in quota.given().values()]
+    for key in content.keys:
+        if not _DIGEST.fullmatch(key.sha256):
+            raise ValueError("a hash is none")
+        check_time("created_at", key.created_at)
+        check_time("expires_at", key.expires_at)
+        limits += [key.rate_per_min or 0, key.max_concurrent or 0]
+    if min(limits, default=0) < 0:
+        raise ValueError("a limit is below 0")

@@ -5,7 +5,7 @@ settings.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from pruning.jobs.quota import ANY_TENANT
@@ -50,16 +50,3 @@ def running_limits(quotas: Mapping[str, Quota], defaults: Quota) -> dict[str, in
     named = {**quotas, ANY_TENANT: defaults}
     limits = {tenant: quota.running_jobs for tenant, quota in named.items()}
     return {tenant: limit for tenant, limit in limits.items() if limit is not None}
-
-
-def read_quota(row: Mapping[str, object]) -> Quota:
-    """A quota as the file has it. Raises ``ValueError``."""
-    names = [field.name for field in fields(Quota)]
-    return Quota(**{name: read_limit(row.get(name)) for name in names})
-
-
-def read_limit(value: object) -> int | None:
-    """Raises ``ValueError``."""
-    if value is None or (type(value) is int and value >= 0):
-        return value
-    raise ValueError("a limit is no number")

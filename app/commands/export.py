@@ -167,7 +167,7 @@ class _Exporter:
         """What was measured at this depth, with plain weights."""
         speedups = MeasuredSpeedups(self.settings.data_dir)
         speedup = speedups.of(Path(parent).name, num_blocks, len(self.subject.removed_blocks))
-        return None if speedup is None else Interval(speedup.ratio, speedup.low, speedup.high)
+        return None if speedup is None else speedup.interval
 
     def write_directory(self, out: Path, shard_bytes: int, *, overwrite: bool) -> Exported:
         """Return what was written, with the perplexities of quantized weights."""

@@ -36,14 +36,12 @@ def _candidates(model: str, catalog: Catalog) -> Iterator[Candidate]:
 def _candidate(entry: ModelEntry, catalog: Catalog) -> Candidate:
     measured, predicted = catalog.measured_speedup(entry), entry.predicted_speedup
     speedup = None if predicted is None else Interval(predicted, None, None)
-    if measured is not None:
-        speedup = Interval(measured.ratio, measured.low, measured.high)
     is_whole = entry.order is not None and entry.num_removed == entry.order.depth
     return Candidate(
         name=entry.name,
         num_removed=entry.num_removed,
         num_blocks=entry.num_blocks,
-        speedup=speedup,
+        speedup=measured.interval if measured else speedup,
         is_measured=measured is not None,
         ratios={domain.domain: domain.ratio(entry.measured_on(domain)) for domain in entry.domains},
         parameters=_share(entry),

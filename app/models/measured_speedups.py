@@ -13,7 +13,7 @@ from pathlib import Path
 from app.json_file import JsonFile
 from pruning.checkpoints.store import Manifest
 from pruning.evaluation.quality import Interval
-from pruning.records import InvalidRecord, check_record, check_time, parse_record, reason_of
+from pruning.records import InvalidRecord, check_time, parse_record, read_record, reason_of
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,10 @@ class MeasuredSpeedup:
     scenario: str  # of the benchmark, or ``COMPARISON``
     measured_at: float  # seconds since the epoch
     num_pairs: int | None = None  # None in old files
+
+    @property
+    def interval(self) -> Interval:
+        return Interval(self.ratio, self.low, self.high)
 
     def __str__(self) -> str:
         ends = "" if self.low is None else f" ({self.low:.2f} to {self.high:.2f})"
@@ -62,7 +66,7 @@ class MeasuredSpeedups:
         """With all of its removals. None as above."""
         depth = len(manifest.removed_blocks)
         speedup = self.of(manifest.parent, manifest.num_blocks, depth)
-        return None if speedup is None else Interval(speedup.ratio, speedup.low, speedup.high)
+        return None if speedup is None else speedup.interval
 
     def record(self, model: str, measured: Mapping[int, MeasuredSpeedup]) -> None:
         """Replace what was measured before at these depths. Raises ``OSError``."""
@@ -107,12 +111,11 @@ def _gives_way(known: MeasuredSpeedup | None, speedup: MeasuredSpeedup) -> bool:
 def _parsed(content: bytes) -> _ByDepth:
     data = parse_record(content)
     by_depth = {
-        name: {depth: MeasuredSpeedup(**speedup) for depth, speedup in depths.items()}
+        name: {depth: read_record(MeasuredSpeedup, row) for depth, row in depths.items()}
         for name, depths in data["models"].items()
     }
     for depths in by_depth.values():
         for speedup in depths.values():
-            check_record(speedup)
             check_time("measured_at", speedup.measured_at)
             if (speedup.low is None) != (speedup.high is None):
                 raise InvalidRecord("an interval has one end")
