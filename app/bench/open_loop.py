@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from app.bench.promise import Promise
-from app.bench.runs import num_cached_tokens
+from app.bench.runs import num_cached_tokens, random_requests
 from app.engine.async_engine import AsyncEngine
 from app.engine.autotuning import OFF, Autotuner
 from app.engine.engine import Engine
 from app.engine.scheduling.scheduler import EngineLimits
-from app.engine.scheduling.sequence import Request, SamplingParams, Timings
+from app.engine.scheduling.sequence import Request, Timings
 from app.engine.variant import Variant
 
 _UNLIMITED = 1 << 30  # cache tokens, so that no request is refused
@@ -120,7 +121,8 @@ async def _served(
     tuner: Autotuner,
 ) -> Served:
     engine = _engine(variant, len(arrivals), tuner)
-    requests = _requests(variant, arrivals, seed)
+    lengths = ((one.prompt_tokens, one.new_tokens) for one in arrivals)
+    requests = random_requests(variant, lengths, seed)
     tolerated = int((1 - share) * len(arrivals) + 1e-9)
     ended: list[Timings] = []
     is_lost = asyncio.Event()
@@ -165,8 +167,8 @@ def _engine(variant: Variant, max_waiting: int, tuner: Autotuner) -> AsyncEngine
 
 async def _all_or_lost(clients: "list[asyncio.Task[None]]", is_lost: asyncio.Event) -> None:
     """Wait for all clients. The first error of one ends the others, and so does ``is_lost``."""
-    lost = asyncio.create_task(is_lost.wait())
-    everyone = asyncio.create_task(_all(clients))
+    lost: asyncio.Future[Any] = asyncio.create_task(is_lost.wait())
+    everyone: asyncio.Future[Any] = asyncio.gather(*clients)
     try:
         await asyncio.wait([everyone, lost], return_when=asyncio.FIRST_COMPLETED)
         if everyone.done():
@@ -175,23 +177,3 @@ async def _all_or_lost(clients: "list[asyncio.Task[None]]", is_lost: asyncio.Eve
         for each in (lost, everyone, *clients):
             each.cancel()
         await asyncio.gather(lost, everyone, *clients, return_exceptions=True)
-
-
-async def _all(clients: "list[asyncio.Task[None]]") -> bool:
-    await asyncio.gather(*clients)
-    return True
-
-
-def _requests(variant: Variant, arrivals: Sequence[Arrival], seed: int) -> list[Request]:
-    """Greedy requests of random tokens, the same for every variant."""
-    draw = Random(seed)  # noqa: S311 - no secret
-    ids = range(variant.vocab_size)
-    return [
-        Request(
-            str(index),
-            variant,
-            tuple(draw.choices(ids, k=arrival.prompt_tokens)),
-            SamplingParams(max_new_tokens=arrival.new_tokens, ignore_eos=True),
-        )
-        for index, arrival in enumerate(arrivals)
-    ]

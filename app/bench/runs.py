@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from statistics import fmean
@@ -129,11 +129,32 @@ def requests_of(
     scenario: Scenario, variant: Variant, plan: BenchPlan, new_tokens: int | None = None
 ) -> list[Request]:
     """The requests of a run, the same for every variant, with ``new_tokens`` for a warm-up."""
+    lengths = [(plan.prompt_tokens, new_tokens or plan.new_tokens)] * plan.batch_size
     if scenario is Scenario.SERVED:
-        return _requests(variant, plan, plan.requests, new_tokens or plan.served_tokens)
-    if scenario is Scenario.PROMPT:
-        return _requests(variant, plan, 1, 1, plan.long_prompt)
-    return _requests(variant, plan, plan.batch_size, new_tokens or plan.new_tokens)
+        lengths = [(plan.prompt_tokens, new_tokens or plan.served_tokens)] * plan.requests
+    elif scenario is Scenario.PROMPT:
+        lengths = [(plan.long_prompt, 1)]
+    return random_requests(variant, lengths, plan.seed)
+
+
+def random_requests(
+    variant: Variant, lengths: Iterable[tuple[int, int]], seed: int
+) -> list[Request]:
+    """Greedy requests of random tokens, the same for every variant.
+
+    ``lengths`` are those of each prompt and its answer.
+    """
+    draw = Random(seed)  # noqa: S311 - no secret
+    ids = range(variant.vocab_size)
+    return [
+        Request(
+            str(index),
+            variant,
+            tuple(draw.choices(ids, k=prompt_tokens)),
+            SamplingParams(max_new_tokens=new_tokens, ignore_eos=True),
+        )
+        for index, (prompt_tokens, new_tokens) in enumerate(lengths)
+    ]
 
 
 def _prepared(
@@ -181,23 +202,6 @@ def checked(requests: Sequence[Request], timings: list[Timings]) -> list[Timings
                 f"{counted(request.params.max_new_tokens, 'token')}: the log says why"
             )
     return timings
-
-
-def _requests(
-    variant: Variant,
-    plan: BenchPlan,
-    number: int,
-    new_tokens: int,
-    prompt_tokens: int | None = None,
-) -> list[Request]:
-    """Greedy requests of random tokens and fixed lengths, the same for every variant."""
-    draw = Random(plan.seed)  # noqa: S311 - no secret
-    params = SamplingParams(max_new_tokens=new_tokens, ignore_eos=True)
-    ids, length = range(variant.vocab_size), prompt_tokens or plan.prompt_tokens
-    return [
-        Request(str(index), variant, tuple(draw.choices(ids, k=length)), params)
-        for index in range(number)
-    ]
 
 
 def _at_once(engine: Engine, requests: Sequence[Request]) -> list[Timings]:

@@ -312,13 +312,13 @@ def test_it_says_how_prompts_were_read() -> None:
 def test_a_run_counts_what_it_did_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = replace(PLAN, batch_size=2, prompt_tokens=5 * PAGE_TOKENS)
     assert measured(Scenario.GENERATION, plan).num_cached_tokens == 0
-    made = bench_runs._requests
+    made = bench_runs.random_requests
 
     def sharing(*given: Any) -> list[Request]:
         first, *rest = (replace(each, cache_scope="") for each in made(*given))
         return [first, *(replace(each, prompt_ids=first.prompt_ids) for each in rest)]
 
-    monkeypatch.setattr(bench_runs, "_requests", sharing)
+    monkeypatch.setattr(bench_runs, "random_requests", sharing)
     assert measured(Scenario.GENERATION, plan).num_cached_tokens == 4 * PAGE_TOKENS
 
 

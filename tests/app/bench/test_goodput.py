@@ -17,6 +17,7 @@ from app.bench.goodput_report import plot, sentences, to_wire
 from app.bench.open_loop import Arrival, InvalidTrace, Served, poisson, read_trace, serve
 from app.bench.plan import AGAIN, DENSE, BenchPlan, BenchSubject
 from app.bench.promise import InvalidPromise, Promise
+from app.bench.runs import random_requests
 from app.engine.cache.pages import PAGE_TOKENS
 from app.engine.scheduling.sequence import Request
 from app.engine.variant import Variant
@@ -165,13 +166,13 @@ def test_the_report_says_whether_prompts_were_read_in_full(
         return told
 
     assert reading() == "in full"
-    made = open_loop._requests
+    made = random_requests
 
     def sharing(*given: Any) -> list[Request]:
         first, *_ = made(*given)
         return [replace(first, request_id=str(at), cache_scope="") for at in range(len(arrivals))]
 
-    monkeypatch.setattr(open_loop, "_requests", sharing)
+    monkeypatch.setattr(open_loop, "random_requests", sharing)
     assert reading() == "from what was there"
 
 
