@@ -181,7 +181,7 @@ class KeyLimits:
         args = (request_id, WINDOW_S, limits.rate, LEASE_S, limits.at_once, limits.tokens)
         reached = await self._call(lambda: self._admit(keys=keys, args=args))
         if reached is None:
-            self._metrics.key_limits_unknown()
+            self._metrics.key_limits_unknown.inc()
         elif reached[0]:
             raise self._error(key, reached, limits)
         return self._lease(running, request_id) if limits.at_once else None
@@ -248,7 +248,7 @@ class KeyLimits:
     ) -> LimitReached | TokenQuotaReached:
         number, retry_after_s = reached[0], reached[1] / 1e6
         if number == _TOKENS:
-            self._metrics.key_refused("tokens")
+            self._metrics.key_refusals.labels("tokens").inc()
             return TokenQuotaReached(key.owner, limits.tokens, retry_after_s)
         if number == _RATE:
             most = counted(limits.rate, "request")
@@ -258,7 +258,7 @@ class KeyLimits:
             most = counted(limits.at_once, "concurrent generation")
             message = f"Limit of API key {key.name!r} reached: {most}"
             error = LimitReached(message, "concurrent", _RETRY_S)
-        self._metrics.key_refused(error.limit)
+        self._metrics.key_refusals.labels(error.limit).inc()
         return error
 
     def _lease(self, running: str, request_id: str) -> "Lease":

@@ -88,7 +88,7 @@ class Generator:
                     return await self._vllm.load(entry)
             loading = await asyncio.to_thread(self._registry.begin, name)
         except UnknownModel:
-            self._metrics.unknown_model()
+            self._metrics.rejected_unparsed("unknown_model")
             raise
         loaded = await asyncio.wrap_future(loading)
         await self._engine.prepare(loaded)

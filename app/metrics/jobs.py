@@ -20,9 +20,6 @@ class JobCollector(Collector):
     def __init__(self, read: Callable[[], JobStats]) -> None:
         self._read = read
 
-    def describe(self) -> Iterable[Metric]:
-        return ()  # else registering reads the store
-
     def collect(self) -> Iterable[Metric]:
         try:
             stats = self._read()

@@ -123,15 +123,15 @@ class Metrics:
         self._rejections = self._counter(
             "admission_rejections", "Requests refused before queueing.", *_LABELS, "reason"
         )
-        self._http = self._counter(
+        self.http = self._counter(
             "http_requests", "Requests answered.", "route", "method", "status"
         )
-        self._key_refusals = self._counter(
+        self.key_refusals = self._counter(
             "key_limit_refusals",
             "Requests refused by a limit of their API key or the tokens of its tenant.",
             "limit",
         )
-        self._key_limits_unknown = self._counter(
+        self.key_limits_unknown = self._counter(
             "key_limits_unknown",
             "Requests admitted without checking key limits, as Redis did not respond.",
         )
@@ -200,23 +200,9 @@ class Metrics:
         """Count a request that was refused before its model was known."""
         self._rejections.labels(_UNKNOWN_MODEL, "unknown", "live", "unknown", reason).inc()
 
-    def unknown_model(self) -> None:
-        self.rejected_unparsed("unknown_model")
-
     def _observe(self, labels: Labels, histogram: Histogram, value: float | None) -> None:
         if value is not None:
             histogram.labels(*labels.values).observe(value, labels.exemplar)
-
-    def answered(self, route: str, method: str, status: int) -> None:
-        """Count one HTTP request; ``route`` is a template, as ``/models/{name}``."""
-        self._http.labels(route, method, str(status)).inc()
-
-    def key_refused(self, limit: str) -> None:
-        """``limit`` is "rate", "concurrent" or "tokens"."""
-        self._key_refusals.labels(limit).inc()
-
-    def key_limits_unknown(self) -> None:
-        self._key_limits_unknown.inc()
 
     def watch_readiness(self, readiness: Readiness) -> None:
         ready = Gauge("sleb_ready", "1 while the process accepts traffic.", registry=self.registry)

@@ -41,9 +41,6 @@ class ModelCollector(Collector):
         self._registry = registry
         self._servers = servers
 
-    def describe(self) -> Iterable[Metric]:
-        return ()
-
     def collect(self) -> Iterable[Metric]:
         stats = self._stats()
         yield from _load(stats, self._registry.loaded_variants(), self._servers())
@@ -80,9 +77,6 @@ class ExternalCollector(Collector):
     ) -> None:
         self._num_running = num_running
         self._num_waiting = num_waiting
-
-    def describe(self) -> Iterable[Metric]:
-        return ()
 
     def collect(self) -> Iterable[Metric]:
         running, waiting = self._num_running(), self._num_waiting()

@@ -53,9 +53,6 @@ def gpu_memory() -> list[tuple[int, int]]:
 class GpuMemoryCollector(Collector):
     """Exports the memory of the GPUs; no metric without a GPU."""
 
-    def describe(self) -> Iterable[Metric]:
-        return ()  # else registering would call ``collect``
-
     def collect(self) -> Iterable[Metric]:
         if not (gpus := gpu_memory()):
             return

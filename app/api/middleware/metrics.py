@@ -40,4 +40,4 @@ class MetricsMiddleware:
 def _count(scope: Scope, status: int) -> None:
     route = getattr(scope.get("route"), "path", _OTHER)
     method = scope["method"] if scope["method"] in _METHODS else _OTHER
-    services_of(scope["state"]).metrics.answered(route, method, status)
+    services_of(scope["state"]).metrics.http.labels(route, method, status).inc()
