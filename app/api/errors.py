@@ -1,7 +1,7 @@
 """Exceptions as RFC 9457 problem documents: one table, and the handlers that use it."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from asgi_correlation_id import correlation_id
@@ -197,7 +197,7 @@ def install_errors(app: FastAPI) -> None:
         logger=logger,
         unhandled_wrappers={"default": _Unexpected},
         handlers=dict.fromkeys(PROBLEMS, lambda _handler, _request, error: problem_of(error)),
-        post_hooks=[_add_request_id, _add_allowed, _explain_path, _to_openai],
+        post_hooks=[_completed],
         request_validation_handler=_validation_problem,
     )
     add_exception_handler(app, handler, generic_swagger_defaults=False)
@@ -264,47 +264,27 @@ def _pointed_at(error: Mapping[str, Any], request: Request) -> dict[str, str]:
     return {"pointer": "/" + "/".join(map(str, where)), "detail": what}
 
 
-def _add_request_id(
-    content: dict[str, Any], _request: Request, response: Response
+def _completed(
+    content: dict[str, Any], request: Request, response: Response
 ) -> tuple[dict[str, Any], Response]:
-    """The middleware that adds it to all other responses does not see this one."""
+    """What this API says of a problem beside what the library does, in the format of its route."""
     if content["type"] == _Unexpected.type_ and (request_id := correlation_id.get()):
+        # the middleware that adds it to all other responses does not see this one
         response.headers["X-Request-Id"] = request_id
-    return content, response
-
-
-def _add_allowed(
-    content: dict[str, Any], request: Request, response: Response
-) -> tuple[dict[str, Any], Response]:
-    """List all methods of the resource (RFC 9110, 15.5.6). Starlette lists those of one route."""
     if content["status"] == 405:
-        scopes = {method: {**request.scope, "method": method} for method in _METHODS}
-        allowed = [
-            method
-            for method, scope in scopes.items()
-            if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
-        ]
-        response.headers["Allow"] = ", ".join(allowed)
-    return content, response
-
-
-def _explain_path(
-    content: dict[str, Any], request: Request, response: Response
-) -> tuple[dict[str, Any], Response]:
-    """Say more of a path that no route has than that it was not found."""
-    if content["status"] == 404 and content["type"].startswith("http-"):
+        response.headers["Allow"] = ", ".join(_allowed(request))
+    if content["status"] == 404 and content["type"].startswith("http-"):  # no route has the path
         content["detail"] = path_suggestion(request)
-        response.body = JSONResponse(content).body
-        response.headers["content-length"] = str(len(response.body))
-    return content, response
-
-
-def _to_openai(
-    content: dict[str, Any], request: Request, response: Response
-) -> tuple[dict[str, Any], Response]:
-    """Clients of the OpenAI routes understand OpenAI's error envelope only."""
-    if is_openai(request.url.path):
+    if is_openai(request.url.path):  # clients of these routes understand OpenAI's envelope only
         response.status_code, content = envelope(content, request.url.path)
-        response.body = JSONResponse(content).body
         response.headers["content-type"] = "application/json"
+    response.body = JSONResponse(content).body
     return content, response
+
+
+def _allowed(request: Request) -> Iterator[str]:
+    """All methods of the resource (RFC 9110, 15.5.6). Starlette lists those of one route."""
+    for method in _METHODS:
+        scope = {**request.scope, "method": method}
+        if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes):
+            yield method
