@@ -25,13 +25,7 @@ from pruning.evaluation.zero_shot import ZeroShotUnavailable
 from pruning.extras import ExtraMissing
 from pruning.healing.record import NotHealable
 from pruning.jobs.conditions import Conditions, QueueFull
-from pruning.jobs.estimate import (
-    DiskTooSmall,
-    Duration,
-    Footprint,
-    duration,
-    wait_s,
-)
+from pruning.jobs.estimate import DiskTooSmall, Duration, duration, wait_s
 from pruning.jobs.heal_estimate import HealEstimate, heal_estimate
 from pruning.jobs.idempotency import (
     Claim,
@@ -94,22 +88,10 @@ class Submitted:
 class Estimate:
     """What a job would need."""
 
-    model: str
-    num_evaluations: int
-    is_upper_bound: bool
+    checked: Checked
     duration: Duration
-    footprint: Footprint
     heal: HealEstimate | None  # None if it heals nothing
-    free_disk_bytes: int
     search_of: str | None  # the job whose search it would go on with
-
-
-@dataclass(frozen=True)
-class HealingEstimate:
-    """What a job that only heals would need."""
-
-    heal: HealEstimate
-    checkpoint_bytes: int  # of the weights of the pruned model, which the healed one has as well
 
 
 @dataclass(frozen=True)
@@ -168,23 +150,18 @@ class JobSubmission:
         spec, succeeded, search_of = checked.spec, self._succeeded(), asked.search_of
         num_known = 0 if search_of is None else self._jobs.get(search_of).progress.evaluations_done
         num_left = max(0, checked.num_evaluations - num_known)
-        return Estimate(
-            model=spec.model,
-            num_evaluations=checked.num_evaluations,
-            is_upper_bound=spec.is_depth_open,
-            duration=duration(spec, num_left, succeeded),
-            footprint=checked.footprint,
-            heal=heal_estimate(spec, checked.num_blocks, checked.sizes, succeeded),
-            free_disk_bytes=checked.free_disk_bytes,
-            search_of=search_of,
-        )
+        healing = heal_estimate(spec, checked.num_blocks, checked.sizes, succeeded)
+        return Estimate(checked, duration(spec, num_left, succeeded), healing, search_of)
 
-    def estimate_healing(self, body: HealJobBody) -> HealingEstimate:
-        """Say what the job would need, and create nothing. Raises as ``submit_healing`` does."""
+    def estimate_healing(self, body: HealJobBody) -> tuple[HealEstimate, int]:
+        """What the job would need, and the bytes of the weights of the pruned model.
+
+        Creates nothing. Raises as ``submit_healing`` does.
+        """
         _, checked = self._healing(body)
         healing = heal_estimate(checked.spec, checked.num_blocks, checked.sizes, self._succeeded())
         assert healing is not None
-        return HealingEstimate(healing, checked.source.weight_bytes)
+        return healing, checked.source.weight_bytes
 
     def retry(self, job_id: str, body: RetryJobBody) -> Job:
         """Queue a job again that has failed or was cancelled. Raises ``RETRY_RAISES``."""

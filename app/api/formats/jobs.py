@@ -64,17 +64,18 @@ def _urls(path: str) -> dict[str, str]:
 
 
 def estimate_view(estimate: Estimate) -> EstimateView:
-    needed, healing = estimate.footprint, estimate.heal
+    checked, healing = estimate.checked, estimate.heal
+    needed = checked.footprint
     return view_of(
         EstimateView,
         needed,
-        model=estimate.model,
-        evaluations_total=estimate.num_evaluations,
+        model=checked.spec.model,
+        evaluations_total=checked.num_evaluations,
         search_of=estimate.search_of,
-        is_upper_bound=estimate.is_upper_bound,
+        is_upper_bound=checked.spec.is_depth_open,
         estimated_s=estimate.duration.seconds,
         estimated_from=estimate.duration.jobs,
-        free_disk_bytes=estimate.free_disk_bytes,
+        free_disk_bytes=checked.free_disk_bytes,
         heal=None if healing is None else heal_estimate_view(healing, needed.checkpoint_bytes),
     )
 

@@ -42,8 +42,7 @@ def submit(
     idempotency key.
     """
     if body.dry_run:
-        healing = services.jobs.submission.estimate_healing(body)
-        view = heal_estimate_view(healing.heal, healing.checkpoint_bytes)
+        view = heal_estimate_view(*services.jobs.submission.estimate_healing(body))
         return JSONResponse(view.model_dump(mode="json"))
     submitted = services.jobs.submission.submit_healing(body, idempotency_key)
     return accepted(submitted, services.catalog, request, response)
