@@ -186,6 +186,34 @@ _EXTERNAL: Problems = {
 }
 PROBLEMS: Problems = {**_AUTH, **_MODELS, **_JOBS, **_GENERATION, **_EXTERNAL}
 
+# what submitting a job may raise, one that heals a checkpoint, and a retry
+SUBMIT_RAISES = (
+    ModelNotFound,
+    NotAModel,
+    UnknownArchitecture,
+    UnsupportedConfig,
+    InvalidSpec,
+    TooManyRemovals,
+    TargetUnreachable,
+    DiskTooSmall,
+    MemoryTooSmall,
+    CalibrationError,
+    ExtraMissing,
+    ZeroShotUnavailable,
+    InvalidWebhook,
+    WebhooksOff,
+    IdempotencyKeyReused,
+    IdempotencyInFlight,
+    JobNotFound,  # the job of the idempotency key was deleted
+    QueueFull,
+    QueueQuotaReached,
+    CheckpointQuotaReached,
+    JobStoreUnavailable,
+)
+
+HEAL_RAISES = (*SUBMIT_RAISES, CheckpointNotFound, CheckpointCorrupt, NotHealable)
+RETRY_RAISES = (*HEAL_RAISES, IllegalTransition)
+
 INVALID_TITLE = "The request is invalid."
 _MAX_ERRORS = 50
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")

@@ -12,65 +12,24 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 from app.api.job_checks import Checked, CheckedHealing, JobChecks
-from app.api.memory_checks import MemoryTooSmall
 from app.api.schemas.events import WebhookBody
 from app.api.schemas.jobs import HealJobBody, PruneJobBody
 from app.api.schemas.retry import RetryJobBody
 from app.auth.keys import ApiKey, caller, seen_tenant
 from app.auth.quotas import NO_QUOTA, Quota
-from app.webhooks.target import AddressRule, InvalidWebhook, WebhooksOff, check
-from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound, CheckpointStore
-from pruning.data.corpora import CalibrationError
-from pruning.evaluation.zero_shot import ZeroShotUnavailable
-from pruning.extras import ExtraMissing
-from pruning.healing.record import NotHealable
+from app.webhooks.target import AddressRule, WebhooksOff, check
+from pruning.checkpoints.store import CheckpointStore
 from pruning.jobs.conditions import Conditions, QueueFull
-from pruning.jobs.estimate import DiskTooSmall, Duration, duration, wait_s
+from pruning.jobs.estimate import Duration, duration, wait_s
 from pruning.jobs.heal_estimate import HealEstimate, heal_estimate
-from pruning.jobs.idempotency import (
-    Claim,
-    IdempotencyInFlight,
-    IdempotencyKeyReused,
-    IdempotencyKeys,
-)
-from pruning.jobs.job import RETRIED, IllegalTransition, Job, JobNotFound, JobStatus, Webhook
+from pruning.jobs.idempotency import Claim, IdempotencyKeys
+from pruning.jobs.job import RETRIED, IllegalTransition, Job, JobStatus, Webhook
 from pruning.jobs.queue import PruneQueue
-from pruning.jobs.quota import CheckpointQuotaReached, JobQuota, QueueQuotaReached
+from pruning.jobs.quota import JobQuota, QueueQuotaReached
 from pruning.jobs.redis import JobStoreUnavailable
 from pruning.jobs.store import JobStore
-from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
-from pruning.models.store import ModelNotFound, NotAModel
-from pruning.sleb import TooManyRemovals
-from pruning.spec import InvalidSpec, TargetUnreachable
 from pruning.spec.heal import Heal
 from pruning.spec.prune import PruneSpec
-
-RAISES = (
-    ModelNotFound,
-    NotAModel,
-    UnknownArchitecture,
-    UnsupportedConfig,
-    InvalidSpec,
-    TooManyRemovals,
-    TargetUnreachable,
-    DiskTooSmall,
-    MemoryTooSmall,
-    CalibrationError,
-    ExtraMissing,
-    ZeroShotUnavailable,
-    InvalidWebhook,
-    WebhooksOff,
-    IdempotencyKeyReused,
-    IdempotencyInFlight,
-    JobNotFound,  # the job of the idempotency key was deleted
-    QueueFull,
-    QueueQuotaReached,
-    CheckpointQuotaReached,
-    JobStoreUnavailable,
-)
-
-HEAL_RAISES = (*RAISES, CheckpointNotFound, CheckpointCorrupt, NotHealable)
-RETRY_RAISES = (*HEAL_RAISES, IllegalTransition)
 
 _NUM_EARLIER_JOBS = 100  # the newest jobs that an estimate uses
 _REFRESH_S = 2.0  # that a submission waits for a list of the object store
@@ -134,9 +93,10 @@ class JobSubmission:
         self._default_quota = default_quota
 
     def submit(self, body: PruneJobBody, key: str | None) -> Submitted:
-        """Create a job and queue it, once per idempotency ``key``. Raises ``RAISES``.
+        """Create a job and queue it, once per idempotency ``key``.
 
-        A refused request leaves nothing behind, and its key stays free.
+        A refused request leaves nothing behind, and its key stays free. Raises ``SUBMIT_RAISES``,
+        which ``app.api.errors`` lists.
         """
         return self._submitted(body, key, lambda: self._pruning(body)[0])
 

@@ -6,12 +6,13 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from app.api.deps import JobId, ServicesDep
+from app.api.errors import RETRY_RAISES, SUBMIT_RAISES
 from app.api.formats.jobs import delivery_view, estimate_view, job_view
 from app.api.openapi import responses_for
 from app.api.schemas.events import WebhookDeliveryList
 from app.api.schemas.jobs import EstimateView, PruneJobBody, PruneJobList, PruneJobView
 from app.api.schemas.retry import RetryJobBody
-from app.api.submission import RAISES, RETRY_RAISES, Submitted
+from app.api.submission import Submitted
 from app.auth.keys import seen_tenant
 from app.models.catalog import Catalog
 from pruning.jobs.deletion import CheckpointInUse
@@ -75,7 +76,7 @@ IdempotencyKey = Annotated[
     name="create_prune_job",
     response_model=PruneJobView,
     responses={
-        **responses_for(*RAISES, has_body=True),
+        **responses_for(*SUBMIT_RAISES, has_body=True),
         200: {
             "model": EstimateView,
             "description": "With dry_run: an estimate of what the job would need.",
