@@ -52,12 +52,10 @@ _DOWNLOAD: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.get(
-    "",
-    name="list_prune_job_checkpoints",
-    responses=responses_for(*READ_RAISES, CheckpointCorrupt),
-)
-def list_checkpoints(job_id: JobId, services: ServicesDep, request: Request) -> CheckpointList:
+@router.get("", responses=responses_for(*READ_RAISES, CheckpointCorrupt))
+def list_prune_job_checkpoints(
+    job_id: JobId, services: ServicesDep, request: Request
+) -> CheckpointList:
     """List the checkpoint of the job. Before it is published, list the prefixes found so far.
 
     A prefix can be served as soon as it is found, and keeps its name. The prefixes of a cancelled
@@ -106,10 +104,10 @@ def _checkpoint_view(
     )
 
 
-@router.get(
-    "/{file:path}", name="get_checkpoint_file", response_class=Download, responses=_DOWNLOAD
-)
-def get_file(job_id: JobId, file: FileName, services: ServicesDep, request: Request) -> Response:
+@router.get("/{file:path}", response_class=Download, responses=_DOWNLOAD)
+def get_checkpoint_file(
+    job_id: JobId, file: FileName, services: ServicesDep, request: Request
+) -> Response:
     """Download one published file. The ETag is its sha256; Range requests are supported.
 
     Files of the healed checkpoint have ``+healed/`` in front of their names.

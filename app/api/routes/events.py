@@ -33,13 +33,8 @@ _RESPONSES: Responses = {
 }
 
 
-@router.get(
-    "/{job_id}/events",
-    name="list_prune_job_events",
-    response_model=PruneJobEventList,
-    responses=_RESPONSES,
-)
-async def list_events(
+@router.get("/{job_id}/events", response_model=PruneJobEventList, responses=_RESPONSES)
+async def list_prune_job_events(
     job_id: JobId,
     services: ServicesDep,
     request: Request,

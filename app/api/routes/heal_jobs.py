@@ -17,7 +17,6 @@ router = APIRouter(prefix="/heal-jobs", tags=["prune jobs"])
 @router.post(
     "",
     status_code=202,
-    name="create_heal_job",
     response_model=PruneJobView,
     responses={
         **responses_for(*HEAL_RAISES, has_body=True),
@@ -28,7 +27,7 @@ router = APIRouter(prefix="/heal-jobs", tags=["prune jobs"])
         202: ACCEPTED,
     },
 )
-def submit(
+def create_heal_job(
     body: HealJobBody,
     services: ServicesDep,
     request: Request,

@@ -48,11 +48,7 @@ def list_models(services: ServicesDep) -> ModelList:
     return ModelList(data=[model_view(entry, services.generation) for entry in entries])
 
 
-@router.get(
-    "/{name}",
-    name="get_model",
-    responses=responses_for(UnknownModel, InvalidAliasFile, JobStoreUnavailable),
-)
+@router.get("/{name}", responses=responses_for(UnknownModel, InvalidAliasFile, JobStoreUnavailable))
 def get_model(name: ModelOrAlias, services: ServicesDep) -> ModelView:
     """A model by its name, or the target of an alias."""
     return model_view(services.catalog.resolve(name), services.generation)

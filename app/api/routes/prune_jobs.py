@@ -73,7 +73,6 @@ IdempotencyKey = Annotated[
 @router.post(
     "",
     status_code=202,
-    name="create_prune_job",
     response_model=PruneJobView,
     responses={
         **responses_for(*SUBMIT_RAISES, has_body=True),
@@ -84,7 +83,7 @@ IdempotencyKey = Annotated[
         202: ACCEPTED,
     },
 )
-def submit(
+def create_prune_job(
     body: PruneJobBody,
     services: ServicesDep,
     request: Request,
@@ -114,8 +113,8 @@ def accepted(
     return view
 
 
-@router.get("", name="list_prune_jobs", responses=_READ)
-def list_jobs(
+@router.get("", responses=_READ)
+def list_prune_jobs(
     services: ServicesDep,
     request: Request,
     limit: Annotated[int, Query(ge=1, le=100, description="Jobs per page.")] = 20,
@@ -132,21 +131,21 @@ def list_jobs(
     return PruneJobList(data=views, has_more=page.has_more)
 
 
-@router.get("/{job_id}", name="get_prune_job", responses=_READ)
-def get_job(job_id: JobId, services: ServicesDep, request: Request) -> PruneJobView:
+@router.get("/{job_id}", responses=_READ)
+def get_prune_job(job_id: JobId, services: ServicesDep, request: Request) -> PruneJobView:
     return job_view(services.jobs.store.get(job_id), request, services.catalog)
 
 
-@router.post("/{job_id}/cancel", status_code=202, name="cancel_prune_job", responses=_CHANGE)
-def cancel(job_id: JobId, services: ServicesDep, request: Request) -> PruneJobView:
+@router.post("/{job_id}/cancel", status_code=202, responses=_CHANGE)
+def cancel_prune_job(job_id: JobId, services: ServicesDep, request: Request) -> PruneJobView:
     """A queued job ends at once, a running one after its current evaluation; its process is killed
     if it does not stop. The removals found so far stay readable.
     """
     return job_view(services.jobs.store.cancel(job_id), request, services.catalog)
 
 
-@router.post("/{job_id}/pause", status_code=202, name="pause_prune_job", responses=_CHANGE)
-def pause(job_id: JobId, services: ServicesDep, request: Request) -> PruneJobView:
+@router.post("/{job_id}/pause", status_code=202, responses=_CHANGE)
+def pause_prune_job(job_id: JobId, services: ServicesDep, request: Request) -> PruneJobView:
     """A queued job leaves the queue at once, a running one stops after its current evaluation.
 
     The job keeps the removals found so far. Until its worker stops, its status is ``running`` and
@@ -155,8 +154,8 @@ def pause(job_id: JobId, services: ServicesDep, request: Request) -> PruneJobVie
     return job_view(services.jobs.store.pause(job_id), request, services.catalog)
 
 
-@router.post("/{job_id}/resume", status_code=202, name="resume_prune_job", responses=_CHANGE)
-def resume(job_id: JobId, services: ServicesDep, request: Request) -> PruneJobView:
+@router.post("/{job_id}/resume", status_code=202, responses=_CHANGE)
+def resume_prune_job(job_id: JobId, services: ServicesDep, request: Request) -> PruneJobView:
     """A paused job is queued first within its priority, and continues where it stopped.
 
     If its worker has not stopped yet, the request to pause is withdrawn.
@@ -168,12 +167,9 @@ def resume(job_id: JobId, services: ServicesDep, request: Request) -> PruneJobVi
 
 
 @router.post(
-    "/{job_id}/retry",
-    status_code=202,
-    name="retry_prune_job",
-    responses=responses_for(*RETRY_RAISES, has_body=True),
+    "/{job_id}/retry", status_code=202, responses=responses_for(*RETRY_RAISES, has_body=True)
 )
-def retry(
+def retry_prune_job(
     job_id: JobId,
     services: ServicesDep,
     request: Request,
@@ -188,8 +184,8 @@ def retry(
     return job_view(services.jobs.submission.retry(job_id, body), request, services.catalog)
 
 
-@router.delete("/{job_id}", status_code=204, name="delete_prune_job", responses=_DELETE)
-def delete(job_id: JobId, services: ServicesDep) -> None:
+@router.delete("/{job_id}", status_code=204, responses=_DELETE)
+def delete_prune_job(job_id: JobId, services: ServicesDep) -> None:
     """Delete a job that has ended, with its events and its published checkpoint.
 
     The names of its variants are gone, and ``<model>@-k`` falls back to the previous removal order.
@@ -199,12 +195,8 @@ def delete(job_id: JobId, services: ServicesDep) -> None:
     services.jobs.deletion.delete(job_id)
 
 
-@router.get(
-    "/{job_id}/webhook-deliveries",
-    name="list_prune_job_webhook_deliveries",
-    responses=_READ,
-)
-def list_deliveries(job_id: JobId, services: ServicesDep) -> WebhookDeliveryList:
+@router.get("/{job_id}/webhook-deliveries", responses=_READ)
+def list_prune_job_webhook_deliveries(job_id: JobId, services: ServicesDep) -> WebhookDeliveryList:
     """The last 100 delivery attempts, the oldest first. Messages not yet tried are not listed."""
     services.jobs.store.get(job_id)
     attempts = services.jobs.outbox.attempts(job_id)

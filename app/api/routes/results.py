@@ -42,7 +42,7 @@ class ResultList(BaseModel):
     has_more: bool = Field(description="Whether older results follow.")
 
 
-@router.get("", name="list_results", responses=responses_for())
+@router.get("", responses=responses_for())
 def list_results(
     services: ServicesDep,
     limit: Annotated[int, Query(ge=1, le=100, description="Results per page.")] = 20,
@@ -56,7 +56,7 @@ def list_results(
     return ResultList(data=views, has_more=page.has_more)
 
 
-@router.get("/{result_id}", name="get_result", responses=responses_for(ResultNotFound))
+@router.get("/{result_id}", responses=responses_for(ResultNotFound))
 def get_result(result_id: ResultId, services: ServicesDep) -> ResultReportView:
     """One result with its whole report."""
     return view_of(ResultReportView, services.results.get(result_id, seen_tenant()))

@@ -29,7 +29,7 @@ class SessionView(BaseModel):
     ends_at: float | None = Field(description="Without a further request.")
 
 
-@router.get("", name="get_session", responses=responses_for(SessionsNotKept))
+@router.get("", responses=responses_for(SessionsNotKept))
 def get_session(request: Request, response: Response, services: ServicesDep) -> SessionView:
     """Read the session. Extends one that has used up a part of its time."""
     session = services.authorizer.session(request.scope["headers"])
@@ -39,11 +39,7 @@ def get_session(request: Request, response: Response, services: ServicesDep) -> 
     return _view(services.authorizer, session)
 
 
-@router.post(
-    "",
-    name="sign_in",
-    responses=responses_for(KeyRefused, NotSameOrigin, SessionsNotKept, has_body=True),
-)
+@router.post("", responses=responses_for(KeyRefused, NotSameOrigin, SessionsNotKept, has_body=True))
 def sign_in(
     body: SignInBody,
     request: Request,
@@ -60,9 +56,7 @@ def sign_in(
     return _view(services.authorizer, session)
 
 
-@router.delete(
-    "", status_code=204, name="sign_out", responses=responses_for(NotSameOrigin, SessionsNotKept)
-)
+@router.delete("", status_code=204, responses=responses_for(NotSameOrigin, SessionsNotKept))
 def sign_out(request: Request, response: Response, services: ServicesDep) -> None:
     """Delete the cookie, and end all sessions of its key."""
     check_same_origin(request.scope["headers"])

@@ -17,8 +17,8 @@ from pruning.models.memory import free_bytes
 router = APIRouter(tags=["health"])
 
 
-@router.get("/status", name="get_status")
-def status(services: ServicesDep) -> StatusView:
+@router.get("/status")
+def get_status(services: ServicesDep) -> StatusView:
     """Whether the service is ready, what its engine and its memory hold, and who works on jobs."""
     generation = services.generation
     reason = services.readiness.reason or generation.engine.fault
