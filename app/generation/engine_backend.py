@@ -5,7 +5,6 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from uuid import uuid4
@@ -122,9 +121,9 @@ class EngineBackend:
                 stream,
                 TextStream(served.tokenizer, request.stop),
                 self._metrics.token_gaps(labels),
-                self._publisher(request, index, stream.request),
+                self.completions.publisher(one, stream.request.prompt_ids, stream.request.grammar),
             )
-            for index, stream in enumerate(streams)
+            for index, (one, stream) in enumerate(streams)
         ]
 
     def fingerprint(self, served: ServedModel, params: SamplingParams) -> str:
@@ -149,29 +148,34 @@ class EngineBackend:
         served: ServedModel,
         deadline_s: float | None,
         labels: Labels,
-    ) -> list[Stream]:
-        """Tokenize, with places reserved meanwhile: a request that is refused costs no work."""
+    ) -> list[tuple[GenerationRequest, Stream]]:
+        """The request for each output alone, and the stream of its events.
+
+        Places are reserved while prompts are tokenized: a request that is refused costs no work.
+        """
         if (unparsed := _unparsed.get()) is not None:
             unparsed.release()
         max_new_tokens = 1 if request.fills_context else request.params.max_new_tokens
         with self._engine.reserve(len(request.prompts) * request.n) as places:
             grammar = await self._grammar(request, served)
+            prompts = await self.encode(request.prompts, [served], max_new_tokens)
+            alone = request.alone(prompts, self._engine.max_len(served.variant))
             engine_requests = [
                 Request(
                     f"gen-{uuid4().hex}",
                     served.variant,
                     ids,
-                    self._params(request, served, len(ids), number),
+                    one.params,
                     deadline_s=deadline_s,
                     grammar=grammar,
                     cache_scope=cache_scope(request.cache_salt, self._prefix_cache),
                     tenant=calling_tenant(),
                 )
-                for ids in await self.encode(request.prompts, [served], max_new_tokens)
-                for number in range(request.n)
+                for one, ids in alone
             ]
             places.release()
-            return self._engine.streams(engine_requests, partial(self._count, labels))
+            streams = self._engine.streams(engine_requests, partial(self._count, labels))
+            return [(one, stream) for (one, _), stream in zip(alone, streams, strict=True)]
 
     async def _grammar(self, request: GenerationRequest, served: ServedModel) -> Grammar | None:
         if request.params.response_format is None:
@@ -179,24 +183,6 @@ class EngineBackend:
         return await self._grammars.get(
             request.params.response_format, served.tokenizer, served.variant
         )
-
-    def _params(
-        self, request: GenerationRequest, served: ServedModel, num_prompt_tokens: int, number: int
-    ) -> SamplingParams:
-        """The parameters of one of the ``n`` outputs of a prompt of that length."""
-        params = request.params_of(number)
-        if request.fills_context:
-            rest = self._engine.max_len(served.variant) - num_prompt_tokens
-            params = replace(params, max_new_tokens=max(min(rest, params.max_new_tokens), 1))
-        return params
-
-    def _publisher(
-        self, request: GenerationRequest, index: int, made: Request
-    ) -> Callable[[Output], None]:
-        """``made`` is the engine's request for the output ``index``."""
-        prompts = [request.prompts[index // request.n]]
-        alone = replace(request, prompts=prompts, params=made.params, n=1, fills_context=False)
-        return self.completions.publisher(alone, made.prompt_ids, made.grammar)
 
     def _count(self, labels: Labels, request: Request, last: TokenEvent) -> None:
         assert last.finish_reason is not None

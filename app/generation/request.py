@@ -72,3 +72,23 @@ class GenerationRequest:
         if self.params.seed is None or not number:
             return self.params
         return replace(self.params, seed=(self.params.seed + number) % (_LAST_SEED + 1))
+
+    def alone(
+        self, prompts: Sequence[tuple[int, ...]], max_len: int
+    ) -> list[tuple["GenerationRequest", tuple[int, ...]]]:
+        """The request for each output alone, with the token ids of its prompt.
+
+        ``max_len`` is the length of the context.
+        """
+        return [
+            (self._one_of(at, number, max_len - len(ids)), ids)
+            for at, ids in enumerate(prompts)
+            for number in range(self.n)
+        ]
+
+    def _one_of(self, at: int, number: int, rest: int) -> "GenerationRequest":
+        """``rest`` is the room behind the prompt."""
+        params = self.params_of(number)
+        if self.fills_context:
+            params = replace(params, max_new_tokens=max(1, min(rest, params.max_new_tokens)))
+        return replace(self, prompts=[self.prompts[at]], params=params, n=1, fills_context=False)

@@ -20,7 +20,7 @@ from app.generation.output import OutputStream
 from app.generation.prompt_sharing import cache_scope
 from app.generation.request import GenerationRequest, Prompt, ServedElsewhere
 from app.generation.tokenization import TokenIds, TokenizerPool
-from app.generation.vllm_requests import check_params, one_of, vllm_request
+from app.generation.vllm_requests import check_params, vllm_request
 from app.metrics.metrics import Metrics
 from app.metrics.models import Load
 from app.models.entry import ModelEntry
@@ -99,11 +99,7 @@ class VllmBackend(ExternalBackend):
         max_new_tokens = 1 if request.fills_context else request.params.max_new_tokens
         prompts = await self.encode(request.prompts, [served.vllm], max_new_tokens)
         scope = cache_scope(request.cache_salt, self._prefix_cache)
-        alone = [
-            (one_of(request, served, at, number, len(ids)), ids)
-            for at, ids in enumerate(prompts)
-            for number in range(request.n)
-        ]
+        alone = replace(request, served=served).alone(prompts, served.vllm.max_len)
         requests = [vllm_request(one, served.vllm, ids, scope) for one, ids in alone]
         outputs = self._admitted(requests, served, request.traffic, deadline_s)
         for output, (one, ids) in zip(outputs, alone, strict=True):

@@ -12,7 +12,7 @@ from app.engine.scheduling.sequence import PromptToken, RequestRefused, Sampling
 from app.generation.openai_chunks import Choice, Chunk, ChunkReader, Usage
 from app.generation.openai_client import OpenAIRequest, openai_request
 from app.generation.output import Token
-from app.generation.request import Chat, GenerationRequest, ServedElsewhere
+from app.generation.request import Chat, GenerationRequest
 from app.vllm.servers import VllmModel
 
 _ID = "token_id:"
@@ -33,22 +33,6 @@ def check_params(params: SamplingParams) -> None:
         raise NotOnVllm(
             "reproducible", "leave it out, or ask for a model of the engine of this service"
         )
-
-
-def one_of(
-    request: GenerationRequest, served: ServedElsewhere, at: int, number: int, num_ids: int
-) -> GenerationRequest:
-    """The request for one output alone: ``number`` of those of prompt ``at``, both from 0.
-
-    The prompt has ``num_ids`` tokens.
-    """
-    assert served.vllm is not None
-    params = request.params_of(number)
-    if request.fills_context:
-        rest = max(1, min(served.vllm.max_len - num_ids, params.max_new_tokens))
-        params = replace(params, max_new_tokens=rest)
-    prompts = [request.prompts[at]]
-    return replace(request, served=served, prompts=prompts, params=params, n=1, fills_context=False)
 
 
 def vllm_request(
