@@ -161,26 +161,17 @@ class Grammars:
         api_key = caller.get()
         key = None if api_key is None else api_key.name
         tokens = await self._ready(tokenizer, variant)  # not in a turn, whose time is limited
-        async with self._usual.turn(key):
-            digest = _digest(tokens.name, response_format.schema)
-            verdict = self._known(digest) or await self._checked_within(
-                USUAL_CPU_S, response_format.schema, tokens
-            )
-            if verdict is not None and verdict.refusal is not None:
-                raise ResponseFormatRefused(verdict.refusal)
-            if verdict is not None and not verdict.is_long:
-                return await self._usual.run(partial(Grammar, verdict.source, tokens.tokens))
-        async with self._long.turn(key):
-            return await self._long_one(response_format.schema, tokens)
-
-    async def _long_one(self, schema: str, tokens: "_Tokens") -> Grammar:
-        verdict = self._known(_digest(tokens.name, schema))
-        if verdict is None:
-            verdict = await self._checked_within(MAX_CPU_S, schema, tokens)
-        assert verdict is not None
-        if verdict.refusal is not None:
-            raise ResponseFormatRefused(verdict.refusal)
-        return await self._long.run(partial(Grammar, verdict.source, tokens.tokens))
+        schema = response_format.schema
+        for turns, cpu_s in ((self._usual, USUAL_CPU_S), (self._long, MAX_CPU_S)):
+            async with turns.turn(key):
+                verdict = self._known(_digest(tokens.name, schema))
+                verdict = verdict or await self._checked_within(cpu_s, schema, tokens)
+                if verdict is None or (verdict.is_long and turns is self._usual):
+                    continue
+                if verdict.refusal is not None:
+                    raise ResponseFormatRefused(verdict.refusal)
+                return await turns.run(partial(Grammar, verdict.source, tokens.tokens))
+        raise AssertionError("within the longest time, there is a verdict")
 
     async def _checked_within(
         self, cpu_s: float, schema: str, tokens: "_Tokens"
