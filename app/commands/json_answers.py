@@ -23,7 +23,6 @@ def json_score(
     """
     variant = make_variant("model", "model", model)
     engine = Engine()
-    answers = _Answers(engine, tokenizer)
     params = SamplingParams(max_new_tokens=MAX_NEW_TOKENS)
     try:
         for number, question in enumerate(questions):
@@ -31,38 +30,23 @@ def json_score(
             engine.add(Request(str(number), variant, prompt_ids, params))
     except PromptTooLong:
         return None
+    streams = {str(number): TextStream(tokenizer, (END,)) for number in range(len(questions))}
+    answers, num_ended = dict.fromkeys(streams, ""), 0
     while engine.has_work:
-        answers.take(engine.step())
-        observe(answers.num_ended, len(questions))
-    valid = [
-        question.is_answered_by(answers.text(str(number)))
-        for number, question in enumerate(questions)
-    ]
-    return JsonScore.of(sum(valid), questions)
+        for event in engine.step():
+            stream = streams[event.request_id]
+            answers[event.request_id] += _text(event, stream)
+            if event.finish_reason is None and stream.is_stopped:
+                engine.cancel(event.request_id, FinishReason.STOP)
+            num_ended += event.finish_reason is not None or stream.is_stopped
+        observe(num_ended, len(questions))
+    pairs = zip(questions, answers.values(), strict=True)
+    return JsonScore.of(sum(question.is_answered_by(text) for question, text in pairs), questions)
 
 
-class _Answers:
-    """Texts by request, each up to a blank line, where its request is ended."""
-
-    def __init__(self, engine: Engine, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._engine = engine
-        self._tokenizer = tokenizer
-        self._streams: dict[str, TextStream] = {}
-        self._texts: dict[str, list[str]] = {}
-        self.num_ended = 0
-
-    def text(self, request_id: str) -> str:
-        return "".join(self._texts[request_id])
-
-    def take(self, events: Sequence[TokenEvent]) -> None:
-        for event in events:
-            stream = self._streams.setdefault(event.request_id, TextStream(self._tokenizer, (END,)))
-            text = self._texts.setdefault(event.request_id, [])
-            if event.token_id is not None and event.is_text:
-                text.append(stream.push(event.token_id))
-            if event.finish_reason is not None:
-                text.append(stream.flush())
-                self.num_ended += 1
-            elif stream.is_stopped:
-                self._engine.cancel(event.request_id, FinishReason.STOP)
-                self.num_ended += 1
+def _text(event: TokenEvent, stream: TextStream) -> str:
+    """What an event adds to its answer, which ends before a blank line."""
+    text = ""
+    if event.token_id is not None and event.is_text:
+        text = stream.push(event.token_id)
+    return text if event.finish_reason is None else text + stream.flush()
