@@ -17,7 +17,7 @@ from app.auth.quotas import NO_QUOTA, Quota
 from app.cli.group import WholeHelp
 from app.cli.options import AsJson, num_bytes
 from app.config import serve_settings
-from app.terminal import local_time, plain_table, print_json
+from app.terminal import filled, local_time, plain_table, print_json
 
 keys = typer.Typer(
     cls=WholeHelp,
@@ -187,14 +187,14 @@ def revoke(name: Name, as_json: AsJson = False) -> None:
 
 
 def _print_quotas(quotas: Mapping[str, Quota]) -> None:
-    table = Table(box=SIMPLE_HEAD)
-    for heading in ("tenant", "queued jobs", "running jobs", "checkpoints", "tokens per minute"):
-        table.add_column(heading)
+    headings = ("tenant", "queued jobs", "running jobs", "checkpoints", "tokens per minute")
+    rows = []
     for tenant, own in quotas.items():
         size = own.checkpoint_bytes
         shown_size = ByteSize(size).human_readable(decimal=True) if size else _limit(size)
         limits = map(_limit, (own.queued_jobs, own.running_jobs))
-        table.add_row(escape(tenant), *limits, shown_size, _limit(own.tokens_per_min))
+        rows.append((tenant, *limits, shown_size, _limit(own.tokens_per_min)))
+    table = filled(Table(box=SIMPLE_HEAD), headings, rows, headings)
     Console(highlight=False).print(table)
 
 
@@ -228,16 +228,9 @@ def _audited(command: str, name: str, **fields: object) -> KeyFile:
 
 
 def _row(key: ApiKey) -> dict[str, Any]:
-    return {
-        "name": key.name,
-        "scopes": sorted(key.scopes),
-        "rate_per_min": key.rate_per_min,
-        "max_concurrent": key.max_concurrent,
-        "tenant": key.owner,
-        "created_at": key.created_at,
-        "expires_at": key.expires_at,
-        "quota": asdict(key.quota),
-    }
+    row = {**asdict(key), "scopes": sorted(key.scopes), "tenant": key.owner}
+    del row["sha256"]
+    return row
 
 
 def _limit(limit: int | None) -> str:

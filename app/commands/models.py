@@ -15,7 +15,7 @@ from app.models.catalog import Catalog
 from app.models.entry import ModelEntry
 from app.models.external import read_external_models
 from app.models.measured_speedups import NOT_MEASURED, MeasuredSpeedups
-from app.terminal import print_json
+from app.terminal import filled, print_json
 from pruning.checkpoints.orders_plot import MAX_ORDERS, NothingToPlot, plot_orders
 from pruning.checkpoints.store import CheckpointStore, Manifest
 from pruning.checkpoints.trajectory import short
@@ -144,26 +144,18 @@ def _print_entries(
 def _table(
     entries: Sequence[ModelEntry], texts: Mapping["_Text", str], speeds: Mapping[str, "_Speedups"]
 ) -> Table:
-    listed = Table()
     fixed = ("model", "blocks", "removed blocks", "repair", "predicted", "measured")
     errors = ("error",) if any(entry.error for entry in entries) else ()
-    for heading in (*fixed, *texts.values(), *errors):
-        listed.add_column(heading)
+    headings, rows = (*fixed, *texts.values(), *errors), []
     for entry in entries:
         removed = " ".join(map(str, entry.removed_blocks))
         repair = entry.repair.label if entry.repair else ""
         measured = dict(_measured(entry))
         cells = (measured.get(text, "") for text in texts)
-        listed.add_row(
-            entry.name,
-            str(entry.num_blocks or ""),  # may be unknown of a model on another server
-            removed,
-            repair,
-            *speeds[entry.name],
-            *cells,
-            *(entry.error or "" for _ in errors),
-        )
-    return listed
+        num_blocks = str(entry.num_blocks or "")  # may be unknown of a model on another server
+        known = (entry.name, num_blocks, removed, repair, *speeds[entry.name], *cells)
+        rows.append([*known, *(entry.error or "" for _ in errors)])
+    return filled(Table(), headings, rows, headings)
 
 
 def _lines(
