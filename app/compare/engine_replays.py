@@ -15,7 +15,7 @@ from app.engine.scheduling.sequence import Request
 from app.generation.engine_backend import EngineOutputStream
 from app.generation.output import GenerationFailed, Output
 from app.generation.request import Served
-from app.models.catalog import UnknownModel
+from app.models.entry import ModelEntry
 from app.models.registry import ModelRegistry, ServedModel
 
 
@@ -28,17 +28,11 @@ class EngineReplays:
     def is_busy(self) -> bool:
         return self._engine.is_busy
 
-    async def find(self, name: str) -> ServedModel:
+    async def find(self, entry: ModelEntry) -> ServedModel | None:
         """The counterpart, if its weights are loaded already."""
-        try:
-            entry = await asyncio.to_thread(self._registry.catalog.resolve, name)
-            if not entry.is_view or entry.base not in self._registry.weight_bytes():
-                raise Dropped("no_counterpart")
-            return await asyncio.wrap_future(await asyncio.to_thread(self._registry.begin, name))
-        except UnknownModel as error:
-            raise Dropped("no_counterpart") from error
-        except (RuntimeError, ValueError, OSError) as error:  # of the model's files
-            raise Dropped("error") from error
+        if not entry.is_view or entry.base not in self._registry.weight_bytes():
+            return None
+        return await asyncio.wrap_future(await asyncio.to_thread(self._registry.begin, entry.name))
 
     async def outputs(self, pair: Pair, sides: Sequence[Served]) -> list[Output]:
         """The engine runs them one after the other."""

@@ -8,6 +8,7 @@ from app.engine.scheduling.sequence import FinishReason
 from app.generation.completed import CompletedOutput
 from app.generation.output import Output
 from app.generation.request import Served
+from app.models.entry import ModelEntry
 
 WHOLE = (FinishReason.STOP, FinishReason.LENGTH)
 
@@ -43,8 +44,8 @@ class Replays(Protocol):
     def is_busy(self) -> bool:
         """Whether it computes anything, live requests and replays included."""
 
-    async def find(self, name: str) -> Served:
-        """The counterpart of this name, if it is loaded already. Raises ``Dropped``."""
+    async def find(self, entry: ModelEntry) -> Served | None:
+        """The counterpart, if it is loaded already. Raises what loading a model may."""
 
     async def outputs(self, pair: Pair, sides: Sequence[Served]) -> list[Output]:
         """The output of each side: one after the other, each prompt read in full.

@@ -30,6 +30,7 @@ from app.generation.request import Served, ServedElsewhere
 from app.generation.vllm_backend import VllmBackend
 from app.metrics.metrics import EngineName, Metrics, labels_of
 from app.metrics.shadow import ShadowMetrics, ShadowPair
+from app.models.catalog import Catalog, UnknownModel
 from app.models.entry import ModelEntry
 from app.models.registry import ModelRegistry, ServedModel
 from pruning.models.names import VariantName
@@ -50,6 +51,7 @@ class Shadow:
         self,
         share: float,
         direction: str,
+        catalog: Catalog,
         own: Replays,
         vllm: Replays | None,
         metrics: Metrics,
@@ -57,6 +59,7 @@ class Shadow:
     ) -> None:
         self._share = share
         self._direction = direction
+        self._catalog = catalog
         self._own = own
         self._vllm = vllm
         self._metrics = metrics
@@ -129,12 +132,25 @@ class Shadow:
         try:
             replays, other = self._replays_of(pair.live)
             if self._random.random() >= CONTROL_SHARE:
-                pair.counterpart = await replays.find(name)
+                pair.counterpart = await self._found(name, replays)
             own, counterpart = pair.live.served, pair.counterpart
             outputs = await self._replay(pair, [own, counterpart or own], replays, other)
             self._count(pair.live, counterpart, outputs)
         except Dropped as dropped:
             self._drop(pair.live, str(dropped))
+
+    async def _found(self, name: str, replays: Replays) -> Served:
+        """The counterpart of this name. Raises ``Dropped``."""
+        try:
+            entry = await asyncio.to_thread(self._catalog.resolve, name)
+            served = await replays.find(entry)
+        except UnknownModel as error:
+            raise Dropped("no_counterpart") from error
+        except (RuntimeError, ValueError, OSError) as error:  # of the model's files
+            raise Dropped("error") from error
+        if served is None:
+            raise Dropped("no_counterpart")
+        return served
 
     def _replays_of(self, live: CompletedOutput) -> tuple[Replays, Replays | None]:
         """Those of its engine, and those of the other one."""
@@ -202,12 +218,12 @@ def shadow_of(
     if not settings.shadow_share:
         return None
     own = EngineReplays(registry, engine)
-    of_vllm = None if vllm is None else VllmReplays(registry.catalog, vllm, own)
-    share, direction = settings.shadow_share, settings.shadow_direction
-    shadow = Shadow(share, direction, own, of_vllm, metrics, counts)
-    backend.completions.listen(shadow.consider)
+    of_vllm = None if vllm is None else VllmReplays(vllm, own)
+    wanted = (settings.shadow_share, settings.shadow_direction)
+    shadow = Shadow(*wanted, registry.catalog, own, of_vllm, metrics, counts)
+    backend.completions.listener = shadow.consider
     if vllm is not None:
-        vllm.completions.listen(shadow.consider)
+        vllm.completions.listener = shadow.consider
     return shadow
 
 

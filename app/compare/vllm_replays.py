@@ -8,7 +8,7 @@ from app.compare.replays import WHOLE, Dropped, Pair, Replays
 from app.generation.output import Output
 from app.generation.request import Served, ServedElsewhere
 from app.generation.vllm_backend import VllmBackend
-from app.models.catalog import Catalog, UnknownModel
+from app.models.entry import ModelEntry
 
 QUIET_S = 0.2  # without a request, before a replay begins
 _POLL_S = 0.05
@@ -20,8 +20,7 @@ class VllmReplays:
     vLLM cannot put a request aside, so a replay ends when a live request comes.
     """
 
-    def __init__(self, catalog: Catalog, backend: VllmBackend, own: Replays) -> None:
-        self._catalog = catalog
+    def __init__(self, backend: VllmBackend, own: Replays) -> None:
         self._backend = backend
         self._own = own
         self._turn = asyncio.Lock()
@@ -32,18 +31,9 @@ class VllmReplays:
     def is_busy(self) -> bool:
         return self._running is not None or self._backend.is_busy
 
-    async def find(self, name: str) -> ServedElsewhere:
+    async def find(self, entry: ModelEntry) -> ServedElsewhere | None:
         """The counterpart, if its server is ready: none is started for a replay."""
-        try:
-            entry = await asyncio.to_thread(self._catalog.resolve, name)
-        except UnknownModel as error:
-            raise Dropped("no_counterpart") from error
-        except (RuntimeError, ValueError, OSError) as error:  # of the model's files
-            raise Dropped("error") from error
-        served = self._backend.ready(entry) if entry.is_view else None
-        if served is None:
-            raise Dropped("no_counterpart")
-        return served
+        return self._backend.ready(entry) if entry.is_view else None
 
     async def outputs(self, pair: Pair, sides: Sequence[Served]) -> list[Output]:
         async with self._turn:

@@ -30,13 +30,10 @@ Listener = Callable[[CompletedOutput], None]
 
 
 class Completions:
-    """Calls its listeners with every completed output."""
+    """Calls its listener, if it has one, with every completed output."""
 
     def __init__(self) -> None:
-        self._listeners: list[Listener] = []
-
-    def listen(self, listener: Listener) -> None:
-        self._listeners.append(listener)
+        self.listener: Listener | None = None
 
     def publisher(
         self,
@@ -44,11 +41,12 @@ class Completions:
         prompt_ids: Sequence[int],
         grammar: Grammar | None = None,
     ) -> Callable[[Output], None]:
-        """Calls the listeners in the context of the request, which is the current one."""
+        """Calls the listener in the context of the request, which is the current one."""
         context = copy_context()
 
         def publish(output: Output) -> None:
-            for listener in self._listeners:
-                context.run(listener, CompletedOutput(request, prompt_ids, output, grammar))
+            if self.listener is not None:
+                completed = CompletedOutput(request, prompt_ids, output, grammar)
+                context.run(self.listener, completed)
 
         return publish
