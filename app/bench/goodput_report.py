@@ -3,7 +3,6 @@
 import math
 from dataclasses import asdict
 from fractions import Fraction
-from io import BytesIO
 from itertools import chain
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from app.bench.goodput import Goodput
 from app.bench.plan import AGAIN, DENSE
 from app.compare.speedup import prompt_reading
-from pruning.checkpoints.trajectory_plot import STYLE
+from pruning.checkpoints.trajectory_plot import png
 
 if TYPE_CHECKING:  # slow to import
     from matplotlib.figure import Figure
@@ -74,12 +73,7 @@ def to_wire(goodput: Goodput) -> dict[str, Any]:
 
 def plot(goodput: Goodput) -> bytes:
     """A PNG of how the slowest requests saturate over the request rate."""
-    from matplotlib import style  # noqa: PLC0415 - slow to import
-
-    buffer = BytesIO()
-    with style.context(["default", dict(STYLE)]):  # not the user's own style
-        draw(goodput).savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+    return png(lambda: draw(goodput))
 
 
 def draw(goodput: Goodput) -> "Figure":

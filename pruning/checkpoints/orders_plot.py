@@ -5,7 +5,6 @@ Only checkpoints that were measured on the same windows of a text share its pane
 
 import math
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from typing import TYPE_CHECKING
 
 from pruning.checkpoints.domain_panels import (
@@ -18,7 +17,7 @@ from pruning.checkpoints.domain_panels import (
 )
 from pruning.checkpoints.store import Manifest
 from pruning.checkpoints.trajectory import predicted_speedups
-from pruning.checkpoints.trajectory_plot import STYLE, scale
+from pruning.checkpoints.trajectory_plot import png, scale
 from pruning.evaluation.quality import DomainQuality
 
 if TYPE_CHECKING:  # matplotlib is imported late: it looks for fonts and writes a cache
@@ -50,13 +49,7 @@ def panels(manifests: Sequence[Manifest]) -> list[Panel]:
 
 def plot_orders(manifests: Sequence[Manifest]) -> bytes:
     """A PNG of up to ``MAX_ORDERS`` checkpoints of one model. Raises ``NothingToPlot``."""
-    from matplotlib import style  # noqa: PLC0415 - as above
-
-    buffer = BytesIO()
-    with style.context(["default", dict(STYLE)]):  # and not the user's own style
-        figure = draw_orders(manifests)
-        figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+    return png(lambda: draw_orders(manifests))
 
 
 def draw_orders(manifests: Sequence[Manifest]) -> "Figure":

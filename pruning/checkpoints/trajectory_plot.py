@@ -1,7 +1,7 @@
 """The trajectory as a plot: perplexity by number of removed blocks, and a map of all blocks."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
@@ -71,12 +71,17 @@ def write_plot(manifest: Manifest, directory: Path) -> None:
 
 
 def plot(manifest: Manifest) -> bytes:
-    """Return a PNG, the same bytes for equal manifests. Needs no display, changes no settings."""
+    """Return a PNG, the same bytes for equal manifests."""
+    return png(lambda: draw(manifest))
+
+
+def png(drawn: "Callable[[], Figure]") -> bytes:
+    """The picture in the style of this project. Needs no display, changes no settings."""
     from matplotlib import style  # noqa: PLC0415 - as above
 
     buffer = BytesIO()
     with style.context(["default", dict(STYLE)]):  # and not the user's own style
-        draw(manifest).savefig(buffer, format="png", metadata={"Software": None})
+        drawn().savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 
