@@ -79,11 +79,11 @@ def check_variables(variables: Mapping[str, str] | None = None) -> None:
     Checks the environment and the secret files of this process by default. ``SLEB_TEST_*`` is
     reserved for tests.
     """
-    given = {*set_variables(), *secret_files()} if variables is None else set(variables)
+    names = {*set_variables(), *secret_files()} if variables is None else set(variables)
     known = {name for setting in settings() for name in setting.variables}
     unknown = sorted(
         name
-        for name in given
+        for name in names
         if name.startswith(_PREFIX) and not name.startswith(_TEST_PREFIX) and name not in known
     )
     if unknown:

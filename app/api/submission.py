@@ -177,9 +177,9 @@ class JobSubmission:
         with self._released_on_error(claim):
             asked = check()
             conditions = self._conditions(caller.get(), claim, asked.checkpoint_bytes)
-            given = (body.metadata, conditions, body.priority, asked.webhook)
+            described = (body.metadata, conditions, body.priority, asked.webhook)
             try:
-                job = self._jobs.create(asked.spec, *given, asked.source, asked.search_of)
+                job = self._jobs.create(asked.spec, *described, asked.source, asked.search_of)
             except (QueueFull, QueueQuotaReached) as full:
                 full.retry_after_s = self._wait_s()
                 raise

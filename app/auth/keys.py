@@ -117,7 +117,7 @@ class _Content:
     def to_json(self) -> dict[str, Any]:
         content: dict[str, Any] = {"format": _FORMAT, "keys": [_row(key) for key in self.keys]}
         if self.quotas:
-            content["quotas"] = {tenant: quota.given() for tenant, quota in self.quotas.items()}
+            content["quotas"] = {tenant: quota.limits() for tenant, quota in self.quotas.items()}
         return content
 
 
@@ -170,9 +170,9 @@ class KeyFile:
 
         Raises ``KeysUnchanged`` if the name or the tenant is not allowed, or a key has the name.
         """
-        for given in (name, tenant):
-            if given is not None:
-                _check_name(given)
+        for each in (name, tenant):
+            if each is not None:
+                _check_name(each)
         key = _new_key()
         with self._file.changing():
             known = self.known()
@@ -233,7 +233,7 @@ class KeyFile:
             earlier = NO_QUOTA if is_reset else content.quotas.get(tenant, NO_QUOTA)
             quota = changes.over(earlier)
             quotas = {name: each for name, each in content.quotas.items() if name != tenant}
-            if quota.given():
+            if quota.limits():
                 quotas[tenant] = quota
             self._file.replace(replace(content, quotas=quotas).to_json())
         return quota
@@ -302,7 +302,7 @@ def _check(content: _Content) -> None:
     names = [*content.quotas, *(name for key in content.keys for name in (key.name, key.owner))]
     if not all(map(_NAME.fullmatch, names)):
         raise ValueError("the name of a key or a tenant is none")
-    limits = [limit for quota in content.quotas.values() for limit in quota.given().values()]
+    limits = [limit for quota in content.quotas.values() for limit in quota.limits().values()]
     for key in content.keys:
         if not _DIGEST.fullmatch(key.sha256):
             raise ValueError("a hash is none")

@@ -25,9 +25,9 @@ class Quota:
 
     def over(self, defaults: "Quota") -> "Quota":
         """This quota, with the defaults where it has no limit of its own."""
-        return replace(defaults, **self.given())
+        return replace(defaults, **self.limits())
 
-    def given(self) -> dict[str, int]:
+    def limits(self) -> dict[str, int]:
         """The limits that are not None, by name."""
         return {name: limit for name, limit in asdict(self).items() if limit is not None}
 

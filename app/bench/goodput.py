@@ -130,8 +130,8 @@ def measure_goodput(
             rate: float, name: str = name, arrivals: Sequence[Arrival] = arrivals
         ) -> Served:
             part = within(arrivals, rate * plan.seconds, plan.num_requests)
-            given = (sides[name], part, rate, plan.promise, plan.share)
-            return serve(*given, seed=plan.seed, tuner=subject.tuner)
+            promised = (rate, plan.promise, plan.share)
+            return serve(sides[name], part, *promised, seed=plan.seed, tuner=subject.tuner)
 
         near = _last(climbs[name]) or _last(climbs[DENSE])
         climb = highest_rate(served_at, near or start, plan.share, step=_NEAR if near else _FAR)

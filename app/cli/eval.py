@@ -75,7 +75,7 @@ def evaluate(
 
     settings = WorkerSettings()
     tasks_dir = tasks_dir or settings.tasks_dir
-    parsed = Tasks.parse([name for given in tasks for name in given.split(",")])
+    parsed = Tasks.parse([name for listed in tasks for name in listed.split(",")])
     run_evaluation(
         models,
         replace(parsed, seqlen=seqlen, num_windows=num_windows, tasks_dir=tasks_dir, limit=limit),

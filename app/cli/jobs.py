@@ -204,8 +204,8 @@ def retry(
     ratios = ratios_by_domain(gate_max_perplexity_ratio_of) or None
     none = {part: None for part, is_none in (("gate", no_gate), ("heal", no_heal)) if is_none}
     with _client(url) as client:
-        given = {**values, "gate_max_perplexity_ratio_of": ratios}
-        changes = {**changes_of(given, client.get(job_id)["spec"]), **none}
+        options = {**values, "gate_max_perplexity_ratio_of": ratios}
+        changes = {**changes_of(options, client.get(job_id)["spec"]), **none}
         job = client.change(job_id, "retry", changes)
     _print_submitted(job, url, watch_it=watch_it, as_json=as_json)
 

@@ -162,8 +162,8 @@ def quota(
     """Set limits for all keys of a tenant together. Without options, print them."""
     num_checkpoint_bytes = None if checkpoints is None else num_bytes(checkpoints, least=0)
     changes = Quota(queued, running, num_checkpoint_bytes, tokens)
-    if reset or changes.given():
-        file = _audited("quota", tenant, reset=reset, **changes.given())
+    if reset or changes.limits():
+        file = _audited("quota", tenant, reset=reset, **changes.limits())
         changed = file.change_quota(tenant, changes, is_reset=reset)
     else:
         file = _file()

@@ -135,11 +135,11 @@ def change_options(command: Command) -> Command:
 
 def changes_of(values: Mapping[str, object], spec: Mapping[str, Any]) -> dict[str, Any]:
     """What options of ``change_options`` change; a gate or healing keeps the rest of ``spec``."""
-    given = {name: value for name, value in values.items() if value is not None}
-    changes = {name: value for name, value in given.items() if name in BEHIND_SEARCH}
+    chosen = {name: value for name, value in values.items() if value is not None}
+    changes = {name: value for name, value in chosen.items() if name in BEHIND_SEARCH}
     for part, prefix in (("gate", GATE), ("heal", HEAL), ("evaluation", EVALUATION)):
         nested = {
-            name.removeprefix(prefix): given[name] for name in given if name.startswith(prefix)
+            name.removeprefix(prefix): chosen[name] for name in chosen if name.startswith(prefix)
         }
         if nested:
             changes[part] = {**(spec.get(part) or {}), **nested}

@@ -60,8 +60,10 @@ def prune(
     text = calibration_of(calibration, **values_of(CalibrationSpec, values))
     ratios = ratios_by_domain(gate_max_perplexity_ratio_of)
     spec = spec_of(model, text, {**values, "gate_max_perplexity_ratio_of": ratios})
-    given: dict[str, Any] = {"state_budget": state_budget, "num_actors": actors}
-    settings = WorkerSettings(**{name: value for name, value in given.items() if value is not None})
+    options: dict[str, Any] = {"state_budget": state_budget, "num_actors": actors}
+    settings = WorkerSettings(
+        **{name: value for name, value in options.items() if value is not None}
+    )
     with starting():
         from app.commands.prune import run_prune  # imports torch, after the checks above
 

@@ -65,9 +65,9 @@ def _numbers(seeds: str) -> list[int]:
         raise InvalidSpec("seeds", f"seeds={seeds!r}: expected numbers, as 0,1,2,3") from error
 
 
-def _check(texts: dict[str, CalibrationSpec], given: list[str], seeds: list[int]) -> None:
+def _check(texts: dict[str, CalibrationSpec], names: list[str], seeds: list[int]) -> None:
     """Check that there are at least two runs, all of them different."""
-    if len(texts) < len(given):
+    if len(texts) < len(names):
         raise InvalidSpec("calibration", "a text is named twice: give each of them once")
     if len(set(seeds)) < len(seeds):
         raise InvalidSpec("seeds", f"seeds={seeds}: give each of them once")

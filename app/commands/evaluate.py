@@ -63,21 +63,21 @@ class Tasks:
     @classmethod
     def parse(cls, names: Sequence[str]) -> "Tasks":
         """Parse ppl:TEXT, probe, json, zeroshot and names of lm-eval. Raises ``InvalidTasks``."""
-        given = [name.strip() for name in names if name.strip()]
-        texts = [name.removeprefix(_TEXT) for name in given if name.startswith(_TEXT)]
-        if not given or "" in texts:
+        asked = [name.strip() for name in names if name.strip()]
+        texts = [name.removeprefix(_TEXT) for name in asked if name.startswith(_TEXT)]
+        if not asked or "" in texts:
             raise InvalidTasks(
                 f"tasks={','.join(names)!r}: expected ppl:TEXT, probe, json, zeroshot or names of "
                 f"lm-eval"
             )
         own = (_PROBE, _JSON)
-        others = (name for name in given if name not in own and not name.startswith(_TEXT))
+        others = (name for name in asked if name not in own and not name.startswith(_TEXT))
         zero_shot = [t for name in others for t in (PAPER_TASKS if name == _PAPER else (name,))]
         return cls(
             tuple(dict.fromkeys(texts)),
-            _PROBE in given,
+            _PROBE in asked,
             tuple(dict.fromkeys(zero_shot)),
-            _JSON in given,
+            _JSON in asked,
         )
 
 

@@ -135,10 +135,10 @@ class ChunkReader:
         tokens = list(_chat_tokens(logprobs) if of_chat else _completion_tokens(logprobs))
         lengths = [len(token.text) for token, _, _ in tokens]
         offsets = list(accumulate(lengths, initial=self._num_characters))
-        given = logprobs.text_offset or []
+        known = logprobs.text_offset or []
         # Exact inside of a character too, but some servers count from 0 in every chunk.
-        if len(given) == len(tokens) and min(given, default=0) >= self._num_characters:
-            offsets = given
+        if len(known) == len(tokens) and min(known, default=0) >= self._num_characters:
+            offsets = known
         for (token, logprob, top), offset in zip(tokens, offsets, strict=False):
             yield Token(token, True, offset, logprob, top)
 

@@ -248,8 +248,8 @@ def _response_format(wanted: ResponseFormat) -> dict[str, Any]:
     if wanted.type == "json_object":
         return {"type": wanted.type}
     options = {"name": wanted.name, "description": wanted.description, "strict": wanted.strict}
-    given = {name: value for name, value in options.items() if value is not None}
-    return {"type": wanted.type, wanted.type: {**given, "schema": json.loads(wanted.schema)}}
+    options = {name: value for name, value in options.items() if value is not None}
+    return {"type": wanted.type, wanted.type: {**options, "schema": json.loads(wanted.schema)}}
 
 
 def _authorization(key: str | None) -> dict[str, str]:

@@ -131,13 +131,13 @@ def _reason(error: Exception) -> str:
 
 def _model(declared: _Declared, directory: Path) -> ExternalModel:
     key_file = declared.api_key_file
-    given = declared.model_dump(exclude={"api_key_file"})
+    declared_fields = declared.model_dump(exclude={"api_key_file"})
     derived = {
         "model": declared.model or declared.name,
         "api_key": None if key_file is None else _key(directory / key_file.expanduser()),
         "num_removed": declared.num_removed or len(declared.removed_blocks),
     }
-    return ExternalModel(**{**given, **derived})
+    return ExternalModel(**{**declared_fields, **derived})
 
 
 def _key(path: Path) -> str:

@@ -24,11 +24,11 @@ class Body(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _has_few_fields(cls, given: object) -> object:
+    def _has_few_fields(cls, body: object) -> object:
         # each unknown field is an error of its own, and a body has room for 300,000
-        if isinstance(given, dict) and len(given) > MAX_FIELDS:
-            raise ValueError(f"{len(given)} fields: expected at most {MAX_FIELDS}")
-        return given
+        if isinstance(body, dict) and len(body) > MAX_FIELDS:
+            raise ValueError(f"{len(body)} fields: expected at most {MAX_FIELDS}")
+        return body
 
 
 class PromptsBody(Body, SamplingFields):

@@ -145,9 +145,13 @@ class Message(Body):
         role = "system" if self.role == "developer" else self.role
         parts = self.content if isinstance(self.content, list) else [self.content or ""]
         text = "\n".join(part if isinstance(part, str) else part.text for part in parts)
-        given = {
+        others = {
             "name": self.name,
             "tool_call_id": self.tool_call_id,
             "tool_calls": [call.as_template_input() for call in self.tool_calls or ()],
         }
-        return {"role": role, "content": text, **{key: each for key, each in given.items() if each}}
+        return {
+            "role": role,
+            "content": text,
+            **{key: each for key, each in others.items() if each},
+        }

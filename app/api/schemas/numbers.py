@@ -21,13 +21,13 @@ MAX_WRITTEN_AS_FLOATS = 100_000
 TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
 
 
-def _integers(given: object, handler: Callable[[object], object]) -> object:
+def _integers(items: object, handler: Callable[[object], object]) -> object:
     """Integers may be written as 5.0. That is rare, and costs time if there are a million."""
     try:
-        return handler(given)
+        return handler(items)
     except ValidationError:
-        if isinstance(given, list) and len(given) <= MAX_WRITTEN_AS_FLOATS:
-            return handler([integer(value) for value in given])
+        if isinstance(items, list) and len(items) <= MAX_WRITTEN_AS_FLOATS:
+            return handler([integer(value) for value in items])
         raise
 
 

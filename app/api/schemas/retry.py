@@ -40,10 +40,10 @@ class RetryJobBody(Body):
 
     def changed(self, spec: PruneSpec, *, heals_only: bool) -> PruneSpec:
         """The spec with these changes. Raises ``InvalidSpec``."""
-        given: dict[str, Any] = self.model_dump(include=self.model_fields_set)
+        asked: dict[str, Any] = self.model_dump(include=self.model_fields_set)
         changes = {
             name: value
-            for name, value in given.items()
+            for name, value in asked.items()
             if value is not None or name in _CAN_BE_NULL
         }
         if heals_only and (others := changes.keys() - _OF_HEALING):

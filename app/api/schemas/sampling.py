@@ -149,13 +149,13 @@ def sampling_params(
 
     Raises ``InvalidSampling`` or ``ResponseFormatRefused``.
     """
-    given: dict[str, Any] = {
+    settings: dict[str, Any] = {
         name: value for name, value in body if name in _NAMES and value is not None
     }
-    given |= overrides
-    given["logit_bias"] = tuple(
-        (int(token_id), bias) for token_id, bias in given.get("logit_bias", {}).items()
+    settings |= overrides
+    settings["logit_bias"] = tuple(
+        (int(token_id), bias) for token_id, bias in settings.get("logit_bias", {}).items()
     )
-    given["response_format"] = response_format(body.response_format)
-    given["stop_token_ids"] = frozenset(given.get("stop_token_ids", ()))
-    return SamplingParams(**given)
+    settings["response_format"] = response_format(body.response_format)
+    settings["stop_token_ids"] = frozenset(settings.get("stop_token_ids", ()))
+    return SamplingParams(**settings)
