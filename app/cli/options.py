@@ -98,7 +98,7 @@ HEAL_HELP: Mapping[str, str] = MappingProxyType(
         "hidden_weight": "Weight of the error of the last hidden state in the loss.",
         "checkpoint_activations": "Less memory and more time: compute activations again.",
         "steps_per_check": "Steps between two measurements on held-out text.",
-        "patience": "Stop once the loss on held-out text has risen so many times in a row.",
+        "patience": "Stop after so many measurements in a row without a new lowest loss.",
         "seed": "Seed of the adapters and of the order of the text.",
         "control": "Train the dense model in the same way, for comparison.",
         "depths": "all: one adapter for every prefix of the removal order.",

@@ -64,7 +64,7 @@ class HealBody(Body):
     )
     patience: int = documented(
         Heal.patience,
-        "End once the loss on held-out text has risen so many times in a row.",
+        "End after so many measurements in a row without a new lowest loss.",
         _range("patience"),
     )
     seed: int = documented(

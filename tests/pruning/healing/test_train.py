@@ -126,7 +126,7 @@ def test_parts_of_a_step_add_up(whole: tuple[Training, Sequence[Step]]) -> None:
 
 
 def test_it_ends_when_the_loss_on_held_out_text_rises() -> None:
-    heal = replace(HEAL, learning_rate=0.5, warmup=0.0, steps_per_check=1)
+    heal = replace(HEAL, learning_rate=0.5, warmup=0.0, steps_per_check=1, patience=3)
     run = training(heal)
     steps = list(run.steps())
     assert len(steps) < NUM_STEPS
