@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from app.config import ServeSettings
+from tests.support.api_fixtures import publish_pruned
 from tests.support.serving import LocalClient, local_api
 from tests.support.shadow_traffic import (
     PAIR,
@@ -25,6 +26,12 @@ from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("_published", "_without_controls")
 LATENCIES = "sleb_e2e_request_latency_seconds_count"
+
+
+@pytest.fixture
+def _published(data_dir: Path) -> None:
+    """A checkpoint of this depth: a depth within another one is exported, by a process."""
+    publish_pruned(data_dir, num_remove=2)
 
 
 @pytest.fixture
