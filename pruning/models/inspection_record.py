@@ -7,6 +7,7 @@ not wait for it. An entry counts as long as the files of its model, and the vers
 import json
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -55,5 +56,6 @@ class InspectionRecord:
         return {name: entry for name, entry in entries.items() if isinstance(entry, dict)}
 
 
+@cache
 def _versions() -> list[str]:
     return [version(name) for name in _PACKAGES]
