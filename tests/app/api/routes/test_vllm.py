@@ -46,6 +46,11 @@ def server_pids(notes: Path) -> list[int]:
     return [int(path.name) for path in notes.iterdir() if is_alive(int(path.name))]
 
 
+def publish_two(data_dir: Path) -> tuple[str, str]:
+    """The names of two checkpoints: a depth within one would be exported, by a process."""
+    return publish_pruned(data_dir, 3).name, publish_pruned(data_dir, 2, job="prn-2").name
+
+
 def generate(api: LocalClient, **body: Any) -> httpx2.Response:
     return api.post("/generate", json={"model": "tiny", "prompt": "the dog", **body})
 
@@ -157,10 +162,10 @@ def test_a_variant_is_exported_once(
 def test_the_least_recently_used_server_is_stopped(
     api: LocalClient, data_dir: Path, notes: Path
 ) -> None:
-    publish_pruned(data_dir, 3)
-    for name in ("tiny", "tiny@-3", "tiny", "tiny@-2"):
+    first, second = publish_two(data_dir)
+    for name in ("tiny", first, "tiny", second):
         assert generate(api, model=name).status_code == 200
-    assert model(api, "tiny@-3")["server"] is None
+    assert model(api, first)["server"] is None
     assert model(api, "tiny")["is_loaded"]
     assert len(server_pids(notes)) == 2
 
@@ -333,8 +338,7 @@ def test_an_evaluation_reads_its_windows_in_vllm(api: LocalClient, data_dir: Pat
 
 
 def test_more_models_than_run_at_once_are_not_compared(api: LocalClient, data_dir: Path) -> None:
-    publish_pruned(data_dir, 3)
-    body = {"models": ["tiny", "tiny@-3", "tiny@-2"], "prompt": ["the dog"]}
+    body = {"models": ["tiny", *publish_two(data_dir)], "prompt": ["the dog"]}
     answer = api.post("/compare", json=body)
     assert answer.status_code == 422
     assert "SLEB_VLLM_SERVERS" in answer.json()["detail"]
