@@ -26,6 +26,7 @@ from tests.support.healing import HEAL, NAME, Healed
 from tests.support.logits import logits_of
 
 HEALED = f"{NAME}+healed"
+SHORT = replace(HEAL, num_tokens=HEAL.batch_tokens, control=False)  # one step
 IDS = torch.arange(5, 17).unsqueeze(0)
 
 
@@ -55,7 +56,7 @@ def test_a_directory_is_healed_at_another_place_and_told_as_json(
 ) -> None:
     settings = WorkerSettings(data_dir=data_dir, threads=1)
     source, out = data_dir / "checkpoints" / NAME, tmp_path / "out"
-    run_heal(HEAL, str(source), out, settings, as_json=True)
+    run_heal(SHORT, str(source), out, settings, as_json=True)
     report = json.loads(capsys.readouterr().out)
     assert report["path"] == str(out)
     assert report["name"] == "out"
@@ -85,8 +86,7 @@ def test_every_depth_is_told_where_all_are_healed(
     data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = WorkerSettings(data_dir=data_dir, threads=1)
-    heal = replace(HEAL, num_tokens=64, control=False, depths=Depths.ALL)
-    run_heal(heal, NAME, None, settings, as_json=False)
+    run_heal(replace(SHORT, depths=Depths.ALL), NAME, None, settings, as_json=False)
     shown = capsys.readouterr().out
     assert "without 1 block, of the lost nats came back" in shown
     assert "without 2 blocks, of the lost nats came back" in shown
@@ -99,10 +99,10 @@ def test_an_unknown_checkpoint_is_refused(data_dir: Path) -> None:
 
 @pytest.mark.parametrize("name", ["tiny", "tiny@-1", f"{NAME}-1"])
 def test_what_is_no_whole_checkpoint_is_refused_with_the_newest_one(
-    data_dir: Path, name: str
+    healed: Healed, name: str
 ) -> None:
-    settings = WorkerSettings(data_dir=data_dir, threads=1)
-    run_heal(HEAL, NAME, None, settings, as_json=True)  # it is newer, and healed already
+    """The healed one is newer, and healed already."""
+    settings = WorkerSettings(data_dir=healed.data_dir, threads=1)
     message = f"'{name}': healing needs a whole checkpoint, as NAME@JOB; the newest of tiny is "
     with pytest.raises(CheckpointNotFound, match=re.escape(message + NAME) + "$"):
         run_heal(HEAL, name, None, settings, as_json=False)
