@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from app.cli.main import app as command_line
 from app.commands.evaluate import InvalidTasks, Options, Tasks, run_evaluation
 from app.commands.subject import NotEvaluable
-from pruning.checkpoints.store import CheckpointCorrupt, CheckpointStore, Manifest
+from pruning.checkpoints.store import CheckpointCorrupt, Manifest
 from pruning.config import WorkerSettings
 from pruning.data.texts import TextUnusable
 from pruning.evaluation.json_questions import JsonQuestion
@@ -23,13 +23,11 @@ from pruning.evaluation.zero_shot import TaskUnusable
 from pruning.evaluation.zero_shot_scores import PAPER_TASKS
 from pruning.models.quantize import int8_form, quantized
 from pruning.models.store import LoadedModel, ModelStore, load
-from pruning.pipeline import prune
 from pruning.repair.record import Method
-from pruning.spec.calibration import CalibrationSpec, Dataset
-from pruning.spec.prune import PruneSpec, Quantize
+from pruning.spec.prune import Quantize, Repair
 from pruning.student_t import quantile
+from tests.support.api_fixtures import publish_pruned
 from tests.support.perplexity import TEXT, perplexity_by_hand
-from tests.support.recorder import Recorder
 from tests.support.repairs import repair_checkpoint
 
 Run = Callable[..., Any]
@@ -49,13 +47,7 @@ def data_dir(tiny_models_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def published(data_dir: Path) -> Manifest:
-    return prune(
-        PruneSpec("tiny", 2, calibration=CalibrationSpec(Dataset.SELF, num_samples=2, seqlen=12)),
-        name="tiny@prn-1",
-        target=CheckpointStore(data_dir / "checkpoints").path("tiny@prn-1"),
-        models=ModelStore(data_dir / "models"),
-        observer=Recorder(),
-    )
+    return publish_pruned(data_dir, 2, repair=Repair.AUTO)
 
 
 def run(*arguments: object) -> Any:
@@ -165,6 +157,7 @@ def test_streamed_the_numbers_are_the_same(data_dir: Path, published: Manifest) 
     assert data_dir.exists()
 
 
+@pytest.mark.usefixtures("few_questions")
 def test_a_pruned_model_is_compared_with_its_parent_on_the_same_windows(
     data_dir: Path, published: Manifest
 ) -> None:

@@ -21,21 +21,20 @@ from pruning.checkpoints.export_record import EXPORT_FILE
 from pruning.checkpoints.gguf import FAMILIES
 from pruning.checkpoints.llama_cpp import GgufUnsupported
 from pruning.checkpoints.publish import CheckpointExists, DiskFull, place
-from pruning.checkpoints.store import MANIFEST, CheckpointStore, Manifest, repair_of
+from pruning.checkpoints.store import MANIFEST, Manifest, repair_of
 from pruning.checkpoints.trajectory import short
 from pruning.checkpoints.verify_reload import TOLERANCES, CheckpointNotPortable
 from pruning.models.blocks import num_blocks, view
 from pruning.models.save_streamed import SHARD_BYTES
-from pruning.models.store import COMPANION_FILES, LoadedModel, ModelStore, load
-from pruning.pipeline import prune
+from pruning.models.store import COMPANION_FILES, LoadedModel, load
 from pruning.repair.folding import folded
 from pruning.repair.record import Method
 from pruning.sleb import Blocks
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec, Repair
+from tests.support.api_fixtures import publish_pruned
 from tests.support.logits import logits_of, token_ids
 from tests.support.pruning_runs import domain_of
-from tests.support.recorder import Recorder
 from tests.support.repairs import repair_checkpoint
 from tests.support.tiny_checkpoints import write_checkpoint
 
@@ -56,15 +55,9 @@ def manifest(
     """The manifest of a repaired checkpoint in the data directory of the command."""
     monkeypatch.setenv("SLEB_DATA_DIR", str(tiny_models_dir.parent))
     monkeypatch.setenv("SLEB_DEVICE", "cpu")
-    store = CheckpointStore(tiny_models_dir.parent / "checkpoints")
-    prune(
-        SPEC,
-        name="tiny@prn-1",
-        target=store.path("tiny@prn-1"),
-        models=ModelStore(tiny_models_dir),
-        observer=Recorder(),
-    )
-    return repair_checkpoint(store.path("tiny@prn-1"), tiny_loaded.model, [Method.RIDGE] * 2)
+    published = publish_pruned(tiny_models_dir.parent, spec=SPEC)
+    checkpoint = tiny_models_dir.parent / "checkpoints" / published.name
+    return repair_checkpoint(checkpoint, tiny_loaded.model, [Method.RIDGE] * 2)
 
 
 def run(*words: str) -> Any:
