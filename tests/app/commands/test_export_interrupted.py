@@ -25,6 +25,11 @@ main()
 """
 PLACES = {"file": ("--gguf", "tiny.gguf"), "directory": ("tiny",)}
 
+# a process takes seconds, and both kinds are written by way of the same directory
+each_kind = pytest.mark.parametrize(
+    "kind", ["file", pytest.param("directory", marks=pytest.mark.slow)]
+)
+
 
 def names_in(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
@@ -45,7 +50,7 @@ def stopped(tiny_models_dir: Path, out: Path, kind: str, number: signal.Signals)
     ).returncode
 
 
-@pytest.mark.parametrize("kind", PLACES)
+@each_kind
 def test_what_a_killed_export_leaves_is_removed_by_the_next(
     tiny_models_dir: Path, tmp_path: Path, kind: str
 ) -> None:
@@ -58,7 +63,7 @@ def test_what_a_killed_export_leaves_is_removed_by_the_next(
     assert names_in(out) == ["tiny", "tiny.gguf"]
 
 
-@pytest.mark.parametrize("kind", PLACES)
+@each_kind
 def test_an_export_that_is_told_to_end_leaves_nothing(
     tiny_models_dir: Path, tmp_path: Path, kind: str
 ) -> None:
