@@ -228,9 +228,17 @@ def _audited(command: str, name: str, **fields: object) -> KeyFile:
 
 
 def _row(key: ApiKey) -> dict[str, Any]:
-    row = {**asdict(key), "scopes": sorted(key.scopes), "tenant": key.owner}
-    del row["sha256"]
-    return row
+    """Field by field, so that no later one is printed unasked: the hash is not."""
+    return {
+        "name": key.name,
+        "scopes": sorted(key.scopes),
+        "rate_per_min": key.rate_per_min,
+        "max_concurrent": key.max_concurrent,
+        "tenant": key.owner,
+        "created_at": key.created_at,
+        "expires_at": key.expires_at,
+        "quota": asdict(key.quota),
+    }
 
 
 def _limit(limit: int | None) -> str:
