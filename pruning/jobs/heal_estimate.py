@@ -17,7 +17,7 @@ _NUM_COPIES = 4  # of an adapter in training: itself, its gradient, and two mome
 
 @dataclass(frozen=True)
 class HealEstimate:
-    """What a healing needs, at most: it may end earlier, when the loss on held-out text rises.
+    """What a healing needs, at most: it may end earlier, as its ``patience`` says.
 
     ``seconds`` of its trainings go by the pace of earlier ``jobs``; None if there are none.
     """

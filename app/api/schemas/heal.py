@@ -81,7 +81,7 @@ class HealBody(Body):
 
 
 class HealEstimateView(BaseModel):
-    """What a healing would need at most. It ends earlier if the loss on held-out text rises."""
+    """What a healing would need at most. It may end earlier, as ``patience`` says."""
 
     num_tokens: int = Field(description="To train the pruned model on.")
     control_tokens: int = Field(description="To train the dense model on; 0 without a control.")
