@@ -35,7 +35,7 @@ class Student:
 class Students:
     """Models with one adapter, the deepest last. Each keeps the blocks that the next one keeps.
 
-    Blocks of the dense model in front of ``first`` compute the same in all of them.
+    All of them keep the blocks in front of ``first``, which compute the same in each.
     """
 
     adapter: Adapter
@@ -72,21 +72,21 @@ def of_order(
 ) -> Students:
     """Every depth of a removal order, by the repairs of those that have one.
 
-    The adapter is on all blocks behind the first change that are kept at some depth.
+    The adapter is on all blocks that are kept at some depth: the first removed one is at none.
     """
     total = num_blocks(model)
-    first = first_changed(model, order, repairs)
-    adapter = adapted(view(model, range(total)), heal, adapted_blocks(total, order, first))
+    blocks = [block for block in range(total) if block != order[0]]
+    adapter = adapted(view(model, range(total)), heal, blocks)
     keeps = [kept(total, order[:number]) for number in range(1, len(order) + 1)]
     students = [
         Student(keep, _repaired(adapter.model, keep, repairs.get(number)))
         for number, keep in enumerate(keeps, start=1)
     ]
-    return Students(adapter, tuple(students), first)
+    return Students(adapter, tuple(students), first_different(model, order, repairs))
 
 
-def first_changed(model: PreTrainedModel, order: Blocks, repairs: Mapping[int, Repaired]) -> int:
-    """The first block that may differ from the dense one: a cut is prepared in front of it."""
+def first_different(model: PreTrainedModel, order: Blocks, repairs: Mapping[int, Repaired]) -> int:
+    """The first block that may differ between depths: a cut is prepared in front of it."""
     prefix = f"{architecture(model.config).blocks}."
     refitted = [
         int(name.removeprefix(prefix).partition(".")[0])
@@ -96,35 +96,29 @@ def first_changed(model: PreTrainedModel, order: Blocks, repairs: Mapping[int, R
     return max(0, min([*(block - 1 for block in order), *refitted]))
 
 
-def adapted_blocks(num_blocks: int, order: Blocks, first: int) -> Blocks:
-    """Those that have an adapter. The first removed one is kept at no depth."""
-    return tuple(block for block in range(first, num_blocks) if block != order[0])
-
-
 def last_hiddens(
     dense: PreTrainedModel, students: Students, chosen: Sequence[Student], token_ids: torch.Tensor
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The inputs of the head ``[batch, seqlen, width]``, of the dense model and of those chosen.
 
-    What they have in common runs once. That of the dense model has no gradient.
+    Blocks that all students have in common run once. The dense model's has no gradient.
     """
-    first = students.first
     with torch.no_grad():
-        shared, calls = block_calls(dense, token_ids)
-        for call in calls[:first]:
-            shared = call(shared)
-        whole = shared
-        for call in calls[first:]:
+        whole, calls = block_calls(dense, token_ids)
+        begin = whole
+        for call in calls:
             whole = call(whole)
         whole = finish(dense, whole)
-    students_hidden = []
-    for student in chosen:
-        hidden = shared
+
+    def run(student: Student, hidden: torch.Tensor, behind: int, before: int) -> torch.Tensor:
         for index, block in zip(student.keep, block_list(student.model), strict=True):
-            if index >= first:
+            if behind <= index < before:
                 hidden = calls[index].of(block)(hidden)
-        students_hidden.append(finish(dense, hidden))
-    return whole, students_hidden
+        return hidden
+
+    shared = run(students.each[-1], begin, 0, students.first)
+    hiddens = [run(student, shared, students.first, len(calls)) for student in chosen]
+    return whole, [finish(dense, hidden) for hidden in hiddens]
 
 
 def _repaired(
