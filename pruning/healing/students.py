@@ -3,6 +3,7 @@
 All depths of an order share the dense weights and the adapter. Each has what its repair changed.
 """
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,12 +36,14 @@ class Student:
 class Students:
     """Models with one adapter, the deepest last. Each keeps the blocks that the next one keeps.
 
-    All of them keep the blocks in front of ``first``, which compute the same in each.
+    Blocks in front of ``adapted`` are those of the dense model, and all blocks in front of
+    ``different`` compute the same in each.
     """
 
     adapter: Adapter
     each: tuple[Student, ...]
-    first: int = 0
+    adapted: int = 0
+    different: int = 0
 
     def of_step(self, step: int, seed: int) -> tuple[Student, ...]:
         """Those that a step trains: the deepest, and another one.
@@ -72,17 +75,19 @@ def of_order(
 ) -> Students:
     """Every depth of a removal order, by the repairs of those that have one.
 
-    The adapter is on all blocks that are kept at some depth: the first removed one is at none.
+    The adapter is on the blocks that are kept at some depth. It is not on so many of those in front
+    of the first difference that, with the repairs, it changes no more than one copy of the blocks.
     """
-    total = num_blocks(model)
-    blocks = [block for block in range(total) if block != order[0]]
+    total, different = num_blocks(model), first_different(model, order, repairs)
+    begin = min(different, max(0, _num_repaired(model, repairs) - 1))
+    blocks = [block for block in range(begin, total) if block != order[0]]
     adapter = adapted(view(model, range(total)), heal, blocks)
     keeps = [kept(total, order[:number]) for number in range(1, len(order) + 1)]
     students = [
         Student(keep, _repaired(adapter.model, keep, repairs.get(number)))
         for number, keep in enumerate(keeps, start=1)
     ]
-    return Students(adapter, tuple(students), first_different(model, order, repairs))
+    return Students(adapter, tuple(students), begin, different)
 
 
 def first_different(model: PreTrainedModel, order: Blocks, repairs: Mapping[int, Repaired]) -> int:
@@ -96,17 +101,27 @@ def first_different(model: PreTrainedModel, order: Blocks, repairs: Mapping[int,
     return max(0, min([*(block - 1 for block in order), *refitted]))
 
 
+def _num_repaired(model: PreTrainedModel, repairs: Mapping[int, Repaired]) -> int:
+    """How many blocks have as many parameters as all repairs together, rounded up."""
+    repaired = sum(
+        tensor.numel() for repair in repairs.values() for tensor in repair.tensors.values()
+    )
+    return math.ceil(repaired / sum(each.numel() for each in block_list(model)[0].parameters()))
+
+
 def last_hiddens(
     dense: PreTrainedModel, students: Students, chosen: Sequence[Student], token_ids: torch.Tensor
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The inputs of the head ``[batch, seqlen, width]``, of the dense model and of those chosen.
 
-    Blocks that all students have in common run once. The dense model's has no gradient.
+    What they have in common runs once. That of the dense model has no gradient.
     """
     with torch.no_grad():
-        whole, calls = block_calls(dense, token_ids)
-        begin = whole
-        for call in calls:
+        front, calls = block_calls(dense, token_ids)
+        for call in calls[: students.adapted]:
+            front = call(front)
+        whole = front
+        for call in calls[students.adapted :]:
             whole = call(whole)
         whole = finish(dense, whole)
 
@@ -116,8 +131,8 @@ def last_hiddens(
                 hidden = calls[index].of(block)(hidden)
         return hidden
 
-    shared = run(students.each[-1], begin, 0, students.first)
-    hiddens = [run(student, shared, students.first, len(calls)) for student in chosen]
+    shared = run(students.each[-1], front, students.adapted, students.different)
+    hiddens = [run(student, shared, students.different, len(calls)) for student in chosen]
     return whole, [finish(dense, hidden) for hidden in hiddens]
 
 

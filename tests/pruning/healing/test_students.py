@@ -97,12 +97,31 @@ def test_every_depth_is_served_and_written_as_it_was_trained(family: str) -> Non
 
 def test_the_adapter_is_on_all_blocks_that_stay_somewhere() -> None:
     students = students_of("llama")
-    assert students.first == 1  # in front of block 2, which the second removal takes
+    assert students.different == 1  # in front of block 2, which the second removal takes
     prefix = f"{architecture(tiny_model('llama').config).blocks}."
     blocks = Counter(int(name.removeprefix(prefix)[0]) for name in students.adapter.parameters)
     assert blocks == dict.fromkeys([0, 1, 2, 4, 5], 2 * 7)  # 3 is removed at every depth
     ends = [len(block_list(student.model)) for student in students.each]
     assert ends == [5, 4, 3]
+
+
+def test_repairs_and_what_the_adapter_changes_take_no_more_than_one_copy_of_the_blocks() -> None:
+    """Blocks without an adapter make room for the repairs. They run once, as in the dense model."""
+    model, ids = tiny_model("llama"), token_ids()
+    every = dict(model.named_parameters())
+    changed = {
+        name: 1.1 * every[name] for name in every if ".layers.3." in name and "norm" not in name
+    }
+    repairs = {depth: Repaired(Method.RIDGE, {}, changed) for depth in (1, 2)}
+    students = of_order(model, (4, 5), repairs, HEAL)
+    assert (students.adapted, students.different) == (1, 3)
+    shared = shared_tensors(model, HEAL, trained(students.adapter).values(), reader_of(model))
+    taken = sum(every[name].numel() for name in (*shared, *changed, *changed))
+    assert taken <= sum(each.numel() for each in block_list(model).parameters())
+    with torch.inference_mode():
+        _, hiddens = last_hiddens(model, students, students.each, ids)
+        for hidden, student in zip(hiddens, students.each, strict=True):
+            torch.testing.assert_close(hidden, last_hidden(student.model, ids))
 
 
 def test_every_step_has_the_deepest_and_all_others_in_turn() -> None:
