@@ -153,7 +153,7 @@ def _published(
 def healing_digest(heal: Heal, source: Manifest) -> str:
     """Hex sha256 of what is healed, and how: equal for equal healings."""
     words = {
-        "heal": heal.to_dict(),
+        "heal": heal.digested(),
         "files": {name: entry.sha256 for name, entry in source.files.items()},
     }
     return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
@@ -257,6 +257,8 @@ class _Healing:
         digest = healing_digest(heal, self.source)
         file = self.places.state_of(which)
         earlier = read_state(file, digest)
+        if earlier is not None and earlier.adapter.keys() != adapter.parameters.keys():
+            earlier = None  # an earlier release adapted fewer blocks: it is begun again
         self._begin_together(adapter, earlier.progress.step if earlier else 0)
         training = Training(
             self.dense.model,

@@ -73,14 +73,20 @@ class Checked:
     free_disk_bytes: int
 
     @property
+    def healed_bytes(self) -> int:
+        """Of the healed checkpoint, at most: one of all depths has repairs as well."""
+        needed = self.footprint
+        healing = heal_estimate(self.spec, self.num_blocks, self.sizes, succeeded=())
+        if self.spec.heal is None or healing is None:
+            return 0
+        repair_bytes = needed.repair_bytes if self.spec.heal.depths is Depths.ALL else 0
+        return needed.checkpoint_bytes + repair_bytes + healing.adapter_bytes
+
+    @property
     def checkpoint_bytes(self) -> int:
         """What the job writes at most: the pruned model, its repairs, and the healed one."""
         needed = self.footprint
-        healing = heal_estimate(self.spec, self.num_blocks, self.sizes, succeeded=())
-        healed_bytes = 0 if healing is None else needed.checkpoint_bytes + healing.adapter_bytes
-        if self.spec.heal is not None and self.spec.heal.depths is Depths.ALL:
-            healed_bytes += needed.repair_bytes
-        return needed.checkpoint_bytes + needed.repair_bytes + healed_bytes
+        return needed.checkpoint_bytes + needed.repair_bytes + self.healed_bytes
 
 
 @dataclass(frozen=True)

@@ -114,14 +114,14 @@ class JobSubmission:
         return Estimate(checked, duration(spec, num_left, succeeded), healing, search_of)
 
     def estimate_healing(self, body: HealJobBody) -> tuple[HealEstimate, int]:
-        """What the job would need, and the bytes of the weights of the pruned model.
+        """What the job would need, and the bytes of what it publishes at most.
 
         Creates nothing. Raises as ``submit_healing`` does.
         """
         _, checked = self._healing(body)
         healing = heal_estimate(checked.spec, checked.num_blocks, checked.sizes, self._succeeded())
         assert healing is not None
-        return healing, checked.source.weight_bytes
+        return healing, checked.checkpoint_bytes
 
     def retry(self, job_id: str, body: RetryJobBody) -> Job:
         """Queue a job again that has failed or was cancelled. Raises ``RETRY_RAISES``."""

@@ -29,6 +29,7 @@ from pruning.records import (
 from pruning.removal import kept
 from pruning.repair.record import DepthRepair, Method, repair_file
 from pruning.sleb import Blocks
+from pruning.spec.heal import Heal
 
 if TYPE_CHECKING:
     from pruning.repair.repair import Repaired
@@ -123,6 +124,8 @@ class Manifest:
         if "broken" in data:  # as a listing keeps those that it could not read
             raise InvalidRecord(str(data["broken"]))
         needed = {"quality": Quality.from_dict(data["quality"]), "files": data["files"]}
+        if healing := data.get("healing"):
+            needed["healing"] = {**healing, "settings": Heal.from_dict(healing["settings"])}
         manifest = read_record(cls, {**data, **needed})
         _check_manifest(manifest)
         return manifest

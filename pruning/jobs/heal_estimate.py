@@ -11,7 +11,7 @@ from pruning.spec.heal import Depths, Heal
 from pruning.spec.prune import TARGETS, PruneSpec
 
 _NUM_BYTES = 4  # adapters are trained in float32
-_STEP_OF_ALL_DEPTHS = 1.7  # of the time of a step of one model
+_STEP_OF_ALL_DEPTHS = 1.5  # of the time of a step of one model
 _NUM_COPIES = 4  # of an adapter in training: itself, its gradient, and two moments of that
 
 

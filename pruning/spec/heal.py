@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 from pruning.spec import InvalidSpec
 
@@ -32,6 +32,10 @@ class Depths(StrEnum):
     ALL = "all"  # every prefix, with one adapter
 
 
+# What records imply that are older than a setting
+_LATER: Mapping[str, object] = MappingProxyType({"depths": Depths.DEEPEST})
+
+
 @dataclass(frozen=True)
 class Heal:
     """The training of an adapter (LoRA, arXiv 2106.09685) on the blocks that stay.
@@ -54,7 +58,7 @@ class Heal:
     patience: int = 10  # the loss goes back and forth while the learning rate is high
     seed: int = 0
     control: bool = True  # train the dense model in the same way, for comparison
-    depths: Depths = Depths.DEEPEST
+    depths: Depths = Depths.ALL
 
     def __post_init__(self) -> None:
         if self.depths not in [*Depths]:
@@ -83,10 +87,17 @@ class Heal:
         return _BEST_RATE * math.pow(min(1.0, _BEST_RATE_WIDTH / width), _RATE_EXPONENT)
 
     def to_dict(self) -> dict[str, Any]:
-        fields = asdict(self)
-        if self.depths is Depths.DEEPEST:
-            del fields["depths"]  # as in older records, whose digests still hold
-        return fields
+        return asdict(self)
+
+    def digested(self) -> dict[str, Any]:
+        """What a digest is made of: not what older records imply, so that theirs stay valid."""
+        settings = self.to_dict()
+        return {name: value for name, value in settings.items() if value != _LATER.get(name, ())}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Inverse of ``to_dict``, also after JSON. Raises ``InvalidSpec``."""
+        return cls(**{**_LATER, **data})
 
 
 def _refused(name: str, value: object, expected: str) -> InvalidSpec:

@@ -306,6 +306,8 @@ class PruneSpec:
         implied = (name for name in _LATER if getattr(self, name) == _LATER[name])
         left_out = {*names, *implied}
         settings = {name: value for name, value in self.to_dict().items() if name not in left_out}
+        if self.heal is not None and "heal" in settings:
+            settings["heal"] = self.heal.digested()
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     def resolved(self, locate: Callable[[str], Path]) -> "PruneSpec":
@@ -345,7 +347,7 @@ class PruneSpec:
         enums = {name: kinds[name](value) for name, value in named.items()}
         gate = Gate.from_dict(limits) if (limits := data.get("gate")) else None
         calibration = calibration_from(data.get("calibration", {}))
-        heal = Heal(**settings) if (settings := data.get("heal")) is not None else None
+        heal = Heal.from_dict(settings) if (settings := data.get("heal")) is not None else None
         measured = data.get("evaluation")
         evaluation = None if measured is None else Evaluation(**measured)
         parts = {"calibration": calibration, "gate": gate, "heal": heal, "evaluation": evaluation}

@@ -1,18 +1,21 @@
 """A healing of all depths: what is published, measured and resumed."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from pruning.checkpoints.candidates import candidates_of
 from pruning.checkpoints.domain_panels import curves
 from pruning.checkpoints.store import Manifest, verify
 from pruning.healing.places import ADAPTER_FILE
 from pruning.spec.heal import Depths, Heal
-from tests.support.healing import ELASTIC, NAME, Healed, heal_tiny
+from pruning.spec.prune import PruneSpec
+from tests.support.healing import ELASTIC, HEAL, NAME, Healed, heal_tiny
 from tests.support.recorder import Recorder, Stop
 
 
@@ -87,7 +90,32 @@ def test_a_healing_that_was_stopped_ends_with_the_same_adapter(
         torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5)
 
 
-def test_older_settings_mean_the_deepest_alone() -> None:
-    assert Heal().depths is Depths.DEEPEST
-    assert "depths" not in Heal().to_dict()
-    assert Heal(**json.loads(json.dumps(ELASTIC.to_dict()))) == ELASTIC
+def test_a_state_of_another_adapter_is_begun_again(elastic: Healed, data_dir: Path) -> None:
+    """As of an earlier release, which adapted fewer blocks."""
+    with pytest.raises(Stop):
+        heal_tiny(data_dir, ELASTIC, "older", Recorder(stop_after_healing=13))
+    [file] = (data_dir / "searches" / "older").rglob("*.safetensors")
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata()
+    fewer = {name: tensor for name, tensor in load_file(file).items() if ".layers.0." not in name}
+    save_file(fewer, file, metadata)
+    rest = Recorder()
+    heal_tiny(data_dir, ELASTIC, "older", rest)
+    assert len(rest.healing_steps) == len(elastic.recorder.healing_steps)
+
+
+def test_older_settings_mean_the_deepest_alone(healed: Healed) -> None:
+    older = {name: value for name, value in HEAL.to_dict().items() if name != "depths"}
+    assert Heal().depths is Depths.ALL
+    assert Heal.from_dict(json.loads(json.dumps(older))) == HEAL
+    assert HEAL.digested() == older
+    assert ELASTIC.digested() == ELASTIC.to_dict()
+    record = json.loads(healed.manifest.to_json())
+    del record["healing"]["settings"]["depths"]
+    assert Manifest.from_json(json.dumps(record)) == healed.manifest
+
+
+def test_a_spec_has_the_digest_that_it_had_before_there_were_depths() -> None:
+    spec = PruneSpec("tiny", 2, heal=Heal(rank=4, patience=3, depths=Depths.DEEPEST))
+    assert spec.digest().startswith("6fdadc6f3cb6d233")
+    assert replace(spec, heal=Heal(rank=4)).digest() != spec.digest()

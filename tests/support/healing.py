@@ -26,6 +26,7 @@ HEAL = Heal(
     learning_rate=5e-3,
     batch_tokens=64,
     steps_per_check=10,
+    depths=Depths.DEEPEST,
 )
 ELASTIC = replace(HEAL, depths=Depths.ALL)
 

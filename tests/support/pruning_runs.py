@@ -14,7 +14,7 @@ from pruning.removal import Losses, Removal, decide
 from pruning.repair.record import Method
 from pruning.search.state import SearchState
 from pruning.spec.calibration import CalibrationSpec, Dataset
-from pruning.spec.heal import Heal
+from pruning.spec.heal import Depths, Heal
 from pruning.spec.prune import Metric, PruneSpec, Resident, Search
 from tests.support.recorder import Recorder
 
@@ -85,7 +85,8 @@ def healed_run(manifest: Manifest, loss: float) -> Manifest:
     """The same after a healing, with a loss of ``loss`` nats on each window of every domain."""
     check = Check(1, 64, 0.5, {})
     run = Run(1, 64, 1.0, check, (check,), (0.5,))
-    heal = Healing(manifest.name, Heal(num_tokens=64), Method.RIDGE, run, None, (), (), 0)
+    settings = Heal(num_tokens=64, depths=Depths.DEEPEST)
+    heal = Healing(manifest.name, settings, Method.RIDGE, run, None, (), (), 0)
     dense = (3.0, 4.0, 5.0)
     healed = Measured.against(dense, (loss,) * len(dense))
     depths = (*(None for _ in manifest.removed_blocks[1:]), healed)

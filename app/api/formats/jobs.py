@@ -76,18 +76,17 @@ def estimate_view(estimate: Estimate) -> EstimateView:
         estimated_s=estimate.duration.seconds,
         estimated_from=estimate.duration.jobs,
         free_disk_bytes=checked.free_disk_bytes,
-        heal=None if healing is None else heal_estimate_view(healing, needed.checkpoint_bytes),
+        heal=None if healing is None else heal_estimate_view(healing, checked.healed_bytes),
     )
 
 
 def heal_estimate_view(healing: HealEstimate, checkpoint_bytes: int) -> HealEstimateView:
-    """``checkpoint_bytes`` are those of the pruned model."""
     return view_of(
         HealEstimateView,
         healing,
         estimated_s=healing.seconds,
         estimated_from=healing.jobs,
-        checkpoint_bytes=checkpoint_bytes + healing.adapter_bytes,
+        checkpoint_bytes=checkpoint_bytes,
     )
 
 

@@ -97,7 +97,8 @@ class HealEstimateView(BaseModel):
         "The weights are those of the dense model; activations are not counted."
     )
     checkpoint_bytes: int = Field(
-        description="Weights and adapters of the healed model, on disk beside the pruned one."
+        description="Weights, repairs and adapters of the healed checkpoint, on disk beside the "
+        "pruned one."
     )
 
 

@@ -53,7 +53,8 @@ def test_a_dry_run_tells_what_a_healing_needs(client: TestClient, job_store: Job
     assert found["num_tokens"] % seqlen == 0
     assert (found["estimated_s"], found["estimated_from"]) == (None, [])
     assert 0 < found["adapter_bytes"] < found["training_bytes"]
-    assert found["checkpoint_bytes"] == needed["checkpoint_bytes"] + found["adapter_bytes"]
+    pruned_bytes = needed["checkpoint_bytes"] + needed["repair_bytes"]
+    assert found["checkpoint_bytes"] == pruned_bytes + found["adapter_bytes"]
     job_id = submit(client, heal=heal)["id"]
     job_store.start(job_id, "w")
     job_store.record(
@@ -62,7 +63,8 @@ def test_a_dry_run_tells_what_a_healing_needs(client: TestClient, job_store: Job
     )
     job_store.succeed(job_id, "tiny@x")
     needed = client.post("/prune-jobs", json=body).json()
-    assert needed["heal"]["estimated_s"] == pytest.approx(2 * found["num_tokens"] * 5 / 500)
+    expected = found["num_tokens"] * 5 / 500 * (1.5 + 1)  # of all depths, and of the control
+    assert needed["heal"]["estimated_s"] == pytest.approx(expected)
     assert needed["heal"]["estimated_from"] == [job_id]
     assert needed["estimated_from"] == []
 

@@ -14,13 +14,13 @@ from pruning.models.architectures import ARCHITECTURES
 from pruning.models.blocks import view
 from pruning.models.safetensors_headers import weight_sizes
 from pruning.spec.calibration import CalibrationSpec, Dataset
-from pruning.spec.heal import Heal
+from pruning.spec.heal import Depths, Heal
 from pruning.spec.prune import PruneSpec
 from tests.support.healing import Healed
 from tests.support.tiny import tiny_model
 from tests.support.tiny_checkpoints import write_checkpoint
 
-HEAL = Heal(num_tokens=1000, rank=2, batch_tokens=64, control=False)
+HEAL = Heal(num_tokens=1000, rank=2, batch_tokens=64, control=False, depths=Depths.DEEPEST)
 WINDOWS = CalibrationSpec(Dataset.SELF, num_samples=4, seqlen=48)
 SPEC = PruneSpec("tiny", num_remove=2, calibration=WINDOWS, heal=HEAL)
 CONTROLLED = replace(SPEC, heal=replace(HEAL, control=True))

@@ -39,7 +39,7 @@ def test_a_number_out_of_its_range_is_refused(name: str, value: float) -> None:
 
 def test_it_survives_json() -> None:
     heal = Heal(rank=3, max_minutes=2.5, control=False)
-    assert Heal(**json.loads(json.dumps(heal.to_dict()))) == heal
+    assert Heal.from_dict(json.loads(json.dumps(heal.to_dict()))) == heal
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,8 @@ def test_a_published_checkpoint_is_healed_by_a_job_of_its_own(
     needed = estimate.json()
     assert (needed["num_tokens"], needed["control_tokens"]) == (HEAL["num_tokens"], 0)
     assert needed["estimated_s"] is None
-    weights = CheckpointStore(data_dir / "checkpoints").manifest(NAME).weight_bytes
-    assert needed["checkpoint_bytes"] == weights + needed["adapter_bytes"] > weights
+    source = CheckpointStore(data_dir / "checkpoints").manifest(NAME)
+    assert needed["checkpoint_bytes"] == source.disk_bytes + needed["adapter_bytes"]
 
     response = client.post("/heal-jobs", json={"model": NAME, "heal": HEAL, "priority": 3})
     assert response.status_code == 202, response.text
@@ -66,13 +66,15 @@ def test_a_published_checkpoint_is_healed_by_a_job_of_its_own(
     assert again["estimated_from"] == [job["id"]]
     assert again["estimated_s"] > 0
     assert CheckpointStore(data_dir / "checkpoints").names() == sorted([name, NAME])
-    body = {"model": name, "prompt": "the dog", "max_new_tokens": 1}
-    assert client.post("/generate", json=body).status_code == 200
+    depths = [f"{name}-{number}" for number in range(1, len(source.removed_blocks) + 1)]
+    for depth in (*depths, name):
+        body = {"model": depth, "prompt": "the dog", "max_new_tokens": 1}
+        assert client.post("/generate", json=body).status_code == 200
     [checkpoint] = client.get(job["urls"]["checkpoints"]).json()["data"]
-    assert [prefix["model"] for prefix in checkpoint["prefixes"]] == [name]
+    assert [prefix["model"] for prefix in checkpoint["prefixes"]] == depths
     urls = {file["name"]: file["url"] for file in checkpoint["files"]}
     adapter = client.get(urls["adapter/adapter_config.json"])
-    assert adapter.json()["base_model_name_or_path"] == NAME
+    assert adapter.json()["base_model_name_or_path"] == "tiny"
     assert client.delete(job["urls"]["self"]).status_code == 204
     assert CheckpointStore(data_dir / "checkpoints").names() == [NAME]
 
