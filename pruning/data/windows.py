@@ -18,17 +18,19 @@ class Windows:
     """Token ids ``[num_windows, seqlen]`` (int64) and where they come from.
 
     ``kinds`` has the kind of text of each window where a source has several, as fiction and news.
+    ``origins`` has the source and the domain of each window of a mix.
     """
 
     token_ids: torch.Tensor
     source: str
     domain: str = ""  # empty for a mix
     kinds: tuple[str, ...] = ()
+    origins: tuple[tuple[str, str], ...] = ()
 
     @property
     def domains(self) -> tuple[str, ...]:
         """The domain of each window."""
-        return (self.domain,) * len(self.token_ids)
+        return tuple(domain for _, domain in self.origins) or (self.domain,) * len(self.token_ids)
 
     @property
     def digest(self) -> str:
@@ -39,7 +41,9 @@ class Windows:
     def first(self, num_windows: int) -> "Windows":
         """The first of these windows."""
         token_ids, kinds = self.token_ids[:num_windows], self.kinds[:num_windows]
-        return replace(self, token_ids=token_ids, kinds=kinds)
+        origins = self.origins[:num_windows]
+        source = _named([source for source, _ in origins]) or self.source
+        return replace(self, token_ids=token_ids, source=source, kinds=kinds, origins=origins)
 
     def by_kind(self) -> dict[str, torch.Tensor]:
         """The token ids of each kind, or all of them as one without a name."""
@@ -47,23 +51,6 @@ class Windows:
         for at, kind in enumerate(self.kinds or [""] * len(self.token_ids)):
             places.setdefault(kind, []).append(at)
         return {kind: self.token_ids[at] for kind, at in places.items()}
-
-
-@dataclass(frozen=True)
-class MixedWindows(Windows):
-    """Windows of several sources; ``origins`` has the source and the domain of each window."""
-
-    origins: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def domains(self) -> tuple[str, ...]:
-        return tuple(domain for _, domain in self.origins)
-
-    def first(self, num_windows: int) -> "MixedWindows":
-        origins = self.origins[:num_windows]
-        kinds = self.kinds[:num_windows]
-        source = _named([source for source, _ in origins])
-        return MixedWindows(self.token_ids[:num_windows], source, kinds=kinds, origins=origins)
 
 
 def mixed(parts: Sequence[Windows]) -> Windows:
@@ -74,7 +61,7 @@ def mixed(parts: Sequence[Windows]) -> Windows:
     order = sorted(
         ((at + 0.5) / size, number, at) for number, size in enumerate(sizes) for at in range(size)
     )
-    return MixedWindows(
+    return Windows(
         token_ids=torch.stack([parts[number].token_ids[at] for _, number, at in order]),
         source=_named([part.source for part in parts for _ in part.token_ids]),
         kinds=tuple(_kind(parts[number], at) for _, number, at in order),
@@ -94,11 +81,7 @@ def _named(sources: Sequence[str]) -> str:
 def described(windows: Windows, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """A JSON object: the digest of all windows, and source, digest and first words of each."""
     num_windows, seqlen = windows.token_ids.shape
-    origins = (
-        [source for source, _ in windows.origins]
-        if isinstance(windows, MixedWindows)
-        else [windows.source] * num_windows
-    )
+    origins = [source for source, _ in windows.origins] or [windows.source] * num_windows
     return {
         "source": windows.source,
         "num_windows": num_windows,
