@@ -13,7 +13,6 @@ from pruning.evaluation.quality import (
     DomainAtDepth,
     DomainQuality,
     Interval,
-    Measured,
 )
 
 Table = tuple[Cells, list[Cells]]  # headings, and the cells of each row
@@ -28,17 +27,10 @@ INTERVALS = (
 
 def depth_table(domains: Sequence[DomainQuality], num_removed: int) -> Table:
     """The quality after so many removals, with a row for each domain."""
+    depths = [domain.at_depth(num_removed) for domain in domains]
     return _without_empty(
         ("domain", "dense", *_MEASURED, *_HEALED),
-        [
-            (
-                domain.domain,
-                with_interval(domain.dense_perplexity()),
-                *_cells(domain, num_removed),
-                *_healed_cells(domain, num_removed),
-            )
-            for domain in domains
-        ],
+        [(each.domain, with_interval(each.dense), *_cells(each)) for each in depths],
     )
 
 
@@ -52,7 +44,7 @@ def domain_table(domain: DomainQuality) -> Table:
     return _without_empty(
         ("removed", *_MEASURED, *_HEALED[:-1]),
         [
-            (str(number), *_cells(domain, number), *_healed_cells(domain, number)[:-1])
+            (str(number), *_cells(domain.at_depth(number))[:-1])
             for number in range(1, len(domain.raw) + 1)
         ],
     )
@@ -98,41 +90,31 @@ def with_interval(interval: Interval) -> str:
 def _narrow_rows(domain: DomainAtDepth) -> Iterator[Cells]:
     yield domain.domain, NONE, NONE, NONE
     yield "  dense", with_interval(domain.dense), NONE, NONE
-    yield "  pruned", *_compared(domain.raw), NONE
-    if domain.repaired is not None:
-        yield "  repaired", *_compared(domain.repaired), _share(domain.recovered)
-    if domain.healed is not None:
-        yield "  healed", *_compared(domain.healed), _share(domain.healed_share)
-    if domain.control is not None:
-        yield "  control", *_compared(domain.control), NONE
+    for name, model, share in (
+        ("pruned", domain.raw, None),
+        ("repaired", domain.repaired, domain.recovered),
+        ("healed", domain.healed, domain.healed_share),
+        ("control", domain.control, None),
+    ):
+        if model is not None:
+            yield f"  {name}", *_compared(model), _share(share)
 
 
-def _compared(compared: Compared) -> tuple[str, str]:
+def _cells(domain: DomainAtDepth) -> Cells:
+    """Those of ``_MEASURED`` and ``_HEALED``."""
+    repaired = (*_compared(domain.repaired), _share(domain.recovered))
+    healed = (*_compared(domain.healed), _share(domain.healed_share))
+    return *_compared(domain.raw), *repaired, *healed, _compared(domain.control)[1]
+
+
+def _compared(compared: Compared | None) -> tuple[str, str]:
+    if compared is None:
+        return NONE, NONE
     return short(compared.perplexity), with_interval(compared.ratio)
-
-
-def _cells(domain: DomainQuality, num_removed: int) -> Cells:
-    repaired = domain.repaired_after(num_removed)
-    raw = _measured(domain, domain.raw_after(num_removed))
-    if repaired is None:
-        return *raw, NONE, NONE, NONE
-    return *raw, *_measured(domain, repaired), _share(domain.recovered_after(num_removed))
-
-
-def _healed_cells(domain: DomainQuality, num_removed: int) -> Cells:
-    healed = domain.healed_after(num_removed)
-    if healed is None:
-        return NONE, NONE, NONE, NONE
-    control = NONE if domain.control is None else with_interval(domain.ratio(domain.control))
-    return *_measured(domain, healed), _share(domain.healed_share(num_removed)), control
 
 
 def _share(share: float | None) -> str:
     return NONE if share is None else f"{share:.0%}"
-
-
-def _measured(domain: DomainQuality, measured: Measured) -> Cells:
-    return short(measured.perplexity), with_interval(domain.ratio(measured))
 
 
 def _without_empty(headings: Cells, rows: Sequence[Cells]) -> Table:
