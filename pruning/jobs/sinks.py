@@ -12,7 +12,7 @@ sweeps delete that until no sender can be left.
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import redis
@@ -67,14 +67,6 @@ return 1
 """
 
 
-@dataclass(frozen=True)
-class SinkClaim:
-    """A job to be sent, and how far that is."""
-
-    job: Job
-    state: SinkState
-
-
 class SinkOutbox:
     """Jobs that are due to be sent. Every method may raise ``JobStoreUnavailable``."""
 
@@ -93,7 +85,7 @@ class SinkOutbox:
         self._settle = client.register_script(_SETTLE)
         self._withdraw = client.register_script(_WITHDRAW)
 
-    def claim(self, sink: Sink) -> SinkClaim | None:
+    def claim(self, sink: Sink) -> Job | None:
         """Claim a job that is due for ``lease_s`` seconds, if there is one."""
         now, key = self.now(), SINK.format(sink=sink)
         with redis_errors_translated():
@@ -106,7 +98,7 @@ class SinkOutbox:
             if sink not in job.sinks:
                 self._redis.zrem(key, job_id)  # deleted in between, or broken
                 return None
-        return SinkClaim(job, job.sinks[sink])
+        return job
 
     def renew(self, sink: Sink, job_id: str) -> bool:
         """Extend a claim; False if the job is not to be sent any more."""
@@ -114,22 +106,22 @@ class SinkOutbox:
         with redis_errors_translated():
             return bool(self._renew(keys=[SINK.format(sink=sink)], args=[job_id, until]))
 
-    def sent(self, sink: Sink, claim: SinkClaim, url: str, message: str) -> bool:
+    def sent(self, sink: Sink, job: Job, url: str, message: str) -> bool:
         """Record that the result is at ``url``; False if it was not to be sent any more."""
         state = SinkState(
-            is_sent=True, num_attempts=claim.state.num_attempts, at=self.now(), url=url
+            is_sent=True, num_attempts=job.sinks[sink].num_attempts, at=self.now(), url=url
         )
         data = {"sink": sink.value, "url": url}
-        return self._settled(sink, claim, state, None, Event(message, data=data))
+        return self._settled(sink, job, state, None, Event(message, data=data))
 
-    def failed(self, sink: Sink, claim: SinkClaim, error: str, due_at: float) -> bool:
+    def failed(self, sink: Sink, job: Job, error: str, due_at: float) -> bool:
         """Record a failed attempt, with an event if the last one did not fail in the same way."""
-        number = claim.state.num_attempts + 1
+        number = job.sinks[sink].num_attempts + 1
         state = SinkState(is_sent=False, num_attempts=number, at=self.now(), error=error)
         event = None
-        if error != claim.state.error:
+        if error != job.sinks[sink].error:
             event = Event(f"not sent to {sink} yet: {error}", "warn", data={"sink": sink.value})
-        return self._settled(sink, claim, state, due_at, event)
+        return self._settled(sink, job, state, due_at, event)
 
     def postpone(self, sink: Sink, job_id: str, due_at: float) -> None:
         """Leave the job to another process, until then. This is no attempt."""
@@ -159,18 +151,17 @@ class SinkOutbox:
     def _settled(
         self,
         sink: Sink,
-        claim: SinkClaim,
+        job: Job,
         state: SinkState,
         due_at: float | None,
         event: Event | None,
     ) -> bool:
-        job_id = claim.job.id
-        keys = (SINK.format(sink=sink), RECORD.format(id=job_id), EVENTS.format(id=job_id))
+        keys = (SINK.format(sink=sink), RECORD.format(id=job.id), EVENTS.format(id=job.id))
         fields: Mapping[str, str] = event.to_fields(state.at) if event else {}
         arguments: list[str | float] = [
-            job_id,
+            job.id,
             sink.field,
-            claim.state.num_attempts,
+            job.sinks[sink].num_attempts,
             json.dumps(asdict(state)),
             "" if due_at is None else due_at,
             json.dumps(fields) if fields else "",

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from pruning.jobs.job import Job, Sink
 from pruning.jobs.redis import JobStoreUnavailable
-from pruning.jobs.sinks import SinkClaim, SinkOutbox
+from pruning.jobs.sinks import SinkOutbox
 
 # pauses between attempts; the last one is repeated, with a jitter of a fifth
 BACK_OFF_S = (5.0, 30.0, 120.0, 600.0, 3600.0)
@@ -96,48 +96,46 @@ class SinkThread(threading.Thread):
 
     def send_next(self) -> bool:
         """Send one job if one is due, and return whether there was one."""
-        claim = self._outbox.claim(self._sink)
-        if claim is None:
+        job = self._outbox.claim(self._sink)
+        if job is None:
             return False
         try:
-            with self._renewed(claim) as confirm:
-                delivered = self._sender.send(claim.job, confirm)
+            with self._renewed(job) as confirm:
+                delivered = self._sender.send(job, confirm)
         except NotHere:
-            self._outbox.postpone(self._sink, claim.job.id, self._outbox.now() + ELSEWHERE_S)
+            self._outbox.postpone(self._sink, job.id, self._outbox.now() + ELSEWHERE_S)
         except NotWanted:
-            self._withdraw(claim)
+            self._withdraw(job)
         except JobStoreUnavailable:
             raise
         except Exception as error:  # noqa: BLE001 - of any sink
-            self._failed(claim, error)
+            self._failed(job, error)
         else:
             self._on_attempt(self._sink, True)
-            logger.info("job %s: %s", claim.job.id, delivered.message)
-            if not self._outbox.sent(self._sink, claim, delivered.url, delivered.message):
-                self._withdraw(claim)
+            logger.info("job %s: %s", job.id, delivered.message)
+            if not self._outbox.sent(self._sink, job, delivered.url, delivered.message):
+                self._withdraw(job)
         return True
 
-    def _failed(self, claim: SinkClaim, error: Exception) -> None:
+    def _failed(self, job: Job, error: Exception) -> None:
         self._on_attempt(self._sink, False)
         reason = str(error) or type(error).__name__
-        logger.warning("job %s is not sent to %s yet: %s", claim.job.id, self._sink, reason)
-        at = min(claim.state.num_attempts, len(self._back_off_s) - 1)
+        logger.warning("job %s is not sent to %s yet: %s", job.id, self._sink, reason)
+        at = min(job.sinks[self._sink].num_attempts, len(self._back_off_s) - 1)
         pause_s = self._back_off_s[at] * self._random.uniform(1 - JITTER, 1 + JITTER)
-        self._outbox.failed(self._sink, claim, reason, self._outbox.now() + pause_s)
+        self._outbox.failed(self._sink, job, reason, self._outbox.now() + pause_s)
 
-    def _withdraw(self, claim: SinkClaim) -> None:
+    def _withdraw(self, job: Job) -> None:
         """Take back what was sent of a job that was deleted, and nothing that another has sent."""
-        if claim.job.checkpoint_name not in self._outbox.withdrawn(self._sink):
+        if job.checkpoint_name not in self._outbox.withdrawn(self._sink):
             return
         try:
-            self._sender.withdraw(claim.job)
+            self._sender.withdraw(job)
         except Exception as error:  # noqa: BLE001 - of any sink
-            logger.warning(
-                "job %s was deleted, but not from %s: %s", claim.job.id, self._sink, error
-            )
+            logger.warning("job %s was deleted, but not from %s: %s", job.id, self._sink, error)
 
     @contextmanager
-    def _renewed(self, claim: SinkClaim) -> Iterator[Callable[[], None]]:
+    def _renewed(self, job: Job) -> Iterator[Callable[[], None]]:
         """Renew the claim meanwhile. Yields what raises ``NotWanted`` once the job is deleted."""
         is_over, is_wanted = threading.Event(), True
 
@@ -145,10 +143,10 @@ class SinkThread(threading.Thread):
             nonlocal is_wanted
             while is_wanted and not is_over.wait(self._outbox.lease_s / 3):
                 with suppress(JobStoreUnavailable):
-                    is_wanted = self._outbox.renew(self._sink, claim.job.id)
+                    is_wanted = self._outbox.renew(self._sink, job.id)
 
         def confirm() -> None:
-            if not is_wanted or not self._outbox.renew(self._sink, claim.job.id):
+            if not is_wanted or not self._outbox.renew(self._sink, job.id):
                 raise NotWanted
 
         thread = threading.Thread(target=renew, name="renew a claim", daemon=True)

@@ -177,7 +177,7 @@ def test_a_record_stays_until_its_checkpoint_is_sent(
     outbox = SinkOutbox(redis_client)
     claim = outbox.claim(Sink.STORE)
     assert claim is not None
-    assert claim.job.id == job.id
+    assert claim.id == job.id
     outbox.sent(Sink.STORE, claim, "url", "uploaded")
     sweeping.sweep()
     assert job_store.list().jobs == ()
