@@ -3,21 +3,19 @@
 Generated from a seed, as the probe is. Answers are validated only, not compared with the right one.
 """
 
-import hashlib
 import json
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
+
+from pruning.evaluation.probe import CITIES, NAMES, THINGS, digest
 
 NUM_QUESTIONS = 36
 MAX_NEW_TOKENS = 64
 END = "\n\n"  # in front of a further question, if the model invents one
 _Z = 1.959964  # of a 95 % interval
-_NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hal", "Ida", "Jan", "Kim", "Lea")
-_CITIES = ("Bonn", "Cork", "Graz", "Kyoto", "Lyon", "Oslo", "Quito", "Riga", "Turin", "Zagreb")
-_THINGS = ("pens", "cups", "keys", "eggs", "nuts", "hats", "maps", "bags")
 _DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
 
@@ -80,11 +78,6 @@ def json_questions(seed: int = 0, num_questions: int = NUM_QUESTIONS) -> tuple[J
         if question not in questions:
             questions.append(question)
     return tuple(questions)
-
-
-def digest(questions: Sequence[JsonQuestion]) -> str:
-    """Hex sha256 of all prompts and schemas."""
-    return hashlib.sha256(json.dumps([asdict(each) for each in questions]).encode()).hexdigest()
 
 
 def fulfils(value: Any, schema: Mapping[str, Any]) -> bool:  # noqa: ANN401 - any JSON
@@ -150,28 +143,28 @@ def _question(rng: random.Random, kind: _Kind) -> JsonQuestion:
 
 
 def _person(rng: random.Random) -> tuple[str, Mapping[str, Any]]:
-    name, age, city = rng.choice(_NAMES), rng.randint(18, 90), rng.choice(_CITIES)
+    name, age, city = rng.choice(NAMES), rng.randint(18, 90), rng.choice(CITIES)
     text = f"{name} is {age} and lives in {city}."
     return text, {"name": name, "age": age, "city": city}
 
 
 def _order(rng: random.Random) -> tuple[str, Mapping[str, Any]]:
-    name, (first, second) = rng.choice(_NAMES), rng.sample(_THINGS, 2)
+    name, (first, second) = rng.choice(NAMES), rng.sample(THINGS, 2)
     many, more = rng.randint(2, 9), rng.randint(2, 9)
     items = [{"thing": first, "number": many}, {"thing": second, "number": more}]
     return f"{name} buys {many} {first} and {more} {second}.", {"buyer": name, "items": items}
 
 
 def _meeting(rng: random.Random) -> tuple[str, Mapping[str, Any]]:
-    name, day, hour = rng.choice(_NAMES), rng.choice(_DAYS), rng.randint(8, 18)
+    name, day, hour = rng.choice(NAMES), rng.choice(_DAYS), rng.randint(8, 18)
     is_online = rng.random() < 0.5
-    place = "online" if is_online else f"in {rng.choice(_CITIES)}"
+    place = "online" if is_online else f"in {rng.choice(CITIES)}"
     answer = {"with": name, "day": day, "hour": hour, "online": is_online}
     return f"Meet {name} {place} on {day} at {hour}:00.", answer
 
 
 def _reading(rng: random.Random) -> tuple[str, Mapping[str, Any]]:
-    city = rng.choice(_CITIES)
+    city = rng.choice(CITIES)
     values = [round(rng.uniform(-9, 35), 1) for _ in range(3)]
     text = f"In {city} it was {values[0]}, {values[1]} and {values[2]} degrees."
     return text, {"city": city, "degrees": values}

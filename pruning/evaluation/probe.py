@@ -17,9 +17,9 @@ from pruning.evaluation.probe_scores import Kind
 NUM_ITEMS = 40  # of each kind
 _NUM_SOLVED = 3  # in front of each question
 _NUM_WRONG = 3
-_NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hal", "Ida", "Jan", "Kim", "Lea")
-_CITIES = ("Bonn", "Cork", "Graz", "Kyoto", "Lyon", "Oslo", "Quito", "Riga", "Turin", "Zagreb")
-_THINGS = ("pens", "cups", "keys", "eggs", "nuts", "hats", "maps", "bags")
+NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hal", "Ida", "Jan", "Kim", "Lea")
+CITIES = ("Bonn", "Cork", "Graz", "Kyoto", "Lyon", "Oslo", "Quito", "Riga", "Turin", "Zagreb")
+THINGS = ("pens", "cups", "keys", "eggs", "nuts", "hats", "maps", "bags")
 _WORDS = (
     "river", "lamp", "stone", "cloud", "table", "horse", "green", "paper", "window", "bread",
     "silver", "garden", "winter", "bottle", "music", "forest", "candle", "letter", "market",
@@ -54,8 +54,8 @@ def probe_items(seed: int = 0, num_items: int = NUM_ITEMS) -> tuple[Item, ...]:
     return tuple(items)
 
 
-def digest(items: Sequence[Item]) -> str:
-    """Hex sha256 of all questions and answers."""
+def digest(items: Sequence[Any]) -> str:
+    """Hex sha256 of all questions and answers, or of other dataclasses."""
     return hashlib.sha256(json.dumps([asdict(item) for item in items]).encode()).hexdigest()
 
 
@@ -112,7 +112,7 @@ def _product(rng: random.Random) -> _Question:
 
 def _story(rng: random.Random) -> _Question:
     had, got = rng.randint(2, 9), rng.randint(2, 9)
-    name, things = rng.choice(_NAMES), rng.choice(_THINGS)
+    name, things = rng.choice(NAMES), rng.choice(THINGS)
     text = f"{name} had {had} {things} and got {got} more. Now {name} has"
     return _Question(
         text, f"{had + got} {things}.", [f"{n} {things}." for n in _near(rng, had + got)]
@@ -140,8 +140,8 @@ def _codes(rng: random.Random) -> _Question:
 
 
 def _recall(rng: random.Random) -> _Question:
-    names = rng.sample(_NAMES, 5)
-    cities = rng.sample(_CITIES, 5)
+    names = rng.sample(NAMES, 5)
+    cities = rng.sample(CITIES, 5)
     told = ", ".join(f"{name}: {city}" for name, city in zip(names, cities, strict=True))
     at = rng.randrange(5)
     wrong = [city for city in cities if city != cities[at]]
@@ -165,16 +165,16 @@ def _record(rng: random.Random, values: Mapping[str, Any]) -> _Question:
 
 
 def _person(rng: random.Random) -> _Question:
-    return _record(rng, {"name": rng.choice(_NAMES), "age": rng.randint(20, 89)})
+    return _record(rng, {"name": rng.choice(NAMES), "age": rng.randint(20, 89)})
 
 
 def _trip(rng: random.Random) -> _Question:
-    start, end = rng.sample(_CITIES, 2)
+    start, end = rng.sample(CITIES, 2)
     return _record(rng, {"from": start, "to": end, "days": rng.randint(2, 9)})
 
 
 def _stock(rng: random.Random) -> _Question:
-    values = {"item": rng.choice(_THINGS), "count": rng.randint(11, 99)}
+    values = {"item": rng.choice(THINGS), "count": rng.randint(11, 99)}
     return _record(rng, {**values, "sold": rng.choice([True, False])})
 
 

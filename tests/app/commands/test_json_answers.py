@@ -3,7 +3,8 @@
 import pytest
 
 from app.commands.json_answers import json_score
-from pruning.evaluation.json_questions import MAX_NEW_TOKENS, JsonQuestion, digest
+from pruning.evaluation.json_questions import MAX_NEW_TOKENS, JsonQuestion
+from pruning.evaluation.probe import digest
 from pruning.models.store import LoadedModel
 from tests.support.generate_requests import PROMPTS, oracle
 from tests.support.tiny_directory import NUM_BLOCKS

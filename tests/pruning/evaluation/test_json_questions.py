@@ -11,11 +11,11 @@ from pruning.evaluation.json_questions import (
     NUM_QUESTIONS,
     JsonQuestion,
     JsonScore,
-    digest,
     fulfils,
     json_questions,
     wilson,
 )
+from pruning.evaluation.probe import digest
 
 
 def test_questions_are_the_same_every_time_and_differ_from_each_other() -> None:
