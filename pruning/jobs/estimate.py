@@ -6,12 +6,11 @@ from statistics import median
 
 from pruning.jobs.job import Job, JobStatus
 from pruning.models.safetensors_headers import WeightSizes
-from pruning.models.store import ModelInfo
+from pruning.models.store import DTYPE_BYTES, ModelInfo
 from pruning.repair.cuts import NUM_BEHIND
 from pruning.spec.calibration import Sampling
 from pruning.spec.prune import Metric, PruneSpec, Repair, Resident
 
-_ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 _WAIT_LIMITS_S = (5.0, 3600.0)
 _UNKNOWN_WAIT_S = 60.0
 
@@ -56,7 +55,7 @@ class Duration:
 def footprint(spec: PruneSpec, info: ModelInfo, sizes: WeightSizes) -> Footprint:
     """Estimate memory and disk of a spec that was checked against the model."""
     item_bytes, published_bytes = (
-        _ITEM_BYTES.get(info.dtype if dtype == "auto" else dtype, 1)  # any other dtype has 8 bits
+        DTYPE_BYTES.get(info.dtype if dtype == "auto" else dtype, 1)  # any other dtype has 8 bits
         for dtype in (spec.dtype, spec.published_dtype)
     )
     blocks, most = info.num_blocks, spec.most_removals(info.num_blocks)
