@@ -20,6 +20,7 @@ from pruning.evaluation.quality import Perplexity
 from pruning.extras import require_extra
 from pruning.models.architectures import ARCHITECTURES, CannotQuantize, architecture
 from pruning.models.forward import Forward, InMemoryForward
+from pruning.models.load_checks import load_strictly
 from pruning.models.quantize import other_parameters, quantized_layers
 from pruning.models.rounding import QuantizedLinear
 from pruning.models.store import read_config
@@ -68,27 +69,16 @@ def load_quantized(directory: Path, device: str) -> PreTrainedModel:
     """
     require_compressed_tensors()
     hide_compressed_tensors_bars()
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        directory,
-        dtype=read_config(directory).dtype,
-        use_safetensors=True,
-        output_loading_info=True,
-        local_files_only=True,
-        trust_remote_code=False,
-    )
-    model, report = loaded
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if keys := sorted(map(str, report[kind])):
-            raise ValueError(f"{len(keys)} {kind.replace('_', ' ')}: {', '.join(keys[:3])}")
-    model = model.to(device).eval()
+    dtype = read_config(directory).dtype
+    loaded = load_strictly(directory, AutoModelForCausalLM, dtype=dtype)
+    model: PreTrainedModel = loaded.to(device).eval()
     with torch.inference_mode():
         model(torch.zeros(1, 1, dtype=torch.long, device=device))  # makes the weights plain
     del model.config.quantization_config
     for module in model.modules():
         for name in [name for name in module._parameters if name.startswith("weight_")]:
             del module._parameters[name]
-    plain: PreTrainedModel = model
-    return plain
+    return model
 
 
 def compared_perplexities(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pruning.extras import require_extra
-from pruning.models.load_checks import foreign_code, refuse_wrong_keys
+from pruning.models.load_checks import foreign_code, load_strictly
 from pruning.models.towers import auto_class, whole_config
 
 # Methods whose weights transformers makes plain without a GPU. GPTQ and AWQ are not among them.
@@ -39,17 +39,7 @@ def dequantize(path: Path, directory: Path) -> None:
     with foreign_code(f"{path} cannot be dequantized"):
         config = whole_config(path)
         config.quantization_config = {**_fields(config.quantization_config), "dequantize": True}
-        loaded: Any = auto_class(config).from_pretrained(
-            path,
-            config=config,
-            dtype=torch.bfloat16,
-            use_safetensors=True,
-            output_loading_info=True,
-            trust_remote_code=False,
-            local_files_only=True,
-        )
-    model, report = loaded
-    refuse_wrong_keys(path, report)
+        model = load_strictly(path, auto_class(config), config=config, dtype=torch.bfloat16)
     _save(model, directory)
 
 

@@ -64,6 +64,24 @@ def check_size(path: Path, config: "PreTrainedConfig") -> None:
         )
 
 
+def load_strictly(path: Path, kind: Any, **options: Any) -> Any:  # noqa: ANN401 - transformers has no types for them
+    """The model in the directory by this class of transformers, from safetensors alone.
+
+    Raises ``NotAModel`` if a key is missing, unexpected or of the wrong shape, and what the class
+    raises.
+    """
+    model, report = kind.from_pretrained(
+        path,
+        use_safetensors=True,
+        output_loading_info=True,
+        trust_remote_code=False,
+        local_files_only=True,
+        **options,
+    )
+    refuse_wrong_keys(path, report)
+    return model
+
+
 def refuse_wrong_keys(path: Path, report: dict[str, Any]) -> None:
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if keys := sorted(str(key) for key in report.get(kind, ())):

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from pruning.records import MAX_INTEGER, read_stored
+from pruning.records import MAX_INTEGER, open_stored, read_stored
 
 # What follows from a header that is not as the format wants it
 _WRONG = (RecursionError, ValueError, KeyError, TypeError, AttributeError, struct.error)
@@ -142,7 +142,7 @@ def check_weights(path: Path) -> None:
 
 def read_header(file: Path) -> tuple[dict[str, Any], int]:
     """The header of a safetensors file, and the offset of its tensors. Raises ``NotAModel``."""
-    with _errors_as_not_a_model(file), _opened(file) as opened:
+    with _errors_as_not_a_model(file), open_stored(file) as opened:
         (num_bytes,) = struct.unpack("<Q", opened.read(8))
         if num_bytes > _MAX_HEADER_BYTES:
             raise ValueError(f"a header of {num_bytes} bytes")
@@ -193,13 +193,6 @@ def _shards(path: Path) -> set[str]:
         raise NotAModel(f"{index} is not a safetensors index: {error}") from error
 
 
-def _opened(file: Path) -> BinaryIO:
-    """Raises ``OSError``, also for a pipe, which could not be read to its end."""
-    if file.exists() and not file.is_file():
-        raise OSError(f"{file} is no regular file")
-    return file.open("rb")
-
-
 def _shape_of(
     shapes: Mapping[str, tuple[int, ...]], endings: tuple[str, ...]
 ) -> tuple[int, ...] | None:
@@ -231,7 +224,7 @@ def _add_file(digest: "hashlib._Hash", file: Path) -> None:
     header, begin = read_header(file)
     digest.update(json.dumps([file.name, file.stat().st_size, header], sort_keys=True).encode())
     offsets = [tensor["data_offsets"] for tensor in _tensors(header).values()]
-    with _opened(file) as opened:
+    with open_stored(file) as opened:
         for first, end in sorted(offsets):
             opened.seek(begin + first)
             digest.update(opened.read(min(_SAMPLE_BYTES, end - first)))

@@ -24,8 +24,8 @@ from pruning.models.inspection_record import InspectionRecord, Stamp
 from pruning.models.load_checks import (
     check_size,
     foreign_code,
+    load_strictly,
     refuse_wrong_buffers,
-    refuse_wrong_keys,
 )
 from pruning.models.names import is_name
 from pruning.models.safetensors_headers import NotAModel as NotAModel  # noqa: PLC0414 - for importers
@@ -284,21 +284,16 @@ def load_whole(path: Path, *, dtype: str = "auto", on_meta: bool = False) -> "Pr
     import torch  # noqa: PLC0415 - takes seconds
 
     usable_config(path)
-    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     with foreign_code(f"{path} cannot be loaded", torch.AcceleratorError):
         config = whole_config(path)
         check_size(path, config)
-        loaded: Any = auto_class(config).from_pretrained(
+        model = load_strictly(
             path,
+            auto_class(config),
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused below, with the names of the keys
+            ignore_mismatched_sizes=True,  # refused with the names of the keys
             device_map="meta" if on_meta else None,
-            **options,
         )
-    model, report = loaded
-    refuse_wrong_keys(path, report)
     as_parameters(model)
     whole: PreTrainedModel = model.eval()
     return whole

@@ -71,7 +71,8 @@ def test_a_file_that_may_not_be_read_is_not_called_a_broken_one(
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", refuse)  # nothing is refused to root
+    # nothing is refused to root
+    monkeypatch.setattr("pruning.models.safetensors_headers.open_stored", refuse)
     with pytest.raises(NotAModel, match="may not be read"):
         weight_sizes(tmp_path)
 
