@@ -15,7 +15,6 @@ import torch
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     GenerationMixin,
     PreTrainedModel,
@@ -63,6 +62,8 @@ def compare(directory: Path, expected: Expectation) -> None:
     _compare_files(companions(directory), expected)
     try:
         _compare_config(directory, expected)
+        ids = sample_ids(load_tokenizer(directory))
+        _same("token ids of a sample text", ids, list(expected.sample_ids))
         if expected.is_quantized:
             _compare_quantized(directory, expected)
         elif expected.is_streamed:
@@ -117,28 +118,20 @@ def compare_gguf(file: Path, expected: Expectation) -> None:
 
 
 def _compare_whole(directory: Path, expected: Expectation) -> None:
-    tokenizer = load_tokenizer(directory)
-    _same("token ids of a sample text", sample_ids(tokenizer), list(expected.sample_ids))
     loaded: Any = load_whole(directory)
     whole = loaded.to(expected.device)
     model = language_model(whole)
     _compare_model(model, expected)
+    _same("tensors of other towers", others_of(directory, model), expected.others)
     if model is not whole:
-        _compare_other_towers(directory, model, expected)
         with torch.inference_mode():
             logits = whole(expected.token_ids.to(whole.device), use_cache=False).logits
         _compare_logits(logits, expected)
 
 
-def _compare_other_towers(directory: Path, model: PreTrainedModel, expected: Expectation) -> None:
-    _same("tensors of other towers", others_of(directory, model), expected.others)
-
-
 def _compare_quantized(directory: Path, expected: Expectation) -> None:
     if expected.is_streamed:
         raise CheckpointNotPortable(f"transformers loads quantized {_WHOLE}")
-    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    _same("token ids of a sample text", sample_ids(tokenizer), list(expected.sample_ids))
     _compare_model(load_quantized(directory, expected.device), expected)
 
 
@@ -155,10 +148,8 @@ def _compare_model(model: PreTrainedModel, expected: Expectation) -> None:
 @torch.inference_mode()
 def _compare_streamed(directory: Path, expected: Expectation) -> None:
     streamed = StreamedModel(directory, device=expected.device)
-    _same("token ids of a sample text", sample_ids(streamed.tokenizer), list(expected.sample_ids))
     _compare_shape(streamed.model, expected)
-    if expected.others is not None:
-        _compare_other_towers(directory, streamed.model, expected)
+    _same("tensors of other towers", others_of(directory, streamed.model), expected.others)
     names = [name for name, _ in streamed.model.named_parameters()]
     _compare_weights({name: digest(values) for name, values in streamed.read(names)}, expected)
     forward = StreamedForward(streamed, tuple(range(expected.num_blocks)))
