@@ -53,7 +53,7 @@ def senders_of(
 ) -> dict[Sink, Sender]:
     """What sends to each of ``sinks_of``. ``speedup_of`` is what was measured of a checkpoint.
 
-    Raises ``StoreExtraMissing`` or ``MlflowMissing``.
+    Raises ``StoreExtraMissing`` or ``ExtraMissing``.
     """
     senders: dict[Sink, Sender] = {}
     checkpoints = CheckpointStore(settings.checkpoints_dir)

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from pruning.checkpoints.store import CheckpointStore, Manifest
 from pruning.checkpoints.trajectory_plot import PLOT_FILE
 from pruning.evaluation.quality import Interval
-from pruning.extras import missing_extra
+from pruning.extras import require_extra
 from pruning.jobs.job import Job
 from pruning.worker.sinks import Delivered, NotHere
 
@@ -18,10 +18,6 @@ _KEY = re.compile(r"[^\w./ -]", re.ASCII)
 _MAX_METRICS = 1000  # of a request
 _MAX_PARAMS = 100
 _MAX_TEXT = 6000  # characters of a parameter
-
-
-class MlflowMissing(RuntimeError):
-    """MLflow's client is not installed."""
 
 
 class MlflowRuns:
@@ -35,11 +31,10 @@ class MlflowRuns:
         place_of: Callable[[str], str],
         speedup_of: SpeedupOf,
     ) -> None:
-        """``place_of`` is the URI of a checkpoint by its name. Raises ``MlflowMissing``."""
-        try:
-            from mlflow import MlflowClient  # noqa: PLC0415 - an extra
-        except ImportError as error:
-            raise MlflowMissing(missing_extra("mlflow", "SLEB_MLFLOW_URI")) from error
+        """``place_of`` is the URI of a checkpoint by its name. Raises ``ExtraMissing``."""
+        require_extra("mlflow", "SLEB_MLFLOW_URI")
+        from mlflow import MlflowClient  # noqa: PLC0415 - an extra
+
         self._client: MlflowClient = MlflowClient(tracking_uri=uri)
         self._uri = uri.rstrip("/")
         self._experiment = experiment
