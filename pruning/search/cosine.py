@@ -9,61 +9,46 @@ from contextlib import closing
 import torch
 from torch.nn import functional as F
 
-from pruning.models.blocks import BlockCall, block_calls
-from pruning.models.memory import BATCH_TOKENS, state_budget
+from pruning.models import memory
+from pruning.models.blocks import block_calls
 from pruning.removal import Losses
 from pruning.repair.repair import VisitedModel
 from pruning.sleb import Blocks
 
 
-class CosineRanker:
-    """Scores every candidate in one pass through the model.
+@torch.inference_mode()
+def cosines(
+    dense: VisitedModel,
+    windows: torch.Tensor,
+    keep: Blocks,
+    candidates: Blocks,
+    *,
+    batch_tokens: int = memory.BATCH_TOKENS,
+    state_budget: int | None = None,
+) -> Iterator[tuple[int, Losses]]:
+    """Yield ``(block, scores)``, one score per window, in the model of the blocks ``keep``.
 
     The score of a block on a window of T tokens is ``1 - (1 / T) sum_t x_t . y_t / (|x_t| |y_t|)``
     in float64, where ``x_t`` and ``y_t`` are the hidden states of token t before and after the
     block. ``windows`` are token ids ``[num_windows, seqlen]``. A pass through the blocks has as
     many windows as fit into ``state_budget`` bytes, and at least one.
     """
-
-    def __init__(
-        self,
-        dense: VisitedModel,
-        windows: torch.Tensor,
-        *,
-        batch_tokens: int = BATCH_TOKENS,
-        state_budget: int | None = None,
-    ) -> None:
-        self._dense = dense
-        self._batch_size = max(1, batch_tokens // windows.shape[1])
-        self._sweep_size = _num_fitting(dense, windows.shape[1], state_budget)
-        self._windows = windows.to(dense.device)
-
-    @torch.inference_mode()
-    def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, Losses]]:
-        """Yield ``(block, scores)``, one score per window, in the model of the blocks ``keep``."""
-        scores: dict[int, list[float]] = {block: [] for block in candidates}
-        path = tuple(block for block in keep if block <= max(candidates, default=-1))
-        for sweep in torch.split(self._windows, self._sweep_size):
-            batches, calls = self._embedded(sweep)
-            with closing(self._dense.blocks(path)) as loaded:
-                for block in loaded:
-                    before, batches = batches, [calls[block](hidden) for hidden in batches]
-                    if block in scores:
-                        scores[block] += _changes(before, batches)
-        yield from scores.items()
-
-    def _embedded(self, windows: torch.Tensor) -> tuple[list[torch.Tensor], tuple[BlockCall, ...]]:
-        with self._dense.embeddings():
-            parts = torch.split(windows, self._batch_size)
-            embedded = [block_calls(self._dense.model, part) for part in parts]
-        return [hidden for hidden, _ in embedded], embedded[0][1]
-
-
-def _num_fitting(dense: VisitedModel, seqlen: int, num_bytes: int | None) -> int:
-    """How many windows fit into the budget with their states before and after a block."""
-    width: int = dense.model.config.hidden_size
-    budget = state_budget(dense.device, num_bytes)
-    return max(1, budget // (2 * seqlen * width * dense.model.dtype.itemsize))
+    seqlen, width = windows.shape[1], dense.model.config.hidden_size
+    window_bytes = 2 * seqlen * width * dense.model.dtype.itemsize  # before and after a block
+    at_once = max(1, memory.state_budget(dense.device, state_budget) // window_bytes)
+    scores: dict[int, list[float]] = {block: [] for block in candidates}
+    path = tuple(block for block in keep if block <= max(candidates, default=-1))
+    for sweep in torch.split(windows.to(dense.device), at_once):
+        with dense.embeddings():
+            parts = torch.split(sweep, max(1, batch_tokens // seqlen))
+            embedded = [block_calls(dense.model, part) for part in parts]
+        batches, calls = [hidden for hidden, _ in embedded], embedded[0][1]
+        with closing(dense.blocks(path)) as loaded:
+            for block in loaded:
+                before, batches = batches, [calls[block](hidden) for hidden in batches]
+                if block in scores:
+                    scores[block] += _changes(before, batches)
+    yield from scores.items()
 
 
 def _changes(before: list[torch.Tensor], after: list[torch.Tensor]) -> list[float]:

@@ -26,9 +26,10 @@ from pruning.models.store import LoadedModel, load, pick_device
 from pruning.models.streaming import StreamedModel
 from pruning.models.timing import measure_streamed_times, measure_times
 from pruning.models.towers import tower_type
+from pruning.removal import Losses
 from pruning.repair.repair import ResidentModel, VisitedModel
 from pruning.repair.walk import OpenWalk
-from pruning.search.cosine import CosineRanker
+from pruning.search.cosine import cosines
 from pruning.search.objective import Objective
 from pruning.search.ray_repair import ClusterWalk
 from pruning.search.ray_scoring import ClusterScorer
@@ -101,32 +102,23 @@ class DenseModel:
 
         It is in this process or in actors. Windows can be scored up to each of the ``boundaries``.
         """
+        how: dict[str, Any] = {"boundaries": boundaries, "objective": objective}
+        streamed = self.weights if isinstance(self.weights, StreamedModel) else None
         if not self.resources.num_actors:
-            yield self.local_scorer(windows, boundaries, objective)
+            how |= self._limits()
+            yield SharedPrefixScorer(streamed or self._on_device(), windows, **how)
             return
-        is_streamed = isinstance(self.weights, StreamedModel)
-        if not is_streamed:
+        if streamed is None:
             leave_device(self.model)
-        shared = {**self._of_actors(), "boundaries": boundaries, "objective": objective}
-        with ClusterScorer(self.path, windows, **shared, is_streamed=is_streamed) as scorer:
+        how |= {**self._of_actors(), "is_streamed": streamed is not None}
+        with ClusterScorer(self.path, windows, **how) as scorer:
             yield scorer
 
-    def local_scorer(
-        self,
-        windows: torch.Tensor,
-        boundaries: Sequence[int] = (),
-        objective: Objective = Objective.LOSS,
-    ) -> GrowingScorer:
-        """A scorer in this process."""
-        streamed = self.weights if isinstance(self.weights, StreamedModel) else None
-        how = {**self._limits(), "boundaries": boundaries, "objective": objective}
-        return SharedPrefixScorer(streamed or self._on_device(), windows, **how)
-
-    def cosine_ranker(self, windows: torch.Tensor) -> CosineRanker:
+    def cosines(
+        self, windows: torch.Tensor, keep: Blocks, candidates: Blocks
+    ) -> Iterator[tuple[int, Losses]]:
         """Metric 1 on ``windows [num_windows, seqlen]``, in this process."""
-        is_streamed = isinstance(self.weights, StreamedModel)
-        dense = self.visited() if is_streamed else ResidentModel(self._on_device())
-        return CosineRanker(dense, windows, **self._limits())
+        return cosines(self.visited(), windows, keep, candidates, **self._limits())
 
     def forward(self, keep: Blocks, quantize: Quantize | None = None, own: Own = NO_OWN) -> Forward:
         """Forward passes in this process, with plain or quantized weights.
@@ -148,15 +140,16 @@ class DenseModel:
         return measure_times(self._on_device())
 
     def visited(self) -> VisitedModel:
-        """The dense model as ``repair_depths`` takes it."""
+        """The dense model as ``repair_depths`` takes it, on the device of the run."""
         if isinstance(self.weights, StreamedModel):
             return self.weights
-        return ResidentModel(self.model)
+        return ResidentModel(self._on_device())
 
     def open_walk(self) -> OpenWalk | None:
         """Where ``repair_depths`` takes the windows through the blocks; None: in this process.
 
-        Weights of this process leave the GPU to others that have them.
+        To be called behind ``visited``: weights of this process leave the GPU to others that have
+        them.
         """
         if not self.resources.num_actors or isinstance(self.weights, StreamedModel):
             return None

@@ -2,10 +2,10 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from pruning.healing.progress import Step
 from pruning.removal import Losses, Removal
-from pruning.search.ranking import Ranker
 from pruning.search.staged import StagedScorer
 from pruning.search.state import ScoredCandidate, SearchPlan, num_whole
 from pruning.search.window_scorer import GrowingScorer
@@ -67,10 +67,6 @@ class Tally:
         self._waiting: dict[tuple[str, int], ScoredCandidate] = {}
         self._reported_at_s = time.monotonic()
 
-    def add(self, scored: ScoredCandidate) -> None:
-        """One more candidate is scored as a whole."""
-        self.reach(self.done + 1, scored, is_whole=True)
-
     def reach(self, done: int, scored: ScoredCandidate, *, is_whole: bool) -> None:
         """``done`` evaluations are done, with those losses of a candidate."""
         self.done = done
@@ -91,100 +87,59 @@ class Tally:
         self._observer.evaluated(self.done, self.total, scored)
 
 
-class ObservedRanker:
-    """A ranker that reports every candidate it scores, under the ``name`` of the round.
-
-    Candidates in ``scored``, by names of rounds, are not scored again.
-    """
-
-    def __init__(
-        self,
-        ranker: Ranker,
-        tally: Tally,
-        scored: Mapping[str, Mapping[int, Losses]],
-        name: str,
-    ) -> None:
-        self._ranker = ranker
-        self._tally = tally
-        self._scored = scored
-        self._name = name
-
-    def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, Losses]]:
-        known = self._scored.get(self._name, {})
-        yield from ((block, known[block]) for block in candidates if block in known)
-        unknown = tuple(block for block in candidates if block not in known)
-        for block, losses in self._ranker.score_round(keep, unknown):
-            self._tally.add(ScoredCandidate(self._name, block, losses))
-            yield block, losses
-
-
+@dataclass
 class ObservedScorer:
     """A scorer that reports every candidate of a round, also one that is scored on some windows.
 
     ``name`` gives the name of the round behind some blocks. Losses in ``scored``, by names of
-    rounds, are not computed again. ``latest`` gets the losses of the latest round, and ``models``
-    those of other models, by their blocks.
+    rounds, are not computed again. ``latest`` has the losses of the latest round by candidate, and
+    ``models`` those of other models, by their blocks.
     """
 
-    def __init__(
-        self,
-        scorer: GrowingScorer,
-        tally: Tally,
-        scored: Mapping[str, Mapping[int, Losses]],
-        name: Callable[[Blocks], str],
-        latest: dict[int, Losses],
-        models: dict[Blocks, Losses],
-        *,
-        is_staged: bool = False,
-    ) -> None:
-        self._scorer = scorer
-        self._tally = tally
-        self._scored = scored
-        self._name = name
-        self._latest = latest
-        self._models = models
-        self._is_staged = is_staged
+    scorer: GrowingScorer
+    tally: Tally
+    scored: Mapping[str, Mapping[int, Losses]]
+    name: Callable[[Blocks], str]
+    is_staged: bool = False
+    latest: dict[int, Losses] = field(default_factory=dict)
+    models: dict[Blocks, Losses] = field(default_factory=dict)
 
     def losses(self, keep: Blocks) -> Losses:
-        self._models[keep] = self._scorer.losses(keep)
-        return self._models[keep]
+        self.models[keep] = self.scorer.losses(keep)
+        return self.models[keep]
 
     def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, Losses]]:
-        name = self._name(keep)
-        known = {b: scored for b, scored in self._scored.get(name, {}).items() if b in candidates}
-        begin = self._tally.done - num_whole(known, self._scorer.num_windows)
-        parts = _InParts(self._scorer, self._tally, name, known, begin)
-        scorer = StagedScorer(parts) if self._is_staged else parts
-        self._latest.clear()
+        name = self.name(keep)
+        known = {b: scored for b, scored in self.scored.get(name, {}).items() if b in candidates}
+        begin = self.tally.done - num_whole(known, self.scorer.num_windows)
+        parts = _InParts(self.scorer, self.tally, name, known, begin)
+        scorer = StagedScorer(parts) if self.is_staged else parts
+        self.latest.clear()
         for block, losses in scorer.score_round(keep, candidates):
-            self._latest[block] = losses
+            self.latest[block] = losses
             yield block, losses
-        self._tally.end_round(begin + len(candidates))
+        self.tally.end_round(begin + len(candidates))
 
 
+@dataclass
 class _InParts:
     """The scorer of one round, which learns of the losses of candidates as they grow.
 
     ``begin`` is the number of evaluations before the round.
     """
 
-    def __init__(
-        self,
-        scorer: GrowingScorer,
-        tally: Tally,
-        name: str,
-        known: Mapping[int, Losses],
-        begin: int,
-    ) -> None:
-        self.num_windows = scorer.num_windows
-        self._scorer = scorer
-        self._tally = tally
-        self._name = name
-        self._known = dict(known)  # of each candidate: the losses of the first windows
-        self._begin = begin
+    scorer: GrowingScorer
+    tally: Tally
+    name: str
+    known: dict[int, Losses]  # of each candidate: the losses of the first windows
+    begin: int
+
+    @property
+    def num_windows(self) -> int:
+        return self.scorer.num_windows
 
     def losses(self, keep: Blocks) -> Losses:
-        return self._scorer.losses(keep)
+        return self.scorer.losses(keep)
 
     def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, Losses]]:
         return self.score(keep, candidates, range(self.num_windows))
@@ -192,16 +147,16 @@ class _InParts:
     def score(
         self, keep: Blocks, candidates: Blocks, windows: range
     ) -> Iterator[tuple[int, Losses]]:
-        known = {b: self._known.get(b, ())[windows.start : windows.stop] for b in candidates}
+        known = {b: self.known.get(b, ())[windows.start : windows.stop] for b in candidates}
         waiting = tuple(block for block in candidates if len(known[block]) < len(windows))
         yield from ((block, known[block]) for block in candidates if block not in waiting)
-        for block, losses in self._scorer.growing(keep, waiting, windows, known):
-            self._learn(block, [*self._known.get(block, ())[: windows.start], *losses])
+        for block, losses in self.scorer.growing(keep, waiting, windows, known):
+            self._learn(block, [*self.known.get(block, ())[: windows.start], *losses])
             if len(losses) == len(windows):
                 yield block, losses
 
     def _learn(self, block: int, losses: Losses) -> None:
-        self._known[block] = losses
-        done = self._begin + num_whole(self._known, self.num_windows)
+        self.known[block] = losses
+        done = self.begin + num_whole(self.known, self.num_windows)
         is_whole = len(losses) == self.num_windows
-        self._tally.reach(done, ScoredCandidate(self._name, block, losses), is_whole=is_whole)
+        self.tally.reach(done, ScoredCandidate(self.name, block, losses), is_whole=is_whole)

@@ -5,27 +5,22 @@ dense model without it. The scores are measured once, so they ignore how removal
 and cost no more than the first round of ``sleb``.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from statistics import fmean
-from typing import Protocol
 
 from pruning.removal import Losses, NonFiniteLoss, Removal, kept
 from pruning.sleb import Blocks, RoundScorer, sleb
 
-
-class Ranker(Protocol):
-    def score_round(self, keep: Blocks, candidates: Blocks) -> Iterable[tuple[int, Losses]]:
-        """Yield ``(block, scores)``, one score per window, in the model of the blocks ``keep``.
-
-        The block with the lowest mean is removed first.
-        """
+# Yields ``(block, scores)`` of candidates, one score per window, in the model of the first blocks.
+# The block with the lowest mean is removed first.
+Rank = Callable[[Blocks, Blocks], Iterable[tuple[int, Losses]]]
 
 
 def ranked(
     scorer: RoundScorer,
-    ranker: Ranker,
+    rank: Rank,
     num_blocks: int,
     num_remove: int,
     *,
@@ -34,14 +29,14 @@ def ranked(
     removed: Sequence[int] = (),
     dense_loss: float | None = None,
 ) -> Iterator[Removal]:
-    """Yield removals one by one, in the order that ``ranker`` gives for the dense model.
+    """Yield removals one by one, in the order that ``rank`` gives for the dense model.
 
     A removal has the scores and margins of the ranking, and the loss that ``scorer`` measures after
     it. Arguments and errors are those of ``sleb``.
     """
     keep = list(kept(num_blocks, removed))
     for choice in sleb(
-        _Once(scorer, ranker, tuple(range(num_blocks))),
+        _Once(scorer, rank, tuple(range(num_blocks))),
         num_blocks,
         num_remove,
         protect_first=protect_first,
@@ -56,23 +51,23 @@ def ranked(
         yield replace(choice, loss=loss)
 
 
+@dataclass
 class _Once:
     """A scorer that repeats the scores of the dense model in every round: ``sleb`` sorts them."""
 
-    def __init__(self, scorer: RoundScorer, ranker: Ranker, dense: Blocks) -> None:
-        self._scorer = scorer
-        self._ranker = ranker
-        self._dense = dense
-        self._scores: dict[int, Losses] = {}
+    scorer: RoundScorer
+    rank: Rank
+    dense: Blocks
+    scores: dict[int, Losses] = field(default_factory=dict)
 
     def losses(self, keep: Blocks) -> Losses:
-        return self._scorer.losses(keep)
+        return self.scorer.losses(keep)
 
     def score_round(
         self,
         keep: Blocks,  # noqa: ARG002 - scores are those of the dense model
         candidates: Blocks,
     ) -> Iterator[tuple[int, Losses]]:
-        if not self._scores:
-            self._scores = dict(self._ranker.score_round(self._dense, candidates))
-        yield from ((block, self._scores[block]) for block in candidates)
+        if not self.scores:
+            self.scores = dict(self.rank(self.dense, candidates))
+        yield from ((block, self.scores[block]) for block in candidates)

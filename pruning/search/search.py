@@ -1,8 +1,8 @@
 """The search of a run: any metric, exact or staged, to a number of blocks or to a target."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from math import exp, isfinite
 from statistics import fmean
 
@@ -12,10 +12,17 @@ from pruning.models.safetensors_headers import fingerprint
 from pruning.removal import Losses, NonFiniteLoss, Removal, by_domain, kept
 from pruning.search.dense_model import DenseModel
 from pruning.search.objective import Objective
-from pruning.search.observed import ObservedRanker, ObservedScorer, Observer, Tally
-from pruning.search.ranking import Ranker, ranked
+from pruning.search.observed import ObservedScorer, Observer, Tally
+from pruning.search.ranking import ranked
 from pruning.search.staged import stages
-from pruning.search.state import RANKING, SearchPlan, SearchState, num_whole, round_name
+from pruning.search.state import (
+    RANKING,
+    ScoredCandidate,
+    SearchPlan,
+    SearchState,
+    num_whole,
+    round_name,
+)
 from pruning.search.target import planned_removals
 from pruning.search.window_scorer import GrowingScorer
 from pruning.sleb import Blocks, sleb
@@ -85,8 +92,6 @@ class _Search:
     state: SearchState
     observer: Observer
     tally: Tally
-    latest: dict[int, Losses] = field(default_factory=dict)  # of the candidates of a round
-    models: dict[Blocks, Losses] = field(default_factory=dict)  # of others, by their blocks
 
     @property
     def num_blocks(self) -> int:
@@ -115,25 +120,37 @@ class _Search:
 
     def _algorithm(self) -> Callable[..., Iterator[Removal]]:
         """``sleb`` or ``ranked`` with their scorers, for the arguments that they share."""
-        observed = self._observed(lambda keep: round_name(self.num_blocks - len(keep) + 1))
+        observed = self.rounds
         if self.spec.metric.has_rounds:
             return partial(sleb, observed)
-        ranking: Ranker = self._observed(lambda _keep: RANKING)
         if self.spec.metric is Metric.COSINE:
-            ranker = self.dense.cosine_ranker(self.windows.token_ids)
-            ranking = ObservedRanker(ranker, self.tally, self.state.scored, RANKING)
-        return partial(ranked, observed, ranking)
+            return partial(ranked, observed, self._cosines)
+        return partial(ranked, observed, self._observed(lambda _keep: RANKING).score_round)
+
+    @cached_property
+    def rounds(self) -> ObservedScorer:
+        """The scorer of rounds that each remove a block."""
+        return self._observed(lambda keep: round_name(self.num_blocks - len(keep) + 1))
+
+    def _cosines(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, Losses]]:
+        """Their cosines; those that are not recorded yet are measured and reported."""
+        known = self.state.scored_in(RANKING)
+        yield from ((block, known[block]) for block in candidates if block in known)
+        unknown = tuple(block for block in candidates if block not in known)
+        for block, scores in self.dense.cosines(self.windows.token_ids, keep, unknown):
+            scored = ScoredCandidate(RANKING, block, scores)
+            self.tally.reach(self.tally.done + 1, scored, is_whole=True)
+            yield block, scores
 
     def _observed(self, name: Callable[[Blocks], str]) -> ObservedScorer:
         is_staged = self.spec.search is Search.STAGED
-        counted = (self.tally, self.state.scored, name, self.latest, self.models)
-        return ObservedScorer(self.scorer, *counted, is_staged=is_staged)
+        return ObservedScorer(self.scorer, self.tally, self.state.scored, name, is_staged)
 
     def _with_loss(self, removal: Removal, removed: Sequence[int]) -> Removal:
         """The removal with its losses by domain, and with the loss after it, where the round was
         decided by something else.
         """
-        losses = self.latest.get(removal.block, ())
+        losses = self.rounds.latest.get(removal.block, ())
         if self.spec.metric is Metric.KL:
             losses = self.scorer.losses(kept(self.num_blocks, removed))
             loss = fmean(losses)
@@ -147,7 +164,7 @@ class _Search:
     def _dense_domain_losses(self, removals: Sequence[Removal]) -> Mapping[str, float]:
         if removals:
             return removals[0].dense_domain_losses
-        losses = self.models[tuple(range(self.num_blocks))]
+        losses = self.rounds.models[tuple(range(self.num_blocks))]
         return by_domain(losses, self.windows.domains)
 
 

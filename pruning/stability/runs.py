@@ -10,13 +10,13 @@ from pruning.data.calibration import calibrate, held_out
 from pruning.data.corpora import NOT_ENOUGH, CalibrationError
 from pruning.data.windows import Windows
 from pruning.evaluation.perplexity import perplexity
+from pruning.evaluation.pruned_losses import PrunedModel, pruned_losses
 from pruning.models.blocks import num_blocks
-from pruning.removal import Losses, kept
+from pruning.removal import kept
 from pruning.search.dense_model import DenseModel
 from pruning.search.observed import Observer
 from pruning.search.search import search
 from pruning.search.state import SearchState
-from pruning.sleb import Blocks, RoundScorer
 from pruning.spec.calibration import CalibrationSpec
 from pruning.spec.prune import PruneSpec
 from pruning.stability.agreement import SearchRun
@@ -77,7 +77,6 @@ def runs(
     observer: Callable[[int], Observer],
 ) -> Iterator[SearchRun]:
     """Yield a run for each sample, with the observer of its number. Raises as ``search`` does."""
-    curves = {text: _Curve(dense, windows) for text, windows in evaluated_on.items()}
     for number, sample in enumerate(taken):
         of_sample = replace(spec, calibration=sample.spec)
         removals = search(of_sample, dense, sample.windows, observer(number), SearchState())
@@ -86,28 +85,18 @@ def runs(
             text=sample.text,
             seed=sample.spec.seed,
             removals=tuple(removals),
-            perplexities={text: curve.perplexities(order) for text, curve in curves.items()},
+            perplexities={
+                text: _curve(dense, order, windows) for text, windows in evaluated_on.items()
+            },
             windows=tuple(_digest(window) for window in sample.windows.token_ids),
         )
 
 
-class _Curve:
-    """Perplexities on one text. Sets of kept blocks that runs share are evaluated once."""
-
-    def __init__(self, dense: DenseModel, windows: Windows) -> None:
-        self._scorer: RoundScorer = dense.local_scorer(windows.token_ids)
-        self._num_blocks = num_blocks(dense.model)
-        self._known: dict[Blocks, Losses] = {}
-
-    def perplexities(self, order: Sequence[int]) -> tuple[float, ...]:
-        """Return the perplexity of the dense model and after each removal."""
-        keeps = [kept(self._num_blocks, order[:number]) for number in range(len(order) + 1)]
-        return tuple(perplexity(self._losses(keep)) for keep in keeps)
-
-    def _losses(self, keep: Blocks) -> Losses:
-        if keep not in self._known:
-            self._known[keep] = self._scorer.losses(keep)
-        return self._known[keep]
+def _curve(dense: DenseModel, order: Sequence[int], windows: Windows) -> tuple[float, ...]:
+    """The perplexity of the dense model on this text, and after each removal."""
+    keeps = (kept(num_blocks(dense.model), order[:number]) for number in range(len(order) + 1))
+    models = [PrunedModel(keep) for keep in keeps]
+    return tuple(map(perplexity, pruned_losses(dense, models, windows.token_ids)))
 
 
 def _digest(window: torch.Tensor) -> str:

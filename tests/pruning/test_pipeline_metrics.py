@@ -10,7 +10,7 @@ import pytest
 from pruning.data.calibration import calibrate
 from pruning.models.store import load
 from pruning.repair.repair import ResidentModel
-from pruning.search.cosine import CosineRanker
+from pruning.search.cosine import cosines
 from pruning.search.scoring import PlainScorer
 from pruning.search.state import RANKING, SearchState
 from pruning.spec import InvalidSpec
@@ -60,8 +60,8 @@ def test_a_ranking_publishes_what_a_search_does_with_measured_losses(
         assert found.removed_blocks[0] == greedy.removed_blocks[0]
         assert found.quality.losses[1] == greedy.quality.losses[1]
     else:
-        ranker = CosineRanker(ResidentModel(loaded.model), windows.token_ids)
-        scores = dict(ranker.score_round(tuple(range(NUM_BLOCKS)), tuple(range(1, 5))))
+        dense, every = ResidentModel(loaded.model), tuple(range(NUM_BLOCKS))
+        scores = dict(cosines(dense, windows.token_ids, every, tuple(range(1, 5))))
         means = {block: sum(values) / len(values) for block, values in scores.items()}
         assert first.scores == pytest.approx(means)
         assert list(found.removed_blocks) == sorted(means, key=means.__getitem__)[:NUM_REMOVE]

@@ -97,7 +97,8 @@ def test_the_weights_of_a_process_leave_its_card_to_actors(
     open_walk = dense.open_walk()
     assert open_walk is not None
     with open_walk(None, []):  # type: ignore[arg-type, attr-defined]  # of no actors
-        assert dense.visited().model.device.type == "cpu"
+        assert dense.model.device.type == "cpu"
+    assert dense.visited().device.type == "cuda"
     assert dense.times().is_plausible
     assert held == [0, 0]
 

@@ -13,7 +13,7 @@ from pruning.models.architectures import ARCHITECTURES
 from pruning.models.blocks import view
 from pruning.models.streaming import StreamedModel
 from pruning.repair.repair import ResidentModel
-from pruning.search.cosine import CosineRanker
+from pruning.search.cosine import cosines
 from tests.support.scoring import windows
 from tests.support.tiny import NUM_BLOCKS, tiny_model
 from tests.support.tiny_checkpoints import write_checkpoint
@@ -42,8 +42,8 @@ def test_scores_are_those_of_hidden_states_in_every_family(
     family: str, shape: tuple[int, int], batch_tokens: int
 ) -> None:
     token_ids = windows(*shape)
-    ranker = CosineRanker(ResidentModel(tiny_model(family)), token_ids, batch_tokens=batch_tokens)
-    found = dict(ranker.score_round(ALL, FREE))
+    dense = ResidentModel(tiny_model(family))
+    found = dict(cosines(dense, token_ids, ALL, FREE, batch_tokens=batch_tokens))
     expected = by_hand(family, token_ids)
     assert found.keys() == expected.keys()
     for block in FREE:
@@ -58,9 +58,9 @@ def test_streamed_blocks_give_the_same_scores_whatever_fits(
     write_checkpoint(tmp_path, family)
     token_ids = windows(5, 7)
     streamed = StreamedModel(tmp_path)
-    ranker = CosineRanker(streamed, token_ids, batch_tokens=14, state_budget=state_budget)
-    found = dict(ranker.score_round(ALL, FREE))
-    whole = dict(CosineRanker(ResidentModel(tiny_model(family)), token_ids).score_round(ALL, FREE))
+    some = cosines(streamed, token_ids, ALL, FREE, batch_tokens=14, state_budget=state_budget)
+    found = dict(some)
+    whole = dict(cosines(ResidentModel(tiny_model(family)), token_ids, ALL, FREE))
     for block in FREE:
         assert found[block] == pytest.approx(whole[block], abs=1e-6)
     assert all(parameter.is_meta for parameter in streamed.model.parameters())
@@ -69,18 +69,11 @@ def test_streamed_blocks_give_the_same_scores_whatever_fits(
 def test_of_a_pruned_model_it_is_the_pruned_models_states() -> None:
     keep = (0, 2, 3, 5)
     token_ids = windows(2, 6)
-    found = dict(
-        CosineRanker(ResidentModel(tiny_model("llama")), token_ids).score_round(keep, (2, 3))
-    )
+    found = dict(cosines(ResidentModel(tiny_model("llama")), token_ids, keep, (2, 3)))
     pruned = view(tiny_model("llama"), keep)
-    expected = dict(
-        CosineRanker(ResidentModel(pruned), token_ids).score_round((0, 1, 2, 3), (1, 2))
-    )
+    expected = dict(cosines(ResidentModel(pruned), token_ids, (0, 1, 2, 3), (1, 2)))
     assert list(found.values()) == list(expected.values())
 
 
 def test_no_candidates_have_no_scores() -> None:
-    assert (
-        dict(CosineRanker(ResidentModel(tiny_model("llama")), windows(1, 4)).score_round(ALL, ()))
-        == {}
-    )
+    assert dict(cosines(ResidentModel(tiny_model("llama")), windows(1, 4), ALL, ())) == {}

@@ -99,7 +99,7 @@ def test_what_it_reports_costs_and_changes_nothing(
 def whole_rounds(
     parts: observed._InParts, keep: tuple[int, ...], candidates: tuple[int, ...], windows: range
 ) -> Iterator[tuple[int, Losses]]:
-    yield from parts._scorer.score(keep, candidates, windows)
+    yield from parts.scorer.score(keep, candidates, windows)
 
 
 @pytest.mark.parametrize("kind", KINDS)

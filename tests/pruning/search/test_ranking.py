@@ -34,7 +34,7 @@ def test_blocks_go_in_the_order_of_their_scores_and_losses_are_measured(case: Ca
     seed, num_blocks, num_remove, first, last = case
     scorer, ranker = TableScorer(seed), Dissimilar(seed + 1)
     run = partial(ranked, protect_first=first, protect_last=last)
-    found = list(run(scorer, ranker, num_blocks, num_remove))
+    found = list(run(scorer, ranker.score_round, num_blocks, num_remove))
     free = range(first, num_blocks - last)
     scores = {b: math.fsum(ls) / 3 for b, ls in Dissimilar(seed + 1).score_round((), tuple(free))}
     order = sorted(free, key=lambda block: (scores[block], block))[:num_remove]
@@ -54,7 +54,7 @@ def test_by_single_losses_the_first_removal_is_that_of_the_greedy_search(case: C
     seed, num_blocks, num_remove, first, last = case
     scorer = TableScorer(seed)
     run = partial(ranked, protect_first=first, protect_last=last)
-    one_shot = list(run(scorer, scorer, num_blocks, num_remove))
+    one_shot = list(run(scorer, scorer.score_round, num_blocks, num_remove))
     search = partial(sleb, protect_first=first, protect_last=last)
     greedy = list(search(TableScorer(seed), num_blocks, num_remove))
     assert one_shot[:1] == greedy[:1]
@@ -65,7 +65,7 @@ def test_by_single_losses_the_first_removal_is_that_of_the_greedy_search(case: C
 def test_a_resumed_ranking_goes_on_as_if_never_stopped(case: Case, data: st.DataObject) -> None:
     seed, num_blocks, num_remove, first, last = case
     run = partial(ranked, protect_first=first, protect_last=last)
-    whole = list(run(TableScorer(seed), Dissimilar(seed), num_blocks, num_remove))
+    whole = list(run(TableScorer(seed), Dissimilar(seed).score_round, num_blocks, num_remove))
     cut = data.draw(st.integers(0, num_remove))
     removed = [removal.block for removal in whole[:cut]]
     dense_loss = whole[0].dense_loss if whole else None
@@ -73,7 +73,7 @@ def test_a_resumed_ranking_goes_on_as_if_never_stopped(case: Case, data: st.Data
     rest = list(
         run(
             scorer,
-            Dissimilar(seed),
+            Dissimilar(seed).score_round,
             num_blocks,
             num_remove,
             removed=removed,
@@ -90,7 +90,7 @@ def test_a_measured_loss_that_is_no_number_ends_it(bad: float) -> None:
         def loss(self, keep: Blocks) -> float:
             return bad if len(keep) == 4 else 1.0
 
-    found = ranked(Broken(0), Dissimilar(0), 6, 3)
+    found = ranked(Broken(0), Dissimilar(0).score_round, 6, 3)
     next(found)
     with pytest.raises(NonFiniteLoss, match="step 2"):
         next(found)
@@ -99,5 +99,5 @@ def test_a_measured_loss_that_is_no_number_ends_it(bad: float) -> None:
 def test_an_impossible_ranking_is_refused_before_any_work() -> None:
     scorer, ranker = TableScorer(0), Dissimilar(0)
     with pytest.raises(TooManyRemovals):
-        next(ranked(scorer, ranker, 6, 5))
+        next(ranked(scorer, ranker.score_round, 6, 5))
     assert (scorer.asked, ranker.asked) == ([], [])
