@@ -5,9 +5,10 @@ fit has seen, and no domain pays for another.
 """
 
 from collections.abc import Mapping
-from math import isfinite, sqrt
-from statistics import fmean, stdev
+from math import isfinite
+from statistics import fmean
 
+from pruning.removal import paired_gaps, standard_error
 from pruning.repair.record import DepthRepair, Gain, Method
 from pruning.repair.repair import Repaired, RepairedDepth
 
@@ -17,9 +18,8 @@ def gains(depth: RepairedDepth) -> Mapping[str, Gain]:
     by_domain = {}
     for domain, raw in depth.tried[Method.NONE].losses.items():
         repaired = depth.tried[Method.RIDGE].losses[domain]
-        differences = [before - after for before, after in zip(raw, repaired, strict=True)]
-        spread = stdev(differences) if len(differences) > 1 else 0.0
-        by_domain[domain] = Gain(fmean(differences), spread / sqrt(len(differences)))
+        gaps = paired_gaps(raw, repaired)
+        by_domain[domain] = Gain(fmean(gaps), standard_error(gaps) if len(gaps) > 1 else 0.0)
     return by_domain
 
 

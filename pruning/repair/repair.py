@@ -193,11 +193,12 @@ class _Repair:
 
     def _refit(self, stream: int, block: int) -> None:
         """Change the matrices of the block by what explains the error of the stream behind it."""
-        errors = self._walk.errors(stream).to(self._dense.device)
-        fitted = fit(errors.folds)
+        device, errors = self._dense.device, self._walk.errors
+        folds = {fold: sums.to(device) for fold, sums in errors(stream).items()}
+        fitted = fit(folds)
         own: Own = NO_OWN
         if fitted.penalty is not None:
-            own = self._stepped(stream, block, fitted.change, gram_of(errors.folds))
+            own = self._stepped(stream, block, fitted.change, gram_of(folds))
         self._penalties[stream] = fitted.penalty if own else None
         path = f"{architecture(self._dense.model.config).blocks}.{block}"
         self._matrices[stream] = {f"{path}.{name}": own[name] for name in own}

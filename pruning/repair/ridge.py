@@ -60,6 +60,9 @@ class Sums:
         return 1.0 - float(explained.double() / self.squared)
 
 
+Folds = dict[str, Sums]  # over the tokens of each fold of the training windows
+
+
 @dataclass(frozen=True)
 class Fit:
     """A change of a matrix [width_out, width_in] that is fitted to all folds, and the error that is

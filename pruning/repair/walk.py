@@ -17,7 +17,7 @@ from pruning.removal import Losses
 from pruning.repair.cuts import Part, Parts, Refit, Run, observed
 from pruning.repair.fitted import FittedLayers
 from pruning.repair.plan import EMBEDDED, Plan, Stream
-from pruning.repair.ridge import Sums, fit_bytes
+from pruning.repair.ridge import Folds, Sums, fit_bytes
 from pruning.repair.states import States
 
 
@@ -28,23 +28,6 @@ class Windows:
     part: Part
     domain: str
     token_ids: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Errors:
-    """What the refitted layers read and the error of the stream behind the block, as sums over the
-    tokens of each fold of the training windows."""
-
-    folds: Mapping[str, Sums]
-
-    def including(self, other: "Errors") -> "Errors":
-        """These errors and others, which are added to these sums."""
-        for fold in self.folds.keys() & other.folds.keys():
-            self.folds[fold].include(other.folds[fold])
-        return Errors({**other.folds, **self.folds})
-
-    def to(self, device: torch.device) -> "Errors":
-        return Errors({fold: sums.to(device) for fold, sums in self.folds.items()})
 
 
 class Walk(Protocol):
@@ -58,7 +41,8 @@ class Walk(Protocol):
 
     def run(self, stream: int) -> None: ...
 
-    def errors(self, stream: int) -> Errors: ...
+    def errors(self, stream: int) -> Folds:
+        """What the refitted layers read, and the error of the stream behind the block."""
 
     def error(self, stream: int, own: Own) -> float:
         """The squared error of the stream on the sample, weighted as in ``errors``, with ``own`` in
@@ -144,7 +128,7 @@ class LocalWalk:
             self._advance(stream, at, call(hidden))
 
     @torch.no_grad()
-    def errors(self, stream: int) -> Errors:
+    def errors(self, stream: int) -> Folds:
         """Run the block that is refitted, and compare what comes out with the dense stream.
 
         The weight of a token is the inverse square of the norm that its state should have. Without
@@ -161,7 +145,7 @@ class LocalWalk:
                 wanted = self._wanted(made, at).flatten(0, 1).float()
                 errors = wanted - output.flatten(0, 1).float()
                 weights = wanted.square().sum(dim=1).reciprocal()
-                sums.folds[batch.domain].add(read.flatten(0, -2).float(), errors, weights)
+                sums[batch.domain].add(read.flatten(0, -2).float(), errors, weights)
             is_kept = layers.is_exact and batch.part in made.parts
             if is_kept and self.states.has_room(output.nbytes + read.nbytes):
                 self.states.put((stream, at), output)
@@ -244,11 +228,9 @@ class LocalWalk:
         own = {name: tensor.to(self._device) for name, tensor in own.items()}
         return call.of(with_own(call.block, own))
 
-    def _no_errors(self, layers: FittedLayers) -> Errors:
+    def _no_errors(self, layers: FittedLayers) -> Folds:
         folds = {b.domain: None for b in self._batches if b.part is not Part.SELECTION}
-        return Errors(
-            {fold: Sums(layers.width_in, layers.width_out, self._device) for fold in folds}
-        )
+        return {fold: Sums(layers.width_in, layers.width_out, self._device) for fold in folds}
 
     def _refits(self) -> list[FittedLayers]:
         """The layers that are fitted in each step of the plan that fits any."""

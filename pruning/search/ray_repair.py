@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ from pruning.models.memory import state_budget
 from pruning.models.store import load, set_up_torch
 from pruning.removal import Losses
 from pruning.repair.plan import Plan
-from pruning.repair.walk import Errors, LocalWalk, Windows
+from pruning.repair.ridge import Folds
+from pruning.repair.walk import LocalWalk, Windows
 from pruning.search.ray_actors import Actor, ActorConfig
 from pruning.search.ray_scoring import actor_pool
 
@@ -45,7 +45,9 @@ class Walker:
     def call(self, method: str, *arguments: object) -> Any:  # noqa: ANN401 - whatever an actor takes or gives
         """Call a method of the walk. Sums are returned in main memory."""
         result = getattr(self._walk, method)(*arguments)
-        return result.to(torch.device("cpu")) if isinstance(result, Errors) else result
+        if method != "errors":
+            return result
+        return {fold: sums.to(torch.device("cpu")) for fold, sums in result.items()}
 
 
 class ClusterWalk:
@@ -80,10 +82,14 @@ class ClusterWalk:
     def run(self, stream: int) -> None:
         self._change("run", stream)
 
-    def errors(self, stream: int) -> Errors:
-        total: Errors
-        total, *others = self._call("errors", stream)
-        return reduce(Errors.including, others, total)
+    def errors(self, stream: int) -> Folds:
+        total: Folds = {}
+        for folds in self._call("errors", stream):
+            for fold, sums in folds.items():
+                total.setdefault(fold, sums)
+                if total[fold] is not sums:
+                    total[fold].include(sums)
+        return total
 
     def error(self, stream: int, own: Own) -> float:
         shares: list[float] = self._call("error", stream, self._shared(own))
