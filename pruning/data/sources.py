@@ -9,7 +9,7 @@ file. Other files are kept apart by window.
 import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
 from itertools import chain
@@ -192,34 +192,30 @@ class _Shuffled:
         return all_windows(self._corpus.text, self._spec.seqlen, self._tokenizer)
 
 
+@dataclass(frozen=True)
 class _SplitText:
     """A corpus with a named part for each split, of which rows or windows are sampled."""
 
-    def __init__(
-        self,
-        spec: CalibrationSpec,
-        load: Callable[[Split], Corpus],
-        names: Mapping[Split, str],
-        tokenizer: PreTrainedTokenizerBase,
-    ) -> None:
-        self._spec, self._load = spec, load
-        self._names, self._tokenizer = names, tokenizer
+    spec: CalibrationSpec
+    load: Callable[[Split], Corpus]
+    names: Mapping[Split, str]
+    tokenizer: PreTrainedTokenizerBase
 
     def windows(self, use: Use) -> Windows:
         split = _SPLITS[use]
-        shuffled = _Shuffled(self._load(split), self._spec, self._tokenizer)
-        token_ids = shuffled.take(0, num_wanted(self._spec, use))
+        shuffled = _Shuffled(self.load(split), self.spec, self.tokenizer)
+        token_ids = shuffled.take(0, num_wanted(self.spec, use))
         if use is Use.CALIBRATION or use is Use.EVALUATION:
-            check_enough(self._spec, token_ids)
-        return Windows(token_ids, self._names[split])
+            check_enough(self.spec, token_ids)
+        return Windows(token_ids, self.names[split])
 
     def pool(self, evaluation: Evaluation) -> Windows:
         split = Split.EVALUATION
-        spec = replace(self._spec, seqlen=evaluation.seqlen or self._spec.seqlen)
-        shuffled = _Shuffled(self._load(split), spec, self._tokenizer)
+        spec = replace(self.spec, seqlen=evaluation.seqlen or self.spec.seqlen)
+        shuffled = _Shuffled(self.load(split), spec, self.tokenizer)
         token_ids = shuffled.drawn(slice(evaluation.most_windows))
         check_enough(replace(spec, num_samples=1), token_ids)
-        return Windows(token_ids, self._names[split])
+        return Windows(token_ids, self.names[split])
 
 
 class _FileText:
@@ -293,47 +289,43 @@ class _FileText:
         return Windows(used, f"{self._name}, the calibration's own windows: it has no others")
 
 
+@dataclass(frozen=True)
 class _DocumentText:
     """Documents by kind, each in one split. No window crosses two splits or kinds."""
 
-    def __init__(
-        self,
-        spec: CalibrationSpec,
-        documents: Mapping[Split, Mapping[str, Sequence[str]]],
-        name: str,
-        tokenizer: PreTrainedTokenizerBase,
-    ) -> None:
-        self._spec, self._documents = spec, documents
-        self._name, self._tokenizer = name, tokenizer
+    spec: CalibrationSpec
+    documents: Mapping[Split, Mapping[str, Sequence[str]]]
+    name: str
+    tokenizer: PreTrainedTokenizerBase
 
     @property
     def is_enough(self) -> bool:
         """Whether each split has windows, and calibration as many as it takes."""
         num_calibration = len(self._draw(Use.CALIBRATION).token_ids)
         others = (Use.SELECTION, Use.EVALUATION)
-        return num_calibration >= self._spec.num_samples and all(
+        return num_calibration >= self.spec.num_samples and all(
             len(self._draw(use).token_ids) for use in others
         )
 
     def windows(self, use: Use) -> Windows:
         drawn = self._draw(use)
         if use is Use.CALIBRATION:
-            check_enough(self._spec, drawn.token_ids)
+            check_enough(self.spec, drawn.token_ids)
         return drawn
 
     def pool(self, evaluation: Evaluation) -> Windows:
-        seqlen = evaluation.seqlen or self._spec.seqlen
+        seqlen = evaluation.seqlen or self.spec.seqlen
         return self._drawn(Split.EVALUATION, evaluation.most_windows, seqlen, 0)
 
     def _draw(self, use: Use) -> Windows:
         """Evaluation windows do not depend on the seed: what is measured stays comparable."""
-        seed = 0 if use is Use.EVALUATION else self._spec.seed
-        return self._drawn(_SPLITS[use], num_wanted(self._spec, use), self._spec.seqlen, seed)
+        seed = 0 if use is Use.EVALUATION else self.spec.seed
+        return self._drawn(_SPLITS[use], num_wanted(self.spec, use), self.spec.seqlen, seed)
 
     def _drawn(self, split: Split, wanted: int, seqlen: int, seed: int) -> Windows:
-        documents = self._documents[split]
-        token_ids, kinds = draw_kinds(documents, wanted, seqlen, seed, self._tokenizer)
-        return Windows(token_ids, f"{self._name}, {split} documents", kinds=kinds)
+        documents = self.documents[split]
+        token_ids, kinds = draw_kinds(documents, wanted, seqlen, seed, self.tokenizer)
+        return Windows(token_ids, f"{self.name}, {split} documents", kinds=kinds)
 
 
 _SPLITS: Mapping[Use, Split] = {
