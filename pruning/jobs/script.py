@@ -24,7 +24,7 @@ from pruning.jobs.job import (
     stop_request,
 )
 from pruning.jobs.keys import EVENTS, MESSAGES, OUTBOX, RECORD, SEARCH, STATUS_INDEX
-from pruning.records import BROKEN_BY, check_time, parse_record, read_record, reason_of
+from pruning.records import BROKEN_BY, check_time, parse_record, read_record, reason_of, sendable
 
 logger = logging.getLogger(__name__)
 
@@ -112,8 +112,7 @@ class Event:
 
     def to_fields(self, now: float) -> dict[str, str]:
         # a message may quote a file name that is not valid UTF-8
-        message = self.message.encode("utf-8", "backslashreplace").decode()
-        fields = {"created_at": str(now), "level": self.level, "message": message}
+        fields = {"created_at": str(now), "level": self.level, "message": sendable(self.message)}
         return {**fields, "type": self.type, "data": json.dumps(dict(self.data))}
 
 
@@ -176,7 +175,7 @@ def apply(
     if conditions is not None:
         argument["limits"] = limits_of(conditions)
     own = (key.format(id=job_id) for key in (RECORD, EVENTS, SEARCH, MESSAGES))
-    code, status, current, number = script(keys=[*own, OUTBOX], args=[json.dumps(argument)])
+    code, status, current, number = script([*own, OUTBOX], [json.dumps(argument, default=dict)])
     if code == b"missing":
         raise JobNotFound(job_id)
     if code == b"stale":
@@ -198,21 +197,9 @@ def status_of(stored: bytes | str) -> JobStatus:
 
 
 def _argument(change: Change, now: float) -> dict[str, Any]:
-    argument: dict[str, Any] = {
-        "moves": change.moves,
-        "fields": change.fields,
-        "incremented": change.incremented,
-        "copied": dict(change.copied),
-        "search": change.search,
-        "search_removed": change.search_removed,
-        "clears_search": change.clears_search,
-        "due": change.due,
-    }
-    if change.event is not None:
-        argument["event"] = change.event.to_fields(now)
-    if change.if_pausing is not None:
-        argument["if_pausing"] = change.if_pausing
-    return argument
+    """The fields that have a value: JSON's null is true in Lua."""
+    fields = {name: value for name, value in vars(change).items() if value is not None}
+    return fields if change.event is None else {**fields, "event": change.event.to_fields(now)}
 
 
 def read_event(event_id: str, fields: Mapping[str, str]) -> JobEvent:
