@@ -134,14 +134,7 @@ class DomainAtDepth:
 
     def unrepaired(self) -> "DomainAtDepth":
         """What is true of the same blocks without repair and healing."""
-        return replace(
-            self,
-            repaired=None,
-            recovered=None,
-            healed=None,
-            control=None,
-            healed_share=None,
-        )
+        return DomainAtDepth(self.domain, self.text, self.digest, self.dense, self.raw, None)
 
 
 @dataclass(frozen=True)
