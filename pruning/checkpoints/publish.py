@@ -61,7 +61,15 @@ def publish(
     if not overwrite and (earlier := published(target, manifest.spec_digest)) is not None:
         return earlier
     with _room_for(manifest.disk_bytes, target), staged(target) as staging:
-        manifest = _complete(staging, manifest, write, confirm, verify)
+        write(staging)
+        manifest = replace(manifest, files=_sync_files(staging))
+        with (staging / MANIFEST).open("w", encoding="utf-8") as file:  # behind all others
+            file.write(manifest.to_json())
+            file.flush()
+            os.fsync(file.fileno())
+        sync_directory(staging)
+        verify(staging)
+        confirm()
         if overwrite:
             with _put_aside(target):
                 staging.rename(target)
@@ -82,8 +90,6 @@ def place(
     check_place(target, overwrite=overwrite)
     sweep(target.parent)
     with _room_for(num_bytes, target), staged(target) as staging:
-        if num_bytes > (free_bytes := free_bytes_at(staging)):
-            raise DiskFull(num_bytes, free_bytes)
         write(staging)
         _sync_files(staging)
         sync_directory(staging)
@@ -123,35 +129,15 @@ def _put_aside(target: Path) -> Iterator[None]:
 
 @contextmanager
 def _room_for(num_bytes: int, target: Path) -> Iterator[None]:
-    """Turn the errors of a full disk into ``DiskFull``."""
+    """Raises ``DiskFull`` where there is less room, and for the errors of a full disk."""
+    if num_bytes > (free_bytes := free_bytes_at(target.parent)):
+        raise DiskFull(num_bytes, free_bytes)
     try:
         yield
     except (OSError, SafetensorError) as error:
         if not _is_of_a_full_disk(error):
             raise
         raise DiskFull(num_bytes, free_bytes_at(target.parent)) from error
-
-
-def _complete(
-    staging: Path,
-    manifest: Manifest,
-    write: Callable[[Path], None],
-    confirm: Callable[[], object],
-    verify: Callable[[Path], object],
-) -> Manifest:
-    """Write all files, the manifest last."""
-    if manifest.disk_bytes > (free_bytes := free_bytes_at(staging)):
-        raise DiskFull(manifest.disk_bytes, free_bytes)
-    write(staging)
-    manifest = replace(manifest, files=_sync_files(staging))
-    with (staging / MANIFEST).open("w", encoding="utf-8") as file:
-        file.write(manifest.to_json())
-        file.flush()
-        os.fsync(file.fileno())
-    sync_directory(staging)
-    verify(staging)
-    confirm()
-    return manifest
 
 
 def _renamed(staging: Path, target: Path, manifest: Manifest) -> Manifest | None:
