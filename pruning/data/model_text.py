@@ -36,20 +36,13 @@ def sampled_text(
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         for number, at_once in enumerate(sizes):
-            done, total = number * seqlen, len(sizes) * seqlen
-            follow = partial(_followed, observe=observe, before=done, total=total)
+            follow = partial(_followed, observe, number * seqlen, len(sizes) * seqlen)
             sampled.append(_sampled_at_once(model, at_once, seqlen, follow))
     return torch.cat(sampled)
 
 
 def _followed(
-    token_ids: torch.Tensor,
-    _scores: object,
-    *,
-    observe: Observe,
-    before: int,
-    total: int,
-    **_: object,
+    observe: Observe, before: int, total: int, token_ids: torch.Tensor, *_: object, **__: object
 ) -> torch.Tensor:
     observe(before + token_ids.shape[1], total)
     return torch.zeros(len(token_ids), dtype=torch.bool, device=token_ids.device)

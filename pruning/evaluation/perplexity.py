@@ -3,7 +3,7 @@
 Measured as in the paper: windows do not overlap, and each is a sequence of its own.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from math import isfinite
 from statistics import fmean
 
@@ -33,8 +33,9 @@ def measure_perplexity(
     """
     num_windows, seqlen = windows.token_ids.shape
     losses: list[float] = []
-    for some in _losses(forward, windows.token_ids, max(1, forward.batch_tokens // seqlen)):
-        losses += some
+    batches = torch.split(windows.token_ids, max(1, forward.batch_tokens // seqlen))
+    for token_ids, hidden in forward.hidden(batches):
+        losses += window_losses(forward.model, hidden, token_ids).tolist()
         observe(len(losses), num_windows)
     if not all(map(isfinite, losses)):
         raise NonFiniteLoss(
@@ -57,9 +58,3 @@ def perplexity_on(windows: Windows, text: str, losses: Losses) -> Perplexity:
         interval=interval_of(losses),
         losses=tuple(losses),
     )
-
-
-def _losses(forward: Forward, windows: torch.Tensor, batch_size: int) -> Iterator[list[float]]:
-    for token_ids, hidden in forward.hidden(torch.split(windows, batch_size)):
-        losses: list[float] = window_losses(forward.model, hidden, token_ids).tolist()
-        yield losses
