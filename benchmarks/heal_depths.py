@@ -16,11 +16,11 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks.elsewhere import read, spread
 from benchmarks.heal_depths_report import markdown, shares
 from benchmarks.reports import facts, write
 from pruning.checkpoints.store import Manifest, repair_of, verify
 from pruning.data.calibration import evaluation_windows, healing_windows
+from pruning.data.texts import text_windows
 from pruning.evaluation.probe import probe_items
 from pruning.evaluation.probe_run import answer
 from pruning.evaluation.pruned_losses import PrunedModel, pruned_losses
@@ -134,7 +134,7 @@ def main(
     windows = evaluation_windows(held_out, bench.dense.model, bench.dense.tokenizer)
     judged = {domain: of.token_ids[:num_held_out] for domain, of in windows.items()}
     for name, path in (each.split("=", 1) for each in text or []):
-        judged[name] = spread(read(Path(path)), num_windows, 512, bench.dense.tokenizer)
+        judged[name] = spread(path, num_windows, 512, bench.dense)
     report |= {"domains": {}, "shares": {}, "probe": {}}
     for domain, of_models in _judged(bench.dense, models, judged):
         report["domains"][domain] = of_models
@@ -143,6 +143,12 @@ def main(
         report["probe"] = _probed(bench.dense, models, num_items)
         _write(report, out)
     Console().print(markdown(report))
+
+
+def spread(text: str, num_windows: int, seqlen: int, dense: DenseModel) -> torch.Tensor:
+    """Windows ``[num_windows, seqlen]`` of a text or file, spread evenly over it."""
+    windows = text_windows(text, Path(), dense.model, dense.tokenizer, seqlen=seqlen).token_ids
+    return windows[torch.linspace(0, len(windows) - 1, num_windows).long()]
 
 
 def _write(report: dict[str, Any], out: Path) -> None:

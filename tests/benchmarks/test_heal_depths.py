@@ -1,10 +1,14 @@
 """The report of healings: the share that came back, and what else its text says."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.heal_depths import spread
 from benchmarks.heal_depths_report import markdown, shares
+from pruning.search.dense_model import Resources, load_dense_model
+from pruning.spec.prune import Resident
 
 LOSSES = {"dense": 2.0, "raw 1": 4.0, "repaired 1": 3.0, "healed 1": 2.5, "control": 1.9}
 DOMAINS = {"prose": {"models": {name: {"loss": loss} for name, loss in LOSSES.items()}}}
@@ -32,3 +36,13 @@ def test_each_model_has_a_row_and_the_control_a_sentence(has_times: bool) -> Non
     assert "| repaired 1 | 50% |  |\n| healed 1 | 75% | 0.250 |\n" in text
     assert "Control against dense, in nats: prose -0.100." in text
     assert ("1.50 times" in text) is has_times
+
+
+def test_windows_are_spread_over_the_text(tiny_model_dir: Path, tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text(" ".join(f"{number} lazy dogs" for number in range(400)))
+    dense = load_dense_model(tiny_model_dir, Resident.MODEL, Resources())
+    few, many = (spread(str(file), number, 16, dense) for number in (3, 10_000))
+    assert few.shape == (3, 16)
+    assert few[[0, -1]].tolist() == many[[0, -1]].tolist()
+    assert len({str(each) for each in few.tolist()}) == 3
