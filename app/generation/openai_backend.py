@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from app.config import PrefixCache
 from app.engine.scheduling.admission import Overloaded, TooManyPrompts
 from app.engine.scheduling.sequence import FinishReason, RequestRefused, Timings
-from app.generation.meter import LabelledMeter, Meter
 from app.generation.openai_chunks import Chunk
 from app.generation.openai_client import (
     BackendError,
@@ -27,7 +26,7 @@ from app.generation.openai_client import (
 from app.generation.output import Output, OutputStream
 from app.generation.prompt_sharing import salt_elsewhere
 from app.generation.request import GenerationRequest, ServedElsewhere, Traffic
-from app.metrics.metrics import Metrics, labels_of
+from app.metrics.metrics import Labels, Metrics, labels_of
 from app.models.entry import ModelEntry
 from app.models.external import ExternalModel
 from pruning.plural import counted
@@ -138,14 +137,14 @@ class ExternalBackend:
         deadline_s: float | None,
     ) -> list["ExternalOutputStream"]:
         server = self._servers[served.model.name]
-        meter = LabelledMeter(self._metrics, labels_of(served.entry, traffic, served.model.backend))
+        labels = labels_of(served.entry, traffic, served.model.backend)
         try:
             server.limiter.admit(len(requests))
         except Overloaded as refusal:
-            meter.rejected(refusal.reason)
+            self._metrics.rejected(labels, refusal.reason)
             raise
         return [
-            ExternalOutputStream(index, one, server, meter, deadline_s)
+            ExternalOutputStream(index, one, server, self._metrics, labels, deadline_s)
             for index, one in enumerate(requests)
         ]
 
@@ -158,14 +157,17 @@ class ExternalOutputStream(OutputStream):
         index: int,
         request: OpenAIRequest,
         server: "Server",
-        meter: Meter,
+        metrics: Metrics,
+        labels: Labels,
         deadline_s: float | None,
     ) -> None:
         super().__init__(index, num_prompt_tokens=None)
         self._request = request
         self._server = server
-        self._meter = meter
-        self._on_gap = meter.admitted()
+        self._metrics = metrics
+        self._labels = labels
+        metrics.admitted(labels)
+        self._on_gap = metrics.token_gaps(labels)
         self.on_done: Callable[[Output], None] | None = None
         self._deadline_s = deadline_s
         self._limit: asyncio.Timeout | None = None
@@ -195,7 +197,7 @@ class ExternalOutputStream(OutputStream):
             reason = await self._ask(notify)
         except BackendOverloaded:
             self._release()
-            self._meter.rejected("backend_overloaded")
+            self._metrics.rejected(self._labels, "backend_overloaded")
             raise
         except BackendRefused:
             self._release()
@@ -279,7 +281,7 @@ class ExternalOutputStream(OutputStream):
             self._num_tokens,
             num_cached_tokens=self._num_cached_tokens,
         )
-        self._meter.finished(self._num_prompt_tokens or 0, reason, timings)
+        self._metrics.finished(self._labels, self._num_prompt_tokens or 0, reason, timings)
         return timings
 
     def _release(self) -> None:

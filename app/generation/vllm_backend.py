@@ -10,7 +10,6 @@ from hashlib import sha256
 from app.config import PrefixCache
 from app.engine.engine import PromptLimit
 from app.generation.completed import CompletedOutput, Completions
-from app.generation.meter import Meter
 from app.generation.openai_backend import (
     ConcurrencyLimiter,
     ExternalBackend,
@@ -21,7 +20,7 @@ from app.generation.prompt_sharing import cache_scope
 from app.generation.request import GenerationRequest, Prompt, ServedElsewhere
 from app.generation.tokenization import TokenIds, TokenizerPool
 from app.generation.vllm_requests import check_params, vllm_request
-from app.metrics.metrics import Metrics
+from app.metrics.metrics import Metrics, labels_of
 from app.metrics.models import Load
 from app.models.entry import ModelEntry
 from app.vllm.servers import VllmModel, VllmServers
@@ -35,6 +34,7 @@ class VllmBackend(ExternalBackend):
     ) -> None:
         super().__init__((), metrics, prefix_cache)
         self.servers = servers
+        self._uncounted = Metrics()  # of replays, which are counted in pairs once both have ended
         self._tokenizers = TokenizerPool()
         self._asked: dict[str, ModelEntry] = {}
         self._before_work: list[Callable[[], None]] = []
@@ -118,7 +118,8 @@ class VllmBackend(ExternalBackend):
             self._servers[served.model.name], limiter=ConcurrencyLimiter(1, 0), open_outputs=set()
         )
         made = vllm_request(request, served.vllm, live.prompt_ids, scope=None)
-        return ExternalOutputStream(0, made, apart, Meter(), None)
+        labels = labels_of(served.entry, "shadow", served.model.backend)
+        return ExternalOutputStream(0, made, apart, self._uncounted, labels, None)
 
     async def encode(
         self, prompts: Sequence[Prompt], models: Sequence[VllmModel], max_new_tokens: int
