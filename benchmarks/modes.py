@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from torch.utils.hooks import RemovableHandle
@@ -58,15 +58,10 @@ class Meter:
         self._passed += hidden.shape[0]
 
 
-class _HoldsStates(Protocol):
-    @property
-    def state_bytes(self) -> int: ...
-
-
 class MeteredScorer:
     """A scorer that records the peak size of its cached states after each candidate."""
 
-    def __init__(self, scorer: RoundScorer, states: _HoldsStates | None) -> None:
+    def __init__(self, scorer: RoundScorer, states: SharedPrefixScorer | None) -> None:
         self._scorer = scorer
         self._states = states
         self.peak_state_bytes = 0
@@ -90,23 +85,34 @@ class Round:
 
 
 class Mode:
-    """One mode of searching ``depth`` blocks, with its removals and cost so far."""
+    """One mode of searching all blocks, with its removals and cost so far.
+
+    ``plain``, ``exact`` and ``staged`` are of a model in memory, and ``stream`` of one on disk. The
+    meter is attached to it. At most ``state_budget`` bytes of hidden states are kept.
+    """
 
     def __init__(
         self,
-        scorer: MeteredScorer,
+        name: str,
+        model: PreTrainedModel | StreamedModel,
+        windows: torch.Tensor,
+        state_budget: int,
         meter: Meter,
-        depth: int,
-        peak_weight_bytes: Callable[[], int],
     ) -> None:
-        self.scorer = scorer
-        self.depth = depth
-        self.peak_weight_bytes = peak_weight_bytes
+        self.scorer = _scorer(name, model, windows, state_budget)
+        self.depth = num_blocks(model if isinstance(model, PreTrainedModel) else model.model)
         self.dense = Cost(0, 0)
         self.dense_loss = 0.0
         self.rounds: list[Round] = []
+        self._model = model
         self._meter = meter
         self._search: Iterator[Removal] | None = None
+
+    @property
+    def peak_weight_bytes(self) -> int:
+        """The most that was in memory so far."""
+        model = self._model
+        return weight_bytes(model) if isinstance(model, PreTrainedModel) else model.peak_bytes
 
     @property
     def removals(self) -> list[Removal]:
@@ -133,37 +139,14 @@ class Mode:
         self.rounds.append(Round(removal, cost + Cost(0, 0, sum(removal.num_windows.values()))))
 
 
-@dataclass(frozen=True)
-class ModeFactory:
-    """Makes modes that work on the same ``windows [num_windows, seqlen]``.
-
-    Each mode has a state budget of its own, in bytes.
-    """
-
-    windows: torch.Tensor
-    state_budget: int
-    meter: Meter
-
-    def resident(self, name: str, model: PreTrainedModel) -> Mode:
-        """Mode ``plain``, ``exact`` or ``staged``, on a model that the meter is attached to."""
-        weights = weight_bytes(model)
-        scorer = self._resident_scorer(name, model)
-        return Mode(scorer, self.meter, num_blocks(model), lambda: weights)
-
-    def streamed(self, streamed: StreamedModel) -> Mode:
-        """Mode ``stream``, on a model whose skeleton the meter is attached to."""
-        scorer = SharedPrefixScorer(streamed, self.windows, state_budget=self.state_budget)
-        depth = num_blocks(streamed.model)
-        return Mode(MeteredScorer(scorer, scorer), self.meter, depth, lambda: streamed.peak_bytes)
-
-    def _resident_scorer(self, name: str, model: PreTrainedModel) -> MeteredScorer:
-        if name == "plain":
-            return MeteredScorer(PlainScorer(model, self.windows), None)
-        boundaries = stages(self.windows.shape[0]) if name == "staged" else ()
-        shared = SharedPrefixScorer(
-            model, self.windows, state_budget=self.state_budget, boundaries=boundaries
-        )
-        return MeteredScorer(StagedScorer(shared) if name == "staged" else shared, shared)
+def _scorer(
+    name: str, model: PreTrainedModel | StreamedModel, windows: torch.Tensor, state_budget: int
+) -> MeteredScorer:
+    if name == "plain" and isinstance(model, PreTrainedModel):
+        return MeteredScorer(PlainScorer(model, windows), None)
+    boundaries = stages(windows.shape[0]) if name == "staged" else ()
+    shared = SharedPrefixScorer(model, windows, state_budget=state_budget, boundaries=boundaries)
+    return MeteredScorer(StagedScorer(shared) if name == "staged" else shared, shared)
 
 
 def weight_bytes(model: PreTrainedModel) -> int:

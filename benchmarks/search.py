@@ -16,7 +16,7 @@ from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.model import model_store
-from benchmarks.modes import Meter, Mode, ModeFactory, weight_bytes
+from benchmarks.modes import Meter, Mode, weight_bytes
 from benchmarks.reports import facts, write
 from benchmarks.search_report import report, show
 from pruning.data.calibration import calibrate
@@ -143,16 +143,16 @@ def _stored(
 def _measured(subject: SearchSubject, names: Sequence[str], budget: int) -> dict[str, Mode]:
     """The requested modes, in the order of ``MODES``."""
     meter = Meter(subject.windows.shape[0])
-    factory = ModeFactory(subject.windows, budget, meter)
-    made: dict[str, Mode] = {}
+    modes: dict[str, Mode] = {}
     if subject.streamed is not None:
         meter.attach(subject.streamed.model)
-        made["stream"] = factory.streamed(subject.streamed)
     if set(names) & set(RESIDENT):
         meter.attach(subject.model)
-    for name in (name for name in names if name in RESIDENT):
-        made[name] = factory.resident(name, subject.model)
-    return {name: made[name] for name in names}
+    for name in names:
+        model = subject.model if name in RESIDENT else subject.streamed
+        assert model is not None
+        modes[name] = Mode(name, model, subject.windows, budget, meter)
+    return modes
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def _mode_report(
         "losses": [removal.loss for removal in mode.removals],
         "dense_loss": mode.dense_loss,
         "seconds": round(cost.seconds, 3),
-        "peak_weight_bytes": mode.peak_weight_bytes(),
+        "peak_weight_bytes": mode.peak_weight_bytes,
         "peak_state_bytes": mode.scorer.peak_state_bytes,
         "block_passes": round(cost.block_passes, 2),
         "window_evaluations": round(cost.window_evaluations),

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from benchmarks.gpu.plan import GpuPlan
 from benchmarks.gpu.prediction import first_round_passes
-from benchmarks.modes import Meter, Mode, ModeFactory
+from benchmarks.modes import Meter, Mode
 from pruning.models.memory import free_bytes
 from pruning.models.random_models import random_model, random_tokens
 from pruning.models.streaming import StreamedModel
@@ -30,10 +30,9 @@ def search(model: PreTrainedModel, plan: GpuPlan) -> dict[str, Any]:
     windows = random_tokens(model, plan.num_windows, plan.seqlen, plan.seed)
     meter = Meter(plan.num_windows)
     handles = meter.attach(model)
-    factory = ModeFactory(windows, free_bytes(model.device) // 4, meter)
-    searches = {}
+    budget, searches = free_bytes(model.device) // 4, {}
     for name in _MODES:
-        mode = factory.resident(name, model)
+        mode = Mode(name, model, windows, budget, meter)
         mode.advance()
         searches[name] = _extrapolated(mode, plan)
         del mode  # and the hidden states that it keeps
@@ -71,7 +70,7 @@ def stream(plan: GpuPlan) -> dict[str, Any]:
         load_s = (time.perf_counter() - began_s) / depth
         meter = Meter(plan.num_windows)
         meter.attach(model)
-        mode = ModeFactory(windows, free_bytes(streamed.device) // 4, meter).streamed(streamed)
+        mode = Mode("stream", streamed, windows, free_bytes(streamed.device) // 4, meter)
         mode.advance()
     [only] = mode.rounds
     pass_s = only.cost.seconds / only.cost.block_passes
