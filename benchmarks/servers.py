@@ -29,11 +29,10 @@ from pruning.models.blocks import num_blocks
 from pruning.search.dense_model import Resources, load_dense_model
 from pruning.spec.prune import Resident
 
-_START_TIMEOUT_S = 300.0
+_START_TIMEOUT_S = 600.0
 _STOP_TIMEOUT_S = 60.0
 _POLL_S = 0.2
 _KERNELS_DUE = re.compile(r'"kernels": ?"(compiling|timing)"')
-_COMPILES = "app.engine.kernels.compiled.compilation"
 _OURS: Mapping[str, object] = MappingProxyType(
     {"temperature": 0, "ignore_eos": True, "stream_options": {"include_usage": True}}
 )
@@ -217,8 +216,6 @@ def _served(
         log = Path(directory) / "log"
         with _process(command, environment, log) as process:
             _wait_until_ready(url + health, process, log)
-            _wait_until_compiled(process.pid)
-            _wait_until_ready(url + health, process, log, is_warm=True)
             yield Server(url, model, extra, process.pid)
 
 
@@ -242,37 +239,20 @@ def _process(
         _stop(process)
 
 
-def _wait_until_ready(
-    url: str, process: "subprocess.Popen[bytes]", log: Path, *, is_warm: bool = False
-) -> None:
-    """With ``is_warm``, wait for the kernels of our own server too."""
+def _wait_until_ready(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    """Our own server says what is done for its kernels, too."""
     pause = threading.Event()
     for _ in range(int(_START_TIMEOUT_S / _POLL_S)):
         if process.poll() is not None:
             break
         try:
             response = httpx2.get(url)
-            if response.status_code == 200 and not (is_warm and _KERNELS_DUE.search(response.text)):
+            if response.status_code == 200 and not _KERNELS_DUE.search(response.text):
                 return
         except httpx2.TransportError:
             pass
         pause.wait(_POLL_S)
     raise ServerFailed(f"{url} did not become ready; last lines of its log:\n{_tail(log)}")
-
-
-def _wait_until_compiled(pid: int) -> None:
-    pause = threading.Event()
-    for _ in range(int(_START_TIMEOUT_S / _POLL_S)):
-        pause.wait(_POLL_S)  # the process that compiles may be about to start
-        if not any(map(_compiles, _family(pid))):
-            return
-    raise ServerFailed(f"blocks were not compiled within {_START_TIMEOUT_S:.0f} s")
-
-
-def _compiles(process: psutil.Process) -> bool:
-    with suppress(psutil.NoSuchProcess):
-        return _COMPILES in process.cmdline()
-    return False
 
 
 def _tail(log: Path) -> str:
