@@ -61,9 +61,6 @@ class ModelFiles(Protocol):
     """The files of a model on the hub, in an object store or in a directory."""
 
     @property
-    def commit(self) -> str | None: ...
-
-    @property
     def sizes(self) -> Mapping[str, int]:
         """The size in bytes of every file, by name."""
 
@@ -93,7 +90,7 @@ def add_model(
                 _fetch(files, source, staging)
                 conversion = _made_plain(staging, source)
             _check(staging, source)
-            commit = None if files is None else files.commit
+            commit = files.commit if isinstance(files, HubModel) else None
             origin = Origin(source, revision, commit, time.time(), conversion)
             _publish(staging, target, origin)
     except OSError as error:
@@ -315,8 +312,6 @@ def _publish(staging: Path, target: Path, origin: Origin) -> None:
 
 class LocalModel:
     """The files of a directory."""
-
-    commit = None
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -21,8 +21,6 @@ from pruning.store_url import InvalidStoreUrl, StoreUrl
 class StoredCheckpointFiles:
     """The files of a checkpoint of a store, which are compared with its manifest."""
 
-    commit = None
-
     def __init__(self, store: ObjectStore, name: str) -> None:
         self._store = store
         self._name = name
@@ -37,19 +35,13 @@ class StoredCheckpointFiles:
             receive(self._store, self._name, self._entries[name], directory / name)
 
 
-class StoredFolderFiles(StoredFolder):
-    """The files of a folder."""
-
-    commit = None
-
-
-def stored_files(url: StoreUrl) -> StoredCheckpointFiles | StoredFolderFiles:
+def stored_files(url: StoreUrl) -> StoredCheckpointFiles | StoredFolder:
     """Raises ``StoreError``, or ``CheckpointCorrupt``."""
     try:
         store = open_store(url.parent)
         return StoredCheckpointFiles(store, url.name)
     except (ObjectMissing, InvalidStoreUrl):  # no such checkpoint, or no folder above
-        return StoredFolderFiles(url)
+        return StoredFolder(url)
 
 
 class Outgoing:
