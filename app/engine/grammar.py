@@ -49,8 +49,9 @@ def grammar_source(schema: str) -> str:
 
     A schema may be made to take long, here and when the source is compiled.
     """
+    normalized = _normalized(schema)
     try:
-        source = LLMatcher.grammar_from_json_schema(_normalized(schema), overrides=_JSON)
+        source = LLMatcher.grammar_from_json_schema(normalized, overrides=_JSON)
     except ValueError as error:
         raise schema_refused(str(error)) from error
     return str(source)
