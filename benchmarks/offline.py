@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from app.engine.engine import Engine
-from app.engine.scheduling.sequence import FinishReason, Request, SamplingParams, TokenEvent
+from app.engine.scheduling.sequence import Request, SamplingParams
 from app.engine.variant import Variant
 from benchmarks.latencies import Pass, RequestTiming
 from benchmarks.workload import SampleRequest
@@ -25,15 +25,25 @@ def run_engine(
     engine = make_engine()
     engine.kernels.finish(variant)
     waiting = deque(engine_requests(variant, requests))
-    log = _Log()
+    sent_s: list[float] = []
+    received_s: dict[str, list[float]] = {}
+    num_open = 0
     began_s = time.perf_counter()
-    while waiting or log.num_open:
-        while waiting and log.num_open < concurrency:
-            request = waiting.popleft()
-            log.sent(request)
-            engine.add(request)
-        log.take(engine.step())
-    return Pass(time.perf_counter() - began_s, log.timings(requests))
+    while waiting or num_open:
+        while waiting and num_open < concurrency:
+            received_s[waiting[0].request_id] = []
+            sent_s.append(time.perf_counter())
+            engine.add(waiting.popleft())
+            num_open += 1
+        events, now_s = engine.step(), time.perf_counter()
+        for event in events:
+            if event.token_id is not None:
+                received_s[event.request_id].append(now_s)
+            if event.finish_reason is not None:
+                num_open -= 1
+    seconds = time.perf_counter() - began_s
+    each = zip(sent_s, received_s.values(), requests, strict=True)
+    return Pass(seconds, tuple(checked_timing(*of_request) for of_request in each))
 
 
 def engine_requests(variant: Variant, requests: Sequence[SampleRequest]) -> list[Request]:
@@ -47,35 +57,6 @@ def engine_requests(variant: Variant, requests: Sequence[SampleRequest]) -> list
         )
         for number, request in enumerate(requests)
     ]
-
-
-class _Log:
-    """Records when each request was sent and when its tokens arrived."""
-
-    def __init__(self) -> None:
-        self._sent_s: dict[str, float] = {}
-        self._received_s: dict[str, list[float]] = {}
-        self.num_open = 0
-
-    def sent(self, request: Request) -> None:
-        self._sent_s[request.request_id] = time.perf_counter()
-        self._received_s[request.request_id] = []
-        self.num_open += 1
-
-    def take(self, events: Sequence[TokenEvent]) -> None:
-        now_s = time.perf_counter()
-        for event in events:
-            if event.token_id is not None:
-                self._received_s[event.request_id].append(now_s)
-            if event.finish_reason is not None:
-                self.num_open -= 1
-                assert event.finish_reason is FinishReason.LENGTH, event
-
-    def timings(self, requests: Sequence[SampleRequest]) -> tuple[RequestTiming, ...]:
-        return tuple(
-            checked_timing(self._sent_s[str(number)], self._received_s[str(number)], request)
-            for number, request in enumerate(requests)
-        )
 
 
 def checked_timing(

@@ -63,59 +63,38 @@ def _rows(
     They alternate, after three steps of warm-up.
     """
     for number in sizes:
-        batches = {name: _steady(*side, plan, number) for name, side in sides.items()}
-        turns = [
-            [1e3 * batch.step_s() for batch in batches.values()] for _ in range(plan.num_steps)
-        ]
+        turns = [*zip(*(_steps_ms(*side, plan, number) for side in sides.values()), strict=True)]
         first, second = (median(times) for times in zip(*turns, strict=True))
         times = {f"{name}_ms": ms for name, ms in zip(sides, (first, second), strict=True)}
         yield {"sequences": number, **times, "ratio": first / second}
 
 
-def _steady(variant: Variant, make_engine: MakeEngine, plan: GpuPlan, number: int) -> "SteadyBatch":
-    """A batch after three steps more."""
+def _steps_ms(
+    variant: Variant, make_engine: MakeEngine, plan: GpuPlan, number: int
+) -> Iterator[float]:
+    """Milliseconds of each step of a batch whose prompts are prefilled and whose sequences all
+    decode, after three that do not count."""
     output_len = 3 + plan.num_steps + 2 * number + 2  # some decode while others are prefilled
     requests = plan.requests(variant.vocab_size, number, plan.prompt_len, output_len)
-    batch = SteadyBatch(variant, requests, make_engine)
-    for _ in range(3):
-        batch.step_s()
-    return batch
-
-
-class SteadyBatch:
-    """A batch whose prompts are prefilled and whose sequences all decode.
-
-    Outputs must be long enough for all measured steps.
-    """
-
-    def __init__(
-        self,
-        variant: Variant,
-        requests: Sequence[SampleRequest],
-        make_engine: MakeEngine,
-    ) -> None:
-        self._size = len(requests)
-        longest_prompt = max(len(request.prompt_ids) for request in requests)
-        limits = EngineLimits(
-            max_num_seqs=len(requests),
-            max_batch_tokens=longest_prompt,  # no prompt is split
-            **room_for(variant, requests),
-        )
-        self._engine = make_engine(limits)
-        self._engine.kernels.finish(variant)
-        for request in engine_requests(variant, requests):
-            self._engine.add(request)
-        started: set[str] = set()
-        while len(started) < len(requests):
-            started |= {event.request_id for event in self._engine.step()}
-
-    def step_s(self) -> float:
-        """Seconds of one step, which generates one token for each sequence."""
+    limits = EngineLimits(
+        max_num_seqs=number,
+        max_batch_tokens=plan.prompt_len,  # no prompt is split
+        **room_for(variant, requests),
+    )
+    engine = make_engine(limits)
+    engine.kernels.finish(variant)
+    for request in engine_requests(variant, requests):
+        engine.add(request)
+    started: set[str] = set()
+    while len(started) < number:
+        started |= {event.request_id for event in engine.step()}
+    for step in range(3 + plan.num_steps):
         began_s = time.perf_counter()
-        events = self._engine.step()
-        seconds = time.perf_counter() - began_s
-        assert len(events) == self._size, "a sequence finished"
-        return seconds
+        events = engine.step()
+        step_ms = 1e3 * (time.perf_counter() - began_s)
+        assert len(events) == number, "a sequence finished"
+        if step >= 3:
+            yield step_ms
 
 
 def room_for(variant: Variant, requests: Sequence[SampleRequest]) -> dict[str, int]:
