@@ -78,7 +78,7 @@ class Replica:
         """Tokens of waiting requests, and the share of running ones, 0 to 1."""
         engine = self.services.generation.engine
         return {
-            "queued_tokens": float(engine.num_waiting_tokens),
+            "queued_tokens": float(engine.admission.num_waiting_tokens),
             "busy": engine.stats().num_running / self._settings.max_num_seqs,
         }
 

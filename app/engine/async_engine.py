@@ -14,7 +14,7 @@ from app.engine.engine import DuplicateRequest, Engine, EngineStats
 from app.engine.engine_loop import Cancel, EngineThread, Work
 from app.engine.kernels.warm_up import State
 from app.engine.sampling.stream import OnEnd, Stream
-from app.engine.scheduling.admission import Admission, Overloaded, Reservation
+from app.engine.scheduling.admission import Admission, Overloaded
 from app.engine.scheduling.sequence import FinishReason, Request, TokenEvent
 from app.engine.variant import Variant
 from pruning.plural import counted
@@ -52,7 +52,7 @@ class AsyncEngine:
     ) -> None:
         self._engine = engine
         self._thread = EngineThread(engine)
-        self._admission = Admission(engine.limits.max_num_seqs + max_waiting, max_waiting_tokens)
+        self.admission = Admission(engine.limits.max_num_seqs + max_waiting, max_waiting_tokens)
         self._stall_s = stall_s
         self._streams: dict[str, Stream] = {}  # open requests, from admission to last event
         self._works: dict[Future[Any], Variant] = {}
@@ -98,23 +98,6 @@ class AsyncEngine:
     def stats(self) -> EngineStats:
         """The statistics of the engine after its latest step."""
         return self._stats
-
-    def check_room(self) -> None:
-        """Raise ``Overloaded`` if not even one short request would be admitted."""
-        self._admission.check_room(1)
-
-    def reserve(self, num_requests: int) -> Reservation:
-        """Hold places for requests that are being prepared, until they are handed over.
-
-        Raises ``TooManyPrompts`` for more requests than are ever admitted at once, and
-        ``Overloaded``.
-        """
-        return self._admission.reserve(num_requests)
-
-    @property
-    def num_waiting_tokens(self) -> int:
-        """Prompt tokens and ``max_new_tokens`` of all requests without a generated token."""
-        return self._admission.num_waiting_tokens
 
     @property
     def max_chunk(self) -> int:
@@ -173,7 +156,7 @@ class AsyncEngine:
             self._engine.check(request)
             if request.request_id in self._streams:
                 raise DuplicateRequest(f"request {request.request_id} is already open")
-        self._admission.admit(requests)
+        self.admission.admit(requests)
         self._begin()
         streams = [Stream(request, self._cancel, on_end) for request in requests]
         self._streams |= {stream.request_id: stream for stream in streams}
@@ -281,7 +264,7 @@ class AsyncEngine:
         self._stats = stats
         self._stepped.set()
         live = [event for event in events if event.request_id in self._streams]
-        self._admission.take(live, busy_s)
+        self.admission.take(live, busy_s)
         for event in events:
             streams = self._open(event.request_id)
             streams[event.request_id].put(event)

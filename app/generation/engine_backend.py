@@ -75,7 +75,7 @@ class EngineBackend:
     def check_room(self) -> None:
         """Raise ``Overloaded`` if no request would be admitted now."""
         with self._counted_refusals():
-            self._engine.check_room()
+            self._engine.admission.check_room(1)
 
     @contextmanager
     def reserved(self) -> Iterator[None]:
@@ -84,7 +84,7 @@ class EngineBackend:
         ``start`` takes it over within the context. Raises ``Overloaded``.
         """
         with self._counted_refusals():
-            place = self._engine.reserve(1)
+            place = self._engine.admission.reserve(1)
         token = _unparsed.set(place)
         try:
             yield
@@ -156,7 +156,7 @@ class EngineBackend:
         if (unparsed := _unparsed.get()) is not None:
             unparsed.release()
         max_new_tokens = 1 if request.fills_context else request.params.max_new_tokens
-        with self._engine.reserve(len(request.prompts) * request.n) as places:
+        with self._engine.admission.reserve(len(request.prompts) * request.n) as places:
             grammar = await self._grammar(request, served)
             prompts = await self.encode(request.prompts, [served], max_new_tokens)
             alone = request.alone(prompts, self._engine.max_len(served.variant))

@@ -40,7 +40,7 @@ class Admission:
     """
 
     def __init__(self, max_open: int, max_waiting_tokens: int) -> None:
-        self.max_open = max_open  # requests, running and waiting
+        self._max_open = max_open  # requests, running and waiting
         self._max_waiting_tokens = max_waiting_tokens
         self._num_reserved = 0
         self._open: dict[str, Request] = {}
@@ -51,6 +51,7 @@ class Admission:
 
     @property
     def num_waiting_tokens(self) -> int:
+        """Prompt tokens and ``max_new_tokens`` of all requests without a generated token."""
         return sum(self._waiting.values())
 
     @property
@@ -59,22 +60,19 @@ class Admission:
         num_tokens = sum(self._left.values()) + self._num_reserved * self._mean_tokens
         return min(max(num_tokens / self._pace.tokens_per_s, _MIN_RETRY_S), _MAX_RETRY_S)
 
-    def check_number(self, num_requests: int) -> None:
-        """Raise ``TooManyPrompts`` for more requests than ``max_open``."""
-        if num_requests > self.max_open:
+    def check_room(self, num_requests: int, num_tokens: int = 1) -> None:
+        """Raise ``TooManyPrompts`` for more requests than are ever admitted at once, or
+        ``Overloaded`` if there is no room for so many requests and tokens now."""
+        if num_requests > self._max_open:
             raise TooManyPrompts(
                 f"{num_requests} outputs in one request: this service takes at most "
-                f"{self.max_open}, running and waiting; ask for fewer at once"
+                f"{self._max_open}, running and waiting; ask for fewer at once"
             )
-
-    def check_room(self, num_requests: int, num_tokens: int = 1) -> None:
-        """Raise ``TooManyPrompts`` or ``Overloaded`` for requests that need that many tokens."""
-        self.check_number(num_requests)
         num_open = len(self._open) + self._num_reserved
-        if num_open + num_requests > self.max_open:
+        if num_open + num_requests > self._max_open:
             what = (
                 f"{counted(num_open, 'request')} running or waiting, {num_requests} more would "
-                f"exceed the limit of {self.max_open}"
+                f"exceed the limit of {self._max_open}"
             )
             raise Overloaded(what, "queue_full", self.retry_after_s)
         num_waiting = self.num_waiting_tokens
@@ -83,7 +81,10 @@ class Admission:
             raise Overloaded(what, "queue_tokens_full", self.retry_after_s)
 
     def reserve(self, num_requests: int) -> "Reservation":
-        """Hold places for requests that are being prepared. Raises as ``check_room`` does."""
+        """Hold places for requests that are being prepared, until they are handed over.
+
+        Raises as ``check_room`` does.
+        """
         self.check_room(num_requests)
         self._num_reserved += num_requests
         return Reservation(partial(self._unreserve, num_requests))

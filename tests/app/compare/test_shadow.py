@@ -95,7 +95,7 @@ def test_times_are_those_of_two_replays_that_were_alone(
         wait_until(lambda: held.num_at_gate, "a replay runs")
         live = pool.submit(client.post, "/generate", json={**body_of(1, 9), "model": "tiny"})
         engine = server.lifespan.state["services"].generation.engine
-        wait_until(lambda: engine.num_waiting_tokens, "a live request waits")
+        wait_until(lambda: engine.admission.num_waiting_tokens, "a live request waits")
         held.gate.set()
         assert live.result(60).is_success
         wait_until(lambda: counts(client) == {"done": 1}, "it was replayed, with an interruption")

@@ -100,7 +100,7 @@ def test_live_requests_that_wait_for_a_slot_stop_the_replay_that_runs(
         wait_until(lambda: held.num_at_gate, "a replay runs")
         live = pool.submit(client.post, "/generate", json=body_of(2, 4))
         engine = server.lifespan.state["services"].generation.engine
-        wait_until(lambda: engine.num_waiting_tokens, "live requests wait")
+        wait_until(lambda: engine.admission.num_waiting_tokens, "live requests wait")
         held.gate.set()
         assert live.result(60).is_success
         wait_until(lambda: sum(counts(client).values()) == 3, "all have an end")

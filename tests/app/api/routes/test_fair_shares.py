@@ -68,10 +68,10 @@ def test_one_tenant_s_flood_does_not_keep_another_waiting(
 
         threads = []
         for key, prompts in (("ann", ["the dog"] * NUM_PROMPTS), (other, ["the dog and " * LONG])):
-            before = backend.num_waiting_tokens
+            before = backend.admission.num_waiting_tokens
             threads.append(threading.Thread(target=ask, args=(key, prompts)))
             threads[-1].start()
-            wait_until(lambda: backend.num_waiting_tokens > before, "they wait")  # noqa: B023
+            wait_until(lambda: backend.admission.num_waiting_tokens > before, "they wait")  # noqa: B023
         engine.gate.set()
         for thread in threads:
             thread.join(60)
