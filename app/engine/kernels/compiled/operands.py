@@ -89,11 +89,11 @@ def _transpose_words(
         _, source, source_step, target, target_step = values
         lanes = num_lanes()
         words = ir.VectorType(_INT32, lanes)
-        rows = [_read(builder, row, words) for row in _rows(builder, source, source_step, lanes)]
+        rows = [_read(builder, row, words) for row in rows_at(builder, source, source_step, lanes)]
         columns = _transposed(builder, rows)
         if like.dtype == types.uint16 and not are_paired(like):
             columns = [part for each in columns for part in _parted(builder, each)]
-        targets = _rows(builder, target, target_step, len(columns))
+        targets = rows_at(builder, target, target_step, len(columns))
         for each, place in zip(columns, targets, strict=True):
             _write(builder, each, place)
         return context.get_dummy_value()
@@ -115,8 +115,8 @@ def _join_rows(
         number = 2 if are_paired(like) else 1
         size, lanes = like.dtype.bitwidth // 8, num_lanes()
         step, target_step = builder.mul(width, _INT64(size)), builder.mul(target_columns, _INT64(4))
-        sources = _rows(builder, source, step, lanes)
-        targets = _rows(builder, target, target_step, lanes // number)
+        sources = rows_at(builder, source, step, lanes)
+        targets = rows_at(builder, target, target_step, lanes // number)
         with cgutils.for_range_slice(builder, _INT64(0), columns, _INT64(lanes)) as (at, _):
             from_offset, to_offset = (builder.mul(at, _INT64(each)) for each in (size, 4))
             for row, place in enumerate(targets):
@@ -168,8 +168,8 @@ def _transposed(builder: ir.IRBuilder, rows: Sequence[Any]) -> list[Any]:
     return rows
 
 
-def _rows(builder: ir.IRBuilder, start: Any, step: Any, number: int) -> list[Any]:
-    """The addresses of rows."""
+def rows_at(builder: ir.IRBuilder, start: Any, step: Any, number: int) -> list[Any]:
+    """The addresses of rows, from this one on."""
     return [builder.add(start, builder.mul(step, _INT64(row))) for row in range(number)]
 
 

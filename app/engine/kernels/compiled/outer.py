@@ -24,7 +24,7 @@ from app.engine.kernels.compiled.numbers import (
     widened_numbers,
 )
 from app.engine.kernels.compiled.openmp import by_type, compiled
-from app.engine.kernels.compiled.operands import num_columns
+from app.engine.kernels.compiled.operands import num_columns, rows_at
 
 _INT32, _INT64, _FLOAT = ir.IntType(32), ir.IntType(64), ir.FloatType()
 _Add = Callable[[Any, int, int, int, int, int, int, int], None]
@@ -98,14 +98,14 @@ def _make_add(
     words, floats = (ir.VectorType(each, num_lanes()) for each in (_INT32, _FLOAT))
     outs = [
         place
-        for row in _rows(builder, out, out_step, num_rows)
+        for row in rows_at(builder, out, out_step, num_rows)
         for place in _vectors(builder, row, floats, num_vectors)
     ]
     with builder.goto_entry_block():
         sums = [builder.alloca(floats) for _ in outs]
     for total, place in zip(sums, outs, strict=True):
         builder.store(builder.load(place, align=4), total)
-    lefts = _rows(builder, left, left_step, num_rows)
+    lefts = rows_at(builder, left, left_step, num_rows)
     with cgutils.for_range(builder, depth) as loop:
         at = builder.add(right, builder.mul(loop.index, right_step))
         places = _vectors(builder, at, words, num_vectors)
@@ -138,11 +138,6 @@ def _numbers_of(like: types.Array) -> Numbers:
         return builder.bitcast(vector, numbers.weights)
 
     return replace(numbers, convert_weights=as_floats, convert_inputs=as_floats)
-
-
-def _rows(builder: ir.IRBuilder, start: Any, step: Any, number: int) -> list[Any]:
-    """The addresses of rows."""
-    return [builder.add(start, builder.mul(step, _INT64(row))) for row in range(number)]
 
 
 def _vectors(builder: ir.IRBuilder, start: Any, vector: ir.VectorType, number: int) -> list[Any]:
