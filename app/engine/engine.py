@@ -279,15 +279,6 @@ class Engine:
         """Take a part of the memory that new pages will need next. False: enough is taken."""
         return any(cache.take_ahead() for cache in self._caches.every())
 
-    def check_integrity(self) -> None:
-        """Raise ``AssertionError`` if pages, caches and sequences are inconsistent. Slow."""
-        self._scheduler.check_integrity()
-        assert len(self._sequences) == self._scheduler.num_sequences
-        for cache in self._caches.every():
-            tables = [seq.pages for seq in self._sequences.values() if seq.pages.pool is cache.pool]
-            cache.pool.check_integrity([page for table in tables for page in table.pages])
-            cache.check_integrity()
-
     def _live(self) -> list[Sequence]:
         return [seq for seq in self._sequences.values() if not seq.request.is_background]
 

@@ -15,6 +15,7 @@ from app.engine.scheduling.scheduler import EngineLimits, Scheduler
 from app.engine.scheduling.sequence import FinishReason, Request, TokenEvent
 from app.engine.variant import Variant, make_variant
 from tests.support.engine_requests import PRUNED_BLOCKS, cache_bytes, prompt, request, variant
+from tests.support.integrity import check_engine
 from tests.support.simcuda.device import SimulatedCuda, simulated_cuda
 from tests.support.simcuda.engine_runs import KINDS, events, recorded
 from tests.support.simcuda.models import on_device, variant_on
@@ -140,7 +141,7 @@ def test_a_token_behind_the_end_is_thrown_away_with_its_pages(cuda: SimulatedCud
     for row in range(3):
         assert is_ahead(engine)
         engine.cancel(str(row))
-        engine.check_integrity()
+        check_engine(engine)
     assert (is_ahead(engine), engine.has_work) == (False, False)
     engine.check_idle()
 
@@ -209,7 +210,7 @@ class Traffic:
         for event in self.engine.step():
             self.take(event)
         self.num_ahead += is_ahead(self.engine)
-        self.engine.check_integrity()
+        check_engine(self.engine)
 
     def take(self, event: TokenEvent) -> None:
         assert event.finish_reason not in (FinishReason.ERROR, FinishReason.ABORT)
@@ -270,7 +271,7 @@ def test_a_batch_whose_sequences_have_no_page_is_not_repeated(cuda: SimulatedCud
     while engine.has_work:
         for event in engine.step():
             found[event.request_id].append(event.token_id)
-        engine.check_integrity()
+        check_engine(engine)
     assert engine.stats().cache_counts["tiny"].num_preemptions > 0
     assert [len(each) for each in found.values()] == [39, 39]
     assert cuda.num_replays > cuda.num_captures

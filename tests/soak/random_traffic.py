@@ -28,6 +28,7 @@ from app.engine.variant import Variant, make_variant
 from pruning.models.blocks import view
 from tests.support.engine_scenarios import until
 from tests.support.families import LLAMA_LIKE
+from tests.support.integrity import check_engine
 from tests.support.tiny import VOCAB_SIZE, random_model
 
 LONGEST_PROMPT = 8192
@@ -58,7 +59,7 @@ class CheckedEngine(Engine):
         events = super().step(interruption)
         self.num_steps += 1
         if self.num_steps % _STEPS_BETWEEN_CHECKS == 0:
-            self.check_integrity()
+            check_engine(self)
         return events
 
 

@@ -27,6 +27,7 @@ from tests.soak.random_traffic import (
 from tests.support.compiled import always
 from tests.support.engine_requests import cache_bytes
 from tests.support.engine_scenarios import until
+from tests.support.integrity import check_engine
 
 POOL_TOKENS = LONGEST_PROMPT + LONGEST_OUTPUT + 256  # of the dense variant: few beside a long one
 _RELOAD_S = 10.0
@@ -91,5 +92,5 @@ def test_random_traffic_is_answered_as_if_each_request_were_alone(
     assert min(counts.num_hits, counts.num_preemptions) > 0
     assert min(happened[name] for name in ("whole", "left", "long", "unloads")) > 0
     engine.check_idle()
-    engine.check_integrity()
+    check_engine(engine)
     assert last - first < MAX_GROWTH_BYTES

@@ -25,6 +25,7 @@ from app.engine.scheduling.sequence import (
 )
 from app.engine.variant import Variant, make_variant
 from pruning.models.blocks import num_blocks
+from tests.support.integrity import check_engine
 from tests.support.tiny import VOCAB_SIZE, generated, tiny_model
 
 PRUNED_BLOCKS = (0, 2, 3, 5)
@@ -149,5 +150,5 @@ def run(engine: Engine, *requests: Request, outcome: Outcome | None = None) -> O
         engine.add(each)
     while engine.has_work:
         outcome.take(engine.step())
-        engine.check_integrity()
+        check_engine(engine)
     return outcome

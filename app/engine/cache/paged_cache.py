@@ -176,12 +176,6 @@ class PagedCache(Cache):
         """Of all units, used or not."""
         return self.keys.nbytes + self.values.nbytes
 
-    def check_integrity(self) -> None:
-        """Raise ``AssertionError`` if a number is not finite. Slow."""
-        end = 1 + self.pool.num_touched
-        for tensor in (self.keys, self.values):
-            assert tensor[:, :end].isfinite().all()
-
 
 def _zeros(size: tuple[int, ...], shape: UnitShape) -> torch.Tensor:
     if shape.device.type != "cpu":

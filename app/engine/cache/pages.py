@@ -110,19 +110,3 @@ class PagePool:
         page.key = None
         self._num_kept_units -= len(page.units)
         self._free += reversed(page.units)
-
-    def check_integrity(self, held: list[Page]) -> None:
-        """Raise ``AssertionError`` unless users hold just these pages, each as often as it is
-        listed, and every unit is in one place. Slow."""
-        users: dict[int, int] = {}
-        for page in held:
-            users[id(page)] = users.get(id(page), 0) + 1
-        pages = {id(page): page for page in [*held, *self._kept.values()]}
-        for name, page in pages.items():
-            assert page.num_users == users.get(name, 0), "a page has lost a user, or has one more"
-            assert page.key is None or self._by_key[page.key] is page
-        units = [unit for page in pages.values() for unit in page.units] + self._free
-        assert sorted(units) == [*range(1, self.num_touched + 1)], "a unit is lost or shared"
-        assert self.num_touched <= self.num_units
-        assert self._num_kept_units == sum(len(page.units) for page in self._kept.values())
-        assert {id(page) for page in self._by_key.values()} <= pages.keys(), "a lost page is found"

@@ -365,19 +365,3 @@ class Scheduler:
         )
         needed = seq.pages.num_needed(seq.tokens)
         return promised + needed <= seq.pages.pool.num_available
-
-    def check_integrity(self) -> None:
-        """Raise ``AssertionError`` if a sequence or a page is lost, or a limit exceeded. Slow."""
-        assert self.num_running <= self.limits.max_num_seqs
-        if (seq := self._admitted_background) is not None:
-            active = [*self.waiting.values(), *self.running.values()]
-            assert [[*seqs] for seqs in active] == [[seq]], "a background sequence is not alone"
-        assert sorted(map(id, self._turns)) == sorted(map(id, {**self.waiting, **self.running}))
-        for variant, running in self.running.items():
-            assert running, variant.name
-            assert all(seq.is_running and seq.num_uncached > 0 for seq in running), variant.name
-            assert all(seq.num_cached <= seq.pages.num_tokens for seq in running), variant.name
-        for variant, queue in self.waiting.items():
-            assert queue == sorted(queue, key=arrival) != [], variant.name
-        for seq in (*self._background, *chain.from_iterable(self.waiting.values())):
-            assert (seq.is_running, seq.num_cached, seq.pages.pages) == (False, 0, [])

@@ -36,6 +36,7 @@ from tests.support.engine_requests import (
     run,
     variant,
 )
+from tests.support.integrity import check_engine
 from tests.support.tiny import MAX_POSITIONS, NUM_BLOCKS, SERVED, VOCAB_SIZE, tiny_model
 
 DENSE, PRUNED = variant(), variant(pruned=True)
@@ -103,7 +104,7 @@ def test_cancelling_frees_the_place_at_once() -> None:
     outcome.take([event])
     assert (event.token_id, event.finish_reason) == (None, FinishReason.ABORT)
     assert engine.stats().num_running == 1
-    engine.check_integrity()
+    check_engine(engine)
     outcome.take(engine.step())
     assert engine.stats().num_running == 2
     while engine.has_work:
@@ -167,7 +168,7 @@ def test_past_its_deadline_a_request_ends_within_a_step_running_or_waiting() -> 
     assert outcome.last == {}
     clock.now_s = 10.0
     outcome.take(engine.step())
-    engine.check_integrity()
+    check_engine(engine)
     assert [outcome.reason(each) for each in (running, waiting)] == [FinishReason.TIMEOUT] * 2
     assert outcome.of(running) == plain_tokens(running)[:3]
     assert outcome.of(waiting) == []
@@ -245,7 +246,7 @@ def test_a_failing_prefill_leaves_the_running_sequences_of_its_variant_alone() -
     failing.countdown = 0
     outcome.take(engine.step())
     failing.countdown = 10**9
-    engine.check_integrity()
+    check_engine(engine)
     assert [outcome.reason(each) for each in doomed] == [FinishReason.ERROR] * 3
     run(engine, outcome=outcome)
     assert outcome.of(running) == expected(running)
@@ -266,7 +267,7 @@ def test_logits_that_are_not_finite_end_one_sequence_and_leave_no_trace() -> Non
     engine.add(well)
     while engine.has_work:
         outcome.take(engine.step())
-        engine.check_integrity()
+        check_engine(engine)
     assert outcome.reason(ill) is FinishReason.ERROR
     assert outcome.of(well) == expected(well)
 
@@ -278,7 +279,7 @@ def test_stats_tell_what_runs_and_what_waits() -> None:
     assert engine.stats().num_waiting == 5
     for _ in range(2):
         engine.step()
-        engine.check_integrity()
+        check_engine(engine)
     stats = engine.stats()
     assert (stats.num_running, stats.num_waiting) == (3, 2)
     assert stats.variants == {
@@ -293,7 +294,7 @@ def test_stats_tell_what_runs_and_what_waits() -> None:
 def test_an_idle_engine_holds_nothing() -> None:
     engine = Engine()
     run(engine, request(of=DENSE), request(of=PRUNED))
-    engine.check_integrity()
+    check_engine(engine)
     stats = engine.stats()
     assert (stats.num_running, stats.num_waiting, stats.kv_cache_usage) == (0, 0, 0.0)
     assert (stats.batch_size, stats.variants) == (0, {})

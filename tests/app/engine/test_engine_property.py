@@ -30,6 +30,7 @@ from tests.support.engine_requests import (
     scored_prompt,
     variant,
 )
+from tests.support.integrity import check_engine
 
 LONGEST = 10
 SAMPLINGS: Mapping[str, Mapping[str, Any]] = {
@@ -156,12 +157,12 @@ class EngineMachine(RuleBasedStateMachine):
                 self.take(event)
             late = [each.request_id for each, _ in self.open.values() if self.is_late(each)]
             assert not late, "a deadline has passed and a step has not noticed"
-            self.engine.check_integrity()
+            check_engine(self.engine)
             self.now_s += 1
 
     @invariant()
     def nothing_is_lost(self) -> None:
-        self.engine.check_integrity()
+        check_engine(self.engine)
         assert self.engine.has_work == bool(self.open)
 
     def teardown(self) -> None:

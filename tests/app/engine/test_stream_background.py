@@ -23,6 +23,7 @@ from app.engine.variant import make_variant
 from pruning.models.blocks import block_list
 from tests.support.engine_requests import Outcome, expected, prompt, request, variant
 from tests.support.engine_scenarios import endless, events_of, scenario, until
+from tests.support.integrity import check_engine
 from tests.support.tiny import tiny_model
 
 
@@ -75,11 +76,11 @@ def test_it_takes_no_step_while_a_request_runs() -> None:
     engine.add(other)
     while other.request_id not in outcome.last:
         outcome.take(loop.step())
-        engine.check_integrity()
+        check_engine(engine)
         assert len(outcome.of(each)) == 1
     while loop.has_work:
         outcome.take(loop.step())
-        engine.check_integrity()
+        check_engine(engine)
     assert outcome.of(each) == expected(each)
     assert outcome.of(other) == expected(other)
 
@@ -95,7 +96,7 @@ def test_a_step_that_is_given_up_is_repeated(family: str, wanted: list[bool]) ->
     engine.add(each)
     while loop.has_work:
         outcome.take(loop.step())
-        engine.check_integrity()
+        check_engine(engine)
     assert outcome.of(each) == expected(each)
 
 

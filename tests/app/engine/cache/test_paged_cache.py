@@ -12,6 +12,7 @@ from app.engine.cache.paged_cache import PagedCache, UnitShape, unit_shape
 from app.engine.cache.pages import PAGE_TOKENS
 from app.engine.variant import make_variant
 from tests.support.engine_requests import PRUNED_BLOCKS, cache_bytes, variant
+from tests.support.integrity import check_cache
 from tests.support.tiny import SERVED, tiny_model
 
 HEADS, DIM, BLOCKS = 2, 4, 3
@@ -94,9 +95,9 @@ def test_what_would_spread_is_noticed_until_it_is_cleared() -> None:
     assert page is not None
     cache.write(tokens(float("nan")), tokens(1), 0)
     with pytest.raises(AssertionError):
-        cache.check_integrity()
+        check_cache(cache)
     cache.clear(page.units)
-    cache.check_integrity()
+    check_cache(cache)
 
 
 @pytest.mark.parametrize("family", SERVED)

@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from app.engine.cache.block_table import BlockTable, next_key
 from app.engine.cache.pages import PAGE_TOKENS, PagePool, pages_of
+from tests.support.integrity import check_pool
 
 ROOTS = (None, b"one", b"other")
 LONGEST = 6 * PAGE_TOKENS
@@ -92,7 +93,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @invariant()
     def all_is_in_its_place(self) -> None:
-        self.pool.check_integrity([page for table, _, _ in self.open for page in table.pages])
+        check_pool(self.pool, [page for table, _, _ in self.open for page in table.pages])
         assert 0 <= self.pool.num_used <= self.pool.num_units
         for table, tokens, key in self.open:
             assert table.units.tolist() == [list(page.units) for page in table.pages]
@@ -168,10 +169,10 @@ def test_integrity_notices_what_is_lost_or_shared() -> None:
     pool = PagePool(4)
     page = pool.allocate(2)
     assert page is not None
-    pool.check_integrity([page])
+    check_pool(pool, [page])
     for held in ([], [page, page]):
         with pytest.raises(AssertionError):
-            pool.check_integrity(held)
+            check_pool(pool, held)
     pool._free.append(1)
     with pytest.raises(AssertionError, match="lost or shared"):
-        pool.check_integrity([page])
+        check_pool(pool, [page])

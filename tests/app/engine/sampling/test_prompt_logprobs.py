@@ -12,6 +12,7 @@ from app.engine.scheduling.sequence import (
     TokenEvent,
 )
 from tests.support.engine_requests import check_scored, prompt, request, scored_prompt, variant
+from tests.support.integrity import check_engine
 from tests.support.tiny import SERVED
 
 NUM_BEST = 3
@@ -24,7 +25,7 @@ def events(engine: Engine, *requests: Request) -> dict[str, list[TokenEvent]]:
     while engine.has_work:
         for event in engine.step():
             found[event.request_id].append(event)
-        engine.check_integrity()
+        check_engine(engine)
     return found
 
 

@@ -12,6 +12,7 @@ from app.engine.scheduling.fair_shares import FairShares
 from app.engine.scheduling.scheduler import Batch, EngineLimits, Scheduler
 from app.engine.scheduling.sequence import Sequence
 from tests.support.engine_requests import request
+from tests.support.integrity import check_scheduler
 
 NUM_BLOCKS = 1
 TENANTS = ("ann", "bob", "eve")
@@ -34,7 +35,7 @@ def run_next(each: Scheduler) -> Batch:
             seq.tokens.append(5)
             if seq.num_generated >= seq.request.params.max_new_tokens:
                 each.remove(seq)
-    each.check_integrity()
+    check_scheduler(each)
     return batch
 
 

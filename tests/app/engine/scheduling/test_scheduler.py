@@ -12,6 +12,7 @@ from app.engine.scheduling.scheduler import Batch, EngineLimits, InvalidLimits, 
 from app.engine.scheduling.sequence import Sequence
 from app.engine.variant import Variant
 from tests.support.engine_requests import request, variant
+from tests.support.integrity import check_scheduler
 
 DENSE, PRUNED = variant(), variant(pruned=True)
 OTHER = variant(family="gpt2")
@@ -49,7 +50,7 @@ def run_next(each: Scheduler) -> Batch:
         seq.pages.publish(seq.tokens, seq.num_cached - num, seq.num_cached)
         if not seq.num_uncached:
             seq.tokens.append(5)
-    each.check_integrity()
+    check_scheduler(each)
     return batch
 
 
@@ -362,7 +363,7 @@ def test_integrity_notices_a_token_without_a_page() -> None:
     seq.num_cached = PAGE_TOKENS + 1
     seq.tokens += [5] * PAGE_TOKENS
     with pytest.raises(AssertionError):
-        each.check_integrity()
+        check_scheduler(each)
 
 
 @pytest.mark.parametrize(
