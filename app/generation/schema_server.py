@@ -1,7 +1,7 @@
 """A process that checks schemas, each in a fork of its own with limits of time and memory.
 
 It imports neither torch nor transformers, so it starts soon and forks are cheap. Requests and
-answers are JSON, behind its length in four bytes.
+answers are JSON, behind its length in four bytes, as connections of ``multiprocessing`` have it.
 """
 
 import json
@@ -12,9 +12,11 @@ import signal
 import sys
 from collections import OrderedDict
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from llguidance import LLTokenizer
 
@@ -31,7 +33,6 @@ DEADLINE_S = 20.0  # of one schema, on a busy machine
 MEMORY_BYTES = 2**29  # beside what the process has
 _MAX_TOKENIZERS = 4
 _NICENESS = 5
-_CHUNK_BYTES = 2**16
 LENGTH_BYTES = 4
 _TIMERS = (signal.SIGPROF, signal.SIGALRM)
 
@@ -42,7 +43,7 @@ class _Job:
 
     request_id: int
     pid: int
-    chunks: list[bytes] = field(default_factory=list)
+    pipe: Connection
 
 
 def framed(message: dict[str, Any]) -> bytes:
@@ -51,9 +52,9 @@ def framed(message: dict[str, Any]) -> bytes:
 
 
 class SchemaServer:
-    """Answers until its input ends."""
+    """Answers until its requests end."""
 
-    def __init__(self, requests: int, answers: BinaryIO) -> None:
+    def __init__(self, requests: Connection, answers: Connection) -> None:
         self._requests = requests
         self._answers = answers
         self._tokens: OrderedDict[str, LLTokenizer] = OrderedDict()
@@ -61,35 +62,16 @@ class SchemaServer:
 
     def run(self) -> None:
         self._selector.register(self._requests, selectors.EVENT_READ)
-        is_open = True
-        while is_open:
-            for key, _ in self._selector.select():
-                if isinstance(key.data, _Job):
-                    self._receive(key.fd, key.data)
-                elif request := self._read():
-                    self._take(request)
-                else:
-                    is_open = False
-
-    def _read(self) -> dict[str, Any]:
-        """The next request; empty at the end."""
-        if not (length := self._read_exactly(LENGTH_BYTES)):
-            return {}
-        request: dict[str, Any] = json.loads(self._read_exactly(int.from_bytes(length)))
-        return request
-
-    def _read_exactly(self, num_bytes: int) -> bytes:
-        """Without a buffer, which the selector would not see."""
-        read = b""
-        while len(read) < num_bytes:
-            if not (chunk := os.read(self._requests, num_bytes - len(read))):
-                return b""
-            read += chunk
-        return read
+        with suppress(EOFError):
+            while True:
+                for key, _ in self._selector.select():
+                    if isinstance(key.data, _Job):
+                        self._receive(key.data)
+                    else:
+                        self._take(json.loads(self._requests.recv_bytes()))
 
     def _answer(self, request_id: int, answer: dict[str, Any]) -> None:
-        self._answers.write(framed({"id": request_id, **answer}))
-        self._answers.flush()
+        self._answers.send_bytes(json.dumps({"id": request_id, **answer}).encode())
 
     def _take(self, request: dict[str, Any]) -> None:
         request_id, name = request["id"], request["tokens"]
@@ -111,31 +93,28 @@ class SchemaServer:
         self._fork(request_id, request["schema"], self._tokens[name], request["cpu_s"])
 
     def _fork(self, request_id: int, schema: str, tokens: LLTokenizer, cpu_s: float) -> None:
-        own, of_fork = os.pipe()
+        own, of_fork = Pipe(duplex=False)
         parent = os.getpid()
         pid = os.fork()
         if pid:
-            os.close(of_fork)
-            self._selector.register(own, selectors.EVENT_READ, _Job(request_id, pid))
+            of_fork.close()
+            self._selector.register(own, selectors.EVENT_READ, _Job(request_id, pid, own))
             return
         try:
             end_with_parent(parent, signal.SIGKILL)
             _limit(cpu_s)
-            with os.fdopen(of_fork, "wb") as pipe:
-                pipe.write(json.dumps(_checked(schema, tokens)).encode())
+            of_fork.send_bytes(json.dumps(_checked(schema, tokens)).encode())
             os._exit(0)
         finally:
             os._exit(1)  # never back to the loop of the parent
 
-    def _receive(self, fd: int, job: _Job) -> None:
-        if chunk := os.read(fd, _CHUNK_BYTES):
-            job.chunks.append(chunk)
-            return
-        self._selector.unregister(fd)
-        os.close(fd)
+    def _receive(self, job: _Job) -> None:
+        self._selector.unregister(job.pipe)
+        answer = b""
+        with job.pipe, suppress(EOFError, OSError):  # of a fork that has ended before
+            answer = job.pipe.recv_bytes()
         _, status = os.waitpid(job.pid, 0)
-        answer = _ended(status) if status else json.loads(b"".join(job.chunks))
-        self._answer(job.request_id, answer)
+        self._answer(job.request_id, _ended(status) if status else json.loads(answer))
 
 
 def _checked(schema: str, tokens: LLTokenizer) -> dict[str, str]:
@@ -172,7 +151,8 @@ def main(parent: str) -> None:
     lower_priority(_NICENESS)
     with suppress(OSError):  # the first to be killed where memory runs out (proc(5))
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
-    SchemaServer(sys.stdin.fileno(), sys.stdout.buffer).run()
+    requests = Connection(sys.stdin.fileno(), writable=False)
+    SchemaServer(requests, Connection(sys.stdout.fileno(), readable=False)).run()
 
 
 if __name__ == "__main__":
