@@ -31,9 +31,30 @@ _QUICK_EXAMPLES = 40  # of a property that does not say how many it needs
 # Each of these takes a minute or so: begun last, they would keep one worker of xdist waiting.
 LONG = ("tests/app/cluster/", "tests/e2e/", "tests/pruning/search/test_ray", "tests/app/cli/")
 
+FIXTURES = (
+    "tests.support.api_fixtures",
+    "tests.support.compiled",
+    "tests.support.gcs_server",
+    "tests.support.healing",
+    "tests.support.hub_repository",
+    "tests.support.model_fixtures",
+    "tests.support.object_stores",
+    "tests.support.process_fixtures",
+    "tests.support.redis_fixtures",
+    "tests.support.s3_server",
+    "tests.support.simcuda.fixtures",
+    "tests.support.worker_fixtures",
+)
+
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Properties are tried with fewer examples in `make test`, and with others in every run."""
+    """Properties are tried with fewer examples in `make test`, and with others in every run.
+
+    The process that only hands out tests to others needs no fixtures, which import torch.
+    """
+    if config.getoption("dist", "no") == "no":
+        for name in FIXTURES:
+            config.pluginmanager.import_plugin(name)
     if config.option.markexpr == "not slow":
         settings.register_profile("quick", max_examples=_QUICK_EXAMPLES)
         settings.load_profile("quick")
@@ -91,22 +112,6 @@ def _is_of_others(item: pytest.Item, which: int, num_shares: int) -> bool:
 def _share(nodeid: str, num_shares: int) -> int:
     """From 1: the share that a slow test belongs to, which other tests do not change."""
     return int(hashlib.sha256(nodeid.encode()).hexdigest(), 16) % num_shares + 1
-
-
-pytest_plugins = [
-    "tests.support.api_fixtures",
-    "tests.support.compiled",
-    "tests.support.gcs_server",
-    "tests.support.healing",
-    "tests.support.hub_repository",
-    "tests.support.model_fixtures",
-    "tests.support.object_stores",
-    "tests.support.process_fixtures",
-    "tests.support.redis_fixtures",
-    "tests.support.s3_server",
-    "tests.support.simcuda.fixtures",
-    "tests.support.worker_fixtures",
-]
 
 
 @pytest.fixture(autouse=True, scope="session")
