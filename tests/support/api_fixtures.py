@@ -73,6 +73,12 @@ def settings(data_dir: Path) -> ServeSettings:
 
 
 @pytest.fixture
+def nothing_preloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model is loaded by the first request for it: most tests of jobs have none."""
+    monkeypatch.setenv("SLEB_PRELOAD", "[]")
+
+
+@pytest.fixture
 def client(
     settings: ServeSettings, redis_url: str, redis_client: redis.Redis
 ) -> Iterator[TestClient]:

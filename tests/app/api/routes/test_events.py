@@ -16,6 +16,8 @@ from pruning.spec.prune import PruneSpec
 from tests.support.job_lives import succeed
 from tests.support.prune_requests import EVENT_STREAM, events_url
 
+pytestmark = pytest.mark.usefixtures("nothing_preloaded")
+
 
 @pytest.fixture
 def job_id(job_store: JobStore) -> str:

@@ -16,6 +16,8 @@ from tests.support.prune_requests import JOB, submit
 from tests.support.serving import local_api
 from tests.support.tiny_directory import MAX_POSITIONS
 
+pytestmark = pytest.mark.usefixtures("nothing_preloaded")
+
 
 def test_a_job_is_taken_and_can_be_found(client: TestClient) -> None:
     response = client.post("/prune-jobs", json={**JOB, "metadata": {"team": "platform"}})
