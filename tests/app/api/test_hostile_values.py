@@ -13,6 +13,8 @@ from fastapi.testclient import TestClient
 
 from app.engine.scheduling.sequence import InvalidSampling, SamplingParams
 
+pytestmark = pytest.mark.usefixtures("nothing_preloaded")
+
 HUGE = 10**400  # no float holds it
 NUMBERS = {
     "huge": str(HUGE),

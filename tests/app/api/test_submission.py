@@ -20,6 +20,8 @@ from tests.support.job_lives import REMOVAL
 from tests.support.prune_requests import JOB, num_jobs, post_with_key, submit
 from tests.support.serving import local_api
 
+pytestmark = pytest.mark.usefixtures("nothing_preloaded")
+
 # ---- dry runs
 
 

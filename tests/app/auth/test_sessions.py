@@ -22,6 +22,8 @@ from tests.support.clock import Clock
 from tests.support.full_disk import full_disk
 from tests.support.prune_requests import JOB
 
+pytestmark = pytest.mark.usefixtures("nothing_preloaded")
+
 HERE = {"Origin": "http://localhost"}
 
 

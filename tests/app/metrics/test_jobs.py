@@ -23,6 +23,8 @@ from tests.support.exposition import Scrape
 from tests.support.job_lives import REMOVAL
 from tests.support.serving import LocalClient
 
+pytestmark = pytest.mark.usefixtures("nothing_preloaded")
+
 SPEC = PruneSpec("tiny", num_remove=1)
 PROGRESS = "sleb_prune_job_progress_ratio"
 FINISH = "sleb_prune_job_estimated_finish_timestamp_seconds"

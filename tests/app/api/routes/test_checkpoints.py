@@ -16,6 +16,8 @@ from pruning.spec.prune import Repair
 from tests.support.api_fixtures import publish_pruned
 from tests.support.prune_requests import submit
 
+pytestmark = pytest.mark.usefixtures("nothing_preloaded")
+
 
 @pytest.fixture
 def job(client: TestClient, data_dir: Path, job_store: JobStore) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from pruning.worker.task import run_job
 from tests.support.healing import NAME
 from tests.support.prune_requests import JOB
 
+pytestmark = pytest.mark.usefixtures("nothing_preloaded")
+
 HEAL: dict[str, Any] = {
     "num_tokens": 640,
     "rank": 2,

@@ -18,6 +18,8 @@ from tests.support.exposition import Scrape
 from tests.support.pruning_runs import domain_of
 from tests.support.tiny_checkpoints import write_checkpoint
 
+pytestmark = pytest.mark.usefixtures("nothing_preloaded")
+
 
 @pytest.fixture
 def manifest(data_dir: Path) -> Manifest:

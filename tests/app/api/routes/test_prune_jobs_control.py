@@ -13,6 +13,8 @@ from pruning.jobs.store import JobStore
 from pruning.search.state import SearchPlan
 from tests.support.prune_requests import JOB, submit
 
+pytestmark = pytest.mark.usefixtures("nothing_preloaded")
+
 
 def post(client: TestClient, job: dict[str, Any], action: str) -> dict[str, Any]:
     response = client.post(job["urls"][action])

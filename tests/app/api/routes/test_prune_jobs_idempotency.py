@@ -11,6 +11,8 @@ from httpx2 import Response
 
 from tests.support.prune_requests import JOB, num_jobs, post_with_key
 
+pytestmark = pytest.mark.usefixtures("nothing_preloaded")
+
 
 def test_the_same_request_gets_the_same_answer(client: TestClient) -> None:
     first = post_with_key(client, "k", metadata={"team": "platform"})

@@ -16,6 +16,8 @@ from pruning.spec.prune import PruneSpec
 from tests.support.job_lives import REMOVAL
 from tests.support.prune_requests import JOB, submit
 
+pytestmark = pytest.mark.usefixtures("nothing_preloaded")
+
 
 @pytest.fixture
 def failed(client: TestClient, job_store: JobStore, redis_client: redis.Redis) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from tests.support.tiny_checkpoints import write_checkpoint
 from tests.support.tiny_directory import write_tiny_model
 from tests.support.unsupported import QUANTIZED, TYPES, quantize_config, write_unsupported
 
+pytestmark = pytest.mark.usefixtures("nothing_preloaded")
+
 
 def assert_refused(
     client: TestClient, store: redis.Redis, model: str, problem: str, *words: str
