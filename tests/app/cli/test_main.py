@@ -192,6 +192,7 @@ def test_a_taken_place_is_refused_before_any_work(data_dir: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "code", "word"),
     [
+        (["prune", "none", "--num-remove", "1"], 1, "known ones are: tiny"),
         (["prune", "tiny", "--num-remove", "5"], 1, "4 can go"),
         (["prune", "tiny", "--num-remove", "1", "--calibration", "none.txt"], 2, "none.txt"),
         (["prune", "tiny"], 2, "exactly one"),
@@ -235,7 +236,7 @@ def test_errors_are_one_message_and_a_code(
 @pytest.mark.parametrize(
     ("arguments", "code", "word"),
     [
-        (["prune", "none", "--num-remove", "1"], 1, "known ones are: tiny"),
+        (["keys", "rotate", "unknown"], 1, "no key is named 'unknown'"),
         (["no-such-command"], 2, "No such command"),
     ],
 )
