@@ -222,7 +222,8 @@ def test_what_goes_wrong_there_is_told_here(
     assert KEY not in caplog.text
     before, fake.behave = counts(client), says(*GOOD)
     assert ask(client).json()["outputs"][0]["text"] == "a b c"
-    assert client.post("/generate", json={"model": "tiny", "prompt": "a"}).status_code == 200
+    served = {"model": "tiny", "prompt": "a", "max_new_tokens": 2}
+    assert client.post("/generate", json=served).status_code == 200
     assert (counts(client) - before)["latencies"] == 1
 
 
