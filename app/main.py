@@ -135,14 +135,12 @@ def create_app(
         openapi_url=None,  # app.api.openapi has it, and app.web the page, without a foreign request
         docs_url=None,
         redoc_url=None,
-        generate_unique_id_function=lambda route: route.name,  # for links between operations
         telemetry=tracing.fastapi if tracing is not None else None,
     )
     authorizer = authorizer_of(settings)
     _add_middleware(app, settings, authorizer)
-    for route in _ROUTES:
-        app.include_router(route.router)
-    app.include_router(web.router)
+    for module in (*_ROUTES, web):
+        app.router.routes.extend(module.router.routes)
     describe_api(app, authorizer, is_audited=settings.audit_log is not None)
     return app
 

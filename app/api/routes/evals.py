@@ -2,13 +2,14 @@
 
 import asyncio
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
 from app.api.deps import GeneratorDep, ServicesDep
 from app.api.formats.evals import headline_of, report_of
 from app.api.formats.same_names import view_of
 from app.api.load_shedding import SheddingRoute
 from app.api.openapi import responses_for
+from app.api.router import Router
 from app.api.routes.results import ResultReportView
 from app.api.schemas.evals import EvalBody
 from app.api.sse import unless_gone
@@ -17,7 +18,7 @@ from app.compare.likelihood import Scorer
 from app.engine.async_engine import EngineStopped
 from app.results.store import ResultKind, ResultNotKept, ResultStore
 
-router = APIRouter(tags=["generate"], route_class=SheddingRoute)
+router = Router(tags=["generate"], route_class=SheddingRoute)
 
 
 @router.post(

@@ -3,10 +3,10 @@
 import time
 
 import torch
-from fastapi import APIRouter
 
 from app.api.deps import ServicesDep
 from app.api.formats.same_names import view_of
+from app.api.router import Router
 from app.api.schemas.status import EngineStatusView, JobStatusView, MemoryStatusView, StatusView
 from app.engine.engine import EngineStats
 from app.models.registry import ModelRegistry
@@ -14,7 +14,7 @@ from pruning.jobs.redis import JobStoreUnavailable
 from pruning.jobs.stats import JobStatsReader
 from pruning.models.memory import free_bytes
 
-router = APIRouter(tags=["health"])
+router = Router(tags=["health"])
 
 
 @router.get("/status")
