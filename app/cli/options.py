@@ -101,7 +101,7 @@ HEAL_HELP: Mapping[str, str] = MappingProxyType(
         "patience": "Stop after so many measurements in a row without a new lowest loss.",
         "seed": "Seed of the adapters and of the order of the text.",
         "control": "Train the dense model in the same way, for comparison.",
-        "depths": "all: one adapter for every prefix of the removal order.",
+        "depths": "all: one adapter for every prefix; deepest: the model of all removals alone.",
     }
 )
 
