@@ -147,7 +147,7 @@ def _print(healed: Manifest, out: Path, *, as_json: bool) -> None:
 
 
 def _came_back(healed: Manifest) -> Iterator[str]:
-    """The shares of the lost nats at each depth, where all are healed."""
+    """The shares of the lost nats at each depth, where all are healed and were measured."""
     if healed.healing is None or not healed.healing.is_elastic:
         return
     for depth in range(1, len(healed.removed_blocks) + 1):
@@ -155,4 +155,6 @@ def _came_back(healed: Manifest) -> Iterator[str]:
         shares = [
             f"{share:.0%} on {name}" for name, share in by_domain.items() if share is not None
         ]
-        yield f"without {counted(depth, 'block')}, of the lost nats came back {', '.join(shares)}"
+        if shares:
+            lost = f"without {counted(depth, 'block')}, of the lost nats came back"
+            yield f"{lost} {', '.join(shares)}"

@@ -11,7 +11,7 @@ import torch
 
 from app.cli.main import app
 from app.commands.evaluate import Options, Tasks, run_evaluation
-from app.commands.heal import _place_taken, run_heal
+from app.commands.heal import _place_taken, _print, run_heal
 from app.commands.subject import subject_of
 from pruning.checkpoints.publish import CheckpointExists
 from pruning.checkpoints.store import CheckpointNotFound, Manifest, read_manifest
@@ -90,6 +90,10 @@ def test_every_depth_is_told_where_all_are_healed(
     shown = capsys.readouterr().out
     assert "without 1 block, of the lost nats came back" in shown
     assert "without 2 blocks, of the lost nats came back" in shown
+    healed = read_manifest(data_dir / "checkpoints" / HEALED)
+    unmeasured = replace(healed, quality=replace(healed.quality, domains=()))
+    _print(unmeasured, Path("out"), as_json=False)
+    assert "came back" not in capsys.readouterr().out
 
 
 def test_an_unknown_checkpoint_is_refused(data_dir: Path) -> None:
