@@ -16,6 +16,8 @@ from pruning.models.loss import rows_per_chunk
 
 # float32 logits of each token at once: of both models, their exponentials, and the gradient
 _NUM_LOGITS = 5
+# of a chunk on a CPU, too: with fewer, products take as long as it takes to read the head's weights
+_LEAST_ROWS = 64
 
 
 def divergences(
@@ -47,7 +49,7 @@ class _SummedDivergence(torch.autograd.Function):
         model: PreTrainedModel,
         *hidden: torch.Tensor,
     ) -> torch.Tensor:
-        per_chunk = rows_per_chunk(model, dense.device, _NUM_LOGITS)
+        per_chunk = max(rows_per_chunk(model, dense.device, _NUM_LOGITS), _LEAST_ROWS)
         totals = torch.zeros(len(hidden), dtype=torch.float32, device=dense.device)
         gradients = [torch.empty_like(each) for each in hidden]
         for begin in range(0, len(dense), per_chunk):
@@ -57,11 +59,11 @@ class _SummedDivergence(torch.autograd.Function):
             for at, (each, gradient) in enumerate(zip(hidden, gradients, strict=True)):
                 leaf = each[rows].detach().requires_grad_()
                 with torch.enable_grad():
-                    log_shares = final_logits(model, leaf).float().log_softmax(dim=1)
-                    nats = (shares * (wanted - log_shares)).sum()
-                    [of_rows] = torch.autograd.grad(nats, leaf)
-                gradient[rows].copy_(of_rows)
-                totals[at] += nats.detach()
+                    logits = final_logits(model, leaf)
+                log_shares = logits.detach().float().log_softmax(dim=1)
+                totals[at] += torch.dot(shares.flatten(), (wanted - log_shares).flatten())
+                of_logits = log_shares.exp_().sub_(shares)
+                gradient[rows] = torch.autograd.grad(logits, leaf, of_logits.to(logits.dtype))[0]
         ctx.save_for_backward(*gradients)
         return totals
 

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pruning.healing import divergence
 from pruning.healing.divergence import divergences, hidden_error
-from pruning.models import loss
 from pruning.models.blocks import final_logits
 from tests.support.tiny import tiny_model
 
@@ -33,7 +33,8 @@ def test_it_is_the_plain_formula(
     plain = torch.nn.functional.kl_div(found, wanted, reduction="batchmean", log_target=True)
     [expected] = torch.autograd.grad(3 * plain, hidden)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loss, "LOGITS_BYTES", per_chunk * 4 * 5 * model.config.vocab_size)
+        patch.setattr(divergence, "rows_per_chunk", lambda *_: per_chunk)
+        patch.setattr(divergence, "_LEAST_ROWS", 1)
         chunked = divergences(model, [hidden], dense)[0]
         [gradient] = torch.autograd.grad(3 * chunked, hidden)
     torch.testing.assert_close(chunked, plain, rtol=1e-4, atol=1e-6)
@@ -52,7 +53,8 @@ def test_equal_states_have_no_divergence_and_no_gradient() -> None:
 
 def test_logits_of_few_rows_are_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama")
-    monkeypatch.setattr(loss, "LOGITS_BYTES", 3 * 4 * 5 * model.config.vocab_size)
+    monkeypatch.setattr(divergence, "rows_per_chunk", lambda *_: 3)
+    monkeypatch.setattr(divergence, "_LEAST_ROWS", 2)
     sizes = []
     head = model.get_output_embeddings()
     hook = head.register_forward_hook(lambda _m, _a, logits: sizes.append(len(logits)))
