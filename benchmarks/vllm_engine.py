@@ -4,8 +4,8 @@
   ``SLEB_ENGINE=vllm``, and against ``vllm serve`` directly. Wanted: 0.95 of its tokens per second,
   and 1.1 times its time to the first token.
 - The speed-up per token of a pruned model over the dense one: runs of ``sleb bench --engine vllm``
-  and of ``vllm bench serve`` against each server, in turns, each after a request that does not
-  count. Wanted: a difference of at most 2 %.
+  and of ``vllm bench serve`` against each server, in short turns, each after a request that does
+  not count. Wanted: a difference of at most 2 %.
 
 Servers that wait are stopped by a signal, since some poll while they are idle. All have the options
 of ``SLEB_VLLM_ARGS``.
@@ -40,6 +40,7 @@ from benchmarks.workload import Prompts
 from pruning.config import child_environment
 from pruning.models.demo_model import NAME
 
+_VLLM_BENCH = Path(__file__).with_name("vllm_bench.py")
 _FREE = 64  # tokens of the context beyond those of a request: vLLM's own bench may need some
 
 
@@ -210,10 +211,12 @@ def _both(subject: Subject, plan: BenchPlan) -> Iterator[dict[str, Callable[[str
                 runs.warm_up(side, Scenario.SERVED, plan)
                 return runs.measure(side, Scenario.SERVED, plan).times_s["tpot"]
 
+        process = stack.enter_context(_vllm_bench_process(subject.program))
+
         def vllm(side: str) -> float:
             others = [server for other, server in direct.items() if other != side]
             with paused([*ours, *others]):
-                return _vllm_bench(subject.program, direct[side], directories[side], plan, folder)
+                return _vllm_bench(process, direct[side], directories[side], plan, folder)
 
         yield {"sleb bench": sleb, "vllm bench serve": vllm}
 
@@ -229,8 +232,25 @@ def _exported(subject: Subject, out: Path) -> Path:
     return out
 
 
-def _vllm_bench(program: Path, server: Server, model: Path, plan: BenchPlan, folder: Path) -> float:
+@contextmanager
+def _vllm_bench_process(program: Path) -> Iterator["subprocess.Popen[str]"]:
+    command = [str(program.with_name("python")), str(_VLLM_BENCH)]
+    environment = {**child_environment(ServeSettings()), "HF_HUB_OFFLINE": "1"}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(  # noqa: S603 - our own command
+        command, env=environment, stdin=pipe, stdout=pipe, text=True, bufsize=1
+    ) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def _vllm_bench(
+    process: "subprocess.Popen[str]", server: Server, model: Path, plan: BenchPlan, folder: Path
+) -> float:
     """Mean seconds per token by ``vllm bench serve``."""
+    result = folder / "result.json"
+    result.unlink(missing_ok=True)
     options = {
         "base-url": server.url,
         "model": server.model,
@@ -242,15 +262,15 @@ def _vllm_bench(program: Path, server: Server, model: Path, plan: BenchPlan, fol
         "max-concurrency": plan.concurrency,
         "temperature": 0,
         "result-dir": folder,
-        "result-filename": "result.json",
+        "result-filename": result.name,
     }
-    command = [str(program), "bench", "serve", "--ignore-eos", "--save-result", "--disable-tqdm"]
-    command += [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    subprocess.run(  # noqa: S603 - the program that was named
-        command, check=True, env={**child_environment(ServeSettings()), "HF_HUB_OFFLINE": "1"}
-    )
-    result = json.loads((folder / "result.json").read_text())
-    return float(result["mean_tpot_ms"]) / 1e3
+    arguments = ["--ignore-eos", "--save-result", "--disable-tqdm"]
+    arguments += [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(json.dumps(arguments) + "\n")
+    process.stdout.readline()
+    return float(json.loads(result.read_text())["mean_tpot_ms"]) / 1e3
 
 
 def markdown(report: Mapping[str, Any]) -> str:

@@ -28,8 +28,8 @@ def _outcome(job: dict[str, Any]) -> dict[str, Any]:
 
 def _outputs(job: dict[str, Any]) -> list[list[Any]]:
     """Of each prompt, the tokens that follow and their log-probabilities."""
-    from vllm import LLM, SamplingParams  # type: ignore[import-not-found]  # noqa: PLC0415
-    from vllm.distributed import cleanup_dist_env_and_memory  # type: ignore[import-not-found]  # noqa: PLC0415
+    from vllm import LLM, SamplingParams  # noqa: PLC0415
+    from vllm.distributed import cleanup_dist_env_and_memory  # noqa: PLC0415
 
     model = None
     try:
