@@ -11,7 +11,9 @@ DEMO := $(VENV)/.with-demo
 ALL := $(VENV)/.with-all
 # by name, as pip tries far more releases behind the extra `all`
 EXTRAS := cluster,datasets,dev,eval,gcs,gguf,gpu,heal,mlflow,otel,plots,quantize,s3
-INSTALL := $(if $(shell command -v uv),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install --disable-pip-version-check)
+# without bytecode, as uv does it: Python compiles the part that is imported, if it may
+PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(PYTHONDONTWRITEBYTECODE),,--no-compile)
+INSTALL := $(if $(shell command -v uv),uv pip install --python $(BIN)/python,$(PIP))
 # with bytecode, which processes of the tests share, whatever the environment says; at the priority
 # of a pruning job, which else gets no processor while other tests run
 PYTEST := PYTHONDONTWRITEBYTECODE= nice -n 18 $(BIN)/python -m pytest

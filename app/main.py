@@ -5,7 +5,6 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
@@ -63,6 +62,7 @@ from app.models.external import ExternalModel, read_external_models
 from app.models.measured_speedups import MeasuredSpeedups
 from app.models.registry import ModelRegistry
 from app.readiness import Readiness
+from app.request_id import RequestIdMiddleware
 from app.results.store import ResultStore
 from app.vllm.options import VllmOptions
 from app.vllm.servers import VllmServers, servers_of
@@ -152,15 +152,8 @@ def _add_middleware(app: FastAPI, settings: ServeSettings, authorizer: Authorize
     audit = None if settings.audit_log is None else AuditLog(settings.audit_log)
     app.add_middleware(AuthMiddleware, authorizer=authorizer, audit=audit)
     app.add_middleware(MetricsMiddleware)
-    app.add_middleware(
-        CorrelationIdMiddleware, header_name="X-Request-Id", validator=_is_request_id
-    )
+    app.add_middleware(RequestIdMiddleware)
     app.add_middleware(SecurityHeadersMiddleware)
-
-
-def _is_request_id(text: str) -> bool:
-    """Accept short printable ids from clients: they go into logs and headers."""
-    return 0 < len(text) <= 128 and text.isascii() and text.isprintable()
 
 
 def _tracing(settings: ServeSettings) -> "Tracing | None":

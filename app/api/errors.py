@@ -2,24 +2,19 @@
 
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from http import HTTPStatus
 from typing import Any
 
-from asgi_correlation_id import correlation_id
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi_problem.error import Problem, StatusProblem
-from fastapi_problem.handler import (
-    ExceptionHandler,
-    add_exception_handler,
-    new_exception_handler,
-)
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse
 from starlette.routing import Match
 
 from app.api.deletion import NotDeletable
 from app.api.memory_checks import MemoryTooSmall
-from app.api.problems import BodyTooLarge, NotOffered, envelope, is_openai
+from app.api.problems import BodyTooLarge, NotOffered, Problem, problem_response
 from app.api.schemas.calibration import without_tags
 from app.api.schemas.response_format import without_format_tags
 from app.api.suggestions import field_suggestion, path_suggestion
@@ -52,6 +47,8 @@ from app.models.aliases import AliasTaken, InvalidAlias, InvalidAliasFile
 from app.models.catalog import UnknownModel
 from app.models.registry import ModelReplaced
 from app.models.weights import NoRoomForWeights, WeightsLoading
+from app.request_id import HEADER as REQUEST_ID
+from app.request_id import current_request_id
 from app.results.store import ResultNotFound, ResultNotKept
 from app.vllm.server import VllmUnavailable
 from app.webhooks.target import InvalidWebhook, WebhooksOff
@@ -221,34 +218,40 @@ _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 def install_errors(app: FastAPI) -> None:
     """Respond to every error of the app with ``application/problem+json``."""
-    handler = new_exception_handler(
-        logger=logger,
-        unhandled_wrappers={"default": _Unexpected},
-        handlers=dict.fromkeys(PROBLEMS, lambda _handler, _request, error: problem_of(error)),
-        post_hooks=[_completed],
-        request_validation_handler=_validation_problem,
-    )
-    add_exception_handler(app, handler, generic_swagger_defaults=False)
 
     # a function that is not async would run in a thread, which an overloaded process is slow to do
     async def handle(request: Request, error: Exception) -> Response:
-        return handler(request, error)
+        problem = _problem(request, error)
+        if problem.status >= 500:
+            logger.error(problem.title, exc_info=error)
+        return problem_response(problem, request.url.path)
 
     # the errors listed here too, or Starlette re-raises them as unhandled
-    for kind in [*PROBLEMS, *app.exception_handlers]:
+    for kind in [*PROBLEMS, HTTPException, RequestValidationError, Exception]:
         app.add_exception_handler(kind, handle)
     app.add_middleware(BodyTooLarge)
 
 
-class _Unexpected(StatusProblem):
-    """An unhandled exception. The log has the traceback, the client only the request id."""
+def _problem(request: Request, error: Exception) -> Problem:
+    if isinstance(error, RequestValidationError):
+        return _validation_problem(request, error)
+    if isinstance(error, HTTPException):
+        return _http_problem(request, error)
+    problem = problem_of(error)
+    request_id = current_request_id.get()
+    if problem.type != _UNEXPECTED.type or request_id is None:
+        return problem
+    # the middleware that adds it to all other responses does not see this one
+    return replace(problem, headers={REQUEST_ID: request_id})
 
-    type_ = "internal-error"
-    title = "Internal server error."
-    status = 500
 
-    def __init__(self, *_args: object, **_kwargs: object) -> None:
-        super().__init__("The log has the details under this request id; please report the error.")
+# An unhandled exception. The log has the traceback, the client only the request id.
+_UNEXPECTED = Problem(
+    "internal-error",
+    "Internal server error.",
+    500,
+    "The log has the details under this request id; please report the error.",
+)
 
 
 def problem_of(error: Exception, problems: Problems = PROBLEMS) -> Problem:
@@ -257,8 +260,8 @@ def problem_of(error: Exception, problems: Problems = PROBLEMS) -> Problem:
         if isinstance(error, kind):
             extra = {"param": param} if (param := getattr(error, "param", None)) else {}
             detail = sendable(str(error))  # it may quote a file that somebody has damaged
-            return Problem(title, type_, detail, status, _headers(error, status), **extra)
-    return _Unexpected()
+            return Problem(type_, title, status, detail, _headers(error, status), extra)
+    return _UNEXPECTED
 
 
 def _headers(error: Exception, status: int) -> dict[str, str]:
@@ -268,16 +271,25 @@ def _headers(error: Exception, status: int) -> dict[str, str]:
     return headers if challenge is None else {**headers, "WWW-Authenticate": challenge}
 
 
-def _validation_problem(
-    _handler: ExceptionHandler, request: Request, error: RequestValidationError
-) -> Problem:
+def _http_problem(request: Request, error: HTTPException) -> Problem:
+    """Of an error that the framework raises, such as 404 and 405."""
+    status, detail, headers = error.status_code, error.detail, dict(error.headers or {})
+    title = HTTPStatus(status).phrase
+    if status == 405:
+        headers["Allow"] = ", ".join(_allowed(request))
+    if status == 404:  # no route has the path
+        detail = path_suggestion(request)
+    return Problem(f"http-{title.lower().replace(' ', '-')}", title, status, detail, headers)
+
+
+def _validation_problem(request: Request, error: RequestValidationError) -> Problem:
     """List a JSON pointer per error, but no input: that may be megabytes, or a secret."""
     listed = error.errors()[:_MAX_ERRORS]
     errors = [_pointed_at(each, request) for each in listed]
     first = f"{errors[0]['pointer']}: {errors[0]['detail']}" if errors else "invalid"
     outside = [str(each["loc"][1]) for each in listed if each["loc"][0] != "body"]
-    extra: dict[str, Any] = {"param": outside[0]} if outside else {}
-    return Problem(INVALID_TITLE, "invalid-request", first, 422, errors=errors, **extra)
+    extra: dict[str, Any] = {"errors": errors, **({"param": outside[0]} if outside else {})}
+    return Problem("invalid-request", INVALID_TITLE, 422, first, extra=extra)
 
 
 def _pointed_at(error: Mapping[str, Any], request: Request) -> dict[str, str]:
@@ -290,24 +302,6 @@ def _pointed_at(error: Mapping[str, Any], request: Request) -> dict[str, str]:
     elif error["loc"] == ("body",) and error["type"] in ("missing", "model_attributes_type"):
         what = "expected a JSON object, sent with Content-Type: application/json"
     return {"pointer": "/" + "/".join(map(str, where)), "detail": what}
-
-
-def _completed(
-    content: dict[str, Any], request: Request, response: Response
-) -> tuple[dict[str, Any], Response]:
-    """What this API says of a problem beside what the library does, in the format of its route."""
-    if content["type"] == _Unexpected.type_ and (request_id := correlation_id.get()):
-        # the middleware that adds it to all other responses does not see this one
-        response.headers["X-Request-Id"] = request_id
-    if content["status"] == 405:
-        response.headers["Allow"] = ", ".join(_allowed(request))
-    if content["status"] == 404 and content["type"].startswith("http-"):  # no route has the path
-        content["detail"] = path_suggestion(request)
-    if is_openai(request.url.path):  # clients of these routes understand OpenAI's envelope only
-        response.status_code, content = envelope(content, request.url.path)
-        response.headers["content-type"] = "application/json"
-    response.body = JSONResponse(content).body
-    return content, response
 
 
 def _allowed(request: Request) -> Iterator[str]:

@@ -33,12 +33,20 @@ EVENT_STREAM: Mapping[str, Any] = {
         }
     }
 }
-_DOCUMENT = {"$ref": "#/components/schemas/Problem"}  # defined by fastapi_problem
-_PROBLEM_FIELDS = {
-    "title": "The kind of the problem, in a sentence.",
-    "type": "The kind of the problem, as a word that does not change.",
-    "status": "The status of the response.",
-    "detail": "What was wrong, what was expected, and what to do.",
+_DOCUMENT = {"$ref": "#/components/schemas/Problem"}
+_PROBLEM = {
+    "title": "Problem",
+    "type": "object",
+    "properties": {
+        "title": {**_TEXT, "description": "The kind of the problem, in a sentence."},
+        "type": {
+            **_TEXT,
+            "description": "The kind of the problem, as a word that does not change.",
+        },
+        "status": {"type": "integer", "description": "The status of the response."},
+        "detail": {**_TEXT, "description": "What was wrong, what was expected, and what to do."},
+    },
+    "required": ["type", "title", "status"],
 }
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
 _SCHEME = "bearer"
@@ -137,8 +145,7 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
 def _describe_schemas(schemas: dict[str, Any]) -> None:
     for name in _UNUSED_SCHEMAS:
         schemas.pop(name, None)
-    for name, field in schemas["Problem"]["properties"].items():
-        field["description"] = _PROBLEM_FIELDS[name]
+    schemas["Problem"] = _PROBLEM
     for name, example in EXAMPLES.items():
         schemas[name]["examples"] = [example]
 

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -28,39 +29,47 @@ _TYPES: Mapping[int, str] = {
 }
 
 TOO_LARGE_TITLE = "The request body is too large."
-_TOO_LARGE = {
-    "type": "body-too-large",
-    "title": TOO_LARGE_TITLE,
-    "status": 413,
-    "detail": "The body is larger than SLEB_MAX_BODY_BYTES allows: send less text at once.",
-}
 
 MAX_NESTED = 50_000  # lists, objects and fields of a body; each takes up to 0.3 µs to parse
 MAX_ITEMS = 300_000  # values in lists, as of a prompt of token ids; each takes a fifth of that
 _LARGE_BYTES, _LARGE_NESTED = 2**16, 5_000  # from which on bodies take turns
 _PAUSES = 2  # times as long as a body takes, until the next one
 _TURNS = 10  # steps of the event loop: a short request needs about four
-_TOO_MANY = {
-    "type": "too-many-values",
-    "title": TOO_LARGE_TITLE,
-    "status": 413,
-    "detail": f"The body has more than {MAX_NESTED} brackets, braces and fields, or more than "
-    f"{MAX_ITEMS} commas: send less at once.",
-}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A problem document (RFC 9457), and the headers of its response.
+
+    ``type`` is a word that does not change, ``title`` a sentence for it, and ``detail`` says what
+    is wrong with this request.
+    """
+
+    type: str
+    title: str
+    status: int
+    detail: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """Its fields as JSON has them."""
+        known = {"type": self.type, "title": self.title, "status": self.status, **self.extra}
+        return {**known, "detail": self.detail} if self.detail else known
 
 
 class NotOffered(RuntimeError):
     """A part of OpenAI's API that this service does not have."""
 
 
-def problem_response(
-    problem: Mapping[str, Any], path: str, headers: Mapping[str, str] | None = None
-) -> Response:
+def problem_response(problem: Problem, path: str) -> Response:
     """Return a response with the problem, in the format of the route at ``path``."""
     if is_openai(path):
         status, content = envelope(problem, path)
-        return JSONResponse(content, status, headers)
-    return JSONResponse(problem, problem["status"], headers, media_type="application/problem+json")
+        return JSONResponse(content, status, problem.headers)
+    media_type = "application/problem+json"
+    return JSONResponse(problem.document, problem.status, problem.headers, media_type)
 
 
 def is_openai(path: str) -> bool:
@@ -68,14 +77,14 @@ def is_openai(path: str) -> bool:
     return path.startswith("/v1/")
 
 
-def envelope(problem: Mapping[str, Any], path: str = "") -> tuple[int, dict[str, Any]]:
+def envelope(problem: Problem, path: str = "") -> tuple[int, dict[str, Any]]:
     """Return status and body as OpenAI has them. A 422 of this API is a 400 of OpenAI's."""
-    status: int = 400 if problem["status"] == 422 else problem["status"]
-    kind, message = str(problem["type"]), problem.get("detail") or problem["title"]
+    status = 400 if problem.status == 422 else problem.status
+    kind, message = problem.type, problem.detail or problem.title
     for name, openai_name in _OPENAI_NAMES:
         message = message.replace(name, openai_name)
-    param = problem.get("param") or _param_of(kind, path)
-    if errors := problem.get("errors"):
+    param = problem.extra.get("param") or _param_of(kind, path)
+    if errors := problem.extra.get("errors"):
         param = _dotted(errors[0]["pointer"]) or None
         message = ": ".join(filter(None, [param, errors[0]["detail"]]))
     error = {
@@ -85,6 +94,21 @@ def envelope(problem: Mapping[str, Any], path: str = "") -> tuple[int, dict[str,
         "code": None if kind.startswith("http-") else _CODES.get(kind, kind.replace("-", "_")),
     }
     return status, {"error": error}
+
+
+_TOO_LARGE = Problem(
+    "body-too-large",
+    TOO_LARGE_TITLE,
+    413,
+    "The body is larger than SLEB_MAX_BODY_BYTES allows: send less text at once.",
+)
+_TOO_MANY = Problem(
+    "too-many-values",
+    TOO_LARGE_TITLE,
+    413,
+    f"The body has more than {MAX_NESTED} brackets, braces and fields, or more than {MAX_ITEMS} "
+    "commas: send less at once.",
+)
 
 
 class BodyTooLarge:

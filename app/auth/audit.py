@@ -14,9 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from asgi_correlation_id import correlation_id
-
 from app.auth.keys import ApiKey
+from app.request_id import current_request_id
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +80,7 @@ class AuditLog:
 
     def _line(self, event: str, fields: Mapping[str, Any]) -> None:
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = {"at": at, "event": event, "request_id": correlation_id.get(), **fields}
+        line = {"at": at, "event": event, "request_id": current_request_id.get(), **fields}
         self._write(json.dumps(line).encode() + b"\n")
 
     def _write(self, line: bytes) -> None:

@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -240,15 +241,15 @@ def _labelled(line: str, replica: str) -> str:
 
 def _problem_response(error: Exception, path: str) -> Response:
     problem = problem_of(error, _PROBLEMS)
-    return problem_response(problem.marshal(), path, {**(problem.headers or {}), **HEADERS})
+    return problem_response(replace(problem, headers={**problem.headers, **HEADERS}), path)
 
 
 def _error_event(error: Exception, path: str) -> bytes:
     """The event with which the application ends a failed stream."""
-    content = problem_of(error, _PROBLEMS).marshal()
+    problem = problem_of(error, _PROBLEMS)
     if is_openai(path):
-        return format_sse_event(data_str=json.dumps(envelope(content)[1]))
-    return format_sse_event(event="error", data_str=json.dumps(content))
+        return format_sse_event(data_str=json.dumps(envelope(problem)[1]))
+    return format_sse_event(event="error", data_str=json.dumps(problem.document))
 
 
 def _replica_lost(request: ForwardedRequest, *, has_begun: bool) -> ReplicaLost:

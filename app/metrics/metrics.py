@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from contextvars import Context, copy_context
 from typing import Literal
 
-from asgi_correlation_id import correlation_id
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from app.engine.scheduling.sequence import FinishReason, Timings
 from app.models.entry import ModelEntry, ModelKind
 from app.readiness import Readiness
+from app.request_id import current_request_id
 
 
 def latency_buckets(
@@ -87,7 +87,7 @@ class Labels:
         self.values = (model_name, kind, traffic, engine)
         self.traffic = traffic
         self.origin: Context = copy_context()
-        self.request_id = request_id = self.origin.get(correlation_id)
+        self.request_id = request_id = self.origin.get(current_request_id)
         self.exemplar = {"request_id": request_id[:_MAX_EXEMPLAR_CHARS]} if request_id else None
 
 

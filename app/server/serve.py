@@ -12,7 +12,6 @@ from types import FrameType
 from typing import NoReturn
 
 import uvicorn
-from asgi_correlation_id import correlation_id
 
 from app.api.deps import services_of
 from app.auth.keys import caller
@@ -20,6 +19,7 @@ from app.auth.scopes import check_address
 from app.config import ServeSettings
 from app.main import create_app
 from app.readiness import Readiness
+from app.request_id import current_request_id
 from app.server.connections import ConnectionLimits, limits_of
 from app.server.handshake import protocol_of
 from app.server.tls import CertificateFiles, Certificates
@@ -120,5 +120,5 @@ def leave(_signal: int, _frame: FrameType | None) -> NoReturn:
 def log_fields() -> Mapping[str, str]:
     """The fields of log lines written during a request."""
     key = caller.get()
-    fields = {"request_id": correlation_id.get(), "key": key.name if key else None}
+    fields = {"request_id": current_request_id.get(), "key": key.name if key else None}
     return {name: value for name, value in fields.items() if value}

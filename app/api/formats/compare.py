@@ -4,8 +4,6 @@ import time
 from collections.abc import Sequence
 from statistics import fmean
 
-from asgi_correlation_id import correlation_id
-
 from app.api.formats.engine import engine_view
 from app.api.formats.same_names import view_of
 from app.api.schemas.compare import (
@@ -28,12 +26,13 @@ from app.compare.compare import (
 from app.compare.likelihood import token_ids
 from app.compare.speedup import kernel_names
 from app.generation.vocabulary import Vocabulary
+from app.request_id import current_request_id
 
 
 def compare_view(comparison: Comparison) -> CompareView:
     variants, baseline = comparison.variants, comparison.baseline
     return CompareView(
-        id=correlation_id.get() or "",
+        id=current_request_id.get() or "",
         created_at=time.time(),
         models=[variant.served.entry.name for variant in variants],
         baseline=baseline.served.entry.name,

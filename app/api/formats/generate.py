@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
-from asgi_correlation_id import correlation_id
 from fastapi.sse import format_sse_event
 
 from app.api.errors import problem_of
@@ -21,6 +20,7 @@ from app.api.schemas.generate import (
 from app.generation.output import Delta, Output, Token, TokenKey
 from app.generation.vocabulary import NoTokenIds, Vocabulary
 from app.models.entry import ModelKind
+from app.request_id import current_request_id
 
 
 class GenerateFormat:
@@ -38,7 +38,7 @@ class GenerateFormat:
 
     def whole(self, outputs: Sequence[Output]) -> GenerateView:
         return GenerateView(
-            id=correlation_id.get() or "",
+            id=current_request_id.get() or "",
             model=self._body.model,
             variant=self._variant,
             created_at=time.time(),
@@ -62,7 +62,7 @@ class GenerateFormat:
         )
 
     def error(self, error: Exception) -> bytes:
-        return format_sse_event(event="error", data_str=json.dumps(problem_of(error).marshal()))
+        return format_sse_event(event="error", data_str=json.dumps(problem_of(error).document))
 
     def _output(self, index: int, output: Output) -> OutputView:
         return OutputView(

@@ -68,7 +68,7 @@ class OpenAIFormat:
         yield format_sse_event(data_str="[DONE]")
 
     def error(self, error: Exception) -> bytes:
-        return format_sse_event(data_str=json.dumps(envelope(problem_of(error).marshal())[1]))
+        return format_sse_event(data_str=json.dumps(envelope(problem_of(error))[1]))
 
     def _body(self, kind: type[_Body], choices: Sequence[BaseModel], usage: Usage | None) -> _Body:
         return kind(

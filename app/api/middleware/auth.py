@@ -93,10 +93,10 @@ class AuthMiddleware:
         if self._audit is not None and not isinstance(error, AuditUnavailable):
             try:
                 known = error.key if isinstance(error, ScopeMissing) else key
-                self._audit.asked(scope, known, problem.marshal()["type"])
+                self._audit.asked(scope, known, problem.type)
             except AuditUnavailable as unavailable:
                 problem = problem_of(unavailable)
-        response = problem_response(problem.marshal(), path, problem.headers)
+        response = problem_response(problem, path)
         await response(scope, receive, send)
 
     async def _run(self, lease: Lease, scope: Scope, receive: Receive, send: Send) -> None:

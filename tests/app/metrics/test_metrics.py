@@ -6,7 +6,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from asgi_correlation_id import correlation_id
 from fastapi.testclient import TestClient
 from prometheus_client import generate_latest
 from prometheus_client.openmetrics import exposition as openmetrics
@@ -14,6 +13,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from app.engine.scheduling.sequence import FinishReason, Timings
 from app.metrics.metrics import Labels, Metrics
+from app.request_id import current_request_id
 from tests.support.api_fixtures import publish_pruned
 from tests.support.exposition import Scrape
 
@@ -58,7 +58,7 @@ def test_latencies_have_the_id_of_a_request_as_exemplar(
 
 def test_of_the_gaps_of_an_answer_only_the_longest_so_far_bring_its_id() -> None:
     def labels() -> Labels:
-        correlation_id.set("req-7")
+        current_request_id.set("req-7")
         return Labels("tiny", "dense")
 
     metrics = Metrics()
