@@ -29,8 +29,7 @@ from pruning.pipeline import prune
 from pruning.plural import counted
 from pruning.removal import Removal
 from pruning.search.dense_model import Resources
-from pruning.search.state import ScoredCandidate, SearchPlan
-from pruning.search.state_file import SearchFile
+from pruning.search.state import ScoredCandidate, SearchFile, SearchPlan
 from pruning.spec.prune import PruneSpec
 from pruning.store_url import StoreUrl, is_store_url
 

@@ -1,13 +1,23 @@
-"""The state of a search, from which another process can resume it, and its text fields."""
+"""The state of a search, from which another process can resume it: text fields, and their file."""
 
 import json
 import logging
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from types import MappingProxyType
 
 from pruning.models.block_times import BlockTimes
-from pruning.records import InvalidRecord, check_record, parse_record, read_record, reason_of
+from pruning.records import (
+    InvalidRecord,
+    check_record,
+    parse_record,
+    read_record,
+    read_stored,
+    reason_of,
+    replace_file,
+)
 from pruning.removal import Losses, Removal
 
 logger = logging.getLogger(__name__)
@@ -15,6 +25,7 @@ logger = logging.getLogger(__name__)
 PLAN = "plan"
 RANKING = "0"  # the name of the round that ranks the candidates of the dense model
 
+_MAX_BYTES = 2**30  # of the losses in a file
 _NOTHING: Mapping[int, Losses] = MappingProxyType({})
 
 
@@ -164,3 +175,57 @@ def decided_field(name: str, removal: Removal) -> dict[str, str]:
 def obsolete_fields(name: str, removal: Removal) -> tuple[str, ...]:
     """Names of the fields that are obsolete once the round of that name is decided."""
     return tuple(f"{_SCORED}:{name}:{block}" for block in removal.scores)
+
+
+class SearchFile:
+    """The file at ``path``, which records a search and need not exist.
+
+    Each line is a JSON object of text fields. Lines are only appended. The last one may be
+    incomplete, if the process died while it wrote.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> SearchState:
+        """The recorded state; an empty one if nothing usable is recorded."""
+        return SearchState.from_fields(self._fields())
+
+    def begin(self, plan: SearchPlan) -> None:
+        """Record a search of this plan. What other plans found is discarded."""
+        fields = self._fields() if self.read().plan == plan else plan_field(plan)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # a kill while it is written must not lose the record, nor another process take its place
+        content = _line(fields)  # without an incomplete line
+        replace_file(self.path, content.encode(), 0o666)
+
+    def scored(self, scored: ScoredCandidate) -> None:
+        self._append(scored_field(scored))
+
+    def removed(self, removal: Removal) -> None:
+        self._append(decided_field(round_name(removal.step), removal))
+
+    def discard(self) -> None:
+        """Remove the file, and its folder if it was the last one."""
+        self.path.unlink(missing_ok=True)
+        if self.path.parent.is_dir() and not any(self.path.parent.iterdir()):
+            self.path.parent.rmdir()
+
+    def _fields(self) -> dict[str, str]:
+        fields: dict[str, str] = {}
+        try:
+            lines = read_stored(self.path, _MAX_BYTES).split(b"\n")
+        except FileNotFoundError:
+            return fields
+        for line in lines:
+            with suppress(InvalidRecord):  # of an incomplete line
+                fields.update(parse_record(line))
+        return fields
+
+    def _append(self, fields: Mapping[str, str]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(_line(fields))
+
+
+def _line(fields: Mapping[str, str]) -> str:
+    return json.dumps(dict(fields)) + "\n"

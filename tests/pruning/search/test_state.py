@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from pruning.search.state import ScoredCandidate, SearchPlan, SearchState
-from pruning.search.state_file import SearchFile
+from pruning.search.state import ScoredCandidate, SearchFile, SearchPlan, SearchState
 from tests.support.mutations import mutations
 from tests.support.pruning_runs import removals_of_run
 

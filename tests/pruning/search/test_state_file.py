@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pruning.search.state import SearchPlan
-from pruning.search.state_file import SearchFile
+from pruning.search.state import SearchFile, SearchPlan
 from tests.support.full_disk import full_disk
 from tests.support.pruning_runs import removals_of_run
 
