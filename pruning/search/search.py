@@ -7,8 +7,11 @@ from math import exp, isfinite
 from statistics import fmean
 
 from pruning.data.windows import Windows
-from pruning.models.blocks import num_blocks
+from pruning.models.block_bytes import removals_for_bytes
+from pruning.models.block_times import BlockTimes
+from pruning.models.blocks import block_list, num_blocks
 from pruning.models.safetensors_headers import fingerprint
+from pruning.models.store import DTYPE_BYTES, dtype_name, num_parameters, read_config
 from pruning.removal import Losses, NonFiniteLoss, Removal, by_domain, kept
 from pruning.search.dense_model import DenseModel
 from pruning.search.objective import Objective
@@ -23,7 +26,6 @@ from pruning.search.state import (
     num_whole,
     round_name,
 )
-from pruning.search.target import planned_removals
 from pruning.search.window_scorer import GrowingScorer
 from pruning.sleb import Blocks, sleb
 from pruning.spec import TargetUnreachable
@@ -78,6 +80,25 @@ def search(
         observer.searching(plan, tally.done, total)
         run = _Search(spec, dense, windows, scorer, plan, state, observer, tally)
         return run.removals()
+
+
+def planned_removals(spec: PruneSpec, dense: DenseModel, times: BlockTimes) -> int:
+    """The number of blocks to remove, or an upper bound for ``max_perplexity_ratio``.
+
+    Raises ``TargetUnreachable``.
+    """
+    blocks = num_blocks(dense.model)
+    most = spec.most_removals(blocks)
+    if spec.target_speedup is not None:
+        return times.removals_for(spec.target_speedup, blocks, most)
+    if spec.target_bytes is not None:
+        name = spec.published_dtype
+        item_bytes = DTYPE_BYTES[dtype_name(read_config(dense.path)) if name == "auto" else name]
+        free = list(block_list(dense.model))[spec.protect_first : blocks - spec.protect_last]
+        sizes = [item_bytes * sum(each.numel() for each in block.parameters()) for block in free]
+        total = item_bytes * num_parameters(dense.model)
+        return removals_for_bytes(spec.target_bytes, total, sizes, most)
+    return most
 
 
 @dataclass(frozen=True)
