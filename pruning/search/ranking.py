@@ -5,54 +5,19 @@ dense model without it. The scores are measured once, so they ignore how removal
 and cost no more than the first round of ``sleb``.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from math import isfinite
-from statistics import fmean
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 
-from pruning.removal import Losses, NonFiniteLoss, Removal, kept
-from pruning.sleb import Blocks, RoundScorer, sleb
+from pruning.removal import Losses
+from pruning.sleb import Blocks, RoundScorer
 
 # Yields ``(block, scores)`` of candidates, one score per window, in the model of the first blocks.
 # The block with the lowest mean is removed first.
 Rank = Callable[[Blocks, Blocks], Iterable[tuple[int, Losses]]]
 
 
-def ranked(
-    scorer: RoundScorer,
-    rank: Rank,
-    num_blocks: int,
-    num_remove: int,
-    *,
-    protect_first: int = 1,
-    protect_last: int = 1,
-    removed: Sequence[int] = (),
-    dense_loss: float | None = None,
-) -> Iterator[Removal]:
-    """Yield removals one by one, in the order that ``rank`` gives for the dense model.
-
-    A removal has the scores and margins of the ranking, and the loss that ``scorer`` measures after
-    it. Arguments and errors are those of ``sleb``.
-    """
-    keep = list(kept(num_blocks, removed))
-    for choice in sleb(
-        _Once(scorer, rank, tuple(range(num_blocks))),
-        num_blocks,
-        num_remove,
-        protect_first=protect_first,
-        protect_last=protect_last,
-        removed=removed,
-        dense_loss=dense_loss,
-    ):
-        [(_, losses)] = scorer.score_round(tuple(keep), (choice.block,))
-        if not isfinite(loss := fmean(losses)):
-            raise NonFiniteLoss(f"step {choice.step}: loss {loss} without block {choice.block}")
-        keep.remove(choice.block)
-        yield replace(choice, loss=loss)
-
-
 @dataclass
-class _Once:
+class Ranking:
     """A scorer that repeats the scores of the dense model in every round: ``sleb`` sorts them."""
 
     scorer: RoundScorer

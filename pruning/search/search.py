@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from math import exp, isfinite
-from statistics import fmean
+from functools import cached_property
+from math import exp
 
 from pruning.data.windows import Windows
 from pruning.models.block_bytes import removals_for_bytes
@@ -12,11 +11,11 @@ from pruning.models.block_times import BlockTimes
 from pruning.models.blocks import block_list, num_blocks
 from pruning.models.safetensors_headers import fingerprint
 from pruning.models.store import DTYPE_BYTES, dtype_name, num_parameters, read_config
-from pruning.removal import Losses, NonFiniteLoss, Removal, by_domain, kept
+from pruning.removal import Losses, Removal, by_domain, decide, kept
 from pruning.search.dense_model import DenseModel
 from pruning.search.objective import Objective
 from pruning.search.observed import ObservedScorer, Observer, Tally
-from pruning.search.ranking import ranked
+from pruning.search.ranking import Ranking
 from pruning.search.staged import stages
 from pruning.search.state import (
     RANKING,
@@ -27,7 +26,7 @@ from pruning.search.state import (
     round_name,
 )
 from pruning.search.window_scorer import GrowingScorer
-from pruning.sleb import Blocks, sleb
+from pruning.sleb import Blocks, RoundScorer, sleb
 from pruning.spec import TargetUnreachable
 from pruning.spec.prune import Metric, PruneSpec, Search
 
@@ -119,9 +118,10 @@ class _Search:
         return num_blocks(self.dense.model)
 
     def removals(self) -> list[Removal]:
-        """The removals of ``sleb`` or ``ranked``."""
+        """The removals of ``sleb``, with the losses after them."""
         spec, removals = self.spec, list(self.state.removals)
-        for removal in self._algorithm()(
+        for removal in sleb(
+            self._scorer(),
             self.num_blocks,
             self.plan.num_remove,
             protect_first=spec.protect_first,
@@ -139,14 +139,13 @@ class _Search:
             self.observer.removed(measured)
         return removals
 
-    def _algorithm(self) -> Callable[..., Iterator[Removal]]:
-        """``sleb`` or ``ranked`` with their scorers, for the arguments that they share."""
-        observed = self.rounds
+    def _scorer(self) -> RoundScorer:
+        """What rounds are decided by."""
         if self.spec.metric.has_rounds:
-            return partial(sleb, observed)
-        if self.spec.metric is Metric.COSINE:
-            return partial(ranked, observed, self._cosines)
-        return partial(ranked, observed, self._observed(lambda _keep: RANKING).score_round)
+            return self.rounds
+        of_dense = self._observed(lambda _keep: RANKING).score_round
+        rank = self._cosines if self.spec.metric is Metric.COSINE else of_dense
+        return Ranking(self.rounds, rank, tuple(range(self.num_blocks)))
 
     @cached_property
     def rounds(self) -> ObservedScorer:
@@ -168,19 +167,17 @@ class _Search:
         return ObservedScorer(self.scorer, self.tally, self.state.scored, name, is_staged)
 
     def _with_loss(self, removal: Removal, removed: Sequence[int]) -> Removal:
-        """The removal with its losses by domain, and with the loss after it, where the round was
-        decided by something else.
-        """
-        losses = self.rounds.latest.get(removal.block, ())
+        """The removal with the loss after it, whatever the round was decided by, and by domain."""
+        block = removal.block
         if self.spec.metric is Metric.KL:
             losses = self.scorer.losses(kept(self.num_blocks, removed))
-            loss = fmean(losses)
-            if not isfinite(loss):
-                raise NonFiniteLoss(
-                    f"step {removal.step}: loss {loss} without the blocks {removed}"
-                )
-            removal = replace(removal, loss=loss)
-        return replace(removal, domain_losses=by_domain(losses, self.windows.domains))
+        elif self.spec.metric.has_rounds:
+            losses = self.rounds.latest[block]
+        else:
+            keep = kept(self.num_blocks, removed[:-1])
+            [(_, losses)] = self.rounds.score_round(keep, (block,))
+        loss = decide(removal.step, removal.dense_loss, {block: losses}).loss
+        return replace(removal, loss=loss, domain_losses=by_domain(losses, self.windows.domains))
 
     def _dense_domain_losses(self, removals: Sequence[Removal]) -> Mapping[str, float]:
         if removals:

@@ -1,6 +1,8 @@
 """Whole runs with metrics 1 and 2 of the paper: what they publish, and how they resume."""
 
 import json
+import math
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -9,10 +11,12 @@ import pytest
 
 from pruning.data.calibration import calibrate
 from pruning.models.store import load
+from pruning.removal import Losses, NonFiniteLoss
 from pruning.repair.repair import ResidentModel
 from pruning.search.cosine import cosines
-from pruning.search.scoring import PlainScorer
+from pruning.search.scoring import PlainScorer, SharedPrefixScorer
 from pruning.search.state import RANKING, SearchState
+from pruning.sleb import Blocks
 from pruning.spec import InvalidSpec
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import Metric, PruneSpec, Repair, Resident, Search
@@ -140,6 +144,26 @@ def test_a_ranking_ends_in_front_of_a_ratio_that_is_passed(
     found, _ = prune_tiny(tiny_models_dir, spec, "tiny@far", recorder)
     assert len(found.removed_blocks) == FREE
     assert recorder.evaluations[-1] == (2 * FREE, 2 * FREE)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_measured_loss_that_is_no_number_ends_it(
+    bad: float, tiny_models_dir: Path, spec: PruneSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = SharedPrefixScorer.score
+
+    def score(
+        scorer: SharedPrefixScorer, keep: Blocks, candidates: Blocks, windows: range
+    ) -> Iterator[tuple[int, Losses]]:
+        is_second = len(keep) < NUM_BLOCKS
+        for block, losses in whole(scorer, keep, candidates, windows):
+            yield block, [bad for _ in losses] if is_second else losses
+
+    monkeypatch.setattr(SharedPrefixScorer, "score", score)
+    recorder = Recorder()
+    with pytest.raises(NonFiniteLoss, match="step 2"):
+        prune_tiny(tiny_models_dir, replace(spec, metric=Metric.ONE_SHOT), "tiny@bad", recorder)
+    assert len(recorder.removals) == 1
 
 
 def test_a_race_has_no_place_in_a_ranking() -> None:
