@@ -25,8 +25,7 @@ from pruning.evaluation.probe import probe_items
 from pruning.evaluation.probe_run import answer
 from pruning.evaluation.pruned_losses import PrunedModel, pruned_losses
 from pruning.evaluation.quality import Measured
-from pruning.healing.adapter import Merged
-from pruning.healing.depths import shared_tensors, whole_repair
+from pruning.healing.adapter import depth_tensors, with_adapter
 from pruning.healing.students import Students, alone, of_order
 from pruning.healing.text import HealingText
 from pruning.healing.train import Training
@@ -81,8 +80,8 @@ class Bench:
 
     def healed(self, depth: int, adapter: Mapping[str, torch.Tensor]) -> PrunedModel:
         model, read, keep = self.dense.model, self.dense.read, self.source.keep_after(depth)
-        whole = whole_repair(model, keep, self.heal, adapter, self.repairs.get(depth), read)
-        return PrunedModel(keep, dict(folded(model, keep, whole, read)))
+        repair = self.repairs.get(depth)
+        return PrunedModel(keep, dict(depth_tensors(model, keep, self.heal, adapter, repair, read)))
 
     def merged(
         self,
@@ -91,8 +90,8 @@ class Bench:
         own: Mapping[str, torch.Tensor],
     ) -> PrunedModel:
         keep = students.each[-1].keep
-        merged = Merged(self.dense.model, keep, self.heal, adapter, own, self.dense.read)
-        return PrunedModel(keep, dict(merged))
+        model, read = self.dense.model, self.dense.read
+        return PrunedModel(keep, dict(with_adapter(model, self.heal, adapter, own, read, keep)))
 
 
 def main(
@@ -202,7 +201,7 @@ def _bytes(bench: Bench) -> dict[str, int]:
     model = bench.dense.model
     students = bench.elastic()
     adapter = students.adapter.values()
-    shared = shared_tensors(model, bench.heal, adapter, bench.dense.read)
+    shared = with_adapter(model, bench.heal, adapter, NO_OWN, bench.dense.read)
     own = sum(
         tensor.nbytes for repair in bench.repairs.values() for tensor in repair.tensors.values()
     )

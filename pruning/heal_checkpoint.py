@@ -25,8 +25,7 @@ from pruning.evaluation.assess import assess_healed, held_out_for
 from pruning.evaluation.pruned_losses import PrunedModel
 from pruning.evaluation.quality import Quality
 from pruning.extras import require_extra
-from pruning.healing.adapter import Adapter, Merged, Tensors
-from pruning.healing.depths import shared_tensors, whole_repair
+from pruning.healing.adapter import Adapter, Tensors, depth_tensors, with_adapter
 from pruning.healing.lock import locked
 from pruning.healing.peers import ALONE, PeerLost, Peers
 from pruning.healing.places import ADAPTER_FOLDER, CONTROL, CONTROL_FOLDER, HEALED, HealedPlaces
@@ -237,19 +236,20 @@ class _Healing:
         """The healed models, by their number of removed blocks."""
         model, read = self.dense.model, self.dense.read
         if not self.is_elastic:
-            merged = Merged(model, self.source.keep, self.heal, adapter, self.repaired, read)
-            return {self.deepest: PrunedModel(self.source.keep, merged)}
+            keep = self.source.keep
+            own = with_adapter(model, self.heal, adapter, self.repaired, read, keep)
+            return {self.deepest: PrunedModel(keep, own)}
         healed = {}
         for depth in range(1, self.deepest + 1):
             keep, repaired = self.source.keep_after(depth), self.repairs.get(depth)
-            whole = whole_repair(model, keep, self.heal, adapter, repaired, read)
-            healed[depth] = PrunedModel(keep, folded(model, keep, whole, read))
+            own = depth_tensors(model, keep, self.heal, adapter, repaired, read)
+            healed[depth] = PrunedModel(keep, own)
         return healed
 
     def changed(self, adapter: Tensors) -> Own:
         """The tensors in place of those of the dense model: of all depths those that they share."""
         if self.is_elastic:
-            return shared_tensors(self.dense.model, self.heal, adapter, self.dense.read)
+            return with_adapter(self.dense.model, self.heal, adapter, NO_OWN, self.dense.read)
         return self.models(adapter)[self.deepest].own
 
     def _trained(self, which: str, students: Students, heal: Heal) -> _Trained:
@@ -302,8 +302,8 @@ class _Healing:
 
     def _control_model(self, adapter: Tensors) -> PrunedModel:
         dense = self.dense
-        merged = Merged(dense.model, self.every_block, self.heal, adapter, NO_OWN, dense.read)
-        return PrunedModel(self.every_block, merged)
+        own = with_adapter(dense.model, self.heal, adapter, NO_OWN, dense.read)
+        return PrunedModel(self.every_block, own)
 
     def to_publish(self) -> Self:
         """With the dense weights in the type in which the source was published."""

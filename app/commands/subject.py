@@ -12,9 +12,9 @@ from pruning.checkpoints.store import MANIFEST, CheckpointStore, repair_of, veri
 from pruning.config import Settings
 from pruning.evaluation.probe_scores import ProbeComparison
 from pruning.evaluation.quality import DomainAtDepth, Quality
-from pruning.healing.adapter import Merged, read_adapter
+from pruning.healing.adapter import read_adapter, with_adapter
 from pruning.healing.places import CONTROL_FOLDER
-from pruning.models.blocks import NO_OWN, Own, num_blocks
+from pruning.models.blocks import NO_OWN, Own
 from pruning.models.demo_model import NAME
 from pruning.models.names import VariantName, raw_name, unhealed_name
 from pruning.models.store import ModelStore, NotAModel
@@ -123,8 +123,7 @@ def _control_tensors(checkpoint: Path, dense: DenseModel) -> Own:
     healing = verify(checkpoint).healing
     assert healing is not None
     tensors = read_adapter(checkpoint / CONTROL_FOLDER)
-    every_block = range(num_blocks(dense.model))
-    return Merged(dense.model, tuple(every_block), healing.settings, tensors, NO_OWN, dense.read)
+    return with_adapter(dense.model, healing.settings, tensors, NO_OWN, dense.read)
 
 
 def subject_of(name: str, settings: Settings) -> Subject:

@@ -16,12 +16,18 @@ from pruning.checkpoints.store import (
     read_manifest,
     repair_of,
 )
-from pruning.healing.adapter import AdapterUnreadable, Tensors, read_adapter
-from pruning.healing.depths import own_repair, shared_tensors, whole_repair
+from pruning.healing.adapter import (
+    AdapterUnreadable,
+    Tensors,
+    depth_tensors,
+    own_repair,
+    read_adapter,
+    with_adapter,
+)
 from pruning.healing.places import ADAPTER_FILE, ADAPTER_FOLDER
 from pruning.healing.record import Healing
-from pruning.models.blocks import Own
-from pruning.repair.folding import Read, folded, reader_of
+from pruning.models.blocks import NO_OWN, Own
+from pruning.repair.folding import Read, reader_of
 from pruning.repair.record import repair_file
 from pruning.repair.repair import Repaired
 
@@ -44,7 +50,7 @@ def healed_blocks(path: Path, model: PreTrainedModel) -> Own:
     This and the others raise ``CheckpointCorrupt`` if a file differs from the manifest.
     """
     healing, adapter = _read(path)
-    return dict(shared_tensors(model, healing.settings, adapter, reader_of(model)))
+    return dict(with_adapter(model, healing.settings, adapter, NO_OWN, reader_of(model)))
 
 
 def healed_repair(path: Path, num_removed: int, model: PreTrainedModel) -> Repaired:
@@ -58,8 +64,7 @@ def healed_tensors(path: Path, num_removed: int, model: PreTrainedModel, read: R
     """The tensors of a depth in place of those of the dense ``model``, which ``read`` reads."""
     healing, adapter = _read(path)
     keep, repaired = read_manifest(path).keep_after(num_removed), repair_of(path, num_removed)
-    whole = whole_repair(model, keep, healing.settings, adapter, repaired, read)
-    return folded(model, keep, whole, read)
+    return depth_tensors(model, keep, healing.settings, adapter, repaired, read)
 
 
 def _read(path: Path) -> tuple[Healing, Tensors]:

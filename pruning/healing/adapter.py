@@ -1,11 +1,13 @@
 """Adapters of peft (LoRA) on the blocks of a pruned view, and what they change of its weights.
 
 An adapter adds a product of two thin matrices to every linear layer of a block. Only these are
-trained: all other tensors are shared with the dense model and stay as they are.
+trained: all other tensors are shared with the dense model and stay as they are. An adapter of all
+depths is added to the dense weights once. Each depth has matrices of its own beside them, which are
+those of its repair with the adapter added.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,12 @@ from transformers.pytorch_utils import Conv1D
 
 from pruning.healing.places import ADAPTER_TENSORS
 from pruning.models.architectures import architecture
-from pruning.models.blocks import Own, block_list
+from pruning.models.blocks import Own, block_list, num_blocks
 from pruning.models.safetensors_files import WeightFiles
 from pruning.models.store import load
-from pruning.repair.folding import Read
+from pruning.repair.folding import LazyTensors, Read, folded
+from pruning.repair.record import Method
+from pruning.repair.repair import Repaired
 from pruning.sleb import Blocks
 from pruning.spec.heal import Heal
 
@@ -29,6 +33,7 @@ _NAME = "default"  # as peft calls the only adapter of a model
 _DOWN, _UP = "lora_A", "lora_B"  # [rank, width_in] and [width_out, rank]
 _OUT_OF_STATES = "out_proj"  # peft refuses it in models with states
 _PREFIX = "base_model.model."  # of peft's names in a file
+_UNREPAIRED = Repaired(Method.NONE, {})
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -117,51 +122,63 @@ def read_adapter(directory: Path) -> Tensors:
     return {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
 
 
-class Merged(Mapping[str, torch.Tensor]):
+def with_adapter(
+    model: PreTrainedModel,
+    heal: Heal,
+    adapter: Tensors,
+    own: Own,
+    read: Read,
+    keep: Blocks | None = None,
+) -> LazyTensors:
     """The tensors of a healed model, by the names of the dense parameters that they replace.
 
-    They are those of ``own``, the repair's, and those that the adapter adds to. A tensor is made
-    when it is read, so that writing them one by one takes the memory of one.
+    They are those of ``own``, the repair's, and those that the adapter adds to: it was put on a
+    view of the blocks ``keep``, or of all.
     """
+    blocks = range(num_blocks(model)) if keep is None else keep
+    layers = dict(_dense_layers(model, blocks, adapter))
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        keep: Blocks,
-        heal: Heal,
-        tensors: Tensors,
-        own: Own,
-        read: Read,
-    ) -> None:
-        self._model = model
-        self._own = own
-        self._read = read
-        self._scaling = heal.alpha / heal.rank
-        self._tensors = tensors
-        self._layers = dict(_dense_layers(model, keep, tensors))
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        layer = self._layers.get(name)
-        if layer is None:
-            return self._own[name]
-        if name in self._own:
-            old = self._own[name]
-        else:
-            [(_, old)] = self._read([name])
-        down, up = (self._tensors[f"{layer}.{part}.weight"].to(old.device) for part in (_DOWN, _UP))
-        change = self._scaling * (up.float() @ down.float())
-        if self._is_transposed(name):
+    def made(name: str) -> torch.Tensor:
+        if name not in layers:
+            return own[name]
+        old = own[name] if name in own else dict(read([name]))[name]
+        paths = (f"{layers[name]}.{part}.weight" for part in (_DOWN, _UP))
+        down, up = (adapter[path].to(old.device).float() for path in paths)
+        change = heal.alpha / heal.rank * (up @ down)
+        if isinstance(model.get_submodule(name.rpartition(".")[0]), Conv1D):
             change = change.T
         return (old.detach().float() + change).to(old.dtype)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter({**dict.fromkeys(self._own), **dict.fromkeys(self._layers)})
+    return LazyTensors(dict.fromkeys([*own, *layers]), made)
 
-    def __len__(self) -> int:
-        return len({*self._own, *self._layers})
 
-    def _is_transposed(self, name: str) -> bool:
-        return isinstance(self._model.get_submodule(name.rpartition(".")[0]), Conv1D)
+def own_repair(
+    model: PreTrainedModel, heal: Heal, adapter: Tensors, repaired: Repaired | None, read: Read
+) -> Repaired:
+    """The repair of a depth, with the adapter that all depths share added to it."""
+    if repaired is None:
+        return _UNREPAIRED
+    merged = with_adapter(model, heal, adapter, repaired.tensors, read)
+    return replace(repaired, tensors={name: merged[name] for name in repaired.tensors})
+
+
+def depth_tensors(
+    model: PreTrainedModel,
+    keep: Blocks,
+    heal: Heal,
+    adapter: Tensors,
+    repaired: Repaired | None,
+    read: Read,
+) -> LazyTensors:
+    """What repair and healing change of the dense model at the depth that keeps ``keep``."""
+    repaired = repaired or _UNREPAIRED
+    prefixes = tuple(f"{architecture(model.config).blocks}.{block}." for block in keep)
+    adapter, own = (
+        {name: tensor for name, tensor in each.items() if name.startswith(prefixes)}
+        for each in (adapter, repaired.tensors)
+    )
+    healed = replace(repaired, tensors=with_adapter(model, heal, adapter, own, read))
+    return folded(model, keep, healed, read)
 
 
 def changed_tensors(directory: Path, changed: Iterable[str], keep: Blocks) -> Tensors:

@@ -6,6 +6,7 @@ up to the norm's epsilon. It changes tensors of every later block, so a view mul
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
@@ -18,46 +19,50 @@ from pruning.sleb import Blocks
 Read = Callable[[Iterable[str]], Iterator[tuple[str, torch.Tensor]]]  # parameters by names
 
 
-class Folded(Mapping[str, torch.Tensor]):
-    """The tensors of a repaired model, by the names of the dense parameters that they replace.
+@dataclass(frozen=True, eq=False)
+class LazyTensors(Mapping[str, torch.Tensor]):
+    """Tensors by name, each of which is made when it is read.
 
-    A tensor is made when it is read, so that writing them one by one takes the memory of one. It
-    has the dtype and the device of the dense parameter.
+    So writing them one by one takes the memory of one.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, keep: Blocks, repaired: Repaired, read: Read
-    ) -> None:
-        self._offset = architecture(model.config).writes.offset
-        self._factors = _factors(model, keep, repaired)
-        self._tensors = repaired.tensors
-        self._read = read
+    names: Mapping[str, object]
+    make: Callable[[str], torch.Tensor]
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        factor, changed = self._factors.get(name), self._tensors.get(name)
-        if factor is None and changed is None:
+        if name not in self.names:
             raise KeyError(name)
-        [(_, dense)] = self._read([name])
-        values = dense if changed is None else changed.to(dense.device)
-        if factor is not None:
-            values = (values.float() + self._offset) * factor - self._offset
-        return values.to(dense.dtype)
+        return self.make(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
 
     def __iter__(self) -> Iterator[str]:
-        return iter({**dict.fromkeys(self._tensors), **dict.fromkeys(self._factors)})
+        return iter(self.names)
 
     def __len__(self) -> int:
-        return len({*self._tensors, *self._factors})
+        return len(self.names)
 
 
 def folded(
     model: PreTrainedModel, keep: Blocks, repaired: Repaired, read: Read | None = None
-) -> Folded:
-    """The tensors of the repaired model that keeps ``keep``.
+) -> LazyTensors:
+    """The tensors of the repaired model that keeps ``keep``, in place of dense parameters.
 
-    ``read`` reads dense parameters, where ``model`` has no values in memory.
+    They have the dtype and the device of these, which ``read`` reads where ``model`` has no values
+    in memory.
     """
-    return Folded(model, keep, repaired, read or reader_of(model))
+    read, offset = read or reader_of(model), architecture(model.config).writes.offset
+    factors, tensors = _factors(model, keep, repaired), repaired.tensors
+
+    def made(name: str) -> torch.Tensor:
+        [(_, dense)] = read([name])
+        values = tensors[name].to(dense.device) if name in tensors else dense
+        if name in factors:
+            values = (values.float() + offset) * factors[name] - offset
+        return values.to(dense.dtype)
+
+    return LazyTensors(dict.fromkeys([*tensors, *factors]), made)
 
 
 def reader_of(model: PreTrainedModel) -> Read:

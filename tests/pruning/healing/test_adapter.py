@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pruning.healing.adapter import Adapter, Merged, adapted
+from pruning.healing.adapter import Adapter, adapted, with_adapter
 from pruning.healing.students import alone
 from pruning.models.architectures import ARCHITECTURES
 from pruning.models.blocks import NO_OWN, Own, block_list, view
-from pruning.repair.folding import folded
+from pruning.repair.folding import folded, reader_of
 from pruning.repair.record import Method
 from pruning.spec.heal import Heal
 from tests.support.logits import logits_of, token_ids
@@ -29,10 +29,9 @@ def trained(adapter: Adapter, seed: int = 0) -> Adapter:
     return adapter
 
 
-def merged(family: str, adapter: Adapter, own: Own = NO_OWN) -> Merged:
+def merged(family: str, adapter: Adapter, own: Own = NO_OWN) -> Own:
     model = tiny_model(family)
-    read = folded(model, KEEP, repaired_by(Method.NONE, model, KEEP))._read
-    return Merged(model, KEEP, HEAL, adapter.values(), own, read)
+    return with_adapter(model, HEAL, adapter.values(), own, reader_of(model), KEEP)
 
 
 @pytest.mark.parametrize("family", sorted(ARCHITECTURES))

@@ -7,14 +7,13 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from pruning.healing.adapter import Adapter
-from pruning.healing.depths import own_repair, shared_tensors, whole_repair
+from pruning.healing.adapter import Adapter, depth_tensors, own_repair, with_adapter
 from pruning.healing.students import Students, last_hiddens, of_order
 from pruning.models.architectures import ARCHITECTURES, architecture
-from pruning.models.blocks import block_list, final_logits, num_blocks, view
+from pruning.models.blocks import NO_OWN, block_list, final_logits, num_blocks, view
 from pruning.models.loss import last_hidden
 from pruning.removal import kept
-from pruning.repair.folding import folded, reader_of, repaired_view
+from pruning.repair.folding import reader_of, repaired_view
 from pruning.repair.record import Method
 from pruning.repair.repair import Repaired
 from pruning.spec.heal import Heal
@@ -76,16 +75,16 @@ def test_every_depth_is_served_and_written_as_it_was_trained(family: str) -> Non
     before = student_logits(model, students)
     adapter = trained(students.adapter).values()
     after, read = student_logits(model, students), reader_of(model)
-    healed = view(model, range(6), dict(shared_tensors(model, HEAL, adapter, read)))
+    healed = view(model, range(6), dict(with_adapter(model, HEAL, adapter, NO_OWN, read)))
     for number, keep in enumerate(keeps, start=1):
         repaired = repairs.get(number)
         pruned = logits_of(repaired_view(model, keep, repaired or NO_REPAIR), ids)
         torch.testing.assert_close(before[number - 1], pruned, rtol=1e-4, atol=1e-4)
         own = own_repair(model, HEAL, adapter, repaired, read)
         assert set(own.tensors) == set(repaired.tensors if repaired else ())
-        whole_own = whole_repair(model, keep, HEAL, adapter, repaired, read)
+        whole_own = depth_tensors(model, keep, HEAL, adapter, repaired, read)
         served = logits_of(repaired_view(healed, keep, own), ids)
-        plain = logits_of(view(model, keep, folded(model, keep, whole_own)), ids)
+        plain = logits_of(view(model, keep, whole_own), ids)
         expected = after[number - 1]
         size = float(expected.abs().max())
         for found in (served, plain):
@@ -115,7 +114,7 @@ def test_repairs_and_what_the_adapter_changes_take_no_more_than_one_copy_of_the_
     repairs = {depth: Repaired(Method.RIDGE, {}, changed) for depth in (1, 2)}
     students = of_order(model, (4, 5), repairs, HEAL)
     assert (students.adapted, students.different) == (1, 3)
-    shared = shared_tensors(model, HEAL, trained(students.adapter).values(), reader_of(model))
+    shared = with_adapter(model, HEAL, trained(students.adapter).values(), NO_OWN, reader_of(model))
     taken = sum(every[name].numel() for name in (*shared, *changed, *changed))
     assert taken <= sum(each.numel() for each in block_list(model).parameters())
     with torch.inference_mode():
