@@ -50,8 +50,14 @@ from pruning.models.safetensors_headers import fingerprint
 from pruning.models.store import ModelStore, copy_companions, num_parameters, read_config
 from pruning.removal import Removal, kept
 from pruning.repair.folding import folded
-from pruning.repair.order import OrderRepair, RepairRequest, check_repair, repair_order, request_for
-from pruning.repair.possible import limit
+from pruning.repair.order import (
+    OrderRepair,
+    RepairRequest,
+    check_repair,
+    limit,
+    repair_order,
+    request_for,
+)
 from pruning.repair.record import Method
 from pruning.repair.states import SpillFailed
 from pruning.repair.stored import write_repair

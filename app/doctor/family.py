@@ -17,7 +17,7 @@ from pruning.models.architectures import (
 from pruning.models.store import NotAModel, parse_config
 from pruning.models.towers import tower_type
 from pruning.plural import counted
-from pruning.repair.possible import limit, refusal
+from pruning.repair.order import limit, refusal
 
 
 def family(path: Path) -> list[Finding]:

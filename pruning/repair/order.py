@@ -1,17 +1,24 @@
-"""The repair of a removal order: what a spec asks for, and what every depth of the order gets."""
+"""The repair of a removal order: what a spec asks for, and what every depth of the order gets.
 
-from collections.abc import Callable
+With ``AUTO`` a depth is repaired only if that harms no domain. A fit on one kind of text can win
+there and lose elsewhere, so the choice is made on windows that no fit has seen, and no domain pays
+for another.
+"""
+
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import isfinite
+from statistics import fmean
 
 from transformers import PreTrainedConfig
 
 from pruning.data.calibration import RepairWindows
 from pruning.data.corpora import NOT_ENOUGH, CalibrationError
+from pruning.models.architectures import architecture
 from pruning.models.blocks import num_blocks
-from pruning.removal import kept
-from pruning.repair.choose import choose, record_of
-from pruning.repair.possible import refusal
-from pruning.repair.record import DepthRepair, Method
+from pruning.removal import kept, paired_gaps, standard_error
+from pruning.repair.record import DepthRepair, Gain, Method
 from pruning.repair.repair import (
     Repaired,
     RepairedDepth,
@@ -54,6 +61,30 @@ class OrderRepair:
 
     records: tuple[DepthRepair, ...]
     chosen: tuple[Repaired, ...]
+
+
+def refusal(config: PreTrainedConfig) -> str | None:
+    """Why models of this family and configuration allow no repair; None if they do."""
+    for key, value in architecture(config).writes.requires:
+        if getattr(config, key, value) != value:
+            actual = json.dumps(getattr(config, key))
+            return (
+                f"ridge is not possible for this {config.model_type}: it needs "
+                f"{key}={json.dumps(value)}, and the config has {actual}"
+            )
+    return None
+
+
+def limit(config: PreTrainedConfig) -> str | None:
+    """What a repair of this model leaves as it is, in a sentence. None if it may fit all."""
+    row = architecture(config)
+    if not row.has_experts:
+        return None
+    layers = " and ".join(each.layer for each in row.writes.refit)
+    return (
+        f"ridge fits {layers} of this {config.model_type}: its experts keep their weights, as each "
+        "sees a part of the tokens"
+    )
 
 
 def check_repair(repair: Repair, config: PreTrainedConfig) -> None:
@@ -136,3 +167,31 @@ def repair_order(
 
 def _chosen(repair: Repair, depth: RepairedDepth) -> Repaired:
     return choose(depth) if repair is Repair.AUTO else depth.tried[Method(repair.value)]
+
+
+def gains(depth: RepairedDepth) -> Mapping[str, Gain]:
+    """The gain of ridge over no repair, for each domain of the selection windows."""
+    by_domain = {}
+    for domain, raw in depth.tried[Method.NONE].losses.items():
+        repaired = depth.tried[Method.RIDGE].losses[domain]
+        gaps = paired_gaps(raw, repaired)
+        by_domain[domain] = Gain(fmean(gaps), standard_error(gaps) if len(gaps) > 1 else 0.0)
+    return by_domain
+
+
+def record_of(num_removed: int, depth: RepairedDepth, chosen: Repaired) -> DepthRepair:
+    """The entry of the manifest for the repair that was chosen at this depth."""
+    by_domain = gains(depth)
+    is_finite = all(isfinite(gain.mean) for gain in by_domain.values())
+    return DepthRepair(
+        num_removed,
+        chosen.method,
+        sum(tensor.nbytes for tensor in chosen.tensors.values()),
+        {Method.RIDGE: by_domain if is_finite else {}},
+    )
+
+
+def choose(depth: RepairedDepth) -> Repaired:
+    """Ridge if every domain gains, else no repair. A loss that is NaN is no gain."""
+    is_better = all(gain.mean > 0 for gain in gains(depth).values())
+    return depth.tried[Method.RIDGE if is_better else Method.NONE]

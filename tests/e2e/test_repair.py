@@ -12,7 +12,7 @@ from pruning.models.blocks import num_blocks
 from pruning.models.demo_model import NAME
 from pruning.models.store import ModelStore
 from pruning.removal import kept
-from pruning.repair.choose import choose, gains
+from pruning.repair.order import choose, gains
 from pruning.repair.record import Method
 from pruning.repair.repair import RepairedDepth, RepairText, repair_depths
 from pruning.search.dense_model import DenseModel, Resources, load_dense_model

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pruning.removal import Losses
-from pruning.repair.choose import choose, gains
+from pruning.repair.order import choose, gains
 from pruning.repair.record import Method
 from pruning.repair.repair import Repaired, RepairedDepth
 
