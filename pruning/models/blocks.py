@@ -16,8 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from pruning.models.architectures import architecture
 from pruning.models.products import float32_products
-from pruning.models.quantized_experts import MATRICES, QuantizedExperts
-from pruning.models.rounding import QuantizedLinear
+from pruning.models.rounding import MATRICES, QuantizedExperts, QuantizedLinear
 from pruning.plural import counted
 
 _Module = TypeVar("_Module", bound=nn.Module)

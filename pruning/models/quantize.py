@@ -11,8 +11,7 @@ from transformers import PreTrainedModel
 
 from pruning.models.architectures import check_quantizable
 from pruning.models.blocks import block_list, num_blocks, view
-from pruning.models.quantized_experts import MATRICES, QuantizedExperts, are_experts
-from pruning.models.rounding import QuantizedLinear
+from pruning.models.rounding import MATRICES, QuantizedExperts, QuantizedLinear, are_experts
 from pruning.spec.prune import Quantize
 
 

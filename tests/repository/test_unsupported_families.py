@@ -14,7 +14,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTr
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from pruning.models.quantized_experts import are_experts
+from pruning.models.rounding import are_experts
 from tools.docs.unsupported_families import REASONS
 
 _HANDED_ON = {"prev_topk_indices", "prev_router_hidden_states", "block_states"}

@@ -12,8 +12,7 @@ from transformers import PreTrainedModel
 from pruning.models.architectures import ARCHITECTURES, CannotQuantize, check_quantizable
 from pruning.models.blocks import block_list, num_blocks, view
 from pruning.models.quantize import int8_form, plain_weights, quantized
-from pruning.models.quantized_experts import are_experts
-from pruning.models.rounding import QuantizedLinear, rounded
+from pruning.models.rounding import QuantizedLinear, are_experts, rounded
 from pruning.models.safetensors_headers import weight_sizes
 from pruning.spec.prune import Quantize
 from tests.support.tiny import NUM_BLOCKS, VOCAB_SIZE, generated, tiny_model

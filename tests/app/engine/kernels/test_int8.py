@@ -38,8 +38,14 @@ from app.engine.variant import make_variant
 from pruning.models.architectures import ARCHITECTURES, CannotQuantize
 from pruning.models.blocks import block_list
 from pruning.models.quantize import quantized, quantized_layers
-from pruning.models.quantized_experts import MATRICES, are_experts
-from pruning.models.rounding import Product, QuantizedLinear, dequantized_product, rounded
+from pruning.models.rounding import (
+    MATRICES,
+    Product,
+    QuantizedLinear,
+    are_experts,
+    dequantized_product,
+    rounded,
+)
 from pruning.spec.prune import Quantize
 from tests.support.compiled import always, load_compiled, torch_threads
 from tests.support.engine_requests import prompt, request, run
