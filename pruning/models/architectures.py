@@ -5,6 +5,7 @@ No other code depends on the family of a model.
 
 import json
 from collections.abc import Collection, Mapping
+from difflib import get_close_matches
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,6 @@ from pruning.models.dense_rows import DENSE
 from pruning.models.hybrid_rows import HYBRIDS
 from pruning.models.layout import Architecture
 from pruning.models.mixture_rows import MIXTURES
-from pruning.models.nearest_family import nearest
 from pruning.models.towers import TOWERS
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ class CannotQuantize(UnsupportedConfig):
 
 
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType({**DENSE, **HYBRIDS, **MIXTURES})
+
+_MIN_SIMILARITY = 0.65  # of the names of types
+_MAX_NAMED = 12  # config keys in a message
 
 
 def architecture(config: "PreTrainedConfig") -> Architecture:
@@ -98,7 +101,7 @@ def unknown_architecture(model_type: str, keys: Collection[str] = ()) -> Unknown
 
     ``keys`` are those of the config, if they are known.
     """
-    nearest_to = nearest(model_type, keys, ARCHITECTURES)
+    nearest_to = _nearest(model_type, keys)
     return UnknownArchitecture(
         f"models of type {model_type!r} are not supported{nearest_to}: blocks can "
         f"be removed from decoder-only language models of the types "
@@ -116,3 +119,29 @@ def _quantized_by(config: "PreTrainedConfig") -> str | None:
         return None
     fields = scheme if isinstance(scheme, dict) else scheme.to_dict()
     return str(fields.get("quant_method", "an unnamed method"))
+
+
+def _nearest(model_type: str, keys: Collection[str]) -> str:
+    """``" (the nearest supported type is ...)"`` with what differs; empty where nothing is known.
+
+    It is the one of the most similar name, or else the one whose config has most of ``keys``.
+    """
+    from transformers import PreTrainedConfig  # noqa: PLC0415 - takes seconds
+
+    similar = get_close_matches(model_type, ARCHITECTURES, n=1, cutoff=_MIN_SIMILARITY)
+    own = set(keys) - PreTrainedConfig().to_dict().keys()
+    lacking = {name: sorted(own - _keys(name)) for name in similar or sorted(ARCHITECTURES)}
+    name = min(lacking, key=lambda each: len(lacking[each]))
+    if not similar and not own:
+        return ""
+    named = ", ".join(lacking[name][:_MAX_NAMED])
+    differs = f", which does not have {named}" if named else ""
+    return f" (the nearest supported type is {name!r}{differs})"
+
+
+def _keys(family: str) -> set[str]:
+    """Those of its config, by all their names."""
+    from transformers import AutoConfig  # noqa: PLC0415 - takes seconds
+
+    config = AutoConfig.for_model(family)
+    return {*config.to_dict(), *config.attribute_map}
