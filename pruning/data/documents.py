@@ -1,17 +1,27 @@
-"""Documents in splits, and windows that are drawn from as many of them as possible."""
+"""Documents in splits, and windows that are drawn from as many of them as possible.
 
+Texts that come with the product are documents of three domains and many kinds, each in one split.
+``packaged_texts/SOURCES.md`` says where they come from and under which licences.
+"""
+
+import gzip
 import hashlib
+import json
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cache
 from itertools import accumulate, pairwise
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from pruning.data.corpora import Split
 from pruning.data.windows import windows_of_texts
+from pruning.spec.calibration import Dataset
 
+FOLDER = Path(__file__).with_name("packaged_texts")
 CHARACTERS_PER_TOKEN = 8  # more than a tokenizer makes of its language
 SEPARATOR = "\n\n"  # between short documents that are joined
 _SHARES: Mapping[Split, float] = {
@@ -19,6 +29,17 @@ _SHARES: Mapping[Split, float] = {
     Split.SELECTION: 0.2,
     Split.EVALUATION: 0.2,
 }
+
+
+@cache
+def packaged_documents(dataset: Dataset) -> Mapping[Split, Mapping[str, Sequence[str]]]:
+    """The texts of a packaged data set by split and kind."""
+    with gzip.open(FOLDER / f"{dataset.value}.jsonl.gz", "rt", encoding="utf-8") as lines:
+        documents = [json.loads(line) for line in lines]
+    texts = {split: {each["kind"]: list[str]() for each in documents} for split in Split}
+    for each in documents:
+        texts[Split(each["split"])][each["kind"]].append(each["text"])
+    return texts
 
 
 def split_documents(documents: Sequence[str]) -> dict[Split, list[str]]:

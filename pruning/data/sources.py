@@ -27,9 +27,8 @@ from pruning.data.corpora import (
     Split,
     read_rows,
 )
-from pruning.data.documents import draw_kinds, split_documents
+from pruning.data.documents import draw_kinds, packaged_documents, split_documents
 from pruning.data.model_text import Observe, sampled_text, unobserved
-from pruning.data.packaged import packaged_documents
 from pruning.data.windows import Windows, all_windows, behind_beginning
 from pruning.plural import counted
 from pruning.spec.calibration import PACKAGED, CalibrationSpec, Dataset, Sampling

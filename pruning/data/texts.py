@@ -20,8 +20,7 @@ from pruning.data.corpora import (
     read_rows,
     read_text,
 )
-from pruning.data.documents import draw_kinds
-from pruning.data.packaged import packaged_documents
+from pruning.data.documents import draw_kinds, packaged_documents
 from pruning.data.windows import Windows, all_windows, behind_beginning
 from pruning.spec.calibration import PACKAGED, Dataset
 

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pruning.data.corpora import Split
-from pruning.data.packaged import PackagedDocument
 from tools.texts.markup import text_of_html, text_of_wiki
 from tools.texts.packaged import (
     MAX_DOCUMENT_CHARACTERS,
     SHARES,
+    PackagedDocument,
     chosen,
     shortened,
     without_repeats,

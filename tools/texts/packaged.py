@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pruning.data.corpora import Split
-from pruning.data.packaged import FOLDER, PackagedDocument
+from pruning.data.documents import FOLDER
 from tools.texts.packages import fetch
 from tools.texts.readers import (
     Read,
@@ -41,6 +41,16 @@ SHARES: Mapping[Split, float] = {
     Split.SELECTION: 0.15,
     Split.EVALUATION: 0.25,
 }
+
+
+@dataclass(frozen=True)
+class PackagedDocument:
+    """A text, the work that it is from, the only split that may use it, and the kind of text."""
+
+    text: str
+    source: str
+    split: Split
+    kind: str
 
 
 @dataclass(frozen=True)
@@ -182,6 +192,15 @@ def write_documents(path: Path, documents: Iterable[PackagedDocument]) -> None:
         json.dumps(asdict(document), ensure_ascii=False) + "\n" for document in documents
     )
     path.write_bytes(gzip.compress(lines.encode(), compresslevel=9, mtime=0))
+
+
+def read_documents(path: Path) -> list[PackagedDocument]:
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        records = [json.loads(line) for line in lines]
+    return [
+        PackagedDocument(record["text"], record["source"], Split(record["split"]), record["kind"])
+        for record in records
+    ]
 
 
 def build(target: Path) -> None:

@@ -10,13 +10,7 @@ import pytest
 
 from pruning.data.calibration import calibrate, evaluation_windows, repair_windows
 from pruning.data.corpora import Split
-from pruning.data.documents import draw, passages
-from pruning.data.packaged import (
-    FOLDER,
-    PackagedDocument,
-    packaged_documents,
-    read_documents,
-)
+from pruning.data.documents import FOLDER, draw, packaged_documents, passages
 from pruning.data.texts import (
     DEFAULT_SEQLEN,
     MAX_PACKAGED_TOKENS,
@@ -31,7 +25,7 @@ from pruning.spec.calibration import (
     Sampling,
     default_calibration,
 )
-from tools.texts.packaged import write_documents
+from tools.texts.packaged import PackagedDocument, read_documents, write_documents
 
 MAX_BYTES = 3_500_000
 CHARACTERS_PER_TOKEN = 4.6  # at most, of the demo model on prose
