@@ -63,13 +63,6 @@ OpenWalk = Callable[[Plan, Sequence[Windows]], Walk]
 _READ = -1  # in place of a stream: what the layers that are refitted have read
 
 
-@dataclass(frozen=True)
-class _Batch:
-    part: Part
-    domain: str
-    token_ids: torch.Tensor
-
-
 class LocalWalk:
     """A ``Walk`` in this process.
 
@@ -102,7 +95,7 @@ class LocalWalk:
         )
         size = max(1, min(batch_tokens // seqlen, budget // window_bytes))
         self._batches = [
-            _Batch(each.part, each.domain, token_ids)
+            Windows(each.part, each.domain, token_ids)
             for each in windows
             if each.part in plan.embedded
             for token_ids in torch.split(each.token_ids.to(device), size)
