@@ -7,8 +7,6 @@ Configs, keys and values are those that ``save_pretrained`` writes for a view of
 import json
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
@@ -64,22 +62,23 @@ def save_streamed(
     """Write the model of the blocks ``keep``, in files of at most ``shard_bytes`` bytes."""
     pruned = view(dense.model, keep)
     pruned.save_pretrained(directory, state_dict={})  # only the configs
-    dense_names = {id(parameter): name for name, parameter in dense.model.named_parameters()}
-    parameters = dict(pruned.named_parameters())
-    shapes = {name: parameter.to("meta") for name, parameter in parameters.items()}
+    dense_names = _dense_names(dense.model, pruned)
+    shapes = {name: parameter.to("meta") for name, parameter in pruned.named_parameters()}
     tensors = {
         stored: torch.empty_like(part)  # experts would share the storage of their layer
         for stored, part in revert_weight_conversion(pruned, shapes).items()
     }
-    sources = {
-        stored: _Source(name, dense_names[id(parameter)])
-        for name, parameter in parameters.items()
-        for stored in revert_weight_conversion(pruned, {name: shapes[name]})
+    names_of = {  # the parameter that is stored, as one tensor, or as several such as experts
+        stored: name
+        for name, shape in shapes.items()
+        for stored in revert_weight_conversion(pruned, {name: shape})
     }
 
-    def values(names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
-        wanted = sorted({sources[name] for name in names})
-        return chain.from_iterable(_values(source, pruned, dense, own) for source in wanted)
+    def values(stored: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        for name in sorted({names_of[each] for each in stored}):
+            yield from revert_weight_conversion(
+                pruned, {name: _value(dense_names[name], dense, own)}
+            ).items()
 
     write_shards(directory, tensors, values, shard_bytes, pruned.num_parameters())
 
@@ -109,25 +108,14 @@ def kept_weights(
     dense: Readable, keep: Sequence[int], own: Own = NO_OWN
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield ``(name, values)`` of every parameter of the model of the blocks ``keep``."""
-    dense_names = {id(parameter): name for name, parameter in dense.model.named_parameters()}
-    for name, parameter in view(dense.model, keep).named_parameters():
-        yield name, _value(dense_names[id(parameter)], dense, own)
+    for name, dense_name in _dense_names(dense.model, view(dense.model, keep)).items():
+        yield name, _value(dense_name, dense, own)
 
 
-@dataclass(frozen=True, order=True)
-class _Source:
-    """A parameter, stored as one tensor, or as several such as the experts of a layer."""
-
-    name: str
-    dense_name: str
-
-
-def _values(
-    source: _Source, pruned: PreTrainedModel, dense: Readable, own: Own
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the stored tensors of the parameter by their names in the file."""
-    values = _value(source.dense_name, dense, own)
-    yield from revert_weight_conversion(pruned, {source.name: values}).items()
+def _dense_names(model: PreTrainedModel, pruned: PreTrainedModel) -> dict[str, str]:
+    """The names in ``model`` of the parameters of a view of it, by their names there."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {name: names[id(parameter)] for name, parameter in pruned.named_parameters()}
 
 
 def _value(dense_name: str, dense: Readable, own: Own) -> torch.Tensor:
