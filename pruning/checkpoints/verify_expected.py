@@ -21,8 +21,7 @@ from pruning.models.blocks import NO_OWN, Own, final_logits
 from pruning.models.forward import Forward, InMemoryForward
 from pruning.models.memory import free_bytes, release_cache
 from pruning.models.quantize import plain_weights
-from pruning.models.save_streamed import kept_weights
-from pruning.models.save_tower import other_tensors
+from pruning.models.save_streamed import kept_weights, other_tensors
 from pruning.models.store import COMPANION_FILES, pick_device
 from pruning.models.towers import tower_type, whole_config
 from pruning.search.dense_model import DenseModel

@@ -20,8 +20,7 @@ from pruning.models.blocks import NO_OWN, Own, view
 from pruning.models.forward import Forward, InMemoryForward, StreamedForward
 from pruning.models.memory import BATCH_TOKENS, free_bytes, leave_device
 from pruning.models.quantize import quantized
-from pruning.models.save_streamed import SHARD_BYTES, save_streamed
-from pruning.models.save_tower import save_tower
+from pruning.models.save_streamed import SHARD_BYTES, save_streamed, save_tower
 from pruning.models.store import LoadedModel, load, pick_device
 from pruning.models.streaming import StreamedModel
 from pruning.models.timing import measure_streamed_times, measure_times
