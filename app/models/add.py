@@ -24,8 +24,13 @@ from app.models.hub import HubModel, is_repo_id
 from app.models.stored import stored_files
 from pruning.checkpoints.staging import make_directory, staged, sweep, sync_directory
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig, architecture
-from pruning.models.dequantize import dequantize, quantized_by
-from pruning.models.from_gguf import SUFFIX, convert_gguf, inspect_gguf
+from pruning.models.dequantize import (
+    GGUF_SUFFIX,
+    convert_gguf,
+    dequantize,
+    inspect_gguf,
+    quantized_by,
+)
 from pruning.models.lineage import ORIGIN_FILE
 from pruning.models.names import is_name
 from pruning.models.store import (
@@ -238,7 +243,7 @@ def _weight_files(names: Collection[str], source: str, staging: Path) -> list[st
 
 
 def _is_gguf(source: str) -> bool:
-    return source.endswith(SUFFIX) and Path(source).is_file()
+    return source.endswith(GGUF_SUFFIX) and Path(source).is_file()
 
 
 def _converted(file: Path, revision: str | None, staging: Path) -> str:

@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from pruning.config import environment_with_temporary_files_in
 from pruning.extras import require_extra
-from pruning.models.from_gguf import convert_gguf
+from pruning.models.dequantize import convert_gguf
 from pruning.models.lineage import ORIGIN_FILE
 
 NAME = "smollm2-135m"

@@ -1,19 +1,35 @@
-"""Models whose files have quantized weights, written as plain ones that can be pruned.
+"""Models whose files have quantized weights, as in GGUF, written as plain ones that can be pruned.
 
-transformers does the arithmetic. The plain weights are bfloat16, whatever they were made from.
+transformers reads them and does the arithmetic. The plain weights are bfloat16, whatever they were
+made from.
 """
 
 import json
+import re
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pruning.extras import require_extra
 from pruning.models.load_checks import foreign_code, load_strictly
+from pruning.models.safetensors_headers import NotAModel
 from pruning.models.towers import auto_class, whole_config
+from pruning.process import hide_gguf_bar
 
 # Methods whose weights transformers makes plain without a GPU. GPTQ and AWQ are not among them.
 METHODS = frozenset({"compressed-tensors", "fp8", "mxfp4"})
 _KEYS = ("quantization_config", "compression_config")  # the second by older llm-compressor
+GGUF_SUFFIX = ".gguf"
+_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")  # of a file that llama-gguf-split has divided
+
+
+@dataclass(frozen=True)
+class GgufWeights:
+    """What is in a GGUF file."""
+
+    kind: str  # the type that most of its bytes have, such as ``Q4_K``
+    plain_bytes: int  # of the same weights in bfloat16
 
 
 def quantized_by(path: Path) -> str | None:
@@ -38,17 +54,55 @@ def dequantize(path: Path, directory: Path) -> None:
         require_extra("quantize", "reading compressed-tensors")
     with foreign_code(f"{path} cannot be dequantized"):
         config = whole_config(path)
-        config.quantization_config = {**_fields(config.quantization_config), "dequantize": True}
+        scheme = config.quantization_config
+        fields = scheme if isinstance(scheme, dict) else scheme.to_dict()
+        config.quantization_config = {**fields, "dequantize": True}
         model = load_strictly(path, auto_class(config), config=config, dtype=torch.bfloat16)
     _save(model, directory)
 
 
-def _fields(scheme: Any) -> dict[str, Any]:  # noqa: ANN401 - a dict or a class of transformers
-    fields: dict[str, Any] = scheme if isinstance(scheme, dict) else scheme.to_dict()
-    return fields
-
-
 def _save(model: Any, directory: Path) -> None:  # noqa: ANN401 - transformers has no type for it
+    """Without traces of the quantizer, with which ``save_pretrained`` would refuse the model."""
     model.config.__dict__.pop("quantization_config", None)
     model.is_quantized, model.hf_quantizer = False, None
     model.save_pretrained(directory)
+
+
+def inspect_gguf(file: Path) -> GgufWeights:
+    """Raises ``NotAModel``, and ``ExtraMissing`` without the package ``gguf``."""
+    require_extra("gguf", "reading a GGUF file")
+    from gguf import GGUFReader  # noqa: PLC0415 - an extra
+
+    if _PART.search(file.name):
+        raise NotAModel(f"{file} is a part of a model: merge the parts by llama-gguf-split --merge")
+    num_bytes: Counter[str] = Counter()
+    num_weights = 0
+    with foreign_code(f"{file} cannot be read as a model"):
+        for tensor in GGUFReader(file).tensors:
+            num_bytes[tensor.tensor_type.name] += int(tensor.n_bytes)
+            num_weights += int(tensor.n_elements)
+    if not num_bytes:
+        raise NotAModel(f"{file} has no weights")
+    return GgufWeights(num_bytes.most_common(1)[0][0], 2 * num_weights)
+
+
+def convert_gguf(file: Path, directory: Path) -> None:
+    """Write the model of a GGUF file and its tokenizer into ``directory``.
+
+    Raises ``NotAModel``, and ``ExtraMissing`` without the package ``gguf``.
+    """
+    import torch  # noqa: PLC0415 - takes seconds
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415 - as above
+
+    require_extra("gguf", "reading a GGUF file")
+    hide_gguf_bar()
+    with foreign_code(f"{file} cannot be read as a model"):
+        model = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.bfloat16, local_files_only=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(
+            file.parent, gguf_file=file.name, local_files_only=True
+        )
+    model.config.dtype = torch.bfloat16
+    _save(model, directory)
+    tokenizer.save_pretrained(directory)
