@@ -7,7 +7,7 @@ from statistics import median
 from pruning.jobs.job import Job, JobStatus
 from pruning.models.safetensors_headers import WeightSizes
 from pruning.models.store import DTYPE_BYTES, ModelInfo
-from pruning.repair.cuts import NUM_BEHIND
+from pruning.repair.plan import NUM_BEHIND
 from pruning.spec.calibration import Sampling
 from pruning.spec.prune import Metric, PruneSpec, Repair, Resident
 

@@ -21,9 +21,8 @@ from transformers import PreTrainedModel
 from pruning.models.architectures import architecture
 from pruning.models.blocks import NO_OWN, Own, block_list, num_blocks
 from pruning.removal import Losses
-from pruning.repair.cuts import Cut, Part, Refit, Route, Run, refitted, unrepaired
 from pruning.repair.fitted import FittedLayers
-from pruning.repair.plan import Plan, plan_of
+from pruning.repair.plan import Cut, Part, Plan, Refit, Route, Run, plan_of, refitted, unrepaired
 from pruning.repair.record import Method
 from pruning.repair.ridge import fit, gram_of
 from pruning.repair.walk import LocalWalk, OpenWalk, Walk, Windows

@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from pruning.repair.cuts import Cut
+from pruning.repair.plan import Cut
 from pruning.repair.record import Method, repair_file
 from pruning.repair.repair import Repaired
 

@@ -14,9 +14,8 @@ from pruning.models.blocks import BlockCall, Own, block_calls, block_list, finis
 from pruning.models.loss import window_losses
 from pruning.models.memory import state_budget
 from pruning.removal import Losses
-from pruning.repair.cuts import Part, Parts, Refit, Run, observed
 from pruning.repair.fitted import FittedLayers
-from pruning.repair.plan import EMBEDDED, Plan, Stream
+from pruning.repair.plan import EMBEDDED, Part, Parts, Plan, Refit, Run, Stream, observed
 from pruning.repair.ridge import Folds, Sums, fit_bytes
 from pruning.repair.states import States
 

@@ -19,7 +19,7 @@ from pruning.checkpoints.store import (
     repair_of,
 )
 from pruning.models.store import load
-from pruning.repair.cuts import Cut
+from pruning.repair.plan import Cut
 from pruning.repair.record import DepthRepair, Method, repair_file
 from pruning.repair.repair import Repaired
 from pruning.repair.stored import write_repair

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruning.repair.cuts import Cut, Refit, Run, cuts_of, refitted, unrepaired
+from pruning.repair.plan import Cut, Refit, Run, cuts_of, refitted, unrepaired
 
 NUM_BLOCKS = 9
 keep_sets = st.sets(st.integers(0, NUM_BLOCKS - 1), min_size=1).map(lambda s: tuple(sorted(s)))

@@ -7,16 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pruning.removal import kept
-from pruning.repair.cuts import (
+from pruning.repair.plan import (
+    EMBEDDED,
     Part,
+    Plan,
     Route,
     Run,
     Step,
     observed,
+    plan_of,
     refitted,
     unrepaired,
 )
-from pruning.repair.plan import EMBEDDED, Plan, plan_of
 
 NUM_BLOCKS = 7
 ORDER = (14, 26, 13, 12, 25, 3)  # of the demo model with 30 blocks

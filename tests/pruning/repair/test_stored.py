@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pruning.repair.cuts import Cut
 from pruning.repair.folding import folded
+from pruning.repair.plan import Cut
 from pruning.repair.record import Method, repair_file
 from pruning.repair.repair import Repaired
 from pruning.repair.stored import RepairUnreadable, read_repair, write_repair
