@@ -29,8 +29,7 @@ from pruning.healing.adapter import Adapter, Tensors, depth_tensors, with_adapte
 from pruning.healing.lock import locked
 from pruning.healing.peers import ALONE, PeerLost, Peers
 from pruning.healing.places import ADAPTER_FOLDER, CONTROL, CONTROL_FOLDER, HEALED, HealedPlaces
-from pruning.healing.progress import Progress
-from pruning.healing.record import Healing, NotHealable, Run, TrainedText, check_healable
+from pruning.healing.record import Healing, NotHealable, Progress, Run, TrainedText, check_healable
 from pruning.healing.state import read_state, save_state
 from pruning.healing.students import Students, alone, of_order
 from pruning.healing.text import HealingText

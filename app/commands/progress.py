@@ -16,7 +16,7 @@ from rich.progress import (
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
-from pruning.healing.progress import Step
+from pruning.healing.record import Step
 from pruning.removal import Removal, is_tie
 from pruning.search.observed import Observer
 from pruning.search.state import ScoredCandidate, SearchPlan

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from pruning.healing.progress import Progress
+from pruning.healing.record import Progress
 from pruning.records import parse_record, read_record
 
 

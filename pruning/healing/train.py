@@ -20,7 +20,7 @@ from pruning.healing.activations import kept_bytes
 from pruning.healing.adapter import Tensors
 from pruning.healing.divergence import divergences, hidden_error
 from pruning.healing.peers import ALONE, Peers
-from pruning.healing.progress import Check, Progress, Step
+from pruning.healing.record import Check, Progress, Step
 from pruning.healing.state import TrainingState
 from pruning.healing.students import Students, last_hiddens
 from pruning.healing.text import HealingText, Order

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pruning.healing.progress import Step
+from pruning.healing.record import Step
 from pruning.removal import Losses, Removal
 from pruning.search.staged import StagedScorer
 from pruning.search.state import ScoredCandidate, SearchPlan, num_whole

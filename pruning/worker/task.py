@@ -16,7 +16,7 @@ from redis.retry import Retry
 from rq import get_current_job
 
 from pruning.config import WorkerSettings
-from pruning.healing.progress import Step
+from pruning.healing.record import Step
 from pruning.jobs import transitions
 from pruning.jobs.job import (
     HealProgress,

@@ -20,8 +20,7 @@ from pruning.evaluation.assess import assess_healed
 from pruning.evaluation.pruned_losses import PrunedModel
 from pruning.evaluation.quality_gate import QualityGateFailed
 from pruning.healing.lock import HealingInProgress
-from pruning.healing.progress import Step
-from pruning.healing.record import NotHealable
+from pruning.healing.record import NotHealable, Step
 from pruning.models.blocks import NO_OWN, view
 from pruning.models.store import load
 from pruning.removal import kept

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from pruning.checkpoints.store import Manifest
 from pruning.evaluation.quality import DomainQuality, Measured, Quality
-from pruning.healing.progress import Check
-from pruning.healing.record import Healing, Run
+from pruning.healing.record import Check, Healing, Run
 from pruning.models.store import ModelStore
 from pruning.pipeline import prune
 from pruning.removal import Losses, Removal, decide

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pruning.healing.progress import Step
+from pruning.healing.record import Step
 from pruning.removal import Removal
 from pruning.search.observed import Observer
 from pruning.search.state import (

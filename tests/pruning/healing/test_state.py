@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pruning.healing.progress import Check, Progress
+from pruning.healing.record import Check, Progress
 from pruning.healing.state import TrainingNotSaved, TrainingState, read_state, save_state
 from pruning.worker.failures import describe
 from tests.support.full_disk import full_disk

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pruning.healing.divergence import hidden_error
-from pruning.healing.progress import Step
+from pruning.healing.record import Step
 from pruning.healing.state import read_state, save_state
 from pruning.healing.students import alone, of_order
 from pruning.healing.text import HealingText

@@ -8,7 +8,7 @@ import redis
 
 from pruning.checkpoints.store import CheckpointStore
 from pruning.config import WorkerSettings
-from pruning.healing.progress import Step
+from pruning.healing.record import Step
 from pruning.jobs.conditions import Conditions
 from pruning.jobs.deletion import JobDeletion
 from pruning.jobs.job import Job, JobStatus, Phase
