@@ -29,7 +29,6 @@ from pruning.removal import Losses
 from pruning.repair.repair import ResidentModel, VisitedModel
 from pruning.repair.walk import OpenWalk
 from pruning.search.cosine import cosines
-from pruning.search.objective import Objective
 from pruning.search.ray_repair import ClusterWalk
 from pruning.search.ray_scoring import ClusterScorer
 from pruning.search.scoring import SharedPrefixScorer
@@ -95,13 +94,13 @@ class DenseModel:
         self,
         windows: torch.Tensor,
         boundaries: Sequence[int] = (),
-        objective: Objective = Objective.LOSS,
+        by_divergence: bool = False,
     ) -> Iterator[GrowingScorer]:
         """The scorer of the search on ``windows [num_windows, seqlen]``, closed with the context.
 
         It is in this process or in actors. Windows can be scored up to each of the ``boundaries``.
         """
-        how: dict[str, Any] = {"boundaries": boundaries, "objective": objective}
+        how: dict[str, Any] = {"boundaries": boundaries, "by_divergence": by_divergence}
         streamed = self.weights if isinstance(self.weights, StreamedModel) else None
         if not self.resources.num_actors:
             how |= self._limits()

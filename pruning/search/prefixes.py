@@ -76,7 +76,7 @@ class Prefixes:
 
     At most ``num_states`` states ``[batch, seqlen, hidden_size]`` are kept: those of the trunk, one
     per branch, and, as far as there is room, more along the branches to resume from. ``dense`` is
-    the output of the dense model's last block, which the caller sets if an objective needs it. With
+    the output of the dense model's last block, which the caller sets if divergences need it. With
     ``is_on_host`` states are kept in memory of the host, for a model on a GPU.
     """
 

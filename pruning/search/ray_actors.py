@@ -15,7 +15,6 @@ from pruning.models.memory import state_budget
 from pruning.models.store import load, set_up_torch
 from pruning.models.streaming import StreamedModel
 from pruning.removal import Losses
-from pruning.search.objective import Objective
 from pruning.search.scoring import SharedPrefixScorer
 from pruning.sleb import Blocks
 
@@ -49,7 +48,7 @@ class ScoringTask:
 
     windows: torch.Tensor  # token ids [num_windows, seqlen]
     boundaries: tuple[int, ...] = ()
-    objective: Objective = Objective.LOSS
+    by_divergence: bool = False
     is_streamed: bool = False  # whether blocks are loaded one at a time
 
 
@@ -70,7 +69,7 @@ class Evaluator:
             ),
             batch_tokens=config.batch_tokens,
             boundaries=task.boundaries,
-            objective=task.objective,
+            by_divergence=task.by_divergence,
         )
         self._results: Iterator[tuple[int, Losses]] = iter(())
         return str(loaded.model.dtype)

@@ -21,7 +21,6 @@ import torch
 from pruning.extras import missing_extra
 from pruning.models.memory import BATCH_TOKENS
 from pruning.removal import Losses
-from pruning.search.objective import Objective
 from pruning.search.ray_actors import (
     NOTHING,
     ActorConfig,
@@ -102,7 +101,7 @@ class ClusterScorer:
         *,
         num_actors: int,
         boundaries: Sequence[int] = (),
-        objective: Objective = Objective.LOSS,
+        by_divergence: bool = False,
         is_streamed: bool = False,
         **resources: Any,  # noqa: ANN401 - those of ``actor_pool``
     ) -> None:
@@ -110,7 +109,7 @@ class ClusterScorer:
         self._homes: dict[int, int] = {}  # of a candidate: the place with its states
         self._keep: Blocks = ()
         self._first_changed = 0  # of the blocks, by the last change of the kept ones
-        task = ScoringTask(windows.cpu(), tuple(boundaries), objective, is_streamed)
+        task = ScoringTask(windows.cpu(), tuple(boundaries), by_divergence, is_streamed)
         pool = actor_pool(Evaluator, [task] * num_actors, path, **resources)
         self._open = ExitStack()
         self._pool = self._open.enter_context(pool)

@@ -1,7 +1,10 @@
-"""Scorers that measure the objective on the calibration windows without one more block.
+"""Scorers that measure the calibration windows without one more block.
+
+A score is a mean over the predicted tokens of a window, in nats: its loss, or ``by_divergence``
+KL(p of the dense model || p of the pruned one). ``losses`` of a scorer are losses in any case.
 
 ``PlainScorer`` is the reference. ``SharedPrefixScorer`` gives the same scores, and reuses hidden
-states that it computed before. ``losses`` of a scorer are losses whatever the objective is.
+states that it computed before.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,12 +16,12 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from pruning.models.blocks import num_blocks, view
+from pruning.models.blocks import finish, num_blocks, view
+from pruning.models.loss import window_divergences, window_losses
 from pruning.models.memory import BATCH_TOKENS, grouped, host_budget, state_budget
 from pruning.models.streaming import StreamedModel
 from pruning.removal import Losses
 from pruning.repair.repair import ResidentModel, VisitedModel
-from pruning.search.objective import Objective
 from pruning.search.prefixes import Prefixes, Routes, Walk, advance
 from pruning.search.window_scorer import NO_BLOCK
 from pruning.sleb import Blocks
@@ -37,11 +40,11 @@ class PlainScorer:
         model: PreTrainedModel,
         windows: torch.Tensor,
         batch_size: int = 16,
-        objective: Objective = Objective.LOSS,
+        by_divergence: bool = False,
     ) -> None:
         logits_bytes = 4 * windows.shape[1] * model.config.vocab_size
         self._model = model
-        self._objective = objective
+        self._by_divergence = by_divergence
         self._batch_size = max(1, min(batch_size, PLAIN_LOGITS_BYTES // logits_bytes))
         self._windows = windows.to(model.device)
 
@@ -55,7 +58,7 @@ class PlainScorer:
         return scores
 
     def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, Losses]]:
-        score = self._divergences if self._objective.needs_dense else self.losses
+        score = self._divergences if self._by_divergence else self.losses
         for block in candidates:
             yield block, score(tuple(alive for alive in keep if alive != block))
 
@@ -85,7 +88,7 @@ class BatchPlan:
     num_states: int  # hidden states per window that fit
     num_on_device: int  # windows whose states fit there; those of others are kept on the host
     keeps_all: bool  # whether the trunks of all batches fit; otherwise each batch is forgotten
-    keeps_dense: bool  # whether what an objective needs of the dense model fits for all batches
+    keeps_dense: bool  # whether what divergences need of the dense model fits for all batches
 
     @classmethod
     def of(
@@ -95,7 +98,7 @@ class BatchPlan:
         num_bytes: int | None,
         batch_tokens: int,
         boundaries: Sequence[int],
-        objective: Objective,
+        by_divergence: bool,
     ) -> "BatchPlan":
         """Divide ``windows [num_windows, seqlen]`` so that their states fit into ``num_bytes``.
 
@@ -105,7 +108,7 @@ class BatchPlan:
         model, (num_windows, seqlen) = dense.model, windows.shape
         depth, is_resident = num_blocks(model), isinstance(dense, ResidentModel)
         state = seqlen * model.config.hidden_size * model.dtype.itemsize
-        of_dense = state * objective.needs_dense
+        of_dense = state * by_divergence
         branches = 0 if is_resident else depth  # a sweep has all of them at once
         least = state * (depth + 1 + branches)
         budget = state_budget(
@@ -167,7 +170,7 @@ class SharedPrefixScorer:
         state_budget: int | None = None,
         batch_tokens: int = BATCH_TOKENS,
         boundaries: Sequence[int] = (),
-        objective: Objective = Objective.LOSS,
+        by_divergence: bool = False,
     ) -> None:
         self._dense: VisitedModel = (
             ResidentModel(model) if isinstance(model, PreTrainedModel) else model
@@ -175,7 +178,7 @@ class SharedPrefixScorer:
         self._windows = windows.to(self._dense.device)
         self._batch_tokens = batch_tokens
         self._boundaries = boundaries
-        self._objective = objective
+        self._by_divergence = by_divergence
         self.num_windows = windows.shape[0]
         self.set_state_budget(state_budget)
 
@@ -190,7 +193,7 @@ class SharedPrefixScorer:
             num_bytes,
             self._batch_tokens,
             self._boundaries,
-            self._objective,
+            self._by_divergence,
         )
         self._batches: dict[int, Prefixes] = {}  # by first window
         for begin, end in pairwise(accumulate(plan.batch_sizes, initial=0)):
@@ -286,14 +289,14 @@ class SharedPrefixScorer:
         return scores
 
     def _prepare(self, group: Sequence[Prefixes]) -> None:
-        """Embed the tokens, and run the dense model if the objective needs it."""
+        """Embed the tokens, and run the dense model if divergences need it."""
         fresh = [batch for batch in group if not batch.is_prepared]
         if fresh:
             with self._dense.embeddings():
                 for batch in fresh:
                     batch.prepare()
         batches = [batch for batch in fresh if batch.dense is None]
-        if not self._objective.needs_dense or not batches:
+        if not self._by_divergence or not batches:
             return
         walks = [batch.dense_walk() for batch in batches]
         with closing(self._dense.blocks(range(num_blocks(self._dense.model)))) as loaded:
@@ -303,9 +306,13 @@ class SharedPrefixScorer:
             batch.dense = walk.hidden
 
     def _final_scores(self, without: int, walk: Walk, batch: Prefixes) -> list[float]:
-        objective = Objective.LOSS if without == NO_BLOCK else self._objective
         model = self._dense.model
-        nats = objective.window_nats(model, walk.hidden, batch.token_ids, batch.dense)
+        final = finish(model, walk.hidden)
+        if self._by_divergence and without != NO_BLOCK:
+            assert batch.dense is not None
+            nats = window_divergences(model, final, finish(model, batch.dense))
+        else:
+            nats = window_losses(model, final, batch.token_ids)
         if not nats.isfinite().all():
             batch.forget()  # so that later scores do not depend on these states
         scores: list[float] = nats.tolist()

@@ -13,7 +13,6 @@ from pruning.models.safetensors_headers import fingerprint
 from pruning.models.store import DTYPE_BYTES, dtype_name, num_parameters, read_config
 from pruning.removal import Losses, Removal, by_domain, decide, kept
 from pruning.search.dense_model import DenseModel
-from pruning.search.objective import Objective
 from pruning.search.observed import ObservedScorer, Observer, Tally
 from pruning.search.ranking import Ranking
 from pruning.search.staged import stages
@@ -62,7 +61,6 @@ def search(
     ``InvalidSpec`` for a spec of an older release that this one cannot search by.
     """
     spec.check_runnable()
-    objective = Objective.of(spec.metric)
     plan = plan_of(spec, dense, windows, earlier)
     if spec.is_depth_planned:
         count = plan.num_remove
@@ -75,7 +73,8 @@ def search(
     boundaries = stages(num_windows) if spec.search is Search.STAGED else ()
     total = spec.num_evaluations(blocks)
     tally = Tally(observer, total - _num_left(spec, state, blocks, num_windows), total)
-    with dense.scorer(windows.token_ids, boundaries, objective) as scorer:
+    by_divergence = spec.metric is Metric.KL
+    with dense.scorer(windows.token_ids, boundaries, by_divergence=by_divergence) as scorer:
         observer.searching(plan, tally.done, total)
         run = _Search(spec, dense, windows, scorer, plan, state, observer, tally)
         return run.removals()

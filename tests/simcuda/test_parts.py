@@ -18,7 +18,6 @@ from pruning.models.random_models import random_tokens
 from pruning.models.streaming import StreamedModel
 from pruning.models.timing import measure_streamed_times, measure_times
 from pruning.search.dense_model import Resources, load_dense_model
-from pruning.search.objective import Objective
 from pruning.search.scoring import PlainScorer
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec, Quantize, Resident
@@ -56,14 +55,14 @@ def test_a_streamed_model_is_timed_by_replays(cuda: SimulatedCuda, tiny_models_d
     assert all(parameter.is_meta for parameter in streamed.model.parameters())
 
 
-@pytest.mark.parametrize("objective", Objective)
-def test_plain_scores_are_those_of_the_cpu(cuda: SimulatedCuda, objective: Objective) -> None:
+@pytest.mark.parametrize("by_divergence", [False, True])
+def test_plain_scores_are_those_of_the_cpu(cuda: SimulatedCuda, by_divergence: bool) -> None:
     model = tiny_model("llama")
     windows = random_tokens(model, 5, 12, seed=1)
     keep, candidates = (0, 1, 2, 4, 5), (1, 2, 4)
     kernels = cuda.num_kernels
     cpu, gpu = (
-        dict(PlainScorer(each, windows, 2, objective).score_round(keep, candidates))
+        dict(PlainScorer(each, windows, 2, by_divergence).score_round(keep, candidates))
         for each in (model, on_device(model, "cuda:1"))
     )
     assert cuda.num_kernels > kernels

@@ -17,7 +17,6 @@ from pruning.models.random_models import SHAPES, random_model
 from pruning.models.streaming import StreamedModel
 from pruning.repair.record import Method
 from pruning.repair.repair import RepairText, repair_depths
-from pruning.search.objective import Objective
 from pruning.search.ray_actors import ActorConfig, Evaluator, ScoringTask
 from pruning.search.scoring import SharedPrefixScorer
 from tests.simcuda.shapes import GIB
@@ -118,17 +117,15 @@ def test_blocks_that_are_walked_once_take_the_same_memory(
     assert kernels[1] < kernels[0] / 2
 
 
-@pytest.mark.parametrize(
-    "objective", [Objective.LOSS, pytest.param(Objective.DIVERGENCE, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("by_divergence", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_streamed_search_of_70b_fits_one_card(
-    dry: SimulatedCuda, monkeypatch: pytest.MonkeyPatch, objective: Objective
+    dry: SimulatedCuda, monkeypatch: pytest.MonkeyPatch, by_divergence: bool
 ) -> None:
     """At the paper's size, with all candidates."""
     dry.set_memory(CARD)
     model = streamed()
     with walked_once(dry, monkeypatch):
-        searched(SharedPrefixScorer(model, WINDOWS, objective=objective))
+        searched(SharedPrefixScorer(model, WINDOWS, by_divergence=by_divergence))
     assert CARD / 4 < dry.peak_bytes() < CARD
     assert model.peak_bytes < 8 * GIB
 

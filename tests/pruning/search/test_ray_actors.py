@@ -7,7 +7,6 @@ import torch
 
 from pruning.models.memory import StateBudgetTooSmall
 from pruning.models.store import load
-from pruning.search.objective import Objective
 from pruning.search.ray_actors import ActorConfig, Evaluator, ScoringTask
 from pruning.search.scoring import SharedPrefixScorer
 from pruning.search.window_scorer import NO_BLOCK
@@ -31,18 +30,21 @@ def config(path: Path, state_budget: int | None = None) -> ActorConfig:
     )
 
 
-@pytest.mark.parametrize("objective", Objective)
+@pytest.mark.parametrize("by_divergence", [False, True])
 @pytest.mark.parametrize("family", ["gemma2", "gpt2", "llama"])
 def test_answers_are_those_of_the_scorer_one_at_a_time(
-    family: str, objective: Objective, tmp_path: Path
+    family: str, by_divergence: bool, tmp_path: Path
 ) -> None:
     tiny_model(family).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     evaluator = Evaluator()
     assert (
-        evaluator.load(config(tmp_path), ScoringTask(WINDOWS, (2,), objective)) == "torch.float32"
+        evaluator.load(config(tmp_path), ScoringTask(WINDOWS, (2,), by_divergence))
+        == "torch.float32"
     )
-    scorer = SharedPrefixScorer(load(tmp_path).model, WINDOWS, boundaries=(2,), objective=objective)
+    scorer = SharedPrefixScorer(
+        load(tmp_path).model, WINDOWS, boundaries=(2,), by_divergence=by_divergence
+    )
     assert evaluator.begin(KEEP, (NO_BLOCK,), range(4), {}) == (NO_BLOCK, scorer.losses(KEEP))
     assert evaluator.more() is None
     first, second = scorer.score(KEEP, (3, 1), range(2, 4))

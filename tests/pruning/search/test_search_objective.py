@@ -14,7 +14,6 @@ from pruning.models.store import ModelStore
 from pruning.records import read_record
 from pruning.removal import Removal, kept
 from pruning.search.dense_model import DenseModel, Resources, load_dense_model
-from pruning.search.objective import Objective
 from pruning.search.observed import Observer
 from pruning.search.scoring import PlainScorer
 from pruning.search.search import plan_of, search
@@ -51,7 +50,7 @@ def test_the_order_is_that_of_the_plain_scorer_and_losses_are_losses(
     dense = load_dense_model(tiny_models_dir / "tiny", resident, Resources())
     loaded = ModelStore(tiny_models_dir).load("tiny")
     windows = calibrate(spec.calibration, loaded.model, loaded.tokenizer)
-    plain = PlainScorer(loaded.model, windows.token_ids, objective=Objective.DIVERGENCE)
+    plain = PlainScorer(loaded.model, windows.token_ids, by_divergence=True)
     expected = list(sleb(plain, NUM_BLOCKS, 3))
     removals = found(spec, dense)
     assert [removal.block for removal in removals] == [removal.block for removal in expected]
