@@ -47,7 +47,8 @@ class Training:
     networks are trained (arXiv 1903.05134). All of them say when to stop, and which step is kept.
     A call of a model has at most ``micro_tokens`` tokens, but at least one window. ``peers`` make
     the same steps with it, each on its share of the windows, which is one or more. Checks read a
-    part of the held-out text, so that they take no longer than the steps between them.
+    part of the held-out text, so that they take no longer than the steps between them. ``best`` is
+    the adapter at the best one.
     """
 
     def __init__(
@@ -79,15 +80,10 @@ class Training:
             students.checkpoint_activations()
         between = heal.steps_per_check * self._num_windows * text.seqlen
         self._held_out_windows = text.held_out_sample(max(between, _LEAST_CHECK_TOKENS))
-        self._best = self._adapter.values() if earlier is None else earlier.best
+        self.best: Tensors = self._adapter.values() if earlier is None else earlier.best
         self.progress = Progress(digest) if earlier is None else earlier.progress
         if earlier is not None:
             self._restore(earlier)
-
-    @property
-    def best(self) -> Tensors:
-        """The adapter at the best check."""
-        return self._best
 
     @property
     def num_steps(self) -> int:
@@ -101,7 +97,7 @@ class Training:
             if moments := self._optimizer.state.get(parameter):
                 mean[name] = moments["exp_avg"].to("cpu", copy=True)
                 square[name] = moments["exp_avg_sq"].to("cpu", copy=True)
-        return TrainingState(self.progress, self._adapter.values(), self._best, mean, square)
+        return TrainingState(self.progress, self._adapter.values(), self.best, mean, square)
 
     def steps(self) -> Iterator[Step]:
         """Make the steps that are left, one at a time.
@@ -230,7 +226,7 @@ class Training:
             )
         is_best = not done.checks or check.loss < done.best.loss
         if is_best:
-            self._best = self._adapter.values()
+            self.best = self._adapter.values()
         self.progress = replace(
             done,
             checks=(*done.checks, check),

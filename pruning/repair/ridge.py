@@ -137,8 +137,9 @@ def _solved(parts: Sequence[Sums], penalty: float, dtype: torch.dtype) -> torch.
         ridge += each.gram
         cross += each.cross.T
     ridge.diagonal().add_(penalty * float(ridge.diagonal().mean()))
-    factor = ridge  # in place: of a wide layer it takes gigabytes
-    _, failed = torch.linalg.cholesky_ex(ridge, out=(factor, _no_info(ridge)))
+    factor, info = ridge, torch.empty((), dtype=torch.int32, device=ridge.device)
+    # in place: of a wide layer it takes gigabytes
+    _, failed = torch.linalg.cholesky_ex(ridge, out=(factor, info))
     if failed:
         return None
     return torch.cholesky_solve(cross, factor).T.to(first.cross.dtype)
@@ -155,7 +156,3 @@ def fit_bytes(width_in: int, width_out: int, num_folds: int) -> int:
     gram, cross = width_in * width_in, width_out * width_in
     sums = 4 * num_folds * (gram + cross)
     return sums + 8 * (gram + 2 * cross) + 4 * 4 * cross  # in float64; changes, and their products
-
-
-def _no_info(matrix: torch.Tensor) -> torch.Tensor:
-    return torch.empty((), dtype=torch.int32, device=matrix.device)
