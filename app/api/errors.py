@@ -58,13 +58,12 @@ from pruning.data.texts import TextUnusable
 from pruning.evaluation.zero_shot import ZeroShotUnavailable
 from pruning.extras import ExtraMissing
 from pruning.healing.record import NotHealable
-from pruning.jobs.conditions import QueueFull
+from pruning.jobs.conditions import CheckpointQuotaReached, QueueFull, QueueQuotaReached
 from pruning.jobs.deletion import CheckpointInUse
 from pruning.jobs.estimate import DiskTooSmall
 from pruning.jobs.events import TooManyWatchers
 from pruning.jobs.idempotency import IdempotencyInFlight, IdempotencyKeyReused
 from pruning.jobs.job import IllegalTransition, JobNotFound
-from pruning.jobs.quota import CheckpointQuotaReached, QueueQuotaReached
 from pruning.jobs.redis import JobStoreUnavailable
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
 from pruning.models.store import ModelNotFound, NotAModel

@@ -19,13 +19,12 @@ from app.auth.keys import ApiKey, caller, seen_tenant
 from app.auth.quotas import NO_QUOTA, Quota
 from app.webhooks.target import AddressRule, WebhooksOff, check
 from pruning.checkpoints.store import CheckpointStore
-from pruning.jobs.conditions import Conditions, QueueFull
+from pruning.jobs.conditions import Conditions, JobQuota, QueueFull, QueueQuotaReached
 from pruning.jobs.estimate import Duration, duration, wait_s
 from pruning.jobs.heal_estimate import HealEstimate, heal_estimate
 from pruning.jobs.idempotency import Claim, IdempotencyKeys
 from pruning.jobs.job import RETRIED, IllegalTransition, Job, JobStatus, Webhook
 from pruning.jobs.queue import PruneQueue
-from pruning.jobs.quota import JobQuota, QueueQuotaReached
 from pruning.jobs.redis import JobStoreUnavailable
 from pruning.jobs.store import JobStore
 from pruning.spec.heal import Heal

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from pruning.jobs.quota import ANY_TENANT
+from pruning.jobs.conditions import ANY_TENANT
 
 if TYPE_CHECKING:
     from app.config import ServeSettings

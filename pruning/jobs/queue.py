@@ -29,9 +29,9 @@ from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 from rq.utils import now
 
+from pruning.jobs.conditions import ANY_TENANT
 from pruning.jobs.job import JOB_ID, IllegalTransition, JobError, JobNotFound, JobStatus
 from pruning.jobs.keys import RECORD, RUNNING_LIMITS, STATUS_INDEX
-from pruning.jobs.quota import ANY_TENANT
 from pruning.jobs.redis import each_of, redis_errors_translated, wrong_types_as_outages
 from pruning.jobs.store import JobStore
 

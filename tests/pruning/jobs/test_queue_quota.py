@@ -10,11 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rq.exceptions import DequeueTimeout
 
-from pruning.jobs.conditions import Conditions
+from pruning.jobs.conditions import ANY_TENANT, Conditions
 from pruning.jobs.job import JobStatus
 from pruning.jobs.keys import RUNNING_LIMITS
 from pruning.jobs.queue import LeasedQueue, PruneQueue
-from pruning.jobs.quota import ANY_TENANT
 from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
 from tests.support.job_waits import wait_for_status

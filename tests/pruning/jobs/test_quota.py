@@ -8,10 +8,9 @@ from dataclasses import replace
 import pytest
 import redis
 
-from pruning.jobs.conditions import Conditions
+from pruning.jobs.conditions import CheckpointQuotaReached, Conditions, JobQuota, QueueQuotaReached
 from pruning.jobs.job import Job, JobError, JobStatus, Sink
 from pruning.jobs.keys import RECORD
-from pruning.jobs.quota import CheckpointQuotaReached, JobQuota, QueueQuotaReached
 from pruning.jobs.sinks import SinkOutbox
 from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec

@@ -8,7 +8,13 @@ import redis
 
 from pruning.checkpoints.store import CheckpointStore
 from pruning.jobs import transitions
-from pruning.jobs.conditions import Conditions, QueueFull
+from pruning.jobs.conditions import (
+    CheckpointQuotaReached,
+    Conditions,
+    JobQuota,
+    QueueFull,
+    QueueQuotaReached,
+)
 from pruning.jobs.deletion import JobDeletion
 from pruning.jobs.job import (
     IllegalTransition,
@@ -19,7 +25,6 @@ from pruning.jobs.job import (
     WebhookEvent,
 )
 from pruning.jobs.keys import MESSAGES
-from pruning.jobs.quota import CheckpointQuotaReached, JobQuota, QueueQuotaReached
 from pruning.jobs.script import StaleAttempt
 from pruning.jobs.store import JobStore
 from pruning.removal import decide

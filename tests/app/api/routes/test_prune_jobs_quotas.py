@@ -14,9 +14,9 @@ from app.auth.keys import KeyFile, Scope
 from app.auth.quotas import Quota
 from app.config import ServeSettings
 from pruning.checkpoints.store import MANIFEST, read_manifest
+from pruning.jobs.conditions import ANY_TENANT
 from pruning.jobs.keys import RUNNING_LIMITS
 from pruning.jobs.queue import LeasedQueue, PruneQueue
-from pruning.jobs.quota import ANY_TENANT
 from pruning.jobs.store import JobStore
 from tests.support.api_fixtures import publish_pruned
 from tests.support.prune_requests import JOB
