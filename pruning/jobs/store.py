@@ -1,7 +1,7 @@
 """The job store: records, statuses and events of pruning jobs. Only this module changes them.
 
-Every change is one call of an atomic script, see ``creation.py`` and ``script.py``. ``queue.py``
-delivers the jobs to workers, and notes which it has passed over.
+Every change is one call of an atomic script, see ``script.py``. ``queue.py`` delivers the jobs to
+workers, and notes which it has passed over.
 """
 
 import json
@@ -15,7 +15,6 @@ import redis
 
 from pruning.jobs import script, transitions
 from pruning.jobs.conditions import PENDING, UNCONDITIONAL, Conditions
-from pruning.jobs.creation import CREATE, create_job
 from pruning.jobs.job import (
     JOB_ID,
     IllegalTransition,
@@ -32,7 +31,7 @@ from pruning.jobs.job import (
 from pruning.jobs.keys import EVENTS, INDEX, RECORD, SEARCH
 from pruning.jobs.record import stored_job
 from pruning.jobs.redis import JobStoreUnavailable, each_of, redis_errors_translated
-from pruning.jobs.script import SCRIPT, STATUS_INDEXES, Change, Outcome, read_event
+from pruning.jobs.script import STATUS_INDEXES, Change, Outcome, read_event
 from pruning.search.state import SearchState
 from pruning.spec.prune import PruneSpec
 
@@ -53,8 +52,8 @@ class JobStore:
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
-        self._script = client.register_script(SCRIPT)
-        self._creation = client.register_script(CREATE)
+        self._script = client.register_script(script.SCRIPT)
+        self._creation = client.register_script(script.CREATE)
 
     def close(self) -> None:
         self._redis.close()
@@ -90,7 +89,7 @@ class JobStore:
             "owner": conditions.owner or "",
         }
         with redis_errors_translated():
-            create_job(self._creation, fields, conditions, search_of)
+            script.create_job(self._creation, fields, conditions, search_of)
         return Job.from_fields(fields) if search_of is None else self.get(job_id)
 
     def get(self, job_id: str) -> Job:

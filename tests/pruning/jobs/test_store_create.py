@@ -7,9 +7,9 @@ import pytest
 import redis
 
 from pruning.jobs.conditions import Conditions, QueueFull
-from pruning.jobs.creation import CREATE, create_job
 from pruning.jobs.job import JobStatus
 from pruning.jobs.keys import RECORD
+from pruning.jobs.script import CREATE, create_job
 from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
 
