@@ -14,8 +14,7 @@ from pruning.data.enough import check_text
 from pruning.evaluation.assess import check_measures
 from pruning.extras import require_extra
 from pruning.healing.record import check_healable
-from pruning.jobs.estimate import DiskTooSmall, Footprint, footprint
-from pruning.jobs.heal_estimate import heal_estimate
+from pruning.jobs.estimate import DiskTooSmall, Footprint, footprint, heal_estimate
 from pruning.models.architectures import ARCHITECTURES
 from pruning.models.block_bytes import removals_for_bytes
 from pruning.models.safetensors_headers import WeightSizes, weight_sizes

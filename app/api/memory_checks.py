@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from pruning.jobs.estimate import Footprint
-from pruning.jobs.heal_estimate import heal_estimate
+from pruning.jobs.estimate import Footprint, heal_estimate
 from pruning.models.safetensors_headers import WeightSizes
 from pruning.models.store import ModelInfo
 from pruning.repair.ridge import fit_bytes

@@ -20,8 +20,7 @@ from app.auth.quotas import NO_QUOTA, Quota
 from app.webhooks.target import AddressRule, WebhooksOff, check
 from pruning.checkpoints.store import CheckpointStore
 from pruning.jobs.conditions import Conditions, JobQuota, QueueFull, QueueQuotaReached
-from pruning.jobs.estimate import Duration, duration, wait_s
-from pruning.jobs.heal_estimate import HealEstimate, heal_estimate
+from pruning.jobs.estimate import Duration, HealEstimate, duration, heal_estimate, wait_s
 from pruning.jobs.idempotency import Claim, IdempotencyKeys
 from pruning.jobs.job import RETRIED, IllegalTransition, Job, JobStatus, Webhook
 from pruning.jobs.queue import PruneQueue

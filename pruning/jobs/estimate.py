@@ -1,5 +1,6 @@
-"""Estimates before a job runs: memory, disk and time. Plain arithmetic without torch."""
+"""Estimates before a job runs: memory, disk, time, and what a healing needs. Without torch."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -9,10 +10,14 @@ from pruning.models.safetensors_headers import WeightSizes
 from pruning.models.store import DTYPE_BYTES, ModelInfo
 from pruning.repair.plan import NUM_BEHIND
 from pruning.spec.calibration import Sampling
-from pruning.spec.prune import Metric, PruneSpec, Repair, Resident
+from pruning.spec.heal import Depths, Heal
+from pruning.spec.prune import TARGETS, Metric, PruneSpec, Repair, Resident
 
 _WAIT_LIMITS_S = (5.0, 3600.0)
 _UNKNOWN_WAIT_S = 60.0
+_ADAPTER_ITEM_BYTES = 4  # adapters are trained in float32
+_STEP_OF_ALL_DEPTHS = 1.5  # of the time of a step of one model
+_ADAPTER_COPIES = 4  # of an adapter in training: itself, its gradient, and two moments of that
 
 
 class DiskTooSmall(ValueError):
@@ -139,3 +144,85 @@ def _work(spec: PruneSpec) -> tuple[object, ...]:
 
 def _samplings(spec: PruneSpec) -> frozenset[Sampling]:
     return frozenset(part.sampling for part in spec.calibration.parts)
+
+
+@dataclass(frozen=True)
+class HealEstimate:
+    """What a healing needs, at most: it may end earlier, as its ``patience`` says.
+
+    ``seconds`` of its trainings go by the pace of earlier ``jobs``; None if there are none.
+    """
+
+    num_tokens: int  # of the pruned model
+    control_tokens: int  # of the dense model
+    adapter_bytes: int  # of both together, on disk as well
+    training_bytes: int  # beside weights and activations
+    seconds: float | None
+    jobs: tuple[str, ...]
+
+
+def heal_estimate(
+    spec: PruneSpec, num_blocks: int, sizes: WeightSizes, succeeded: Iterable[Job]
+) -> HealEstimate | None:
+    """Of a spec that was checked against a model of these ``sizes``; None if it heals nothing."""
+    heal = spec.heal
+    if heal is None:
+        return None
+    num_tokens = _num_tokens(heal, spec.calibration.seqlen)
+    is_some_depth = spec.is_depth_open or heal.depths is Depths.ALL
+    fewest = 1 if is_some_depth else spec.most_removals(num_blocks)
+    each_block = _ADAPTER_ITEM_BYTES * heal.rank * sizes.num_sides // num_blocks
+    healed, whole = each_block * (num_blocks - fewest), each_block * num_blocks
+    paces = dict(_healing_paces(spec, succeeded))
+    seconds = _num_lasts(heal) * num_tokens * median(paces.values()) if paces else None
+    return HealEstimate(
+        num_tokens=num_tokens,
+        control_tokens=num_tokens if heal.control else 0,
+        adapter_bytes=healed + (whole if heal.control else 0),
+        training_bytes=healed + _ADAPTER_COPIES * whole
+        if heal.control
+        else _ADAPTER_COPIES * healed,
+        seconds=seconds,
+        jobs=tuple(paces),
+    )
+
+
+def _num_lasts(heal: Heal) -> float:
+    """How many times the last training takes all of them. The last is the control, if any."""
+    if not heal.control:
+        return 1.0
+    return 1 + (_STEP_OF_ALL_DEPTHS if heal.depths is Depths.ALL else 1.0)
+
+
+def _num_tokens(heal: Heal, seqlen: int) -> int:
+    """Whole steps of whole windows."""
+    of_step = max(1, heal.batch_tokens // seqlen) * seqlen
+    return math.ceil(heal.num_tokens / of_step) * of_step
+
+
+def _healing_paces(spec: PruneSpec, succeeded: Iterable[Job]) -> Iterable[tuple[str, float]]:
+    """Seconds per token of the last training of each job of the same kind."""
+    for job in succeeded:
+        done = job.heal_progress
+        if job.status is not JobStatus.SUCCEEDED or done is None or not done.num_tokens:
+            continue
+        if _work_of_healing(job.spec) == _work_of_healing(spec):
+            yield job.id, done.seconds / done.num_tokens
+
+
+def _work_of_healing(spec: PruneSpec) -> tuple[object, ...]:
+    """The fields that determine the time per token."""
+    heal, text = spec.heal, spec.calibration
+    if heal is None:
+        return ()
+    depth = tuple(getattr(spec, target) for target in TARGETS)
+    how = (heal.rank, heal.batch_tokens, heal.hidden_weight > 0, heal.depths)
+    checks = (heal.steps_per_check, len(text.parts), text.num_samples, text.seqlen)
+    return (
+        spec.model,
+        spec.dtype,
+        *how,
+        heal.checkpoint_activations,
+        *checks,
+        heal.control or depth,
+    )

@@ -12,7 +12,7 @@ from app.api.schemas.heal import HealEstimateView, HealProgressView
 from app.api.schemas.jobs import ConditionView, EstimateView, PruneJobView
 from app.api.submission import Estimate
 from app.models.catalog import Catalog
-from pruning.jobs.heal_estimate import HealEstimate
+from pruning.jobs.estimate import HealEstimate
 from pruning.jobs.job import Job, JobStatus, StopRequest
 from pruning.jobs.outbox import DeliveryAttempt
 from pruning.plural import counted

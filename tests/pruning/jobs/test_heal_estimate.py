@@ -8,7 +8,7 @@ import pytest
 
 from pruning.healing.adapter import adapted
 from pruning.healing.places import ADAPTER_TENSORS
-from pruning.jobs.heal_estimate import HealEstimate, heal_estimate
+from pruning.jobs.estimate import HealEstimate, heal_estimate
 from pruning.jobs.job import HealProgress, Job, JobStatus
 from pruning.models.architectures import ARCHITECTURES
 from pruning.models.blocks import view
