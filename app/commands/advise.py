@@ -9,8 +9,7 @@ from app.commands.models import catalog_of
 from app.config import ServeSettings
 from app.models.advice import advice_on
 from app.terminal import filled, print_json
-from pruning.evaluation.advice import Advice, Limits
-from pruning.evaluation.advice_table import advice_table
+from pruning.evaluation.advice import Advice, Limits, advice_table
 
 
 def print_advice(settings: ServeSettings, model: str, limits: Limits, *, as_json: bool) -> None:

@@ -3,8 +3,7 @@
 from pruning.checkpoints.candidates import candidates_of
 from pruning.checkpoints.markdown import bullets, markdown_table
 from pruning.checkpoints.store import Manifest
-from pruning.evaluation.advice import Limits, advise
-from pruning.evaluation.advice_table import advice_table
+from pruning.evaluation.advice import Limits, advice_table, advise
 
 _ADVICE = """
 ## Which depth

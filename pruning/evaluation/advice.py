@@ -289,3 +289,36 @@ def _is_vague(candidate: Candidate, limits: Limits) -> bool:
 def _bench(model: str, candidates: Sequence[Candidate]) -> str:
     variants = ",".join(one.short_name for one in candidates if one.short_name.startswith("@-"))
     return f"`sleb bench {model} --variants {variants}`" if variants else f"`sleb bench {model}`"
+
+
+def advice_table(advice: Advice) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headings, and a row for each depth. An arrow marks what to take, a star what is predicted."""
+    domains = list(dict.fromkeys(name for one in advice.depths for name in one.candidate.ratios))
+    has_probe = any(depth.candidate.probe for depth in advice.depths)
+    headings = ("depth", "speed-up", *domains)
+    headings = (*headings, "probe", "keeps") if has_probe else (*headings, "keeps")
+    return headings, [
+        tuple(_cells(depth, advice.taken, domains, has_probe=has_probe)) for depth in advice.depths
+    ]
+
+
+def _cells(
+    depth: AdvisedDepth, taken: str | None, domains: list[str], *, has_probe: bool
+) -> Iterator[str]:
+    candidate = depth.candidate
+    yield f"→ {candidate.short_name}" if candidate.name == taken else candidate.short_name
+    how = "" if candidate.is_measured else "*"
+    yield "-" if candidate.speedup is None else f"{_in_cell(candidate.speedup)}{how}"
+    for domain in domains:
+        ratio = candidate.ratios.get(domain)
+        yield "-" if ratio is None else _in_cell(ratio)
+    if has_probe:
+        probe = candidate.probe
+        yield f"{probe.pruned.score:.2f} of {probe.dense.score:.2f}" if probe else "-"
+    words = {Verdict.KEPT: "yes", Verdict.EXCEEDED: "no: ", Verdict.UNDECIDED: "open: "}
+    yield words[depth.verdict] + ", ".join(depth.failing)
+
+
+def _in_cell(interval: Interval) -> str:
+    ends = "" if interval.low is None else f" ({interval.low:.2f}-{interval.high:.2f})"
+    return f"{interval.value:.2f}{ends}"

@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from pruning.evaluation.advice import Candidate, Limits, advise
-from pruning.evaluation.advice_table import advice_table
+from pruning.evaluation.advice import Candidate, Limits, advice_table, advise
 from pruning.evaluation.probe_scores import ItemResult, Kind, compare
 from pruning.evaluation.quality import Interval
 from pruning.evaluation.verdict import Verdict
