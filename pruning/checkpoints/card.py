@@ -5,7 +5,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Self
 
-from pruning.checkpoints.advice_section import advice_section
+from pruning.checkpoints.card_sections import (
+    advice_section,
+    healed_by,
+    samples_section,
+    training_lines,
+)
 from pruning.checkpoints.domain_tables import (
     depth_table,
     domain_table,
@@ -13,9 +18,7 @@ from pruning.checkpoints.domain_tables import (
     narrow_table,
     with_interval,
 )
-from pruning.checkpoints.healing_lines import healed_by, training_lines
 from pruning.checkpoints.markdown import bullets, markdown_table
-from pruning.checkpoints.samples_section import samples_section
 from pruning.checkpoints.store import Manifest
 from pruning.checkpoints.trajectory import legend, probe_line, rows, table
 from pruning.checkpoints.trajectory_plot import PLOT_FILE

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from pruning.checkpoints.candidates import candidates_of
+from pruning.checkpoints.card_sections import candidates_of
 from pruning.checkpoints.domain_panels import curves
 from pruning.checkpoints.store import Manifest, verify
 from pruning.healing.places import ADAPTER_FILE
