@@ -66,7 +66,7 @@ from pruning.search.observed import Observer
 from pruning.search.search import plan_of, search
 from pruning.search.state import SearchState
 from pruning.sleb import Blocks
-from pruning.spec.gate import GateAction
+from pruning.spec.evaluation import GateAction
 from pruning.spec.heal import Heal
 from pruning.spec.prune import PruneSpec, Repair
 

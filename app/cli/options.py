@@ -14,8 +14,7 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from pruning.spec import InvalidSpec
 from pruning.spec.calibration import Calibration, CalibrationMix, CalibrationSpec, Dataset, Sampling
-from pruning.spec.evaluation import Evaluation
-from pruning.spec.gate import Gate, gate_of
+from pruning.spec.evaluation import Evaluation, Gate, gate_of
 from pruning.spec.heal import Heal
 from pruning.spec.prune import BEHIND_SEARCH, PruneSpec
 from pruning.store_url import InvalidStoreUrl, StoreUrl, is_store_url

@@ -36,7 +36,7 @@ from pruning.removal import Removal, kept
 from pruning.search.dense_model import DenseModel
 from pruning.spec import InvalidSpec
 from pruning.spec.calibration import PACKAGED
-from pruning.spec.gate import Gate
+from pruning.spec.evaluation import Gate
 from pruning.spec.prune import PruneSpec
 
 

@@ -11,7 +11,7 @@ from pruning.evaluation.quality import DomainQuality, Interval, Quality
 from pruning.evaluation.verdict import Verdict
 from pruning.models.blocks import num_blocks
 from pruning.search.dense_model import DenseModel
-from pruning.spec.gate import Gate, GateAction
+from pruning.spec.evaluation import Gate, GateAction
 
 _Z = 1.959964  # of a 95 % interval
 

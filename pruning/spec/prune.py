@@ -19,8 +19,7 @@ from pruning.spec.calibration import (
     calibration_from,
     default_calibration,
 )
-from pruning.spec.evaluation import Evaluation
-from pruning.spec.gate import Gate
+from pruning.spec.evaluation import Evaluation, Gate
 from pruning.spec.heal import Heal
 
 

@@ -22,7 +22,7 @@ from dashboards.queries import metrics_in
 from pruning.jobs.queue import PruneQueue
 from pruning.jobs.store import JobStore
 from pruning.spec.calibration import CalibrationSpec, Dataset
-from pruning.spec.gate import Gate
+from pruning.spec.evaluation import Gate
 from pruning.spec.prune import PruneSpec
 from pruning.worker.gpu import GpuMemoryCollector
 from tests.monitoring.boards import PanelQuery, other_queries, panel_queries

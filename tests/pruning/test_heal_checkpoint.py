@@ -26,7 +26,7 @@ from pruning.models.store import load
 from pruning.removal import kept
 from pruning.repair.folding import folded
 from pruning.search.dense_model import Resources, load_dense_model
-from pruning.spec.gate import Gate, GateAction
+from pruning.spec.evaluation import Gate, GateAction
 from pruning.spec.prune import PruneSpec, Resident
 from tests.support.healing import HEAL, NAME, Healed, heal_tiny
 from tests.support.logits import logits_of

@@ -11,7 +11,7 @@ from app.api.schemas.events import SinkView, WebhookBody, WebhookView
 from app.api.schemas.fields import documented, kind, optional
 from app.api.schemas.generate import Body, DomainView, MeasuredSpeedupView, ModelName, RepairView
 from app.api.schemas.heal import HealBody, HealEstimateView, HealProgressView
-from pruning.spec.gate import Gate, GateAction
+from pruning.spec.evaluation import Gate, GateAction
 from pruning.spec.prune import TARGETS, Dtype, Metric, PruneSpec, Quantize, Repair, Resident, Search
 
 

@@ -23,7 +23,7 @@ from pruning.jobs.keys import ATTEMPTS
 from pruning.jobs.outbox import DeliveryAttempt, WebhookOutbox
 from pruning.jobs.store import JobStore
 from pruning.spec.calibration import CalibrationSpec, Dataset
-from pruning.spec.gate import Gate, GateAction
+from pruning.spec.evaluation import Gate, GateAction
 from pruning.spec.heal import Heal
 from pruning.spec.prune import PruneSpec, Repair
 from tests.support.api_fixtures import publish_pruned

@@ -25,8 +25,7 @@ from app.cli.options import (
 from app.cli.prune import prune
 from pruning.spec import InvalidSpec
 from pruning.spec.calibration import CalibrationMix, CalibrationSpec, Dataset, Sampling
-from pruning.spec.evaluation import Evaluation
-from pruning.spec.gate import Gate
+from pruning.spec.evaluation import Evaluation, Gate
 from pruning.spec.heal import Heal
 from pruning.spec.prune import PruneSpec
 

@@ -22,7 +22,7 @@ from pruning.search.dense_model import DenseModel, Resources, load_dense_model
 from pruning.search.scoring import PlainScorer
 from pruning.spec import InvalidSpec
 from pruning.spec.calibration import CalibrationMix, CalibrationSpec, Dataset
-from pruning.spec.gate import Gate
+from pruning.spec.evaluation import Gate
 from pruning.spec.prune import PruneSpec, Repair, Resident
 from tests.support.pruning_runs import prune_tiny
 from tests.support.tiny import NUM_BLOCKS, VOCAB_SIZE

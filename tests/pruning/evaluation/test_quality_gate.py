@@ -23,8 +23,7 @@ from pruning.models.store import ModelStore, load
 from pruning.pipeline import prune
 from pruning.spec import InvalidSpec
 from pruning.spec.calibration import CalibrationSpec, Dataset
-from pruning.spec.evaluation import Evaluation
-from pruning.spec.gate import Gate, GateAction, gate_of
+from pruning.spec.evaluation import Evaluation, Gate, GateAction, gate_of
 from pruning.spec.prune import PruneSpec, Resident
 from pruning.worker import task
 from tests.support.pruning_runs import RUN

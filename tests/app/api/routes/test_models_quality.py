@@ -11,7 +11,7 @@ from pruning.checkpoints.store import MANIFEST, Manifest
 from pruning.evaluation.quality import DomainQuality, Measured
 from pruning.evaluation.zero_shot_scores import PAPER_TASKS, TaskScore
 from pruning.spec.calibration import CalibrationSpec, Dataset
-from pruning.spec.gate import Gate
+from pruning.spec.evaluation import Gate
 from pruning.spec.prune import PruneSpec, Quantize
 from tests.support.api_fixtures import publish_pruned
 from tests.support.exposition import Scrape

@@ -11,8 +11,7 @@ from app.api.schemas.evaluation import EvaluationBody
 from app.api.schemas.heal import HealBody
 from app.api.schemas.jobs import GateBody, PruneJobBody
 from pruning.spec.calibration import CalibrationMix, CalibrationSpec
-from pruning.spec.evaluation import Evaluation
-from pruning.spec.gate import Gate
+from pruning.spec.evaluation import Evaluation, Gate
 from pruning.spec.heal import Heal
 from pruning.spec.prune import PruneSpec
 
