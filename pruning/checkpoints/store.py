@@ -3,11 +3,13 @@
 A directory without a manifest is not a checkpoint. ``publish.py`` writes checkpoints atomically.
 """
 
+import atexit
 import hashlib
 import json
 import re
+import weakref
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -161,11 +163,6 @@ def _is_inside(file: str) -> bool:
     return not (path.is_absolute() or ".." in path.parts or file in ("", ".", MANIFEST))
 
 
-def _no_checkpoint(name: str) -> CheckpointNotFound:
-    """The error for a name that no checkpoint has. It lists no others: they may be secret."""
-    return CheckpointNotFound(f"no checkpoint named {name[:128]!r}: `sleb models` lists them")
-
-
 def is_checkpoint_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
 
@@ -236,7 +233,10 @@ class CheckpointStore:
         try:
             return _manifest_content(self.path(name))
         except FileNotFoundError as error:
-            raise _no_checkpoint(name) from error
+            # it lists no others: they may be secret
+            raise CheckpointNotFound(
+                f"no checkpoint named {name[:128]!r}: `sleb models` lists them"
+            ) from error
 
     def num_bytes_of(self, tenant: str, but_of_jobs: Collection[str] = ()) -> int:
         """The size of all files of the checkpoints of a tenant, but those that these jobs made."""
@@ -266,8 +266,10 @@ class CheckpointStore:
 
     def directory(self, name: str) -> Path:
         """The directory with all files, until this process ends. Raises as ``held``."""
-        self.manifest(name)
-        return self.path(name)
+        holding = ExitStack()
+        path = holding.enter_context(self.held(name))
+        atexit.register(holding.close)  # which also keeps it from being collected
+        return path
 
     def refresh(self) -> None:
         """Know all checkpoints as they are now. Raises ``StoreError`` if there is a store."""
@@ -281,16 +283,18 @@ class CheckpointStore:
             remove(self.path(name))
 
     def open(self, name: str, *, device: str = "auto") -> LoadedModel:
-        """Load a checkpoint after verifying it against its manifest."""
-        self.manifest(name)
-        return open_checkpoint(self.path(name), device=device)
+        """Load a checkpoint after verifying it. Its files stay as long as the model is loaded."""
+        with ExitStack() as holding:
+            loaded = open_checkpoint(holding.enter_context(self.held(name)), device=device)
+            weakref.finalize(loaded.model, holding.pop_all().close)
+        return loaded
 
     def repair(self, name: str, num_removed: int) -> "Repaired | None":
-        """As ``repair_of``. Raises ``CheckpointNotFound`` or ``CheckpointCorrupt``."""
-        try:
-            return repair_of(self.path(name), num_removed)
-        except FileNotFoundError as error:
-            raise _no_checkpoint(name) from error
+        """As ``repair_of``. Raises as ``held``."""
+        manifest, own = self.manifest(name), repair_file(num_removed)
+        is_alone = manifest.healing is None and own in manifest.files
+        with self.held(name, [own] if is_alone else None) as path:
+            return repair_of(path, num_removed)
 
 
 def read_manifest(path: Path) -> Manifest:

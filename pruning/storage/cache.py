@@ -10,7 +10,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BufferedRandom
 from pathlib import Path
@@ -46,20 +46,6 @@ class Wanted:
         return {file: self.manifest.files[file] for file in self.files}
 
 
-class Pin(AbstractContextManager["Pin"]):
-    """A folder whose files stay until ``release``."""
-
-    def __init__(self, path: Path, lock: BufferedRandom) -> None:
-        self.path = path
-        self._lock = lock
-
-    def release(self) -> None:
-        self._lock.close()
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-
 class CheckpointCache:
     """Folders below ``root``, together at most ``max_bytes``, manifests and locks not counted."""
 
@@ -74,24 +60,22 @@ class CheckpointCache:
             return is_current and not _missing(folder, wanted)
         return False
 
-    def hold(self, wanted: Wanted, fetch: Fetch) -> Pin:
-        """The folder with these files, which ``fetch(entry, target)`` writes if they are missing.
+    @contextmanager
+    def hold(self, wanted: Wanted, fetch: Fetch) -> Iterator[Path]:
+        """The folder with these files, which stay in it meanwhile.
 
-        Waits for another process that is fetching them. Raises ``NoRoomInCache``, and what
-        ``fetch`` raises; then what is complete stays.
+        ``fetch(entry, target)`` writes those that are missing. Waits for another process that is
+        fetching them. Raises ``NoRoomInCache``, and what ``fetch`` raises; then what is complete
+        stays.
         """
-        lock = self._shared(wanted.key)
-        try:
+        with self._shared(wanted.key) as lock:
             if not self.has(wanted):
                 with (self.root / f"{wanted.key}{_FETCH}").open("ab") as fetching:
                     fcntl.flock(fetching, fcntl.LOCK_EX)
                     if not self.has(wanted):
                         self._fill(wanted, fetch)
             os.utime(lock.fileno())
-        except BaseException:
-            lock.close()
-            raise
-        return Pin(self.root / wanted.key, lock)
+            yield self.root / wanted.key
 
     def drop(self, key: str) -> bool:
         """Remove the folder, unless it is in use."""

@@ -1,39 +1,31 @@
 """The checkpoints of this machine, and those of an object store, as one ``CheckpointStore``."""
 
-import atexit
 import hashlib
 import logging
 import math
 import threading
 import time
-import weakref
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pruning.checkpoints.store import (
     CheckpointCorrupt,
     CheckpointNotFound,
     CheckpointStore,
+    FileEntry,
     is_checkpoint_name,
-    open_checkpoint,
     parse_manifest,
-    repair_of,
 )
 from pruning.config import Settings
 from pruning.models.store import LoadedModel
-from pruning.repair.record import repair_file
-from pruning.storage.cache import CheckpointCache, Pin, Wanted
+from pruning.storage.cache import CheckpointCache, Wanted
 from pruning.storage.listing import Listing
 from pruning.storage.location import open_store
 from pruning.storage.store import ObjectCorrupt, ObjectMissing, ObjectStore, StoreError
 from pruning.storage.transfer import receive
 from pruning.store_url import StoreUrl
-
-if TYPE_CHECKING:
-    from pruning.repair.repair import Repaired
 
 REFRESH_S = 10.0  # what a list of the store's checkpoints may be behind it
 
@@ -105,41 +97,21 @@ class StoredCheckpoints(CheckpointStore):
     def held(self, name: str, files: Collection[str] | None = None) -> Iterator[Path]:
         stored = self._stored(name, files)
         if stored is None:
-            with super().held(name, files) as path:
-                yield path
-            return
-        with self._pin(stored) as pin:
-            yield pin.path
-
-    def directory(self, name: str) -> Path:
-        stored = self._stored(name)
-        if stored is None:
-            return super().directory(name)
-        pin = self._pin(stored)
-        atexit.register(pin.release)  # which also keeps the lock from being collected
-        return pin.path
+            holding = super().held(name, files)
+        else:
+            holding = self._cache.hold(stored, partial(self._fetch, stored.manifest.name))
+        with holding as path:
+            yield path
 
     def open(self, name: str, *, device: str = "auto") -> LoadedModel:
-        """Load a checkpoint after verifying it. Its files stay as long as the model is loaded."""
-        stored = self._stored(name)
-        if stored is None:
-            return super().open(name, device=device)
         try:
-            return self._open(stored, device)
+            return super().open(name, device=device)
         except CheckpointCorrupt:
             # what was fetched has changed on this disk: fetch it once more
-            if not self._cache.drop(stored.key):
+            stored = self._stored(name)
+            if stored is None or not self._cache.drop(stored.key):
                 raise
-            return self._open(stored, device)
-
-    def repair(self, name: str, num_removed: int) -> "Repaired | None":
-        stored = self._stored(name)
-        if stored is None:
-            return super().repair(name, num_removed)
-        manifest = stored.manifest
-        is_alone = manifest.healing is None and repair_file(num_removed) in manifest.files
-        with self.held(name, [repair_file(num_removed)] if is_alone else None) as path:
-            return repair_of(path, num_removed)
+            return super().open(name, device=device)
 
     def delete(self, name: str) -> None:
         """Delete it in the store first: what is left after an error can be deleted again."""
@@ -172,21 +144,11 @@ class StoredCheckpoints(CheckpointStore):
         chosen = tuple(manifest.files if files is None else files)
         return Wanted(f"{self._key}-{digest}-{name}", manifest, content, chosen)
 
-    def _pin(self, stored: Wanted) -> Pin:
+    def _fetch(self, name: str, entry: FileEntry, target: Path) -> None:
         try:
-            return self._cache.hold(stored, partial(receive, self.store, stored.manifest.name))
+            receive(self.store, name, entry, target)
         except (ObjectMissing, ObjectCorrupt) as error:
             raise CheckpointCorrupt(str(error)) from error
-
-    def _open(self, stored: Wanted, device: str) -> LoadedModel:
-        pin = self._pin(stored)
-        try:
-            loaded = open_checkpoint(pin.path, device=device)
-        except BaseException:
-            pin.release()
-            raise
-        weakref.finalize(loaded.model, pin.release)
-        return loaded
 
     def _refresh_soon(self) -> None:
         """Refresh an old listing in the background, one refresh at a time."""

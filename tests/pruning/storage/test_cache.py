@@ -48,18 +48,23 @@ class Origin:
         target.with_name(f"{target.name}.part").replace(target)
 
 
+def fetch(cache: CheckpointCache, name: str, origin: Origin | None = None) -> None:
+    with cache.hold(wanted(name), (origin or Origin()).fetch):
+        pass
+
+
 def folders(cache: CheckpointCache) -> set[str]:
     return {path.name for path in cache.root.glob("[!.]*/")}
 
 
 def test_files_are_fetched_once_and_only_those_that_are_wanted(tmp_path: Path) -> None:
     cache, origin = CheckpointCache(tmp_path, 1000), Origin()
-    with cache.hold(wanted("a", ["repair/depth-1.safetensors"]), origin.fetch) as pin:
-        assert (pin.path / "repair/depth-1.safetensors").read_bytes() == b"r" * 300
+    with cache.hold(wanted("a", ["repair/depth-1.safetensors"]), origin.fetch) as path:
+        assert (path / "repair/depth-1.safetensors").read_bytes() == b"r" * 300
     assert not cache.has(wanted("a"))
     for _ in range(2):
-        with cache.hold(wanted("a"), origin.fetch) as pin:
-            assert (pin.path / "model.safetensors").read_bytes() == b"w" * 700
+        with cache.hold(wanted("a"), origin.fetch) as path:
+            assert (path / "model.safetensors").read_bytes() == b"w" * 700
     assert origin.fetched == ["depth-1.safetensors", "model.safetensors"]
     assert cache.used_bytes() == 1000
 
@@ -67,27 +72,26 @@ def test_files_are_fetched_once_and_only_those_that_are_wanted(tmp_path: Path) -
 def test_what_was_not_used_for_longest_goes_first(tmp_path: Path) -> None:
     cache, origin = CheckpointCache(tmp_path, 2500), Origin()
     for at, name in enumerate(["a", "b", "a"]):
-        cache.hold(wanted(name), origin.fetch).release()
+        fetch(cache, name, origin)
         os.utime(tmp_path / f"key-{name}.lock", (at, at))
-    cache.hold(wanted("c"), origin.fetch).release()
+    fetch(cache, "c", origin)
     assert folders(cache) == {"key-a", "key-c"}
     assert cache.used_bytes() <= 2500
 
 
 def test_what_is_in_use_stays_and_the_bound_holds(tmp_path: Path) -> None:
     cache, origin = CheckpointCache(tmp_path, 2500), Origin()
-    first = cache.hold(wanted("a"), origin.fetch)
-    second = cache.hold(wanted("b"), origin.fetch)
-    with pytest.raises(NoRoomInCache, match=r"1000 bytes more .* 2000 of 2500 bytes are in use"):
-        cache.hold(wanted("c"), origin.fetch)
-    assert folders(cache) - {"key-c"} == {"key-a", "key-b"}
-    second.release()
-    with cache.hold(wanted("c"), origin.fetch) as third:
-        assert (first.path / "model.safetensors").exists()
-        assert (third.path / "model.safetensors").exists()
-        assert not second.path.exists()
-    assert not CheckpointCache(tmp_path, 1).drop("key-a")
-    first.release()
+    reason = r"1000 bytes more .* 2000 of 2500 bytes are in use"
+    with cache.hold(wanted("a"), origin.fetch) as first:
+        with cache.hold(wanted("b"), origin.fetch) as second:
+            with pytest.raises(NoRoomInCache, match=reason):
+                fetch(cache, "c", origin)
+            assert folders(cache) - {"key-c"} == {"key-a", "key-b"}
+        with cache.hold(wanted("c"), origin.fetch) as third:
+            assert (first / "model.safetensors").exists()
+            assert (third / "model.safetensors").exists()
+            assert not second.exists()
+        assert not CheckpointCache(tmp_path, 1).drop("key-a")
     assert cache.drop("key-a")
 
 
@@ -105,10 +109,10 @@ def test_what_another_process_uses_stays_until_that_dies(tmp_path: Path) -> None
     assert is_held.wait(100)
     cache = CheckpointCache(tmp_path, 1000)
     with pytest.raises(NoRoomInCache):
-        cache.hold(wanted("b"), Origin().fetch)
+        fetch(cache, "b")
     user.kill()
     user.join()
-    cache.hold(wanted("b"), Origin().fetch).release()
+    fetch(cache, "b")
     assert folders(cache) == {"key-b"}
 
 
@@ -116,9 +120,7 @@ def test_concurrent_users_of_a_checkpoint_fetch_it_once(tmp_path: Path) -> None:
     others_wait = threading.Barrier(2)
     slow = Origin(lambda: others_wait.wait(100) if not slow.fetched else None)
     users = [
-        threading.Thread(
-            target=lambda: CheckpointCache(tmp_path, 1000).hold(wanted("a"), slow.fetch).release()
-        )
+        threading.Thread(target=fetch, args=(CheckpointCache(tmp_path, 1000), "a", slow))
         for _ in range(4)
     ]
     for user in users:
@@ -137,13 +139,13 @@ def test_a_kill_at_any_call_leaves_a_cache_that_works(tmp_path: Path) -> None:
         def fill(root: Path = root) -> None:
             cache = CheckpointCache(root, 1000)
             for name in ("a", "b"):  # the second one removes the first one
-                cache.hold(wanted(name), Origin().fetch).release()
+                fetch(cache, name)
 
         is_dead = dies(fill, step)
         cache = CheckpointCache(root, 1000)
         for name in ("b", "c"):
-            with cache.hold(wanted(name), Origin().fetch) as pin:
-                assert (pin.path / "model.safetensors").read_bytes() == b"w" * 700
+            with cache.hold(wanted(name), Origin().fetch) as path:
+                assert (path / "model.safetensors").read_bytes() == b"w" * 700
             assert cache.used_bytes() <= 1000
         assert folders(cache) == {"key-c"}
         if not is_dead:
@@ -162,8 +164,8 @@ def test_a_full_disk_says_so_and_keeps_what_is_complete(tmp_path: Path, number: 
                 raise OSError(number, "full")
 
         with pytest.raises(NoRoomInCache, match=r"the disk of .* is full"):
-            cache.hold(wanted("b"), Origin(full).fetch)
-        assert (used.path / "model.safetensors").exists()
+            fetch(cache, "b", Origin(full))
+        assert (used / "model.safetensors").exists()
     rest = Origin()
-    cache.hold(wanted("b"), rest.fetch).release()
+    fetch(cache, "b", rest)
     assert rest.fetched == ["depth-1.safetensors"]
