@@ -64,18 +64,20 @@ class UntilKnown:
             return self._end(Ended.NUMBER)
         is_decided = self._is_decided(domains)
         lacking = [
-            _Growth(domain, sizes, available[domain.domain])
+            (domain, sizes)
             for domain in domains
             if (sizes := self._lacking(domain, available[domain.domain], is_decided=is_decided))
         ]
         if not lacking:
             return self._end(Ended.MARGIN)
-        num_more = sum(growth.num_more for growth in lacking)
+        num_more = sum(_num_more(*each) for each in lacking)
         if not num_more:
             return self._end(Ended.TEXT)
         share = self._affordable(sum(map(_num_measured, domains)), num_more, spent_s)
         wanted = {
-            growth.domain.domain: sizes for growth in lacking if (sizes := growth.sizes(share))
+            domain.domain: part
+            for domain, sizes in lacking
+            if (part := _part_of(domain, sizes, share))
         }
         return wanted or self._end(Ended.TIME)
 
@@ -93,10 +95,10 @@ class UntilKnown:
         if not is_decided and math.isfinite(domain.served_after(deepest).loss):
             sizes[deepest] = sizes[deepest] or 2 * num_deepest
         if sizes[deepest] and has_more:
-            return {deepest: sizes[deepest]}
+            return {deepest: min(sizes[deepest], available)}
         of_control = max(need.control for need in needs.values())
         sizes[deepest] = sizes[deepest] or _grown(num_deepest, of_control)
-        return {depth: size for depth, size in sizes.items() if size}
+        return {depth: min(size, available) for depth, size in sizes.items() if size}
 
     def _need(self, domain: DomainQuality, depth: int, *, has_more: bool) -> "_Need":
         """What makes the interval narrow; nothing if it is, or if a broken model stays so.
@@ -152,34 +154,21 @@ def _grown(number: int, factor: float) -> int:
     return math.ceil(number * min(_SPARE * factor, _MOST_GROWTH)) + 1 if factor >= 1 else 0
 
 
-@dataclass(frozen=True)
-class _Growth:
-    """The windows that depths of a domain are to have, of those that there are."""
+def _part_of(domain: DomainQuality, wanted: Mapping[int, int], share: float) -> dict[int, int]:
+    """With this ``share`` of what is to be added; without depths that get nothing."""
+    measured = {depth: domain.num_windows_after(depth) for depth in wanted}
+    sizes = {
+        depth: measured[depth] + math.floor(share * (size - measured[depth]))
+        for depth, size in wanted.items()
+    }
+    return {depth: size for depth, size in sizes.items() if size > measured[depth]}
 
-    domain: DomainQuality
-    wanted: Mapping[int, int]  # by number of removed blocks
-    available: int
 
-    def sizes(self, share: float = 1.0) -> Mapping[int, int]:
-        """With this ``share`` of what is to be added; without depths that get nothing."""
-        wanted = {}
-        for depth, size in self.wanted.items():
-            measured = self.domain.num_windows_after(depth)
-            wanted[depth] = measured + math.floor(share * (min(size, self.available) - measured))
-        return {
-            depth: size
-            for depth, size in wanted.items()
-            if size > self.domain.num_windows_after(depth)
-        }
-
-    @property
-    def num_more(self) -> int:
-        """Losses of windows to be measured, those of the dense model among them."""
-        sizes = self.sizes()
-        of_dense = max(0, max(sizes.values(), default=0) - self.domain.num_windows)
-        return of_dense + sum(
-            size - self.domain.num_windows_after(depth) for depth, size in sizes.items()
-        )
+def _num_more(domain: DomainQuality, wanted: Mapping[int, int]) -> int:
+    """Losses of windows to be measured, those of the dense model among them."""
+    of_dense = max(0, max(wanted.values()) - domain.num_windows)
+    more = (max(0, size - domain.num_windows_after(depth)) for depth, size in wanted.items())
+    return of_dense + sum(more)
 
 
 def _num_measured(domain: DomainQuality) -> int:
