@@ -9,7 +9,6 @@ Needs the extra ``gguf``.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import IntEnum
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -22,6 +21,7 @@ from gguf import (
     GGMLQuantizationType,
     GGUFWriter,
     LlamaFileType,
+    TokenType,
     get_tensor_name_map,
 )
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -44,15 +44,6 @@ _SPLITS: Mapping[str, str] = MappingProxyType(
 )
 
 _SPECIAL = ("bos", "eos", "unk", "pad")  # tokens that GGUF names
-
-
-class _TokenKind(IntEnum):
-    """Kinds of tokens, by their numbers in GGUF."""
-
-    NORMAL = 1
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
 
 
 @dataclass(frozen=True)
@@ -85,12 +76,12 @@ def vocabulary_of(
     if (size := max({**by_id, **added}, default=0) + 1) > vocab_size:
         raise GgufUnsupported(f"the tokenizer has {size} tokens, and the model {vocab_size}")
     tokens = [f"[PAD{number}]" for number in range(vocab_size)]
-    kinds = [_TokenKind.UNUSED] * vocab_size
+    kinds = [TokenType.UNUSED] * vocab_size
     for number, token in by_id.items():
-        tokens[number], kinds[number] = token, _TokenKind.NORMAL
+        tokens[number], kinds[number] = token, TokenType.NORMAL
     for number, entry in added.items():
         tokens[number] = entry["content"]
-        kinds[number] = _TokenKind.CONTROL if entry["special"] else _TokenKind.USER_DEFINED
+        kinds[number] = TokenType.CONTROL if entry["special"] else TokenType.USER_DEFINED
     merges = fields["model"]["merges"]
     template = tokenizer.chat_template
     framed: list[int] = tokenizer("a").input_ids
@@ -143,31 +134,19 @@ def _special(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> dict[str, i
     }
 
 
-@dataclass(frozen=True)
-class _Family:
-    architecture: MODEL_ARCH
-    is_interleaved: bool = False  # rotary embeddings pair neighbours, and not two halves
-
-
-@dataclass(frozen=True)
-class _Kind:
-    stored: GGMLQuantizationType
-    file: LlamaFileType
-
-
-FAMILIES: Mapping[str, _Family] = MappingProxyType(
+FAMILIES: Mapping[str, MODEL_ARCH] = MappingProxyType(
     {
-        "llama": _Family(MODEL_ARCH.LLAMA, is_interleaved=True),
-        "mistral": _Family(MODEL_ARCH.LLAMA, is_interleaved=True),
-        "qwen2": _Family(MODEL_ARCH.QWEN2),
-        "qwen3": _Family(MODEL_ARCH.QWEN3),
+        "llama": MODEL_ARCH.LLAMA,
+        "mistral": MODEL_ARCH.LLAMA,
+        "qwen2": MODEL_ARCH.QWEN2,
+        "qwen3": MODEL_ARCH.QWEN3,
     }
 )
-_KINDS: Mapping[torch.dtype, _Kind] = MappingProxyType(
+_KINDS: Mapping[torch.dtype, tuple[GGMLQuantizationType, LlamaFileType]] = MappingProxyType(
     {
-        torch.float32: _Kind(GGMLQuantizationType.F32, LlamaFileType.ALL_F32),
-        torch.float16: _Kind(GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
-        torch.bfloat16: _Kind(GGMLQuantizationType.BF16, LlamaFileType.MOSTLY_BF16),
+        torch.float32: (GGMLQuantizationType.F32, LlamaFileType.ALL_F32),
+        torch.float16: (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
+        torch.bfloat16: (GGMLQuantizationType.BF16, LlamaFileType.MOSTLY_BF16),
     }
 )
 
@@ -202,26 +181,28 @@ def write_gguf(file: Path, dense: DenseModel, keep: Blocks, name: str, own: Own 
     pruned = view(dense.model, keep)
     check_gguf(pruned.config)
     config, dtype = pruned.config, dense.model.dtype
-    family = FAMILIES[config.model_type]
-    writer = GGUFWriter(None, MODEL_ARCH_NAMES[family.architecture])
-    _add_shape(writer, config, name, _KINDS[dtype].file)
+    architecture, (_, file_type) = FAMILIES[config.model_type], _KINDS[dtype]
+    writer = GGUFWriter(None, MODEL_ARCH_NAMES[architecture])
+    _add_shape(writer, config, name, file_type)
     _add_vocabulary(writer, vocabulary_of(dense.path, dense.tokenizer, config.vocab_size))
-    names = get_tensor_name_map(family.architecture, len(keep))
+    names = get_tensor_name_map(architecture, len(keep))
     for parameter_name, parameter in pruned.named_parameters():
         stored_name = names.get_name(parameter_name, try_suffixes=(".weight", ".bias"))
         if stored_name is None:
             raise GgufUnsupported(f"GGUF has no name for the weight {parameter_name}")
         stored_dtype = torch.float32 if parameter.ndim == 1 else dtype
         num_bytes = parameter.numel() * stored_dtype.itemsize
-        kind = _KINDS[stored_dtype].stored
+        kind, _ = _KINDS[stored_dtype]
         writer.add_tensor_info(
             stored_name, parameter.shape, np.dtype("f4"), num_bytes, raw_dtype=kind
         )
+    # rotary embeddings pair neighbours there, and not two halves
+    is_interleaved = architecture is MODEL_ARCH.LLAMA
     writer.write_header_to_file(file)
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for parameter_name, values in kept_weights(dense, keep, own):
-        placed = _interleaved(parameter_name, values, config) if family.is_interleaved else values
+        placed = _interleaved(parameter_name, values, config) if is_interleaved else values
         stored = placed.detach().cpu().to(torch.float32 if values.ndim == 1 else dtype)
         writer.write_tensor_data(stored.contiguous().view(torch.uint8).numpy())
     writer.close()
