@@ -38,11 +38,22 @@ def check_tasks(tasks: Sequence[str], tasks_dir: Path | None = None) -> None:
     _task_manager(tasks, tasks_dir)
 
 
-def fetch_tasks(tasks: Sequence[str], tasks_dir: Path | None = None) -> None:
-    """Download the data of ``tasks``. Raises ``ZeroShotUnavailable`` or ``TaskUnusable``."""
+def fetch_tasks(tasks: Sequence[str], tasks_dir: Path | None = None) -> Any:  # noqa: ANN401 - an extra
+    """Download the data of ``tasks``, and return lm-eval's manager of them.
+
+    Raises ``ZeroShotUnavailable`` or ``TaskUnusable``.
+    """
     require_lm_eval()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    _load(_task_manager(tasks, tasks_dir), tasks)
+    manager = _task_manager(tasks, tasks_dir)
+    try:
+        manager.load(list(tasks))
+    except Exception as error:  # a dozen classes, from DNS to a wrong YAML file
+        raise TaskUnusable(
+            f"cannot load the data of {', '.join(tasks)}: {type(error).__name__}: {error}. Without "
+            "a network, give tasks of your own with --tasks-dir"
+        ) from error
+    return manager
 
 
 def score_tasks(
@@ -59,13 +70,10 @@ def score_tasks(
     ``limit`` is the number of samples for each task, all by default. Raises ``ZeroShotUnavailable``
     or ``TaskUnusable``.
     """
-    require_lm_eval()
+    manager = fetch_tasks(tasks, tasks_dir)
     from lm_eval import simple_evaluate  # noqa: PLC0415 - an extra, and slow to import
     from lm_eval.models.huggingface import HFLM  # noqa: PLC0415 - as above
 
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    manager = _task_manager(tasks, tasks_dir)
-    _load(manager, tasks)
     evaluated = simple_evaluate(
         HFLM(pretrained=_detached(model), tokenizer=tokenizer, batch_size=batch_size),
         tasks=list(tasks),
@@ -103,16 +111,6 @@ def _task_manager(tasks: Sequence[str], tasks_dir: Path | None) -> Any:  # noqa:
             "--tasks-dir adds a folder with your own. Others are probe, json, zeroshot and ppl:TEXT"
         )
     return manager
-
-
-def _load(manager: Any, tasks: Sequence[str]) -> None:  # noqa: ANN401 - an extra
-    try:
-        manager.load(list(tasks))
-    except Exception as error:  # a dozen classes, from DNS to a wrong YAML file
-        raise TaskUnusable(
-            f"cannot load the data of {', '.join(tasks)}: {type(error).__name__}: {error}. Without "
-            "a network, give tasks of your own with --tasks-dir"
-        ) from error
 
 
 def _score(name: str, evaluated: Mapping[str, Any]) -> TaskScore:
