@@ -26,9 +26,8 @@ from pruning.checkpoints.quantized import (
 )
 from pruning.checkpoints.staging import remove_empty, staged, sweep
 from pruning.checkpoints.store import MANIFEST, read_manifest
-from pruning.checkpoints.verify import verify_portable
+from pruning.checkpoints.verify import compare_gguf, verify_portable
 from pruning.checkpoints.verify_expected import expectation
-from pruning.checkpoints.verify_reload import compare_gguf
 from pruning.config import Verify, WorkerSettings
 from pruning.evaluation.quality import Interval
 from pruning.extras import require_extra

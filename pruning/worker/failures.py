@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from pruning.checkpoints.publish import CheckpointExists, DiskFull
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound
-from pruning.checkpoints.verify_reload import CheckpointNotPortable
+from pruning.checkpoints.verify import CheckpointNotPortable
 from pruning.data.corpora import CalibrationError
 from pruning.evaluation.quality_gate import QualityGateFailed
 from pruning.evaluation.zero_shot import TaskUnusable, ZeroShotUnavailable

@@ -19,8 +19,8 @@ from transformers import AutoConfig, PreTrainedModel
 
 from pruning.checkpoints.gguf import FAMILIES, check_gguf, write_gguf
 from pruning.checkpoints.llama_cpp import GgufUnsupported
+from pruning.checkpoints.verify import compare_gguf
 from pruning.checkpoints.verify_expected import expectation
-from pruning.checkpoints.verify_reload import compare_gguf
 from pruning.models.architectures import ARCHITECTURES
 from pruning.models.blocks import pruned_config, view
 from pruning.models.store import copy_companions

@@ -23,7 +23,7 @@ from pruning.checkpoints.llama_cpp import GgufUnsupported
 from pruning.checkpoints.publish import CheckpointExists, DiskFull, place
 from pruning.checkpoints.store import MANIFEST, Manifest, repair_of
 from pruning.checkpoints.trajectory import short
-from pruning.checkpoints.verify_reload import TOLERANCES, CheckpointNotPortable
+from pruning.checkpoints.verify import TOLERANCES, CheckpointNotPortable
 from pruning.models.blocks import num_blocks, view
 from pruning.models.save_streamed import SHARD_BYTES
 from pruning.models.store import COMPANION_FILES, LoadedModel, load

@@ -15,7 +15,7 @@ from app.commands.subject import NotEvaluable
 from pruning.checkpoints.llama_cpp import GgufUnsupported
 from pruning.checkpoints.quantized import load_quantized, save_quantized
 from pruning.checkpoints.store import Manifest, repair_of
-from pruning.checkpoints.verify_reload import CheckpointNotPortable
+from pruning.checkpoints.verify import CheckpointNotPortable
 from pruning.extras import ExtraMissing
 from pruning.models.architectures import ARCHITECTURES, CannotQuantize
 from pruning.models.blocks import view

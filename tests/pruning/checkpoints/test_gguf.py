@@ -19,8 +19,8 @@ from pruning.checkpoints.gguf import (
     write_gguf,
 )
 from pruning.checkpoints.llama_cpp import GgufUnsupported
+from pruning.checkpoints.verify import CheckpointNotPortable, compare_gguf
 from pruning.checkpoints.verify_expected import expectation
-from pruning.checkpoints.verify_reload import CheckpointNotPortable, compare_gguf
 from pruning.models.blocks import view
 from pruning.models.store import load
 from pruning.search.dense_model import DenseModel, Resources, load_dense_model

@@ -21,9 +21,8 @@ from pruning.checkpoints import verify
 from pruning.checkpoints.publish import publish
 from pruning.checkpoints.staging import STAGING, sweep
 from pruning.checkpoints.store import CheckpointStore, Manifest
-from pruning.checkpoints.verify import verify_portable
+from pruning.checkpoints.verify import CheckpointNotPortable, compare, verify_portable
 from pruning.checkpoints.verify_expected import Expectation, expectation
-from pruning.checkpoints.verify_reload import CheckpointNotPortable, compare
 from pruning.config import Verify
 from pruning.models.architectures import architecture
 from pruning.models.blocks import view
@@ -321,7 +320,7 @@ def test_a_process_that_is_killed_is_no_proof(
 
     def kill() -> None:
         for child in children():
-            if "pruning.checkpoints.verify_reload" in child.cmdline():
+            if "pruning.checkpoints.verify" in child.cmdline():
                 child.kill()
 
     with pytest.raises(CheckpointNotPortable, match=r"killed by signal 9.*SLEB_VERIFY"):
@@ -343,7 +342,7 @@ def test_what_has_no_room_is_loaded_block_by_block(
         loaded.append(path)
         return StreamedModel(path, device=device)
 
-    monkeypatch.setattr("pruning.checkpoints.verify_reload.StreamedModel", noted)
+    monkeypatch.setattr("pruning.checkpoints.verify.StreamedModel", noted)
     publish_at(tmp_path / "tiny@prn-1", dense)
     assert len(loaded) == 1
     with pytest.raises(CheckpointNotPortable, match="2 weights not as expected"):
@@ -357,7 +356,7 @@ def test_on_one_machine_logits_are_equal_bit_for_bit(
     tmp_path: Path, dense_dir: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tolerance is for a checkpoint that is loaded on another device."""
-    monkeypatch.setattr("pruning.checkpoints.verify_reload.TOLERANCES", {dtype: 0.0})
+    monkeypatch.setattr("pruning.checkpoints.verify.TOLERANCES", {dtype: 0.0})
     dense = load_dense_model(dense_dir, Resident.MODEL, Resources("cpu"), dtype=dtype)
     publish_at(tmp_path / "tiny@prn-1", dense)
     assert CheckpointStore(tmp_path).names() == ["tiny@prn-1"]

@@ -12,8 +12,8 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 from app.engine.engine import Engine
 from app.engine.variant import Variant, make_variant
 from pruning.checkpoints.store import CheckpointStore, Manifest
+from pruning.checkpoints.verify import CheckpointNotPortable, compare
 from pruning.checkpoints.verify_expected import expectation
-from pruning.checkpoints.verify_reload import CheckpointNotPortable, compare
 from pruning.data.calibration import calibrate
 from pruning.models.architectures import ARCHITECTURES
 from pruning.models.safetensors_headers import weight_sizes

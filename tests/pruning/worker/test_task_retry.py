@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pruning.checkpoints.store import CheckpointStore
-from pruning.checkpoints.verify_reload import CheckpointNotPortable
+from pruning.checkpoints.verify import CheckpointNotPortable
 from pruning.config import WorkerSettings
 from pruning.evaluation.quality_gate import QualityGateFailed
 from pruning.healing.train import HealingDiverged
