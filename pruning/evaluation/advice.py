@@ -12,7 +12,7 @@ from pruning.evaluation.probe_scores import ProbeComparison
 from pruning.evaluation.quality import Interval
 from pruning.evaluation.verdict import Verdict
 from pruning.plural import counted
-from pruning.spec import InvalidSpec
+from pruning.spec import refused
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,9 @@ class Limits:
             ("min_speedup", self.min_speedup, 1.0),
         ):
             if not low <= value < math.inf:  # false for NaN
-                raise InvalidSpec(
-                    name, f"{name}={value}: expected a finite number, {low:g} or more"
-                )
+                raise refused(name, value, f"a finite number, {low:g} or more")
         if self.min_probe is not None and not 0 <= self.min_probe <= 1:
-            raise InvalidSpec("min_probe", f"min_probe={self.min_probe}: expected 0 to 1")
+            raise refused("min_probe", self.min_probe, "0 to 1")
 
     def __str__(self) -> str:
         probe = "" if self.min_probe is None else f", and a probe of {self.min_probe:g} or more"

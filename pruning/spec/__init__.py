@@ -9,3 +9,8 @@ class InvalidSpec(SettingRefused):
 
 class TargetUnreachable(SettingRefused):
     """No number of removals reaches the target."""
+
+
+def refused(param: str, value: object, expected: str, shown: str | None = None) -> InvalidSpec:
+    """The error for a value of the setting ``param``, which may be ``shown`` by another name."""
+    return InvalidSpec(param, f"{shown or param}={value}: expected {expected}")

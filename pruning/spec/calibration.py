@@ -7,7 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pruning.spec import InvalidSpec
+from pruning.spec import InvalidSpec, refused
 
 _Item = TypeVar("_Item")
 
@@ -47,13 +47,9 @@ class CalibrationSpec:
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_samples <= 100_000:
-            raise InvalidSpec(
-                "calibration.num_samples", f"num_samples={self.num_samples}: expected 1 to 100000"
-            )
+            raise refused("calibration.num_samples", self.num_samples, "1 to 100000", "num_samples")
         if not 2 <= self.seqlen <= 1_000_000:
-            raise InvalidSpec(
-                "calibration.seqlen", f"seqlen={self.seqlen}: expected 2 to 1000000 tokens"
-            )
+            raise refused("calibration.seqlen", self.seqlen, "2 to 1000000 tokens", "seqlen")
         if (num_tokens := self.num_samples * self.seqlen) > MAX_CALIBRATION_TOKENS:
             raise InvalidSpec(
                 "calibration.num_samples",
@@ -61,7 +57,7 @@ class CalibrationSpec:
                 f"{MAX_CALIBRATION_TOKENS}; the paper uses 128 x 2048",
             )
         if not 0 <= self.seed < 2**32:
-            raise InvalidSpec("calibration.seed", f"seed={self.seed}: expected 0 to 2**32 - 1")
+            raise refused("calibration.seed", self.seed, "0 to 2**32 - 1", "seed")
         if (self.dataset is Dataset.FILE) != (self.path is not None):
             raise InvalidSpec(
                 "calibration.path", "dataset 'file' needs a path, and no other data set takes one"
@@ -102,8 +98,8 @@ class CalibrationMix:
             )
         for at, weight in enumerate(self.weights):
             if not 0 < weight < math.inf:  # false for NaN
-                raise InvalidSpec(
-                    f"calibration.{at}.weight", f"weight={weight}: expected a finite number above 0"
+                raise refused(
+                    f"calibration.{at}.weight", weight, "a finite number above 0", "weight"
                 )
         for name in ("seqlen", "num_samples"):
             self._check_equal(name)

@@ -7,7 +7,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
-from pruning.spec import InvalidSpec
+from pruning.spec import InvalidSpec, refused
 
 MAX_WINDOWS = 512  # of a domain, where nothing else ends the evaluation
 MAX_TOKENS = 2**28  # of a domain
@@ -28,24 +28,24 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         if self.num_samples is not None and not 1 <= self.num_samples <= 100_000:
-            raise _refused("num_samples", self.num_samples, "1 to 100000 windows")
+            raise refused("evaluation.num_samples", self.num_samples, "1 to 100000 windows")
         if self.seqlen is not None and not 2 <= self.seqlen <= 1_000_000:
-            raise _refused("seqlen", self.seqlen, "2 to 1000000 tokens")
+            raise refused("evaluation.seqlen", self.seqlen, "2 to 1000000 tokens")
         if (self.num_samples or 1) * (self.seqlen or 1) > MAX_TOKENS:
-            raise _refused("num_samples", self.num_samples, f"at most {MAX_TOKENS} tokens in all")
+            raise refused(
+                "evaluation.num_samples", self.num_samples, f"at most {MAX_TOKENS} tokens in all"
+            )
         if not 0 < self.margin < 1:  # false for NaN
-            raise _refused("margin", self.margin, "a share between 0 and 1, as 0.03 for ±3 %")
+            raise refused(
+                "evaluation.margin", self.margin, "a share between 0 and 1, as 0.03 for ±3 %"
+            )
         if not 0 <= self.max_seconds < math.inf:
-            raise _refused("max_seconds", self.max_seconds, "a finite number of seconds")
+            raise refused("evaluation.max_seconds", self.max_seconds, "a finite number of seconds")
 
     @property
     def most_windows(self) -> int:
         """Of a domain."""
         return MAX_WINDOWS if self.num_samples is None else self.num_samples
-
-
-def _refused(name: str, value: object, expected: str) -> InvalidSpec:
-    return InvalidSpec(f"evaluation.{name}", f"evaluation.{name}={value}: expected {expected}")
 
 
 class GateAction(StrEnum):
@@ -71,18 +71,14 @@ class Gate:
                 "max_perplexity_ratio_of",
             )
         if drop is not None and not 0 <= drop < 1:
-            raise InvalidSpec(
-                "gate.max_probe_drop", f"max_probe_drop={drop}: expected 0 or more, below 1"
-            )
+            raise refused("gate.max_probe_drop", drop, "0 or more, below 1", "max_probe_drop")
         ratios = {"max_perplexity_ratio": self.max_perplexity_ratio} | {
             f"max_perplexity_ratio_of.{domain}": ratio
             for domain, ratio in self.max_perplexity_ratio_of.items()
         }
         for name, ratio in ratios.items():
             if ratio is not None and not 1 <= ratio < math.inf:
-                raise InvalidSpec(
-                    f"gate.{name}", f"{name}={ratio}: expected a finite number, 1 or more"
-                )
+                raise refused(f"gate.{name}", ratio, "a finite number, 1 or more", name)
 
     def to_wire(self) -> dict[str, Any]:
         """Without limits by domain if there are none, as in gates that are older than these."""

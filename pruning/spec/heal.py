@@ -7,7 +7,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Self
 
-from pruning.spec import InvalidSpec
+from pruning.spec import refused
 
 # The lowest and the highest value of each integer
 COUNTS: Mapping[str, tuple[int, int]] = MappingProxyType(
@@ -62,19 +62,19 @@ class Heal:
 
     def __post_init__(self) -> None:
         if self.depths not in [*Depths]:
-            raise _refused("depths", self.depths, f"one of {', '.join(Depths)}")
+            raise refused("heal.depths", self.depths, f"one of {', '.join(Depths)}")
         object.__setattr__(self, "depths", Depths(self.depths))
         for name, (low, high) in COUNTS.items():
             if not low <= getattr(self, name) <= high:
-                raise _refused(name, getattr(self, name), f"{low} to {high}")
+                raise refused(f"heal.{name}", getattr(self, name), f"{low} to {high}")
         for name in ("alpha", "learning_rate", "clip_norm", "max_minutes"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:  # false for NaN
-                raise _refused(name, value, "a finite number above 0")
+                raise refused(f"heal.{name}", value, "a finite number above 0")
         if not 0 <= self.warmup < 1:
-            raise _refused("warmup", self.warmup, "a share from 0 to below 1")
+            raise refused("heal.warmup", self.warmup, "a share from 0 to below 1")
         if not 0 <= self.hidden_weight < math.inf:
-            raise _refused("hidden_weight", self.hidden_weight, "a finite number, 0 or more")
+            raise refused("heal.hidden_weight", self.hidden_weight, "a finite number, 0 or more")
 
     def rate(self, width: int) -> float:
         """The highest learning rate for a model with hidden states of this width.
@@ -98,7 +98,3 @@ class Heal:
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Inverse of ``to_dict``, also after JSON. Raises ``InvalidSpec``."""
         return cls(**{**_LATER, **data})
-
-
-def _refused(name: str, value: object, expected: str) -> InvalidSpec:
-    return InvalidSpec(f"heal.{name}", f"heal.{name}={value}: expected {expected}")

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from pruning.plural import counted
 from pruning.sleb import TooManyRemovals
-from pruning.spec import InvalidSpec, TargetUnreachable
+from pruning.spec import InvalidSpec, TargetUnreachable, refused
 from pruning.spec.calibration import (
     Calibration,
     Dataset,
@@ -213,7 +213,7 @@ class PruneSpec:
             return
         expected = "1 or more" if name == "num_remove" else f"a finite number above {low}"
         expected = f"between {low} and {high}" if high < math.inf else expected
-        raise InvalidSpec(name, f"{name}={value}: expected {expected}")
+        raise refused(name, value, expected)
 
     @property
     def _target(self) -> str:
