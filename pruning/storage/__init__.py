@@ -16,7 +16,6 @@ checkpoints are equal, and the deletion of one needs no look at the others.
 ``files.py``          a store on a file system of fsspec
 ``hub.py``            a store in a repository of the Hugging Face hub, by its commits
 ``transfer.py``       a checkpoint to the store, and its files back
-``listing.py``        the manifests of the store on this disk, as of the last time it answered
 ``cache.py``          the files of checkpoints on this disk, of bounded size
 ``checkpoints.py``    the checkpoints of this machine and of the store as one ``CheckpointStore``
 ====================  =============================================================================
