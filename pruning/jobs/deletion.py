@@ -11,10 +11,10 @@ from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound, Che
 from pruning.healing.places import healed_beside
 from pruning.jobs.job import IllegalTransition, Job, JobStatus, Sink
 from pruning.jobs.keys import INDEX, KEYS_OF_A_JOB, OUTBOX, SINK, STATUS_INDEX
+from pruning.jobs.outbox import SinkOutbox
 from pruning.jobs.record import BROKEN
 from pruning.jobs.redis import redis_errors_translated
 from pruning.jobs.script import status_of
-from pruning.jobs.sinks import SinkOutbox
 from pruning.jobs.store import JobStore
 from pruning.models.names import healed_name
 

@@ -10,9 +10,9 @@ from rq.executions import Execution
 from rq.serializers import JSONSerializer
 
 from pruning.config import WorkerSettings, child_environment, share_cpus
+from pruning.jobs.outbox import SinkOutbox
 from pruning.jobs.queue import LEASE_S
 from pruning.jobs.redis import connect
-from pruning.jobs.sinks import SinkOutbox
 from pruning.logs import set_up_logging
 from pruning.process import end_with_parent
 from pruning.worker.parent import PruneWorker

@@ -13,8 +13,8 @@ from random import SystemRandom
 from typing import Protocol
 
 from pruning.jobs.job import Job, Sink
+from pruning.jobs.outbox import SinkOutbox
 from pruning.jobs.redis import JobStoreUnavailable
-from pruning.jobs.sinks import SinkOutbox
 
 # pauses between attempts; the last one is repeated, with a jitter of a fifth
 BACK_OFF_S = (5.0, 30.0, 120.0, 600.0, 3600.0)

@@ -11,7 +11,7 @@ import redis
 from pruning.jobs.conditions import CheckpointQuotaReached, Conditions, JobQuota, QueueQuotaReached
 from pruning.jobs.job import Job, JobError, JobStatus, Sink
 from pruning.jobs.keys import RECORD
-from pruning.jobs.sinks import SinkOutbox
+from pruning.jobs.outbox import SinkOutbox
 from pruning.jobs.store import JobStore
 from pruning.spec.prune import PruneSpec
 

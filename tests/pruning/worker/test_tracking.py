@@ -14,7 +14,8 @@ from pruning.checkpoints.store import CheckpointStore, Manifest
 from pruning.checkpoints.trajectory_plot import PLOT_FILE
 from pruning.evaluation.quality import DomainQuality, Interval, Measured, Quality
 from pruning.jobs.job import Job, JobStatus, Sink
-from pruning.jobs.sinks import SinkOutbox
+from pruning.jobs.keys import SINK
+from pruning.jobs.outbox import SinkOutbox
 from pruning.jobs.store import JobStore
 from pruning.models.block_times import BlockTimes
 from pruning.worker.sinks import SinkThread
@@ -164,4 +165,4 @@ def test_a_server_that_is_away_costs_no_job(
     state = job_store.get(job.id).sinks[Sink.MLFLOW]
     assert (state.is_sent, state.num_attempts) == (False, 1)
     assert job_store.get(job.id).status is JobStatus.SUCCEEDED
-    assert outbox.num_waiting(Sink.MLFLOW) == 1
+    assert redis_client.zcard(SINK.format(sink=Sink.MLFLOW)) == 1

@@ -14,10 +14,10 @@ from app.config import ServeSettings
 from pruning.checkpoints.store import CheckpointStore
 from pruning.jobs.deletion import JobDeletion
 from pruning.jobs.job import Job, JobStatus, Sink
-from pruning.jobs.keys import WITHDRAWN
+from pruning.jobs.keys import SINK, WITHDRAWN
+from pruning.jobs.outbox import SinkOutbox
 from pruning.jobs.queue import PruneQueue
 from pruning.jobs.retention import Retention, RetentionPeriods
-from pruning.jobs.sinks import SinkOutbox
 from pruning.jobs.store import JobStore
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec
@@ -195,7 +195,7 @@ def test_a_job_that_is_deleted_while_it_is_sent_leaves_nothing_in_the_store(
     store = ObservedStore(remote, once(call, lambda: deletion.delete(job.id)))
     assert sender(outbox, store, tmp_path).send_next()
     assert (remote.versions(), remote.sizes(job.checkpoint_name)) == ({}, {})
-    assert outbox.num_waiting(Sink.STORE) == 0
+    assert redis_client.zcard(SINK.format(sink=Sink.STORE)) == 0
 
 
 @pytest.mark.slow
