@@ -21,9 +21,8 @@ from app.terminal import filled, print_json
 from pruning.checkpoints.domain_tables import INTERVALS, NARROW, text_line, too_few, with_interval
 from pruning.checkpoints.trajectory import NONE, Cells
 from pruning.evaluation.json_questions import JsonScore
-from pruning.evaluation.probe_scores import ProbeScore
 from pruning.evaluation.quality import MIN_WINDOWS, Perplexity, text_of
-from pruning.evaluation.zero_shot_scores import TaskScore
+from pruning.evaluation.results import ProbeScore, TaskScore
 from pruning.models.names import VariantName
 from pruning.sleb import Blocks
 

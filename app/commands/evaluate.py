@@ -23,10 +23,9 @@ from pruning.evaluation.json_questions import JsonScore, json_questions
 from pruning.evaluation.perplexity import measure_perplexity
 from pruning.evaluation.probe import digest, probe_items
 from pruning.evaluation.probe_run import answer
-from pruning.evaluation.probe_scores import ProbeScore, summary
 from pruning.evaluation.quality import Perplexity
+from pruning.evaluation.results import PAPER_TASKS, ProbeScore, TaskScore, mean_accuracy, summary
 from pruning.evaluation.zero_shot import check_tasks, score_tasks
-from pruning.evaluation.zero_shot_scores import PAPER_TASKS, TaskScore, mean_accuracy
 from pruning.models.blocks import num_blocks
 from pruning.models.forward import Forward, InMemoryForward
 from pruning.models.quantize import int8_form

@@ -10,8 +10,8 @@ from app.models.entry import ModelEntry
 from pruning.checkpoints.healed import healed_tensors, heals_every_depth
 from pruning.checkpoints.store import MANIFEST, CheckpointStore, repair_of, verify
 from pruning.config import Settings
-from pruning.evaluation.probe_scores import ProbeComparison
 from pruning.evaluation.quality import DomainAtDepth, Quality
+from pruning.evaluation.results import ProbeComparison
 from pruning.healing.adapter import read_adapter, with_adapter
 from pruning.healing.places import CONTROL_FOLDER
 from pruning.models.blocks import NO_OWN, Own

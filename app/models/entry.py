@@ -6,8 +6,8 @@ from typing import Literal, Self
 
 from app.models.external import ExternalModel
 from pruning.checkpoints.store import Manifest
-from pruning.evaluation.probe_scores import ProbeScore
 from pruning.evaluation.quality import DomainQuality, Measured, Quality, Quantized
+from pruning.evaluation.results import ProbeScore
 from pruning.healing.places import ADAPTER_FILE
 from pruning.jobs.job import Job
 from pruning.models.architectures import engine_refusal

@@ -22,7 +22,6 @@ from pruning.checkpoints.markdown import bullets, markdown_table
 from pruning.checkpoints.store import Manifest
 from pruning.checkpoints.trajectory import legend, probe_line, rows, table
 from pruning.checkpoints.trajectory_plot import PLOT_FILE
-from pruning.evaluation.probe_scores import ProbeComparison
 from pruning.evaluation.quality import (
     DomainAtDepth,
     DomainQuality,
@@ -30,6 +29,7 @@ from pruning.evaluation.quality import (
     Perplexity,
     text_of,
 )
+from pruning.evaluation.results import ProbeComparison
 from pruning.extras import has_extra
 from pruning.healing.record import Healing
 from pruning.models.lineage import Lineage

@@ -6,7 +6,7 @@ from pruning.checkpoints.markdown import bullets, markdown_table
 from pruning.checkpoints.store import Manifest
 from pruning.evaluation.advice import Candidate, Limits, advice_table, advise
 from pruning.evaluation.quality import DomainQuality, Interval, Measured
-from pruning.evaluation.samples import Sample
+from pruning.evaluation.results import Sample
 from pruning.healing.record import Healing
 from pruning.plural import counted
 from pruning.repair.record import Method

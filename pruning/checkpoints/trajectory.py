@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from pruning.checkpoints.store import Manifest
-from pruning.evaluation.probe_scores import ProbeComparison
 from pruning.evaluation.quality import Quality, perplexity_of
+from pruning.evaluation.results import ProbeComparison
 from pruning.plural import counted
 from pruning.removal import Removal, is_tie
 from pruning.repair.record import DepthRepair, Method

@@ -8,8 +8,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pruning.evaluation.probe_scores import ProbeComparison
 from pruning.evaluation.quality import Interval
+from pruning.evaluation.results import ProbeComparison
 from pruning.evaluation.verdict import Verdict
 from pruning.plural import counted
 from pruning.spec import refused

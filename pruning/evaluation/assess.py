@@ -25,9 +25,9 @@ from pruning.evaluation.quality import (
     text_of,
 )
 from pruning.evaluation.quality_gate import ask_both, gated, is_known
-from pruning.evaluation.samples_run import sample_texts
+from pruning.evaluation.results import PAPER_TASKS, ZeroShot
+from pruning.evaluation.samples import sample_texts
 from pruning.evaluation.zero_shot import fetch_tasks, require_lm_eval, score_tasks
-from pruning.evaluation.zero_shot_scores import PAPER_TASKS, ZeroShot
 from pruning.models.architectures import ARCHITECTURES, check_quantizable
 from pruning.models.blocks import NO_OWN, Own, num_blocks
 from pruning.models.forward import Forward

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pruning.evaluation.estimate import MIN_PAIRS
-from pruning.evaluation.extent import Ended, Extent
 from pruning.evaluation.quality import DomainQuality
+from pruning.evaluation.results import Ended, Extent
 from pruning.spec.evaluation import Evaluation
 
 FIRST_WINDOWS = 8  # of each domain, before anything is known

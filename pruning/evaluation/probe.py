@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
 
-from pruning.evaluation.probe_scores import Kind
+from pruning.evaluation.results import Kind
 
 NUM_ITEMS = 40  # of each kind
 _NUM_SOLVED = 3  # in front of each question

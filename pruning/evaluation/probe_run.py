@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from pruning.evaluation.probe import Item
-from pruning.evaluation.probe_scores import ItemResult
+from pruning.evaluation.results import ItemResult
 from pruning.models.forward import Forward
 from pruning.models.loss import token_losses
 

@@ -10,10 +10,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from pruning.evaluation.estimate import Kinds, estimate
-from pruning.evaluation.extent import Extent
-from pruning.evaluation.probe_scores import ProbeComparison
-from pruning.evaluation.samples import Sample
-from pruning.evaluation.zero_shot_scores import ZeroShot
+from pruning.evaluation.results import Extent, ProbeComparison, Sample, ZeroShot
 from pruning.plural import counted
 from pruning.records import read_record
 from pruning.removal import Losses, paired_gaps

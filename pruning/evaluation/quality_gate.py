@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 
 from pruning.evaluation.probe import digest, probe_items
 from pruning.evaluation.probe_run import answer
-from pruning.evaluation.probe_scores import ProbeComparison, compare
 from pruning.evaluation.pruned_losses import PrunedModel
 from pruning.evaluation.quality import DomainQuality, Interval, Quality
+from pruning.evaluation.results import ProbeComparison, compare
 from pruning.evaluation.verdict import Verdict
 from pruning.models.blocks import num_blocks
 from pruning.search.dense_model import DenseModel

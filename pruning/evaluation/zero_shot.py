@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning.evaluation.zero_shot_scores import TaskScore
+from pruning.evaluation.results import TaskScore
 from pruning.extras import has_extra, missing_extra
 from pruning.models.blocks import num_blocks, view
 

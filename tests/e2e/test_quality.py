@@ -13,7 +13,7 @@ from pruning.data.texts import text_windows
 from pruning.evaluation.perplexity import measure_perplexity
 from pruning.evaluation.probe import Item, digest, probe_items
 from pruning.evaluation.probe_run import answer
-from pruning.evaluation.probe_scores import ItemResult, compare
+from pruning.evaluation.results import ItemResult, compare
 from pruning.models.blocks import num_blocks, view
 from pruning.models.forward import InMemoryForward
 from pruning.models.quantize import quantized

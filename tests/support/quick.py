@@ -8,5 +8,5 @@ LIMITS: Mapping[str, int] = {
     # that a repair is fitted on: tiny models have 48 columns at most
     "pruning.data.sources.REPAIR_TOKENS": 2**11,
     # of each sample text: whole ones are a fifth of a pruning run
-    "pruning.evaluation.samples_run.MAX_NEW_TOKENS": 3,
+    "pruning.evaluation.samples.MAX_NEW_TOKENS": 3,
 }

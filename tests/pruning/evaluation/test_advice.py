@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from pruning.evaluation.advice import Candidate, Limits, advice_table, advise
-from pruning.evaluation.probe_scores import ItemResult, Kind, compare
 from pruning.evaluation.quality import Interval
+from pruning.evaluation.results import ItemResult, Kind, compare
 from pruning.evaluation.verdict import Verdict
 from pruning.spec import InvalidSpec
 

@@ -10,8 +10,8 @@ import torch
 from pruning.data.windows import Windows, mixed
 from pruning.evaluation.enough import FIRST_WINDOWS, Sizes, UntilKnown
 from pruning.evaluation.estimate import MIN_PAIRS
-from pruning.evaluation.extent import Ended, Extent
 from pruning.evaluation.quality import DomainQuality, Measured, Quality
+from pruning.evaluation.results import Ended, Extent
 from pruning.spec import InvalidSpec
 from pruning.spec.evaluation import Evaluation
 from pruning.spec.prune import PruneSpec

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from pruning.evaluation.probe import Item, digest, probe_items
 from pruning.evaluation.probe_run import answer
-from pruning.evaluation.probe_scores import (
+from pruning.evaluation.results import (
     ItemResult,
     Kind,
     ProbeComparison,

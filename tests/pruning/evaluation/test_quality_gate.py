@@ -13,9 +13,9 @@ from pruning.checkpoints.store import CheckpointStore, Manifest
 from pruning.checkpoints.trajectory import legend
 from pruning.evaluation.probe import Item, digest
 from pruning.evaluation.probe_run import answer
-from pruning.evaluation.probe_scores import ItemResult, Kind, ProbeComparison, compare, summary
 from pruning.evaluation.quality import DomainQuality, Measured, Quality
 from pruning.evaluation.quality_gate import QualityGateFailed, gated
+from pruning.evaluation.results import ItemResult, Kind, ProbeComparison, compare, summary
 from pruning.jobs.job import JobStatus
 from pruning.jobs.store import JobStore
 from pruning.models.forward import InMemoryForward

@@ -9,8 +9,8 @@ import torch
 from pruning.checkpoints.card import model_card
 from pruning.evaluation.pruned_losses import PrunedModel
 from pruning.evaluation.quality import Quality
-from pruning.evaluation.samples import MAX_NEW_TOKENS, PROMPTS, Sample
-from pruning.evaluation.samples_run import LIMIT_S, sample_texts
+from pruning.evaluation.results import Sample
+from pruning.evaluation.samples import LIMIT_S, MAX_NEW_TOKENS, PROMPTS, sample_texts
 from pruning.models.blocks import view
 from pruning.search.dense_model import DenseModel, Resources, load_dense_model
 from pruning.spec.prune import Resident
@@ -23,7 +23,7 @@ KEEP = (0, 2, 3, 5)
 @pytest.fixture(autouse=True)
 def _whole_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     """As long as in a real run; other tests write shorter ones."""
-    monkeypatch.setattr("pruning.evaluation.samples_run.MAX_NEW_TOKENS", MAX_NEW_TOKENS)
+    monkeypatch.setattr("pruning.evaluation.samples.MAX_NEW_TOKENS", MAX_NEW_TOKENS)
 
 
 @pytest.fixture

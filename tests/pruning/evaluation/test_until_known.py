@@ -9,8 +9,8 @@ from statistics import fmean
 import pytest
 
 from pruning.evaluation.enough import FIRST_WINDOWS, UntilKnown
-from pruning.evaluation.extent import Ended
 from pruning.evaluation.quality import DomainQuality, Measured
+from pruning.evaluation.results import Ended
 from pruning.spec.evaluation import Evaluation
 
 AVAILABLE = 512

@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 
 from pruning.checkpoints.store import MANIFEST, Manifest
 from pruning.evaluation.quality import DomainQuality, Measured
-from pruning.evaluation.zero_shot_scores import PAPER_TASKS, TaskScore
+from pruning.evaluation.results import PAPER_TASKS, TaskScore
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.evaluation import Gate
 from pruning.spec.prune import PruneSpec, Quantize

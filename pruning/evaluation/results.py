@@ -1,11 +1,16 @@
-"""Results of the probe as data: per item, per kind, and compared between two models."""
+"""Results as data: of the probe, of zero-shot tasks, sample texts, and how far it all went.
 
-from collections.abc import Sequence
+The manifest of a checkpoint records them. Imports no torch.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from statistics import fmean
 
 from pruning.removal import standard_error
+
+PAPER_TASKS = ("piqa", "winogrande", "hellaswag", "arc_easy", "arc_challenge")
 
 
 class Kind(StrEnum):
@@ -104,3 +109,77 @@ def _kind_score(kind: Kind, answers: Sequence[ItemResult]) -> KindScore:
         score=fmean(scores),
         standard_error=standard_error(scores),
     )
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """The result of one task. ``metric`` is acc_norm, else acc, else the first of the task."""
+
+    task: str
+    metric: str
+    value: float
+    standard_error: float | None
+    num_samples: int
+    num_shots: int
+    metrics: Mapping[str, float]  # all of the task, by name
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """Scores of the paper's five tasks, of the dense and of the pruned model."""
+
+    dense: tuple[TaskScore, ...]
+    pruned: tuple[TaskScore, ...]
+
+    @property
+    def dense_mean(self) -> float | None:
+        return mean_accuracy(self.dense)
+
+    @property
+    def pruned_mean(self) -> float | None:
+        return mean_accuracy(self.pruned)
+
+
+def mean_accuracy(scores: Sequence[TaskScore]) -> float | None:
+    """Return the mean over the paper's tasks, 0 to 1. None unless all five were scored."""
+    values = {score.task: score.value for score in scores}
+    if not values.keys() >= set(PAPER_TASKS):
+        return None
+    return fmean(values[task] for task in PAPER_TASKS)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the likeliest tokens after ``prompt`` are, by both models."""
+
+    prompt: str
+    dense: str
+    pruned: str
+
+
+class Ended(StrEnum):
+    """Why no more windows were measured."""
+
+    MARGIN = "margin"  # all intervals were narrow enough
+    TIME = "time"
+    TEXT = "text"  # there are no more windows
+    NUMBER = "number"  # it was asked for
+
+
+@dataclass(frozen=True)
+class Extent:
+    """What ended an evaluation, and what it was asked for."""
+
+    ended: Ended
+    margin: float  # that was wanted, relative
+    max_seconds: float
+
+    def __str__(self) -> str:
+        wanted = f"±{100 * self.margin:.3g} %"
+        return {
+            Ended.MARGIN: f"windows were added until every ratio was known to {wanted}",
+            Ended.TIME: f"{self.max_seconds:g} s were spent before every ratio was known to "
+            f"{wanted}",
+            Ended.TEXT: f"the text has no more windows, and not every ratio is known to {wanted}",
+            Ended.NUMBER: "the number of windows was asked for",
+        }[self.ended]
