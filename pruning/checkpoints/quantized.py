@@ -145,7 +145,7 @@ def _quantization_config(model: PreTrainedModel) -> dict[str, Any]:
         config_groups=groups,
         format=_FORMAT,
         quantization_status=QuantizationStatus.COMPRESSED,
-        ignore=_other_linear_layers(model),
+        ignore=[name for name, each in model.named_modules() if isinstance(each, torch.nn.Linear)],
     )
     fields: dict[str, Any] = config.model_dump(mode="json")
     return fields
@@ -156,7 +156,3 @@ def _group_size(module: QuantizedLinear) -> int | None:
     if module.weights is Quantize.INT8:
         return None
     return module.values.shape[1] // module.scales.shape[1]
-
-
-def _other_linear_layers(model: PreTrainedModel) -> list[str]:
-    return [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]

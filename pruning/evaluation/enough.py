@@ -9,7 +9,6 @@ need windows only for what it does not explain.
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from pruning.evaluation.estimate import MIN_PAIRS
@@ -91,33 +90,34 @@ class UntilKnown:
         needs = {
             depth: self._need(domain, depth, has_more=has_more) for depth in range(1, deepest + 1)
         }
-        sizes = {depth: _size(domain, depth, need.own) for depth, need in needs.items()}
+        sizes = {depth: _size(domain, depth, own) for depth, (own, _) in needs.items()}
         if not is_decided and math.isfinite(domain.served_after(deepest).loss):
             sizes[deepest] = sizes[deepest] or 2 * num_deepest
         if sizes[deepest] and has_more:
             return {deepest: min(sizes[deepest], available)}
-        of_control = max(need.control for need in needs.values())
+        of_control = max(control for _, control in needs.values())
         sizes[deepest] = sizes[deepest] or _grown(num_deepest, of_control)
         return {depth: min(size, available) for depth, size in sizes.items() if size}
 
-    def _need(self, domain: DomainQuality, depth: int, *, has_more: bool) -> "_Need":
-        """What makes the interval narrow; nothing if it is, or if a broken model stays so.
+    def _need(self, domain: DomainQuality, depth: int, *, has_more: bool) -> tuple[float, float]:
+        """By which factors the windows of this depth, and those of the control, have to be more.
 
+        Below 1 they are enough: if the interval is narrow, or if a broken model stays so.
         Windows of the control, for which the dense model runs as well, come after own ones, and
         only where it ``has_more``.
         """
         margin, wanted = domain.margin_after(depth), math.log1p(self._evaluation.margin)
         if margin is None:
-            return _Need(_MOST_GROWTH)
+            return _MOST_GROWTH, 0.0
         if margin <= wanted or margin == math.inf:
-            return _Need()
+            return 0.0, 0.0
         served, most = domain.served_after(depth), (wanted / margin) ** 2
         of_control = 0.0
         if has_more and served.control_error and served.standard_error:
             of_control = (served.control_error / served.standard_error) ** 2
         own = (1 - of_control) / max(most - of_control, (1 - _MOST_OF_CONTROL) * most)
         is_few = 2 * domain.num_windows_after(depth) < domain.num_windows_after(len(domain.raw))
-        return _Need(max(1.0, own), 0.0 if is_few else of_control / (_MOST_OF_CONTROL * most))
+        return max(1.0, own), 0.0 if is_few else of_control / (_MOST_OF_CONTROL * most)
 
     def _affordable(self, measured: int, more: int, spent_s: float) -> float:
         """The share of ``more`` losses that the rest of the time allows, by the pace so far."""
@@ -128,17 +128,6 @@ class UntilKnown:
     def _end(self, ended: Ended) -> Sizes:
         self.extent = Extent(ended, self._evaluation.margin, self._evaluation.max_seconds)
         return {}
-
-
-@dataclass(frozen=True)
-class _Need:
-    """By which factors the windows of a depth, and those of its control, have to be more.
-
-    Below 1 they are enough.
-    """
-
-    own: float = 0.0
-    control: float = 0.0
 
 
 def _size(domain: DomainQuality, depth: int, factor: float) -> int:

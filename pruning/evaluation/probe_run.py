@@ -55,18 +55,13 @@ def answer(
     return [_answer(number, item, verdicts) for number, item in enumerate(items)]
 
 
-@dataclass(frozen=True)
-class _Verdict:
-    nats: float  # of the whole answer
-    is_written: bool
+_Verdict = tuple[float, bool]  # nats of the whole answer, and whether it is written
 
 
 def _answer(number: int, item: Item, verdicts: Mapping[tuple[int, int], _Verdict]) -> ItemResult:
-    right = verdicts[number, 0]
-    is_chosen = all(
-        right.nats < verdicts[number, option].nats for option in range(1, 1 + len(item.wrong))
-    )
-    return ItemResult(item.kind, is_chosen, right.is_written)
+    nats, is_written = verdicts[number, 0]
+    is_chosen = all(nats < verdicts[number, 1 + wrong][0] for wrong in range(len(item.wrong)))
+    return ItemResult(item.kind, is_chosen, is_written)
 
 
 def _candidate(
@@ -111,4 +106,4 @@ def _verdicts(
     for ours, likeliest in zip(
         torch.split(nats, lengths), torch.split(is_likeliest, lengths), strict=True
     ):
-        yield _Verdict(float(ours.double().sum()), bool(likeliest.all()))
+        yield float(ours.double().sum()), bool(likeliest.all())
