@@ -92,13 +92,6 @@ if redis.call('ZREM', KEYS[1], ARGV[1]) == 1 then
 end
 """
 
-# KEYS the outbox. ARGV the id, and the end of the claim.
-_RENEW = """
-if not redis.call('ZSCORE', KEYS[1], ARGV[1]) then return 0 end
-redis.call('ZADD', KEYS[1], ARGV[2], ARGV[1])
-return 1
-"""
-
 
 @dataclass(frozen=True)
 class Message:
@@ -265,8 +258,12 @@ class SinkOutbox(_Outbox):
 
     def postpone(self, sink: Sink, job_id: str, due_at: float) -> bool:
         """Leave the job to another process until then. This is no attempt. Returns as ``renew``."""
-        with redis_errors_translated():
-            return bool(self._run(_RENEW, [SINK.format(sink=sink)], [job_id, due_at]))
+        key = SINK.format(sink=sink)
+        with redis_errors_translated(), self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.zadd(key, {job_id: due_at}, xx=True)
+            pipeline.zscore(key, job_id)
+            _, due = pipeline.execute()
+        return due is not None
 
     def withdraw(self, sink: Sink, job: Job) -> None:
         """Do not send the job any more. If it is not sent yet, its checkpoint is withdrawn."""

@@ -124,11 +124,6 @@ if best then
 end
 return taken
 """
-# KEYS the limits of running jobs. ARGV tenants, each with its limit.
-_SET_LIMITS = """
-redis.call('DEL', KEYS[1])
-if #ARGV > 0 then redis.call('HSET', KEYS[1], unpack(ARGV)) end
-"""
 
 logger = logging.getLogger(__name__)
 
@@ -265,7 +260,6 @@ class PruneQueue:
 
     def __init__(self, client: redis.Redis, *, task: str = TASK, lease_s: int = LEASE_S) -> None:
         self._forget_ended = client.register_script(_FORGET_ENDED)
-        self._set_limits = client.register_script(_SET_LIMITS)
         self.rq = LeasedQueue(
             "prune", connection=client, job_class=Delivery, serializer=JSONSerializer
         )
@@ -292,9 +286,11 @@ class PruneQueue:
 
         0 is no limit. ``ANY_TENANT`` stands for the tenants that are not named.
         """
-        pairs = [part for pair in limits.items() for part in pair]
-        with redis_errors_translated():
-            self._set_limits(keys=[RUNNING_LIMITS], args=pairs)
+        with redis_errors_translated(), self.rq.connection.pipeline(transaction=True) as pipeline:
+            pipeline.delete(RUNNING_LIMITS)
+            if limits:
+                pipeline.hset(RUNNING_LIMITS, mapping=dict(limits))
+            pipeline.execute()
 
     def enqueue_again(self, store: JobStore, job_id: str) -> None:
         """Deliver a job that was requeued before its last delivery had ended."""
