@@ -95,13 +95,14 @@ def legend(
     extent = manifest.quality.extent
     until = f" Its extent: {extent}." if extent else ""
     compared = "perplexity" if evaluated_on else "exp(loss)"
+    metric = PruneSpec.from_dict(manifest.spec).metric
     sentences = {
         "loss": "loss: nats per token on the calibration text.",
         "perplexity": f"perplexity: {served}on held-out text, {evaluated_on}.{until}",
         "× dense": f"× dense: {compared} divided by that of the dense model.",
         "speed-up": _speedup_sentence(manifest, rows, speedups),
         "repair": "repair: how the weights of that depth were corrected.",
-        "margin": f"margin: {_MARGINS[_metric(manifest)]} ± standard error over windows.",
+        "margin": f"margin: {_MARGINS[metric]} ± standard error over windows.",
         "in full": "in full: candidates evaluated on all windows, and not only on the first.",
     }
     explained = [sentence for name, sentence in sentences.items() if name in headings]
@@ -210,10 +211,6 @@ def probe_line(probe: ProbeComparison | None) -> Iterator[str]:
 def short(value: float) -> str:
     """Format a perplexity or a ratio in few characters, however large it is."""
     return f"{value:,.2f}" if value < 1e6 else f"{value:.1e}"
-
-
-def _metric(manifest: Manifest) -> Metric:
-    return PruneSpec.from_dict(manifest.spec).metric
 
 
 def _row(manifest: Manifest, step: int, removal: Removal | None) -> Row:

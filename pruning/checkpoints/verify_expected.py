@@ -151,14 +151,11 @@ def digest(values: torch.Tensor) -> str:
 
 def companions(directory: Path) -> dict[str, str | None]:
     """Return the sha256 of each file that belongs to a tokenizer, None for missing ones."""
-    digests: dict[str, str | None] = {}
-    for name in COMPANION_FILES:
-        if name not in _NOT_OF_THE_TOKENIZER:
-            file = directory / name
-            digests[name] = (
-                hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
-            )
-    return digests
+    files = [directory / name for name in COMPANION_FILES if name not in _NOT_OF_THE_TOKENIZER]
+    return {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+        for file in files
+    }
 
 
 def sample_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

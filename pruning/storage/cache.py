@@ -41,10 +41,6 @@ class Wanted:
     content: bytes
     files: Collection[str]
 
-    @property
-    def entries(self) -> dict[str, FileEntry]:
-        return {file: self.manifest.files[file] for file in self.files}
-
 
 class CheckpointCache:
     """Folders below ``root``, together at most ``max_bytes``, manifests and locks not counted."""
@@ -191,11 +187,8 @@ def _full_disk_reported(root: Path) -> Iterator[None]:
 
 def _missing(folder: Path, wanted: Wanted) -> dict[str, FileEntry]:
     """The files that are not in the folder as a whole."""
-    return {
-        file: entry
-        for file, entry in wanted.entries.items()
-        if not _has_size(folder / file, entry.num_bytes)
-    }
+    entries = ((file, wanted.manifest.files[file]) for file in wanted.files)
+    return {file: entry for file, entry in entries if not _has_size(folder / file, entry.num_bytes)}
 
 
 def _has_size(file: Path, num_bytes: int) -> bool:

@@ -20,12 +20,8 @@ class StoreExtraMissing(StoreError):
 
 def open_store(url: StoreUrl) -> ObjectStore:
     """Raises ``StoreExtraMissing``. Nothing is asked of the store yet."""
-    if url.scheme == "hf":
-        return _hub_store(url)
-    return FileSystemStore(file_system(url), url.path, str(url))
-
-
-def _hub_store(url: StoreUrl) -> ObjectStore:
+    if url.scheme != "hf":
+        return FileSystemStore(file_system(url), url.path, str(url))
     from pruning.storage.hub import HubStore  # noqa: PLC0415 - it takes a second
 
     is_dataset = url.path.startswith("datasets/")
