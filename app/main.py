@@ -13,9 +13,7 @@ from app.api.errors import install_errors
 from app.api.formats.jobs import job_view_at
 from app.api.job_checks import JobChecks, TextsFolder
 from app.api.lifespan import running
-from app.api.middleware.auth import AuthMiddleware
-from app.api.middleware.metrics import MetricsMiddleware
-from app.api.middleware.security_headers import SecurityHeadersMiddleware
+from app.api.middleware import AuthMiddleware, MetricsMiddleware, SecurityHeadersMiddleware
 from app.api.openapi import describe_api
 from app.api.routes import (
     checkpoints,

@@ -24,7 +24,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from app.api.errors import Problems, problem_of
-from app.api.middleware.security_headers import HEADERS
+from app.api.middleware import HEADERS
 from app.api.problems import envelope, is_openai, problem_response
 from app.cluster.messages import (
     ForwardedRequest,

@@ -13,7 +13,7 @@ import pytest
 import redis
 from fastapi.testclient import TestClient
 
-from app.api.middleware.auth import AuthMiddleware
+from app.api.middleware import AuthMiddleware
 from app.auth.audit import AuditLog, AuditUnavailable
 from app.auth.keys import KeyFile, Scope
 from app.auth.scopes import authorizer_of

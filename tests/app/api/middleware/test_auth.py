@@ -13,7 +13,7 @@ import redis
 from fastapi.testclient import TestClient
 from starlette.types import Message
 
-from app.api.middleware.auth import AuthMiddleware
+from app.api.middleware import AuthMiddleware
 from app.auth.keys import KeyFile, Scope, caller
 from app.auth.scopes import authorizer_of
 from app.commands.client import Refused, ServiceClient

@@ -1,8 +1,9 @@
-"""Authentication of all requests, and the limits of their API keys."""
+"""What every request passes: security headers, metrics, authentication, limits of API keys."""
 
 import asyncio
 import logging
 
+from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.deps import services_of
@@ -16,6 +17,16 @@ from app.auth.sessions import NotSameOrigin
 
 logger = logging.getLogger(__name__)
 
+HEADERS = {  # which keep browsers from rendering or embedding responses
+    "X-Content-Type-Options": "nosniff",  # generated text may look like HTML
+    "Content-Security-Policy": "frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+}
+_OTHER = "other"  # an unknown path or method
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_CLIENT_GONE = 499  # there was no response
+_UNHANDLED = 500
+
 _RAISES = (
     NotLocal,
     KeyRefused,
@@ -25,6 +36,59 @@ _RAISES = (
     TokenQuotaReached,
 )
 _MAX_LOGGED_CHARS = 200  # of a path
+
+
+class SecurityHeadersMiddleware:
+    """ASGI middleware: adds the headers to every response."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def add(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        await self._app(scope, receive, add)
+
+
+class MetricsMiddleware:
+    """ASGI middleware: counts every request when it ends, with the status of its response.
+
+    By the template of its route, because paths are unbounded.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = _CLIENT_GONE
+
+        async def note(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, note)
+        except Exception:
+            status = _UNHANDLED
+            raise
+        finally:
+            _count(scope, status)
+
+
+def _count(scope: Scope, status: int) -> None:
+    route = getattr(scope.get("route"), "path", _OTHER)
+    method = scope["method"] if scope["method"] in _METHODS else _OTHER
+    services_of(scope["state"]).metrics.http.labels(route, method, status).inc()
 
 
 class AuthMiddleware:
