@@ -32,8 +32,8 @@ from app.api.schemas.openai import (
     StreamOptions,
     TokenLogprob,
     TopLogprob,
+    Usage,
 )
-from app.api.schemas.usage import Usage
 from app.engine.async_engine import EngineStopped
 from app.engine.scheduling.sequence import FinishReason, PromptToken
 from app.generation.output import Delta, Output, Token, TokenKey

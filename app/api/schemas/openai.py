@@ -5,7 +5,7 @@ supported, is refused unless its value asks for nothing. Unknown fields are refu
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -22,7 +22,6 @@ from app.api.schemas.messages import Message, Nothing, Text, Unsupported, expect
 from app.api.schemas.numbers import WHOLE, Integer, TokenIds
 from app.api.schemas.sampling import OpenAISamplingFields
 from app.api.schemas.tools import ToolCall, ToolChoice, Tools
-from app.api.schemas.usage import Usage
 from app.engine.scheduling.sequence import MAX_NEW_TOKENS, MAX_TOP_LOGPROBS
 
 MAX_CHOICES = 128
@@ -215,6 +214,35 @@ class _Response(BaseModel):
         "Of weights, kernels and versions: with another one, outputs may differ. Null "
         "for a model of another server."
     )
+
+
+class PromptTokensDetails(BaseModel):
+    cached_tokens: int = Field(
+        description="Tokens of the prompts that were not read again: an earlier request had."
+    )
+
+
+class Usage(BaseModel):
+    prompt_tokens: int = Field(description="Tokens of the prompts.")
+    completion_tokens: int = Field(description="Generated tokens.")
+    total_tokens: int = Field(description="The sum of both.")
+    prompt_tokens_details: PromptTokensDetails | None = optional(
+        "Null where it is not known, as before the end of a stream."
+    )
+
+    @classmethod
+    def of(
+        cls, prompt_tokens: int, completion_tokens: int, cached_tokens: int | None = None
+    ) -> Self:
+        details = None
+        if cached_tokens is not None:
+            details = PromptTokensDetails(cached_tokens=cached_tokens)
+        return cls(
+            prompt_tokens_details=details,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            total_tokens=prompt_tokens + completion_tokens,
+        )
 
 
 class CompletionView(_Response):
