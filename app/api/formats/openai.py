@@ -4,15 +4,14 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import ClassVar, TypeVar
 from uuid import uuid4
 
 from fastapi.sse import format_sse_event
 from pydantic import BaseModel
 
 from app.api.errors import problem_of
-from app.api.formats.tool_calls import CallStreams, found_calls, text_and_calls
-from app.api.formats.tools import ToolUse
+from app.api.formats.tools import MessageDelta, ToolUse, found_calls, text_and_calls
 from app.api.problems import envelope
 from app.api.schemas.openai import (
     AssistantMessage,
@@ -130,7 +129,7 @@ class ChatFormat(OpenAIFormat):
         tools: ToolUse | None = None,
     ) -> None:
         super().__init__("chatcmpl", body, vocabulary, fingerprint)
-        self._calls = None if tools is None else CallStreams(tools)
+        self._tools = tools
         self._has_logprobs = bool(body.logprobs)
         self._started: set[int] = set()  # indices of outputs whose role has been sent
 
@@ -148,33 +147,37 @@ class ChatFormat(OpenAIFormat):
 
     def deltas(self, deltas: Sequence[Delta]) -> Iterator[bytes]:
         for delta in deltas:
-            if delta.index not in self._started:
+            if is_first := delta.index not in self._started:
                 self._started.add(delta.index)
-                content = "" if self._calls is None else None
+                content = "" if self._tools is None else None
                 yield self._chunk(delta, {"role": "assistant", "content": content})
             logprobs = self._logprobs(delta.tokens)
-            message = text_and_calls(delta) if self._calls is None else self._calls.delta(delta)
+            message = (
+                text_and_calls(delta)
+                if self._tools is None
+                else self._tools.delta(delta, is_first=is_first)
+            )
             if message or (logprobs and logprobs.content):
                 yield self._chunk(delta, message or {"content": ""}, logprobs)
             if delta.output:
                 yield self._chunk(delta, {}, finish=self._finish(delta.output))
 
     def _message(self, output: Output) -> AssistantMessage:
-        if self._calls is None:
+        if self._tools is None:
             calls = found_calls(output)
             text = output.text or None if calls else output.text
             return AssistantMessage(content=text, tool_calls=calls)
-        return AssistantMessage(content=None, tool_calls=[self._calls.whole(output.text)])
+        return AssistantMessage(content=None, tool_calls=[self._tools.call(output.text)])
 
     def _finish(self, output: Output) -> ChatFinish:
         """A call that was cut short has no valid arguments."""
-        finish, is_call = finish_of(output), self._calls is not None or bool(output.calls)
+        finish, is_call = finish_of(output), self._tools is not None or bool(output.calls)
         return "tool_calls" if is_call and finish == "stop" else finish
 
     def _chunk(
         self,
         delta: Delta,
-        message: dict[Literal["role", "content", "tool_calls"], Any],
+        message: MessageDelta,
         logprobs: ChoiceLogprobs | None = None,
         finish: ChatFinish | None = None,
     ) -> bytes:

@@ -6,14 +6,19 @@ an object with a name and arguments. Where the model may choose text instead, vL
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+from uuid import uuid4
 
 from app.api.schemas.openai import ChatBody
 from app.api.schemas.response_format import JsonSchemaFormat, JsonSchemaSpec
-from app.api.schemas.tools import CalledFunction, FunctionSpec, NamedTool
+from app.api.schemas.tools import CalledFunction, FunctionSpec, NamedTool, ToolCall
 from app.engine.scheduling.sequence import RequestRefused
+from app.generation.output import CallPart, Delta, Output
 from app.generation.request import Served, ServedElsewhere
+
+MessageDelta = dict[Literal["role", "content", "tool_calls"], Any]  # what is new of a message
 
 
 class ToolsRefused(RequestRefused):
@@ -42,15 +47,28 @@ class ToolUse:
         spec = JsonSchemaSpec(name="tool_call", schema=schema)
         return JsonSchemaFormat(type="json_schema", json_schema=spec)
 
-    def called(self, text: str) -> CalledFunction:
+    def call(self, text: str) -> ToolCall:
         """The call that a text is. One that was cut short has its text as the arguments."""
-        if self.only is not None:
-            return CalledFunction(name=self.only.name, arguments=text)
-        try:
-            call = json.loads(text)
-            return CalledFunction(name=call["name"], arguments=json.dumps(call["arguments"]))
-        except (ValueError, LookupError):
-            return CalledFunction(name="", arguments=text)
+        name, arguments = "" if self.only is None else self.only.name, text
+        if self.only is None:
+            with suppress(ValueError, LookupError):
+                call = json.loads(text)
+                name, arguments = call["name"], json.dumps(call["arguments"])
+        return _new_call(name, arguments)
+
+    def delta(self, delta: Delta, *, is_first: bool) -> MessageDelta:
+        """What is new of the call; empty if nothing is to be sent yet.
+
+        The arguments of an only function are streamed as they grow. Which of several functions is
+        called is known at the end, so such a call is one delta.
+        """
+        if self.only is None:
+            return {} if delta.output is None else _whole(self.call(delta.output.text))
+        if is_first:
+            return _whole(self.call(delta.text))
+        if not delta.text:
+            return {}
+        return {"tool_calls": [{"index": 0, "function": {"arguments": delta.text}}]}
 
 
 def leaves_choice(body: ChatBody) -> bool:
@@ -112,3 +130,34 @@ def _call(function: FunctionSpec) -> dict[str, Any]:
         "required": ["name", "arguments"],
         "additionalProperties": False,
     }
+
+
+def found_calls(output: Output) -> list[ToolCall] | None:
+    """The calls that another server has found in the output; None if there are none."""
+    return [_new_call(call.name or "", call.arguments, call.id) for call in output.calls] or None
+
+
+def text_and_calls(delta: Delta) -> MessageDelta:
+    """What is new of both; empty if nothing is."""
+    message: MessageDelta = {}
+    if delta.text:
+        message["content"] = delta.text
+    if delta.calls:
+        message["tool_calls"] = [*map(_part, delta.calls)]
+    return message
+
+
+def _part(part: CallPart) -> dict[str, Any]:
+    if part.name is None:
+        return {"index": part.index, "function": {"arguments": part.arguments}}
+    call = _new_call(part.name, part.arguments, part.id)
+    return {"index": part.index, **call.model_dump()}
+
+
+def _new_call(name: str, arguments: str, id_: str | None = None) -> ToolCall:
+    function = CalledFunction(name=name, arguments=arguments)
+    return ToolCall(id=id_ or f"call_{uuid4().hex[:24]}", function=function)
+
+
+def _whole(call: ToolCall) -> MessageDelta:
+    return {"tool_calls": [{"index": 0, **call.model_dump()}]}
