@@ -13,8 +13,7 @@ from dataclasses import dataclass, replace
 
 from app.api.job_checks import Checked, CheckedHealing, JobChecks
 from app.api.schemas.events import WebhookBody
-from app.api.schemas.jobs import HealJobBody, PruneJobBody
-from app.api.schemas.retry import RetryJobBody
+from app.api.schemas.jobs import HealJobBody, PruneJobBody, RetryJobBody
 from app.auth.keys import ApiKey, caller, seen_tenant
 from app.auth.quotas import NO_QUOTA, Quota
 from app.webhooks.target import AddressRule, WebhooksOff, check

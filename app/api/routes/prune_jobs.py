@@ -11,8 +11,13 @@ from app.api.formats.jobs import delivery_view, estimate_view, job_view
 from app.api.openapi import responses_for
 from app.api.router import Router
 from app.api.schemas.events import WebhookDeliveryList
-from app.api.schemas.jobs import EstimateView, PruneJobBody, PruneJobList, PruneJobView
-from app.api.schemas.retry import RetryJobBody
+from app.api.schemas.jobs import (
+    EstimateView,
+    PruneJobBody,
+    PruneJobList,
+    PruneJobView,
+    RetryJobBody,
+)
 from app.api.submission import Submitted
 from app.auth.keys import seen_tenant
 from app.models.catalog import Catalog

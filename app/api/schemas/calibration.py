@@ -1,4 +1,4 @@
-"""The calibration text in the body of a job: one text, or a mix of several by weight."""
+"""The texts in the body of a job: what calibrates, one or a mix by weight, and what evaluates."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -8,6 +8,7 @@ from pydantic import Discriminator, Field, Tag
 from app.api.schemas.fields import documented, optional
 from app.api.schemas.generate import Body
 from pruning.spec.calibration import MAX_SOURCES, CalibrationSpec, Dataset, Sampling
+from pruning.spec.evaluation import Evaluation
 
 _ONE, _MIX = "<one>", "<mix>"  # the two forms of a calibration
 
@@ -61,3 +62,35 @@ OneOrMix = Annotated[
 def without_tags(loc: Sequence[int | str]) -> list[int | str]:
     """Remove the union tags that pydantic adds to the location of an error."""
     return [part for part in loc if part not in (_ONE, _MIX)]
+
+
+class EvaluationBody(Body):
+    """The held-out windows of each domain: a number, or as many as the ratios need."""
+
+    # These ranges only document the API: the spec checks them.
+    num_samples: int | None = documented(
+        Evaluation.num_samples,
+        "Windows of each domain. Without it, windows are added until the margin is "
+        "reached, at most 512.",
+        {"minimum": 1},
+    )
+    seqlen: int | None = documented(
+        Evaluation.seqlen, "Tokens per window; null: as in the calibration.", {"minimum": 2}
+    )
+    margin: float = documented(
+        Evaluation.margin,
+        "Windows are added until the 95 % interval of each ratio to the dense "
+        "perplexity reaches at most this far from it, on each domain and depth; 0.03 is ±3 %.",
+        {"exclusiveMinimum": 0, "exclusiveMaximum": 1},
+    )
+    max_seconds: float = documented(
+        Evaluation.max_seconds,
+        "Add no windows that would take longer than this in all.",
+        {"minimum": 0},
+    )
+
+
+EVALUATION = (
+    "How much held-out text is measured; a limit of the gate that is not decided asks for more. "
+    "null: as many windows as the calibration has."
+)

@@ -5,12 +5,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints
 
-from app.api.schemas.calibration import CalibrationBody, OneOrMix
-from app.api.schemas.evaluation import EVALUATION, EvaluationBody
+from app.api.schemas.calibration import EVALUATION, CalibrationBody, EvaluationBody, OneOrMix
 from app.api.schemas.events import SinkView, WebhookBody, WebhookView
 from app.api.schemas.fields import documented, kind, optional
 from app.api.schemas.generate import Body, DomainView, MeasuredSpeedupView, ModelName, RepairView
 from app.api.schemas.heal import HealBody, HealEstimateView, HealProgressView
+from pruning.spec import InvalidSpec
 from pruning.spec.evaluation import Gate, GateAction
 from pruning.spec.prune import TARGETS, Dtype, Metric, PruneSpec, Quantize, Repair, Resident, Search
 
@@ -333,3 +333,44 @@ class HealJobBody(Body):
     metadata: Metadata = Field(default_factory=dict, max_length=16, description=METADATA)
     webhook: WebhookBody | None = optional("Where to send messages about the job.")
     dry_run: DryRun = False
+
+
+_CAN_BE_NULL = ("gate", "quantize", "heal", "evaluation", "save_dtype")
+_OF_HEALING = frozenset({"heal"})  # all that a job has that prunes nothing
+
+
+class RetryJobBody(Body):
+    """What to change. A field that is left out stays as it was.
+
+    The search has what it depends on in other fields, which cannot change.
+    """
+
+    evaluate: StrictBool | None = optional(
+        "Measure the perplexity on held-out text at every depth."
+    )
+    evaluation: EvaluationBody | None = optional(
+        "How much held-out text is measured, as for a new job."
+    )
+    repair: Repair | None = optional("How the remaining blocks are corrected, as for a new job.")
+    gate: GateBody | None = optional("Limits on the quality loss; null for none.")
+    quantize: Quantize | None = optional(
+        "Measure the perplexity with quantized blocks too; null to not."
+    )
+    zero_shot: StrictBool | None = optional("Evaluate both models on the paper's five tasks.")
+    resident: Resident | None = optional("model, or stream: load one block at a time.")
+    save_dtype: Dtype | None = optional("Of the published weights, as for a new job.")
+    heal: HealBody | None = optional("Train the pruned model in the end; null to not.")
+
+    def changed(self, spec: PruneSpec, *, heals_only: bool) -> PruneSpec:
+        """The spec with these changes. Raises ``InvalidSpec``."""
+        asked: dict[str, Any] = self.model_dump(include=self.model_fields_set)
+        changes = {
+            name: value
+            for name, value in asked.items()
+            if value is not None or name in _CAN_BE_NULL
+        }
+        if heals_only and (others := changes.keys() - _OF_HEALING):
+            raise InvalidSpec(min(others), f"{min(others)}: this job only heals, so change heal")
+        if heals_only and changes.get("heal", spec.heal) is None:
+            raise InvalidSpec("heal", "heal=null: this job only heals, so nothing would be left")
+        return PruneSpec.from_dict({**spec.to_dict(), **changes})

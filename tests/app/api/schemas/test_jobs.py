@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from app.api.schemas.calibration import CalibrationBody, SourceBody
-from app.api.schemas.evaluation import EvaluationBody
+from app.api.schemas.calibration import CalibrationBody, EvaluationBody, SourceBody
 from app.api.schemas.heal import HealBody
 from app.api.schemas.jobs import GateBody, PruneJobBody
 from pruning.spec.calibration import CalibrationMix, CalibrationSpec
