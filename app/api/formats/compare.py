@@ -2,9 +2,10 @@
 
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 from statistics import fmean
 
-from app.api.formats.engine import engine_view
+
 from app.api.formats.same_names import view_of
 from app.api.schemas.compare import (
     ComparedModelView,
@@ -13,6 +14,7 @@ from app.api.schemas.compare import (
     CompareView,
     ControlView,
     DivergenceView,
+    EngineView,
     TokenTextView,
 )
 from app.api.schemas.generate import TimingsView
@@ -25,6 +27,7 @@ from app.compare.compare import (
 )
 from app.compare.likelihood import token_ids
 from app.compare.speedup import kernel_names
+from app.generation.request import Served, ServedElsewhere
 from app.generation.vocabulary import Vocabulary
 from app.request_id import current_request_id
 
@@ -122,3 +125,10 @@ def _result(comparison: Comparison, variant: ComparedVariant) -> ComparedModelVi
         logprob_gap=fmean(gaps) if gaps else None,
         kernels=kernel_names(variant.kernels),
     )
+
+
+def engine_view(served: Served) -> EngineView:
+    if isinstance(served, ServedElsewhere) and served.vllm is not None:
+        vllm = served.vllm
+        return EngineView(name="vllm", version=vllm.version, arguments=list(vllm.args))
+    return EngineView(name="own", version=version("sleb-serve"), arguments=[])

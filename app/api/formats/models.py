@@ -81,7 +81,7 @@ def _domain_view(entry: ModelEntry, domain: DomainAtDepth) -> DomainView:
     return view_of(
         DomainView,
         domain,
-        **_interval("dense_perplexity", domain.dense),
+        **interval_fields("dense_perplexity", domain.dense),
         **_compared("", served),
         **_compared("raw_", domain.raw),
         **_compared("repaired_", repaired),
@@ -93,10 +93,11 @@ def _domain_view(entry: ModelEntry, domain: DomainAtDepth) -> DomainView:
 def _compared(prefix: str, compared: Compared | None) -> dict[str, float | None]:
     """The fields that begin with ``prefix``: a perplexity, and its ratio to the dense model's."""
     perplexity, ratio = (compared.perplexity, compared.ratio) if compared else (None, None)
-    return {f"{prefix}perplexity": perplexity, **_interval(f"{prefix}ratio", ratio)}
+    return {f"{prefix}perplexity": perplexity, **interval_fields(f"{prefix}ratio", ratio)}
 
 
-def _interval(name: str, interval: Interval | None) -> dict[str, float | None]:
+def interval_fields(name: str, interval: Interval | None) -> dict[str, float | None]:
+    """The fields of an interval: ``name`` itself is the estimate."""
     ends = (interval.value, interval.low, interval.high) if interval else (None, None, None)
     return dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
 

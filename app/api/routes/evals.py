@@ -1,24 +1,47 @@
 """Evaluation of a served model on held-out text."""
 
 import asyncio
+from typing import Annotated, Any, Literal, get_args
 
 from fastapi import Request, Response
+from pydantic import Field
 
 from app.api.deps import GeneratorDep, ServicesDep
-from app.api.formats.evals import headline_of, report_of
+from app.api.formats.compare import engine_view
+from app.api.formats.models import interval_fields
 from app.api.formats.same_names import view_of
 from app.api.load_shedding import SheddingRoute
 from app.api.openapi import responses_for
 from app.api.router import Router
 from app.api.routes.results import ResultReportView
-from app.api.schemas.evals import EvalBody
+from app.api.schemas.fields import documented
+from app.api.schemas.generate import Body, ModelName
 from app.api.sse import unless_gone
 from app.compare.evaluation import RAISES, Evaluation, EvaluationRequest, evaluate
 from app.compare.likelihood import Scorer
 from app.engine.async_engine import EngineStopped
 from app.results.store import ResultKind, ResultNotKept, ResultStore
+from pruning.evaluation.advice import times
+from pruning.evaluation.quality import Perplexity
 
 router = Router(tags=["generate"], route_class=SheddingRoute)
+
+Text = Literal["prose", "code", "documentation"]
+MAX_WINDOWS = 128
+MAX_SEQLEN = 4096
+
+
+class EvalBody(Body):
+    """Windows of packaged held-out text, which no job has calibrated on."""
+
+    model: ModelName = Field(description="A dense model, a variant or an alias.")
+    texts: Annotated[list[Text], Field(min_length=1, max_length=3)] = documented(
+        list(get_args(Text)), "The packaged texts to measure on."
+    )
+    num_windows: Annotated[int, Field(ge=1, le=MAX_WINDOWS)] = documented(
+        16, "Windows of each text; intervals need three."
+    )
+    seqlen: Annotated[int, Field(ge=2, le=MAX_SEQLEN)] = documented(128, "Tokens of a window.")
 
 
 @router.post(
@@ -53,12 +76,48 @@ async def evaluate_model(
 
 def _kept(results: ResultStore, evaluation: Evaluation) -> ResultReportView:
     """Raises ``ResultNotKept``."""
-    entry, headline = evaluation.served.entry, headline_of(evaluation)
+    entry, headline = evaluation.served.entry, _headline(evaluation)
     tenants = [entry.order.tenant] if entry.order and entry.order.tenant else []
     try:
         result_id = results.keep(
-            ResultKind.EVAL, entry.base, headline, report_of(evaluation), tenants=tenants
+            ResultKind.EVAL, entry.base, headline, _report(evaluation), tenants=tenants
         )
     except OSError as error:
         raise ResultNotKept(error, headline) from error
     return view_of(ResultReportView, results.get(result_id))
+
+
+def _report(evaluation: Evaluation) -> dict[str, Any]:
+    """What is kept."""
+    dense = evaluation.dense or (None,) * len(evaluation.perplexities)
+    entry = evaluation.served.entry
+    return {
+        "model": entry.name,
+        "dense": entry.base,
+        "num_blocks": entry.num_blocks,
+        "engine": engine_view(evaluation.served).model_dump(),
+        "texts": [
+            _text(own, whole) for own, whole in zip(evaluation.perplexities, dense, strict=True)
+        ],
+    }
+
+
+def _headline(evaluation: Evaluation) -> str:
+    """The ratio to the dense model on each text, or else the perplexity."""
+    name = evaluation.served.entry.name
+    figures = [
+        f"{one.text} {times(one.ratio)}" if one.ratio else f"{one.text} {one.perplexity:.2f}"
+        for one in evaluation.perplexities
+    ]
+    return f"{name}: {', '.join(figures)}"
+
+
+def _text(own: Perplexity, dense: Perplexity | None) -> dict[str, Any]:
+    return {
+        "text": own.text,
+        "num_windows": own.num_windows,
+        "seqlen": own.seqlen,
+        **interval_fields("perplexity", own.interval),
+        "dense_perplexity": None if dense is None else dense.perplexity,
+        **interval_fields("ratio", own.ratio),
+    }
