@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from app.api.deps import GenerationServices, JobServices, Services, State
@@ -137,8 +138,7 @@ def create_app(
     )
     authorizer = authorizer_of(settings)
     _add_middleware(app, settings, authorizer)
-    for module in (*_ROUTES, web):
-        app.router.routes.extend(module.router.routes)
+    _add_routes(app)
     describe_api(app, authorizer, is_audited=settings.audit_log is not None)
     return app
 
@@ -152,6 +152,15 @@ def _add_middleware(app: FastAPI, settings: ServeSettings, authorizer: Authorize
     app.add_middleware(MetricsMiddleware)
     app.add_middleware(RequestIdMiddleware)
     app.add_middleware(SecurityHeadersMiddleware)
+
+
+def _add_routes(app: FastAPI) -> None:
+    """Operations have the names of their functions, for links between them."""
+    for module in (*_ROUTES, web):
+        app.router.routes.extend(module.router.routes)
+    for route in app.routes:
+        if isinstance(route, APIRoute):
+            route.operation_id = route.name
 
 
 def _tracing(settings: ServeSettings) -> "Tracing | None":

@@ -6,8 +6,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
+from fastapi import APIRouter, Request, Response
 from fastapi import Path as PathParameter
-from fastapi import Request, Response
 from starlette.background import BackgroundTask
 
 from app.api.deps import JobId, ServicesDep
@@ -15,7 +15,6 @@ from app.api.download import RANGE_RESPONSES, Download
 from app.api.formats.models import domain_views, repair_view
 from app.api.formats.same_names import view_of
 from app.api.openapi import responses_for
-from app.api.router import Router
 from app.api.schemas.checkpoints import (
     CheckpointFileView,
     CheckpointList,
@@ -35,7 +34,7 @@ from pruning.checkpoints.store import (
 from pruning.jobs.store import READ_RAISES
 from pruning.models.names import healed_name
 
-router = Router(prefix="/prune-jobs/{job_id}/checkpoints", tags=["prune jobs"])
+router = APIRouter(prefix="/prune-jobs/{job_id}/checkpoints", tags=["prune jobs"])
 
 FileName = Annotated[
     str, PathParameter(description="A file of the checkpoint, as `model.safetensors`.")

@@ -2,20 +2,19 @@
 
 import asyncio
 
-from fastapi import Request
+from fastapi import APIRouter, Request
 
 from app.api.deps import GeneratorDep, ServicesDep
 from app.api.formats.compare import compare_view
 from app.api.load_shedding import SheddingRoute
 from app.api.openapi import responses_for
-from app.api.router import Router
 from app.api.schemas.compare import CompareBody, CompareView
 from app.api.schemas.sampling import sampling_params
 from app.api.sse import unless_gone
 from app.compare.compare import RAISES, Comparer, ComparisonRequest
 from app.compare.recorded import record_speedups
 
-router = Router(tags=["generate"], route_class=SheddingRoute)
+router = APIRouter(tags=["generate"], route_class=SheddingRoute)
 
 
 @router.post("/compare", responses=responses_for(*RAISES, has_body=True))

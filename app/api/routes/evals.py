@@ -3,7 +3,7 @@
 import asyncio
 from typing import Annotated, Any, Literal, get_args
 
-from fastapi import Request, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from app.api.deps import GeneratorDep, ServicesDep
@@ -12,7 +12,6 @@ from app.api.formats.models import interval_fields
 from app.api.formats.same_names import view_of
 from app.api.load_shedding import SheddingRoute
 from app.api.openapi import responses_for
-from app.api.router import Router
 from app.api.routes.results import ResultReportView
 from app.api.schemas.fields import documented
 from app.api.schemas.generate import Body, ModelName
@@ -24,7 +23,7 @@ from app.results.store import ResultKind, ResultNotKept, ResultStore
 from pruning.evaluation.advice import times
 from pruning.evaluation.quality import Perplexity
 
-router = Router(tags=["generate"], route_class=SheddingRoute)
+router = APIRouter(tags=["generate"], route_class=SheddingRoute)
 
 Text = Literal["prose", "code", "documentation"]
 MAX_WINDOWS = 128

@@ -4,7 +4,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import Header, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from pydantic import StringConstraints
@@ -13,14 +13,13 @@ from starlette.types import Receive, Scope, Send
 from app.api.deps import JobId, ServicesDep
 from app.api.formats.same_names import view_of
 from app.api.openapi import EVENT_STREAM, Responses, responses_for
-from app.api.router import Router
 from app.api.schemas.events import PruneJobEventList, PruneJobEventView
 from pruning.jobs.events import EventFeed, TooManyWatchers
 from pruning.jobs.job import JobEvent
 from pruning.jobs.redis import JobStoreUnavailable
 from pruning.jobs.store import READ_RAISES
 
-router = Router(prefix="/prune-jobs", tags=["prune jobs"])
+router = APIRouter(prefix="/prune-jobs", tags=["prune jobs"])
 
 STREAM = "text/event-stream"
 KEEP_ALIVE_S = 15.0

@@ -1,12 +1,11 @@
 """Batched generation with a dense model or one of its pruned variants."""
 
-from fastapi import Request, Response
+from fastapi import APIRouter, Request, Response
 
 from app.api.deps import GeneratorDep
 from app.api.formats.generate import GenerateFormat
 from app.api.load_shedding import SheddingRoute
 from app.api.openapi import EVENT_STREAM, Responses, responses_for
-from app.api.router import Router
 from app.api.schemas.generate import GenerateBody, GenerateView
 from app.api.schemas.sampling import sampling_params
 from app.api.sse import respond
@@ -14,7 +13,7 @@ from app.generation.generator import RAISES
 from app.generation.request import GenerationRequest
 from app.generation.vocabulary import Vocabulary
 
-router = Router(tags=["generate"], route_class=SheddingRoute)
+router = APIRouter(tags=["generate"], route_class=SheddingRoute)
 
 _RESPONSES: Responses = {**responses_for(*RAISES, has_body=True), 200: {"content": EVENT_STREAM}}
 

@@ -1,18 +1,17 @@
 """Healing jobs: they are submitted here, and are jobs as all others afterwards."""
 
-from fastapi import Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from app.api.deps import ServicesDep
 from app.api.errors import HEAL_RAISES
 from app.api.formats.jobs import heal_estimate_view
 from app.api.openapi import responses_for
-from app.api.router import Router
 from app.api.routes.prune_jobs import ACCEPTED, IdempotencyKey, accepted
 from app.api.schemas.heal import HealEstimateView
 from app.api.schemas.jobs import HealJobBody, PruneJobView
 
-router = Router(prefix="/heal-jobs", tags=["prune jobs"])
+router = APIRouter(prefix="/heal-jobs", tags=["prune jobs"])
 
 
 @router.post(

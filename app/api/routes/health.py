@@ -3,15 +3,14 @@
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import Request, Response
+from fastapi import APIRouter, Request, Response
 from prometheus_client import exposition
 
 from app.api.deps import ServicesDep
 from app.api.formats.same_names import view_of
-from app.api.router import Router
 from app.api.schemas.generate import HealthView, ReadyView, ServerView, VersionView
 
-router = Router(tags=["health"])
+router = APIRouter(tags=["health"])
 
 # The asynchronous ones answer from the event loop: a thread would wait for every large body.
 

@@ -4,14 +4,13 @@ import asyncio
 from contextlib import suppress
 from typing import Annotated
 
-from fastapi import Path, Query
+from fastapi import APIRouter, Path, Query
 
 from app.api.deletion import NotDeletable, delete_dense
 from app.api.deps import GeneratorDep, ModelOrAlias, ServicesDep
 from app.api.formats.advice import advice_view
 from app.api.formats.models import model_view
 from app.api.openapi import responses_for
-from app.api.router import Router
 from app.api.schemas.advice import AdviceView
 from app.api.schemas.generate import AliasBody, ModelList, ModelView
 from app.api.unload import RAISES, unload
@@ -24,7 +23,7 @@ from pruning.evaluation.advice import Limits
 from pruning.jobs.redis import JobStoreUnavailable
 from pruning.spec import InvalidSpec
 
-router = Router(prefix="/models", tags=["models"])
+router = APIRouter(prefix="/models", tags=["models"])
 
 Alias = Annotated[str, Path(description="The alias to set; no model has this name.")]
 AliasOrDense = Annotated[str, Path(description="An alias or a dense model.")]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TypeVar
 
-from fastapi import Request, Response
+from fastapi import APIRouter, Request, Response
 
 from app.api.deps import GeneratorDep, ModelOrAlias, ServicesDep
 from app.api.formats.models import error_of
@@ -13,7 +13,6 @@ from app.api.formats.tools import check_choice, leaves_choice, tool_use
 from app.api.load_shedding import SheddingRoute
 from app.api.openapi import EVENT_STREAM, Responses
 from app.api.problems import TOO_LARGE_TITLE, NotOffered
-from app.api.router import Router
 from app.api.schemas.openai import (
     DEFAULT_CHAT_TOKENS,
     ChatBody,
@@ -35,8 +34,8 @@ from app.models.entry import ModelEntry
 from pruning.jobs.redis import JobStoreUnavailable
 from pruning.models.store import NotAModel
 
-router = Router(prefix="/v1", tags=["openai"], route_class=SheddingRoute)
-_not_offered = Router()  # these need no place in the queue
+router = APIRouter(prefix="/v1", tags=["openai"], route_class=SheddingRoute)
+_not_offered = APIRouter()  # these need no place in the queue
 
 _Value = TypeVar("_Value")
 _MEANINGS = {

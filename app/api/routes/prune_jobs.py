@@ -2,14 +2,13 @@
 
 from typing import Annotated, Any
 
-from fastapi import Header, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from app.api.deps import JobId, ServicesDep
 from app.api.errors import RETRY_RAISES, SUBMIT_RAISES
 from app.api.formats.jobs import delivery_view, estimate_view, job_view
 from app.api.openapi import responses_for
-from app.api.router import Router
 from app.api.schemas.events import WebhookDeliveryList
 from app.api.schemas.jobs import (
     EstimateView,
@@ -25,7 +24,7 @@ from pruning.jobs.deletion import CheckpointInUse
 from pruning.jobs.job import JobStatus
 from pruning.jobs.store import CHANGE_RAISES, READ_RAISES
 
-router = Router(prefix="/prune-jobs", tags=["prune jobs"])
+router = APIRouter(prefix="/prune-jobs", tags=["prune jobs"])
 
 POLL_AFTER_S = 2
 

@@ -2,17 +2,16 @@
 
 from typing import Annotated, Any, Literal
 
-from fastapi import Path, Query
+from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, Field
 
 from app.api.deps import ServicesDep
 from app.api.formats.same_names import view_of
 from app.api.openapi import responses_for
-from app.api.router import Router
 from app.auth.keys import seen_tenant
 from app.results.store import ResultKind, ResultNotFound
 
-router = Router(prefix="/results", tags=["results"])
+router = APIRouter(prefix="/results", tags=["results"])
 
 ResultId = Annotated[str, Path(description="Id of the result, from the list of results.")]
 

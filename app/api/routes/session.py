@@ -2,18 +2,17 @@
 
 from typing import Literal
 
-from fastapi import Request, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 from app.api.deps import ServicesDep
 from app.api.openapi import responses_for
-from app.api.router import Router
 from app.api.schemas.generate import Body
 from app.auth.keys import KeyRefused, Scope
 from app.auth.scopes import Authorizer, check_same_origin
 from app.auth.sessions import COOKIE, NotSameOrigin, Session, Sessions, SessionsNotKept
 
-router = Router(prefix="/session", tags=["session"])
+router = APIRouter(prefix="/session", tags=["session"])
 
 
 class SignInBody(Body):

@@ -4,11 +4,11 @@ import time
 from typing import Literal
 
 import torch
+from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from app.api.deps import ServicesDep
 from app.api.formats.same_names import view_of
-from app.api.router import Router
 from app.api.schemas.fields import kind
 from app.engine.engine import EngineStats
 from app.models.registry import ModelRegistry
@@ -17,7 +17,7 @@ from pruning.jobs.redis import JobStoreUnavailable
 from pruning.jobs.stats import JobStatsReader
 from pruning.models.memory import free_bytes
 
-router = Router(tags=["health"])
+router = APIRouter(tags=["health"])
 
 
 class EngineStatusView(BaseModel):
