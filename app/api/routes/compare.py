@@ -6,11 +6,10 @@ from fastapi import APIRouter, Request
 
 from app.api.deps import GeneratorDep, ServicesDep
 from app.api.formats.compare import compare_view
-from app.api.load_shedding import SheddingRoute
+from app.api.generations import SheddingRoute, unless_gone
 from app.api.openapi import responses_for
 from app.api.schemas.compare import CompareBody, CompareView
 from app.api.schemas.sampling import sampling_params
-from app.api.sse import unless_gone
 from app.compare.compare import RAISES, Comparer, ComparisonRequest
 from app.compare.recorded import record_speedups
 

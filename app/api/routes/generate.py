@@ -4,11 +4,10 @@ from fastapi import APIRouter, Request, Response
 
 from app.api.deps import GeneratorDep
 from app.api.formats.generate import GenerateFormat
-from app.api.load_shedding import SheddingRoute
+from app.api.generations import SheddingRoute, respond
 from app.api.openapi import EVENT_STREAM, Responses, responses_for
 from app.api.schemas.generate import GenerateBody, GenerateView
 from app.api.schemas.sampling import sampling_params
-from app.api.sse import respond
 from app.generation.generator import RAISES
 from app.generation.request import GenerationRequest
 from app.generation.vocabulary import Vocabulary

@@ -10,7 +10,7 @@ from app.api.deps import GeneratorDep, ModelOrAlias, ServicesDep
 from app.api.formats.models import error_of
 from app.api.formats.openai import ChatFormat, CompletionFormat
 from app.api.formats.tools import check_choice, leaves_choice, tool_use
-from app.api.load_shedding import SheddingRoute
+from app.api.generations import SheddingRoute, respond
 from app.api.openapi import EVENT_STREAM, Responses
 from app.api.problems import TOO_LARGE_TITLE, NotOffered
 from app.api.schemas.openai import (
@@ -25,7 +25,6 @@ from app.api.schemas.openai import (
     ModelCardList,
 )
 from app.api.schemas.sampling import sampling_params
-from app.api.sse import respond
 from app.engine.scheduling.sequence import InvalidSampling, SamplingParams
 from app.generation.request import Chat, GenerationRequest
 from app.generation.vocabulary import Vocabulary

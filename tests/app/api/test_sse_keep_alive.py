@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from app.api.sse import KEEP_ALIVE_S, _events
+from app.api.generations import KEEP_ALIVE_S, _events
 from app.generation.generator import Generation
 from app.generation.output import Delta, Output, OutputStream
 from tests.support.virtual_time import run

@@ -80,7 +80,7 @@ def test_an_error_in_a_stream_is_its_last_event(
 def test_a_stream_without_news_says_that_it_is_alive(
     settings: ServeSettings, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.api.sse.KEEP_ALIVE_S", 0.01)
+    monkeypatch.setattr("app.api.generations.KEEP_ALIVE_S", 0.01)
     body = {"model": "tiny", "prompt": "the dog", "stream": True}
     with (
         gated() as engine,

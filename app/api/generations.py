@@ -1,18 +1,22 @@
 """Generations as responses: whole, or as server-sent events in the format of the route.
 
-A generation is cancelled when its client disconnects.
+They are refused before they are parsed while the queue is full, and cancelled when their client
+disconnects.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any, Protocol, Self, TypeVar
 
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from app.api.deps import services_of
 from app.api.errors import problem_of
 from app.generation.generator import Generation, Generator
 from app.generation.output import Delta, Output
@@ -24,6 +28,30 @@ KEEP_ALIVE_S = 15.0
 
 _Result = TypeVar("_Result")
 _View_co = TypeVar("_View_co", covariant=True)
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+class SheddingRoute(APIRoute):
+    """A route whose POST requests need a place in the queue.
+
+    The queue is checked before the body is read. A place is held only after it: a client that sends
+    no body would hold it for nothing.
+    """
+
+    def get_route_handler(self) -> Handler:
+        handle = super().get_route_handler()
+        if self.methods != {"POST"}:
+            return handle
+
+        async def shed(request: Request) -> Response:
+            """Raises ``Overloaded``."""
+            generator = services_of(request.scope["state"]).generation.generator
+            generator.check_room()
+            await request.body()
+            with generator.reserved():
+                return await handle(request)
+
+        return shed
 
 
 class OutputFormat(Protocol[_View_co]):
