@@ -8,8 +8,7 @@ from fastapi import APIRouter, Path, Query
 
 from app.api.deletion import NotDeletable, delete_dense
 from app.api.deps import GeneratorDep, ModelOrAlias, ServicesDep
-from app.api.formats.advice import advice_view
-from app.api.formats.models import model_view
+from app.api.formats.models import advice_view, model_view
 from app.api.openapi import responses_for
 from app.api.schemas.advice import AdviceView
 from app.api.schemas.generate import AliasBody, ModelList, ModelView
