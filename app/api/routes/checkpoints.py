@@ -4,23 +4,23 @@ import hashlib
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from fastapi import Path as PathParameter
+from fastapi.responses import FileResponse
+from pydantic import BaseModel, Field
 from starlette.background import BackgroundTask
+from starlette.datastructures import Headers
+from starlette.types import Message, Receive, Scope, Send
 
 from app.api.deps import JobId, ServicesDep
-from app.api.download import RANGE_RESPONSES, Download
 from app.api.formats.models import domain_views, repair_view
 from app.api.formats.same_names import view_of
 from app.api.openapi import responses_for
-from app.api.schemas.checkpoints import (
-    CheckpointFileView,
-    CheckpointList,
-    CheckpointView,
-    PrefixView,
-)
+from app.api.problems import problem_response
+from app.api.schemas.fields import kind
+from app.api.schemas.generate import DomainView, MeasuredSpeedupView, RepairView
 from app.models.catalog import Catalog
 from app.models.entry import ModelEntry, RemovalOrder
 from pruning.checkpoints.store import (
@@ -43,13 +43,97 @@ FileName = Annotated[
 _HEALED = healed_name("") + "/"  # in front of the names of files
 _ETAG = {"ETag": {"description": "The file's sha256, quoted.", "schema": {"type": "string"}}}
 _BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+_PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+_RANGES: Mapping[int, Mapping[str, str]] = {
+    400: {
+        "type": "range-malformed",
+        "title": "Malformed Range header.",
+        "detail": "Expected bytes=FIRST-LAST, bytes=FIRST- or bytes=-LENGTH, counted from 0.",
+    },
+    416: {
+        "type": "range-not-satisfiable",
+        "title": "Range not satisfiable.",
+        "detail": "The range starts beyond the end of the file: Content-Range gives its size.",
+    },
+}
 _DOWNLOAD: dict[int | str, dict[str, Any]] = {
     **responses_for(*READ_RAISES, CheckpointNotFound, CheckpointCorrupt),
-    **RANGE_RESPONSES,
+    **{
+        status: {"description": problem["title"], "content": _PROBLEM}
+        for status, problem in _RANGES.items()
+    },
     200: {"description": "The file.", "headers": _ETAG, "content": _BYTES},
     206: {"description": "The part that Range selects.", "headers": _ETAG, "content": _BYTES},
     304: {"description": "The file matches If-None-Match.", "headers": _ETAG},
 }
+
+
+class CheckpointFileView(BaseModel):
+    name: str = Field(description="Path within the checkpoint.")
+    num_bytes: int = Field(description="Size of the file.")
+    sha256: str = Field(description="Digest of the file.")
+    url: str = Field(description="Where to download it.")
+
+
+class PrefixView(BaseModel):
+    """The dense model without the first blocks of a removal order."""
+
+    model: str = Field(description="The name to generate with.")
+    num_removed: int = Field(description="Number of removed blocks.")
+    removed_block: int = Field(description="The block removed last.")
+    loss: float = Field(description="On the calibration text, in nats per token, unrepaired.")
+    perplexity: float | None = Field(
+        description="On the text of evaluated_on; null until evaluated."
+    )
+    domains: list[DomainView] = Field(description="Quality by domain; empty until evaluated.")
+    predicted_speedup: float | None = Field(
+        description="Time of a decode step of one sequence, dense over pruned, by the times of the "
+        "blocks on the machine of the job. Null until published."
+    )
+    measured_speedup: MeasuredSpeedupView | None = Field(
+        description="Of any variant with as many blocks; null if none was measured."
+    )
+    repair: RepairView | None = Field(description="Null until published, or without repair.")
+
+
+class CheckpointView(BaseModel):
+    """The published checkpoint of a job. Before that: prefixes, no files."""
+
+    id: str = Field(description="Name of the checkpoint.")
+    object: Literal["prune_job.checkpoint"] = kind("prune_job.checkpoint")
+    is_published: bool = Field(description="Whether its files are complete.")
+    created_at: float | None = Field(description="When it was published.")
+    num_blocks: int = Field(description="Number of remaining blocks.")
+    removed_blocks: list[int] = Field(description="In the order of their removal.")
+    num_parameters: int | None = Field(description="Null until published.")
+    evaluated_on: str | None = Field(description="The text of perplexities, with its windows.")
+    prefixes: list[PrefixView] = Field(description="Those that can be served now.")
+    files: list[CheckpointFileView] = Field(description="Empty until published.")
+
+
+class CheckpointList(BaseModel):
+    object: Literal["list"] = kind("list")
+    data: list[CheckpointView] = Field(description="The checkpoint of the job, if it has one.")
+
+
+class Download(FileResponse):
+    """A file, whole or in part (RFC 9110, 14). A ``Range`` that cannot be served is a problem."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_replaced = False
+
+        async def replace(message: Message) -> None:
+            nonlocal is_replaced
+            if (status := message.get("status", 0)) in _RANGES:
+                is_replaced = True
+                size = Headers(raw=message["headers"]).get("content-range")
+                headers = {"Content-Range": size} if size else {}
+                problem = {**_RANGES[status], "status": status}
+                await problem_response(problem, scope["path"], headers)(scope, receive, send)
+            elif not is_replaced:
+                await send(message)
+
+        await super().__call__(scope, receive, replace)
 
 
 @router.get("", responses=responses_for(*READ_RAISES, CheckpointCorrupt))
