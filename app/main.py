@@ -22,11 +22,10 @@ from app.api.routes import (
     evals,
     events,
     generate,
-    heal_jobs,
     health,
+    jobs,
     models,
     openai,
-    prune_jobs,
     results,
     session,
     status,
@@ -90,8 +89,7 @@ if TYPE_CHECKING:
 _ROUTES = (
     openai,  # the first ones are found soonest, and those that generate are asked most often
     generate,
-    prune_jobs,
-    heal_jobs,
+    jobs,
     checkpoints,
     events,
     compare,

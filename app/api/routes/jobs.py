@@ -1,17 +1,24 @@
-"""Pruning jobs: submit, list, read, pause, resume, cancel and delete them. Workers run them."""
+"""Jobs: submit, list, read, pause, resume, cancel and delete them. Workers run them.
 
+Healing jobs are submitted by a route of their own, and are jobs as all others afterwards.
+"""
+
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 
 from app.api.deps import JobId, ServicesDep
-from app.api.errors import RETRY_RAISES, SUBMIT_RAISES
-from app.api.formats.jobs import delivery_view, estimate_view, job_view
-from app.api.openapi import responses_for
+from app.api.errors import HEAL_RAISES, RETRY_RAISES, SUBMIT_RAISES
+from app.api.formats.jobs import delivery_view, estimate_view, heal_estimate_view, job_view
+from app.api.openapi import Responses, responses_for
 from app.api.schemas.events import WebhookDeliveryList
+from app.api.schemas.heal import HealEstimateView
 from app.api.schemas.jobs import (
     EstimateView,
+    HealJobBody,
     PruneJobBody,
     PruneJobList,
     PruneJobView,
@@ -24,7 +31,7 @@ from pruning.jobs.deletion import CheckpointInUse
 from pruning.jobs.job import JobStatus
 from pruning.jobs.store import CHANGE_RAISES, READ_RAISES
 
-router = APIRouter(prefix="/prune-jobs", tags=["prune jobs"])
+router = APIRouter(tags=["prune jobs"])
 
 POLL_AFTER_S = 2
 
@@ -39,7 +46,7 @@ _LINKED = (
     "list_prune_job_checkpoints",
     "list_prune_job_webhook_deliveries",
 )
-ACCEPTED: dict[str, Any] = {
+_ACCEPTED: dict[str, Any] = {
     "description": "The job is queued, or was when the first request with this key was answered.",
     "headers": {
         "Location": {"description": "URL of the job.", "schema": {"type": "string"}},
@@ -57,6 +64,18 @@ ACCEPTED: dict[str, Any] = {
         for name in _LINKED
     },
 }
+
+
+def _submitting(estimate: type[BaseModel], raises: Sequence[type[Exception]]) -> Responses:
+    """The responses of a route that creates a job, or estimates what it would need."""
+    described = "With dry_run: an estimate of what the job would need."
+    return {
+        **responses_for(*raises, has_body=True),
+        200: {"model": estimate, "description": described},
+        202: _ACCEPTED,
+    }
+
+
 _AS_IT_WAS = RetryJobBody()
 _READ = responses_for(*READ_RAISES)
 _CHANGE = responses_for(*CHANGE_RAISES)
@@ -76,17 +95,10 @@ IdempotencyKey = Annotated[
 
 
 @router.post(
-    "",
+    "/prune-jobs",
     status_code=202,
     response_model=PruneJobView,
-    responses={
-        **responses_for(*SUBMIT_RAISES, has_body=True),
-        200: {
-            "model": EstimateView,
-            "description": "With dry_run: an estimate of what the job would need.",
-        },
-        202: ACCEPTED,
-    },
+    responses=_submitting(EstimateView, SUBMIT_RAISES),
 )
 def create_prune_job(
     body: PruneJobBody,
@@ -103,10 +115,10 @@ def create_prune_job(
     if body.dry_run:
         return JSONResponse(estimate_view(submission.estimate(body)).model_dump(mode="json"))
     submitted = submission.submit(body, idempotency_key)
-    return accepted(submitted, services.catalog, request, response)
+    return _accepted(submitted, services.catalog, request, response)
 
 
-def accepted(
+def _accepted(
     submitted: Submitted, catalog: Catalog, request: Request, response: Response
 ) -> PruneJobView:
     """The response to a request that has created a job."""
@@ -118,7 +130,7 @@ def accepted(
     return view
 
 
-@router.get("", responses=_READ)
+@router.get("/prune-jobs", responses=_READ)
 def list_prune_jobs(
     services: ServicesDep,
     request: Request,
@@ -136,12 +148,12 @@ def list_prune_jobs(
     return PruneJobList(data=views, has_more=page.has_more)
 
 
-@router.get("/{job_id}", responses=_READ)
+@router.get("/prune-jobs/{job_id}", responses=_READ)
 def get_prune_job(job_id: JobId, services: ServicesDep, request: Request) -> PruneJobView:
     return job_view(services.jobs.store.get(job_id), request, services.catalog)
 
 
-@router.post("/{job_id}/cancel", status_code=202, responses=_CHANGE)
+@router.post("/prune-jobs/{job_id}/cancel", status_code=202, responses=_CHANGE)
 def cancel_prune_job(job_id: JobId, services: ServicesDep, request: Request) -> PruneJobView:
     """A queued job ends at once, a running one after its current evaluation; its process is killed
     if it does not stop. The removals found so far stay readable.
@@ -149,7 +161,7 @@ def cancel_prune_job(job_id: JobId, services: ServicesDep, request: Request) -> 
     return job_view(services.jobs.store.cancel(job_id), request, services.catalog)
 
 
-@router.post("/{job_id}/pause", status_code=202, responses=_CHANGE)
+@router.post("/prune-jobs/{job_id}/pause", status_code=202, responses=_CHANGE)
 def pause_prune_job(job_id: JobId, services: ServicesDep, request: Request) -> PruneJobView:
     """A queued job leaves the queue at once, a running one stops after its current evaluation.
 
@@ -159,7 +171,7 @@ def pause_prune_job(job_id: JobId, services: ServicesDep, request: Request) -> P
     return job_view(services.jobs.store.pause(job_id), request, services.catalog)
 
 
-@router.post("/{job_id}/resume", status_code=202, responses=_CHANGE)
+@router.post("/prune-jobs/{job_id}/resume", status_code=202, responses=_CHANGE)
 def resume_prune_job(job_id: JobId, services: ServicesDep, request: Request) -> PruneJobView:
     """A paused job is queued first within its priority, and continues where it stopped.
 
@@ -172,7 +184,9 @@ def resume_prune_job(job_id: JobId, services: ServicesDep, request: Request) -> 
 
 
 @router.post(
-    "/{job_id}/retry", status_code=202, responses=responses_for(*RETRY_RAISES, has_body=True)
+    "/prune-jobs/{job_id}/retry",
+    status_code=202,
+    responses=responses_for(*RETRY_RAISES, has_body=True),
 )
 def retry_prune_job(
     job_id: JobId,
@@ -189,7 +203,7 @@ def retry_prune_job(
     return job_view(services.jobs.submission.retry(job_id, body), request, services.catalog)
 
 
-@router.delete("/{job_id}", status_code=204, responses=_DELETE)
+@router.delete("/prune-jobs/{job_id}", status_code=204, responses=_DELETE)
 def delete_prune_job(job_id: JobId, services: ServicesDep) -> None:
     """Delete a job that has ended, with its events and its published checkpoint.
 
@@ -200,9 +214,35 @@ def delete_prune_job(job_id: JobId, services: ServicesDep) -> None:
     services.jobs.deletion.delete(job_id)
 
 
-@router.get("/{job_id}/webhook-deliveries", responses=_READ)
+@router.get("/prune-jobs/{job_id}/webhook-deliveries", responses=_READ)
 def list_prune_job_webhook_deliveries(job_id: JobId, services: ServicesDep) -> WebhookDeliveryList:
     """The last 100 delivery attempts, the oldest first. Messages not yet tried are not listed."""
     services.jobs.store.get(job_id)
     attempts = services.jobs.outbox.attempts(job_id)
     return WebhookDeliveryList(data=[delivery_view(attempt) for attempt in attempts])
+
+
+@router.post(
+    "/heal-jobs",
+    status_code=202,
+    response_model=PruneJobView,
+    responses=_submitting(HealEstimateView, HEAL_RAISES),
+)
+def create_heal_job(
+    body: HealJobBody,
+    services: ServicesDep,
+    request: Request,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> PruneJobView | JSONResponse:
+    """Queue a job that trains a published pruned model to predict what the dense one predicts.
+
+    It is followed, paused, cancelled and deleted under ``/prune-jobs``, and publishes
+    ``NAME@ID+healed`` with the id of its own. ``dry_run`` creates nothing and ignores the
+    idempotency key.
+    """
+    if body.dry_run:
+        view = heal_estimate_view(*services.jobs.submission.estimate_healing(body))
+        return JSONResponse(view.model_dump(mode="json"))
+    submitted = services.jobs.submission.submit_healing(body, idempotency_key)
+    return _accepted(submitted, services.catalog, request, response)
