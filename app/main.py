@@ -32,9 +32,8 @@ from app.api.routes import (
 )
 from app.api.submission import JobSubmission
 from app.auth.audit import AuditLog
-from app.auth.keys import seen_tenant
+from app.auth.keys import default_quota, seen_tenant
 from app.auth.limits import KeyLimits
-from app.auth.quotas import default_quota
 from app.auth.scopes import Authorizer, authorizer_of, sessions_of
 from app.compare.shadow import shadow_of
 from app.config import ServeSettings

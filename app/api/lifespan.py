@@ -8,8 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 from app.api.deps import Services
-from app.auth.keys import KeyFile
-from app.auth.quotas import default_quota, running_limits
+from app.auth.keys import KeyFile, default_quota, running_limits
 from app.config import ServeSettings
 from app.generation.generator import Generator
 from app.models.catalog import Catalog

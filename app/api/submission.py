@@ -14,8 +14,7 @@ from dataclasses import dataclass, replace
 from app.api.job_checks import Checked, CheckedHealing, JobChecks
 from app.api.schemas.events import WebhookBody
 from app.api.schemas.jobs import HealJobBody, PruneJobBody, RetryJobBody
-from app.auth.keys import ApiKey, caller, seen_tenant
-from app.auth.quotas import NO_QUOTA, Quota
+from app.auth.keys import NO_QUOTA, ApiKey, Quota, caller, seen_tenant
 from app.webhooks.target import AddressRule, WebhooksOff, check
 from pruning.checkpoints.store import CheckpointStore
 from pruning.jobs.conditions import Conditions, JobQuota, QueueFull, QueueQuotaReached

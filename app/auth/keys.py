@@ -1,4 +1,5 @@
-"""API keys and their scopes, in a file that contains hashes of the keys, and quotas of tenants.
+"""API keys and their scopes, in a file that contains hashes of the keys, and quotas of tenants: how
+much of the service all keys of one tenant may use together.
 
 A key is 256 random bits, so an unsalted SHA-256 is enough: unlike a password it cannot be guessed.
 The file is replaced atomically and checked at every request, so that changes reach all API
@@ -17,8 +18,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from app.auth.quotas import NO_QUOTA, Quota
+from app.config import ServeSettings
 from app.json_file import JsonFile
+from pruning.jobs.quota import ANY_TENANT
 from pruning.records import BROKEN_BY, check_time, parse_record, read_record, reason_of
 
 _FORMAT = 1
@@ -50,6 +52,44 @@ class KeyRefused(Exception):
     def __init__(self, reason: str, *, is_sent: bool) -> None:
         super().__init__(f"{reason}: send one as Authorization: Bearer KEY")
         self.challenge = 'Bearer error="invalid_token"' if is_sent else "Bearer"  # RFC 6750, 3
+
+
+@dataclass(frozen=True)
+class Quota:
+    """Limits of a tenant. None is the default, 0 is no limit."""
+
+    queued_jobs: int | None = None  # those that wait, and those that are paused
+    running_jobs: int | None = None
+    checkpoint_bytes: int | None = None
+    tokens_per_min: int | None = None  # of prompts and outputs
+
+    def over(self, defaults: "Quota") -> "Quota":
+        """This quota, with the defaults where it has no limit of its own."""
+        return replace(defaults, **self.limits())
+
+    def limits(self) -> dict[str, int]:
+        """The limits that are not None, by name."""
+        return {name: limit for name, limit in asdict(self).items() if limit is not None}
+
+
+NO_QUOTA = Quota()
+
+
+def default_quota(settings: ServeSettings) -> Quota:
+    """The quota of tenants without their own."""
+    return Quota(
+        queued_jobs=settings.tenant_queued_jobs,
+        running_jobs=settings.tenant_running_jobs,
+        checkpoint_bytes=settings.tenant_checkpoint_bytes,
+        tokens_per_min=settings.tenant_tokens_per_min,
+    )
+
+
+def running_limits(quotas: Mapping[str, Quota], defaults: Quota) -> dict[str, int]:
+    """Most running jobs by tenant, for ``PruneQueue.set_running_limits``."""
+    named = {**quotas, ANY_TENANT: defaults}
+    limits = {tenant: quota.running_jobs for tenant, quota in named.items()}
+    return {tenant: limit for tenant, limit in limits.items() if limit is not None}
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import RedisError
 
-from app.auth.keys import ApiKey, caller
-from app.auth.quotas import NO_QUOTA, Quota
+from app.auth.keys import NO_QUOTA, ApiKey, Quota, caller
 from app.engine.scheduling.sequence import FinishReason, Timings
 from app.metrics.metrics import Labels, Metrics
 from pruning.jobs.keys import KEY_RECENT, KEY_RUNNING, TENANT_TOKENS

@@ -12,8 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from app.auth.keys import ApiKey, KeyFile, Scope
-from app.auth.quotas import NO_QUOTA, Quota
+from app.auth.keys import NO_QUOTA, ApiKey, KeyFile, Quota, Scope
 from app.cli.group import WholeHelp
 from app.cli.options import AsJson, num_bytes
 from app.config import serve_settings

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from app.auth.keys import (
+    NO_QUOTA,
     InvalidKeyFile,
     KeyFile,
     KeysUnchanged,
+    Quota,
     Scope,
 )
-from app.auth.quotas import NO_QUOTA, Quota
 
 
 @pytest.fixture

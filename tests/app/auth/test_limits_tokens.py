@@ -12,9 +12,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from app.auth.keys import ApiKey, Scope, caller
+from app.auth.keys import ApiKey, Quota, Scope, caller
 from app.auth.limits import WINDOW_S, KeyLimits, TokenQuotaReached
-from app.auth.quotas import Quota
 from app.engine.scheduling.sequence import FinishReason, Timings
 from app.metrics.metrics import Labels
 from pruning.jobs.keys import TENANT_TOKENS

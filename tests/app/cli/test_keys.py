@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from app.auth.keys import KeyFile, Scope
-from app.auth.quotas import Quota
+from app.auth.keys import KeyFile, Quota, Scope
 from app.cli.main import main
 from app.config import ServeSettings, serve_settings
 from tests.support.serving import serving

@@ -8,8 +8,7 @@ import pytest
 import redis
 from fastapi.testclient import TestClient
 
-from app.auth.keys import KeyFile, Scope
-from app.auth.quotas import Quota
+from app.auth.keys import KeyFile, Quota, Scope
 from app.config import ServeSettings
 from pruning.jobs.keys import KEY_RUNNING, TENANT_TOKENS
 from tests.support.engines import gated

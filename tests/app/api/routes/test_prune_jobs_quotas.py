@@ -10,8 +10,7 @@ import redis
 from fastapi.testclient import TestClient
 from httpx2 import Response
 
-from app.auth.keys import KeyFile, Scope
-from app.auth.quotas import Quota
+from app.auth.keys import KeyFile, Quota, Scope
 from app.config import ServeSettings
 from pruning.checkpoints.store import MANIFEST, read_manifest
 from pruning.jobs.conditions import ANY_TENANT

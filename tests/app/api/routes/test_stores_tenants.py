@@ -11,8 +11,7 @@ import pytest
 import redis
 from fastapi.testclient import TestClient
 
-from app.auth.keys import KeyFile
-from app.auth.quotas import Quota
+from app.auth.keys import KeyFile, Quota
 from app.config import ServeSettings
 from pruning.checkpoints.store import MANIFEST, CheckpointStore, read_manifest
 from pruning.jobs.job import Sink
