@@ -1,26 +1,31 @@
 """``sleb prune``: a pruning run in this process, with a progress bar and a table at the end."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
+from rich.table import Table
 
+from app.commands.domain_table import fits, print_domains
 from app.commands.progress import SearchBar, search_progress
-from app.commands.tables import print_run
 from app.config import ServeSettings
 from app.models.add import ensure_model
 from app.models.demo_bar import demo_model_with_bar
 from app.models.hub import is_repo_id
 from app.models.measured_speedups import MeasuredSpeedups
 from app.models.stored import Outgoing
+from app.terminal import filled, plain_table, print_json
 from pruning.checkpoints.publish import CheckpointExists, free_bytes_at
 from pruning.checkpoints.staging import remove_empty
 from pruning.checkpoints.store import MANIFEST, Manifest
+from pruning.checkpoints.trajectory import legend, rows, table
+from pruning.checkpoints.trajectory_plot import PLOT_FILE
 from pruning.config import Settings, WorkerSettings
+from pruning.extras import has_extra, missing_extra
 from pruning.jobs.estimate import DiskTooSmall, footprint
 from pruning.models.demo_model import NAME
 from pruning.models.safetensors_headers import fingerprint, weight_sizes
@@ -32,6 +37,8 @@ from pruning.search.dense_model import Resources
 from pruning.search.state import ScoredCandidate, SearchFile, SearchPlan
 from pruning.spec.prune import PruneSpec
 from pruning.store_url import StoreUrl, is_store_url
+
+_DISPENSABLE = ("in full", "loss")  # columns: the bars above have shown the losses
 
 
 class RecordedBar(SearchBar):
@@ -201,3 +208,75 @@ def _record(spec: PruneSpec, info: ModelInfo, settings: Settings) -> Path:
     words = f"{spec.search_digest()} {fingerprint(info.path)}"
     digest = hashlib.sha256(words.encode()).hexdigest()
     return settings.data_dir / "searches" / f"{digest}.jsonl"
+
+
+def print_run(
+    manifest: Manifest,
+    removals: Sequence[Removal],
+    place: Path | StoreUrl,
+    *,
+    speedups: Mapping[int, str],
+    as_json: bool,
+) -> None:
+    """Print the trajectory of a pruning run and where its checkpoint is.
+
+    ``speedups`` are those measured on this machine, by number of removed blocks.
+    """
+    trajectory = rows(manifest, removals)
+    if as_json:
+        print_json(
+            {
+                **_where(place),
+                "trajectory": [asdict(row) for row in trajectory],
+                **asdict(manifest),
+            }
+        )
+        return
+    headings, cells = table(trajectory)
+    console = Console(highlight=False)
+    fitting = _fitting(console, f"{manifest.parent}, block by block", headings, cells)
+    console.print(fitting)
+    shown = tuple(str(column.header) for column in fitting.columns)
+    for text in legend(manifest, shown, trajectory, speedups):
+        console.print(text, markup=False)
+    if domains := manifest.quality.domains:
+        num_removed = len(manifest.removed_blocks)
+        print_domains(console, [domain.at_depth(num_removed) for domain in domains])
+    share = 1 - manifest.num_parameters / manifest.dense_num_parameters
+    lines = [_plot_line(place / PLOT_FILE)] if isinstance(place, Path) else []
+    lines.append(f"{manifest.num_parameters:,} parameters, {share:.1%} less; published in {place}")
+    for text in lines:
+        console.print(text, markup=False, soft_wrap=True)
+
+
+def _plot_line(file: Path) -> str:
+    return f"plot: {file}" if has_extra("plots") else missing_extra("plots", "a plot")
+
+
+def _where(place: Path | StoreUrl) -> dict[str, str]:
+    """A store keeps the plot under its digest."""
+    if isinstance(place, Path):
+        plot = place / PLOT_FILE
+        return {"path": str(place)} | ({"plot": str(plot)} if has_extra("plots") else {})
+    return {"url": str(place)}
+
+
+def _fitting(
+    console: Console, title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]
+) -> Table:
+    """The table without columns for which the terminal has no room, so that all others are whole.
+
+    removal.json and the model card have these as well.
+    """
+    shown: Sequence[int] = range(len(headings))
+    for dispensable in (None, *_DISPENSABLE):
+        shown = [column for column in shown if headings[column] != dispensable]
+        whole = filled(
+            plain_table(escape(title), padding=(0, 1, 0, 0)),
+            [headings[column] for column in shown],
+            ([row[column] for column in shown] for row in rows),
+            no_wrap=True,
+        )
+        if fits(console, whole):
+            break
+    return whole

@@ -11,8 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from app.commands.progress import SearchBar, search_progress
-from app.commands.prune import run_prune
-from app.commands.tables import print_run
+from app.commands.prune import print_run, run_prune
 from app.config import ServeSettings
 from app.models.add import ModelNotAdded
 from app.models.measured_speedups import MeasuredSpeedup, MeasuredSpeedups

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from app.cli.main import app as command_line
-from app.commands.tables import print_run
+from app.commands.prune import print_run
 from app.models.measured_speedups import MeasuredSpeedup, MeasuredSpeedups
 from pruning.checkpoints.store import MANIFEST
 from pruning.evaluation.quality import DomainQuality
