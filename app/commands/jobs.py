@@ -13,9 +13,8 @@ from rich.text import Text
 from app.commands.client import ServiceClient, follow
 from app.commands.domain_table import domain_of, print_domains
 from app.commands.progress import SearchBar, search_progress
-from app.commands.rounds import print_rounds
-from app.terminal import local_time, plain_table
-from pruning.checkpoints.trajectory import ties
+from app.terminal import filled, local_time, plain_table
+from pruning.checkpoints.trajectory import NONE, Margin, margin_text, ties
 from pruning.jobs.job import JobStatus
 from pruning.plural import counted
 from pruning.removal import Removal
@@ -77,10 +76,38 @@ def print_job(job: dict[str, Any], events: Iterable[dict[str, Any]] = ()) -> Non
         shown.add_row("speed-up", _speedup(job))
     console = Console(highlight=False)
     console.print(shown)
-    print_rounds(console, job, events)
+    _print_rounds(console, job, events)
     if job.get("domains"):  # an older service has none
         is_repaired = job["repair"] is not None
         print_domains(console, [domain_of(one, is_repaired=is_repaired) for one in job["domains"]])
+
+
+def _print_rounds(
+    console: Console, job: Mapping[str, Any], events: Iterable[Mapping[str, Any]]
+) -> None:
+    """Print the loss after each removal, and by how much it was decided.
+
+    ``events`` are those of the job: only they have the margins. Nothing without removals.
+    """
+    decided = {event["data"]["step"]: event["data"] for event in events if "block" in event["data"]}
+    dense_loss = job["dense_loss"]
+    rows = [] if dense_loss is None else [("dense", f"{dense_loss:.4f}", "", "")]
+    margins: list[Margin] = []
+    removed = zip(job["removed_blocks"], job["losses"], strict=False)
+    for step, (block, loss) in enumerate(removed, start=1):
+        data = decided.get(step, {})
+        margins.append((data.get("margin"), data.get("margin_error")))
+        margin, runner_up = margin_text(margins[-1]), data.get("runner_up")
+        before = "" if runner_up is None else str(runner_up)
+        rows.append((str(block), f"{loss:.4f}", "" if margin == NONE else margin, before))
+    if not margins:
+        return
+    headings = ("removed block", "loss", "margin", "before")
+    console.print()
+    console.print(filled(plain_table("rounds of the search"), headings, rows, ["margin"]))
+    console.print("loss: nats per token on the calibration text")
+    for text in ties(margins, len(margins)):
+        console.print(text, markup=False)
 
 
 def print_deliveries(deliveries: Sequence[dict[str, Any]]) -> None:
