@@ -1,17 +1,23 @@
-"""Connections of the API: deadlines for slow clients, and limits in all and for one address.
+"""Connections of the API, also with TLS: deadlines for slow clients, and limits in all and for one
+address.
 
 Beyond the limits, a connection is still accepted, but only questions about health are answered.
 """
 
 import asyncio
+import logging
 import resource
+import ssl
 from collections import Counter
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from starlette.responses import JSONResponse
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.utils import get_remote_addr
+
+logger = logging.getLogger(__name__)
 
 HEADERS_S = 10.0  # from the beginning of a connection or request to the end of its headers
 BODY_S = 20.0  # for the whole body, and a second more for each
@@ -48,9 +54,6 @@ class ConnectionLimits:
         self._num_of_address = num_of_address or max(1, num_all // 2)
         self._of_address: Counter[str] = Counter()
         self._restricted: dict[GuardedProtocol, None] = {}  # the oldest is the first
-
-    def protocol(self, **arguments: Any) -> "GuardedProtocol":  # noqa: ANN401 - uvicorn's
-        return GuardedProtocol(self, **arguments)
 
     def admit(self, connection: "GuardedProtocol", address: str) -> bool:
         """Count a connection, or say that it is beyond the limits.
@@ -185,6 +188,92 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._writing is not None:
             self._writing.cancel()
             self._writing = None
+
+
+class Handshake(asyncio.Protocol):
+    """The beginning of a connection with TLS, which ``http`` counts and times from its first byte.
+
+    uvicorn would hand over a connection after its handshake, so that clients which never finish one
+    were in no limit. Here a connection begins as plain TCP, and HTTP takes it over later.
+    """
+
+    def __init__(self, http: GuardedProtocol, context: ssl.SSLContext) -> None:
+        self._http = http
+        self._context = context
+        self._connections: set[Any] = http.connections  # which uvicorn ends by ``shutdown``
+        self._early = bytearray()  # received before somebody was there to read it
+        self._is_lost = False
+        self._transport: asyncio.Transport | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = plain = cast("asyncio.Transport", transport)
+        self._http.begin(plain)
+        self._connections.add(self)
+        starting = self._http.loop.start_tls(
+            plain,
+            self,
+            self._context,
+            server_side=True,
+            ssl_handshake_timeout=HEADERS_S,  # a limit of last resort: ``http`` has its own
+        )
+        self._task = self._http.loop.create_task(self._shake_hands(plain, starting))
+        self._http.loop.call_soon(self._hand_on_client_hello)
+
+    def data_received(self, data: bytes) -> None:
+        self._early += data
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        self._is_lost = True
+
+    def shutdown(self) -> None:
+        """Called by uvicorn when it stops."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _hand_on_client_hello(self) -> None:
+        """Runs after the first step of ``start_tls``, which has set the protocol and reads nothing
+        yet: what was read before belongs to the handshake."""
+        assert self._transport is not None
+        if self._early:
+            # that of uvloop has these methods without being such a class
+            protocol = cast("asyncio.BufferedProtocol", self._transport.get_protocol())
+            buffer = memoryview(protocol.get_buffer(len(self._early)))
+            buffer[: len(self._early)] = self._early
+            protocol.buffer_updated(len(self._early))
+            self._early.clear()
+
+    async def _shake_hands(
+        self, transport: asyncio.Transport, starting: Coroutine[Any, Any, asyncio.Transport | None]
+    ) -> None:
+        encrypted: asyncio.Transport | None = None
+        try:
+            encrypted = await starting
+        except OSError as error:  # also of TLS, and of a time that was too long
+            logger.debug("a handshake failed: %s", error)
+        finally:
+            self._connections.discard(self)
+            # an aborted handshake ends without an error
+            is_over = encrypted is None or self._is_lost or transport.is_closing()
+            if is_over:
+                self._http.end()
+        if encrypted is not None and not is_over:
+            encrypted.set_protocol(self._http)
+            self._http.connection_made(encrypted)
+            if self._early:
+                self._http.data_received(bytes(self._early))
+
+
+def protocol_of(
+    limits: ConnectionLimits, context: ssl.SSLContext | None
+) -> Callable[..., asyncio.Protocol]:
+    """What uvicorn calls for each connection, with the arguments of its protocols."""
+
+    def protocol(**arguments: Any) -> asyncio.Protocol:  # noqa: ANN401 - uvicorn's
+        http = GuardedProtocol(limits, **arguments)
+        return http if context is None else Handshake(http, context)
+
+    return protocol
 
 
 def limits_of(num_of_address: int | None) -> ConnectionLimits:

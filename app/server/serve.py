@@ -20,8 +20,7 @@ from app.config import ServeSettings
 from app.main import create_app
 from app.readiness import Readiness
 from app.request_id import current_request_id
-from app.server.connections import ConnectionLimits, limits_of
-from app.server.handshake import protocol_of
+from app.server.connections import ConnectionLimits, limits_of, protocol_of
 from app.server.tls import CertificateFiles, Certificates
 from app.server.valkey import redis_url
 from pruning.logs import set_up_logging
