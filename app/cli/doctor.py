@@ -25,8 +25,8 @@ def doctor(
     """
     with starting():
         from app.doctor.doctor import diagnose
-        from app.doctor.family import family
         from app.doctor.finding import print_findings
+        from app.doctor.models import family
         from pruning.models.store import set_up_torch
 
         set_up_torch()

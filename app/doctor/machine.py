@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 
+import httpx2
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from app.doctor.finding import Finding, fine, note, size, wrong
-from app.doctor.running import asked
 from app.engine.autotuning import Choice
 from app.engine.kernels.compiled.compilation import CompilationState, kept_state
 from app.engine.kernels.compiled.model import BLOCKS
@@ -138,7 +138,7 @@ def port(variable: str, host: str, number: int, metric: str) -> Finding:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, number))
     except OSError as error:
-        if error.errno == errno.EADDRINUSE and _exports(host, number, metric):
+        if error.errno == errno.EADDRINUSE and metric in (asked(host, number, "/metrics") or ""):
             return fine(check, f"{variable}: this service is listening there already")
         said = f"{variable}: cannot listen on {host}, port {number}: {error.strerror}"
         return wrong(
@@ -177,20 +177,26 @@ def _next(state: CompilationState) -> str:
 
 
 def _complaint(wanted: Requirement) -> str | None:
-    installed = _found(wanted.name)
-    if installed is None:
+    try:
+        installed = version(wanted.name)
+    except PackageNotFoundError:
         return f"{wanted.name} is not installed"
     if not wanted.specifier.contains(installed, prereleases=True):
         return f"{wanted.name} is {installed}, expected {wanted.specifier}"
     return None
 
 
-def _found(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+def asked(host: str, number: int, path: str) -> str | None:
+    """What a service says at this path of itself to anybody, without a key.
 
-
-def _exports(host: str, number: int, metric: str) -> bool:
-    return metric in (asked(host, number, "/metrics") or "")
+    None if nothing at this port speaks HTTP.
+    """
+    address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - any address
+    place = f"[{address}]:{number}" if ":" in address else f"{address}:{number}"
+    for scheme in ("http", "https"):
+        try:
+            # nothing secret is sent: whose certificate it is does not matter here
+            return httpx2.get(f"{scheme}://{place}{path}", timeout=2, verify=False).text
+        except httpx2.HTTPError:
+            continue
+    return None

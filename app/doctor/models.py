@@ -1,15 +1,27 @@
-"""The doctor's checks of models and checkpoints, by headers and sizes: no weights are read."""
+"""The doctor's checks of models and checkpoints, by configs, headers and sizes, without weights."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
 from app.doctor.finding import Finding, fine, note, wrong
+from app.engine.attention import UnsupportedAttention, attention_windows
+from app.engine.running.flat_model import flat_model
 from app.models.external import InvalidExternalModels, read_external_models
 from pruning.checkpoints.store import FORMAT, CheckpointCorrupt, read_manifest
-from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig
+from pruning.models.architectures import (
+    UnknownArchitecture,
+    UnsupportedConfig,
+    architecture,
+    engine_refusal,
+)
 from pruning.models.names import is_name
-from pruning.models.store import ModelNotFound, ModelStore, NotAModel
+from pruning.models.store import ModelNotFound, ModelStore, NotAModel, parse_config
+from pruning.models.towers import tower_type
 from pruning.plural import counted
+from pruning.repair.possible import limit, refusal
 
 _REASONS = (ModelNotFound, NotAModel, UnknownArchitecture, UnsupportedConfig, OSError)
 
@@ -21,6 +33,55 @@ def models(models_dir: Path) -> list[Finding]:
         advice = "add one with sleb models add, or run sleb demo"
         return [note("models", f"no models in {models_dir}", advice)]
     return findings
+
+
+def family(path: Path) -> list[Finding]:
+    """Findings about the model in this directory, by its config: no weights are read."""
+    try:
+        config = parse_config(path)
+        architecture(config)
+    except NotAModel as error:
+        return [wrong("family", str(error), "give a directory with the config.json of a model")]
+    except (UnknownArchitecture, UnsupportedConfig) as error:
+        advice = (
+            "docs/families.md lists families, docs/unsupported-families.md why others have no row"
+        )
+        return [wrong("family", str(error), advice)]
+    blocks = counted(config.num_hidden_layers, "block")
+    whole = tower_type(path)
+    said = f"{config.model_type} is supported; the model has {blocks}"
+    if whole is not None:
+        said = (
+            f"{whole} is supported: its language tower, a {config.model_type} with {blocks}, is "
+            "pruned and served, and the rest is written unchanged"
+        )
+    return [
+        fine("family", said),
+        _served(config),
+        _repairs(config),
+    ]
+
+
+def _served(config: PreTrainedConfig) -> Finding:
+    refusal = engine_refusal(config.model_type)
+    try:
+        attention_windows(config)
+    except UnsupportedAttention as error:
+        refusal = refusal or str(error)
+    if refusal is not None:
+        return note("served", f"not by the own engine: {refusal}", "serve the checkpoint with vLLM")
+    with torch.device("meta"):  # modules without values
+        model = AutoModelForCausalLM.from_config(config).eval()
+        is_flat = flat_model(model) is not None
+    how = "runs the blocks itself" if is_flat else "calls the model's own forward"
+    return fine("served", f"by the own engine, which {how}")
+
+
+def _repairs(config: PreTrainedConfig) -> Finding:
+    if (against := refusal(config)) is not None:
+        return note("repair", against, "prune fewer blocks, or heal the checkpoint")
+    left = limit(config)
+    return fine("repair", f"possible by ridge; {left}" if left else "possible by ridge")
 
 
 def checkpoints(checkpoints_dir: Path) -> list[Finding]:

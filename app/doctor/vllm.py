@@ -7,7 +7,7 @@ from typing import Any
 
 from app.config import ServeSettings
 from app.doctor.finding import Finding, fine, note, wrong
-from app.doctor.running import asked
+from app.doctor.machine import asked
 from app.vllm.options import VllmMissing, VllmOptions
 from app.vllm.process import MIN_VERSION, is_new_enough
 from pruning.config import foreign_environment

@@ -8,8 +8,8 @@ from transformers import AutoConfig
 from typer.testing import CliRunner
 
 from app.cli.main import app
-from app.doctor.family import family
 from app.doctor.finding import Level
+from app.doctor.models import family
 from pruning.models.architectures import ARCHITECTURES
 from tests.support.tiny import SERVED, tiny_model
 from tests.support.towers import whole_model
