@@ -49,17 +49,6 @@ class Estimate:
     search_of: str | None  # the job whose search it would go on with
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """What a request asks for, after its checks."""
-
-    spec: PruneSpec
-    webhook: Webhook | None
-    checkpoint_bytes: int  # that the job writes at most
-    source: str | None = None  # the checkpoint to heal
-    search_of: str | None = None  # the job whose search it goes on with
-
-
 class JobSubmission:
     """Turns request bodies into queued jobs, or into estimates of what such jobs would need.
 
@@ -94,19 +83,20 @@ class JobSubmission:
         A refused request leaves nothing behind, and its key stays free. Raises ``SUBMIT_RAISES``,
         which ``app.api.errors`` lists.
         """
-        return self._submitted(body, key, lambda: self._pruning(body)[0])
+        return self._submitted(body, key, lambda: self._pruning(body))
 
     def submit_healing(self, body: HealJobBody, key: str | None) -> Submitted:
         """As ``submit``, for a job that heals a published checkpoint. Raises ``HEAL_RAISES``."""
-        return self._submitted(body, key, lambda: self._healing(body)[0])
+        return self._submitted(body, key, lambda: self._healing(body))
 
     def estimate(self, body: PruneJobBody) -> Estimate:
         """Say what the job would need, and create nothing. Raises as ``submit`` does."""
-        asked, checked = self._pruning(body)
-        spec, succeeded, search_of = checked.spec, self._succeeded(), asked.search_of
-        num_known = 0 if search_of is None else self._jobs.get(search_of).progress.evaluations_done
+        checked, _, earlier = self._pruning(body)
+        spec, succeeded = checked.spec, self._succeeded()
+        num_known = 0 if earlier is None else earlier.progress.evaluations_done
         num_left = max(0, checked.num_evaluations - num_known)
         healing = heal_estimate(spec, checked.num_blocks, checked.sizes, succeeded)
+        search_of = None if earlier is None else earlier.id
         return Estimate(checked, duration(spec, num_left, succeeded), healing, search_of)
 
     def estimate_healing(self, body: HealJobBody) -> tuple[HealEstimate, int]:
@@ -114,7 +104,7 @@ class JobSubmission:
 
         Creates nothing. Raises as ``submit_healing`` does.
         """
-        _, checked = self._healing(body)
+        checked, *_ = self._healing(body)
         healing = heal_estimate(checked.spec, checked.num_blocks, checked.sizes, self._succeeded())
         assert healing is not None
         return healing, checked.checkpoint_bytes
@@ -139,19 +129,15 @@ class JobSubmission:
             return job, self._checks.healing(job.source, spec.heal)
         return job, self._checks.pruning(spec)
 
-    def _pruning(self, body: PruneJobBody) -> tuple["_Asked", Checked]:
+    def _pruning(self, body: PruneJobBody) -> tuple[Checked, Webhook | None, Job | None]:
+        """Check a body. The job is the one whose search it goes on with."""
         checked = self._checks.pruning(PruneSpec.from_dict(body.spec_fields()))
         webhook = self._webhook(body.webhook)
-        earlier = self._same_search(checked.spec) if body.reuse_search else None
-        search_of = None if earlier is None else earlier.id
-        asked = _Asked(checked.spec, webhook, checked.checkpoint_bytes, search_of=search_of)
-        return asked, checked
+        return checked, webhook, self._same_search(checked.spec) if body.reuse_search else None
 
-    def _healing(self, body: HealJobBody) -> tuple["_Asked", CheckedHealing]:
+    def _healing(self, body: HealJobBody) -> tuple[CheckedHealing, Webhook | None, None]:
         checked = self._checks.healing(body.model, Heal(**body.heal.model_dump()))
-        webhook = self._webhook(body.webhook)
-        source = checked.source.name
-        return _Asked(checked.spec, webhook, checked.checkpoint_bytes, source), checked
+        return checked, self._webhook(body.webhook), None
 
     def _same_search(self, spec: PruneSpec) -> Job | None:
         """The job with the most recorded removals, among those that the client may see."""
@@ -165,17 +151,22 @@ class JobSubmission:
         return max(jobs, key=lambda job: job.progress.evaluations_done, default=None)
 
     def _submitted(
-        self, body: PruneJobBody | HealJobBody, key: str | None, check: Callable[[], "_Asked"]
+        self,
+        body: PruneJobBody | HealJobBody,
+        key: str | None,
+        check: Callable[[], tuple[Checked | CheckedHealing, Webhook | None, Job | None]],
     ) -> Submitted:
         claim = None if key is None else self._idempotency.claim(_scoped(key), _fingerprint(body))
         if isinstance(claim, str):
             return Submitted(_as_created(self._jobs.get(claim)), is_replayed=True)
         with self._released_on_error(claim):
-            asked = check()
-            conditions = self._conditions(caller.get(), claim, asked.checkpoint_bytes)
-            described = (body.metadata, conditions, body.priority, asked.webhook)
+            checked, webhook, earlier = check()
+            conditions = self._conditions(caller.get(), claim, checked.checkpoint_bytes)
+            described = (body.metadata, conditions, body.priority, webhook)
+            source = checked.source.name if isinstance(checked, CheckedHealing) else None
+            search_of = None if earlier is None else earlier.id
             try:
-                job = self._jobs.create(asked.spec, *described, asked.source, asked.search_of)
+                job = self._jobs.create(checked.spec, *described, source, search_of)
             except (QueueFull, QueueQuotaReached) as full:
                 full.retry_after_s = self._wait_s()
                 raise
