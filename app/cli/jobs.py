@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.group import WholeHelp
 from app.cli.options import (
     HEAL_OF_JOB,
     HELP,
@@ -14,6 +13,7 @@ from app.cli.options import (
     CalibrationOption,
     DomainRatios,
     Url,
+    WholeHelp,
     calibration_of,
     change_options,
     changes_of,
@@ -23,11 +23,10 @@ from app.cli.options import (
     ratios_by_domain,
     spec_of,
     spec_options,
-    values_of,
 )
 from app.terminal import print_json
 from pruning.jobs.job import JobStatus
-from pruning.spec.calibration import DEFAULT, CalibrationSpec
+from pruning.spec.calibration import DEFAULT
 
 if TYPE_CHECKING:
     from app.commands.client import ServiceClient
@@ -69,7 +68,7 @@ def submit(
     Exactly one of --num-remove, --sparsity, --max-perplexity-ratio, --target-speedup and
     --target-bytes is needed.
     """
-    text = calibration_of(calibration, **values_of(CalibrationSpec, values))
+    text = calibration_of(calibration, values)
     ratios = ratios_by_domain(gate_max_perplexity_ratio_of)
     heal = heal_of(values, is_asked=heal_it)
     spec = spec_of(model, text, {**values, "gate_max_perplexity_ratio_of": ratios, "heal": heal})

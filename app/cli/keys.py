@@ -13,8 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from app.auth.keys import NO_QUOTA, ApiKey, KeyFile, Quota, Scope
-from app.cli.group import WholeHelp
-from app.cli.options import AsJson, num_bytes
+from app.cli.options import AsJson, WholeHelp, num_bytes
 from app.config import serve_settings
 from app.terminal import filled, local_time, plain_table, print_json
 

@@ -16,14 +16,11 @@ from app.cli.config import config
 from app.cli.doctor import doctor
 from app.cli.eval import evaluate
 from app.cli.export import export
-from app.cli.group import WholeHelp
-from app.cli.heal import heal
 from app.cli.jobs import jobs
 from app.cli.keys import keys
 from app.cli.models import models
-from app.cli.options import AsJson, with_options
-from app.cli.prune import prune
-from app.cli.stability import stability
+from app.cli.options import AsJson, WholeHelp, with_options
+from app.cli.prune import heal, prune, stability
 from app.config import cluster_settings, serve_settings
 from app.settings import (
     UnknownSetting,

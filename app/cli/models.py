@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli.group import WholeHelp
-from app.cli.options import AsJson, Url
+from app.cli.options import AsJson, Url, WholeHelp
 from app.config import serve_settings
 from app.terminal import starting
 

@@ -1,4 +1,7 @@
-"""Options that several commands share. Those of the spec take type and default from its fields."""
+"""Options that several commands share, and the help of their groups.
+
+Options of the spec take type and default from its fields.
+"""
 
 import inspect
 import re
@@ -11,9 +14,10 @@ from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import typer
 from pydantic import ByteSize, TypeAdapter, ValidationError
+from typer.core import TyperGroup
 
 from pruning.spec import InvalidSpec
-from pruning.spec.calibration import Calibration, CalibrationMix, CalibrationSpec, Dataset, Sampling
+from pruning.spec.calibration import Calibration, CalibrationMix, CalibrationSpec, Dataset
 from pruning.spec.evaluation import Evaluation, Gate, gate_of
 from pruning.spec.heal import Heal
 from pruning.spec.prune import BEHIND_SEARCH, PruneSpec
@@ -203,7 +207,7 @@ def spec_of(model: str, calibration: Calibration, values: Mapping[str, object]) 
         "gate": _part_of(gate_of, _names(Gate), values, GATE),
         "evaluation": _part_of(Evaluation, _names(Evaluation), values, EVALUATION),
     }
-    return PruneSpec(**{**values_of(PruneSpec, values), **parts, "model": model})
+    return PruneSpec(**{**_values_of(PruneSpec, values), **parts, "model": model})
 
 
 def with_options(message: str) -> str:
@@ -216,7 +220,7 @@ def with_options(message: str) -> str:
     return _FIELD.sub(option, message)
 
 
-def values_of(kind: type, values: Mapping[str, object]) -> dict[str, Any]:
+def _values_of(kind: type, values: Mapping[str, object]) -> dict[str, Any]:
     """Those values that are fields of the dataclass ``kind``."""
     return {name: values[name] for name in _names(kind) if name in values}
 
@@ -225,27 +229,23 @@ def _names(kind: Any) -> list[str]:  # noqa: ANN401 - any dataclass
     return [field.name for field in fields(kind)]
 
 
-def calibration_of(
-    texts: Sequence[str], sampling: Sampling, num_samples: int, seqlen: int, seed: int
-) -> Calibration:
+def calibration_of(texts: Sequence[str], values: Mapping[str, object]) -> Calibration:
     """One source, or a mix of several. Each text may end in ``=`` and its weight, by default 1.
 
     Raises ``InvalidSpec``.
     """
     named = [weighted(text) for text in texts]
-    sources = [source_of(name, sampling, num_samples, seqlen, seed) for name, _ in named]
-    mix = CalibrationMix(tuple(sources), tuple(weight for _, weight in named))
+    sources = tuple(source_of(name, values) for name, _ in named)
+    mix = CalibrationMix(sources, tuple(weight for _, weight in named))
     return mix if len(sources) > 1 else sources[0]
 
 
-def source_of(
-    text: str, sampling: Sampling, num_samples: int, seqlen: int, seed: int
-) -> CalibrationSpec:
-    """The source that ``text`` names: a data set, or else a file."""
+def source_of(text: str, values: Mapping[str, object]) -> CalibrationSpec:
+    """The source that ``text`` names, a data set or else a file, as the options describe it."""
     is_named = text in set(Dataset) - {Dataset.FILE}
-    dataset = Dataset(text) if is_named else Dataset.FILE
-    path = None if is_named else text
-    return CalibrationSpec(dataset, sampling, num_samples, seqlen, seed, path)
+    dataset, path = (Dataset(text), None) if is_named else (Dataset.FILE, text)
+    own = _values_of(CalibrationSpec, values)
+    return CalibrationSpec(**{**own, "dataset": dataset, "path": path})
 
 
 def check_texts_here(names: Sequence[str]) -> None:
@@ -343,3 +343,19 @@ def url_of(text: str) -> StoreUrl:
         return StoreUrl.parse(text)
     except InvalidStoreUrl as error:
         raise typer.BadParameter(f"{text}: it {error}") from error
+
+
+class WholeHelp(TyperGroup):
+    """Lists each command with the first sentence of its help, in as many lines as it takes."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ANN401 - typer's context has no public name
+        command = super().get_command(ctx, cmd_name)
+        if command is not None and not command.short_help and command.help:
+            command.short_help = _first_sentence(command.help)
+        return command
+
+
+def _first_sentence(text: str) -> str:
+    paragraph = " ".join(text.split("\n\n", maxsplit=1)[0].split())
+    sentence, dot, _ = paragraph.partition(". ")
+    return sentence if dot else paragraph.removesuffix(".")

@@ -1,4 +1,4 @@
-"""``sleb prune``: prune a model in this process. Imports are lazy."""
+"""``sleb prune``, ``sleb heal`` and ``sleb stability`` in this process. Imports are lazy."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,18 +10,22 @@ from app.cli.options import (
     AsJson,
     CalibrationOption,
     DomainRatios,
+    ModelArgument,
     SourceArgument,
     calibration_of,
     check_texts_here,
+    heal_from,
+    heal_options,
     place_of,
     ratios_by_domain,
+    source_of,
     spec_of,
     spec_options,
-    values_of,
     weighted,
 )
 from app.terminal import starting
 from pruning.config import WorkerSettings
+from pruning.spec import InvalidSpec
 from pruning.spec.calibration import DEFAULT, CalibrationSpec
 
 
@@ -57,7 +61,7 @@ def prune(
     After Ctrl-C, the same command goes on where it stopped.
     """
     check_texts_here([name for name, _ in map(weighted, calibration)])
-    text = calibration_of(calibration, **values_of(CalibrationSpec, values))
+    text = calibration_of(calibration, values)
     ratios = ratios_by_domain(gate_max_perplexity_ratio_of)
     spec = spec_of(model, text, {**values, "gate_max_perplexity_ratio_of": ratios})
     options: dict[str, Any] = {"state_budget": state_budget, "num_actors": actors}
@@ -69,3 +73,86 @@ def prune(
 
     place = place_of(out or f"{Path(model).name}-pruned")
     run_prune(spec, place, settings, overwrite=overwrite, as_json=as_json)
+
+
+@heal_options
+def heal(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(help="NAME@JOB in the data directory, or the directory of a checkpoint."),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Directory to publish in; by default that of the checkpoint +healed."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the checkpoint at --out at the end.")
+    ] = False,
+    as_json: AsJson = False,
+    **values: object,
+) -> None:
+    """Train a pruned model to predict what its dense parent predicts, and publish the result.
+
+    The dense model has to be there: it teaches, and shares its weights with the pruned one. After
+    Ctrl-C, the same command goes on where it stopped.
+    """
+    wanted = heal_from(values)
+    with starting():
+        from app.commands.heal import run_heal  # imports torch, after the checks above
+
+    run_heal(wanted, checkpoint, out, WorkerSettings(), overwrite=overwrite, as_json=as_json)
+
+
+@spec_options(
+    *("sampling", "num_samples", "seqlen"),
+    *("protect_first", "protect_last", "dtype", "metric", "search", "resident"),
+)
+def stability(
+    model: ModelArgument,
+    out: Annotated[Path, typer.Option(help="Directory for stability.json.")],
+    num_remove: Annotated[int, typer.Option(help="How many blocks to remove.")],
+    seeds: Annotated[
+        str, typer.Option(help="Seeds of the samples, separated by commas.")
+    ] = "0,1,2,3",
+    calibration: Annotated[
+        list[str],
+        typer.Option(
+            help="prose, code, documentation, wikitext2, c4, self, or a text or jsonl file; "
+            "a search uses one of them.",
+            metavar="TEXT",
+        ),
+    ] = [DEFAULT[0].value],  # noqa: B006 - typer needs a list, and never changes it
+    as_json: AsJson = False,
+    **values: object,
+) -> None:
+    """Repeat a search over samples and texts, and report which removals are stable.
+
+    Runs one search for every --calibration and every seed, and evaluates all results on other text.
+    """
+    numbers = _seeds_of(seeds)
+    source = {**values, "seed": numbers[0]}
+    check_texts_here(calibration)
+    texts = {text: source_of(text, source) for text in calibration}
+    _check_runs(texts, calibration, numbers)
+    spec = spec_of(model, texts[calibration[0]], {**values, "num_remove": num_remove})
+    with starting():
+        from app.commands.stability import run_stability  # imports torch, after the checks above
+
+    run_stability(spec, texts, numbers, out, WorkerSettings(), as_json=as_json)
+
+
+def _seeds_of(seeds: str) -> list[int]:
+    try:
+        return [int(seed) for seed in seeds.split(",")]
+    except ValueError as error:
+        raise InvalidSpec("seeds", f"seeds={seeds!r}: expected numbers, as 0,1,2,3") from error
+
+
+def _check_runs(texts: dict[str, CalibrationSpec], names: list[str], seeds: list[int]) -> None:
+    """Check that there are at least two runs, all of them different."""
+    if len(texts) < len(names):
+        raise InvalidSpec("calibration", "a text is named twice: give each of them once")
+    if len(set(seeds)) < len(seeds):
+        raise InvalidSpec("seeds", f"seeds={seeds}: give each of them once")
+    if len(texts) * len(seeds) < 2:
+        raise InvalidSpec("seeds", "one run cannot be compared: give two seeds or two texts")

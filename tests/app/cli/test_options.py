@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from app.cli.heal import heal
 from app.cli.main import app as command_line
 from app.cli.options import (
     HEAL,
@@ -19,10 +18,9 @@ from app.cli.options import (
     heal_from,
     ratios_by_domain,
     spec_of,
-    values_of,
     with_options,
 )
-from app.cli.prune import prune
+from app.cli.prune import heal, prune
 from pruning.spec import InvalidSpec
 from pruning.spec.calibration import CalibrationMix, CalibrationSpec, Dataset, Sampling
 from pruning.spec.evaluation import Evaluation, Gate
@@ -31,7 +29,9 @@ from pruning.spec.prune import PruneSpec
 
 
 def parsed(*texts: str) -> CalibrationSpec | CalibrationMix:
-    return calibration_of(texts, Sampling.ROWS, 9, 32, 5)
+    return calibration_of(
+        texts, {"sampling": Sampling.ROWS, "num_samples": 9, "seqlen": 32, "seed": 5}
+    )
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_an_option_that_is_not_given_has_the_default_of_the_spec() -> None:
     defaults = {name: each.default for name, each in inspect.signature(prune).parameters.items()}
     asked = {**defaults, "num_remove": 2}
     texts = defaults["calibration"]
-    calibration = calibration_of(texts, **values_of(CalibrationSpec, defaults))
+    calibration = calibration_of(texts, defaults)
     assert spec_of("m", calibration, asked) == PruneSpec("m", num_remove=2)
     limited = spec_of("m", calibration, {**asked, "gate_max_probe_drop": 0.1})
     assert limited.gate == Gate(max_probe_drop=0.1)
