@@ -28,7 +28,6 @@ from app.api.routes import (
     openai,
     results,
     session,
-    status,
 )
 from app.api.submission import JobSubmission
 from app.auth.audit import AuditLog
@@ -96,7 +95,6 @@ _ROUTES = (
     models,
     results,
     health,
-    status,
     session,
 )
 
