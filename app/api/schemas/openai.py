@@ -19,8 +19,7 @@ from pydantic import (
 from app.api.schemas.fields import documented, kind, optional
 from app.api.schemas.generate import CACHE_SALT, MAX_PROMPTS, Body, ModelName, StopStrings
 from app.api.schemas.messages import Message, Nothing, Text, Unsupported, expected
-from app.api.schemas.numbers import WHOLE, Integer, TokenIds
-from app.api.schemas.sampling import OpenAISamplingFields
+from app.api.schemas.sampling import WHOLE, Integer, OpenAISamplingFields, TokenIds
 from app.api.schemas.tools import ToolCall, ToolChoice, Tools
 from app.engine.scheduling.sequence import MAX_NEW_TOKENS, MAX_TOP_LOGPROBS
 

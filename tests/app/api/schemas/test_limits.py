@@ -8,8 +8,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from app.api.schemas.compare import MAX_MODELS, MAX_REPEATS, CompareBody
 from app.api.schemas.generate import MAX_PROMPTS, GenerateBody
 from app.api.schemas.jobs import PruneJobBody
-from app.api.schemas.numbers import TokenIds
 from app.api.schemas.openai import MAX_CHOICES, ChatBody, CompletionBody
+from app.api.schemas.sampling import TokenIds
 from pruning.spec.calibration import MAX_SOURCES
 
 GENERATE: dict[str, Any] = {"model": "tiny", "prompt": "a"}
