@@ -21,7 +21,7 @@ from app.main import create_app
 from app.readiness import Readiness
 from app.request_id import current_request_id
 from app.server.connections import ConnectionLimits, limits_of, protocol_of
-from app.server.tls import CertificateFiles, Certificates
+from app.server.tls import Certificates
 from app.server.valkey import redis_url
 from pruning.logs import set_up_logging
 from pruning.models.store import set_up_torch
@@ -36,8 +36,7 @@ def run_api(settings: ServeSettings) -> None:
     Raises ``UnprotectedAddress`` or ``InvalidCertificate``.
     """
     check_address(settings)
-    files = CertificateFiles.of(settings)
-    certificates = None if files is None else Certificates(files)
+    certificates = Certificates.of(settings)
     set_up_process(settings)
     signal.signal(signal.SIGTERM, leave)  # uvicorn raises the signal again after its shutdown
     with redis_url(settings) as url:

@@ -15,7 +15,7 @@ from app.engine.engine import Engine
 from app.main import create_app
 from app.server.connections import limits_of
 from app.server.serve import ApiServer
-from app.server.tls import CertificateFiles, Certificates
+from app.server.tls import Certificates
 from tests.support.waiting import LIMIT_S, wait_until
 
 
@@ -36,10 +36,9 @@ def serving(
     config = uvicorn.Config(
         create_app(settings, redis_url=redis_url, engine=engine), log_config=None
     )
-    files = CertificateFiles.of(settings)
-    certificates = None if files is None else Certificates(files)
+    certificates = Certificates.of(settings)
     server = ApiServer(config, limits_of(settings.address_connections), certificates)
-    scheme = "http" if files is None else "https"
+    scheme = "http" if certificates is None else "https"
     # said to be TCP, or asyncio leaves Nagle's algorithm on, and every answer takes 40 ms
     with socket.socket(proto=socket.IPPROTO_TCP) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

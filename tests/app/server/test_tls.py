@@ -12,7 +12,7 @@ import trustme
 from pydantic import ValidationError
 
 from app.config import ServeSettings
-from app.server.tls import CertificateFiles, Certificates, InvalidCertificate
+from app.server.tls import Certificates, InvalidCertificate
 from tests.support.certificates import Files
 from tests.support.engines import gated
 from tests.support.serving import serving
@@ -52,7 +52,7 @@ def serial(certificates: Certificates, context: ssl.SSLContext) -> str:
 
 @pytest.fixture
 def certificates(files: Files) -> Certificates:
-    return Certificates(CertificateFiles(files.cert, files.key, None))
+    return Certificates(files.cert, files.key, None)
 
 
 def test_new_connections_get_the_new_certificate(files: Files, certificates: Certificates) -> None:
@@ -103,13 +103,13 @@ def test_a_key_with_a_passphrase_is_refused(files: Files) -> None:
     pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
     files.key.write_bytes(key.private_bytes(pem, pkcs8, secret))
     with pytest.raises(InvalidCertificate, match="without a passphrase"):
-        Certificates(CertificateFiles(files.cert, files.key, None))
+        Certificates(files.cert, files.key, None)
 
 
 def test_only_clients_of_the_ca_of_the_moment_get_in(files: Files) -> None:
     clients, others = trustme.CA(), trustme.CA()
     clients.cert_pem.write_to_path(files.client_ca)
-    certificates = Certificates(CertificateFiles(files.cert, files.key, files.client_ca))
+    certificates = Certificates(files.cert, files.key, files.client_ca)
     ours = files.client_context(clients.issue_cert("ours@example.org"))
     theirs = files.client_context(others.issue_cert("theirs@example.org"))
     assert serial(certificates, ours)
