@@ -12,9 +12,9 @@ def documented(default: Any, description: str, schema: Mapping[str, Any] | None 
     return Field(default=default, description=description, json_schema_extra=extra)
 
 
-def optional(description: str) -> Any:  # noqa: ANN401 - of any type
+def optional(description: str, schema: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401 - of any type
     """A field that is null by default."""
-    return Field(default=None, description=description)
+    return documented(None, description, schema)
 
 
 def kind(name: str) -> Any:  # noqa: ANN401 - a literal

@@ -52,10 +52,15 @@ TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True), WrapVal
 MAX_BIASES = 1024
 
 
-def range_of(param: str) -> dict[str, Any]:
+def _range_of(param: str) -> dict[str, Any]:
     """Of a sampling parameter, as JSON schema has it: to document it, as the engine checks it."""
     low, high = RANGES[param]
     return {"minimum": low, "maximum": high}
+
+
+def _of_engine(param: str, description: str) -> Any:  # noqa: ANN401 - of any type
+    """A field with the default and the range of the engine."""
+    return documented(getattr(SamplingParams, param), description, _range_of(param))
 
 
 TokenIdKey = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")]
@@ -74,51 +79,33 @@ TopK = Annotated[
     int, Field(strict=True, ge=-1, json_schema_extra={"maximum": RANGES["top_k"][1]}), WHOLE
 ]
 _NAMES = frozenset(field.name for field in fields(SamplingParams))
-TOP_P: dict[str, Any] = {"exclusiveMinimum": 0, "maximum": 1}
+_TOP_P: dict[str, Any] = {"exclusiveMinimum": 0, "maximum": 1}
 
 
 class SamplingFields(BaseModel):
     """Of this project's own routes. Temperature 0 is greedy."""
 
-    max_new_tokens: int = documented(
-        SamplingParams.max_new_tokens,
-        "Maximum number of tokens of an output.",
-        range_of("max_new_tokens"),
-    )
-    temperature: float = documented(
-        SamplingParams.temperature,
-        "Divides the logits; 0 is greedy decoding.",
-        range_of("temperature"),
-    )
+    max_new_tokens: int = _of_engine("max_new_tokens", "Maximum number of tokens of an output.")
+    temperature: float = _of_engine("temperature", "Divides the logits; 0 is greedy decoding.")
     top_p: float = documented(
         SamplingParams.top_p,
         "Samples from the likeliest tokens with this total probability; 1 is off.",
-        TOP_P,
+        _TOP_P,
     )
-    top_k: int = documented(
-        SamplingParams.top_k,
-        "Samples from this many of the likeliest tokens; 0 is off.",
-        range_of("top_k"),
+    top_k: int = _of_engine("top_k", "Samples from this many of the likeliest tokens; 0 is off.")
+    min_p: float = _of_engine(
+        "min_p", "Minimum probability of a token, as a share of the most likely token's."
     )
-    min_p: float = documented(
-        SamplingParams.min_p,
-        "Minimum probability of a token, as a share of the most likely token's.",
-        range_of("min_p"),
-    )
-    repetition_penalty: float = documented(
-        SamplingParams.repetition_penalty,
+    repetition_penalty: float = _of_engine(
+        "repetition_penalty",
         "Above 1, tokens of the prompt and the output so far become less likely.",
-        range_of("repetition_penalty"),
     )
-    presence_penalty: float = documented(
-        SamplingParams.presence_penalty,
-        "Above 0, tokens of the output so far become less likely.",
-        range_of("presence_penalty"),
+    presence_penalty: float = _of_engine(
+        "presence_penalty", "Above 0, tokens of the output so far become less likely."
     )
-    frequency_penalty: float = documented(
-        SamplingParams.frequency_penalty,
+    frequency_penalty: float = _of_engine(
+        "frequency_penalty",
         "Above 0, tokens become less likely with each time they are in the output.",
-        range_of("frequency_penalty"),
     )
     logit_bias: LogitBias = Field(
         default_factory=dict, description="Added to the logits of tokens, by token id."
@@ -147,21 +134,17 @@ class OpenAISamplingFields(BaseModel):
     """Of the OpenAI routes: strict types, and null for the default. Some fields are vLLM's, one is
     this project's."""
 
-    temperature: Number | None = documented(
-        None, "1 by default; 0 is greedy.", range_of("temperature")
+    temperature: Number | None = optional("1 by default; 0 is greedy.", _range_of("temperature"))
+    top_p: Number | None = optional(
+        "1 by default: samples from the likeliest tokens with this total probability.", _TOP_P
     )
-    top_p: Number | None = documented(
-        None, "1 by default: samples from the likeliest tokens with this total probability.", TOP_P
-    )
-    presence_penalty: Number | None = documented(
-        None,
+    presence_penalty: Number | None = optional(
         "0 by default; above it, tokens of the output so far become less likely.",
-        range_of("presence_penalty"),
+        _range_of("presence_penalty"),
     )
-    frequency_penalty: Number | None = documented(
-        None,
+    frequency_penalty: Number | None = optional(
         "0 by default; above it, tokens become less likely with each use.",
-        range_of("frequency_penalty"),
+        _range_of("frequency_penalty"),
     )
     logit_bias: LogitBias | None = optional("Added to the logits of tokens, by token id.")
     seed: StrictSeed | None = optional(
@@ -173,15 +156,13 @@ class OpenAISamplingFields(BaseModel):
 
     # vLLM's
     top_k: TopK | None = optional("0 and -1 are off.")
-    min_p: Number | None = documented(
-        None,
+    min_p: Number | None = optional(
         "Minimum probability of a token, as a share of the likeliest one's; 0: off.",
-        range_of("min_p"),
+        _range_of("min_p"),
     )
-    repetition_penalty: Number | None = documented(
-        None,
+    repetition_penalty: Number | None = optional(
         "1 by default; above it, tokens of prompt and output become less likely.",
-        range_of("repetition_penalty"),
+        _range_of("repetition_penalty"),
     )
     stop_token_ids: StopTokenIds | None = optional("An output ends at any of these tokens.")
     ignore_eos: StrictBool | None = optional(
