@@ -11,25 +11,25 @@ from pruning.spec.heal import COUNTS, Depths, Heal
 _ABOVE_0: dict[str, Any] = {"exclusiveMinimum": 0}
 
 
-def _range(name: str) -> dict[str, Any]:
+def _count(name: str, description: str) -> Any:  # noqa: ANN401 - an integer
+    """A number with the default and the range of the spec."""
     low, high = COUNTS[name]
-    return {"minimum": low, "maximum": high}
+    return documented(getattr(Heal, name), description, {"minimum": low, "maximum": high})
 
 
 class HealBody(Body):
     """Train the pruned model to predict what the dense one predicts, and publish it as well."""
 
     # These ranges only document the API: the spec checks them.
-    num_tokens: int = documented(
-        Heal.num_tokens,
+    num_tokens: int = _count(
+        "num_tokens",
         "Tokens to train on. Texts are those of the calibration, without the documents "
         "that select or evaluate; they are repeated as often as needed.",
-        _range("num_tokens"),
     )
     max_minutes: float | None = documented(
         Heal.max_minutes, "End after this time even if tokens are left.", _ABOVE_0
     )
-    rank: int = documented(Heal.rank, "Rank of the adapters.", _range("rank"))
+    rank: int = _count("rank", "Rank of the adapters.")
     alpha: float = documented(Heal.alpha, "Adapters are scaled by alpha / rank.", _ABOVE_0)
     learning_rate: float | None = documented(
         Heal.learning_rate,
@@ -37,9 +37,7 @@ class HealBody(Body):
         "falls along a cosine.",
         _ABOVE_0,
     )
-    batch_tokens: int = documented(
-        Heal.batch_tokens, "Tokens of a step of the optimiser.", _range("batch_tokens")
-    )
+    batch_tokens: int = _count("batch_tokens", "Tokens of a step of the optimiser.")
     warmup: float = documented(
         Heal.warmup,
         "Share of the training in which the learning rate rises.",
@@ -57,19 +55,13 @@ class HealBody(Body):
         Heal.checkpoint_activations,
         "Compute activations again in the backward pass: less memory, more time.",
     )
-    steps_per_check: int = documented(
-        Heal.steps_per_check,
-        "Steps between two measurements on held-out text. The best step is kept.",
-        _range("steps_per_check"),
+    steps_per_check: int = _count(
+        "steps_per_check", "Steps between two measurements on held-out text. The best step is kept."
     )
-    patience: int = documented(
-        Heal.patience,
-        "End after so many measurements in a row without a new lowest loss.",
-        _range("patience"),
+    patience: int = _count(
+        "patience", "End after so many measurements in a row without a new lowest loss."
     )
-    seed: int = documented(
-        Heal.seed, "Of the adapters and of the order of the text.", _range("seed")
-    )
+    seed: int = _count("seed", "Of the adapters and of the order of the text.")
     control: StrictBool = documented(
         Heal.control, "Train the dense model in the same way, for comparison."
     )
