@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from types import FrameType
 
 from rich.console import Console
 
@@ -17,7 +16,7 @@ from app.auth.scopes import check_address
 from app.config import ServeSettings
 from app.server.valkey import redis_url
 from pruning.config import child_environment
-from pruning.process import end_with_parent
+from pruning.process import deferred_signal, end_with_parent
 
 GRACE_S = 15.0  # after its drain, a child that is still alive is killed
 
@@ -34,22 +33,28 @@ def run_up(settings: ServeSettings) -> None:
     check_address(settings)
     console = Console(stderr=True, highlight=False)
     console.print("starting Valkey, a worker and the API; Ctrl-C stops all of them")
-    stop = threading.Event()
-    with redis_url(settings), _signals(stop):
+    with (
+        redis_url(settings),
+        deferred_signal(signal.SIGTERM) as is_ended,
+        deferred_signal(signal.SIGINT) as is_interrupted,
+    ):
         environment = child_environment(settings)  # each child holds the embedded Valkey itself
         with (
             _child("worker", environment, GRACE_S) as worker,
             _child("serve", environment, settings.drain_s + GRACE_S) as api,
         ):
-            _watch([worker, api], stop, partial(_say_once_ready, settings, console))
+            look = partial(_say_once_ready, settings, console)
+            _watch([worker, api], lambda: is_ended() or is_interrupted(), look)
 
 
 def _watch(
-    children: Sequence["subprocess.Popen[bytes]"], stop: threading.Event, look: Callable[[], bool]
+    children: Sequence["subprocess.Popen[bytes]"],
+    is_stopped: Callable[[], bool],
+    look: Callable[[], bool],
 ) -> None:
-    """Until ``stop``. ``look`` is called until it returns true. Raises ``ChildEnded``."""
-    is_ready = False
-    while not stop.wait(0.2):
+    """Until it is stopped. ``look`` is called until it returns true. Raises ``ChildEnded``."""
+    is_ready, pause = False, threading.Event()
+    while not pause.wait(0.2) and not is_stopped():
         is_ready = is_ready or look()
         for child in children:
             if (code := child.poll()) is not None:
@@ -95,18 +100,3 @@ def _child(
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
-
-
-@contextmanager
-def _signals(stop: threading.Event) -> Iterator[None]:
-    """SIGTERM and SIGINT set ``stop`` instead of ending the process without cleanup."""
-
-    def handle(_signal: int, _frame: FrameType | None) -> None:
-        stop.set()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
