@@ -19,7 +19,7 @@ from urllib.parse import quote
 import redis
 from filelock import FileLock
 from redis import exceptions as redis_errors
-from redis.backoff import NoBackoff
+from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
 from pruning.config import Settings
@@ -89,23 +89,13 @@ def _hold(socket: Path) -> redis.Redis | None:
             unix_socket_path=str(socket),
             client_name=HOLDER,
             single_connection_client=True,
-            retry=Retry(NoBackoff(), 0),
+            # while it loads its data, it answers and refuses commands
+            retry=Retry(ConstantBackoff(_POLL_S), -1, (redis_errors.BusyLoadingError,)),
         )
-        _wait_until_loaded(holder)
+        holder.dbsize()  # a PING is refused while the disk is full
     except redis_errors.ConnectionError:
         return None
     return holder
-
-
-def _wait_until_loaded(client: redis.Redis) -> None:
-    """Wait while the server loads its data; it answers, but refuses commands."""
-    while True:
-        try:
-            client.dbsize()  # a PING is refused while the disk is full
-        except redis_errors.BusyLoadingError:
-            _pause()
-        else:
-            return
 
 
 def _start(directory: Path, socket: Path) -> redis.Redis:
