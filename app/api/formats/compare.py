@@ -6,7 +6,7 @@ from importlib.metadata import version
 from statistics import fmean
 
 
-from app.api.formats.same_names import view_of
+from app.api.schemas.bodies import view_of
 from app.api.schemas.compare import (
     ComparedModelView,
     ComparedOutputView,

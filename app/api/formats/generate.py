@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from fastapi.sse import format_sse_event
 
 from app.api.errors import problem_of
-from app.api.formats.same_names import view_of
+from app.api.schemas.bodies import view_of
 from app.api.schemas.generate import (
     GenerateBody,
     GenerateView,

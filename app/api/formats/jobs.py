@@ -6,7 +6,7 @@ from typing import Literal
 from fastapi import Request
 
 from app.api.formats.models import domain_views, repair_view
-from app.api.formats.same_names import view_of
+from app.api.schemas.bodies import view_of
 from app.api.schemas.events import SinkView, WebhookDeliveryView
 from app.api.schemas.heal import HealEstimateView, HealProgressView
 from app.api.schemas.jobs import ConditionView, EstimateView, PruneJobView

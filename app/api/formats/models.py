@@ -3,8 +3,8 @@
 from typing import Any, Literal
 
 from app.api.deps import GenerationServices
-from app.api.formats.same_names import view_of
 from app.api.schemas.advice import AdviceView, AdvisedDepthView
+from app.api.schemas.bodies import view_of
 from app.api.schemas.generate import DomainView, Int8View, ModelView, RepairView
 from app.models.entry import ModelEntry
 from app.models.registry import ModelRegistry

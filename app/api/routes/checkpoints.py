@@ -16,10 +16,9 @@ from starlette.types import Message, Receive, Scope, Send
 
 from app.api.deps import JobId, ServicesDep
 from app.api.formats.models import domain_views, repair_view
-from app.api.formats.same_names import view_of
 from app.api.openapi import responses_for
 from app.api.problems import problem_response
-from app.api.schemas.fields import kind
+from app.api.schemas.bodies import kind, view_of
 from app.api.schemas.generate import DomainView, MeasuredSpeedupView, RepairView
 from app.models.catalog import Catalog
 from app.models.entry import ModelEntry, RemovalOrder

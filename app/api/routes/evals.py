@@ -9,12 +9,11 @@ from pydantic import Field
 from app.api.deps import GeneratorDep, ServicesDep
 from app.api.formats.compare import engine_view
 from app.api.formats.models import interval_fields
-from app.api.formats.same_names import view_of
 from app.api.generations import SheddingRoute, unless_gone
 from app.api.openapi import responses_for
 from app.api.routes.results import ResultReportView
-from app.api.schemas.fields import documented
-from app.api.schemas.generate import Body, ModelName
+from app.api.schemas.bodies import Body, documented, view_of
+from app.api.schemas.generate import ModelName
 from app.compare.evaluation import RAISES, Evaluation, EvaluationRequest, evaluate
 from app.compare.likelihood import Scorer
 from app.engine.async_engine import EngineStopped

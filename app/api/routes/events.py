@@ -11,8 +11,8 @@ from pydantic import StringConstraints
 from starlette.types import Receive, Scope, Send
 
 from app.api.deps import JobId, ServicesDep
-from app.api.formats.same_names import view_of
 from app.api.openapi import EVENT_STREAM, Responses, responses_for
+from app.api.schemas.bodies import view_of
 from app.api.schemas.events import PruneJobEventList, PruneJobEventView
 from pruning.jobs.events import EventFeed, TooManyWatchers
 from pruning.jobs.job import JobEvent

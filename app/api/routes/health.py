@@ -10,8 +10,7 @@ from prometheus_client import exposition
 from pydantic import BaseModel, Field
 
 from app.api.deps import ServicesDep
-from app.api.formats.same_names import view_of
-from app.api.schemas.fields import kind
+from app.api.schemas.bodies import kind, view_of
 from app.api.schemas.generate import HealthView, ReadyView, ServerView, VersionView
 from app.engine.engine import EngineStats
 from app.models.registry import ModelRegistry

@@ -6,8 +6,8 @@ from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, Field
 
 from app.api.deps import ServicesDep
-from app.api.formats.same_names import view_of
 from app.api.openapi import responses_for
+from app.api.schemas.bodies import view_of
 from app.auth.keys import seen_tenant
 from app.results.store import ResultKind, ResultNotFound
 

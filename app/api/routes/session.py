@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 
 from app.api.deps import ServicesDep
 from app.api.openapi import responses_for
-from app.api.schemas.generate import Body
+from app.api.schemas.bodies import Body
 from app.auth.keys import KeyRefused, Scope
 from app.auth.scopes import Authorizer, check_same_origin
 from app.auth.sessions import COOKIE, NotSameOrigin, Session, Sessions, SessionsNotKept

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from app.api.schemas.fields import kind
+from app.api.schemas.bodies import kind
 
 
 class LimitsView(BaseModel):

@@ -5,8 +5,7 @@ from typing import Annotated
 
 from pydantic import Discriminator, Field, Tag
 
-from app.api.schemas.fields import documented, optional
-from app.api.schemas.generate import Body
+from app.api.schemas.bodies import Body, documented, optional
 from pruning.spec.calibration import MAX_SOURCES, CalibrationSpec, Dataset, Sampling
 from pruning.spec.evaluation import Evaluation
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from app.api.schemas.fields import documented, kind, optional
+from app.api.schemas.bodies import documented, kind, optional
 from app.api.schemas.generate import ModelName, PromptsBody, TimingsView
 
 MAX_MODELS = 8

@@ -4,8 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from app.api.schemas.fields import kind
-from app.api.schemas.generate import Body
+from app.api.schemas.bodies import Body, kind
 from pruning.jobs.job import FINAL_EVENTS, WebhookEvent
 
 

@@ -2,33 +2,18 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints, model_validator
+from pydantic import BaseModel, Field, StrictBool, StringConstraints
 
-from app.api.schemas.fields import documented, kind, optional
+from app.api.schemas.bodies import Body, documented, kind, optional
 from app.api.schemas.sampling import SamplingFields
 from app.engine.scheduling.sequence import MAX_TOP_LOGPROBS
 from pruning.repair.record import Method
 
 MAX_PROMPTS = 256
-MAX_FIELDS = 128
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Prompt = Annotated[str, StringConstraints(min_length=1)]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 StopStrings = StopString | Annotated[list[StopString], Field(max_length=16)]
-
-
-class Body(BaseModel):
-    """A request body. Unknown fields are errors."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _has_few_fields(cls, body: object) -> object:
-        # each unknown field is an error of its own, and a body has room for 300,000
-        if isinstance(body, dict) and len(body) > MAX_FIELDS:
-            raise ValueError(f"{len(body)} fields: expected at most {MAX_FIELDS}")
-        return body
 
 
 class PromptsBody(Body, SamplingFields):

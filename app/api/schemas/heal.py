@@ -4,8 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, StrictBool
 
-from app.api.schemas.fields import documented
-from app.api.schemas.generate import Body
+from app.api.schemas.bodies import Body, documented
 from pruning.spec.heal import COUNTS, Depths, Heal
 
 _ABOVE_0: dict[str, Any] = {"exclusiveMinimum": 0}

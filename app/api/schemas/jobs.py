@@ -5,10 +5,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints
 
+from app.api.schemas.bodies import Body, documented, kind, optional
 from app.api.schemas.calibration import EVALUATION, CalibrationBody, EvaluationBody, OneOrMix
 from app.api.schemas.events import SinkView, WebhookBody, WebhookView
-from app.api.schemas.fields import documented, kind, optional
-from app.api.schemas.generate import Body, DomainView, MeasuredSpeedupView, ModelName, RepairView
+from app.api.schemas.generate import DomainView, MeasuredSpeedupView, ModelName, RepairView
 from app.api.schemas.heal import HealBody, HealEstimateView, HealProgressView
 from pruning.spec import InvalidSpec
 from pruning.spec.evaluation import Gate, GateAction

@@ -16,8 +16,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from app.api.schemas.fields import documented, optional
-from app.api.schemas.generate import Body
+from app.api.schemas.bodies import Body, documented, optional
 from app.api.schemas.response_format import SchemaName
 from app.api.schemas.tools import MAX_TOOLS
 

@@ -16,8 +16,8 @@ from pydantic import (
     field_validator,
 )
 
-from app.api.schemas.fields import documented, kind, optional
-from app.api.schemas.generate import CACHE_SALT, MAX_PROMPTS, Body, ModelName, StopStrings
+from app.api.schemas.bodies import Body, documented, kind, optional
+from app.api.schemas.generate import CACHE_SALT, MAX_PROMPTS, ModelName, StopStrings
 from app.api.schemas.messages import Message, Nothing, Text, Unsupported, expected
 from app.api.schemas.sampling import WHOLE, Integer, OpenAISamplingFields, TokenIds
 from app.api.schemas.tools import ToolCall, ToolChoice, Tools

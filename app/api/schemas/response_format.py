@@ -5,28 +5,24 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints
+from pydantic import Field, StrictBool, StringConstraints
 
-from app.api.schemas.fields import optional
+from app.api.schemas.bodies import Body, optional
 from app.engine.grammar import MAX_SCHEMA_CHARS, ResponseFormatRefused
 from app.engine.scheduling.sequence import ResponseFormat
 
 SchemaName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class TextFormat(_Part):
+class TextFormat(Body):
     type: Literal["text"] = Field(description="Any text.")
 
 
-class JsonObjectFormat(_Part):
+class JsonObjectFormat(Body):
     type: Literal["json_object"] = Field(description="A JSON object.")
 
 
-class JsonSchemaSpec(_Part):
+class JsonSchemaSpec(Body):
     name: SchemaName = Field(description="Has no effect here.")
     description: str | None = optional("Has no effect here.")
     schema_: dict[str, Any] | None = Field(
@@ -38,7 +34,7 @@ class JsonSchemaSpec(_Part):
     strict: StrictBool | None = optional("Has no effect here: the schema is always enforced.")
 
 
-class JsonSchemaFormat(_Part):
+class JsonSchemaFormat(Body):
     type: Literal["json_schema"] = Field(description="JSON by a schema.")
     json_schema: JsonSchemaSpec = Field(description="The schema.")
 

@@ -18,7 +18,7 @@ from pydantic import (
     WrapValidator,
 )
 
-from app.api.schemas.fields import documented, optional
+from app.api.schemas.bodies import documented, optional
 from app.api.schemas.response_format import AnyFormat, response_format
 from app.engine.scheduling.sequence import MAX_LOGIT_BIAS, MAX_TOKEN_ID, RANGES, SamplingParams
 

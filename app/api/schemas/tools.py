@@ -4,8 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, StrictBool
 
-from app.api.schemas.fields import documented, optional
-from app.api.schemas.generate import Body
+from app.api.schemas.bodies import Body, documented, optional
 from app.api.schemas.response_format import SchemaName
 
 MAX_TOOLS = 128

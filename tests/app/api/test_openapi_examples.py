@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from app.api.openapi import EXAMPLES
-from app.api.schemas.generate import Body
+from app.api.schemas.bodies import Body
 from app.config import ServeSettings
 from app.main import create_app
 
