@@ -9,7 +9,6 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.text import Text
 
-from app.cli.advise import advise
 from app.cli.ask import chat, compare
 from app.cli.bench import bench
 from app.cli.config import config
@@ -18,7 +17,7 @@ from app.cli.eval import evaluate
 from app.cli.export import export
 from app.cli.jobs import jobs
 from app.cli.keys import keys
-from app.cli.models import models
+from app.cli.models import advise, models
 from app.cli.options import AsJson, WholeHelp, with_options
 from app.cli.prune import heal, prune, stability
 from app.config import cluster_settings, serve_settings

@@ -1,4 +1,4 @@
-"""``sleb models``: list the models of the data directory, or add one. Imports are lazy."""
+"""``sleb models`` and ``sleb advise``: the models of the data directory. Imports are lazy."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +8,7 @@ import typer
 from app.cli.options import AsJson, Url, WholeHelp
 from app.config import serve_settings
 from app.terminal import starting
+from pruning.evaluation.advice import Limits
 
 models = typer.Typer(
     cls=WholeHelp,
@@ -103,3 +104,27 @@ def add(
 
     target = add_model(source, serve_settings(), name=name, revision=revision)
     typer.echo(f"{target.name} is in {target}")
+
+
+def advise(
+    model: Annotated[str, typer.Argument(help="A dense model of the data directory.")],
+    max_ratio: Annotated[
+        float, typer.Option(help="Maximum of pruned / dense perplexity, on every text.")
+    ] = Limits.max_ratio,
+    min_speedup: Annotated[
+        float, typer.Option(help="Minimum speed-up per token.")
+    ] = Limits.min_speedup,
+    min_probe: Annotated[
+        float | None, typer.Option(help="Minimum score of the probe, 0 to 1.")
+    ] = Limits.min_probe,
+    as_json: AsJson = False,
+) -> None:
+    """Say which depth of a model to take, what it gives and costs, and how sure that is.
+
+    A depth is taken if its intervals show that it keeps the limits. What is not known is named,
+    with the command that measures it.
+    """
+    limits = Limits(max_ratio, min_speedup, min_probe)
+    from app.commands.models import print_advice
+
+    print_advice(serve_settings(), model, limits, as_json=as_json)

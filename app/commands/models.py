@@ -1,4 +1,4 @@
-"""``sleb models``: the table of all models, their curves in one picture, and their aliases."""
+"""``sleb models`` and ``sleb advise``: all models, their curves and aliases, and which to take."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +10,7 @@ from rich.table import Table
 
 from app.commands.domain_table import fits
 from app.config import ServeSettings
+from app.models.advice import advice_on
 from app.models.aliases import Aliases
 from app.models.catalog import Catalog
 from app.models.entry import ModelEntry
@@ -19,6 +20,8 @@ from app.terminal import filled, print_json
 from pruning.checkpoints.orders_plot import MAX_ORDERS, NothingToPlot, plot_orders
 from pruning.checkpoints.store import CheckpointStore, Manifest
 from pruning.checkpoints.trajectory import short
+from pruning.evaluation.advice import Limits
+from pruning.evaluation.advice_table import advice_table
 from pruning.evaluation.quality import DomainQuality
 from pruning.extras import require_extra
 from pruning.models.store import ModelStore
@@ -86,6 +89,29 @@ def print_models(settings: ServeSettings, *, as_json: bool) -> None:
         console.print("in parentheses: times the perplexity of the dense model, on the same text")
     if any(entry.control_on(domain) for entry in entries for domain in entry.domains):
         console.print("control: the dense model after the training that healed the model")
+
+
+def print_advice(settings: ServeSettings, model: str, limits: Limits, *, as_json: bool) -> None:
+    """Raises ``UnknownModel``."""
+    advice = advice_on(model, catalog_of(settings), limits)
+    if as_json:
+        print_json(asdict(advice))
+        return
+    console = Console(highlight=False)
+    console.print(advice.sentence, markup=False, style="bold")
+    if advice.depths:
+        console.print()
+        headings, rows = advice_table(advice)
+        depths = Table(box=None, pad_edge=False)
+        console.print(filled(depths, headings, rows, ["depth", "keeps"], overflow="fold"))
+        console.print(f"limits: {advice.limits}", markup=False)
+        console.print(
+            "speed-up per token, and perplexity by text, as multiples of the dense model's; in "
+            "parentheses intervals of 95 %; * predicted",
+            markup=False,
+        )
+    for text in advice.missing:
+        console.print(f"missing: {text}", markup=False)
 
 
 def plot_models(settings: ServeSettings, names: Sequence[str], out: Path) -> None:
