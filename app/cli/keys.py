@@ -114,7 +114,8 @@ def _print_keys(keys: Sequence[ApiKey]) -> None:
     for key in keys:
         names = map(escape, (key.name, key.owner) if has_tenants else (key.name,))
         limits = map(_limit, (key.rate_per_min, key.max_concurrent))
-        times = (local_time(key.created_at)[:10], _end(key.expires_at))
+        end = "never" if key.expires_at is None else local_time(key.expires_at)[:16]
+        times = (local_time(key.created_at)[:10], end)
         table.add_row(*names, "\n".join(sorted(key.scopes)), *limits, *times)
     Console(highlight=False).print(table)
 
@@ -206,12 +207,7 @@ def _print_new(name: str, scopes: Iterable[Scope], key: str, *, as_json: bool) -
     typer.echo("it is not shown again; clients send it as Authorization: Bearer KEY", err=True)
 
 
-def _end(seconds: float | None) -> str:
-    return "never" if seconds is None else local_time(seconds)[:16]
-
-
 def _file() -> KeyFile:
-
     return KeyFile(serve_settings().keys_file)
 
 

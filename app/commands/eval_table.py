@@ -11,7 +11,6 @@ from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from string import ascii_uppercase
-from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -53,7 +52,10 @@ def print_evaluations(
 
     ``texts`` are the names of those that perplexities were measured on.
     """
-    report = _report(evaluations)
+    report = {
+        "evaluations": [asdict(evaluation) for evaluation in evaluations],
+        "versions": {name: version(name) for name in ("sleb-serve", "torch", "transformers")},
+    }
     if out is not None:
         out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if as_json:
@@ -86,13 +88,6 @@ def _print_models(console: Console, evaluations: Sequence[Evaluation]) -> None:
 def _table(headings: Iterable[str], rows: Iterable[_Row]) -> Table:
     lines = ([label, *cells] for label, cells in rows)
     return filled(Table(Column("")), headings, lines, overflow="fold")
-
-
-def _report(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
-    return {
-        "evaluations": [asdict(evaluation) for evaluation in evaluations],
-        "versions": {name: version(name) for name in ("sleb-serve", "torch", "transformers")},
-    }
 
 
 def _merged(columns: Iterable[Iterable[_Cell]]) -> Iterator[_Row]:

@@ -26,8 +26,9 @@ def diagnose(starting: Callable[[str], object] = lambda _what: None) -> Iterator
         api, worker = ServeSettings(), WorkerSettings()
         check_ports(api, worker)
     except (UnknownSetting, UnreadableSecrets, PortTaken, ValidationError) as error:
+        reason = invalid_settings(error) if isinstance(error, ValidationError) else str(error)
         advice = "correct the environment and run this again: the other checks were skipped"
-        yield from (machine.packages(), wrong("settings", _reason(error), advice))
+        yield from (machine.packages(), wrong("settings", reason, advice))
         return
     for what, check in _checks(api, worker):
         starting(what)
@@ -46,10 +47,6 @@ def _checks(api: ServeSettings, worker: WorkerSettings) -> Iterator[Check]:
     yield "models on other servers", lambda: [models.external(api.external_models_file)]
     yield "vLLM", lambda: [vllm.vllm(api), *vllm.servers(api)]
     yield "ports and limits", lambda: _limits(api, worker)
-
-
-def _reason(error: Exception) -> str:
-    return invalid_settings(error) if isinstance(error, ValidationError) else str(error)
 
 
 def _needed_extras(api: ServeSettings, worker: WorkerSettings) -> dict[str, str]:

@@ -1,10 +1,8 @@
 """The doctor's checks of the GPU: what the driver reports, what torch can use, what is set."""
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import psutil
 import torch
@@ -37,7 +35,8 @@ def gpus() -> Gpus:
         if nvml is None:
             return unknown
         try:
-            total = tuple(_total_bytes(nvml, index) for index in range(nvml.nvmlDeviceGetCount()))
+            handles = map(nvml.nvmlDeviceGetHandleByIndex, range(nvml.nvmlDeviceGetCount()))
+            total = tuple(int(nvml.nvmlDeviceGetMemoryInfo(handle).total) for handle in handles)
             newest = int(nvml.nvmlSystemGetCudaDriverVersion())
         except nvml.NVMLError:
             return unknown
@@ -73,7 +72,8 @@ def room_bytes(wanted: str, cards: Gpus) -> int:
 
 
 def _unusable(cards: Gpus) -> Finding:
-    seen = f"the driver reports {len(cards.total_bytes)} GPUs ({_sizes(cards.total_bytes)})"
+    sizes = ", ".join(map(size, cards.total_bytes))
+    seen = f"the driver reports {len(cards.total_bytes)} GPUs ({sizes})"
     if cards.torch_cuda is None:
         said = f"{seen}, but this torch was built without CUDA"
         return wrong(_CHECK, said, "install torch with CUDA, or set SLEB_DEVICE=cpu")
@@ -88,11 +88,3 @@ def _unusable(cards: Gpus) -> Finding:
 
 def _number(cuda: str | None) -> tuple[int, ...]:
     return tuple(map(int, cuda.split("."))) if cuda else ()
-
-
-def _sizes(total_bytes: Sequence[int]) -> str:
-    return ", ".join(map(size, total_bytes))
-
-
-def _total_bytes(pynvml: ModuleType, index: int) -> int:
-    return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(index)).total)

@@ -32,6 +32,7 @@ def job_view(job: Job, request: Request, catalog: Catalog) -> PruneJobView:
 def job_view_at(path: str, job: Job, catalog: Catalog) -> PruneJobView:
     """Return the view for a job with this URL path, where there is no request."""
     published = catalog.published(job.pruned_model) if job.pruned_model else None
+    below = {name: f"{path}/{name.replace('_', '-')}" for name in _BELOW_A_JOB}
     return view_of(
         PruneJobView,
         job,
@@ -42,9 +43,9 @@ def job_view_at(path: str, job: Job, catalog: Catalog) -> PruneJobView:
         measured_speedup=catalog.measured_speedup(published) if published else None,
         domains=domain_views(published) if published else [],
         conditions=_conditions(job),
-        sinks=_sinks(job),
+        sinks=[SinkView(sink=sink.value, **asdict(state)) for sink, state in job.sinks.items()],
         spec=job.spec.to_dict(),
-        urls=_urls(path),
+        urls={"self": path, **below},
     )
 
 
@@ -53,14 +54,6 @@ def _heal_progress(job: Job) -> HealProgressView | None:
         return None
     training = "control" if job.heal_progress.training == "control" else "healed"
     return view_of(HealProgressView, job.heal_progress, training=training)
-
-
-def _sinks(job: Job) -> list[SinkView]:
-    return [SinkView(sink=sink.value, **asdict(state)) for sink, state in job.sinks.items()]
-
-
-def _urls(path: str) -> dict[str, str]:
-    return {"self": path, **{name: f"{path}/{name.replace('_', '-')}" for name in _BELOW_A_JOB}}
 
 
 def estimate_view(estimate: Estimate) -> EstimateView:
