@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TypeVar
 
 from fastapi import APIRouter, Request, Response
 
@@ -36,7 +35,6 @@ from pruning.models.store import NotAModel
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=SheddingRoute)
 _not_offered = APIRouter()  # these need no place in the queue
 
-_Value = TypeVar("_Value")
 _MEANINGS = {
     400: "The request is invalid.",
     404: "There is no such model.",
@@ -102,7 +100,7 @@ async def create_completion(
     params = _completion_params(body)
     prompts = _prompts(body)
     generation_request = GenerationRequest(
-        served, prompts, params, _stop(body), n=_or(body.n, 1), cache_salt=_or(body.cache_salt, "")
+        served, prompts, params, _stop(body), n=body.n or 1, cache_salt=body.cache_salt or ""
     )
     format_ = CompletionFormat(
         body, Vocabulary(served.tokenizer), generator.fingerprint(served, params), prompts
@@ -123,7 +121,7 @@ async def create_chat_completion(
         check_choice(served)
     if tools is not None:
         body = body.model_copy(update={"response_format": tools.response_format})
-    num_logprobs = _or(body.top_logprobs, 0) if body.logprobs else None
+    num_logprobs = (body.top_logprobs or 0) if body.logprobs else None
     params = _params(body, max_new_tokens=limit or DEFAULT_CHAT_TOKENS, num_logprobs=num_logprobs)
     chat = Chat(
         [message.as_template_input() for message in body.messages],
@@ -136,9 +134,9 @@ async def create_chat_completion(
         [chat],
         params,
         _stop(body),
-        n=_or(body.n, 1),
+        n=body.n or 1,
         fills_context=limit is None,
-        cache_salt=_or(body.cache_salt, ""),
+        cache_salt=body.cache_salt or "",
     )
     fingerprint = generator.fingerprint(served, params)
     format_ = ChatFormat(body, Vocabulary(served.tokenizer), fingerprint, tools)
@@ -157,15 +155,15 @@ def _chat_limit(body: ChatBody) -> int | None:
 
 def _completion_params(body: CompletionBody) -> SamplingParams:
     """With an echo, log-probabilities are those of the prompt too. Raises ``InvalidSampling``."""
-    if body.best_of not in (None, _or(body.n, 1)):
+    if body.best_of not in (None, body.n or 1):
         expected = "the same as n, as this service returns all outputs"
         raise InvalidSampling("best_of", body.best_of, expected)
     is_scored = body.echo and (body.logprobs is not None or body.max_tokens == 0)
     return _params(
         body,
-        max_new_tokens=_or(body.max_tokens, 16),
+        max_new_tokens=16 if body.max_tokens is None else body.max_tokens,
         num_logprobs=body.logprobs,
-        num_prompt_logprobs=_or(body.logprobs, 0) if is_scored else None,
+        num_prompt_logprobs=(body.logprobs or 0) if is_scored else None,
     )
 
 
@@ -173,8 +171,8 @@ def _params(body: GenerationBody, **overrides: int | None) -> SamplingParams:
     return sampling_params(
         body,
         **overrides,
-        temperature=_or(body.temperature, 1.0),
-        top_k=max(_or(body.top_k, 0), 0),
+        temperature=1.0 if body.temperature is None else body.temperature,
+        top_k=max(body.top_k or 0, 0),
     )
 
 
@@ -187,12 +185,7 @@ def _prompts(body: CompletionBody) -> Sequence[str | Sequence[int]]:
 
 
 def _stop(body: GenerationBody) -> list[str]:
-    return [body.stop] if isinstance(body.stop, str) else _or(body.stop, [])
-
-
-def _or(value: _Value | None, default: _Value) -> _Value:
-    """Null means the default."""
-    return default if value is None else value
+    return [body.stop] if isinstance(body.stop, str) else body.stop or []
 
 
 def _card(entry: ModelEntry, name: str | None = None) -> ModelCard:
