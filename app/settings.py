@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import Enum
-from typing import Any
 
 from pydantic import AliasChoices, ValidationError
 from pydantic.fields import FieldInfo
@@ -165,10 +164,13 @@ def _effective(
     values: WorkerSettings | ClusterSettings,
     sources: Mapping[str, Collection[str]],
 ) -> EffectiveSetting:
-    value: Any = getattr(values, setting.field)
+    text = _text(getattr(values, setting.field))
+    if "://" in text:
+        text = without_secrets(text)
+    elif text != "unset" and not type(values).model_fields[setting.field].repr:
+        text = _MASK
     source = next(_sources_of(setting, sources), "default")
-    masked = _masked(type(values), setting.field, _text(value))
-    return EffectiveSetting(setting.variables[0], masked, source)
+    return EffectiveSetting(setting.variables[0], text, source)
 
 
 def _sources_of(setting: Setting, sources: Mapping[str, Collection[str]]) -> Iterator[str]:
@@ -177,13 +179,6 @@ def _sources_of(setting: Setting, sources: Mapping[str, Collection[str]]) -> Ite
         for name in setting.variables:
             if name in names:
                 yield source if name == setting.variables[0] else f"{source}, {name}"
-
-
-def _masked(model: type[WorkerSettings | ClusterSettings], field: str, text: str) -> str:
-    if "://" in text:
-        return without_secrets(text)
-    is_secret = not model.model_fields[field].repr and text != "unset"
-    return _MASK if is_secret else text
 
 
 def _text(value: object) -> str:

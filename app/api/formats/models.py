@@ -108,19 +108,14 @@ def repair_view(entry: ModelEntry) -> RepairView | None:
     """None for a variant that is served unrepaired."""
     if entry.repair is None:
         return None
+    order = entry.order if entry.shares_healed_blocks else None
     return RepairView(
         method=entry.repair.method,
         bytes=entry.repair.num_bytes,
-        shared_bytes=_shared_bytes(entry),
+        shared_bytes=(order.shared_bytes or 0) if order else 0,
         raw=entry.raw.name,
         is_healed=entry.repair.is_healed,
     )
-
-
-def _shared_bytes(entry: ModelEntry) -> int:
-    if entry.order is None or not entry.shares_healed_blocks:
-        return 0
-    return entry.order.shared_bytes or 0
 
 
 def _int8_view(entry: ModelEntry, registry: ModelRegistry) -> Int8View | None:
