@@ -9,10 +9,6 @@ from typing import TYPE_CHECKING
 
 from app.api.deps import Services
 from app.auth.keys import KeyFile, default_quota, running_limits
-from app.config import ServeSettings
-from app.generation.generator import Generator
-from app.models.catalog import Catalog
-from app.readiness import Readiness
 from pruning.jobs.redis import JobStoreUnavailable
 from pruning.jobs.retention import Retention, RetentionPeriods
 from pruning.storage.store import StoreError
@@ -67,31 +63,25 @@ async def running(
 
 
 async def _prepare(services: Services, when_ready: Callable[[], object] | None) -> None:
-    generator, catalog = services.generation.generator, services.generation.registry.catalog
-    await preload(services.settings, catalog, generator, services.readiness)
-    if when_ready is not None:
-        await asyncio.to_thread(when_ready)
-
-
-async def preload(
-    settings: ServeSettings, catalog: Catalog, generator: Generator, readiness: Readiness
-) -> None:
     """Load the models that the settings name, or every dense one; then the process is ready.
 
     A model that cannot be loaded is logged and left out.
     """
+    settings, readiness = services.settings, services.readiness
     readiness.reason = "loading models"
-    dense_names = catalog.dense_names()
+    dense_names = services.catalog.dense_names()
     if settings.engine == "vllm":  # which stops one for each beyond this number
         dense_names = dense_names[: settings.vllm_servers]
     if not dense_names:
         logger.warning("no models in %s: add one with `sleb models add`", settings.models_dir)
     for name in dense_names if settings.preload is None else settings.preload:
         try:
-            await generator.load(name)
+            await services.generation.generator.load(name)
         except Exception:
             logger.exception("model %s is not served", name)
     readiness.reason = None
+    if when_ready is not None:
+        await asyncio.to_thread(when_ready)
 
 
 async def repeat(
