@@ -13,7 +13,6 @@ from app.api.deps import ServicesDep
 from app.api.schemas.bodies import kind, view_of
 from app.api.schemas.generate import HealthView, ReadyView, ServerView, VersionView
 from app.engine.engine import EngineStats
-from app.models.registry import ModelRegistry
 from pruning.jobs.job import JobStatus
 from pruning.jobs.redis import JobStoreUnavailable
 from pruning.jobs.stats import JobStatsReader
@@ -148,14 +147,19 @@ def versions() -> VersionView:
 @router.get("/status")
 def get_status(services: ServicesDep) -> StatusView:
     """Whether the service is ready, what its engine and its memory hold, and who works on jobs."""
-    generation = services.generation
-    reason = services.readiness.reason or generation.engine.fault
+    engine, registry = services.generation.engine, services.generation.registry
+    reason = services.readiness.reason or engine.fault
     return StatusView(
         status="ready" if reason is None else "not ready",
         detail=reason,
         at=time.time(),
-        engine=_engine(generation.engine.stats()),
-        memory=_memory(generation.registry, services.settings.max_weight_bytes),
+        engine=_engine(engine.stats()),
+        memory=MemoryStatusView(
+            device=registry.device,
+            free_bytes=free_bytes(torch.device(registry.device)),
+            weight_bytes=sum(registry.weight_bytes().values()),
+            max_weight_bytes=services.settings.max_weight_bytes,
+        ),
         jobs=_jobs(services.jobs.stats),
     )
 
@@ -168,15 +172,6 @@ def _engine(stats: EngineStats) -> EngineStatusView:
         num_prefix_queries=sum(each.num_queries for each in counts),
         num_prefix_hits=sum(each.num_hits for each in counts),
         num_preemptions=sum(each.num_preemptions for each in counts),
-    )
-
-
-def _memory(registry: ModelRegistry, max_weight_bytes: int | None) -> MemoryStatusView:
-    return MemoryStatusView(
-        device=registry.device,
-        free_bytes=free_bytes(torch.device(registry.device)),
-        weight_bytes=sum(registry.weight_bytes().values()),
-        max_weight_bytes=max_weight_bytes,
     )
 
 
