@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_S = 15.0
 
+_Opened = TypeVar("_Opened")
 _Result = TypeVar("_Result")
 _View_co = TypeVar("_View_co", covariant=True)
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -79,7 +80,8 @@ async def respond(
 ) -> "_View_co | EventStream":
     """The response of a route to this request. Raises what ``Generator.generate`` does."""
     if is_streamed:
-        return EventStream(generator.open(generation_request), format_)
+        opening = generator.open(generation_request)
+        return EventStream(opening, lambda generation: _events(generation, format_))
     outputs = await unless_gone(request.receive, generator.generate(generation_request))
     if generation_request.params.num_prompt_logprobs is None:
         return format_.whole(outputs)
@@ -106,28 +108,31 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, _Result]) -> _
 
 
 class EventStream(EventSourceResponse):
-    """Errors before the first event are raised; later ones are sent as the last event."""
+    """Sends the ``events`` of what ``opening`` opens before any header is sent."""
 
     def __init__(
-        self, opening: AbstractAsyncContextManager[Generation], format_: OutputFormat[object]
+        self,
+        opening: AbstractAsyncContextManager[_Opened],
+        events: Callable[[_Opened], AsyncIterator[bytes]],
     ) -> None:
         # else a proxy may buffer events
         super().__init__((), headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
-        self._opening = opening
-        self._format = format_
+        self._opening: AbstractAsyncContextManager[Any] = opening
+        self._events: Callable[[Any], AsyncIterator[bytes]] = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's
         with suppress(ClientDisconnect):
             await unless_gone(receive, self._stream(send))
 
     async def _stream(self, send: Send) -> None:
-        async with self._opening as generation:
-            self.body_iterator = _events(generation, self._format)
+        async with self._opening as opened:
+            self.body_iterator = self._events(opened)
             with suppress(OSError):  # raised by some servers when the client is gone
                 await self.stream_response(send)
 
 
 async def _events(generation: Generation, format_: OutputFormat[object]) -> AsyncIterator[bytes]:
+    """Errors before the first event are raised; later ones are sent as the last event."""
     try:
         with _KeepAlive(generation) as keep_alive:
             while not generation.is_over:

@@ -6,15 +6,15 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from pydantic import StringConstraints
-from starlette.types import Receive, Scope, Send
 
 from app.api.deps import JobId, ServicesDep
+from app.api.generations import EventStream
 from app.api.openapi import EVENT_STREAM, Responses, responses_for
 from app.api.schemas.bodies import view_of
 from app.api.schemas.events import PruneJobEventList, PruneJobEventView
-from pruning.jobs.events import EventFeed, TooManyWatchers
+from pruning.jobs.events import TooManyWatchers
 from pruning.jobs.job import JobEvent
 from pruning.jobs.redis import JobStoreUnavailable
 from pruning.jobs.store import READ_RAISES
@@ -50,25 +50,10 @@ async def list_prune_job_events(
     """
     if STREAM in request.headers.get("accept", ""):
         await run_in_threadpool(services.jobs.store.get, job_id)  # raises before the stream starts
-        return _EventStream(services.jobs.events, job_id, last_event_id or after)
+        return EventStream(services.jobs.events.watch(job_id, last_event_id or after), _lines)
     events = await run_in_threadpool(services.jobs.store.events, job_id, after, limit + 1)
     views = [view_of(PruneJobEventView, event) for event in events[:limit]]
     return PruneJobEventList(data=views, has_more=len(events) > limit)
-
-
-class _EventStream(EventSourceResponse):
-    """Counts as a watcher from before its headers are sent until it ends."""
-
-    def __init__(self, feed: EventFeed, job_id: str, after: str | None) -> None:
-        # else a proxy may buffer events
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__((), headers=headers)
-        self._watch = feed.watch(job_id, after)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self._watch as events:
-            self.body_iterator = _lines(events)
-            await super().__call__(scope, receive, send)
 
 
 async def _lines(events: AsyncIterator[JobEvent | None]) -> AsyncIterator[bytes]:
