@@ -40,6 +40,11 @@ def kind(name: str) -> Any:  # noqa: ANN401 - a literal
     return Field(default=name, description="The kind of this object.")
 
 
+def with_field(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON schema of bodies that have this field, as in ``schema``."""
+    return {"required": [name], "properties": {name: schema}}
+
+
 def view_of(body: type[_View], record: object, /, **others: object) -> _View:
     """A body with the attributes of ``record``, and ``others`` where it has none or other ones.
 

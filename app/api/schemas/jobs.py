@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints
 
-from app.api.schemas.bodies import Body, documented, kind, optional
+from app.api.schemas.bodies import Body, documented, kind, optional, with_field
 from app.api.schemas.calibration import EVALUATION, CalibrationBody, EvaluationBody, OneOrMix
 from app.api.schemas.events import SinkView, WebhookBody, WebhookView
 from app.api.schemas.generate import DomainView, MeasuredSpeedupView, ModelName, RepairView
@@ -160,15 +160,9 @@ class GateBody(Body):
     model_config = ConfigDict(
         json_schema_extra={
             "anyOf": [
-                {"required": ["max_probe_drop"], "properties": {"max_probe_drop": _NUMBER}},
-                {
-                    "required": ["max_perplexity_ratio"],
-                    "properties": {"max_perplexity_ratio": _NUMBER},
-                },
-                {
-                    "required": ["max_perplexity_ratio_of"],
-                    "properties": {"max_perplexity_ratio_of": {"minProperties": 1}},
-                },
+                with_field("max_probe_drop", _NUMBER),
+                with_field("max_perplexity_ratio", _NUMBER),
+                with_field("max_perplexity_ratio_of", {"minProperties": 1}),
             ]
         }
     )
@@ -197,11 +191,7 @@ class GateBody(Body):
     )
 
 
-_ONE_TARGET: dict[str, Any] = {
-    "oneOf": [{"required": [name], "properties": {name: {"type": "number"}}} for name in TARGETS]
-}
-
-
+_ONE_TARGET: dict[str, Any] = {"oneOf": [with_field(name, _NUMBER) for name in TARGETS]}
 Priority = Annotated[
     int,
     Field(

@@ -16,7 +16,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from app.api.schemas.bodies import Body, documented, optional
+from app.api.schemas.bodies import Body, documented, optional, with_field
 from app.api.schemas.response_format import SchemaName
 from app.api.schemas.tools import MAX_TOOLS
 
@@ -45,18 +45,9 @@ def expected(message: str) -> WrapValidator:
 Nothing = Annotated[list[Any], Field(max_length=0)]
 Unsupported = Annotated[None, expected("not supported: leave it out")]
 
-_HAS_CALLS: dict[str, Any] = {
-    "required": ["tool_calls"],
-    "properties": {"tool_calls": {"minItems": 1}},
-}
-_IS_ARRAY: dict[str, Any] = {
-    "required": ["tool_calls"],
-    "properties": {"tool_calls": {"type": "array"}},
-}
-_HAS_CONTENT: dict[str, Any] = {
-    "required": ["content"],
-    "properties": {"content": {"not": {"type": "null"}}},
-}
+_HAS_CALLS = with_field("tool_calls", {"minItems": 1})
+_IS_ARRAY = with_field("tool_calls", {"type": "array"})
+_HAS_CONTENT = with_field("content", {"not": {"type": "null"}})
 
 
 class TextPart(Body):
