@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import typer
@@ -55,63 +54,57 @@ GATE = "gate_"  # options of the quality gate begin with it
 EVALUATION = "evaluation_"  # those of the held-out text
 HEAL = "heal_"  # and those of a healing, in a command that also prunes
 _FIELD = re.compile(r"(?<![\w.-])(?:[a-z]+(?:_[a-z]+)+\b|[a-z_]+(?==)|sparsity\b)")  # a_b, a=
-HELP: Mapping[str, str] = MappingProxyType(
-    {
-        "num_remove": "How many blocks to remove.",
-        "sparsity": "Share of the blocks to remove, rounded up.",
-        "max_perplexity_ratio": "Stop before pruned / dense perplexity exceeds this.",
-        "target_speedup": "Remove as few blocks as reach this speed-up in decoding.",
-        "target_bytes": "Remove as few blocks as leave weights of this size.",
-        "sampling": "windows: as in the paper; rows: as in the reference code.",
-        "num_samples": "Number of windows, or of rows of raw text.",
-        "seqlen": "Tokens per window.",
-        "seed": "Seed of the calibration sample.",
-        "protect_first": "Remaining blocks at the start that are kept.",
-        "protect_last": "Remaining blocks at the end that are kept.",
-        "dtype": "auto, float32, bfloat16 or float16.",
-        "save_dtype": "Of the published weights; auto is the model's own.",
-        "evaluate": "Measure the perplexity of every depth at the end.",
-        "metric": "Metric 3 of the paper, 2 or 1, or kl: divergence from the dense model.",
-        "search": "exact, or staged: clearly worse candidates drop out early.",
-        "resident": "model, or stream: read one block at a time from disk.",
-        "gate_max_probe_drop": "Maximum loss of the probe's score, 0 to 1.",
-        "gate_max_perplexity_ratio": "Maximum of pruned / dense perplexity on held-out text.",
-        "gate_action": "Beyond a limit: publish with a warning, or refuse to publish.",
-        "quantize": "Measure the pruned model with weights of 8 or 4 bits too.",
-        "zero_shot": "Measure both models on the paper's five tasks.",
-        "evaluation_num_samples": "Held-out windows of each domain; as many as needed by default.",
-        "evaluation_seqlen": "Tokens per held-out window; as in the calibration by default.",
-        "evaluation_margin": "Add held-out windows until every ratio is known to ±3 %, as 0.03.",
-        "evaluation_max_seconds": "Add no held-out windows beyond this time.",
-        "repair": "Correction of the remaining blocks; auto: the best on separate text, or none.",
-    }
-)
+HELP: Mapping[str, str] = {
+    "num_remove": "How many blocks to remove.",
+    "sparsity": "Share of the blocks to remove, rounded up.",
+    "max_perplexity_ratio": "Stop before pruned / dense perplexity exceeds this.",
+    "target_speedup": "Remove as few blocks as reach this speed-up in decoding.",
+    "target_bytes": "Remove as few blocks as leave weights of this size.",
+    "sampling": "windows: as in the paper; rows: as in the reference code.",
+    "num_samples": "Number of windows, or of rows of raw text.",
+    "seqlen": "Tokens per window.",
+    "seed": "Seed of the calibration sample.",
+    "protect_first": "Remaining blocks at the start that are kept.",
+    "protect_last": "Remaining blocks at the end that are kept.",
+    "dtype": "auto, float32, bfloat16 or float16.",
+    "save_dtype": "Of the published weights; auto is the model's own.",
+    "evaluate": "Measure the perplexity of every depth at the end.",
+    "metric": "Metric 3 of the paper, 2 or 1, or kl: divergence from the dense model.",
+    "search": "exact, or staged: clearly worse candidates drop out early.",
+    "resident": "model, or stream: read one block at a time from disk.",
+    "gate_max_probe_drop": "Maximum loss of the probe's score, 0 to 1.",
+    "gate_max_perplexity_ratio": "Maximum of pruned / dense perplexity on held-out text.",
+    "gate_action": "Beyond a limit: publish with a warning, or refuse to publish.",
+    "quantize": "Measure the pruned model with weights of 8 or 4 bits too.",
+    "zero_shot": "Measure both models on the paper's five tasks.",
+    "evaluation_num_samples": "Held-out windows of each domain; as many as needed by default.",
+    "evaluation_seqlen": "Tokens per held-out window; as in the calibration by default.",
+    "evaluation_margin": "Add held-out windows until every ratio is known to ±3 %, as 0.03.",
+    "evaluation_max_seconds": "Add no held-out windows beyond this time.",
+    "repair": "Correction of the remaining blocks; auto: the best on separate text, or none.",
+}
 
 
-HEAL_HELP: Mapping[str, str] = MappingProxyType(
-    {
-        "num_tokens": "Tokens to train on.",
-        "max_minutes": "Stop after this time even if tokens are left.",
-        "rank": "Rank of the adapters.",
-        "alpha": "The adapters are scaled by alpha / rank.",
-        "learning_rate": "The highest one; by default it falls with the width of the model.",
-        "batch_tokens": "Tokens of a step of the optimiser.",
-        "warmup": "Share of the training in which the learning rate rises.",
-        "clip_norm": "Maximum norm of the gradient of a step.",
-        "hidden_weight": "Weight of the error of the last hidden state in the loss.",
-        "checkpoint_activations": "Less memory and more time: compute activations again.",
-        "steps_per_check": "Steps between two measurements on held-out text.",
-        "patience": "Stop after so many measurements in a row without a new lowest loss.",
-        "seed": "Seed of the adapters and of the order of the text.",
-        "control": "Train the dense model in the same way, for comparison.",
-        "depths": "all: one adapter for every prefix; deepest: the model of all removals alone.",
-    }
-)
+HEAL_HELP: Mapping[str, str] = {
+    "num_tokens": "Tokens to train on.",
+    "max_minutes": "Stop after this time even if tokens are left.",
+    "rank": "Rank of the adapters.",
+    "alpha": "The adapters are scaled by alpha / rank.",
+    "learning_rate": "The highest one; by default it falls with the width of the model.",
+    "batch_tokens": "Tokens of a step of the optimiser.",
+    "warmup": "Share of the training in which the learning rate rises.",
+    "clip_norm": "Maximum norm of the gradient of a step.",
+    "hidden_weight": "Weight of the error of the last hidden state in the loss.",
+    "checkpoint_activations": "Less memory and more time: compute activations again.",
+    "steps_per_check": "Steps between two measurements on held-out text.",
+    "patience": "Stop after so many measurements in a row without a new lowest loss.",
+    "seed": "Seed of the adapters and of the order of the text.",
+    "control": "Train the dense model in the same way, for comparison.",
+    "depths": "all: one adapter for every prefix; deepest: the model of all removals alone.",
+}
 
 
-HEAL_OF_JOB: Mapping[str, str] = MappingProxyType(
-    {HEAL + name: text for name, text in HEAL_HELP.items()}
-)
+HEAL_OF_JOB: Mapping[str, str] = {HEAL + name: text for name, text in HEAL_HELP.items()}
 
 
 def spec_options(*names: str) -> Callable[[Command], Command]:

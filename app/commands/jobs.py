@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from textwrap import indent
-from types import MappingProxyType
 from typing import Any, Self
 
 from rich.console import Console
@@ -223,18 +222,16 @@ def _sink(delivery: Mapping[str, Any]) -> str:
     return f"{delivery['sink']}: not yet{attempts}"
 
 
-_SPECIAL: Mapping[str, Callable[[str, Any], tuple[str, str]]] = MappingProxyType(
-    {
-        "progress": lambda _, progress: ("evaluations", _progress({"progress": progress})),
-        "repair_progress": lambda _, found: (
-            "steps of repair",
-            f"{found['steps_done']} of {found['steps_total']}",
-        ),
-        "sinks": lambda _, found: ("sent to", "\n".join(map(_sink, found))),
-        "conditions": lambda name, found: (name, "\n".join(map(_condition, found))),
-        **dict.fromkeys(_TIMES, lambda name, seconds: (name, local_time(seconds))),
-    }
-)
+_SPECIAL: Mapping[str, Callable[[str, Any], tuple[str, str]]] = {
+    "progress": lambda _, progress: ("evaluations", _progress({"progress": progress})),
+    "repair_progress": lambda _, found: (
+        "steps of repair",
+        f"{found['steps_done']} of {found['steps_total']}",
+    ),
+    "sinks": lambda _, found: ("sent to", "\n".join(map(_sink, found))),
+    "conditions": lambda name, found: (name, "\n".join(map(_condition, found))),
+    **dict.fromkeys(_TIMES, lambda name, seconds: (name, local_time(seconds))),
+}
 
 
 def _plain(value: object) -> str:
