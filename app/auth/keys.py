@@ -20,7 +20,7 @@ from typing import Any
 
 from app.config import ServeSettings
 from app.json_file import JsonFile
-from pruning.jobs.quota import ANY_TENANT
+from pruning.jobs.conditions import ANY_TENANT
 from pruning.records import BROKEN_BY, check_time, parse_record, read_record, reason_of
 
 _FORMAT = 1

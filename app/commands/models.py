@@ -20,8 +20,7 @@ from app.terminal import filled, print_json
 from pruning.checkpoints.orders_plot import MAX_ORDERS, NothingToPlot, plot_orders
 from pruning.checkpoints.store import CheckpointStore, Manifest
 from pruning.checkpoints.trajectory import short
-from pruning.evaluation.advice import Limits
-from pruning.evaluation.advice_table import advice_table
+from pruning.evaluation.advice import Limits, advice_table
 from pruning.evaluation.quality import DomainQuality
 from pruning.extras import require_extra
 from pruning.models.store import ModelStore

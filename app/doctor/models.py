@@ -21,7 +21,7 @@ from pruning.models.names import is_name
 from pruning.models.store import ModelNotFound, ModelStore, NotAModel, parse_config
 from pruning.models.towers import tower_type
 from pruning.plural import counted
-from pruning.repair.possible import limit, refusal
+from pruning.repair.order import limit, refusal
 
 _REASONS = (ModelNotFound, NotAModel, UnknownArchitecture, UnsupportedConfig, OSError)
 

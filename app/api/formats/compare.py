@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from statistics import fmean
 
-
 from app.api.schemas.bodies import view_of
 from app.api.schemas.compare import (
     ComparedModelView,
