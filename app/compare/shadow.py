@@ -16,10 +16,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from app.compare.compare import token_agreement
-from app.compare.engine_replays import EngineReplays
-from app.compare.replays import WHOLE, Dropped, Pair, Replays
+from app.compare.replays import WHOLE, Dropped, EngineReplays, Pair, Replays, VllmReplays
 from app.compare.shadow_times import ShadowTimes, TimedReplay
-from app.compare.vllm_replays import VllmReplays
 from app.config import ServeSettings
 from app.engine.async_engine import AsyncEngine
 from app.engine.variant import Variant
