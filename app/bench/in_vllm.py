@@ -6,7 +6,7 @@ One server has requests while the others are idle. No prompt is read from a cach
 import asyncio
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -137,9 +137,7 @@ class VllmRuns:
     async def _timings(self, name: str, request: Request) -> Timings:
         served = await self._backend.load(self._entries[name])
         wanted = GenerationRequest(served, [request.prompt_ids], request.params, traffic="bench")
-        generation = Generation(await self._backend.start(wanted, served, None))
-        try:
+        outputs = await self._backend.start(wanted, served, None)
+        async with aclosing(Generation(outputs)) as generation:
             [output] = await generation.finish()
-        finally:
-            await generation.aclose()
         return output.timings

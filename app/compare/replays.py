@@ -17,6 +17,7 @@ from app.engine.scheduling.admission import Overloaded
 from app.engine.scheduling.sequence import FinishReason, Request
 from app.generation.completed import CompletedOutput
 from app.generation.engine_backend import EngineOutputStream
+from app.generation.generator import Generation
 from app.generation.output import GenerationFailed, Output
 from app.generation.request import Served, ServedElsewhere
 from app.generation.vllm_backend import VllmBackend
@@ -114,7 +115,7 @@ class EngineReplays:
     async def _finish(self, pair: Pair, output: EngineOutputStream) -> None:
         """Wait for the end of a replay; one that is not whole ends the other."""
         try:
-            await output.finish()
+            await Generation([output]).finish()
         except (GenerationFailed, ResponseFormatRefused):
             pair.drop("error")
         except EngineStopped:
@@ -172,7 +173,7 @@ class VllmReplays:
         stream = self._backend.replay(pair.live, served)
         pair.cancels.append(stream.abort)
         try:
-            output = await stream.finish()
+            [output] = await Generation([stream]).finish()
         except RuntimeError as error:  # a ``BackendError``, or its client was closed meanwhile
             is_gone = self._backend.ready(side.entry) is None
             raise Dropped(pair.drop_reason or ("unloaded" if is_gone else "error")) from error

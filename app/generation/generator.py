@@ -6,7 +6,7 @@ Independent of HTTP: each failure has an exception of its own.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager, nullcontext
 
 from app.engine.scheduling.sequence import SamplingParams
 from app.generation.engine_backend import ENGINE_RAISES, EngineBackend
@@ -147,12 +147,9 @@ class Generator:
             outputs = await backend.start(request, served, deadline_s)
         else:
             outputs = await self._engine.start(request, served, deadline_s)
-        generation = Generation(outputs)
-        try:
+        async with aclosing(Generation(outputs)) as generation:
             await generation.begin()
             yield generation
-        finally:
-            await generation.aclose()
 
 
 class Generation:

@@ -1,6 +1,5 @@
 """One output of a generation as it grows: deltas of final text, then the finished output."""
 
-import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -108,17 +107,6 @@ class OutputStream(ABC):
     @abstractmethod
     async def aclose(self) -> None:
         """Stop the generation, if it still runs."""
-
-    async def finish(self) -> Output:
-        """Gather to the end. Raises ``failure``."""
-        changed = asyncio.Event()
-        self.start(changed.set)
-        while self._output is None:
-            if self.failure is not None:
-                raise self.failure
-            await changed.wait()
-            changed.clear()
-        return self._output
 
     @property
     def is_finished(self) -> bool:
