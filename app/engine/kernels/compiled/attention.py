@@ -28,14 +28,14 @@ from app.engine.kernels.compiled.openmp import (
     share,
     take,
 )
-from app.engine.kernels.compiled.operands import (
+from app.engine.kernels.compiled.outer import (
+    add_product,
     num_columns,
     of_word,
     operands_at,
     write_columns,
     write_rows,
 )
-from app.engine.kernels.compiled.outer import add_product
 from app.engine.kernels.compiled.records import integers_at
 from app.engine.kernels.compiled.rows import norm_rows
 from app.engine.kernels.compiled.weights import weigh
