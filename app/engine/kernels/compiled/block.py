@@ -1,8 +1,9 @@
 """Decoder blocks for the tokens of one step, a row each, as one function for all threads.
 
-Threads share the outputs of a product. In between everything is float32; hidden states, weights
-and the cache have the type of the model. Where products are left to torch, the parts between them
-are functions of their own.
+Between products everything is float32; hidden states, weights and the cache have the type of the
+model. In whole blocks, threads share the outputs of a product. Where products are left to torch,
+the parts around them are functions of their own, which share the rows, and the stream of hidden
+states stays in float32 from the first to the last part of a block.
 """
 
 from typing import Any
@@ -17,13 +18,6 @@ from app.engine.kernels.compiled.arithmetic import (
 )
 from app.engine.kernels.compiled.attention import attend
 from app.engine.kernels.compiled.openmp import Floats, barrier, compiled, get_thread, inlined, share
-from app.engine.kernels.compiled.parts import (
-    before_down,
-    before_gate_and_up,
-    before_next,
-    before_output,
-    before_project,
-)
 from app.engine.kernels.compiled.records import BLOCK, block_at, integers_at, step_at
 from app.engine.kernels.compiled.rows import gate, multiply, norm_rows
 
@@ -50,15 +44,15 @@ def _run(address: int, like: Any) -> None:
     if block.part == WHOLE:
         _whole(address, block, step, like)
     elif block.part == PROJECT:
-        before_project(block, step, like)
+        _before_project(block, step, like)
     elif block.part == OUTPUT:
-        before_output(block, step, like)
+        _before_output(block, step, like)
     elif block.part == GATE_AND_UP:
-        before_gate_and_up(block, step, like)
+        _before_gate_and_up(block, step, like)
     elif block.part == DOWN:
-        before_down(block, step, like)
+        _before_down(block, step, like)
     else:
-        before_next(block, step, like)
+        _before_next(block, step, like)
 
 
 @inlined
@@ -150,3 +144,81 @@ def _write_product(
         for at in range(first, last):
             stream[row, at] += added[row, at]
     barrier()
+
+
+@inlined
+def _before_project(block: Any, step: Any, like: Any) -> None:
+    """Hidden states to the stream, and normed."""
+    hidden = array_like(like, block.source, step.rows, block.width)
+    stream = floats_at(step.stream, step.rows, block.width)
+    first, last = share(step.rows)
+    for row in range(first, last):
+        for at in range(block.width):
+            stream[row, at] = as_float(hidden[row, at]) * block.input_scale
+    normed = array_like(like, block.target, step.rows, block.width)
+    norm_rows(block.before, stream, normed, first, last)
+
+
+@inlined
+def _before_output(block: Any, step: Any, like: Any) -> None:
+    """Queries, keys and values to what attention gives."""
+    projected = array_like(like, block.source, step.rows, block.project.outputs)
+    heads = floats_at(step.projected, step.rows, block.project.outputs)
+    first, last = share(step.rows)
+    for row in range(first, last):
+        for at in range(block.project.outputs):
+            heads[row, at] = as_float(projected[row, at])
+    attended = floats_at(step.attended, step.rows, block.output.inputs)
+    attend(block, step, heads, attended, like)
+    out = array_like(like, block.target, step.rows, block.output.inputs)
+    for row in range(first, last):
+        for at in range(block.output.inputs):
+            out[row, at] = as_number_of(out, attended[row, at])
+
+
+@inlined
+def _before_gate_and_up(block: Any, step: Any, like: Any) -> None:
+    """What attention adds to the stream, and the stream normed."""
+    stream = _added(block, step, block.after, like)
+    normed = array_like(like, block.target, step.rows, block.width)
+    first, last = share(step.rows)
+    norm_rows(block.before_feed, stream, normed, first, last)
+
+
+@inlined
+def _before_down(block: Any, step: Any, like: Any) -> None:
+    """What the gates let pass."""
+    width = block.down.inputs
+    gates = array_like(like, block.source, step.rows, 2 * width)
+    out = array_like(like, block.target, step.rows, width)
+    first, last = share(step.rows)
+    for row in range(first, last):
+        gate(block, gates, row, 0, width, out)
+
+
+@inlined
+def _before_next(block: Any, step: Any, like: Any) -> None:
+    """What the feed-forward part adds to the stream, as hidden states."""
+    stream = _added(block, step, block.after_feed, like)
+    hidden = array_like(like, block.target, step.rows, block.width)
+    first, last = share(step.rows)
+    for row in range(first, last):
+        for at in range(block.width):
+            hidden[row, at] = as_number_of(hidden, stream[row, at])
+
+
+@compiled
+def _added(block: Any, step: Any, norm: Any, like: Any) -> Floats:
+    """The stream with an update, normed, in this thread's share of the rows."""
+    update = array_like(like, block.source, step.rows, block.width)
+    stream = floats_at(step.stream, step.rows, block.width)
+    rest = own_floats(step.normed, 1, block.width)
+    first, last = share(step.rows)
+    for row in range(first, last):
+        for at in range(block.width):
+            rest[0, at] = as_float(update[row, at])
+        if norm.weight:
+            norm_rows(norm, rest, rest, 0, 1)
+        for at in range(block.width):
+            stream[row, at] += rest[0, at]
+    return stream
