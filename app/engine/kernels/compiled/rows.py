@@ -15,7 +15,7 @@ from app.engine.kernels.compiled.arithmetic import (
     own_halves,
 )
 from app.engine.kernels.compiled.openmp import Floats, compiled
-from app.engine.kernels.compiled.products import products
+from app.engine.kernels.compiled.product import products
 
 
 @compiled

@@ -22,7 +22,7 @@ from app.engine.kernels.compiled.openmp import (
     pointer_to,
     share,
 )
-from app.engine.kernels.compiled.products import products
+from app.engine.kernels.compiled.product import products
 from tests.support.compiled import torch_threads
 
 _FIELDS = np.dtype([
