@@ -3,6 +3,10 @@
 A second pool of threads would wait for work beside torch's, on the same cores. So a function is
 called through the interface of libgomp, which torch loads: every thread runs the whole function,
 takes its own share of the work, and meets the others at barriers.
+
+Compiled functions are kept in files, each with its digest beside it: numba runs what they hold
+unseen, so one damaged byte could end the process. This guards against damage; against other users,
+only the rights of the folder do.
 """
 
 import ctypes
@@ -29,13 +33,15 @@ from numba.extending import intrinsic, overload
 from numpy.typing import NDArray
 
 from app.engine.cache.pages import PAGE_TOKENS
-from app.engine.kernels.compiled.kept import is_kept, note_digests, remove_damaged
 from app.engine.versions import versions_digest
+from pruning.records import read_stored, replace_file
 
 logger = logging.getLogger(__name__)
 
 Floats = NDArray[np.float32]
 MAX_ROOM_BYTES = 2**28  # for what the threads of one call write beside its results
+_DIGEST = ".sha256"
+_MAX_KEPT_BYTES = 2**28  # of a file
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _Result = TypeVar("_Result")
 
@@ -136,7 +142,8 @@ class ParallelFunction:
     @property
     def is_kept(self) -> bool:
         """Whether it was compiled into the directory of ``keep_compiled_in``, and is whole."""
-        return is_kept(self.function)
+        files = _files(self.function)
+        return any(file.suffix == ".nbc" for file in files) and all(map(_is_whole, files))
 
     def load(self) -> None:
         """Read it where it is kept, or compile it, which takes seconds.
@@ -163,11 +170,53 @@ def _kept(function: Callable[[int], None]) -> Any:
 def compile_now(function: Callable[[int], None], *, keeps: bool = False) -> Any:
     """The compiled function. Raises ``NumbaError``, or any error of a directory that keeps it."""
     if keeps:
-        remove_damaged(function)
+        _remove_damaged(function)
     callback = numba.cfunc(types.void(types.int64), error_model="numpy", cache=keeps)(function)
     if keeps:
-        note_digests(function)
+        _note_digests(function)
     return callback
+
+
+def _remove_damaged(function: Callable[..., Any]) -> None:
+    """Remove its files if one of them is damaged, so that it is compiled again."""
+    files = _files(function)
+    if damaged := [file.name for file in files if not _is_whole(file)]:
+        logger.warning("damaged files are compiled again: %s", ", ".join(damaged))
+        for file in files:
+            _digest_file(file).unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
+
+
+def _note_digests(function: Callable[..., Any]) -> None:
+    """Write the digests of the files that it was just compiled into, behind ``_remove_damaged``.
+
+    Raises ``OSError``.
+    """
+    for file in _files(function):
+        if not _is_whole(file):
+            replace_file(_digest_file(file), _digest(file).encode())
+
+
+def _files(function: Callable[..., Any]) -> list[Path]:
+    if not numba.config.CACHE_DIR:
+        return []
+    name = f"{Path(function.__code__.co_filename).stem}.{function.__qualname__}-*.nb[ci]"
+    return sorted(Path(numba.config.CACHE_DIR).rglob(name))
+
+
+def _is_whole(file: Path) -> bool:
+    try:
+        return read_stored(_digest_file(file)) == _digest(file).encode()
+    except OSError:
+        return False
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(read_stored(file, _MAX_KEPT_BYTES)).hexdigest()
+
+
+def _digest_file(file: Path) -> Path:
+    return file.with_name(file.name + _DIGEST)
 
 
 def has_openmp() -> bool:
