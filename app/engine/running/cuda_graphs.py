@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from app.engine.cache.metadata import tables_of
+from app.engine.cache.paged_cache import tables_of
 from app.engine.cache.pages import PAGE_TOKENS, pages_of
 from app.engine.kernels.warm_up import Recorded
 from app.engine.scheduling.scheduler import Batch

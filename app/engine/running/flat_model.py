@@ -36,8 +36,7 @@ from app.engine.autotuning import (
     size_of,
     sizes_to,
 )
-from app.engine.cache.metadata import AttentionMetadata
-from app.engine.cache.paged_cache import PagedCache, UnitShape
+from app.engine.cache.paged_cache import AttentionMetadata, PagedCache, UnitShape
 from app.engine.cache.pages import pages_of
 from app.engine.kernels.compiled.integers import INTEGER_PRODUCT
 from app.engine.kernels.compiled.model import BLOCKS, CompiledBlocks, compiled_blocks

@@ -24,8 +24,7 @@ from app.engine.attention import (
     prefill_attention,
 )
 from app.engine.autotuning import OFF, Autotuner
-from app.engine.cache.metadata import AttentionMetadata, tables_of
-from app.engine.cache.paged_cache import PagedCache
+from app.engine.cache.paged_cache import AttentionMetadata, PagedCache, tables_of
 from app.engine.cache.pages import PAGE_TOKENS, pages_of
 from app.engine.kernels.warm_up import Recorded
 from app.engine.running.cuda_graphs import (

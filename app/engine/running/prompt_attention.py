@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from app.engine.attention import causal_mask
 from app.engine.autotuning import size_of
-from app.engine.cache.metadata import AttentionMetadata
+from app.engine.cache.paged_cache import AttentionMetadata
 from app.engine.cache.pages import PAGE_TOKENS
 from app.engine.transfer import upload
 

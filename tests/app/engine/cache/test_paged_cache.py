@@ -7,8 +7,13 @@ import pytest
 import torch
 
 from app.engine.cache.caches import Caches, CacheTooSmall
-from app.engine.cache.metadata import AttentionMetadata, tables_of
-from app.engine.cache.paged_cache import PagedCache, UnitShape, unit_shape
+from app.engine.cache.paged_cache import (
+    AttentionMetadata,
+    PagedCache,
+    UnitShape,
+    tables_of,
+    unit_shape,
+)
 from app.engine.cache.pages import PAGE_TOKENS
 from app.engine.variant import make_variant
 from tests.support.engine_requests import PRUNED_BLOCKS, cache_bytes, variant

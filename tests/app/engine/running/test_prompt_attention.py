@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 from app.engine.attention import Attention, prefill_attention
 from app.engine.autotuning import OFF
-from app.engine.cache.metadata import AttentionMetadata, tables_of
-from app.engine.cache.paged_cache import PagedCache, UnitShape
+from app.engine.cache.paged_cache import AttentionMetadata, PagedCache, UnitShape, tables_of
 from app.engine.cache.pages import pages_of
 from app.engine.running.prompt_attention import alike, padded_attention
 
