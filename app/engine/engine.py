@@ -19,7 +19,6 @@ from app.engine.cache.caches import Caches
 from app.engine.launching import Launched, Launcher, landed
 from app.engine.running.cuda_graphs import Recorder, Recorders, recorder_on
 from app.engine.running.prepared_kernels import Kernels
-from app.engine.running.runners import Runners
 from app.engine.sampling.sampling import Choice, new_generator
 from app.engine.scheduling.scheduler import Batch, CacheCounts, EngineLimits, Scheduler
 from app.engine.scheduling.sequence import (
@@ -127,9 +126,8 @@ class Engine:
         self._caches = Caches(
             self.limits.kv_cache_bytes, self.limits.max_batch_tokens, self.limits.max_num_seqs
         )
-        self._runners = Runners(self.limits, self._caches, self.kernels)
         self._roots: WeakKeyDictionary[Variant, bytes] = WeakKeyDictionary()  # of keys of pages
-        self._launcher = Launcher(self._runners, self._scheduler)
+        self._launcher = Launcher(self._scheduler, self._caches, self.kernels)
         self._ahead: Launched | None = None  # launched before the tokens in front of it were read
         self._batch_size = 0
 
@@ -178,7 +176,7 @@ class Engine:
 
     def max_len(self, variant: Variant) -> int:
         """The maximum of prompt and generated tokens of a request for this variant."""
-        return self._runners.max_len(variant)
+        return self._launcher.max_len(variant)
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises ``RequestRefused`` without any change."""
@@ -188,7 +186,7 @@ class Engine:
             raise DuplicateRequest(f"request {request.request_id} is running already")
         matcher = None if request.grammar is None else request.grammar.matcher()
         is_cut_alone = self._is_reproducible(request) and (
-            self._runners.of(request.variant).depends_on_its_batch
+            self._launcher.runner(request.variant).depends_on_its_batch
         )
         table = self._table(request, can_find=not is_cut_alone)
         seq = Sequence(request, new_generator(request.params), matcher, table, is_cut_alone)

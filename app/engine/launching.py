@@ -10,14 +10,22 @@ from collections.abc import Callable
 from collections.abc import Sequence as Values
 from dataclasses import dataclass
 from functools import partial
+from weakref import WeakKeyDictionary, WeakMethod
 
-from app.engine.running.runners import Runners
+from app.engine.cache.caches import Caches
+from app.engine.cache.pages import PAGE_TOKENS
+from app.engine.kernels.warm_up import Recorded
+from app.engine.running.cuda_graphs import shapes_to
+from app.engine.running.model_runner import ModelRunner
+from app.engine.running.prepared_kernels import Kernels
 from app.engine.sampling.logprobs import score_prompts
 from app.engine.sampling.sampling import Choice, Chosen, choose
 from app.engine.scheduling.scheduler import Batch, Scheduler
 from app.engine.scheduling.sequence import Sequence
 from app.engine.step import Step
 from app.engine.transfer import upload
+from app.engine.variant import Variant
+from pruning.models.blocks import num_blocks
 
 
 @dataclass(frozen=True)
@@ -32,15 +40,45 @@ class Launched:
 
 
 class Launcher:
-    """Launches the forwards that a scheduler chooses. Not thread-safe."""
+    """Launches the forwards that a scheduler chooses, by a runner for each variant.
 
-    def __init__(self, runners: Runners, scheduler: Scheduler) -> None:
-        self._runners = runners
+    Not thread-safe, except for ``max_len``.
+    """
+
+    def __init__(self, scheduler: Scheduler, caches: Caches, kernels: Kernels) -> None:
         self._scheduler = scheduler
+        self._caches = caches
+        self._kernels = kernels
+        self._runners: WeakKeyDictionary[Variant, ModelRunner] = WeakKeyDictionary()
+        kernels.record_next = WeakMethod(self._record_next)  # no cycle: an engine has large caches
+
+    def max_len(self, variant: Variant) -> int:
+        """The maximum of prompt and generated tokens of a sequence of this variant."""
+        longest = self._scheduler.limits.max_model_len or variant.max_model_len
+        return min(variant.max_model_len, longest, self._num_pages(variant) * PAGE_TOKENS)
+
+    def runner(self, variant: Variant) -> ModelRunner:
+        """Made at its first use. Raises ``CacheTooSmall``."""
+        if variant not in self._runners:
+            flat = self._kernels.prepare(variant)
+            record = self._kernels.recorders.of(variant.model.device)
+            max_rows, num_pages = self._scheduler.limits.max_num_seqs, self._num_pages(variant)
+            shapes = shapes_to(max_rows, self.max_len(variant), num_pages)
+            self._runners[variant] = ModelRunner(
+                variant, self._caches.of(variant), flat, record, self._kernels.tuner, shapes
+            )
+        return self._runners[variant]
+
+    def _record_next(self, variant: Variant) -> Recorded:
+        return self.runner(variant).record_next()
+
+    def _num_pages(self, variant: Variant) -> int:
+        """The pages of this variant that its cache has room for."""
+        return self._caches.of(variant).pool.num_units // num_blocks(variant.model)
 
     def launch(self, batch: Batch, step: Step) -> Launched:
         """Choose the next token of each sequence whose tokens are all cached after this forward."""
-        runner = self._runners.of(batch.variant)
+        runner = self.runner(batch.variant)
         forwarded = runner.forward(batch, step)
         logits = forwarded.logits
         failed = score_prompts(batch, forwarded, partial(runner.head, step=step))
@@ -61,7 +99,7 @@ class Launcher:
         batch, token_ids = launched.batch, launched.chosen.token_ids
         if token_ids is None or launched.failed or launched.step.is_reproducible:
             return None
-        runner = self._runners.of(batch.variant)
+        runner = self.runner(batch.variant)
         if not (batch.is_decode and runner.can_run_ahead(batch)):
             return None
         if not all(seq.request.params.needs_only_logits for seq in batch.sequences):

@@ -53,7 +53,7 @@ def test_a_decode_step_has_as_many_kernels_as_are_counted_on() -> None:
     model = copy.deepcopy(tiny_model("llama")).bfloat16()
     limits = EngineLimits(kv_cache_bytes=1 << 22)
     for keep in ((0, 1, 2, 3, 4, 5), (0, 1, 2, 3)):
-        runner = Engine(limits)._runners.of(make_variant("tiny", "tiny", model, keep))
+        runner = Engine(limits)._launcher.runner(make_variant("tiny", "tiny", model, keep))
         zeros = torch.zeros(4, dtype=torch.long)
         inputs = DecodeInputs(zeros, zeros, torch.zeros(4, 2, len(keep), dtype=torch.long))
         with Kernels() as kernels, torch.no_grad():

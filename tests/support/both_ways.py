@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
+from app.engine import launching
 from app.engine.cache.paged_cache import PagedCache
 from app.engine.engine import Engine
-from app.engine.running import runners
 from app.engine.running.model_runner import ModelRunner
 from app.engine.scheduling.scheduler import EngineLimits
 from app.engine.variant import Variant
@@ -31,7 +31,7 @@ def forwards(
         for seed, (num_prompt, num_new) in enumerate(sizes)
     ]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runners, "ModelRunner", lambda each, cache, *_: runner(each, cache, seen))
+        patch.setattr(launching, "ModelRunner", lambda each, cache, *_: runner(each, cache, seen))
         outcome = run(Engine(limits), *asked)
     assert [len(outcome.of(each)) for each in asked] == [num_new for _, num_new in sizes]
     return seen

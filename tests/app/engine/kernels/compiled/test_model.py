@@ -245,7 +245,7 @@ def test_a_background_decode_ends_with_the_block_that_has_begun() -> None:
     loop = EngineLoop(engine, interruption)
     engine.add(replace(request(prompt(5)), is_background=True))
     assert len(loop.step()) == 1, "no token after the prompt"
-    cache = engine._runners.of(variant()).cache
+    cache = engine._launcher.runner(variant()).cache
     units = range(1, NUM_BLOCKS + 1)  # of the only page
     assert not any(cache.keys[:, unit, 5].any() for unit in units)
     interruption.set()
