@@ -34,7 +34,6 @@ from app.engine.running.cuda_graphs import (
     Shape,
     num_read_pages,
 )
-from app.engine.running.decode_groups import ReadLimits, decode_groups
 from app.engine.running.flat_model import FlatModel
 from app.engine.running.head import Head
 from app.engine.running.prompt_attention import alike, padded_attention
@@ -58,6 +57,14 @@ class Forwarded:
 
     logits: torch.Tensor
     hidden: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class ReadLimits:
+    """Of a group of sequences. Pages of all blocks are the unit."""
+
+    most_pages: int  # that it may read: the memory of their copies
+    pages_of_pass: int  # that take as long to read as all weights
 
 
 class ModelRunner:
@@ -302,3 +309,24 @@ def _interruptible(model: PreTrainedModel, interruption: Interruption) -> Iterat
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def decode_groups(num_pages: Sequence[int], limits: ReadLimits) -> list[list[int]]:
+    """Which rows of a decode are read together, by the pages of each: all of a group as far as its
+    longest one. The longest come first.
+
+    Without groups, one long sequence beside many short ones would make the step read, and copy, as
+    if all of them were long. Each group more reads the weights once more.
+    """
+    order = sorted(range(len(num_pages)), key=lambda row: -num_pages[row])
+    groups = []
+    while order:
+        rest = [num_pages[row] for row in order]
+        end = min(len(rest), max(1, limits.most_pages // rest[0]))
+        saved = {at: (rest[0] - rest[at]) * (len(rest) - at) for at in range(1, len(rest))}
+        best = max(saved, key=saved.__getitem__, default=len(rest))
+        if saved.get(best, 0) > limits.pages_of_pass:
+            end = min(end, best)
+        groups.append(order[:end])
+        order = order[end:]
+    return groups
