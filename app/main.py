@@ -51,7 +51,7 @@ from app.generation.token_check import TokenCheck
 from app.generation.vllm_backend import VllmBackend
 from app.metrics.jobs import JobCollector
 from app.metrics.metrics import Metrics
-from app.metrics.models import ExternalCollector, ModelCollector
+from app.metrics.models import ModelCollector
 from app.models.aliases import Aliases
 from app.models.catalog import Catalog
 from app.models.external import ExternalModel, read_external_models
@@ -321,8 +321,7 @@ def _generation(
     backend = EngineBackend(engine, metrics, settings.prefix_cache)
     vllm = None if servers is None else VllmBackend(servers, metrics, settings.prefix_cache)
     loads = tuple if vllm is None else vllm.loads
-    metrics.registry.register(ModelCollector(engine.stats, registry, loads))
-    metrics.registry.register(ExternalCollector(external.num_running, external.num_waiting))
+    metrics.registry.register(ModelCollector(engine.stats, registry, loads, external.loads))
     return GenerationServices(
         registry=registry,
         engine=engine,

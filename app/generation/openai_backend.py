@@ -6,7 +6,7 @@ Text is passed on as it arrives. Timings are moments of arrival here.
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -27,6 +27,7 @@ from app.generation.output import Output, OutputStream
 from app.generation.prompt_sharing import salt_elsewhere
 from app.generation.request import GenerationRequest, ServedElsewhere, Traffic
 from app.metrics.metrics import Labels, Metrics, labels_of
+from app.metrics.models import Load
 from app.models.entry import ModelEntry
 from app.models.external import ExternalModel
 from pruning.plural import counted
@@ -68,8 +69,9 @@ class ExternalBackend:
         self._metrics = metrics
         self._prefix_cache = prefix_cache
         self._servers: dict[str, Server] = {}
+        self._entries: dict[str, ModelEntry] = {}  # of the same models
         for model in models:
-            self._connect(model)
+            self._connect(model, ModelEntry.of_external(model))
 
     @property
     def has_models(self) -> bool:
@@ -80,15 +82,15 @@ class ExternalBackend:
         server = self._servers.get(name)
         if server is None:
             return None
-        return ServedElsewhere(ModelEntry.of_external(server.model), server.model)
+        return ServedElsewhere(self._entries[name], server.model)
 
-    def num_running(self) -> Mapping[str, int]:
-        """Number of requests that each server works on, by model."""
-        return {name: server.limiter.num_running for name, server in self._servers.items()}
-
-    def num_waiting(self) -> Mapping[str, int]:
-        """Number of requests that wait here for each server, by model."""
-        return {name: server.limiter.num_waiting for name, server in self._servers.items()}
+    def loads(self) -> list[Load]:
+        """Of each model, by the name that was first asked for. Safe from any thread."""
+        all_loads = []
+        for name, entry in [*self._entries.items()]:  # a request may add one meanwhile
+            limiter = self._servers[name].limiter
+            all_loads.append(Load(entry.name, entry.kind, limiter.num_running, limiter.num_waiting))
+        return all_loads
 
     async def start(
         self, request: GenerationRequest, served: ServedElsewhere, deadline_s: float | None
@@ -125,9 +127,10 @@ class ExternalBackend:
         for server in self._servers.values():
             await server.client.aclose()
 
-    def _connect(self, model: ExternalModel) -> None:
+    def _connect(self, model: ExternalModel, entry: ModelEntry) -> None:
         limiter = ConcurrencyLimiter(model.max_num_seqs, model.max_waiting)
         self._servers[model.name] = Server(model, ExternalClient(model), limiter)
+        self._entries.setdefault(model.name, entry)
 
     def _admitted(
         self,

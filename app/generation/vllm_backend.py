@@ -28,7 +28,6 @@ from app.generation.prompt_sharing import cache_scope
 from app.generation.request import Chat, GenerationRequest, Prompt, ServedElsewhere
 from app.generation.tokenization import TokenIds, TokenizerPool
 from app.metrics.metrics import Metrics, labels_of
-from app.metrics.models import Load
 from app.models.entry import ModelEntry
 from app.vllm.servers import VllmModel, VllmServers
 
@@ -58,7 +57,6 @@ class VllmBackend(ExternalBackend):
         self.servers = servers
         self._uncounted = Metrics()  # of replays, which are counted in pairs once both have ended
         self._tokenizers = TokenizerPool()
-        self._asked: dict[str, ModelEntry] = {}
         self._before_work: list[Callable[[], None]] = []
         self.completions = Completions()
         servers.num_open = self.num_open
@@ -78,15 +76,6 @@ class VllmBackend(ExternalBackend):
         server = self._servers.get(name)
         return 0 if server is None else len(server.open_outputs)
 
-    def loads(self) -> list[Load]:
-        """Of all models that were asked for, by the names under which each first was. Safe from
-        any thread."""
-        all_loads = []
-        for name, entry in [*self._asked.items()]:  # a request may add one meanwhile
-            limiter = self._servers[name].limiter
-            all_loads.append(Load(entry.name, entry.kind, limiter.num_running, limiter.num_waiting))
-        return all_loads
-
     async def load(self, entry: ModelEntry) -> ServedElsewhere:
         """Wait until its server is ready. Raises what ``VllmServers.model`` does."""
         for listener in self._before_work:
@@ -94,8 +83,7 @@ class VllmBackend(ExternalBackend):
         server = await self.servers.model(entry)
         known = self._servers.get(server.model.name)
         if known is None or known.model != server.model:
-            self._connect(server.model)
-            self._asked.setdefault(server.model.name, entry)
+            self._connect(server.model, entry)
             if known is not None:
                 await known.client.aclose()
         return ServedElsewhere(entry, server.model, server)

@@ -20,7 +20,7 @@ _OF_VARIANT = ("model_name", "variant")
 
 @dataclass(frozen=True)
 class Load:
-    """The requests of a model that a server of this service generates for."""
+    """The requests of a model that another server or one of this service generates for."""
 
     model_name: str
     variant: str
@@ -29,17 +29,22 @@ class Load:
 
 
 class ModelCollector(Collector):
-    """Reads the statistics of the engine, of servers and of the catalog at every scrape."""
+    """Reads the statistics of the engine, of servers and of the catalog at every scrape.
+
+    ``servers`` are those of this service, ``external`` the others.
+    """
 
     def __init__(
         self,
         stats: Callable[[], EngineStats],
         registry: ModelRegistry,
         servers: Callable[[], Iterable[Load]] = tuple,
+        external: Callable[[], Sequence[Load]] = tuple,
     ) -> None:
         self._stats = stats
         self._registry = registry
         self._servers = servers
+        self._external = external
 
     def collect(self) -> Iterable[Metric]:
         stats = self._stats()
@@ -65,27 +70,7 @@ class ModelCollector(Collector):
         yield from _by_domain(entries)
         yield _model_info(entries)
         yield _alias_info(self._registry.catalog.aliases())
-
-
-class ExternalCollector(Collector):
-    """Requests for external models, by model name."""
-
-    def __init__(
-        self,
-        num_running: Callable[[], Mapping[str, int]],
-        num_waiting: Callable[[], Mapping[str, int]],
-    ) -> None:
-        self._num_running = num_running
-        self._num_waiting = num_waiting
-
-    def collect(self) -> Iterable[Metric]:
-        running, waiting = self._num_running(), self._num_waiting()
-        yield _by_model(
-            "sleb_external_requests_running", "Requests that another server processes.", running
-        )
-        yield _by_model(
-            "sleb_external_requests_waiting", "Requests that wait here for another server.", waiting
-        )
+        yield from _external_load(self._external())
 
 
 def _load(
@@ -110,6 +95,17 @@ def _load(
         "Sequences that wait for others to end.",
         _OF_VARIANT,
         ((of, load.num_waiting) for of, load in loads),
+    )
+
+
+def _external_load(loads: Sequence[Load]) -> Iterable[Metric]:
+    running = {load.model_name: load.num_running for load in loads}
+    waiting = {load.model_name: load.num_waiting for load in loads}
+    yield _by_model(
+        "sleb_external_requests_running", "Requests that another server processes.", running
+    )
+    yield _by_model(
+        "sleb_external_requests_waiting", "Requests that wait here for another server.", waiting
     )
 
 
