@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from app.metrics.gauges import gauge
+from app.metrics.metrics import gauge
 from pruning.jobs.job import Job
 from pruning.jobs.redis import JobStoreUnavailable
 from pruning.jobs.stats import JobStats

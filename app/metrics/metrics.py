@@ -3,11 +3,12 @@
 Histograms have vLLM's bucket boundaries, and enough between them to resolve a speed-up of 1.25.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import Context, copy_context
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.core import GaugeMetricFamily, Metric
 
 from app.engine.scheduling.sequence import FinishReason, Timings
 from app.models.entry import ModelEntry, ModelKind
@@ -209,3 +210,14 @@ class Metrics:
         ready.set_function(lambda: readiness.reason is None)
         draining = Gauge("sleb_draining", "1 during shutdown.", registry=self.registry)
         draining.set_function(lambda: readiness.is_draining)
+
+
+def gauge(
+    name: str, text: str, labels: Sequence[str], rows: Iterable[tuple[Sequence[str], float | None]]
+) -> Metric:
+    """A gauge made at a scrape, of rows of labels and a value. There is no series for None."""
+    family = GaugeMetricFamily(name, text, labels=labels)
+    for of, value in rows:
+        if value is not None:
+            family.add_metric(of, value)
+    return family

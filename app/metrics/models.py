@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 from app.engine.engine import EngineStats, VariantStats
 from app.engine.scheduling.scheduler import CacheCounts
 from app.engine.variant import Variant
-from app.metrics.gauges import gauge
+from app.metrics.metrics import gauge
 from app.models.entry import ModelEntry
 from app.models.registry import ModelRegistry
 
