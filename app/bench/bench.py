@@ -1,8 +1,6 @@
 """``sleb bench``: measure the speed-up of pruned variants over their dense model."""
 
 import json
-import shlex
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +14,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from app.bench.machine import machine
+from app.bench.machine import facts_of
 from app.bench.plan import DENSE, BenchPlan, BenchSubject, Scenario
 from app.bench.report import HEADINGS, cells, markdown, reasons, summary
 from app.bench.result import Bench, to_wire
@@ -63,8 +61,7 @@ def run_bench(
         parts = {scenario: measure_times(dense, plan.rows(scenario)) for scenario in plan.scenarios}
     weights = {name: _weight_bytes(variant) for name, variant in sides.items()}
     engine = {"name": "own", "version": version("sleb-serve"), "arguments": []}
-    facts = {"engine": engine, **facts, "machine": machine()}
-    bench = Bench(subject, plan, {}, parts, weights, facts)
+    bench = Bench(subject, plan, {}, parts, weights, {"engine": engine, **facts})
     return measured(bench, OwnRuns(sides, subject.tuner), out)
 
 
@@ -241,10 +238,6 @@ def print_bench(bench: Bench, out: Path, *, as_json: bool) -> None:
         for reason in reasons(rows):
             console.print(f"  {reason}", markup=False)
     console.print(f"reports: {out}", markup=False, soft_wrap=True)
-
-
-def facts_of(dtype: str) -> dict[str, object]:
-    return {"dtype": dtype, "command": shlex.join(["sleb", *sys.argv[1:]])}
 
 
 def _repair(entry: ModelEntry, checkpoints: CheckpointStore) -> Repaired | None:

@@ -9,10 +9,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from app.bench.bench import facts_of, subject_of
+from app.bench.bench import subject_of
 from app.bench.goodput import GoodputPlan, measure_goodput
 from app.bench.goodput_report import plot, sentences, to_wire
-from app.bench.machine import machine
+from app.bench.machine import facts_of
 from app.bench.open_loop import Arrival, poisson, read_trace, serve
 from app.bench.plan import BenchPlan, BenchSubject
 from app.bench.promise import Promise
@@ -64,8 +64,7 @@ def run_goodput(
             progress.advance(task)
 
         goodput = measure_goodput(subject, goodput_plan, start, show)
-    facts = {**facts_of(asked.dtype), "machine": machine()}
-    wire = {"model": subject.name, **to_wire(goodput), **facts}
+    wire = {"model": subject.name, **to_wire(goodput), **facts_of(asked.dtype)}
     (out / REPORT_FILE).write_text(json.dumps(wire, indent=2) + "\n", encoding="utf-8")
     if has_extra("plots"):
         (out / PLOT_FILE).write_bytes(plot(goodput))

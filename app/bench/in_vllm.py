@@ -10,8 +10,8 @@ from contextlib import aclosing, contextmanager
 from functools import partial
 from pathlib import Path
 
-from app.bench.bench import facts_of, keep, measured, stored_subject
-from app.bench.machine import machine
+from app.bench.bench import keep, measured, stored_subject
+from app.bench.machine import facts_of
 from app.bench.plan import AGAIN, DENSE, BenchPlan, BenchSubject, Scenario
 from app.bench.result import Bench
 from app.bench.runs import (
@@ -50,7 +50,7 @@ def bench_in_vllm(
     ``stored_subject`` raises.
     """
     with runs_in_vllm(name, variants, settings) as runs:
-        facts = {"engine": runs.engine(), **facts_of("auto"), "machine": machine()}
+        facts = {"engine": runs.engine(), **facts_of("auto")}
         bench = measured(Bench(runs.subject, plan, {}, {}, {}, facts), runs, out)
     keep(bench, settings)
     return bench

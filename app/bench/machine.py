@@ -1,12 +1,19 @@
-"""The machine that a benchmark ran on, as JSON values."""
+"""What a report says of the machine and the command that measured it, as JSON values."""
 
 import platform
+import shlex
+import sys
 from importlib.metadata import version
 
 import psutil
 import torch
 
 from app.engine.autotuning import cpu_name
+
+
+def facts_of(dtype: str) -> dict[str, object]:
+    command = shlex.join(["sleb", *sys.argv[1:]])
+    return {"dtype": dtype, "command": command, "machine": machine()}
 
 
 def machine() -> dict[str, object]:
