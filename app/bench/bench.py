@@ -16,8 +16,7 @@ from rich.table import Table
 
 from app.bench.machine import facts_of
 from app.bench.plan import DENSE, BenchPlan, BenchSubject, Scenario
-from app.bench.report import HEADINGS, cells, markdown, reasons, summary
-from app.bench.result import Bench, to_wire
+from app.bench.result import HEADINGS, Bench, cells, markdown, reasons, summary, to_wire
 from app.bench.runs import OwnRuns, Runs, Sample
 from app.compare.speedup import alternate
 from app.engine.autotuning import Autotuner

@@ -14,8 +14,7 @@ from typer.testing import CliRunner
 from app.bench import bench
 from app.bench import runs as bench_runs
 from app.bench.plan import DENSE, HALF, BenchPlan, BenchSubject, Scenario
-from app.bench.report import markdown
-from app.bench.result import Bench, to_wire
+from app.bench.result import Bench, markdown, to_wire
 from app.bench.runs import OwnRuns, Sample, WrongLength
 from app.cli.main import app as command_line
 from app.compare.speedup import Verdict
