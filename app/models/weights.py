@@ -3,18 +3,20 @@
 Variants share the weights of their model, and have the tensors that a repair has changed.
 """
 
+import ctypes
 import gc
 import logging
+import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
-from threading import Lock, Thread
+from threading import Lock, Thread, get_native_id
 
 import torch
 
 from app.engine.variant import Variant
 from app.models.entry import VariantKey
-from app.models.loading_thread import beside_steps, give_way
 from pruning.models.memory import free_bytes, is_out_of_memory, shortage
 from pruning.models.safetensors_headers import fingerprint
 from pruning.models.store import LoadedModel, pick_device
@@ -22,6 +24,9 @@ from pruning.models.store import LoadedModel, pick_device
 logger = logging.getLogger(__name__)
 
 _MAX_NAMED = 5  # models in an error message
+# Of a thread that reads a model from disk, and of one that makes a variant in memory: the first
+# has work for many seconds, and must end beside other processes too.
+_READING_NICENESS, _MAKING_NICENESS = 10, 19
 
 
 class NoRoomForWeights(RuntimeError):
@@ -136,7 +141,7 @@ class LoadedWeights:
                     self._check_room(f"the repaired tensors of {source.name!r}", source.own_bytes)
                 self._making_bytes = source.own_bytes
             try:
-                variant = beside_steps(source.make)
+                variant = _beside_steps(source.make)
                 with self._lock:
                     weights.variants[source.key] = variant
             finally:
@@ -195,7 +200,7 @@ class LoadedWeights:
 
     def _read(self, source: WeightSource, future: "Future[Weights]") -> None:
         """One model at a time, as transformers changes global state of torch while it loads."""
-        give_way()
+        _give_way()
         try:
             source.fetch()
             with self._reading:
@@ -255,3 +260,36 @@ def explained(name: str, error: BaseException) -> BaseException:
         if cause is not None and is_out_of_memory(cause):
             return NoRoomForWeights(f"{name!r} cannot be loaded now: {shortage(cause)}")
     return error
+
+
+def _beside_steps(make: Callable[[], Variant]) -> Variant:
+    """Make a variant in a thread of its own, of low priority and on one core.
+
+    Steps run on all cores and wait for the slowest of them. The calling thread could not get its
+    priority back.
+    """
+    future: Future[Variant] = Future()
+
+    def run() -> None:
+        _give_way(_MAKING_NICENESS)
+        _take_one_core()
+        try:
+            future.set_result(make())
+        except BaseException as error:  # noqa: BLE001 - the future raises it
+            future.set_exception(error)
+
+    Thread(target=run, name="load", daemon=True).start()
+    return future.result()
+
+
+def _give_way(niceness: int = _READING_NICENESS) -> None:
+    """Give this thread, and no other, a low priority."""
+    with suppress(OSError, AttributeError):  # of a system that has it for processes only
+        os.setpriority(os.PRIO_PROCESS, get_native_id(), niceness)
+
+
+def _take_one_core() -> None:
+    """Let operations of this thread run on it alone: torch's own setting is for all threads."""
+    torch.get_num_threads()  # which gives a new thread the setting of all
+    with suppress(OSError, AttributeError):  # of a torch with another OpenMP
+        ctypes.CDLL(None).omp_set_num_threads(1)
