@@ -23,7 +23,6 @@ from app.models.entry import ModelEntry, VariantKey
 from app.models.weights import (
     LoadedWeights,
     NoRoomForWeights,
-    VariantSource,
     Weights,
     WeightSource,
     explained,
@@ -215,11 +214,8 @@ class ModelRegistry:
             )
         self._fetch_repair(entry)
         # Names of the same blocks and repair share one variant, and therefore one batch.
-        own_bytes = entry.view_repair.num_bytes if entry.view_repair else 0
         make = partial(self._made, entry, weights.loaded.model)
-        variant = self._weights.variant(
-            weights, VariantSource(entry.name, entry.key, own_bytes, make)
-        )
+        variant = self._weights.variant(weights, entry, make)
         digest = sha256(f"{weights.fingerprint} {entry.key} {entry.is_int8}".encode()).hexdigest()
         return ServedModel(entry, variant, weights.loaded.tokenizer, digest)
 

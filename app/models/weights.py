@@ -16,7 +16,7 @@ from threading import Lock, Thread, get_native_id
 import torch
 
 from app.engine.variant import Variant
-from app.models.entry import VariantKey
+from app.models.entry import ModelEntry, VariantKey
 from pruning.models.memory import free_bytes, is_out_of_memory, shortage
 from pruning.models.safetensors_headers import fingerprint
 from pruning.models.store import LoadedModel, pick_device
@@ -45,16 +45,6 @@ class WeightSource:
     num_bytes: Callable[[], int]  # reads headers or a manifest, not the weights
     read: Callable[[], LoadedModel]
     fetch: Callable[[], object] = lambda: None  # what is read may be on another machine
-
-
-@dataclass(frozen=True)
-class VariantSource:
-    """A variant of loaded weights, the size of its own tensors, and how to make it."""
-
-    name: str
-    key: VariantKey
-    own_bytes: int
-    make: Callable[[], Variant]  # reads the own tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,25 +115,27 @@ class LoadedWeights:
         with self._lock:
             return self._sizes()
 
-    def variant(self, weights: Weights, source: VariantSource) -> Variant:
-        """The variant of this source, which is made now unless it is known.
+    def variant(self, weights: Weights, entry: ModelEntry, make: Callable[[], Variant]) -> Variant:
+        """The variant of an entry, which is made now unless it is known.
 
-        Raises ``NoRoomForWeights`` before anything is read, and what ``source.make`` raises.
+        Raises ``NoRoomForWeights`` before its own tensors are read, and what ``make`` raises.
         """
+        key, repair = entry.key, entry.view_repair
+        own_bytes = repair.num_bytes if repair else 0
         with self._lock:
-            if (known := weights.variants.get(source.key)) is not None:
+            if (known := weights.variants.get(key)) is not None:
                 return known
         with self._making:
             with self._lock:
-                if (known := weights.variants.get(source.key)) is not None:
+                if (known := weights.variants.get(key)) is not None:
                     return known
-                if source.own_bytes:
-                    self._check_room(f"the repaired tensors of {source.name!r}", source.own_bytes)
-                self._making_bytes = source.own_bytes
+                if own_bytes:
+                    self._check_room(f"the repaired tensors of {entry.name!r}", own_bytes)
+                self._making_bytes = own_bytes
             try:
-                variant = _beside_steps(source.make)
+                variant = _beside_steps(make)
                 with self._lock:
-                    weights.variants[source.key] = variant
+                    weights.variants[key] = variant
             finally:
                 with self._lock:
                     self._making_bytes = 0
