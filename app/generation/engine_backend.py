@@ -28,7 +28,6 @@ from app.engine.scheduling.sequence import (
 from app.generation.completed import Completions
 from app.generation.grammars import Grammars
 from app.generation.output import GenerationFailed, Output, OutputStream, Token
-from app.generation.prompt_sharing import cache_scope
 from app.generation.request import GenerationRequest, Prompt
 from app.generation.tokenization import TokenIds, TokenizerPool
 from app.metrics.metrics import Labels, Metrics, labels_of
@@ -168,7 +167,7 @@ class EngineBackend:
                     one.params,
                     deadline_s=deadline_s,
                     grammar=grammar,
-                    cache_scope=cache_scope(request.cache_salt, self._prefix_cache),
+                    cache_scope=request.cache_scope(self._prefix_cache),
                     tenant=calling_tenant(),
                 )
                 for one, ids in alone

@@ -24,7 +24,6 @@ from app.generation.openai_client import (
     openai_request,
 )
 from app.generation.output import Output, OutputStream
-from app.generation.prompt_sharing import salt_elsewhere
 from app.generation.request import GenerationRequest, ServedElsewhere, Traffic
 from app.metrics.metrics import Labels, Metrics, labels_of
 from app.metrics.models import Load
@@ -112,7 +111,7 @@ class ExternalBackend:
     def _salt(self, request: GenerationRequest, model: ExternalModel) -> str | None:
         """Raises ``NoCacheSalt``."""
         if model.takes_cache_salt:
-            return salt_elsewhere(request.cache_salt, self._prefix_cache)
+            return request.salt_elsewhere(self._prefix_cache)
         if request.cache_salt:
             raise NoCacheSalt(model.name)
         return None

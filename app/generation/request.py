@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from app.auth.keys import calling_tenant
+from app.config import PrefixCache
 from app.engine.scheduling.sequence import SamplingParams
 from app.models.entry import ModelEntry
 from app.models.external import ExternalModel
@@ -67,6 +70,23 @@ class GenerationRequest:
     # prompt is read in full, so that times can be compared.
     cache_salt: str | None = None
 
+    def cache_scope(self, prefix_cache: PrefixCache) -> str | None:
+        """Requests of one scope share what is read of their prompts here. None: it is read in full.
+
+        Without ``shared``, a scope is within the tenant of the caller: times would tell others what
+        it has asked for.
+        """
+        if prefix_cache == "off" or self.cache_salt is None:
+            return None
+        return repr((_tenant(prefix_cache), self.cache_salt))
+
+    def salt_elsewhere(self, prefix_cache: PrefixCache) -> str | None:
+        """The salt for another server, which does not know our tenants. None for no salt."""
+        tenant, salt = _tenant(prefix_cache), self.cache_salt
+        if tenant is None:
+            return salt or None
+        return sha256(repr((tenant, salt)).encode()).hexdigest()
+
     def params_of(self, number: int) -> SamplingParams:
         """The parameters of one of the ``n`` outputs of a prompt, ``number`` from 0."""
         if self.params.seed is None or not number:
@@ -92,3 +112,7 @@ class GenerationRequest:
         if self.fills_context:
             params = replace(params, max_new_tokens=max(1, min(rest, params.max_new_tokens)))
         return replace(self, prompts=[self.prompts[at]], params=params, n=1, fills_context=False)
+
+
+def _tenant(prefix_cache: PrefixCache) -> str | None:
+    return None if prefix_cache == "shared" else calling_tenant()

@@ -24,7 +24,6 @@ from app.generation.openai_backend import (
 from app.generation.openai_chunks import Choice, Chunk, ChunkReader, Usage
 from app.generation.openai_client import OpenAIRequest, openai_request
 from app.generation.output import OutputStream, Token
-from app.generation.prompt_sharing import cache_scope
 from app.generation.request import Chat, GenerationRequest, Prompt, ServedElsewhere
 from app.generation.tokenization import TokenIds, TokenizerPool
 from app.metrics.metrics import Metrics, labels_of
@@ -109,7 +108,7 @@ class VllmBackend(ExternalBackend):
         assert served.vllm is not None
         max_new_tokens = 1 if request.fills_context else request.params.max_new_tokens
         prompts = await self.encode(request.prompts, [served.vllm], max_new_tokens)
-        scope = cache_scope(request.cache_salt, self._prefix_cache)
+        scope = request.cache_scope(self._prefix_cache)
         alone = replace(request, served=served).alone(prompts, served.vllm.max_len)
         requests = [vllm_request(one, served.vllm, ids, scope) for one, ids in alone]
         outputs = self._admitted(requests, served, request.traffic, deadline_s)
