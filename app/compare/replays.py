@@ -15,10 +15,9 @@ from app.engine.grammar import ResponseFormatRefused
 from app.engine.sampling.text import TextStream
 from app.engine.scheduling.admission import Overloaded
 from app.engine.scheduling.sequence import FinishReason, Request
-from app.generation.completed import CompletedOutput
 from app.generation.engine_backend import EngineOutputStream
 from app.generation.generator import Generation
-from app.generation.output import GenerationFailed, Output
+from app.generation.output import CompletedOutput, GenerationFailed, Output
 from app.generation.request import Served, ServedElsewhere
 from app.generation.vllm_backend import VllmBackend
 from app.models.entry import ModelEntry

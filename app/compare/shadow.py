@@ -21,9 +21,8 @@ from app.compare.shadow_times import ShadowTimes, TimedReplay
 from app.config import ServeSettings
 from app.engine.async_engine import AsyncEngine
 from app.engine.variant import Variant
-from app.generation.completed import CompletedOutput
 from app.generation.engine_backend import EngineBackend
-from app.generation.output import Output
+from app.generation.output import CompletedOutput, Output
 from app.generation.request import Served, ServedElsewhere
 from app.generation.vllm_backend import VllmBackend
 from app.metrics.metrics import EngineName, Metrics, labels_of

@@ -25,9 +25,8 @@ from app.engine.scheduling.sequence import (
     SamplingParams,
     TokenEvent,
 )
-from app.generation.completed import Completions
 from app.generation.grammars import Grammars
-from app.generation.output import GenerationFailed, Output, OutputStream, Token
+from app.generation.output import Completions, GenerationFailed, Output, OutputStream, Token
 from app.generation.request import GenerationRequest, Prompt
 from app.generation.tokenization import TokenIds, TokenizerPool
 from app.metrics.metrics import Labels, Metrics, labels_of

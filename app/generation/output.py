@@ -1,10 +1,16 @@
-"""One output of a generation as it grows: deltas of final text, then the finished output."""
+"""One output of a generation as it grows: deltas of final text, then the finished output.
+
+Some look at outputs of live requests afterwards.
+"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass
 
+from app.engine.grammar import Grammar
 from app.engine.scheduling.sequence import FinishReason, PromptToken, Timings
+from app.generation.request import GenerationRequest, Served
 
 
 class GenerationFailed(RuntimeError):
@@ -173,3 +179,46 @@ def _whole(parts: Iterable[CallPart]) -> tuple[CallPart, ...]:
             known.arguments + part.arguments,
         )
     return tuple(calls.values())
+
+
+@dataclass(frozen=True)
+class CompletedOutput:
+    """An output that a client has waited for to its end.
+
+    Its request is for this output alone: with one prompt, and a seed and a length of its own.
+    """
+
+    request: GenerationRequest
+    prompt_ids: Sequence[int]
+    output: Output
+    grammar: Grammar | None = None  # of the response format, in the engine of this process
+
+    @property
+    def served(self) -> Served:
+        return self.request.served
+
+
+Listener = Callable[[CompletedOutput], None]
+
+
+class Completions:
+    """Calls its listener, if it has one, with every completed output."""
+
+    def __init__(self) -> None:
+        self.listener: Listener | None = None
+
+    def publisher(
+        self,
+        request: GenerationRequest,
+        prompt_ids: Sequence[int],
+        grammar: Grammar | None = None,
+    ) -> Callable[[Output], None]:
+        """Calls the listener in the context of the request, which is the current one."""
+        context = copy_context()
+
+        def publish(output: Output) -> None:
+            if self.listener is not None:
+                completed = CompletedOutput(request, prompt_ids, output, grammar)
+                context.run(self.listener, completed)
+
+        return publish

@@ -15,7 +15,6 @@ from app.config import PrefixCache
 from app.engine.engine import PromptLimit
 from app.engine.sampling.text import Detokenizer
 from app.engine.scheduling.sequence import PromptToken, RequestRefused
-from app.generation.completed import CompletedOutput, Completions
 from app.generation.openai_backend import (
     ConcurrencyLimiter,
     ExternalBackend,
@@ -23,7 +22,7 @@ from app.generation.openai_backend import (
 )
 from app.generation.openai_chunks import Choice, Chunk, ChunkReader, Usage
 from app.generation.openai_client import OpenAIRequest, openai_request
-from app.generation.output import OutputStream, Token
+from app.generation.output import CompletedOutput, Completions, OutputStream, Token
 from app.generation.request import Chat, GenerationRequest, Prompt, ServedElsewhere
 from app.generation.tokenization import TokenIds, TokenizerPool
 from app.metrics.metrics import Metrics, labels_of
