@@ -4,6 +4,7 @@ That depends on the processor, its threads and the shape, so no constant in the 
 Kernels are timed between the steps of the engine, never in one. A step only looks up what is known.
 """
 
+import hashlib
 import json
 import logging
 import platform
@@ -16,11 +17,12 @@ from statistics import median
 from threading import Lock
 from typing import Any, Self
 
+import llvmlite
+import numba
 import psutil
 import torch
 from filelock import FileLock, Timeout
 
-from app.engine.versions import versions_digest
 from pruning.records import (
     InvalidRecord,
     check_record,
@@ -33,6 +35,7 @@ from pruning.records import (
 
 logger = logging.getLogger(__name__)
 
+_ENGINE = Path(__file__).parent
 _NUM_ROUNDS = 5  # of timed runs, after one that is not timed
 # Of the time of the first kernel, which another must stay below: where nothing else runs, and else.
 _WORTH, _WORTH_DISTURBED = 0.95, 0.7
@@ -98,6 +101,17 @@ def processor() -> str:
     """What all choices depend on: the processor, the threads, and the versions of the code."""
     capability, num_threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
     return f"{cpu_name()}, {capability}, {num_threads} threads, versions {versions_digest()}"
+
+
+@cache
+def versions_digest(folder: Path = _ENGINE) -> str:
+    """A digest of the source in a folder and of the versions of what runs it."""
+    digest = hashlib.sha256()
+    versions = (platform.python_version(), numba.__version__, llvmlite.__version__)
+    digest.update(repr((*versions, torch.__version__)).encode())
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def cpu_name() -> str:

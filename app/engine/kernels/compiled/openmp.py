@@ -32,8 +32,8 @@ from numba.core.errors import NumbaError
 from numba.extending import intrinsic, overload
 from numpy.typing import NDArray
 
+from app.engine.autotuning import versions_digest
 from app.engine.cache.pages import PAGE_TOKENS
-from app.engine.versions import versions_digest
 from pruning.records import read_stored, replace_file
 
 logger = logging.getLogger(__name__)
