@@ -1,6 +1,6 @@
 """The demo model, with a progress bar while it is downloaded and converted."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -15,25 +15,20 @@ _WORDS: Mapping[str, str] = MappingProxyType(
 _MB = 1_000_000
 
 
-class DemoModelBar:
-    """Observes how the demo model is made: a bar for each step, which moves from the start."""
+def bars_on(progress: Progress) -> Callable[[str, int, int], None]:
+    """What observes how the demo model is made: a bar for each step, which moves from the start."""
+    tasks: dict[str, TaskID] = {}
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._tasks: dict[str, TaskID] = {}
-
-    def observe(self, what: str, done: int, total: int) -> None:
-        if what not in self._tasks:
-            self.end()
-            self._tasks[what] = self._progress.add_task(_WORDS[what], total=None, size="")
+    def observe(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            for task in tasks.values():  # what follows says that it is there
+                progress.update(task, visible=False)
+            tasks[what] = progress.add_task(_WORDS[what], total=None, size="")
         if done:
             size = f"{done // _MB} of {total // _MB} MB"
-            self._progress.update(self._tasks[what], completed=done, total=total, size=size)
+            progress.update(tasks[what], completed=done, total=total, size=size)
 
-    def end(self) -> None:
-        """Nothing of the bars stays, as what follows says that the model is there."""
-        for task in self._tasks.values():
-            self._progress.update(task, visible=False)
+    return observe
 
 
 def demo_model_with_bar(models_dir: Path, console: Console | None = None) -> Path:
@@ -44,4 +39,4 @@ def demo_model_with_bar(models_dir: Path, console: Console | None = None) -> Pat
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[size]}"))
     console = console or Console(stderr=True, highlight=False)
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
-        return ensure_demo_model(models_dir, DemoModelBar(progress).observe)
+        return ensure_demo_model(models_dir, bars_on(progress))

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-from app.models.demo_bar import DemoModelBar, demo_model_with_bar
+from app.models.demo_bar import bars_on, demo_model_with_bar
 from pruning.models.demo_model import NAME, WHEEL_BYTES, _observed
 
 # stands for pip: writes a file where pip has its temporary files, and fails once that was seen
@@ -23,15 +23,15 @@ sys.exit("no network")
 
 def test_the_bar_shows_how_much_has_come() -> None:
     progress = Progress(console=Console(quiet=True))
-    bar = DemoModelBar(progress)
-    bar.observe("download", 0, 90_000_000)
+    observe = bars_on(progress)
+    observe("download", 0, 90_000_000)
     [download] = progress.tasks
     assert download.total is None  # moves
-    bar.observe("download", 45_500_000, 90_000_000)
+    observe("download", 45_500_000, 90_000_000)
     [download] = progress.tasks
     assert (download.completed, download.total) == (45_500_000, 90_000_000)
     assert download.fields["size"] == "45 of 90 MB"
-    bar.observe("convert", 0, 0)
+    observe("convert", 0, 0)
     [convert] = [task for task in progress.tasks if task.visible]
     assert convert.description.startswith(f"Converting {NAME}")
 
