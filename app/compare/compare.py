@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, count
 from statistics import fmean
 from typing import TypeVar
@@ -23,7 +24,7 @@ from app.compare.speedup import (
     speedup,
     turns,
 )
-from app.engine.async_engine import AsyncEngine, StillWarmingUp
+from app.engine.async_engine import StillWarmingUp
 from app.engine.scheduling.sequence import FinishReason, SamplingParams, Timings
 from app.engine.variant import Variant
 from app.generation.engine_backend import ENGINE_RAISES
@@ -110,138 +111,120 @@ class Speedups:
     e2e: Speedup | None
 
 
-class Comparer:
-    """``scored`` is called with the number of tokens of each text that was scored."""
-
-    def __init__(
-        self,
-        generator: Generator,
-        engine: AsyncEngine,
-        scored: Callable[[int], object] = lambda _num_tokens: None,
-    ) -> None:
-        self._generator = generator
-        self._engine = engine
-        self._scorer = Scorer(generator, engine, scored)
-
-    async def compare(self, request: ComparisonRequest) -> Comparison:
-        """Raises the errors in ``RAISES``."""
-        # first the models: whether the rest fits together is of no use without them
-        served = [await self._served(name) for name in request.models]
-        if len({one.entry.base for one in served}) > 1:
-            raise NotComparable(
-                f"{', '.join(request.models)} are variants of different models: name variants of "
-                f"one model, which share a tokenizer"
-            )
-        self._check_engines(served)
-        _check(request)
-        params = request.params
-        if not params.is_greedy and params.seed is None:
-            params = replace(params, seed=secrets.randbelow(MAX_DRAWN_SEED + 1))
-        prompts = await self._generator.encode(request.prompts, served, params.max_new_tokens)
-        at = request.models.index(request.baseline)
-        again = _again(request, at)
-        sides = served if again is None or again < len(served) else [*served, served[at]]
-        generations = [
-            GenerationRequest(one, prompts, params, request.stop, traffic="bench") for one in sides
-        ]
-        variants = {one.variant for one in served if isinstance(one, ServedModel)}
-        rounds, objection = await self._rounds(
-            generations, variants, lambda: _Enough(request, at, len(sides))
+async def run_comparison(request: ComparisonRequest, scorer: Scorer) -> Comparison:
+    """Raises the errors in ``RAISES``."""
+    # first the models: whether the rest fits together is of no use without them
+    served = [await _served(name, scorer.generator) for name in request.models]
+    if len({one.entry.base for one in served}) > 1:
+        raise NotComparable(
+            f"{', '.join(request.models)} are variants of different models: name variants of "
+            f"one model, which share a tokenizer"
         )
-        firsts = [first for first, *_ in rounds[: len(served)]]
-        scores = await self._scorer.mean_logprobs(served, prompts, firsts)
-        scores += [[None] * len(prompts)] * (len(sides) - len(served))
-        compared = [ComparedVariant(*parts) for parts in zip(sides, rounds, scores, strict=True)]
-        control = None if again is None else compared[again]
-        asked = compared[: len(served)]
-        return Comparison(asked, asked[at], control, objection, params.seed)
-
-    async def _served(self, name: str) -> Served:
-        served = await self._generator.load(name)
-        if isinstance(served, ServedElsewhere) and served.vllm is None:
-            raise NotComparable(
-                f"another server generates for {name!r}: only models of this service, under the "
-                f"same load, can be compared"
-            )
-        return served
-
-    def _check_engines(self, served: Sequence[Served]) -> None:
-        """Raises ``NotComparable`` for two engines, or more servers than run at once."""
-        in_vllm = {one.model.name for one in served if isinstance(one, ServedElsewhere)}
-        if in_vllm and any(isinstance(one, ServedModel) for one in served):
-            raise NotComparable(
-                "some of the models run in vLLM and others in the engine of this service, which "
-                "would be compared with each other: name models of one of them"
-            )
-        if len(in_vllm) > self._generator.max_vllm_servers:
-            raise NotComparable(
-                f"{counted(len(in_vllm), 'model')} in vLLM, of which "
-                f"{self._generator.max_vllm_servers} run at once: compare fewer, or raise "
-                f"SLEB_VLLM_SERVERS"
-            )
-
-    async def _rounds(
-        self,
-        requests: Sequence[GenerationRequest],
-        variants: Collection[Variant],
-        begin: Callable[[], Callable[[Sequence[Sequence[Round]]], bool]],
-    ) -> tuple[list[list[Round]], str | None]:
-        """The rounds of each request, after an uncounted warm-up of two tokens.
-
-        ``begin`` is called behind the warm-up, and its result after every repeat. The other result
-        is an objection to their times. Raises ``StillWarmingUp``.
-        """
-        await self._engine.warmed_up(variants, WARM_UP_LIMIT_S)
-        for request in requests:
-            few = replace(request.params, max_new_tokens=min(2, request.params.max_new_tokens))
-            await self._generator.generate(
-                replace(request, prompts=request.prompts[:1], params=few)
-            )
-        is_enough, objection = begin(), None
-        rounds: list[list[Round]] = [[] for _ in requests]
-        sides = [*zip(requests, rounds, strict=True)]
-        for repeat in count():
-            for request, outputs in turns(sides, repeat):
-                await self._engine.warmed_up(variants, WARM_UP_LIMIT_S)
-                outputs.append(await self._generator.generate(request))
-                if any(self._engine.is_warming_up(variant) for variant in variants):
-                    objection = "kernels were compiled or chosen meanwhile: compare again"
-            if is_enough(rounds):
-                break
-        return rounds, objection
+    _check_engines(served, scorer.generator.max_vllm_servers)
+    _check(request)
+    params = request.params
+    if not params.is_greedy and params.seed is None:
+        params = replace(params, seed=secrets.randbelow(MAX_DRAWN_SEED + 1))
+    prompts = await scorer.generator.encode(request.prompts, served, params.max_new_tokens)
+    at = request.models.index(request.baseline)
+    again = _again(request, at)
+    sides = served if again is None or again < len(served) else [*served, served[at]]
+    generations = [
+        GenerationRequest(one, prompts, params, request.stop, traffic="bench") for one in sides
+    ]
+    variants = {one.variant for one in served if isinstance(one, ServedModel)}
+    rounds, objection = await _rounds(
+        scorer, generations, variants, partial(_is_enough, request, at)
+    )
+    firsts = [first for first, *_ in rounds[: len(served)]]
+    scores = await scorer.mean_logprobs(served, prompts, firsts)
+    scores += [[None] * len(prompts)] * (len(sides) - len(served))
+    compared = [ComparedVariant(*parts) for parts in zip(sides, rounds, scores, strict=True)]
+    control = None if again is None else compared[again]
+    asked = compared[: len(served)]
+    return Comparison(asked, asked[at], control, objection, params.seed)
 
 
-class _Enough:
-    """Whether more repeats are wanted: at least ``repeats``, and with ``max_seconds`` until every
-    speed-up per token is known closely, the control's too, or that time from here is spent.
+async def _served(name: str, generator: Generator) -> Served:
+    served = await generator.load(name)
+    if isinstance(served, ServedElsewhere) and served.vllm is None:
+        raise NotComparable(
+            f"another server generates for {name!r}: only models of this service, under the "
+            f"same load, can be compared"
+        )
+    return served
+
+
+def _check_engines(served: Sequence[Served], max_servers: int) -> None:
+    """Raises ``NotComparable`` for two engines, or more servers than run at once."""
+    in_vllm = {one.model.name for one in served if isinstance(one, ServedElsewhere)}
+    if in_vllm and any(isinstance(one, ServedModel) for one in served):
+        raise NotComparable(
+            "some of the models run in vLLM and others in the engine of this service, which "
+            "would be compared with each other: name models of one of them"
+        )
+    if len(in_vllm) > max_servers:
+        raise NotComparable(
+            f"{counted(len(in_vllm), 'model')} in vLLM, of which {max_servers} run at once: "
+            f"compare fewer, or raise SLEB_VLLM_SERVERS"
+        )
+
+
+async def _rounds(
+    scorer: Scorer,
+    requests: Sequence[GenerationRequest],
+    variants: Collection[Variant],
+    is_enough: Callable[[Sequence[Sequence[Round]], float], bool],
+) -> tuple[list[list[Round]], str | None]:
+    """The rounds of each request, after an uncounted warm-up of two tokens.
+
+    ``is_enough`` is called after every repeat, with the seconds since the warm-up. The other result
+    is an objection to their times. Raises ``StillWarmingUp``.
+    """
+    await scorer.engine.warmed_up(variants, WARM_UP_LIMIT_S)
+    for request in requests:
+        few = replace(request.params, max_new_tokens=min(2, request.params.max_new_tokens))
+        await scorer.generator.generate(replace(request, prompts=request.prompts[:1], params=few))
+    began_s, objection = time.monotonic(), None
+    rounds: list[list[Round]] = [[] for _ in requests]
+    sides = [*zip(requests, rounds, strict=True)]
+    for repeat in count():
+        for request, outputs in turns(sides, repeat):
+            await scorer.engine.warmed_up(variants, WARM_UP_LIMIT_S)
+            outputs.append(await scorer.generator.generate(request))
+            if any(scorer.engine.is_warming_up(variant) for variant in variants):
+                objection = "kernels were compiled or chosen meanwhile: compare again"
+        if is_enough(rounds, time.monotonic() - began_s):
+            break
+    return rounds, objection
+
+
+def _is_enough(
+    request: ComparisonRequest, baseline: int, rounds: Sequence[Sequence[Round]], seconds: float
+) -> bool:
+    """Whether these repeats are enough: at least ``repeats``, and with ``max_seconds`` so many that
+    every speed-up per token is known closely, the control's too, or as many as that time allows.
 
     Widths alone decide, as in ``pruning.evaluation.enough``: a rule that looked at the ratios would
     stop at those it likes.
     """
+    num_repeats = len(rounds[baseline])
+    if num_repeats < request.repeats:
+        return False
+    most = MAX_OUTPUTS // (len(request.models) * len(request.prompts))
+    if num_repeats >= most or seconds >= request.max_seconds:
+        return True
+    others = (each for side, each in enumerate(rounds) if side != baseline)
+    return all(_is_close(each, rounds[baseline]) for each in others)
 
-    def __init__(self, request: ComparisonRequest, baseline: int, num_sides: int) -> None:
-        self._request = request
-        self._baseline = baseline
-        self._most = MAX_OUTPUTS // (len(request.models) * len(request.prompts))
-        self._others = [side for side in range(num_sides) if side != baseline]
-        self._ends_s = time.monotonic() + request.max_seconds
 
-    def __call__(self, rounds: Sequence[Sequence[Round]]) -> bool:
-        num_repeats = len(rounds[0])
-        if num_repeats < self._request.repeats:
-            return False
-        if num_repeats >= self._most or time.monotonic() >= self._ends_s:
-            return True
-        return all(self._is_close(rounds[side], rounds[self._baseline]) for side in self._others)
-
-    def _is_close(self, variant: Sequence[Round], baseline: Sequence[Round]) -> bool:
-        per_token = _speedup(baseline, variant, lambda timings: timings.tpot_s)
-        if per_token is None:  # outputs of one token: more of them change nothing
-            return True
-        return (
-            per_token.high is not None
-            and per_token.high - per_token.ratio <= CLOSE * per_token.ratio
-        )
+def _is_close(variant: Sequence[Round], baseline: Sequence[Round]) -> bool:
+    per_token = _speedup(baseline, variant, lambda timings: timings.tpot_s)
+    if per_token is None:  # outputs of one token: more of them change nothing
+        return True
+    return (
+        per_token.high is not None and per_token.high - per_token.ratio <= CLOSE * per_token.ratio
+    )
 
 
 def _check(request: ComparisonRequest) -> None:

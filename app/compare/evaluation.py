@@ -49,13 +49,12 @@ class Evaluation:
     dense: Sequence[Perplexity] = ()
 
 
-async def evaluate(
-    request: EvaluationRequest, generator: Generator, scorer: Scorer, turn: asyncio.Lock
-) -> Evaluation:
+async def evaluate(request: EvaluationRequest, scorer: Scorer, turn: asyncio.Lock) -> Evaluation:
     """``turn`` is held while one evaluates. Raises the errors in ``RAISES``."""
-    served = await _served(request.model, generator)
+    served = await _served(request.model, scorer.generator)
     entry = served.entry
-    dense = await _served(entry.base, generator) if entry.is_view and entry.is_pruned else None
+    has_dense = entry.is_view and entry.is_pruned
+    dense = await _served(entry.base, scorer.generator) if has_dense else None
     windows = {
         text: await asyncio.to_thread(_windows, served, text, request) for text in request.texts
     }

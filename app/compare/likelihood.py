@@ -1,6 +1,7 @@
 """How likely outputs are under the dense model, which the engine or vLLM reads them with."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 
 from app.engine.async_engine import AsyncEngine
@@ -12,26 +13,24 @@ from app.generation.request import GenerationRequest, Served, ServedElsewhere
 from app.models.registry import ServedModel
 
 
+@dataclass(frozen=True)
 class Scorer:
     """Reads texts of known tokens. ``scored`` is called with the number of tokens of each."""
 
-    def __init__(
-        self, generator: Generator, engine: AsyncEngine, scored: Callable[[int], object]
-    ) -> None:
-        self._generator = generator
-        self._engine = engine
-        self._scored = scored
+    generator: Generator
+    engine: AsyncEngine
+    scored: Callable[[int], object]
 
     async def logprobs(
         self, served: Served, prompt: Sequence[int], output: Sequence[int]
     ) -> Sequence[float]:
         """Of the tokens of ``output`` after ``prompt``; none if vLLM has no room for one more."""
         if isinstance(served, ServedModel):
-            pieces = score(served.variant, prompt, output, self._engine.max_chunk)
-            values: Sequence[float] = await self._engine.run(pieces, served.variant)
+            pieces = score(served.variant, prompt, output, self.engine.max_chunk)
+            values: Sequence[float] = await self.engine.run(pieces, served.variant)
         else:
             values = await self._in_vllm(served, (*prompt, *output), len(output))
-        self._scored(len(prompt) + len(output))
+        self.scored(len(prompt) + len(output))
         return values
 
     async def _in_vllm(
@@ -41,7 +40,7 @@ class Scorer:
             return []
         params = SamplingParams(max_new_tokens=0, num_prompt_logprobs=0)
         request = GenerationRequest(served, [ids], params, traffic="bench")
-        [output] = await self._generator.generate(request)
+        [output] = await self.generator.generate(request)
         return [token.logprob or 0.0 for token in output.prompt[-num_tokens:]]
 
     async def mean_logprobs(
@@ -77,7 +76,7 @@ class Scorer:
             return None
         if any(isinstance(one, ServedElsewhere) for one in served):
             return next((one for one in served if one.entry.name == one.entry.base), None)
-        return await self._generator.load(served[0].entry.base)
+        return await self.generator.load(served[0].entry.base)
 
     async def _mean_logprob(
         self, dense: Served, prompt: Sequence[int], output: Sequence[int]

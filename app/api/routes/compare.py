@@ -10,7 +10,8 @@ from app.api.generations import SheddingRoute, unless_gone
 from app.api.openapi import responses_for
 from app.api.schemas.compare import CompareBody, CompareView
 from app.api.schemas.sampling import sampling_params
-from app.compare.compare import RAISES, Comparer, ComparisonRequest
+from app.compare.compare import RAISES, ComparisonRequest, run_comparison
+from app.compare.likelihood import Scorer
 from app.compare.recorded import record_speedups
 
 router = APIRouter(tags=["generate"], route_class=SheddingRoute)
@@ -44,7 +45,7 @@ async def compare(
         repeats=body.repeats,
         max_seconds=body.max_seconds,
     )
-    comparer = Comparer(generator, services.generation.engine, services.key_limits.scored)
-    comparison = await unless_gone(request.receive, comparer.compare(comparison_request))
+    scorer = Scorer(generator, services.generation.engine, services.key_limits.scored)
+    comparison = await unless_gone(request.receive, run_comparison(comparison_request, scorer))
     await asyncio.to_thread(record_speedups, comparison, services.catalog)
     return compare_view(comparison)

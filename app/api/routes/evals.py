@@ -64,7 +64,7 @@ async def evaluate_model(
         body.model, list(dict.fromkeys(body.texts)), body.num_windows, body.seqlen
     )
     scorer = Scorer(generator, services.generation.engine, services.key_limits.scored)
-    work = evaluate(wanted, generator, scorer, services.generation.evaluating)
+    work = evaluate(wanted, scorer, services.generation.evaluating)
     evaluation = await unless_gone(request.receive, work)
     kept = await asyncio.to_thread(_kept, services.results, evaluation)
     response.headers["Location"] = f"/results/{kept.id}"
