@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from functools import partial
 from hashlib import sha256
@@ -16,7 +16,7 @@ from app.engine.engine import NotYetReproducible, PromptLimit, PromptTooLong
 from app.engine.grammar import Grammar, ResponseFormatRefused
 from app.engine.sampling.stream import Stream
 from app.engine.sampling.text import TextStream
-from app.engine.scheduling.admission import Overloaded, Reservation
+from app.engine.scheduling.admission import Overloaded
 from app.engine.scheduling.sequence import (
     FinishReason,
     InvalidSampling,
@@ -47,7 +47,7 @@ ENGINE_RAISES = (
 )
 
 # the place of the current request while its model and its prompts are unknown
-_unparsed: ContextVar[Reservation | None] = ContextVar("unparsed", default=None)
+_unparsed: ContextVar[ExitStack | None] = ContextVar("unparsed", default=None)
 
 
 class EngineBackend:
@@ -88,7 +88,7 @@ class EngineBackend:
             yield
         finally:
             _unparsed.reset(token)
-            place.release()
+            place.close()
 
     @contextmanager
     def _counted_refusals(self) -> Iterator[None]:
@@ -152,7 +152,7 @@ class EngineBackend:
         Places are reserved while prompts are tokenized: a request that is refused costs no work.
         """
         if (unparsed := _unparsed.get()) is not None:
-            unparsed.release()
+            unparsed.close()
         max_new_tokens = 1 if request.fills_context else request.params.max_new_tokens
         with self._engine.admission.reserve(len(request.prompts) * request.n) as places:
             grammar = await self._grammar(request, served)
@@ -171,7 +171,7 @@ class EngineBackend:
                 )
                 for one, ids in alone
             ]
-            places.release()
+            places.close()
             streams = self._engine.streams(engine_requests, partial(self._count, labels))
             return [(one, stream) for (one, _), stream in zip(alone, streams, strict=True)]
 

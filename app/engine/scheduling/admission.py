@@ -4,9 +4,8 @@ Works on counts and durations: without threads, an event loop or a clock.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Self
+from collections.abc import Sequence
+from contextlib import ExitStack
 
 from app.engine.scheduling.sequence import FinishReason, Request, RequestRefused, TokenEvent
 from pruning.plural import counted
@@ -80,14 +79,16 @@ class Admission:
             what = f"{num_waiting} tokens are waiting, and the limit is {self._max_waiting_tokens}"
             raise Overloaded(what, "queue_tokens_full", self.retry_after_s)
 
-    def reserve(self, num_requests: int) -> "Reservation":
-        """Hold places for requests that are being prepared, until they are handed over.
+    def reserve(self, num_requests: int) -> ExitStack:
+        """Hold places for requests that are being prepared, until this is closed.
 
         Raises as ``check_room`` does.
         """
         self.check_room(num_requests)
         self._num_reserved += num_requests
-        return Reservation(partial(self._unreserve, num_requests))
+        places = ExitStack()
+        places.callback(self._unreserve, num_requests)
+        return places
 
     def admit(self, requests: Sequence[Request]) -> None:
         """Admit all of them or none. Raises ``TooManyPrompts`` or ``Overloaded``."""
@@ -119,25 +120,6 @@ class Admission:
             if event.timings is not None and event.timings.num_tokens:
                 num_tokens += request.params.max_new_tokens - event.timings.num_tokens
         return num_tokens
-
-
-class Reservation:
-    """Places of requests that are being prepared, held until they are released."""
-
-    def __init__(self, release: Callable[[], None]) -> None:
-        self._release = release
-        self._is_held = True
-
-    def release(self) -> None:
-        if self._is_held:
-            self._is_held = False
-            self._release()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.release()
 
 
 class _Pace:

@@ -113,7 +113,7 @@ def test_a_reserved_place_is_taken_until_it_is_released() -> None:
         admission.admit([asking()])
         with pytest.raises(Overloaded):
             admission.reserve(1)
-        places.release()
+        places.close()
         admission.admit([asking(), asking()])
     with pytest.raises(Overloaded, match="3 requests running or waiting"):
         admission.reserve(1)  # nothing was released twice
