@@ -6,7 +6,7 @@ forward, which is also the oracle in the tests.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import chain, cycle
 from math import ceil
@@ -56,16 +56,6 @@ _MIN_RUN_S = 0.002  # of a trial, so that what comes with each call does not mat
 _MIN_PROMPT = 16  # tokens: shorter prompts share its choices
 
 _Part = Callable[..., torch.Tensor]  # hidden states behind the blocks of a slice, ``part``
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """The largest steps that are met."""
-
-    max_rows: int  # sequences of a decode
-    max_prompt: int  # tokens of a prefill
-    max_tokens: int  # of one sequence
-    max_cache_tokens: int  # of all sequences
 
 
 class FlatModel:
@@ -119,23 +109,26 @@ class FlatModel:
         """Whether what a token gives depends on no other token of its step."""
         return self._compiled is not None and self._compiled.is_ready
 
-    def trials(self, sizes: Sizes) -> Iterator[Trial]:
-        """Trials of all choices that steps of these sizes make, those of attention first.
+    def trials(
+        self, max_rows: int, max_prompt: int, max_tokens: int, max_cache_tokens: int
+    ) -> Iterator[Trial]:
+        """Trials of all choices that steps make, those of attention first.
 
-        Compiled blocks take part if they are ready.
+        They have at most so many sequences of a decode, tokens of a prefill, of one sequence and of
+        all. Compiled blocks take part if they are ready.
         """
         if not self._tuner.chooses or self._model.device.type != "cpu":
             return
-        contexts = contexts_to(sizes.max_tokens)
+        contexts = contexts_to(max_tokens)
         decodes = [
             (rows, context)
-            for rows in sizes_to(sizes.max_rows)
+            for rows in sizes_to(max_rows)
             for context in contexts
-            if rows * context <= sizes.max_cache_tokens
+            if rows * context <= max_cache_tokens
         ]
         prompts = [
             (tokens, context)
-            for tokens in sizes_to(sizes.max_prompt)
+            for tokens in sizes_to(max_prompt)
             for context in contexts
             if tokens >= _MIN_PROMPT
         ]

@@ -11,7 +11,7 @@ from app.engine.kernels.compiled.compilation import wait_for_compilation
 from app.engine.kernels.int8 import product_trials
 from app.engine.kernels.warm_up import Record, Recorded, WarmUp
 from app.engine.running.cuda_graphs import Recorders
-from app.engine.running.flat_model import COMPILED, FlatModel, Sizes, flat_model, functions_of_steps
+from app.engine.running.flat_model import COMPILED, FlatModel, flat_model, functions_of_steps
 from app.engine.running.head import COMPILED_HEAD, Head
 from app.engine.scheduling.scheduler import EngineLimits
 from app.engine.variant import Variant
@@ -90,12 +90,10 @@ class Kernels:
         yield from Head(variant.model, self.tuner).trials(limits.max_num_seqs)
         if flat is not None:
             yield from flat.trials(
-                Sizes(
-                    max_rows=limits.max_num_seqs,
-                    max_prompt=limits.max_batch_tokens + limits.num_end_tokens,
-                    max_tokens=min(
-                        variant.max_model_len, limits.max_model_len or variant.max_model_len
-                    ),
-                    max_cache_tokens=_MAX_TIMED_TOKENS,
-                )
+                max_rows=limits.max_num_seqs,
+                max_prompt=limits.max_batch_tokens + limits.num_end_tokens,
+                max_tokens=min(
+                    variant.max_model_len, limits.max_model_len or variant.max_model_len
+                ),
+                max_cache_tokens=_MAX_TIMED_TOKENS,
             )

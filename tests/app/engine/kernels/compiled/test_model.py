@@ -21,7 +21,6 @@ from app.engine.running.flat_model import (
     COMPILED,
     FLAT,
     FlatModel,
-    Sizes,
     flat_model,
 )
 from app.engine.running.model_runner import Forwarded, ModelRunner
@@ -171,7 +170,7 @@ def test_whole_blocks_are_timed_only_where_they_have_room(monkeypatch: pytest.Mo
     sizes = flat._compiled._sizes(32, is_whole=True)
     monkeypatch.setattr("app.engine.kernels.compiled.model.MAX_ROOM_BYTES", 4 * sum(sizes.values()))
     assert flat._compiled.max_rows() == 32
-    trials = [*flat.trials(Sizes(8, 64, NUM_TOKENS, 1024))]
+    trials = [*flat.trials(8, 64, NUM_TOKENS, 1024)]
     timed = {
         trial.key.partition(" within")[0]: COMPILED in trial.prepare()
         for trial in trials
@@ -188,7 +187,7 @@ def test_a_model_and_its_variants_have_the_same_choices() -> None:
     for pruned in (False, True):
         flat = flat_model(variant(pruned).model, tuner)
         assert flat is not None
-        keys.append([trial.key for trial in flat.trials(Sizes(8, 64, NUM_TOKENS, 1024))])
+        keys.append([trial.key for trial in flat.trials(8, 64, NUM_TOKENS, 1024)])
     assert keys[0] == keys[1]
     assert len(set(keys[0])) == len(keys[0])
 
@@ -198,7 +197,7 @@ def test_all_runs_of_a_trial_compute_the_same(family: str) -> None:
     load_compiled()
     flat = flat_model(tiny_model(family), Autotuner())
     assert flat is not None
-    for trial in flat.trials(Sizes(4, 128, 100, 1024)):
+    for trial in flat.trials(4, 128, 100, 1024):
         with torch.inference_mode():
             expected, *others = (run() for run in trial.prepare().values())
         assert others
