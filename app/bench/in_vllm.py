@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -87,28 +88,22 @@ def runs_in_vllm(
             runner.run(backend.aclose())
 
 
+@dataclass(frozen=True)
 class VllmRuns:
     """Runs on the servers of ``entries``, which are the sides by name."""
 
-    def __init__(
-        self,
-        backend: VllmBackend,
-        subject: BenchSubject,
-        entries: Mapping[str, ModelEntry],
-        runner: asyncio.Runner,
-    ) -> None:
-        self._backend = backend
-        self.subject = subject
-        self._entries = entries
-        self._runner = runner
+    backend: VllmBackend
+    subject: BenchSubject
+    entries: Mapping[str, ModelEntry]
+    runner: asyncio.Runner
 
     @property
     def names(self) -> Sequence[str]:
-        return list(self._entries)
+        return list(self.entries)
 
     def engine(self) -> dict[str, object]:
         """Start the dense model, and return what is known of vLLM."""
-        model = self._runner.run(self._model(DENSE))
+        model = self.runner.run(self._model(DENSE))
         return {"name": "vllm", "version": model.version, "arguments": list(model.args)}
 
     def warm_up(self, name: str, scenario: Scenario, plan: BenchPlan) -> None:
@@ -127,17 +122,17 @@ class VllmRuns:
     ) -> list[Timings]:
         clients = plan.concurrency if scenario is Scenario.SERVED else len(requests)
         timings = closed_loop(requests, clients, partial(self._timings, name))
-        return checked(requests, self._runner.run(timings))
+        return checked(requests, self.runner.run(timings))
 
     async def _model(self, name: str) -> VllmModel:
-        model = (await self._backend.load(self._entries[name])).vllm
+        model = (await self.backend.load(self.entries[name])).vllm
         assert model is not None
         return model
 
     async def _timings(self, name: str, request: Request) -> Timings:
-        served = await self._backend.load(self._entries[name])
+        served = await self.backend.load(self.entries[name])
         wanted = GenerationRequest(served, [request.prompt_ids], request.params, traffic="bench")
-        outputs = await self._backend.start(wanted, served, None)
+        outputs = await self.backend.start(wanted, served, None)
         async with aclosing(Generation(outputs)) as generation:
             [output] = await generation.finish()
         return output.timings

@@ -56,26 +56,26 @@ class Runs(Protocol):
     def measure(self, name: str, scenario: Scenario, plan: BenchPlan) -> Sample: ...
 
 
+@dataclass(frozen=True)
 class OwnRuns:
     """Variants in memory, each run in an engine of its own."""
 
-    def __init__(self, sides: Mapping[str, Variant], tuner: Autotuner = OFF) -> None:
-        self._sides = sides
-        self._tuner = tuner
+    sides: Mapping[str, Variant]
+    tuner: Autotuner = OFF
 
     @property
     def names(self) -> Sequence[str]:
-        return list(self._sides)
+        return list(self.sides)
 
     def warm_up(self, name: str, scenario: Scenario, plan: BenchPlan) -> None:
         """A short run that is not measured, as the first is slower and chooses kernels."""
-        _prepared(scenario, self._sides[name], plan, self._tuner, new_tokens=WARM_UP_TOKENS)()
+        _prepared(scenario, self.sides[name], plan, self.tuner, new_tokens=WARM_UP_TOKENS)()
 
     def measure(self, name: str, scenario: Scenario, plan: BenchPlan) -> Sample:
         """Raises ``WrongLength``, or ``RequestRefused`` for lengths beyond the model's maximum."""
-        variant = self._sides[name]
+        variant = self.sides[name]
         device = variant.model.device
-        run = _prepared(scenario, variant, plan, self._tuner)
+        run = _prepared(scenario, variant, plan, self.tuner)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         before_j, began_s = energy_j(device), time.perf_counter()

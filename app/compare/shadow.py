@@ -13,7 +13,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from app.compare.compare import token_agreement
 from app.compare.replays import WHOLE, Dropped, EngineReplays, Pair, Replays, VllmReplays
@@ -36,6 +36,7 @@ MAX_PAIRS_AT_ONCE = 8
 CONTROL_SHARE = 1 / 8  # of the pairs, drawn at random
 
 
+@dataclass(eq=False)
 class Shadow:
     """Replays a ``share``, 0 to 1, of the completed outputs.
 
@@ -44,27 +45,18 @@ class Shadow:
     stands for that variant of every dense model.
     """
 
-    def __init__(
-        self,
-        share: float,
-        direction: str,
-        catalog: Catalog,
-        own: Replays,
-        vllm: Replays | None,
-        metrics: Metrics,
-        counts: ShadowMetrics,
-    ) -> None:
-        self._share = share
-        self._direction = direction
-        self._catalog = catalog
-        self._own = own
-        self._vllm = vllm
-        self._metrics = metrics
-        self._counts = counts
-        self._times = ShadowTimes(counts, is_live_baseline=direction != "dense")
-        self._random = random.Random()  # noqa: S311 - no secret
-        self._pairs: dict[asyncio.Task[None], Pair] = {}
-        self._num_pairs: Counter[tuple[str, ...]] = Counter()  # begun, by the names of the sides
+    share: float
+    direction: str
+    catalog: Catalog
+    own: Replays
+    vllm: Replays | None
+    metrics: Metrics
+    counts: ShadowMetrics
+    times: ShadowTimes
+    _random: random.Random = field(default_factory=random.Random, init=False)  # no secret
+    _pairs: dict[asyncio.Task[None], Pair] = field(default_factory=dict, init=False)
+    # begun, by the names of the sides
+    _num_pairs: Counter[tuple[str, ...]] = field(default_factory=Counter, init=False)
 
     def consider(self, live: CompletedOutput) -> None:
         """Begin the replays of this request, or drop them. Does not delay the live request."""
@@ -72,7 +64,7 @@ class Shadow:
         is_whole = live.output.finish_reason in WHOLE and live.output.num_tokens > 0
         if name is None or not is_whole or live.request.traffic != "live":
             return
-        if self._random.random() >= self._share:
+        if self._random.random() >= self.share:
             return
         params = live.request.params
         if not params.is_greedy and params.seed is None:
@@ -119,9 +111,9 @@ class Shadow:
 
     def _counterpart(self, entry: ModelEntry) -> str | None:
         """The model that requests to this one are compared with, None if they are not."""
-        if self._direction == "dense":
+        if self.direction == "dense":
             return entry.parent
-        variant = VariantName.parse(self._direction)
+        variant = VariantName.parse(self.direction)
         is_meant = not entry.is_pruned and variant.model in ("", entry.name)
         return str(replace(variant, model=entry.name)) if is_meant else None
 
@@ -139,7 +131,7 @@ class Shadow:
     async def _found(self, name: str, replays: Replays) -> Served:
         """The counterpart of this name. Raises ``Dropped``."""
         try:
-            entry = await asyncio.to_thread(self._catalog.resolve, name)
+            entry = await asyncio.to_thread(self.catalog.resolve, name)
             served = await replays.find(entry)
         except UnknownModel as error:
             raise Dropped("no_counterpart") from error
@@ -152,9 +144,9 @@ class Shadow:
     def _replays_of(self, live: CompletedOutput) -> tuple[Replays, Replays | None]:
         """Those of its engine, and those of the other one."""
         if isinstance(live.served, ServedModel):
-            return self._own, self._vllm
-        assert self._vllm is not None
-        return self._vllm, self._own
+            return self.own, self.vllm
+        assert self.vllm is not None
+        return self.vllm, self.own
 
     async def _replay(
         self, pair: Pair, sides: Sequence[Served], replays: Replays, elsewhere: Replays | None
@@ -178,28 +170,28 @@ class Shadow:
         sides = [(own, outputs[0]), (other or own, outputs[1])]
         pair = ShadowPair(own.entry.name, sides[1][0].entry.name)
         agreements = [token_agreement(_keys(live.output), _keys(each)).share for each in outputs]
-        self._counts.floor.labels(pair.live).observe(agreements[0])
+        self.counts.floor.labels(pair.live).observe(agreements[0])
         if other is None:
-            self._counts.floor.labels(pair.live).observe(agreements[1])
-            self._counts.controls.labels(pair.live).inc()
+            self.counts.floor.labels(pair.live).observe(agreements[1])
+            self.counts.controls.labels(pair.live).inc()
         else:
-            self._counts.done.labels(*pair).inc()
-            self._counts.agreement.labels(*pair).observe(agreements[1])
+            self.counts.done.labels(*pair).inc()
+            self.counts.agreement.labels(*pair).observe(agreements[1])
             compared = (("live", own, live.output), ("shadow", other, outputs[1]))
             for traffic, served, output in compared:
-                tokens = self._counts.tokens.labels(*pair, served.entry.kind, traffic)
+                tokens = self.counts.tokens.labels(*pair, served.entry.kind, traffic)
                 tokens.inc(output.num_tokens)
         cached = (output.timings.num_cached_tokens or 0 for output in outputs)
-        self._counts.cached.labels(*pair).inc(sum(cached))
-        self._times.add(pair, *(TimedReplay(each.entry.kind, output) for each, output in sides))
+        self.counts.cached.labels(*pair).inc(sum(cached))
+        self.times.add(pair, *(TimedReplay(each.entry.kind, output) for each, output in sides))
         for served, output in sides:
             if output.timings.was_alone:  # otherwise its times include waiting
                 labels = labels_of(served.entry, "shadow", _engine_of(served))
                 reason = output.finish_reason
-                self._metrics.finished(labels, output.num_prompt_tokens, reason, output.timings)
+                self.metrics.finished(labels, output.num_prompt_tokens, reason, output.timings)
 
     def _drop(self, live: CompletedOutput, reason: str) -> None:
-        self._counts.dropped.labels(live.served.entry.name, reason).inc()
+        self.counts.dropped.labels(live.served.entry.name, reason).inc()
 
 
 def shadow_of(
@@ -212,12 +204,13 @@ def shadow_of(
 ) -> Shadow | None:
     """The shadow traffic of these settings, None without a share. Registers its metrics anyway."""
     counts = ShadowMetrics(metrics.registry)
-    if not settings.shadow_share:
+    share, direction = settings.shadow_share, settings.shadow_direction
+    if not share:
         return None
     own = EngineReplays(registry, engine)
     of_vllm = None if vllm is None else VllmReplays(vllm, own)
-    wanted = (settings.shadow_share, settings.shadow_direction)
-    shadow = Shadow(*wanted, registry.catalog, own, of_vllm, metrics, counts)
+    times = ShadowTimes(counts, is_live_baseline=direction != "dense")
+    shadow = Shadow(share, direction, registry.catalog, own, of_vllm, metrics, counts, times)
     backend.completions.listener = shadow.consider
     if vllm is not None:
         vllm.completions.listener = shadow.consider

@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractContextManager, aclosing, asynccontextmanager, nullcontext
+from dataclasses import dataclass
 
 from app.engine.scheduling.sequence import SamplingParams
 from app.generation.engine_backend import ENGINE_RAISES, EngineBackend
@@ -26,72 +27,63 @@ GENERATOR_LOAD_RAISES = (*LOAD_RAISES, VllmUnavailable)
 RAISES = (*GENERATOR_LOAD_RAISES, *ENGINE_RAISES, *EXTERNAL_RAISES)
 
 
+@dataclass(frozen=True, eq=False)
 class Generator:
     """Generates with the variants of the registry and the models of other servers."""
 
-    def __init__(
-        self,
-        registry: ModelRegistry,
-        engine: EngineBackend,
-        external: ExternalBackend,
-        metrics: Metrics,
-        *,
-        vllm: VllmBackend | None = None,
-        max_timeout_s: float | None = None,
-    ) -> None:
-        self._registry = registry
-        self._engine = engine
-        self._external = external
-        self._vllm = vllm
-        self._metrics = metrics
-        self._max_timeout_s = max_timeout_s
+    registry: ModelRegistry
+    engine: EngineBackend
+    external: ExternalBackend
+    metrics: Metrics
+    vllm: VllmBackend | None = None
+    max_timeout_s: float | None = None
 
     async def aclose(self) -> None:
         """End the processes and connections of the backends."""
-        await self._engine.aclose()
-        await self._external.aclose()
-        if self._vllm is not None:
-            await self._vllm.aclose()
+        await self.engine.aclose()
+        await self.external.aclose()
+        if self.vllm is not None:
+            await self.vllm.aclose()
 
     def abort(self) -> None:
         """End all open outputs of other servers with what they have."""
-        self._external.abort()
-        if self._vllm is not None:
-            self._vllm.abort()
+        self.external.abort()
+        if self.vllm is not None:
+            self.vllm.abort()
 
     def check_room(self) -> None:
         """Raise ``Overloaded`` if no request would be admitted now, whatever its model is."""
         if not self._may_go_elsewhere:
-            self._engine.check_room()
+            self.engine.check_room()
 
     def reserved(self) -> AbstractContextManager[None]:
         """Hold a place while a request is parsed. Raises as ``check_room`` does."""
-        return nullcontext() if self._may_go_elsewhere else self._engine.reserved()
+        return nullcontext() if self._may_go_elsewhere else self.engine.reserved()
 
     @property
     def _may_go_elsewhere(self) -> bool:
-        is_vllm_chosen = self._vllm is not None and self._vllm.servers.is_chosen
-        return self._external.has_models or is_vllm_chosen
+        is_vllm_chosen = self.vllm is not None and self.vllm.servers.is_chosen
+        return self.external.has_models or is_vllm_chosen
 
     async def load(self, name: str) -> Served:
         """The model of this name. Weights that are not loaded yet are read by another thread.
 
         Raises the errors in ``GENERATOR_LOAD_RAISES``.
         """
-        external = self._registry.catalog.external_name(name)
-        if external and (served := self._external.served(external)) is not None:
+        external = self.registry.catalog.external_name(name)
+        if external and (served := self.external.served(external)) is not None:
             return served
         try:
-            if self._vllm is not None:
-                entry = await asyncio.to_thread(self._registry.catalog.resolve, name)
-                if self._vllm.servers.serves(entry):
-                    return await self._vllm.load(entry)
-            loading = await asyncio.to_thread(self._registry.begin, name)
+            if self.vllm is not None:
+                entry = await asyncio.to_thread(self.registry.catalog.resolve, name)
+                if self.vllm.servers.serves(entry):
+                    return await self.vllm.load(entry)
+            loading = await asyncio.to_thread(self.registry.begin, name)
         except UnknownModel:
-            self._metrics.rejected_unparsed("unknown_model")
+            self.metrics.rejected_unparsed("unknown_model")
             raise
         loaded = await asyncio.wrap_future(loading)
-        await self._engine.prepare(loaded)
+        await self.engine.prepare(loaded)
         return loaded
 
     async def encode(
@@ -106,23 +98,23 @@ class Generator:
         the errors of ``render_chat``.
         """
         elsewhere = [one.vllm for one in served if isinstance(one, ServedElsewhere) and one.vllm]
-        if elsewhere and self._vllm is not None:
-            return await self._vllm.encode(prompts, elsewhere, max_new_tokens)
+        if elsewhere and self.vllm is not None:
+            return await self.vllm.encode(prompts, elsewhere, max_new_tokens)
         here = [one for one in served if isinstance(one, ServedModel)]
-        return await self._engine.encode(prompts, here, max_new_tokens)
+        return await self.engine.encode(prompts, here, max_new_tokens)
 
     @property
     def max_vllm_servers(self) -> int:
         """The number of models that vLLM can serve at the same time."""
-        return 0 if self._vllm is None else self._vllm.servers.options.max_servers
+        return 0 if self.vllm is None else self.vllm.servers.options.max_servers
 
     def fingerprint(self, served: Served, params: SamplingParams) -> str | None:
         """OpenAI's ``system_fingerprint``; None for a model of another server."""
         if isinstance(served, ServedElsewhere):
-            if self._vllm is None or served.vllm is None:
+            if self.vllm is None or served.vllm is None:
                 return None
-            return self._vllm.fingerprint(served.vllm)
-        return self._engine.fingerprint(served, params)
+            return self.vllm.fingerprint(served.vllm)
+        return self.engine.fingerprint(served, params)
 
     async def generate(self, request: GenerationRequest) -> list[Output]:
         """The outputs of the request, in order. Raises what ``open`` and ``finish`` do."""
@@ -137,16 +129,14 @@ class Generator:
         anything runs, and for several outputs of another server before the first text is there.
         """
         served = request.served
-        limits_s = [
-            limit for limit in (request.timeout_s, self._max_timeout_s) if limit is not None
-        ]
+        limits_s = [limit for limit in (request.timeout_s, self.max_timeout_s) if limit is not None]
         deadline_s = time.monotonic() + min(limits_s) if limits_s else None
         if isinstance(served, ServedElsewhere):
-            backend = self._external if served.vllm is None else self._vllm
+            backend = self.external if served.vllm is None else self.vllm
             assert backend is not None
             outputs = await backend.start(request, served, deadline_s)
         else:
-            outputs = await self._engine.start(request, served, deadline_s)
+            outputs = await self.engine.start(request, served, deadline_s)
         async with aclosing(Generation(outputs)) as generation:
             await generation.begin()
             yield generation

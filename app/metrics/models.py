@@ -28,49 +28,43 @@ class Load:
     num_waiting: int
 
 
+@dataclass(frozen=True, eq=False)
 class ModelCollector(Collector):
     """Reads the statistics of the engine, of servers and of the catalog at every scrape.
 
     ``servers`` are those of this service, ``external`` the others.
     """
 
-    def __init__(
-        self,
-        stats: Callable[[], EngineStats],
-        registry: ModelRegistry,
-        servers: Callable[[], Iterable[Load]] = tuple,
-        external: Callable[[], Sequence[Load]] = tuple,
-    ) -> None:
-        self._stats = stats
-        self._registry = registry
-        self._servers = servers
-        self._external = external
+    stats: Callable[[], EngineStats]
+    registry: ModelRegistry
+    servers: Callable[[], Iterable[Load]] = tuple
+    external: Callable[[], Sequence[Load]] = tuple
 
     def collect(self) -> Iterable[Metric]:
-        stats = self._stats()
-        yield from _load(stats, self._registry.loaded_variants(), self._servers())
+        stats = self.stats()
+        yield from _load(stats, self.registry.loaded_variants(), self.servers())
         yield GaugeMetricFamily(
             "sleb_kv_cache_usage_perc",
             "Used share of the cache, 0 to 1.",
             value=stats.kv_cache_usage,
         )
-        yield from _of_cache(stats, self._registry.loaded_variants())
+        yield from _of_cache(stats, self.registry.loaded_variants())
         yield GaugeMetricFamily(
             "sleb_batch_size", "Sequences in the latest decode step.", value=stats.batch_size
         )
         caches = {name: variant.kv_cache_bytes for name, variant in stats.variants.items()}
         yield _by_model("sleb_kv_cache_bytes", "KV cache held for running sequences.", caches)
-        weights = self._registry.weight_bytes()
+        weights = self.registry.weight_bytes()
         yield _by_model("sleb_model_weight_bytes", "Weights in memory.", weights)
         yield from _gpu_memory()
-        entries = [entry for entry in self._registry.catalog.entries() if entry.error is None]
+        entries = [entry for entry in self.registry.catalog.entries() if entry.error is None]
         raw = [entry.raw for entry in entries if entry.repair]  # they are not in the catalog
-        entries += [entry for entry in raw if self._registry.is_loaded(entry)]
+        entries += [entry for entry in raw if self.registry.is_loaded(entry)]
         yield from _known(entries)
         yield from _by_domain(entries)
         yield _model_info(entries)
-        yield _alias_info(self._registry.catalog.aliases())
-        yield from _external_load(self._external())
+        yield _alias_info(self.registry.catalog.aliases())
+        yield from _external_load(self.external())
 
 
 def _load(

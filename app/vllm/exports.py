@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
@@ -21,39 +22,31 @@ from pruning.checkpoints.store import CheckpointStore
 _MAX_REASON_CHARS = 1000
 
 
+@dataclass(frozen=True, eq=False)
 class Exports:
     """Bound to one event loop. ``environment`` is that of ``sleb export``.
 
     ``dtype`` is a torch name, in which vLLM computes; None: in that of the weights.
     """
 
-    def __init__(
-        self,
-        catalog: Catalog,
-        checkpoints: CheckpointStore,
-        folder: Path,
-        max_bytes: int,
-        environment: Mapping[str, str],
-        dtype: str | None = None,
-    ) -> None:
-        self._catalog = catalog
-        self._checkpoints = checkpoints
-        self._folder = folder
-        self._max_bytes = max_bytes
-        self._environment = environment
-        self._dtype = dtype
-        self._turn = asyncio.Lock()
+    catalog: Catalog
+    checkpoints: CheckpointStore
+    folder: Path
+    max_bytes: int
+    environment: Mapping[str, str]
+    dtype: str | None = None
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
 
     async def directory(self, entry: ModelEntry) -> Path:
         """Of the model that the entry means. Raises ``VllmStartFailed``, and what the stores do."""
         order = entry.order
         if not entry.is_int8 and not entry.is_pruned:
-            return await asyncio.to_thread(self._catalog.directory, entry.base)
+            return await asyncio.to_thread(self.catalog.directory, entry.base)
         is_published = entry.is_whole_checkpoint and not entry.is_int8
         if is_published and order is not None and self._dtype_of(entry) in ("auto", order.dtype):
-            return await asyncio.to_thread(self._checkpoints.directory, order.name)
+            return await asyncio.to_thread(self.checkpoints.directory, order.name)
         async with self._turn:
-            path = self._folder / _digest(entry, self._dtype_of(entry)) / "model"
+            path = self.folder / _digest(entry, self._dtype_of(entry)) / "model"
             if not path.exists():
                 await self._export(entry, path)
                 await asyncio.to_thread(self._make_room, path)
@@ -67,7 +60,7 @@ class Exports:
         """
         if entry.view_repair is None or entry.is_int8:
             return "auto"
-        return self._dtype or entry.dtype or "auto"
+        return self.dtype or entry.dtype or "auto"
 
     async def _export(self, entry: ModelEntry, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +72,7 @@ class Exports:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
-            env=dict(self._environment),
+            env=dict(self.environment),
             start_new_session=True,
         )
         assert process.stderr is not None
@@ -95,13 +88,13 @@ class Exports:
             raise VllmStartFailed(f"{entry.name!r} cannot be exported for vLLM: {reason}")
 
     def _make_room(self, newest: Path) -> None:
-        kept = sorted(self._folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+        kept = sorted(self.folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
         sizes = {path: _num_bytes(path) for path in kept}
         total = sizes[newest.parent]
         for path in kept:
             if path != newest.parent:
                 total += sizes[path]
-                if total > self._max_bytes:
+                if total > self.max_bytes:
                     shutil.rmtree(path, ignore_errors=True)
 
 

@@ -54,13 +54,13 @@ class Facts:
     max_model_len: int
 
 
+@dataclass(frozen=True, eq=False)
 class VllmProcess:
     """A running server. It ends with this process, however this one ends."""
 
-    def __init__(self, process: asyncio.subprocess.Process, folder: Path, facts: Facts) -> None:
-        self._process = process
-        self._folder = folder
-        self.facts = facts
+    process: asyncio.subprocess.Process
+    folder: Path
+    facts: Facts
 
     @classmethod
     async def start(cls, launch: Launch) -> "VllmProcess":
@@ -74,10 +74,10 @@ class VllmProcess:
 
     async def wait(self) -> int:
         """Wait for its end, and return its exit code."""
-        return await self._process.wait()
+        return await self.process.wait()
 
     async def stop(self) -> None:
-        await _stop(self._process, self._folder)
+        await _stop(self.process, self.folder)
 
 
 async def _spawn(launch: Launch) -> asyncio.subprocess.Process:

@@ -27,7 +27,7 @@ def openai_of(client: TestClient) -> openai.OpenAI:
 
 def test_the_table_of_a_vocabulary_is_built_with_the_model(client: TestClient) -> None:
     client.post("/models/tiny/load").raise_for_status()
-    backend = client.app_state["services"].generation.generator._engine
+    backend = client.app_state["services"].generation.generator.engine
     assert len(backend._grammars._tokens) == 1
 
 
