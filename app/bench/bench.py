@@ -1,7 +1,6 @@
 """``sleb bench``: measure the speed-up of pruned variants over their dense model."""
 
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -27,7 +26,7 @@ from app.engine.variant import Variant, make_variant
 from app.models.catalog import Catalog, UnknownModel
 from app.models.demo_bar import demo_model_with_bar
 from app.models.entry import ModelEntry
-from app.models.measured_speedups import MeasuredSpeedup, MeasuredSpeedups
+from app.models.measured_speedups import MeasuredSpeedups
 from app.results.store import ResultKind, ResultStore
 from app.terminal import print_json, saying
 from pruning.checkpoints.store import CheckpointStore
@@ -206,14 +205,8 @@ def _record_speedups(bench: Bench, settings: Settings) -> None:
         if row.variant in bench.subject.int8:
             continue
         if row.time == "tpot" and removed:  # the last scenario counts: requests of many clients
-            speedups[len(removed)] = MeasuredSpeedup(
-                ratio=row.speedup.ratio,
-                low=row.speedup.low,
-                high=row.speedup.high,
-                num_blocks=bench.subject.num_blocks,
-                scenario=row.scenario.value,
-                measured_at=time.time(),
-                num_pairs=row.speedup.num_pairs,
+            speedups[len(removed)] = row.speedup.record(
+                bench.subject.num_blocks, row.scenario.value
             )
     if speedups:
         MeasuredSpeedups(settings.data_dir).record(bench.subject.name, speedups)

@@ -1,7 +1,6 @@
 """Keep the speed-ups that comparisons measure, so that the catalog and the advice know them."""
 
 import logging
-import time
 from collections.abc import Iterator
 
 from app.compare.compare import ComparedVariant, Comparison, speedup_per_token
@@ -42,18 +41,7 @@ def _measured(comparison: Comparison) -> Iterator[tuple[int, MeasuredSpeedup]]:
         per_token = speedup_per_token(comparison, variant)
         if per_token is None or per_token.num_pairs < MIN_PAIRS:
             continue
-        yield (
-            entry.num_removed,
-            MeasuredSpeedup(
-                ratio=per_token.ratio,
-                low=per_token.low,
-                high=per_token.high,
-                num_blocks=entry.order.num_blocks,
-                scenario=COMPARISON,
-                measured_at=time.time(),
-                num_pairs=per_token.num_pairs,
-            ),
-        )
+        yield entry.num_removed, per_token.record(entry.order.num_blocks, COMPARISON)
 
 
 def _is_quiet(comparison: Comparison) -> bool:

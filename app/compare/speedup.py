@@ -5,6 +5,7 @@ the two sides ran different kernels, a ratio of times compares kernels, not mode
 """
 
 import math
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from enum import StrEnum
 from statistics import fmean
 from typing import TypeVar
 
+from app.models.measured_speedups import MeasuredSpeedup
 from pruning.student_t import quantile
 
 EQUAL_WITHIN = 0.03  # ratios no further from 1 than this count as no difference
@@ -42,6 +44,18 @@ class Speedup:
     num_pairs: int
     verdict: Verdict
     reason: str
+
+    def record(self, num_blocks: int, scenario: str) -> MeasuredSpeedup:
+        """As measured now, over a dense model of so many blocks."""
+        return MeasuredSpeedup(
+            ratio=self.ratio,
+            low=self.low,
+            high=self.high,
+            num_blocks=num_blocks,
+            scenario=scenario,
+            measured_at=time.time(),
+            num_pairs=self.num_pairs,
+        )
 
 
 def prompt_reading(num_cached_tokens: int) -> str:
