@@ -290,6 +290,6 @@ class SinkOutbox(_Outbox):
         keys = (SINK.format(sink=sink), RECORD.format(id=job.id), EVENTS.format(id=job.id))
         settled, due = json.dumps(asdict(state)), "" if due_at is None else due_at
         entry = json.dumps(event.to_fields(state.at)) if event else ""
-        arguments = [job.id, sink.field, job.sinks[sink].num_attempts, settled, due, entry]
+        known = (job.id, sink.field, job.sinks[sink].num_attempts)
         with redis_errors_translated():
-            return bool(self._run(_SETTLE_JOB, keys, arguments))
+            return bool(self._run(_SETTLE_JOB, keys, (*known, settled, due, entry)))

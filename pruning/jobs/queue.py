@@ -288,8 +288,8 @@ class PruneQueue:
         """
         with redis_errors_translated(), self.rq.connection.pipeline(transaction=True) as pipeline:
             pipeline.delete(RUNNING_LIMITS)
-            if limits:
-                pipeline.hset(RUNNING_LIMITS, mapping=dict(limits))
+            for tenant, limit in limits.items():
+                pipeline.hset(RUNNING_LIMITS, tenant, str(limit))
             pipeline.execute()
 
     def enqueue_again(self, store: JobStore, job_id: str) -> None:

@@ -1,5 +1,6 @@
 """The checkpoint of a job: its prefixes, which can be served by name, and its files."""
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -17,7 +18,7 @@ from starlette.types import Message, Receive, Scope, Send
 from app.api.deps import JobId, ServicesDep
 from app.api.formats.models import domain_views, repair_view
 from app.api.openapi import responses_for
-from app.api.problems import problem_response
+from app.api.problems import Problem, problem_response
 from app.api.schemas.bodies import kind, view_of
 from app.api.schemas.generate import DomainView, MeasuredSpeedupView, RepairView
 from app.models.catalog import Catalog
@@ -43,22 +44,24 @@ _HEALED = healed_name("") + "/"  # in front of the names of files
 _ETAG = {"ETag": {"description": "The file's sha256, quoted.", "schema": {"type": "string"}}}
 _BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 _PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-_RANGES: Mapping[int, Mapping[str, str]] = {
-    400: {
-        "type": "range-malformed",
-        "title": "Malformed Range header.",
-        "detail": "Expected bytes=FIRST-LAST, bytes=FIRST- or bytes=-LENGTH, counted from 0.",
-    },
-    416: {
-        "type": "range-not-satisfiable",
-        "title": "Range not satisfiable.",
-        "detail": "The range starts beyond the end of the file: Content-Range gives its size.",
-    },
+_RANGES: Mapping[int, Problem] = {
+    400: Problem(
+        "range-malformed",
+        "Malformed Range header.",
+        400,
+        "Expected bytes=FIRST-LAST, bytes=FIRST- or bytes=-LENGTH, counted from 0.",
+    ),
+    416: Problem(
+        "range-not-satisfiable",
+        "Range not satisfiable.",
+        416,
+        "The range starts beyond the end of the file: Content-Range gives its size.",
+    ),
 }
 _DOWNLOAD: dict[int | str, dict[str, Any]] = {
     **responses_for(*READ_RAISES, CheckpointNotFound, CheckpointCorrupt),
     **{
-        status: {"description": problem["title"], "content": _PROBLEM}
+        status: {"description": problem.title, "content": _PROBLEM}
         for status, problem in _RANGES.items()
     },
     200: {"description": "The file.", "headers": _ETAG, "content": _BYTES},
@@ -127,8 +130,8 @@ class Download(FileResponse):
                 is_replaced = True
                 size = Headers(raw=message["headers"]).get("content-range")
                 headers = {"Content-Range": size} if size else {}
-                problem = {**_RANGES[status], "status": status}
-                await problem_response(problem, scope["path"], headers)(scope, receive, send)
+                problem = dataclasses.replace(_RANGES[status], headers=headers)
+                await problem_response(problem, scope["path"])(scope, receive, send)
             elif not is_replaced:
                 await send(message)
 
