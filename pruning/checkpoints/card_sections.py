@@ -142,7 +142,12 @@ def training_lines(parent: str, healing: Healing) -> Iterator[str]:
         use = "Trained on" if text.part == "train" else "Stopped by"
         windows = f"{counted(text.num_windows, 'window')} of {text.seqlen} tokens"
         yield f"- {use} {text.domain}: {text.source}, {windows} (sha256 `{text.digest}`)."
-    if healing.control is not None:
+    if healing.control is not None and healing.control.num_steps == 0:
+        yield (
+            f"- Control: the same training changes nothing in {parent}, which predicts what it "
+            "should."
+        )
+    elif healing.control is not None:
         yield (
             f"- Control: {parent} with the same adapters after the same training, of "
             f"{healing.control.num_tokens:,} tokens, which the checkpoint has in `control/`. As "

@@ -128,7 +128,9 @@ class Training:
 
     @property
     def _is_over(self) -> bool:
-        return self._used >= 1 or self.progress.num_risen >= self._heal.patience
+        """A model that predicts exactly what the dense one does has no gradient to follow."""
+        is_at_goal = self.progress.best.loss == 0
+        return is_at_goal or self._used >= 1 or self.progress.num_risen >= self._heal.patience
 
     @property
     def _step_tokens(self) -> int:

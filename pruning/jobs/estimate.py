@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from pruning.healing.places import HEALED
 from pruning.jobs.job import Job, JobStatus
 from pruning.models.safetensors_headers import WeightSizes
 from pruning.models.store import DTYPE_BYTES, ModelInfo
@@ -174,7 +175,7 @@ def heal_estimate(
     each_block = _ADAPTER_ITEM_BYTES * heal.rank * sizes.num_sides // num_blocks
     healed, whole = each_block * (num_blocks - fewest), each_block * num_blocks
     paces = dict(_healing_paces(spec, succeeded))
-    seconds = _num_lasts(heal) * num_tokens * median(paces.values()) if paces else None
+    seconds = num_tokens * median(paces.values()) if paces else None
     return HealEstimate(
         num_tokens=num_tokens,
         control_tokens=num_tokens if heal.control else 0,
@@ -187,11 +188,12 @@ def heal_estimate(
     )
 
 
-def _num_lasts(heal: Heal) -> float:
-    """How many times the last training takes all of them. The last is the control, if any."""
-    if not heal.control:
+def _num_lasts(last: str, depths: Depths) -> float:
+    """How many times the last training takes all of them. A control that has nothing to learn makes
+    no step, and so is not the last."""
+    if last == HEALED:
         return 1.0
-    return 1 + (_STEP_OF_ALL_DEPTHS if heal.depths is Depths.ALL else 1.0)
+    return 1 + (_STEP_OF_ALL_DEPTHS if depths is Depths.ALL else 1.0)
 
 
 def _num_tokens(heal: Heal, seqlen: int) -> int:
@@ -201,13 +203,14 @@ def _num_tokens(heal: Heal, seqlen: int) -> int:
 
 
 def _healing_paces(spec: PruneSpec, succeeded: Iterable[Job]) -> Iterable[tuple[str, float]]:
-    """Seconds per token of the last training of each job of the same kind."""
+    """Seconds per token of all trainings of each job of the same kind."""
     for job in succeeded:
         done = job.heal_progress
         if job.status is not JobStatus.SUCCEEDED or done is None or not done.num_tokens:
             continue
-        if _work_of_healing(job.spec) == _work_of_healing(spec):
-            yield job.id, done.seconds / done.num_tokens
+        if spec.heal is not None and _work_of_healing(job.spec) == _work_of_healing(spec):
+            num_lasts = _num_lasts(done.training, spec.heal.depths)
+            yield job.id, num_lasts * done.seconds / done.num_tokens
 
 
 def _work_of_healing(spec: PruneSpec) -> tuple[object, ...]:

@@ -117,7 +117,7 @@ def test_it_is_measured_on_the_windows_of_the_pruned_model_with_a_control(healed
     ):
         assert after.digest == before.digest
         assert after.control is not None
-        assert 0 < abs(after.control.loss - after.dense.loss) < 0.5  # the learning rate is high
+        assert after.control.loss == after.dense.loss  # there is nothing to learn from oneself
         assert after.healed == (None, after.served_after(2))
         assert after.served_after(1) == before.served_after(1)
         assert replace(after, healed=(), control=None) == before
@@ -133,23 +133,20 @@ def test_it_is_measured_on_the_windows_of_the_pruned_model_with_a_control(healed
     assert "No training" not in card
 
 
-def test_the_control_makes_as_many_steps_as_the_model_that_is_kept(healed: Healed) -> None:
+def test_the_control_ends_at_once_where_it_has_nothing_to_learn(healed: Healed) -> None:
     healing = healed.manifest.healing
     assert healing is not None
     assert healing.control is not None
-    assert healing.control.num_tokens == healing.run.best.num_tokens
+    assert healing.control.num_steps == 0
     assert (healed.target / "control" / "adapter_model.safetensors").is_file()
     names = [name for name, _ in healed.recorder.healing_steps]
-    assert names == ["healed"] * 30 + ["control"] * healing.control.num_steps
+    assert names == ["healed"] * 30
     assert healed.recorder.phases == ["load", "calibrate", "heal", "evaluate", "publish"]
     assert not (healed.data_dir / "searches").exists()
 
 
-@pytest.mark.parametrize("number", [3, 21, 37])
+@pytest.mark.parametrize("number", [3, 21, 30])
 def test_a_healing_that_was_stopped_goes_on(number: int, data_dir: Path, healed: Healed) -> None:
-    if number > 30:
-        assert healed.manifest.healing is not None
-        number = min(number, 30 + healed.manifest.healing.run.best.step)
     with pytest.raises(Stop):
         heal_tiny(data_dir, HEAL, "again", Recorder(stop_after_healing=number))
     assert not (data_dir / "checkpoints" / "again").exists()

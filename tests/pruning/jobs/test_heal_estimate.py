@@ -86,7 +86,11 @@ def test_a_healing_takes_as_long_as_earlier_ones_of_its_kind(tmp_path: Path) -> 
     assert found is not None
     assert found.seconds == pytest.approx(21 * 48 * 10 / 500)
     assert len(found.jobs) == 3
-    both = of(tmp_path, CONTROLLED, job(1, spec=CONTROLLED))
+    alone = of(tmp_path, CONTROLLED, job(1, spec=CONTROLLED))
+    assert alone is not None
+    assert alone.seconds == pytest.approx(21 * 48 * 10 / 500)
+    of_control = replace(DONE, training="control")
+    both = of(tmp_path, CONTROLLED, job(1, spec=CONTROLLED, heal_progress=of_control))
     assert both is not None
     assert both.seconds == pytest.approx(2 * 21 * 48 * 10 / 500)
 
