@@ -233,10 +233,7 @@ class CheckpointStore:
         try:
             return _manifest_content(self.path(name))
         except FileNotFoundError as error:
-            # it lists no others: they may be secret
-            raise CheckpointNotFound(
-                f"no checkpoint named {name[:128]!r}: `sleb models` lists them"
-            ) from error
+            raise _no_checkpoint(name) from error
 
     def num_bytes_of(self, tenant: str, but_of_jobs: Collection[str] = ()) -> int:
         """The size of all files of the checkpoints of a tenant, but those that these jobs made."""
@@ -294,7 +291,15 @@ class CheckpointStore:
         manifest, own = self.manifest(name), repair_file(num_removed)
         is_alone = manifest.healing is None and own in manifest.files
         with self.held(name, [own] if is_alone else None) as path:
-            return repair_of(path, num_removed)
+            try:
+                return repair_of(path, num_removed)
+            except FileNotFoundError as error:  # deleted since it was looked at
+                raise _no_checkpoint(name) from error
+
+
+def _no_checkpoint(name: str) -> CheckpointNotFound:
+    """It names no others: they may be secret."""
+    return CheckpointNotFound(f"no checkpoint named {name[:128]!r}: `sleb models` lists them")
 
 
 def read_manifest(path: Path) -> Manifest:
