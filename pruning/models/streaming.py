@@ -53,11 +53,6 @@ class StreamedModel:
         self._held_bytes = 0
         self.peak_bytes = 0  # maximum bytes of weights at once, with those being copied
 
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of the whole model in its dtype; tied weights count once."""
-        return sum(parameter.nbytes for parameter in self.model.parameters())
-
     @contextmanager
     def embeddings(self) -> Iterator[None]:
         """Within the context, all modules before the first block have their weights."""

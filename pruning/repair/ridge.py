@@ -75,11 +75,6 @@ class Fit:
     penalty: float | None
     errors: Mapping[str, float]
 
-    @property
-    def worst(self) -> float:
-        """The largest share of error that is left on a fold."""
-        return max(self.errors.values())
-
 
 def fit(folds: Mapping[str, Sums], penalties: Sequence[float] = PENALTIES) -> Fit:
     """The change with the penalty that is best on the worst fold when that fold is left out.

@@ -101,7 +101,8 @@ def test_a_streamed_model_is_timed_with_never_more_than_a_part_in_memory(
     times = measure_streamed_times(streamed)
     assert min(times.embedding_s, times.block_s, times.head_s) > 0
     assert times.step_s(6) < 1
-    assert 0 < streamed.peak_bytes < streamed.weight_bytes / 3
+    weights = sum(each.nbytes for each in streamed.model.parameters())
+    assert 0 < streamed.peak_bytes < weights / 3
     assert all(parameter.is_meta for parameter in streamed.model.parameters())
 
 
