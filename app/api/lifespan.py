@@ -38,12 +38,15 @@ async def running(
     generation.engine.start()
     if services.jobs.deliverer is not None:
         services.jobs.deliverer.start()
+    # not workers: one may be busy for days, or run only on demand
+    keep = RetentionPeriods(settings.keep_jobs_s, settings.keep_checkpoints_s)
+    retention = Retention(keep, services.checkpoints, services.jobs.store, services.jobs.deletion)
     preloading = asyncio.create_task(_prepare(services, when_ready))
     is_stopping = asyncio.Event()
     repeating = [
         asyncio.create_task(repeat(work, name, every_s, is_stopping))
         for work, name, every_s in (
-            (_retention(services).sweep, "expired jobs are deleted", SWEEP_EVERY_S),
+            (retention.sweep, "expired jobs are deleted", SWEEP_EVERY_S),
             (_publishing(services), "limits of jobs are published", LOOK_FOR_LIMITS_EVERY_S),
         )
     ]
@@ -97,13 +100,6 @@ async def repeat(
             logger.exception("not done: %s", name)
         with suppress(TimeoutError):
             await asyncio.wait_for(is_stopping.wait(), every_s)
-
-
-def _retention(services: Services) -> Retention:
-    """The API deletes what has expired: a worker may be busy for days, or run only on demand."""
-    settings, jobs = services.settings, services.jobs
-    keep = RetentionPeriods(settings.keep_jobs_s, settings.keep_checkpoints_s)
-    return Retention(keep, services.checkpoints, jobs.store, jobs.deletion)
 
 
 def _publishing(services: Services) -> Callable[[], None]:
