@@ -17,6 +17,7 @@ from pruning.checkpoints.publish import CheckpointExists
 from pruning.checkpoints.store import CheckpointNotFound, Manifest, read_manifest
 from pruning.config import WorkerSettings
 from pruning.heal_checkpoint import healing_digest
+from pruning.healing.adapter import Tensors, read_adapter
 from pruning.healing.lock import HealingInProgress, locked
 from pruning.models.blocks import view
 from pruning.search.dense_model import Resources, load_dense_model
@@ -155,7 +156,13 @@ def test_a_healed_model_is_asked_beside_its_control(
     assert [one["num_blocks"] for one in found] == [4, 6, 4, 6]
 
 
-def test_the_control_is_the_dense_model_with_the_adapter_that_was_stored(healed: Healed) -> None:
+def test_the_control_is_the_dense_model_with_the_adapter_that_was_stored(
+    healed: Healed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def moved(directory: Path) -> Tensors:
+        return {name: tensor + 0.1 for name, tensor in read_adapter(directory).items()}
+
+    monkeypatch.setattr("app.commands.subject.read_adapter", moved)  # it had nothing to learn here
     settings = WorkerSettings(data_dir=healed.data_dir)
     subject = subject_of(HEALED, settings).control
     assert subject is not None

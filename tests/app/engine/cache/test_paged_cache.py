@@ -6,6 +6,7 @@ import psutil
 import pytest
 import torch
 
+from app.engine.cache import paged_cache
 from app.engine.cache.caches import Caches, CacheTooSmall
 from app.engine.cache.paged_cache import (
     AttentionMetadata,
@@ -142,7 +143,11 @@ def test_by_default_a_cache_takes_memory_only_as_it_is_used() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="pages of memory are counted as Linux does")
-def test_memory_is_taken_ahead_of_the_pages_in_use_and_no_further() -> None:
+def test_memory_is_taken_ahead_of_the_pages_in_use_and_no_further(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # as in use, and not as for all other tests: 2 MB would be as much as one large piece
+    monkeypatch.setattr(paged_cache, "_AHEAD_BYTES", 2**26)
     shape = UnitShape(8, 64, torch.float32, CPU)
     cache, process = PagedCache(shape, 2**28 // shape.num_bytes), psutil.Process()
 
