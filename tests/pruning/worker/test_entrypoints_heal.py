@@ -33,7 +33,7 @@ DEATHS = (
     Death(STEP, 6),  # before the first saved state
     Death(SAVE, 2, When.AFTER),  # the state is written, but not in its place
     Death(STEP, 17, takes_parent=True),  # between two saves
-    Death(STEP, NUM_STEPS + 4),  # in the training of the control
+    Death(SAVE, 5, When.AFTER),  # behind four of the healing: the control has ended
     Death("pruning.heal_checkpoint:assess_healed", when=When.AFTER),
     Death("pruning.heal_checkpoint:copy_companions"),  # only the merged weights are written
     Death("pruning.heal_checkpoint:verify_portable", takes_parent=True),  # all is written
