@@ -130,6 +130,7 @@ def test_it_is_measured_on_the_windows_of_the_pruned_model_with_a_control(healed
     card = (healed.target / "README.md").read_text()
     assert "Healed from tiny@prn-1" in card
     assert "control × dense" in card
+    assert "Control: the same training changes nothing in tiny" in card
     assert "No training" not in card
 
 
