@@ -4,7 +4,7 @@ The modes alternate within one process, so that noise of the machine affects all
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -13,22 +13,35 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
+from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.model import model_store
-from benchmarks.modes import Meter, Mode, weight_bytes
+from benchmarks.modes import Meter, Mode, Round, weight_bytes
 from benchmarks.reports import facts, write
-from benchmarks.search_report import report, show
 from pruning.data.calibration import calibrate
 from pruning.models.blocks import num_blocks
 from pruning.models.demo_model import NAME
 from pruning.models.memory import free_bytes
 from pruning.models.store import set_up_torch
 from pruning.models.streaming import StreamedModel
+from pruning.removal import Removal
 from pruning.spec.calibration import CalibrationSpec, Dataset
 
 MODES = ("plain", "exact", "staged", "stream")
 RESIDENT = MODES[:3]
+_ROWS = {
+    "seconds": "seconds",
+    "speedup_vs_plain": "speedup over plain",
+    "block_passes": "block passes",
+    "window_evaluations": "window evaluations",
+    "peak_weight_bytes": "peak weights, MiB",
+    "peak_state_bytes": "peak states, MiB",
+    "order_equal_to_plain": "order equal to plain",
+    "order_equal_to_exact": "order equal to exact",
+    "order_equal_to_reference": "order equal to the reference",
+    "largest_loss_difference_to_reference": "largest loss difference to the reference",
+}
 
 
 class Dtype(StrEnum):
@@ -66,7 +79,8 @@ def main(
     names = _names(modes)
     out.parent.mkdir(parents=True, exist_ok=True)  # fail before the first round
     reference_run = json.loads(reference.read_text()) if reference else None
-    spec = _calibration(text, num_windows, seqlen, seed)
+    source, path = (Dataset.FILE, str(text)) if text else (Dataset.SELF, None)
+    spec = CalibrationSpec(source, num_samples=num_windows, seqlen=seqlen, seed=seed, path=path)
     subject = _stored(model, names, dtype, spec, reference_run)
     budget = free_bytes(subject.model.device) // 4  # for each mode
     if not 0 < num_remove <= (max_remove := num_blocks(subject.model) - 2):
@@ -88,9 +102,11 @@ def _run(
         for name, mode in measured.items():
             mode.advance()
             progress.print(f"round {step}, {name}: {mode.cost.seconds:.1f} s so far")
-        modes = report(measured, reference_run)
+        modes = {
+            name: _mode_report(mode, measured, reference_run) for name, mode in measured.items()
+        }
         write({"modes": modes, **about}, out)
-    show(modes, Console())
+    _show(modes, Console())
 
 
 def _facts(subject: SearchSubject, dtype: Dtype, state_budget: int) -> dict[str, Any]:
@@ -111,11 +127,6 @@ def _names(modes: str) -> Sequence[str]:
             f"unknown modes {sorted(unknown)}; expected some of {', '.join(MODES)}"
         )
     return [name for name in MODES if name in names]
-
-
-def _calibration(text: Path | None, num_windows: int, seqlen: int, seed: int) -> CalibrationSpec:
-    source, path = (Dataset.FILE, str(text)) if text else (Dataset.SELF, None)
-    return CalibrationSpec(source, num_samples=num_windows, seqlen=seqlen, seed=seed, path=path)
 
 
 def _stored(
@@ -153,6 +164,101 @@ def _measured(subject: SearchSubject, names: Sequence[str], budget: int) -> dict
         assert model is not None
         modes[name] = Mode(name, model, subject.windows, budget, meter)
     return modes
+
+
+def _mode_report(
+    mode: Mode, modes: Mapping[str, Mode], reference: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """A reference has ``removal_order`` and ``scores``."""
+    plain, cost = modes.get("plain"), mode.cost
+    is_as_reference, reference_gap = None, None
+    if reference is not None:
+        is_as_reference = mode.order == reference["removal_order"][: len(mode.order)]
+        reference_gap = _to_reference(mode, reference)
+    return {
+        "order": mode.order,
+        "losses": [removal.loss for removal in mode.removals],
+        "dense_loss": mode.dense_loss,
+        "seconds": round(cost.seconds, 3),
+        "peak_weight_bytes": mode.peak_weight_bytes,
+        "peak_state_bytes": mode.scorer.peak_state_bytes,
+        "block_passes": round(cost.block_passes, 2),
+        "window_evaluations": round(cost.window_evaluations),
+        "order_equal_to_plain": _same(mode, plain),
+        "order_equal_to_exact": _same(mode, modes.get("exact")),
+        "order_equal_to_reference": is_as_reference,
+        "speedup_vs_plain": round(plain.cost.seconds / cost.seconds, 3) if plain else None,
+        "largest_loss_difference_to_plain": _difference(mode, plain),
+        "largest_loss_difference_to_exact": _difference(mode, modes.get("exact")),
+        "largest_loss_difference_to_reference": reference_gap,
+        "dense_seconds": round(mode.dense.seconds, 3),
+        "rounds": [_round_report(each) for each in mode.rounds],
+    }
+
+
+def _round_report(each: Round) -> dict[str, Any]:
+    removal = each.removal
+    return {
+        "seconds": round(each.cost.seconds, 3),
+        "block_passes": round(each.cost.block_passes, 2),
+        "runner_up": removal.runner_up,
+        "margin": removal.margin,
+        "margin_error": removal.margin_error,
+        "scores": removal.scores,
+        "num_windows": removal.num_windows,
+    }
+
+
+def _same(mode: Mode, other: Mode | None) -> bool | None:
+    return None if other is None else mode.order == other.order
+
+
+def _difference(mode: Mode, other: Mode | None) -> float | None:
+    """Largest difference between losses of the same kept blocks over all windows."""
+    if other is None:
+        return None
+    largest = 0.0
+    for step, (ours, theirs) in enumerate(zip(mode.removals, other.removals, strict=False)):
+        if mode.order[:step] != other.order[:step]:
+            break
+        in_both = _complete(ours).keys() & _complete(theirs).keys()
+        gaps = [abs(ours.scores[block] - theirs.scores[block]) for block in in_both]
+        largest = max([largest, *gaps])
+    return largest
+
+
+def _to_reference(mode: Mode, reference: Mapping[str, Any]) -> float:
+    largest = 0.0
+    for removal, scores in zip(mode.removals, reference["scores"], strict=False):
+        gaps = [abs(loss - float(scores[str(b)])) for b, loss in _complete(removal).items()]
+        largest = max([largest, *gaps])
+        if removal.block != reference["removal_order"][removal.step - 1]:
+            break
+    return largest
+
+
+def _complete(removal: Removal) -> dict[int, float]:
+    """Scores computed on all windows."""
+    total = max(removal.num_windows.values())
+    return {b: loss for b, loss in removal.scores.items() if removal.num_windows[b] == total}
+
+
+def _show(modes: Mapping[str, Mapping[str, Any]], console: Console) -> None:
+    """Print a column for every mode, and the removal orders."""
+    table = Table("", *modes)
+    for key, heading in _ROWS.items():
+        table.add_row(heading, *(_cell(key, of_mode[key]) for of_mode in modes.values()))
+    console.print(table)
+    for name, of_mode in modes.items():
+        console.print(f"{name}: {of_mode['order']}")
+
+
+def _cell(key: str, value: bool | float | None) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value / 2**20:.1f}" if key.endswith("_bytes") else f"{value:.6g}"
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from typing import Annotated, TypeVar
 
 import typer
 from rich.console import Console
+from rich.markdown import Markdown
+from rich.table import Table
 
 from app.engine.variant import make_variant
 from benchmarks import offline_parts, peers
@@ -20,7 +22,6 @@ from benchmarks.model import model_store
 from benchmarks.plan import Baseline, Part, PartResult, ServePlan, ServeSubject
 from benchmarks.reports import facts, write
 from benchmarks.search import Dtype
-from benchmarks.serve_report import all_ratios, show
 from benchmarks.servers import no_server_left
 from benchmarks.traffic import traffic
 from pruning.config import Settings
@@ -36,6 +37,33 @@ PARTS: Mapping[Part, Callable[[ServeSubject, ServePlan], PartResult]] = MappingP
         Part.BATCH1: offline_parts.batch1,
         Part.PEERS: peers.peers,
         **{part: partial(traffic, part) for part in (Part.PREFIX, Part.CHAT, Part.LONG)},
+    }
+)
+AT_LEAST, AT_MOST = "at least", "at most"
+_MIN_HITS = 0.95  # of the tokens that could be reused
+
+
+def _of_traffic(part: str, *, has_hits: bool = True) -> Mapping[str, tuple[str, float]]:
+    """Targets of a part with traffic like that of users."""
+    targets = {
+        f"{part}_vs_vllm": (AT_LEAST, 1.0),  # requests per second
+        f"{part}_ttft_vs_vllm": (AT_MOST, 1.0),  # median
+        f"{part}_worst_ttft_vs_vllm": (AT_MOST, 1.0),
+    }
+    return {**targets, f"{part}_hits": (AT_LEAST, _MIN_HITS)} if has_hits else targets
+
+
+TARGETS: Mapping[str, tuple[str, float]] = MappingProxyType(
+    {
+        "offline_vs_generate": (AT_LEAST, 1.6),
+        "offline_mixed_vs_static": (AT_LEAST, 2.2),
+        "batch1_vs_generate": (AT_LEAST, 1.6),
+        "batch1_vs_floor": (AT_MOST, 1.5),
+        "http_vs_vllm": (AT_LEAST, 1.0),  # with the number of clients where it is least
+        "http_vs_llama_cpp": (AT_LEAST, 1.0),  # likewise
+        **_of_traffic("prefix"),
+        **_of_traffic("chat"),
+        **_of_traffic("long", has_hits=False),
     }
 )
 
@@ -77,32 +105,29 @@ def run(subject: ServeSubject, plan: ServePlan, out: Path) -> None:
     progress = Console(stderr=True, highlight=False)
     results: dict[Part, PartResult] = {}
     seconds: dict[Part, float] = {}
-    report: dict[str, object] = {}
+    ratios: Mapping[str, float | None] = {}
     tables = ""
     for part in plan.parts:
         began_s = time.perf_counter()
         results[part] = PARTS[part](subject, plan)
         seconds[part] = round(time.perf_counter() - began_s, 1)
         progress.print(f"{part}: {seconds[part]} s")
+        ratios = all_ratios({k: v for one in results.values() for k, v in one.ratios.items()})
         report = {
-            "ratios": all_ratios({k: v for one in results.values() for k, v in one.ratios.items()}),
+            "ratios": ratios,
             "parts": {name: one.details for name, one in results.items()},
             "kernels": {what: asdict(one) for what, one in subject.tuner.choices.items()},
             "seconds": seconds,
-            **_facts(subject, plan),
+            "model": subject.dense.name,
+            "dtype": subject.dtype,
+            "plan": asdict(plan),
+            **facts("serve"),
         }
         tables = "\n".join(one.markdown for one in results.values() if one.markdown)
         write(report, out, tables)
-    show(report, tables, Console())
-
-
-def _facts(subject: ServeSubject, plan: ServePlan) -> dict[str, object]:
-    return {
-        "model": subject.dense.name,
-        "dtype": subject.dtype,
-        "plan": asdict(plan),
-        **facts("serve"),
-    }
+    if tables:
+        Console().print(Markdown(tables))
+    Console().print(_table(ratios))
 
 
 def _subject(name: str, dtype: Dtype, threads: int | None) -> ServeSubject:
@@ -129,6 +154,30 @@ def _numbers(text: str) -> tuple[int, ...]:
         raise typer.BadParameter(
             f"--concurrency {text}: expected numbers separated by commas"
         ) from error
+
+
+def all_ratios(ratios: Mapping[str, float | None]) -> dict[str, float | None]:
+    """All ratios of ``TARGETS``. None if it was not measured."""
+    values = {name: ratios.get(name) for name in TARGETS}
+    return {name: None if value is None else round(value, 4) for name, value in values.items()}
+
+
+def is_met(value: float, wanted: tuple[str, float]) -> bool:
+    sense, limit = wanted
+    return value >= limit if sense == AT_LEAST else value <= limit
+
+
+def _table(ratios: Mapping[str, float | None]) -> Table:
+    table = Table("ratio", "measured", "target", "met")
+    for name, value in ratios.items():
+        sense, limit = TARGETS[name]
+        table.add_row(
+            name,
+            "-" if value is None else f"{value:.3f}",
+            f"{sense} {limit:.3g}",
+            "" if value is None else "yes" if is_met(value, TARGETS[name]) else "no",
+        )
+    return table
 
 
 if __name__ == "__main__":

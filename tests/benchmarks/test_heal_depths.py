@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.heal_depths import spread
-from benchmarks.heal_depths_report import markdown, shares
+from benchmarks.heal_depths import markdown, shares, spread
 from pruning.search.dense_model import Resources, load_dense_model
 from pruning.spec.prune import Resident
 

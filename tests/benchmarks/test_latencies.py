@@ -15,7 +15,7 @@ from benchmarks.latencies import (
     rate,
     ratio,
 )
-from benchmarks.serve_report import TARGETS, all_ratios, is_met
+from benchmarks.serve import TARGETS, all_ratios, is_met
 
 
 def test_percentiles_of_known_numbers() -> None:

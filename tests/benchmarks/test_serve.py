@@ -14,8 +14,7 @@ import typer
 from app.engine.autotuning import OFF
 from app.engine.variant import make_variant
 from benchmarks.plan import Part, ServePlan, ServeSubject
-from benchmarks.serve import main, run
-from benchmarks.serve_report import TARGETS
+from benchmarks.serve import TARGETS, main, run
 from pruning.models.store import LoadedModel
 from tests.support.processes import environment
 from tests.support.waiting import wait_until
