@@ -11,6 +11,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from logging.handlers import BufferingHandler
 from pathlib import Path
 from types import MappingProxyType
@@ -21,7 +22,7 @@ import typer
 from rich.console import Console
 from transformers import PreTrainedModel
 
-from benchmarks.gpu.cards import CARDS
+from benchmarks.gpu.arithmetic import CARDS
 from benchmarks.gpu.families import families
 from benchmarks.gpu.generation import generate, pruned, vllm
 from benchmarks.gpu.healing import heal
@@ -105,25 +106,25 @@ def show_prediction(names: str) -> None:
     Console().print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
+@dataclass
 class Run:
     """What the parts have found so far, and the model that most of them share.
 
     No part begins after ``ends_s``, in seconds of ``time.monotonic``.
     """
 
-    def __init__(self, plan: GpuPlan, ends_s: float) -> None:
-        self.found: dict[str, Any] = {}
-        self.problems: dict[str, str] = {}
-        self.seconds: dict[str, float] = {}
-        self.warnings: dict[str, list[str]] = {}
-        self._plan = plan
-        self._ends_s = ends_s
-        self._model: PreTrainedModel | None = None
+    plan: GpuPlan
+    ends_s: float
+    found: dict[str, Any] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    warnings: dict[str, list[str]] = field(default_factory=dict)
+    model: PreTrainedModel | None = None
 
     def part(self, name: str) -> None:
         """Run one part. Its error is a problem of the report, not the end of the run."""
         began_s = time.monotonic()
-        if began_s > self._ends_s:
+        if began_s > self.ends_s:
             self.problems[name] = "not begun, as the time was up"
             return
         with _noted() as notes:
@@ -139,15 +140,15 @@ class Run:
 
     def _found(self, name: str) -> dict[str, Any]:
         if name in ALONE:
-            self._model = None
+            self.model = None
             release_cache()
-            return ALONE[name](self._plan)
-        if self._model is None:
-            self._model = random_model(
-                self._plan.shape, "bfloat16", seed=self._plan.seed, device=self._plan.device
+            return ALONE[name](self.plan)
+        if self.model is None:
+            self.model = random_model(
+                self.plan.shape, "bfloat16", seed=self.plan.seed, device=self.plan.device
             )
         try:
-            return ON_ONE_MODEL[name](self._model, self._plan)
+            return ON_ONE_MODEL[name](self.model, self.plan)
         finally:
             gc.collect()  # engines and their caches are in cycles
             release_cache()

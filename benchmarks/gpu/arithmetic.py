@@ -1,14 +1,65 @@
-"""FLOP and bytes of a model by its shape: of a token in a block and in the head, and of its cache.
+"""What is known of cards and of models by their shapes, and the time of work by a simple model.
 
-Weights and hidden states are in bfloat16. A product of a row with a matrix is two FLOP for each of
-its numbers.
+A kernel takes as long as its FLOP at a share of the peak, or its bytes at a share of the
+bandwidth, whichever is longer. A recorded kernel begins a moment after the one before it. Without
+a recording, the host cannot launch kernels faster than a fixed rate. Weights and hidden states are
+in bfloat16, and a product of a row with a matrix is two FLOP for each of its numbers. No figure
+here was measured by this project.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Self
 
-_ITEM_BYTES = 2
+BANDWIDTH_SHARE = 0.8  # of the bandwidth, that large reads reach
+KERNEL_GAP_S = 1.5e-6  # between two kernels of a recorded step
+_ITEM_BYTES = 2  # of a number
+LAUNCH_S = 8e-6  # for which the host is busy with each kernel, Python included
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU by its data sheet, and the share of its peak that large products reach."""
+
+    name: str
+    flops_per_s: float  # in bfloat16 with sums in float32, without sparsity
+    bytes_per_s: float
+    flops_share: float
+    host_bytes_per_s: float = 20e9  # of copies from pinned memory
+
+    def compute_s(self, flops: float) -> float:
+        """Seconds of large products of so many FLOP."""
+        return flops / (self.flops_per_s * self.flops_share)
+
+    def read_s(self, num_bytes: float) -> float:
+        """Seconds of moving so many bytes of its memory."""
+        return num_bytes / (self.bytes_per_s * BANDWIDTH_SHARE)
+
+    def work_s(self, flops: float, num_bytes: float) -> float:
+        """Seconds of kernels with so many FLOP and bytes together."""
+        return max(self.compute_s(flops), self.read_s(num_bytes))
+
+    def step_s(self, work_s: float, num_kernels: int, *, is_recorded: bool) -> float:
+        """Seconds of a step of so many kernels that work for ``work_s``."""
+        recorded_s = work_s + num_kernels * KERNEL_GAP_S
+        return recorded_s if is_recorded else max(recorded_s, num_kernels * LAUNCH_S)
+
+
+# By the names of --predict. A100 and H100 are those of 80 GB with SXM.
+CARDS: Mapping[str, Card] = MappingProxyType(
+    {
+        "a100": Card("A100", 312e12, 2.039e12, 0.55),
+        "h100": Card("H100", 989e12, 3.35e12, 0.50),
+        "h200": Card("H200", 989e12, 4.8e12, 0.50),
+        "rtx4090": Card("RTX 4090", 165e12, 1.008e12, 0.55),
+    }
+)
+
+
+def card_named(device_name: str) -> Card | None:
+    """The card of a device as torch names it; None if it is not known here."""
+    return next((card for card in CARDS.values() if card.name in device_name), None)
 
 
 @dataclass(frozen=True)
@@ -45,13 +96,9 @@ class ModelSize:
         attention = 2 * self.hidden**2 + 2 * self.hidden * self.num_key_heads * self.head_dim
         return attention + 3 * self.hidden * self.inner
 
-    @property
-    def head_parameters(self) -> int:
-        return self.hidden * self.vocab
-
     def num_parameters(self, num_blocks: int) -> int:
         """Of so many blocks and the head, without embeddings of its own."""
-        return num_blocks * self.block_parameters + self.head_parameters
+        return num_blocks * self.block_parameters + self.hidden * self.vocab
 
     def weight_bytes(self, num_blocks: int) -> int:
         """What a decode step reads, whose embeddings are rows."""
@@ -65,11 +112,7 @@ class ModelSize:
         return 2 * self.block_parameters + 2 * self.hidden * seqlen
 
     def head_flops(self) -> float:
-        return 2 * self.head_parameters
-
-    def window_flops(self, seqlen: int, num_blocks: int) -> float:
-        """Of a whole window through so many blocks."""
-        return seqlen * num_blocks * self.block_flops(seqlen)
+        return 2 * self.hidden * self.vocab
 
     def cached_bytes(self, num_blocks: int) -> int:
         """The keys and values of a token."""

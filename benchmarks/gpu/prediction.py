@@ -10,8 +10,14 @@ from functools import reduce
 from operator import getitem
 from typing import Any
 
-from benchmarks.gpu.arithmetic import ModelSize
-from benchmarks.gpu.cards import BANDWIDTH_SHARE, KERNEL_GAP_S, LAUNCH_S, Card, card_named
+from benchmarks.gpu.arithmetic import (
+    BANDWIDTH_SHARE,
+    KERNEL_GAP_S,
+    LAUNCH_S,
+    Card,
+    ModelSize,
+    card_named,
+)
 from benchmarks.gpu.plan import GpuPlan
 from pruning.search.staged import stages
 
@@ -164,8 +170,7 @@ def _pruned(plan: GpuPlan, card: Card) -> Iterator[Figure]:
     counts = (size.num_blocks, size.num_blocks - plan.num_removed)
     dense, cut = (_tokens_per_s(plan, card, blocks) for blocks in counts)
     yield Figure("pruned", "generation, pruned over dense", "×", cut / dense, ("generation",))
-    whole, fewer = (size.window_flops(plan.long_prompt_len, blocks) for blocks in counts)
-    yield Figure("pruned", "prompt, dense over pruned", "×", whole / fewer, ("prompt",))
+    yield Figure("pruned", "prompt, dense over pruned", "×", counts[0] / counts[1], ("prompt",))
 
 
 def _search(plan: GpuPlan, card: Card) -> Iterator[Figure]:

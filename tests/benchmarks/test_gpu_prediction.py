@@ -14,8 +14,7 @@ from app.engine.running.cuda_graphs import DecodeInputs
 from app.engine.scheduling.scheduler import EngineLimits
 from app.engine.variant import make_variant
 from benchmarks.gpu.__main__ import Run, show_prediction
-from benchmarks.gpu.arithmetic import ModelSize
-from benchmarks.gpu.cards import CARDS, card_named
+from benchmarks.gpu.arithmetic import CARDS, ModelSize, card_named
 from benchmarks.gpu.plan import GpuPlan, small
 from benchmarks.gpu.prediction import (
     KERNELS_PER_BLOCK,
