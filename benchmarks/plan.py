@@ -8,7 +8,6 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from app.engine.autotuning import Autotuner
-from app.engine.engine import Engine
 from app.engine.variant import Variant
 from benchmarks.workload import Prompts
 
@@ -76,12 +75,6 @@ class ServeSubject:
     dtype: str
     threads: int | None
     tuner: Autotuner = field(default_factory=Autotuner)  # keeps its choices for this run only
-
-    def engine(self) -> Engine:
-        """An engine with the kernels of the service, compiled and timed."""
-        engine = Engine(tuner=self.tuner)
-        engine.kernels.finish(self.dense)
-        return engine
 
     def prompts(self, plan: ServePlan) -> Prompts:
         """A generator that starts from the seed of the plan at every call."""

@@ -17,7 +17,7 @@ from rich.markdown import Markdown
 from rich.table import Table
 
 from app.engine.variant import make_variant
-from benchmarks import offline_parts, peers
+from benchmarks import offline, peers
 from benchmarks.model import model_store
 from benchmarks.plan import Baseline, Part, PartResult, ServePlan, ServeSubject
 from benchmarks.reports import facts, write
@@ -32,9 +32,9 @@ _Name = TypeVar("_Name", Part, Baseline)
 
 PARTS: Mapping[Part, Callable[[ServeSubject, ServePlan], PartResult]] = MappingProxyType(
     {
-        Part.OFFLINE: offline_parts.offline,
-        Part.MIXED: offline_parts.mixed,
-        Part.BATCH1: offline_parts.batch1,
+        Part.OFFLINE: offline.offline,
+        Part.MIXED: offline.mixed,
+        Part.BATCH1: offline.batch1,
         Part.PEERS: peers.peers,
         **{part: partial(traffic, part) for part in (Part.PREFIX, Part.CHAT, Part.LONG)},
     }

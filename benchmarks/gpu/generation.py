@@ -12,12 +12,11 @@ from app.bench.plan import without
 from app.engine.engine import Engine
 from app.engine.scheduling.scheduler import EngineLimits
 from app.engine.variant import Variant, make_variant
-from benchmarks.baselines import run_static
 from benchmarks.gpu.plan import GpuPlan
 from benchmarks.gpu.search import checkpoint
 from benchmarks.gpu.steps import room_for
 from benchmarks.latencies import SideRunner, rate, ratio, run_in_turn
-from benchmarks.offline import run_engine
+from benchmarks.offline import run_engine, run_static
 from benchmarks.peers import PROGRAMS, SLEB, closed_loops, missing, rows
 from benchmarks.plan import Baseline
 from benchmarks.servers import sleb_serve, vllm_serve

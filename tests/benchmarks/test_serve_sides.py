@@ -11,9 +11,14 @@ from app.engine.engine import Engine
 from app.engine.scheduling.sequence import TokenEvent
 from app.engine.step import NEVER, Interruption
 from app.engine.variant import Variant, make_variant
-from benchmarks.baselines import run_sequential, run_static
 from benchmarks.latencies import Pass, RequestTiming, ratio, run_in_turn
-from benchmarks.offline import WrongLength, checked_timing, run_engine
+from benchmarks.offline import (
+    WrongLength,
+    checked_timing,
+    run_engine,
+    run_sequential,
+    run_static,
+)
 from benchmarks.workload import NoSuchPrompt, Prompts, SampleRequest
 from pruning.models.store import LoadedModel
 
