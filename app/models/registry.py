@@ -122,29 +122,8 @@ class ModelRegistry:
             except BaseException as error:  # noqa: BLE001 - the future raises it
                 served.set_exception(explained(name, error))
 
-        self._get_weights(entry, serve, served.set_exception)
+        self._weights.get(self._source(entry)).add_done_callback(serve)
         return served
-
-    def _get_weights(
-        self,
-        entry: ModelEntry,
-        use: "Callable[[Future[Weights]], object]",
-        refuse: Callable[[BaseException], object],
-    ) -> None:
-        """Have the weights of an entry used once they are read, behind those that they share."""
-        source = self._source(entry)
-
-        def go_on(dense: "Future[Weights]") -> None:
-            try:
-                dense.result()
-                self._weights.get(source).add_done_callback(use)
-            except BaseException as error:  # noqa: BLE001 - the future of the caller raises it
-                refuse(explained(entry.name, error))
-
-        if entry.shares_healed_blocks:
-            self._weights.get(self._dense_source(entry.base)).add_done_callback(go_on)
-        else:
-            self._weights.get(source).add_done_callback(use)
 
     def find(self, name: str) -> ModelEntry:
         """As ``Catalog.resolve``, but also finds loaded models whose directory is gone."""
@@ -223,8 +202,7 @@ class ModelRegistry:
         """Wait for the store here, where others do not wait for this one."""
         if entry.order is None or entry.view_repair is None or self._view(entry) is not None:
             return
-        with self._checkpoints.held(entry.order.name, self._files_of(entry)):
-            pass
+        self._fetch(entry.order.name, self._files_of(entry))
 
     def _files_of(self, entry: ModelEntry) -> Collection[str] | None:
         """The files of its checkpoint that a view is made of; None for all."""
@@ -328,11 +306,12 @@ class ModelRegistry:
             raise NotAModel(entry.error)
         if entry.order is not None and entry.shares_healed_blocks:
             name, shared_bytes = entry.order.name, entry.order.shared_bytes or 0
+            dense = self._dense_source(entry.base)
             return WeightSource(
                 name,
                 lambda: shared_bytes,
-                partial(self._made_healed, name, self._dense_source(entry.base)),
-                partial(self._fetch, name, [ADAPTER_FILE]),
+                partial(self._made_healed, name, dense),
+                partial(self._fetch_adapter, name, dense),
             )
         if entry.is_view:
             return self._dense_source(entry.base)
@@ -369,6 +348,11 @@ class ModelRegistry:
         """Fetch these files of a checkpoint that is in the object store; None: all of them."""
         with self._checkpoints.held(name, files):
             pass
+
+    def _fetch_adapter(self, name: str, dense: WeightSource) -> None:
+        """Wait for the dense weights as well, which the healed blocks are made of."""
+        self._weights.get(dense).result()
+        self._fetch(name, [ADAPTER_FILE])
 
     def _dense_bytes(self, name: str) -> int:
         info = self._models.inspect(name)
