@@ -88,6 +88,12 @@ def end_with_parent(parent: int, signum: signal.Signals) -> None:
         os._exit(1)  # the parent ended before the call
 
 
+def be_killed_first() -> None:
+    """Have Linux end this process, and not the service, where memory runs out (proc(5))."""
+    with suppress(OSError):  # of a system without it
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+
+
 def lower_priority(niceness: int) -> None:
     """Have other processes go first.
 

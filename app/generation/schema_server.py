@@ -27,7 +27,7 @@ from app.engine.grammar import (
     grammar_tokens,
     schema_refused,
 )
-from pruning.process import end_with_parent, lower_priority
+from pruning.process import be_killed_first, end_with_parent, lower_priority
 
 DEADLINE_S = 20.0  # of one schema, on a busy machine
 MEMORY_BYTES = 2**29  # beside what the process has
@@ -149,8 +149,7 @@ def _ended(status: int) -> dict[str, Any]:
 def main(parent: str) -> None:
     end_with_parent(int(parent), signal.SIGKILL)
     lower_priority(_NICENESS)
-    with suppress(OSError):  # the first to be killed where memory runs out (proc(5))
-        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+    be_killed_first()
     requests = Connection(sys.stdin.fileno(), writable=False)
     SchemaServer(requests, Connection(sys.stdout.fileno(), readable=False)).run()
 

@@ -31,7 +31,7 @@ from app.engine.kernels.compiled.openmp import (
     has_openmp,
     keep_compiled_in,
 )
-from pruning.process import end_with_parent
+from pruning.process import be_killed_first, end_with_parent
 from pruning.records import check_record, check_time, parse_record, read_stored, replace_file
 
 logger = logging.getLogger(__name__)
@@ -174,17 +174,11 @@ def main(parent: str, directory: str, *names: str) -> None:
     """Compile functions, named as ``module:function``, into a directory."""
     end_with_parent(int(parent), signal.SIGKILL)
     os.nice(_NICENESS)
-    _be_killed_first()
+    be_killed_first()
     numba.config.CACHE_DIR = directory
     for name in names:
         module, _, function = name.partition(":")
         compile_now(getattr(import_module(module), function), keeps=True)
-
-
-def _be_killed_first() -> None:
-    """Have Linux end this process, and not the service, where memory runs out (proc(5))."""
-    with suppress(OSError):  # of a system without it
-        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 
 
 if __name__ == "__main__":
