@@ -115,7 +115,8 @@ class AsyncEngine:
 
     def start(self) -> None:
         """Start the thread. Raises ``RuntimeError`` outside of an event loop or if it runs."""
-        self._thread.start(self._deliver, self._crash)
+        crashed = EngineStopped("the engine has crashed: see its log")
+        self._thread.start(self._deliver, lambda: self._fail(crashed))
         self._drained.set()
         self._is_accepting = True
 
@@ -271,9 +272,6 @@ class AsyncEngine:
             if event.finish_reason is not None:
                 del streams[event.request_id]
         self._end()
-
-    def _crash(self) -> None:
-        self._fail(EngineStopped("the engine has crashed: see its log"))
 
     def _fail(self, error: EngineStopped) -> None:
         self._is_accepting = False

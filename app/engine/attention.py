@@ -7,7 +7,6 @@ batch. Parts of prompts are packed in one row, and each attends to its own seque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Protocol
 
 import torch
 from torch.nn import functional as F
@@ -26,15 +25,9 @@ class UnsupportedAttention(ValueError):
     """The model has a kind of attention for which there is no mask here."""
 
 
-class Attention(Protocol):
-    """The attention of one forward, called by each block with what its metadata has it read."""
-
-    def __call__(
-        self, kind: str, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
-        scaling: float,
-    ) -> torch.Tensor:  # fmt: skip
-        """The result is shaped like the queries, ``[tokens, heads, head_dim]``."""
-        ...
+# Of one forward, called by each block with its kind, queries, the keys and values that its metadata
+# has it read, and a scaling. The result is shaped like the queries.
+Attention = Callable[[str, torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
 
 
 @dataclass(frozen=True)

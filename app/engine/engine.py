@@ -17,7 +17,7 @@ from app.engine.autotuning import OFF, Autotuner
 from app.engine.cache.block_table import BlockTable
 from app.engine.cache.caches import Caches
 from app.engine.launching import Launched, Launcher, landed
-from app.engine.running.cuda_graphs import Recorder, Recorders, recorder_on
+from app.engine.running.cuda_graphs import Recorder, recorder_on
 from app.engine.running.prepared_kernels import Kernels
 from app.engine.sampling.sampling import Choice, new_generator
 from app.engine.scheduling.scheduler import Batch, CacheCounts, EngineLimits, Scheduler
@@ -119,7 +119,7 @@ class Engine:
     ) -> None:
         self.limits = limits or EngineLimits()
         self._clock = clock
-        self.kernels = Kernels(tuner, self.limits, Recorders(recorder))
+        self.kernels = Kernels(tuner, self.limits, recorder)
         self.is_reproducible = is_reproducible  # of all requests
         self._scheduler = Scheduler(self.limits)
         self._sequences: dict[str, Sequence] = {}
@@ -194,7 +194,8 @@ class Engine:
         if not request.is_background:
             self.preempt()
         self._scheduler.add(seq)
-        if not request.is_background and len(live := self._live()) > 1:
+        live = [each for each in self._sequences.values() if not each.request.is_background]
+        if not request.is_background and len(live) > 1:
             for other in live:
                 other.was_alone = False
 
@@ -276,9 +277,6 @@ class Engine:
     def take_ahead(self) -> bool:
         """Take a part of the memory that new pages will need next. False: enough is taken."""
         return any(cache.take_ahead() for cache in self._caches.every())
-
-    def _live(self) -> list[Sequence]:
-        return [seq for seq in self._sequences.values() if not seq.request.is_background]
 
     def _expire(self) -> list[TokenEvent]:
         now_s = self._clock()

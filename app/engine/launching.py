@@ -61,7 +61,7 @@ class Launcher:
         """Made at its first use. Raises ``CacheTooSmall``."""
         if variant not in self._runners:
             flat = self._kernels.prepare(variant)
-            record = self._kernels.recorders.of(variant.model.device)
+            record = self._kernels.recorder(variant.model.device)
             max_rows, num_pages = self._scheduler.limits.max_num_seqs, self._num_pages(variant)
             shapes = shapes_to(max_rows, self.max_len(variant), num_pages)
             self._runners[variant] = ModelRunner(

@@ -74,8 +74,3 @@ class Download:
             part.to(tensor.dtype).view(tensor.shape).tolist()
             for part, tensor in zip(parts, self._tensors, strict=True)
         ]
-
-
-def download_all(*tensors: torch.Tensor) -> list[list[Any]]:
-    """What ``tolist`` of each says, in one copy."""
-    return Download(*tensors).read()

@@ -11,7 +11,6 @@ from pruning.models.blocks import num_blocks, view
 from pruning.models.names import split_int8
 from pruning.repair.folding import repaired_view
 from pruning.repair.repair import Repaired
-from pruning.sleb import Blocks
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +52,11 @@ def make_variant(
     every_block = tuple(range(num_blocks(dense_model)))
     blocks = every_block if keep is None else tuple(keep)
     is_dense = blocks == every_block
-    model = dense_model if is_dense else _view(dense_model, blocks, repaired)
+    model = dense_model
+    if not is_dense and repaired is not None:
+        model = repaired_view(dense_model, blocks, repaired)
+    elif not is_dense:
+        model = view(dense_model, blocks)
     shared = {id(weight) for weight in dense_model.parameters()}
     own = {id(weight): weight.nbytes for weight in model.parameters()}
     return Variant(
@@ -65,10 +68,6 @@ def make_variant(
         max_model_len=_max_model_len(dense_model.config),
         own_bytes=sum(own[weight] for weight in own.keys() - shared),
     )
-
-
-def _view(model: PreTrainedModel, keep: Blocks, repaired: Repaired | None) -> PreTrainedModel:
-    return view(model, keep) if repaired is None else repaired_view(model, keep, repaired)
 
 
 def _eos_token_ids(model: PreTrainedModel) -> frozenset[int]:

@@ -13,9 +13,10 @@ from app.engine.scheduling.scheduler import Scheduler
 
 def check_engine(engine: Engine) -> None:
     """Pages, caches and sequences are consistent."""
-    check_scheduler(engine._scheduler)
+    check_scheduler(scheduler := engine._scheduler)
     sequences = engine._sequences.values()
-    assert len(sequences) == engine._scheduler.num_sequences
+    num_live = scheduler.num_waiting + scheduler.num_running
+    assert len(sequences) == num_live + len(scheduler._background)
     for cache in engine._caches.every():
         tables = [seq.pages for seq in sequences if seq.pages.pool is cache.pool]
         check_pool(cache.pool, [page for table in tables for page in table.pages])

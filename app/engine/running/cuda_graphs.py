@@ -8,7 +8,6 @@ takes the smallest one that it fits in. Inputs, pages and graphs stay at their a
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from threading import Lock
 from typing import NamedTuple
 
 import torch
@@ -81,24 +80,6 @@ class WrongReplay(RuntimeError):
     """A replay gave other logits than the step: a part of the step is outside of the graph."""
 
 
-class Recorders:
-    """The recorder of each device, with one stream and one pool of memory. Safe from any thread.
-
-    ``make`` returns None for a device without graphs.
-    """
-
-    def __init__(self, make: Callable[[torch.device], Recorder | None]) -> None:
-        self._make = make
-        self._lock = Lock()
-        self._made: dict[torch.device, Recorder | None] = {}
-
-    def of(self, device: torch.device) -> Recorder | None:
-        with self._lock:
-            if device not in self._made:
-                self._made[device] = self._make(device)
-            return self._made[device]
-
-
 class DecodeGraphs:
     """The recorded decode steps of one variant, over its cache."""
 
@@ -120,10 +101,6 @@ class DecodeGraphs:
         # What all of them read, from its start: one copy fills it.
         self._num_inputs = max((_num_inputs(shape, blocks) for shape in shapes), default=0)
         self._inputs: torch.Tensor | None = None
-
-    @property
-    def num_recorded(self) -> int:
-        return len(self._replays)
 
     def shape_for(self, batch: Batch, num_ahead: int = 0) -> Shape | None:
         """The smallest recorded step that fits a decode, or that so many decodes behind it."""

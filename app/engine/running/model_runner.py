@@ -90,11 +90,9 @@ class ModelRunner:
         self._flat_model = flat
         self._tuner = tuner
         self._num_blocks = num_blocks(self._model)
-        self._read_limits: ReadLimits | None = None
         is_on_gpu = self._model.device.type != "cpu"
         self._reads_groups = is_on_gpu and flat is not None  # of prompts
-        if is_on_gpu:
-            self._read_limits = self._limits_of_reads()
+        self._read_limits = self._limits_of_reads() if is_on_gpu else None
         if record is not None:
             self.graphs = DecodeGraphs(
                 variant.name, record, self._model.device, shapes, self._num_blocks

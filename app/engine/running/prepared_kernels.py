@@ -6,11 +6,13 @@ from hashlib import sha256
 from threading import Lock
 from weakref import WeakKeyDictionary, WeakMethod, ref
 
+import torch
+
 from app.engine.autotuning import Autotuner, Trial, processor
 from app.engine.kernels.compiled.compilation import wait_for_compilation
 from app.engine.kernels.int8 import product_trials
 from app.engine.kernels.warm_up import Record, Recorded, WarmUp
-from app.engine.running.cuda_graphs import Recorders
+from app.engine.running.cuda_graphs import Recorder
 from app.engine.running.flat_model import COMPILED, FlatModel, flat_model, functions_of_steps
 from app.engine.running.head import COMPILED_HEAD, Head
 from app.engine.scheduling.scheduler import EngineLimits
@@ -22,15 +24,24 @@ REPRODUCIBLE = frozenset({COMPILED, COMPILED_HEAD})  # of steps whose rows depen
 
 
 class Kernels:
-    """Knows what steps of each variant run. Safe from any thread."""
+    """Knows what steps of each variant run. Safe from any thread.
 
-    def __init__(self, tuner: Autotuner, limits: EngineLimits, recorders: Recorders) -> None:
+    ``make_recorder`` returns None for a device without graphs.
+    """
+
+    def __init__(
+        self,
+        tuner: Autotuner,
+        limits: EngineLimits,
+        make_recorder: Callable[[torch.device], Recorder | None],
+    ) -> None:
         self.tuner = tuner
-        self.recorders = recorders
         self.record_next: WeakMethod[Record] | None = None  # called by the thread of the engine
         self.warm_up = WarmUp(tuner)
         self._limits = limits
         self._lock = Lock()
+        self._make_recorder = make_recorder
+        self._recorders: dict[torch.device, Recorder | None] = {}
         self._making = Lock()
         self._flat_models: WeakKeyDictionary[Variant, FlatModel | None] = WeakKeyDictionary()
 
@@ -51,10 +62,16 @@ class Kernels:
             with self._lock:
                 self._flat_models[variant] = flat
         functions = functions_of_steps(variant.model, self.tuner)
-        is_recorded = self.recorders.of(variant.model.device) is not None
-        record = self._record if is_recorded else None
+        record = None if self.recorder(variant.model.device) is None else self._record
         self.warm_up.add(variant, functions, partial(self._trials, ref(variant)), record)
         return flat
+
+    def recorder(self, device: torch.device) -> Recorder | None:
+        """That of a device, with one stream and one pool of memory."""
+        with self._lock:
+            if device not in self._recorders:
+                self._recorders[device] = self._make_recorder(device)
+            return self._recorders[device]
 
     def _record(self, variant: Variant) -> Recorded:
         record = self.record_next() if self.record_next is not None else None

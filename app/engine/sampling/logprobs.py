@@ -15,7 +15,7 @@ from transformers import DynamicCache
 from app.engine.running.model_runner import Forwarded
 from app.engine.scheduling.scheduler import Batch
 from app.engine.scheduling.sequence import PromptToken, Sequence
-from app.engine.transfer import download_all, upload
+from app.engine.transfer import Download, upload
 from app.engine.variant import Variant
 from pruning.models.loss import rows_per_chunk, token_losses
 
@@ -74,7 +74,8 @@ def _scored(logits: torch.Tensor, targets: Values[int], num_best: int) -> list[P
     logprobs = logits.log_softmax(dim=-1)
     of_targets = logprobs.gather(1, upload(targets, logits.device)[:, None])[:, 0]
     best = logprobs.topk(min(num_best, logprobs.shape[-1]), dim=-1)
-    rows = zip(targets, *download_all(of_targets, best.indices, best.values), strict=True)
+    found = Download(of_targets, best.indices, best.values).read()
+    rows = zip(targets, *found, strict=True)
     return [
         PromptToken(token_id, logprob, tuple(zip(best_ids, best_values, strict=True)))
         for token_id, logprob, best_ids, best_values in rows

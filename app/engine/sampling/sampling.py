@@ -134,16 +134,12 @@ def _results(logits: torch.Tensor, seqs: Rows[Sequence], numbers: Rows[float]) -
     best, token_ids = adjusted.max(dim=-1)
     if drawn:
         chosen = _rows(adjusted, on_device["drawn"])
-        draws = _draw(_filtered(chosen, on_device, _most(params)), on_device["numbers"])
+        most = max(one.top_k for one in params)  # tokens that top-k keeps of a row
+        draws = _draw(_filtered(chosen, on_device, most), on_device["numbers"])
         all_drawn = len(drawn) == len(seqs)
         token_ids = draws if all_drawn else token_ids.index_copy(0, on_device["drawn"], draws)
     reports = _reports(logits, token_ids, on_device["reported"], num_best) if num_best else ()
     return _Results(token_ids, num_best, Download(best.isfinite(), token_ids, *reports))
-
-
-def _most(params: Rows[SamplingParams]) -> int:
-    """The most tokens that top-k keeps of a row."""
-    return max(one.top_k for one in params)
 
 
 def _rows(logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -316,18 +312,15 @@ def _reports(
 
 def _of_filters(params: Rows[SamplingParams]) -> dict[str, Numbers]:
     """The numbers that ``_filtered`` needs on the device, by name."""
-
-    def of_rows(name: str, rows: list[int], values: list[float], dtype: torch.dtype) -> None:
-        filters[f"{name} rows"], filters[name] = Numbers(rows), Numbers(values, dtype)
-
     filters = {"temperature": Numbers([one.temperature for one in params], torch.float32)}
-    every = [*enumerate(params)]
-    ks = [(row, one.top_k) for row, one in every if one.top_k]
-    of_rows("top-k", [row for row, _ in ks], [k for _, k in ks], torch.long)
-    ps = [(row, one.top_p) for row, one in every if one.top_p < 1]
-    of_rows("top-p", [row for row, _ in ps], [p for _, p in ps], torch.float64)
-    shares = [(row, one.min_p) for row, one in every if one.min_p]
-    of_rows("min-p", [row for row, _ in shares], [p for _, p in shares], torch.float32)
+    for name, off, of_params, dtype in (
+        ("top-k", 0, [one.top_k for one in params], torch.long),
+        ("top-p", 1, [one.top_p for one in params], torch.float64),
+        ("min-p", 0, [one.min_p for one in params], torch.float32),
+    ):
+        limits = {row: limit for row, limit in enumerate(of_params) if limit != off}
+        filters[f"{name} rows"] = Numbers([*limits])
+        filters[name] = Numbers([*limits.values()], dtype)
     return filters
 
 

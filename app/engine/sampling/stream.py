@@ -67,7 +67,7 @@ class Stream:
     async def aclose(self) -> None:
         self.cancel()
         self._is_done = True
-        self._publish = _ignore
+        self._publish = lambda _event: None
 
     def __aiter__(self) -> "Stream":
         return self
@@ -96,7 +96,3 @@ class Stream:
         traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
-
-
-def _ignore(_event: TokenEvent | Exception) -> None:
-    """The subscriber of a closed stream."""

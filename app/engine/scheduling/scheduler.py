@@ -111,11 +111,6 @@ class Scheduler:
         return self._admitted_background is None and bool(self.waiting or self.running)
 
     @property
-    def num_sequences(self) -> int:
-        """Live and background ones."""
-        return self.num_waiting + self.num_running + len(self._background)
-
-    @property
     def num_waiting(self) -> int:
         return sum(map(len, self.waiting.values()))
 

@@ -25,7 +25,7 @@ from app.engine.kernels.compiled.block import (
 )
 from app.engine.kernels.compiled.openmp import MAX_ROOM_BYTES, ParallelFunction
 from app.engine.kernels.compiled.records import BLOCK, MATRIX, NORM, STEP
-from app.engine.kernels.flat_block import BlockInputs, FlatBlock, Rotation
+from app.engine.kernels.flat_block import BlockInputs, FlatBlock
 from app.engine.kernels.merged_linear import GatedFeedForward, MergedLinear, MergedQuantized
 from pruning.models.rounding import QuantizedLinear
 
@@ -133,13 +133,12 @@ class CompiledBlocks:
     def _opened(self, inputs: BlockInputs, *, is_whole: bool = False) -> Iterator[None]:
         """Set what blocks read and write beside their hidden states."""
         self._set_cache(inputs.cache)
-        tables = [
-            (of_kind, *_floats_of(inputs.rotations[kind]))
-            for kind, of_kind in self._of_kind.items()
-        ]
-        for of_kind, cos, sin in tables:
-            self._blocks["cos"][of_kind] = cos.data_ptr()
-            self._blocks["sin"][of_kind] = sin.data_ptr()
+        tables = []
+        for kind, of_kind in self._of_kind.items():
+            rotation = inputs.rotations[kind]
+            for name, table in (("cos", rotation.cos), ("sin", rotation.sin)):
+                tables.append(table.float().contiguous())
+                self._blocks[name][of_kind] = tables[-1].data_ptr()
         room = self._room(inputs.cache, len(inputs.hidden), is_whole=is_whole)
         yield
         del room, tables
@@ -148,10 +147,8 @@ class CompiledBlocks:
         """Set where keys and values are, unless that is known. Their addresses never change."""
         if self._cache() is cache:
             return
-        self._blocks["keys"], self._blocks["values"] = (
-            cache.keys.data_ptr(),
-            cache.values.data_ptr(),
-        )
+        self._blocks["keys"] = cache.keys.data_ptr()
+        self._blocks["values"] = cache.values.data_ptr()
         self._blocks["num_units"] = cache.keys.shape[1]
         self._cache = ref(cache)
 
@@ -270,10 +267,6 @@ def compiled_blocks(
         return CompiledBlocks(blocks, windows)
     except NotCompiled:
         return None
-
-
-def _floats_of(rotation: Rotation) -> tuple[torch.Tensor, torch.Tensor]:
-    return rotation.cos.float().contiguous(), rotation.sin.float().contiguous()
 
 
 def _dtype_of(block: FlatBlock) -> torch.dtype:

@@ -13,7 +13,6 @@ from app.engine.sampling.sampling import (
     Choice,
     _adjusted,
     _filtered,
-    _most,
     _of_adjustments,
     _of_filters,
     choose,
@@ -45,7 +44,7 @@ def adjusted(scores: torch.Tensor, seqs: list[Sequence]) -> torch.Tensor:
 
 def filtered_probabilities(scores: torch.Tensor, params: list[SamplingParams]) -> torch.Tensor:
     numbers = upload_all(_of_filters(params), scores.device)
-    return _filtered(scores, numbers, _most(params))
+    return _filtered(scores, numbers, max(one.top_k for one in params))
 
 
 def draw(scores: torch.Tensor, *params: SamplingParams) -> list[int | None]:

@@ -143,8 +143,8 @@ def test_tenants_that_wait_together_are_served_alike(
     due = [*arrivals]
     wait = 0
     together: dict[frozenset[str], Counter[str | None]] = {}  # served while both had prompts
-    while due or each.num_sequences:
-        while due and (wait <= 0 or not each.num_sequences):
+    while due or each.waiting or each.running:
+        while due and (wait <= 0 or not (each.waiting or each.running)):
             tenant, number, length, wait = due.pop(0)
             for _ in range(number):
                 each.add(sequence(tenant, length))
@@ -171,7 +171,7 @@ def test_a_tenant_alone_is_served_as_without_tenants(
         for length in lengths:
             each.add(sequence(tenant, length, max_new_tokens=3))
         found = []
-        while each.num_sequences:
+        while each.waiting or each.running:
             batch = run_next(each)
             serials = tuple(seq.serial for seq in batch.sequences)
             found.append((serials, batch.num_scheduled_tokens))
@@ -193,7 +193,7 @@ def test_one_request_at_a_time_waits_for_two_prefills_of_others_at_most(
     for length in flood:
         each.add(sequence("flood", length, max_new_tokens=5))
     for _ in range(num_before):
-        if each.num_sequences:
+        if each.waiting or each.running:
             run_next(each)
     for length in calm:
         each.add(late := sequence("calm", length))
