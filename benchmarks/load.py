@@ -1,4 +1,7 @@
-"""A load generator for ``/v1/completions`` that records when each streamed event arrives."""
+"""A load generator for ``/v1/completions`` that records when each streamed event arrives.
+
+It shares the machine with the server, so a response is parsed after its end only.
+"""
 
 import asyncio
 import json
@@ -6,8 +9,10 @@ import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
-from benchmarks.http_stream import Chunk, post
+from httptools import HttpParserError, HttpResponseParser
+
 from benchmarks.latencies import Pass, RequestTiming
 from benchmarks.offline import checked_timing
 from benchmarks.servers import Server, ServerFailed
@@ -16,6 +21,13 @@ from benchmarks.workload import SampleRequest
 _TIMEOUT_S = 600.0
 _DATA = b"data: "
 _DONE = b"data: [DONE]"
+
+
+Chunk = tuple[float, bytes]  # time of arrival by ``time.perf_counter``, and data
+
+
+class BadResponse(RuntimeError):
+    """The server refused a request, or closed the connection before the end of its response."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +89,7 @@ async def _clients_at_once(server: Server, clients: Sequence[Client]) -> float:
 async def _send(server: Server, request: SampleRequest) -> Answer:
     sent_s = time.perf_counter()
     async with asyncio.timeout(_TIMEOUT_S):
-        chunks = await post(f"{server.url}/v1/completions", server.body(request))
+        chunks = await _post(f"{server.url}/v1/completions", server.body(request))
     events = list(_events(chunks))
     usage = _usage(events[-1][1] if events else b"")
     # The last event has the usage and no text: its time counts only if there is no other.
@@ -110,3 +122,52 @@ def _usage(last: bytes) -> Mapping[str, Any]:
 def _text(events: Iterable[tuple[float, bytes]]) -> str:
     choices = (json.loads(data).get("choices") or [] for _, data in events)
     return "".join(each.get("text") or "" for some in choices for each in some)
+
+
+async def _post(url: str, body: object) -> list[Chunk]:
+    """Post JSON and return the parts of the response, which must have status 200.
+
+    Raises ``BadResponse`` or ``OSError``.
+    """
+    address = urlsplit(url)
+    content = json.dumps(body).encode()
+    head = (
+        f"POST {address.path} HTTP/1.1\r\nHost: {address.netloc}\r\nConnection: close\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    )
+    reader, writer = await asyncio.open_connection(address.hostname, address.port or 80)
+    received: list[Chunk] = []
+    try:
+        writer.write(head.encode() + content)
+        while data := await reader.read(2**16):
+            received.append((time.perf_counter(), data))
+    finally:
+        writer.close()
+    return _Response(received, url).chunks
+
+
+class _Response:
+    """The parts of the body, as the parser finds them. Raises ``BadResponse``."""
+
+    def __init__(self, received: Sequence[Chunk], url: str) -> None:
+        self.chunks: list[Chunk] = []
+        self._moment = 0.0
+        self._is_whole = False
+        parser = HttpResponseParser(self)
+        try:
+            for self._moment, data in received:
+                parser.feed_data(data)
+        except HttpParserError as error:
+            raise BadResponse(f"{url} sent what is no HTTP: {error}") from error
+        status = parser.get_status_code()
+        if status != 200:
+            text = b"".join(part for _, part in self.chunks).decode(errors="replace")
+            raise BadResponse(f"{url} answered {status}, expected a stream and 200: {text[:500]}")
+        if not self._is_whole:
+            raise BadResponse(f"{url} closed the connection in the middle of its response")
+
+    def on_body(self, part: bytes) -> None:
+        self.chunks.append((self._moment, part))
+
+    def on_message_complete(self) -> None:
+        self._is_whole = True

@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.latencies import Pass, SideRunner, performance, run_in_turn
+from benchmarks.latencies import Pass, SideRunner, median_tpot_s, performance, run_in_turn
 from benchmarks.load import closed_loop
 from benchmarks.plan import Baseline, PartResult, ServePlan, ServeSubject
 from benchmarks.reports import table
@@ -84,8 +84,24 @@ def closed_loops(
 
 
 def rows(closed: Closed, peer: str) -> list[dict[str, Any]]:
-    """Our figures over those of this peer by number of clients."""
-    return [_row(number, passes, peer) for number, passes in closed.items()]
+    """Our figures over those of this peer by number of clients, each the median of the turns, with
+    the range for the rate."""
+    found = []
+    for number, passes in closed.items():
+        pairs = list(zip(passes[SLEB], passes[peer], strict=True))
+        rates = [ours.tokens_per_s / theirs.tokens_per_s for ours, theirs in pairs]
+        of_number = {
+            "clients": number,
+            "tokens_per_s": median(rates),
+            "from": min(rates),
+            "to": max(rates),
+            "ttft": median(_ttft_s(ours) / _ttft_s(theirs) for ours, theirs in pairs),
+            "tpot": median(
+                median_tpot_s([ours]) / median_tpot_s([theirs]) for ours, theirs in pairs
+            ),
+        }
+        found.append(of_number)
+    return found
 
 
 def missing(peer: Baseline) -> str:
@@ -121,26 +137,8 @@ def _alone(name: str, servers: Mapping[str, Server], concurrency: int) -> SideRu
     return run
 
 
-def _row(concurrency: int, passes: Mapping[str, Sequence[Pass]], peer: str) -> dict[str, Any]:
-    """Our figures over theirs, each the median of the turns, with the range for the rate."""
-    pairs = list(zip(passes[SLEB], passes[peer], strict=True))
-    rates = [ours.tokens_per_s / theirs.tokens_per_s for ours, theirs in pairs]
-    return {
-        "clients": concurrency,
-        "tokens_per_s": median(rates),
-        "from": min(rates),
-        "to": max(rates),
-        "ttft": median(_ttft_s(ours) / _ttft_s(theirs) for ours, theirs in pairs),
-        "tpot": median(_tpot_s(ours) / _tpot_s(theirs) for ours, theirs in pairs),
-    }
-
-
 def _ttft_s(one: Pass) -> float:
     return median(timing.ttft_s for timing in one.timings)
-
-
-def _tpot_s(one: Pass) -> float:
-    return median(tpot_s for timing in one.timings if (tpot_s := timing.tpot_s) is not None)
 
 
 def _markdown(rows: Mapping[Baseline, Sequence[Mapping[str, Any]]]) -> str:

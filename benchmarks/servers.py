@@ -134,7 +134,9 @@ def vllm_serve(
         command += _VLLM_REUSES if reuses_prefixes else ["--no-enable-prefix-caching"]
         # vLLM has processes of its own, which outlive it if it is killed
         command = [sys.executable, "-m", keeper.__name__, f"{directory}/kept", *command]
-        environment = {**_with_threads(threads), **_VLLM}
+        environment = {**child_environment(ServeSettings()), **_VLLM}
+        if threads is not None:
+            environment["OMP_NUM_THREADS"] = str(threads)
         with _served(command, environment, model.name, health="/v1/models") as server:
             yield server
 
@@ -164,8 +166,8 @@ def llama_server(
 @contextmanager
 def paused(servers: Iterable[Server]) -> Iterator[None]:
     """Stop these servers and their children meanwhile, so that they take no time at all."""
-    started = [server.pid for server in servers if server.pid is not None]
-    stopped = [process for pid in started for process in _family(pid)]
+    started = [psutil.Process(server.pid) for server in servers if server.pid is not None]
+    stopped = [each for one in started for each in (one, *one.children(recursive=True))]
     for process in stopped:
         process.suspend()
     try:
@@ -173,11 +175,6 @@ def paused(servers: Iterable[Server]) -> Iterator[None]:
     finally:
         for process in stopped:
             process.resume()
-
-
-def _family(pid: int) -> list[psutil.Process]:
-    parent = psutil.Process(pid)
-    return [parent, *parent.children(recursive=True)]
 
 
 def link_model(model: Path, link: Path, dtype: str) -> None:
@@ -188,12 +185,6 @@ def link_model(model: Path, link: Path, dtype: str) -> None:
     config = json.loads((model / "config.json").read_text())
     (link / "config.json").unlink()
     (link / "config.json").write_text(json.dumps({**config, "dtype": dtype}))
-
-
-def _with_threads(threads: int | None) -> dict[str, str]:
-    """The environment of a program of others, with this number of threads if there is one."""
-    environment = child_environment(ServeSettings())
-    return environment if threads is None else {**environment, "OMP_NUM_THREADS": str(threads)}
 
 
 @contextmanager

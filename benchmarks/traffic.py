@@ -14,12 +14,12 @@ from statistics import median
 from typing import Any
 
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase
 
 from app.compare.speedup import alternate
 from benchmarks.load import Answer, Client, clients_at_once
 from benchmarks.peers import PROGRAMS, SLEB, missing
 from benchmarks.plan import Baseline, Part, PartResult, ServePlan, ServeSubject, TrafficSizes
+from benchmarks.reports import table
 from benchmarks.servers import Server, paused, sleb_serve, vllm_serve
 from benchmarks.workload import Prompts, SampleRequest
 
@@ -48,6 +48,10 @@ class Traffic:
     @property
     def requests_per_s(self) -> float:
         return self.num_requests / self.seconds
+
+    @property
+    def median_ttft_s(self) -> float:
+        return median(self.ttfts_s)
 
     @property
     def hits(self) -> float | None:
@@ -143,7 +147,8 @@ def _chat(
             text, ids = text + turn.text, ids + turn.prompt_ids
             answer = yield SampleRequest(text, ids, sizes.output_len)
             run.take(answer, num_known)
-            text, ids = text + answer.text, ids + _encoded(subject.tokenizer, answer.text)
+            said = subject.tokenizer(answer.text, add_special_tokens=False, verbose=False)
+            text, ids = text + answer.text, (*ids, *said.input_ids)
 
     return lambda run: [client(run, turns) for turns in _dealt(new, sizes.chat_clients)]
 
@@ -161,11 +166,7 @@ def _long(
             answer = yield request
             run.take(answer, 0, is_long=request is long)
 
-    def make(run: Traffic) -> Sequence[Client]:
-        others = _dealt(short, sizes.short_clients)
-        return [client(run, own) for own in ([long], *others)]
-
-    return make
+    return lambda run: [client(run, own) for own in ([long], *_dealt(short, sizes.short_clients))]
 
 
 _CLIENTS: Mapping[Part, Clients] = {Part.PREFIX: _prefix, Part.CHAT: _chat, Part.LONG: _long}
@@ -176,18 +177,14 @@ def _dealt(requests: Sequence[SampleRequest], number: int) -> Iterator[Sequence[
     return (requests[at::number] for at in range(number))
 
 
-def _encoded(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
-    return tuple(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
-
-
 def _figures(turns: Sequence[Traffic]) -> dict[str, Any]:
     """Medians of the turns of a side, and the worst of all."""
     hits = [hits for one in turns if (hits := one.hits) is not None]
     long_s = [each for one in turns for each in one.long_ttfts_s]
     return {
         "requests_per_s": median(one.requests_per_s for one in turns),
-        "ttft_s": median(map(_median_ttft_s, turns)),
-        "worst_ttft_s": median(map(_worst_ttft_s, turns)),
+        "ttft_s": median(one.median_ttft_s for one in turns),
+        "worst_ttft_s": median(max(one.ttfts_s) for one in turns),
         "long_ttft_s": median(long_s) if long_s else None,
         "hits": min(hits) if hits else None,
         "turns": [
@@ -203,27 +200,19 @@ def _figures(turns: Sequence[Traffic]) -> dict[str, Any]:
     }
 
 
-def _median_ttft_s(one: Traffic) -> float:
-    return median(one.ttfts_s)
-
-
-def _worst_ttft_s(one: Traffic) -> float:
-    return max(one.ttfts_s)
-
-
 def _rows(turns: Mapping[str, Sequence[Traffic]]) -> list[dict[str, Any]]:
     """Ours over theirs: medians of the turns, with their range."""
     pairs = list(zip(*(turns[side] for side in _SIDES), strict=True))
     of: Mapping[str, Callable[[Traffic], float]] = {
         "requests per second": lambda one: one.requests_per_s,
-        "time to first token, median": _median_ttft_s,
-        "time to first token, worst": _worst_ttft_s,
+        "time to first token, median": lambda one: one.median_ttft_s,
+        "time to first token, worst": lambda one: max(one.ttfts_s),
     }
     rows = []
     for name, value in of.items():
         ratios = [value(ours) / value(theirs) for ours, theirs in pairs]
-        range_of = {"from": min(ratios), "to": max(ratios)}
-        rows.append({"figure": name, "ratio": median(ratios), **range_of})
+        ends = {"from": min(ratios), "to": max(ratios)}
+        rows.append({"figure": name, "ratio": median(ratios), **ends})
     return rows
 
 
@@ -232,10 +221,11 @@ def _markdown(
 ) -> str:
     header = ("side", "requests/s", "first token, s", "worst", "of the long one", "hits")
     keys = ("requests_per_s", "ttft_s", "worst_ttft_s", "long_ttft_s", "hits")
-    lines = [f"## {part}", "", f"| {' | '.join(header)} |", "|---" + "|--:" * 5 + "|"]
-    for name, side in sides.items():
-        cells = ("" if side[key] is None else f"{side[key]:.2f}" for key in keys)
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+    cells = [
+        [name, *("" if side[key] is None else f"{side[key]:.2f}" for key in keys)]
+        for name, side in sides.items()
+    ]
+    lines = [f"## {part}", "", table(header, cells).rstrip()]
     lines += [
         f"\n{row['figure']}, ours over vLLM's: {row['ratio']:.2f} "
         f"({row['from']:.2f} to {row['to']:.2f})"
@@ -247,5 +237,5 @@ def _markdown(
 def _say(repeat: int, name: str, one: Traffic) -> None:
     Console(stderr=True, highlight=False).print(
         f"turn {repeat + 1}, {name}: {one.requests_per_s:.2f} requests/s, first token "
-        f"{_median_ttft_s(one):.2f} s, worst {_worst_ttft_s(one):.2f} s, hits {one.hits}"
+        f"{one.median_ttft_s:.2f} s, worst {max(one.ttfts_s):.2f} s, hits {one.hits}"
     )

@@ -10,9 +10,8 @@ import httpx2
 import pytest
 
 from app.config import ServeSettings
-from benchmarks.http_stream import BadResponse
 from benchmarks.latencies import Pass
-from benchmarks.load import closed_loop
+from benchmarks.load import BadResponse, closed_loop
 from benchmarks.offline import WrongLength
 from benchmarks.servers import Server, ServerFailed
 from benchmarks.workload import Prompts, SampleRequest
