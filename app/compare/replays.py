@@ -135,7 +135,7 @@ class VllmReplays:
         self._own = own
         self._turn = asyncio.Lock()
         self._running: Pair | None = None
-        backend.before_work(self._make_way)
+        backend.before_work = self._make_way
 
     @property
     def is_busy(self) -> bool:

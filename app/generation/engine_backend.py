@@ -13,7 +13,7 @@ from app.auth.keys import calling_tenant
 from app.config import PrefixCache
 from app.engine.async_engine import AsyncEngine, EngineStopped
 from app.engine.engine import NotYetReproducible, PromptLimit, PromptTooLong
-from app.engine.grammar import Grammar, ResponseFormatRefused
+from app.engine.grammar import ResponseFormatRefused
 from app.engine.sampling.stream import Stream
 from app.engine.sampling.text import TextStream
 from app.engine.scheduling.admission import Overloaded
@@ -155,7 +155,9 @@ class EngineBackend:
             unparsed.close()
         max_new_tokens = 1 if request.fills_context else request.params.max_new_tokens
         with self._engine.admission.reserve(len(request.prompts) * request.n) as places:
-            grammar = await self._grammar(request, served)
+            grammar = None
+            if (wanted := request.params.response_format) is not None:
+                grammar = await self._grammars.get(wanted, served.tokenizer, served.variant)
             prompts = await self.encode(request.prompts, [served], max_new_tokens)
             alone = request.alone(prompts, self._engine.max_len(served.variant))
             engine_requests = [
@@ -174,13 +176,6 @@ class EngineBackend:
             places.close()
             streams = self._engine.streams(engine_requests, partial(self._count, labels))
             return [(one, stream) for (one, _), stream in zip(alone, streams, strict=True)]
-
-    async def _grammar(self, request: GenerationRequest, served: ServedModel) -> Grammar | None:
-        if request.params.response_format is None:
-            return None
-        return await self._grammars.get(
-            request.params.response_format, served.tokenizer, served.variant
-        )
 
     def _count(self, labels: Labels, request: Request, last: TokenEvent) -> None:
         assert last.finish_reason is not None

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, Self, cast
 
 import httpx2
@@ -42,30 +43,29 @@ class HttpClient:
                 yield HttpResponse(source.response, events)
 
 
+@dataclass(frozen=True)
 class HttpResponse:
     """A response, and an iterator over the data of its events, if it has some.
 
     What is left of it is cancelled at the end.
     """
 
-    def __init__(
-        self, response: httpx2.Response, events: AsyncIterator[httpx2.ServerSentEvent]
-    ) -> None:
-        self._response, self._events = response, events
+    response: httpx2.Response
+    events: AsyncIterator[httpx2.ServerSentEvent]
 
     @property
     def status(self) -> int:
-        return self._response.status_code
+        return self.response.status_code
 
     @property
     def headers(self) -> Mapping[str, str]:
         """By names in lower case."""
-        return self._response.headers
+        return self.response.headers
 
     async def beginning(self, num_bytes: int) -> bytes:
         """At most so much of the body. Raises ``httpx2.HTTPError``."""
         body = b""
-        async with aclosing(self._response.aiter_bytes()) as parts:
+        async with aclosing(self.response.aiter_bytes()) as parts:
             async for part in parts:
                 body += part
                 if len(body) > num_bytes:
@@ -77,4 +77,4 @@ class HttpResponse:
 
     async def __anext__(self) -> str:
         """Of the next event. Raises ``httpx2.HTTPError``."""
-        return (await anext(self._events)).data
+        return (await anext(self.events)).data

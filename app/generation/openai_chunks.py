@@ -60,29 +60,19 @@ class Logprobs(BaseModel):
     content: list[_ChatToken] | None = None
 
 
-class _FunctionDelta(BaseModel):
-    name: str | None = None
-    arguments: str | None = None
-
-
 class _CallDelta(BaseModel):
     index: NonNegativeInt
     id: str | None = None
-    function: _FunctionDelta = Field(default_factory=_FunctionDelta)
-
-    def part(self) -> CallPart:
-        called = self.function
-        return CallPart(self.index, self.id, called.name, called.arguments or "")
-
-
-class _Delta(BaseModel):
-    content: str | None = None
-    tool_calls: list[_CallDelta] | None = None
+    name: str | None = Field(default=None, validation_alias=AliasPath("function", "name"))
+    arguments: str | None = Field(default=None, validation_alias=AliasPath("function", "arguments"))
 
 
 class Choice(BaseModel):
     text: str = ""
-    delta: _Delta = Field(default_factory=_Delta)
+    content: str | None = Field(default=None, validation_alias=AliasPath("delta", "content"))
+    calls: list[_CallDelta] | None = Field(
+        default=None, validation_alias=AliasPath("delta", "tool_calls")
+    )
     logprobs: Logprobs | None = None
     finish_reason: str | None = None
     token_ids: list[int] | None = None  # vLLM's, if they were requested
@@ -113,7 +103,7 @@ class ChunkReader:
         if choice.finish_reason in _FAILED:
             raise ChunkRefused(f"it reported finish_reason {choice.finish_reason}")
         tokens, prompt = tuple(self._tokens(choice)), tuple(self._prompt(choice))
-        text = choice.text or choice.delta.content or ""
+        text = choice.text or choice.content or ""
         self._num_characters += len(text)
         return Chunk(
             text,
@@ -121,7 +111,10 @@ class ChunkReader:
             _finish_reason(choice.finish_reason),
             event.usage,
             prompt,
-            tuple(call.part() for call in choice.delta.tool_calls or ()),
+            tuple(
+                CallPart(call.index, call.id, call.name, call.arguments or "")
+                for call in choice.calls or ()
+            ),
         )
 
     def _prompt(self, _choice: Choice) -> Iterable[PromptToken]:

@@ -115,7 +115,9 @@ class ExternalClient:
 
     def __init__(self, model: ExternalModel) -> None:
         self._model = model
-        headers = {"User-Agent": "sleb-serve"} | _authorization(model.api_key)
+        headers = {"User-Agent": "sleb-serve"}
+        if model.api_key is not None:
+            headers["Authorization"] = f"Bearer {model.api_key}"
         limits_s = (model.connect_s, model.silence_s)
         self._client: HttpClient | SocketClient
         if model.socket is None:
@@ -250,10 +252,6 @@ def _response_format(wanted: ResponseFormat) -> dict[str, Any]:
     options = {"name": wanted.name, "description": wanted.description, "strict": wanted.strict}
     options = {name: value for name, value in options.items() if value is not None}
     return {"type": wanted.type, wanted.type: {**options, "schema": json.loads(wanted.schema)}}
-
-
-def _authorization(key: str | None) -> dict[str, str]:
-    return {} if key is None else {"Authorization": f"Bearer {key}"}
 
 
 def _advice(status: int) -> str:

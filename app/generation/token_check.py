@@ -3,6 +3,7 @@
 import asyncio
 import time
 import uuid
+from dataclasses import dataclass
 
 from app.engine.async_engine import AsyncEngine, EngineStopped
 from app.engine.scheduling.admission import Overloaded
@@ -12,18 +13,16 @@ from app.models.registry import ModelRegistry
 DEADLINE_S = 10.0
 
 
+@dataclass
 class TokenCheck:
     """Generates one token with a loaded model. Calls at the same time share one token, so that
     probes add next to no work.
     """
 
-    def __init__(
-        self, registry: ModelRegistry, engine: AsyncEngine, deadline_s: float = DEADLINE_S
-    ) -> None:
-        self._registry = registry
-        self._engine = engine
-        self._deadline_s = deadline_s
-        self._running: asyncio.Task[str | None] | None = None
+    registry: ModelRegistry
+    engine: AsyncEngine
+    deadline_s: float = DEADLINE_S
+    _running: asyncio.Task[str | None] | None = None
 
     async def failure(self) -> str | None:
         """Why no token was generated. None after a token, and while no model is loaded."""
@@ -32,7 +31,7 @@ class TokenCheck:
         return await asyncio.shield(self._running)
 
     async def _failure(self) -> str | None:
-        variants = self._registry.loaded_variants()
+        variants = self.registry.loaded_variants()
         if not variants:
             return None
         request = Request(
@@ -40,12 +39,12 @@ class TokenCheck:
             variants[0],
             prompt_ids=(0,),
             params=SamplingParams(max_new_tokens=1, ignore_eos=True),
-            deadline_s=time.monotonic() + self._deadline_s,
+            deadline_s=time.monotonic() + self.deadline_s,
         )
         try:
             async with (
-                asyncio.timeout(self._deadline_s),
-                self._engine.stream(request) as events,
+                asyncio.timeout(self.deadline_s),
+                self.engine.stream(request) as events,
             ):
                 reasons = [event.finish_reason async for event in events]
         except TimeoutError:
@@ -58,4 +57,4 @@ class TokenCheck:
 
     @property
     def _too_late(self) -> str:
-        return f"the engine generated no token within {self._deadline_s:g} s"
+        return f"the engine generated no token within {self.deadline_s:g} s"

@@ -55,7 +55,8 @@ class VllmBackend(ExternalBackend):
         self.servers = servers
         self._uncounted = Metrics()  # of replays, which are counted in pairs once both have ended
         self._tokenizers = TokenizerPool()
-        self._before_work: list[Callable[[], None]] = []
+        # called before any request is sent or server is started, except for replays
+        self.before_work: Callable[[], None] = lambda: None
         self.completions = Completions()
         servers.num_open = self.num_open
 
@@ -65,10 +66,6 @@ class VllmBackend(ExternalBackend):
         is_open = any(server.open_outputs for server in self._servers.values())
         return is_open or self.servers.is_starting
 
-    def before_work(self, listener: Callable[[], None]) -> None:
-        """Call the listener before any request is sent or server is started, except for replays."""
-        self._before_work.append(listener)
-
     def num_open(self, name: str) -> int:
         """The number of requests that run on a server or wait for it."""
         server = self._servers.get(name)
@@ -76,8 +73,7 @@ class VllmBackend(ExternalBackend):
 
     async def load(self, entry: ModelEntry) -> ServedElsewhere:
         """Wait until its server is ready. Raises what ``VllmServers.model`` does."""
-        for listener in self._before_work:
-            listener()
+        self.before_work()
         server = await self.servers.model(entry)
         known = self._servers.get(server.model.name)
         if known is None or known.model != server.model:

@@ -26,7 +26,7 @@ def test_a_token_that_does_not_come_in_time_is_a_503(
 ) -> None:
     with gated(num_free=1) as engine, local_api(settings, redis_url, engine) as client:
         assert client.post("/generate", json=BODY).status_code == 200
-        client.app_state["services"].generation.token_check._deadline_s = 0.2
+        client.app_state["services"].generation.token_check.deadline_s = 0.2
         late = client.get(PATH)
         assert late.status_code == 503
         assert late.json()["detail"] == "the engine generated no token within 0.2 s"
