@@ -101,6 +101,7 @@ class RemovalOrder:
     @classmethod
     def of_checkpoint(cls, manifest: Manifest) -> Self:
         """The order that a published checkpoint records."""
+        healing = manifest.healing
         return cls(
             name=manifest.name,
             parent=manifest.parent,
@@ -115,8 +116,8 @@ class RemovalOrder:
             parent_fingerprint=manifest.parent_fingerprint,
             block_times=manifest.block_times,
             repairs=StoredRepair.by_depth(manifest),
-            is_healed=manifest.healing is not None,
-            shared_bytes=_shared_bytes(manifest),
+            is_healed=healing is not None,
+            shared_bytes=healing.num_bytes if healing and healing.is_elastic else None,
             tenant=manifest.tenant,
         )
 
@@ -154,11 +155,6 @@ class RemovalOrder:
     def keep_after(self, num_removed: int) -> Blocks:
         """The blocks that remain after the first ``num_removed`` removals."""
         return kept(self.num_blocks, self.removed_blocks[:num_removed])
-
-
-def _shared_bytes(manifest: Manifest) -> int | None:
-    healing = manifest.healing
-    return healing.num_bytes if healing is not None and healing.is_elastic else None
 
 
 @dataclass(frozen=True)

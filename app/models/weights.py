@@ -197,7 +197,8 @@ class LoadedWeights:
             source.fetch()
             with self._reading:
                 loaded = source.read()
-            weights = Weights(source.name, loaded, _tensors(loaded), fingerprint(loaded.path))
+            tensors = {id(weight): weight.nbytes for weight in loaded.model.parameters()}
+            weights = Weights(source.name, loaded, tensors, fingerprint(loaded.path))
         except BaseException as error:  # noqa: BLE001 - the future raises it
             with self._lock:
                 del self._pending[source.name]
@@ -240,10 +241,6 @@ class LoadedWeights:
         largest = sorted(sizes.items(), key=lambda item: -item[1])[:_MAX_NAMED]
         named = ", ".join(f"{name} ({num_bytes} bytes)" for name, num_bytes in largest)
         return f"unload another model by POST /models/NAME/unload; loaded are {named}"
-
-
-def _tensors(loaded: LoadedModel) -> dict[int, int]:
-    return {id(weight): weight.nbytes for weight in loaded.model.parameters()}
 
 
 def explained(name: str, error: BaseException) -> BaseException:
