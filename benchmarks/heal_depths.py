@@ -16,7 +16,8 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks.reports import facts, table, write
+from benchmarks.reports import facts, write
+from pruning.checkpoints.markdown import markdown_table
 from pruning.checkpoints.store import Manifest, repair_of, verify
 from pruning.data.calibration import evaluation_windows, healing_windows
 from pruning.data.texts import text_windows
@@ -327,13 +328,15 @@ def markdown(report: Mapping[str, Any]) -> str:
         f"{report['checkpoint']} in {report['dtype']}, {report['heal']['num_tokens']:,} tokens.",
         "Shares of the lost nats that came back, on held-out windows by domain.",
         "",
-        table(
+        markdown_table(
             ["model", *domains, "probe"],
             [
                 [name, *(f"{of[name]:.0%}" for of in domains.values()), _probe(report, name)]
                 for name in names
             ],
+            1,
         ),
+        "",
         *([f"Probe of the dense model: {_probe(report, 'dense')}."] if report["probe"] else []),
     ]
     return "\n".join([*lines, *_control(report), *_effort(report)]) + "\n"

@@ -18,9 +18,9 @@ from rich.console import Console
 from benchmarks.latencies import Pass, SideRunner, median_tpot_s, performance, run_in_turn
 from benchmarks.load import closed_loop
 from benchmarks.plan import Baseline, PartResult, ServePlan, ServeSubject
-from benchmarks.reports import table
 from benchmarks.servers import Server, llama_server, paused, sleb_serve, vllm_serve
 from benchmarks.workload import SampleRequest
+from pruning.checkpoints.markdown import markdown_table
 
 SLEB = "sleb serve"
 _MIN_REQUESTS = 4  # of a closed loop
@@ -148,5 +148,5 @@ def _markdown(rows: Mapping[Baseline, Sequence[Mapping[str, Any]]]) -> str:
         for row in of_peer:
             rate = f"{row['tokens_per_s']:.2f} ({row['from']:.2f} to {row['to']:.2f})"
             cells.append((str(row["clients"]), rate, f"{row['ttft']:.2f}", f"{row['tpot']:.2f}"))
-        parts.append(f"## sleb serve over {peer}\n\n{table(_HEADINGS, cells, 0)}")
+        parts.append(f"## sleb serve over {peer}\n\n{markdown_table(_HEADINGS, cells)}\n")
     return "\n".join(parts)

@@ -1,14 +1,13 @@
-"""What all reports have: the machine and the command in the JSON file, and tables in Markdown."""
+"""What all reports have: the machine and the command in the JSON file, and Markdown beside it."""
 
 import json
 import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from app.bench.machine import machine
-from pruning.checkpoints.markdown import markdown_table
 
 
 def facts(module: str) -> dict[str, Any]:
@@ -22,8 +21,3 @@ def write(report: Mapping[str, Any], out: Path, text: str = "") -> None:
     out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if text:
         out.with_suffix(".md").write_text(text, encoding="utf-8")
-
-
-def table(headings: Sequence[str], rows: Iterable[Sequence[str]], num_left: int = 1) -> str:
-    """A table whose first ``num_left`` columns are words, and whose others are numbers."""
-    return markdown_table(headings, rows, num_left) + "\n"

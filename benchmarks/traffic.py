@@ -19,9 +19,9 @@ from app.compare.speedup import alternate
 from benchmarks.load import Answer, Client, clients_at_once
 from benchmarks.peers import PROGRAMS, SLEB, missing
 from benchmarks.plan import Baseline, Part, PartResult, ServePlan, ServeSubject, TrafficSizes
-from benchmarks.reports import table
 from benchmarks.servers import Server, paused, sleb_serve, vllm_serve
 from benchmarks.workload import Prompts, SampleRequest
+from pruning.checkpoints.markdown import markdown_table
 
 _MAX_NUM_SEQS = 64  # of vLLM, as ours by default
 _SIDES = (SLEB, Baseline.VLLM)
@@ -225,7 +225,7 @@ def _markdown(
         [name, *("" if side[key] is None else f"{side[key]:.2f}" for key in keys)]
         for name, side in sides.items()
     ]
-    lines = [f"## {part}", "", table(header, cells).rstrip()]
+    lines = [f"## {part}", "", markdown_table(header, cells, 1)]
     lines += [
         f"\n{row['figure']}, ours over vLLM's: {row['ratio']:.2f} "
         f"({row['from']:.2f} to {row['to']:.2f})"

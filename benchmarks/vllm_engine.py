@@ -37,6 +37,7 @@ from benchmarks.reports import facts, write
 from benchmarks.search import Dtype
 from benchmarks.servers import Server, no_server_left, paused, sleb_serve_on, vllm_serve
 from benchmarks.workload import Prompts
+from pruning.checkpoints.markdown import markdown_table
 from pruning.config import child_environment
 from pruning.models.demo_model import NAME
 
@@ -282,12 +283,12 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 def _of_api(part: Mapping[str, Any]) -> Iterator[str]:
     yield from ("## vLLM through the API over vLLM directly", "")
-    yield "| clients | tokens per second | range | time to first token |"
-    yield "|--:|--:|--:|--:|"
-    for row in part["over_vllm"]:
-        ends = f"{row['from']:.3f} to {row['to']:.3f}"
-        cells = (str(row["clients"]), f"{row['tokens_per_s']:.3f}×", ends, f"{row['ttft']:.3f}×")
-        yield f"| {' | '.join(cells)} |"
+    rows = [
+        (str(row["clients"]), f"{row['tokens_per_s']:.3f}×",
+         f"{row['from']:.3f} to {row['to']:.3f}", f"{row['ttft']:.3f}×")
+        for row in part["over_vllm"]
+    ]  # fmt: skip
+    yield markdown_table(("clients", "tokens per second", "range", "time to first token"), rows)
     yield ""
 
 

@@ -102,8 +102,8 @@ def show_prediction(names: str) -> None:
     if set(asked) - CARDS.keys():
         raise typer.BadParameter(f"--predict {names}: expected some of {', '.join(CARDS)}")
     cards = [CARDS[name] for name in asked]
-    lines = [*table(GpuPlan("cuda"), cards), "", assumptions(cards)]
-    Console().print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    text = f"{table(GpuPlan('cuda'), cards)}\n\n{assumptions(cards)}"
+    Console().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 @dataclass

@@ -19,6 +19,7 @@ from benchmarks.gpu.arithmetic import (
     card_named,
 )
 from benchmarks.gpu.plan import GpuPlan
+from pruning.checkpoints.markdown import markdown_table
 from pruning.search.staged import stages
 
 KERNELS_PER_BLOCK, OTHER_KERNELS = 33, 34  # of a decode step; a test counts them
@@ -58,16 +59,14 @@ def predicted(plan: GpuPlan, card: Card) -> list[Figure]:
     return [figure for part in parts for figure in part(plan, card)]
 
 
-def table(plan: GpuPlan, cards: Sequence[Card]) -> list[str]:
+def table(plan: GpuPlan, cards: Sequence[Card]) -> str:
     """A Markdown table with a column for each card."""
     columns = [predicted(plan, card) for card in cards]
-    names = " | ".join(card.name for card in cards)
-    lines = [f"| part | figure | {names} |", "|---|---|" + "--:|" * len(cards)]
-    for figures in zip(*columns, strict=True):
-        first = figures[0]
-        values = " | ".join(in_words(figure.value) for figure in figures)
-        lines.append(f"| {first.part} | {first.name}, {first.unit} | {values} |")
-    return lines
+    rows = [
+        [of[0].part, f"{of[0].name}, {of[0].unit}", *(in_words(figure.value) for figure in of)]
+        for of in zip(*columns, strict=True)
+    ]
+    return markdown_table(["part", "figure", *(card.name for card in cards)], rows, 2)
 
 
 def comparison(report: Mapping[str, Any], plan: GpuPlan) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from benchmarks.reports import table
+from pruning.checkpoints.markdown import markdown_table
 
 Part = Mapping[str, Any]
 
@@ -36,7 +36,7 @@ def _facts(machine: Mapping[str, Any]) -> str:
 
 def _table(head: str, rows: Sequence[Sequence[object]]) -> list[str]:
     cells = [list(map(_cell, row)) for row in rows]
-    return [table(head.split(" | "), cells, 0).rstrip()]
+    return [markdown_table(head.split(" | "), cells)]
 
 
 def _cell(value: object) -> str:

@@ -99,10 +99,10 @@ def test_cards_are_known_by_what_torch_calls_them() -> None:
 def test_the_guide_has_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     cards = [CARDS["a100"], CARDS["h100"]]
     guide = GUIDE.read_text()
-    assert "\n".join(table(PLAN, cards)) in guide
+    assert table(PLAN, cards) in guide
     assert assumptions(cards) in " ".join(guide.split())
     show_prediction("a100,h100")
-    assert "\n".join(table(PLAN, cards)) in capsys.readouterr().out
+    assert table(PLAN, cards) in capsys.readouterr().out
 
 
 def test_an_unknown_card_is_refused() -> None:
