@@ -60,17 +60,12 @@ class AsyncEngine:
         self._stats = engine.stats()
         self._drained = asyncio.Event()
         self._stepped = asyncio.Event()  # set after each step
-        self._is_accepting = False
+        self.is_accepting = False  # of requests: from ``start`` to ``stop``, unless it crashes
 
     @property
     def is_alive(self) -> bool:
         """Whether the thread runs: from ``start`` to ``stop``, unless it crashes."""
         return self._thread.is_alive
-
-    @property
-    def is_accepting(self) -> bool:
-        """Whether it takes requests: from ``start`` to ``stop``, unless it crashes."""
-        return self._is_accepting
 
     @property
     def is_busy(self) -> bool:
@@ -118,14 +113,14 @@ class AsyncEngine:
         crashed = EngineStopped("the engine has crashed: see its log")
         self._thread.start(self._deliver, lambda: self._fail(crashed))
         self._drained.set()
-        self._is_accepting = True
+        self.is_accepting = True
 
     async def stop(self, drain_s: float = 0.0) -> None:
         """Refuse new requests, let open ones finish for up to ``drain_s``, abort the rest.
 
         A thread that is stuck in a step is abandoned: it ends with the process.
         """
-        self._is_accepting = False
+        self.is_accepting = False
         if not self._thread.is_started:
             return
         self._drop_background()
@@ -151,7 +146,7 @@ class AsyncEngine:
         If the engine crashes later, the iterations raise ``EngineStopped``. ``on_end`` is called
         once per request with its last event, even if the stream was left before.
         """
-        if not self._is_accepting:
+        if not self.is_accepting:
             raise EngineStopped("the engine is not taking requests: it is stopping or has stopped")
         for request in requests:
             self._engine.check(request)
@@ -172,7 +167,7 @@ class AsyncEngine:
 
         Cancelling the wait ends it. Raises its exceptions, or ``EngineStopped``.
         """
-        if not self._is_accepting:
+        if not self.is_accepting:
             raise EngineStopped("the engine is not taking work: it is stopping or has stopped")
         self._begin()
         work = Work(increments)
@@ -222,7 +217,7 @@ class AsyncEngine:
         It counts towards no limit. Raises ``RequestRefused``, ``EngineStopped``, and ``Overloaded``
         while live requests wait until others end.
         """
-        if not self._is_accepting:
+        if not self.is_accepting:
             raise EngineStopped("the engine is not taking requests: it is stopping or has stopped")
         assert request.is_background
         assert request.deadline_s is None
@@ -274,7 +269,7 @@ class AsyncEngine:
         self._end()
 
     def _fail(self, error: EngineStopped) -> None:
-        self._is_accepting = False
+        self.is_accepting = False
         for streams in (self._streams, self._background):
             for stream in streams.values():
                 stream.fail(error)

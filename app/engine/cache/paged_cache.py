@@ -166,6 +166,8 @@ class PagedCache(Cache):
     Unused numbers are finite, because masks multiply them by zero.
     """
 
+    metadata: AttentionMetadata  # what the next forward writes and reads, set in front of it
+
     def __init__(self, shape: UnitShape, num_units: int) -> None:
         """Memory of a processor is taken when a unit is first written."""
         super().__init__(layers=[])
@@ -174,18 +176,7 @@ class PagedCache(Cache):
         size = (shape.num_key_heads, 1 + num_units, PAGE_TOKENS, shape.head_dim)
         self.keys = _zeros(size, shape)
         self.values = _zeros(size, shape)
-        self._metadata: AttentionMetadata | None = None
         self._num_written = 0  # units whose memory is taken
-
-    def open(self, metadata: AttentionMetadata) -> None:
-        """Set what the next forward writes and reads."""
-        self._metadata = metadata
-
-    @property
-    def metadata(self) -> AttentionMetadata:
-        """What the cache was opened with."""
-        assert self._metadata is not None
-        return self._metadata
 
     def update(
         self,

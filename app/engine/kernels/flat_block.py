@@ -41,7 +41,7 @@ class BlockInputs:
 
     hidden: torch.Tensor  # [tokens, hidden_size]
     rotations: Mapping[str, Rotation]  # by kind of attention
-    cache: PagedCache  # opened for these tokens
+    cache: PagedCache  # whose metadata is of these tokens
     interruption: Interruption
 
 

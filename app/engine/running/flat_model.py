@@ -88,7 +88,7 @@ class FlatModel:
         """Hidden states ``[tokens, hidden_size]`` in front of the head.
 
         ``token_ids`` and ``positions`` are ``[tokens]``, in the layout of ``attention`` and of the
-        metadata that the cache was opened with. Raises ``StepInterrupted``.
+        metadata of the cache. Raises ``StepInterrupted``.
         """
         hidden = self._model.get_input_embeddings()(token_ids)
         rotations = {kind: self._rotation(kind, hidden, positions) for kind in self._kinds}
@@ -171,7 +171,7 @@ class FlatModel:
         metadata, num_rows, out = inputs.cache.metadata, compiled.max_rows(), []
         for start in range(0, len(inputs.hidden), num_rows):
             rows = slice(start, start + num_rows)
-            inputs.cache.open(metadata.of(rows))
+            inputs.cache.metadata = metadata.of(rows)
             turned = {kind: each.of(rows) for kind, each in inputs.rotations.items()}
             some = replace(inputs, hidden=inputs.hidden[rows], rotations=turned)
             out.append(compiled.whole(some))
@@ -241,7 +241,7 @@ class FlatModel:
         heads = self._attention_shape()
         shape = UnitShape(heads.num_keys, heads.head_dim, like.dtype, like.device)
         cache = PagedCache(shape, int(metadata.tables.max()))
-        cache.open(metadata)
+        cache.metadata = metadata
         inputs = BlockInputs(hidden, rotations, cache, NEVER)
         return self._on_parts(self._kernels(inputs, attention))
 

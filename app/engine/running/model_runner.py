@@ -195,7 +195,7 @@ class ModelRunner:
             [[*chain(*scheduled)], owners, [*chain(*places)]], self._model.device
         )
         metadata = self._metadata(batch, places, owner_ids, positions)
-        self.cache.open(metadata)
+        self.cache.metadata = metadata
         if self._flat_model is None:
             shape = (-1, 1) if batch.is_one_token_each else (1, -1)
             masks = self._model_masks(metadata, places)
@@ -219,7 +219,7 @@ class ModelRunner:
         owners = torch.arange(num_rows, device=tables.device)
         num_seen = tables.shape[1] * PAGE_TOKENS
         metadata = AttentionMetadata(tables, owners, positions, None, num_seen)
-        self.cache.open(metadata)
+        self.cache.metadata = metadata
         attention = self._decode_attention(positions, metadata.num_tokens)
         if self._flat_model is None:
             masks = {kind: attention.mask(kind) for kind in self._windows}

@@ -39,7 +39,7 @@ class Kernels:
         self.record_next: WeakMethod[Record] | None = None  # called by the thread of the engine
         self.warm_up = WarmUp(tuner)
         self._limits = limits
-        self._lock = Lock()
+        self._lock = Lock()  # of the recorders
         self._make_recorder = make_recorder
         self._recorders: dict[torch.device, Recorder | None] = {}
         self._making = Lock()
@@ -51,20 +51,15 @@ class Kernels:
 
         The first step of a variant does it otherwise, while others wait.
         """
-        with self._lock:
-            if variant in self._flat_models:
-                return self._flat_models[variant]
-        with self._making:  # for which steps of other variants do not wait
-            with self._lock:
-                if variant in self._flat_models:
-                    return self._flat_models[variant]
-            flat = flat_model(variant.model, self.tuner)
-            with self._lock:
-                self._flat_models[variant] = flat
-        functions = functions_of_steps(variant.model, self.tuner)
-        record = None if self.recorder(variant.model.device) is None else self._record
-        self.warm_up.add(variant, functions, partial(self._trials, ref(variant)), record)
-        return flat
+        if variant not in self._flat_models:
+            with self._making:  # for which steps of other variants do not wait
+                if variant not in self._flat_models:
+                    self._flat_models[variant] = flat_model(variant.model, self.tuner)
+                    functions = functions_of_steps(variant.model, self.tuner)
+                    record = None if self.recorder(variant.model.device) is None else self._record
+                    trials = partial(self._trials, ref(variant))
+                    self.warm_up.add(variant, functions, trials, record)
+        return self._flat_models[variant]
 
     def recorder(self, device: torch.device) -> Recorder | None:
         """That of a device, with one stream and one pool of memory."""

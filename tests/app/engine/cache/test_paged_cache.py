@@ -45,7 +45,7 @@ def reopen(
 ) -> None:
     tables = tables_of(UNITS, num_pages)
     both = torch.tensor([owners, positions])
-    cache.open(AttentionMetadata(tables, both[0], both[1], num_read, max(positions) + 1))
+    cache.metadata = AttentionMetadata(tables, both[0], both[1], num_read, max(positions) + 1)
 
 
 def tokens(*values: float) -> torch.Tensor:
@@ -90,7 +90,7 @@ def test_what_a_model_writes_is_laid_out_as_it_is_read() -> None:
 
 def test_some_of_the_tokens_are_written_where_all_of_them_would_be() -> None:
     cache = opened([0, 1, 1], [3, 4, 5], (4, 6))
-    cache.open(cache.metadata.of(slice(1, 2)))
+    cache.metadata = cache.metadata.of(slice(1, 2))
     cache.write(tokens(5), tokens(5), 0)
     assert cache.keys[0, :, :, 0].nonzero().tolist() == [[4, 4]]
 

@@ -40,7 +40,7 @@ def opened(places: list[range], groups: tuple[tuple[int, ...], ...]) -> PagedCac
         longest,
         groups,
     )
-    cache.open(metadata)
+    cache.metadata = metadata
     return cache
 
 
