@@ -68,7 +68,6 @@ class ExternalBackend:
         self._metrics = metrics
         self._prefix_cache = prefix_cache
         self._servers: dict[str, Server] = {}
-        self._entries: dict[str, ModelEntry] = {}  # of the same models
         for model in models:
             self._connect(model, ModelEntry.of_external(model))
 
@@ -79,17 +78,16 @@ class ExternalBackend:
     def served(self, name: str) -> ServedElsewhere | None:
         """The external model of this name, None if none is declared."""
         server = self._servers.get(name)
-        if server is None:
-            return None
-        return ServedElsewhere(self._entries[name], server.model)
+        return None if server is None else ServedElsewhere(server.entry, server.model)
 
     def loads(self) -> list[Load]:
         """Of each model, by the name that was first asked for. Safe from any thread."""
-        all_loads = []
-        for name, entry in [*self._entries.items()]:  # a request may add one meanwhile
-            limiter = self._servers[name].limiter
-            all_loads.append(Load(entry.name, entry.kind, limiter.num_running, limiter.num_waiting))
-        return all_loads
+        return [
+            Load(
+                each.entry.name, each.entry.kind, each.limiter.num_running, each.limiter.num_waiting
+            )
+            for each in [*self._servers.values()]  # a request may add one meanwhile
+        ]
 
     async def start(
         self, request: GenerationRequest, served: ServedElsewhere, deadline_s: float | None
@@ -128,8 +126,9 @@ class ExternalBackend:
 
     def _connect(self, model: ExternalModel, entry: ModelEntry) -> None:
         limiter = ConcurrencyLimiter(model.max_num_seqs, model.max_waiting)
-        self._servers[model.name] = Server(model, ExternalClient(model), limiter)
-        self._entries.setdefault(model.name, entry)
+        if (known := self._servers.get(model.name)) is not None:
+            entry = known.entry
+        self._servers[model.name] = Server(model, entry, ExternalClient(model), limiter)
 
     def _admitted(
         self,
@@ -356,6 +355,7 @@ class Server:
     """A server, and the requests that are open here."""
 
     model: ExternalModel
+    entry: ModelEntry  # by the name that was first asked for
     client: ExternalClient
     limiter: ConcurrencyLimiter
     open_outputs: set[ExternalOutputStream] = field(default_factory=set)

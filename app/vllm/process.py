@@ -72,10 +72,6 @@ class VllmProcess:
             await _stop(process, folder)
             raise
 
-    async def wait(self) -> int:
-        """Wait for its end, and return its exit code."""
-        return await self.process.wait()
-
     async def stop(self) -> None:
         await _stop(self.process, self.folder)
 

@@ -8,6 +8,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
+from transformers import PreTrainedTokenizerBase
+
+from app.models.external import ExternalModel
 from app.vllm.process import Facts, VllmProcess, VllmStartFailed
 
 logger = logging.getLogger(__name__)
@@ -40,7 +43,11 @@ class ServerState:
 class VllmServer:
     """Bound to one event loop; starts at once; must be stopped."""
 
-    def __init__(self, name: str, start: Callable[[], Awaitable[VllmProcess]]) -> None:
+    def __init__(
+        self, name: str, model: ExternalModel, start: Callable[[], Awaitable[VllmProcess]]
+    ) -> None:
+        self.model = model
+        self.tokenizer: PreTrainedTokenizerBase | None = None  # once it is known
         self._name = name
         self._start = start
         self._process: VllmProcess | None = None
@@ -108,7 +115,7 @@ class VllmServer:
         try:
             self._process = process
             self._become("ready", num_restarts=self.state.num_restarts)
-            code = await process.wait()
+            code = await process.process.wait()
             return f"vLLM ended with code {code}", time.monotonic() - began_s
         finally:
             self._process = None

@@ -50,13 +50,6 @@ class VllmModel:
         return self.max_len - 1
 
 
-@dataclass
-class _Served:
-    server: VllmServer
-    model: ExternalModel
-    tokenizer: PreTrainedTokenizerBase | None = None
-
-
 class VllmServers:
     """Bound to one event loop. ``num_open`` counts the open requests of a model, by its name."""
 
@@ -64,7 +57,7 @@ class VllmServers:
         self.options = options
         self._settings = options.settings
         self._exports = exports
-        self._served: dict[str, _Served] = {}
+        self._servers: dict[str, VllmServer] = {}
         self._turn = asyncio.Lock()  # held while a server is started or stopped for another
         self.num_open: Callable[[str], int] = lambda _name: 0
 
@@ -83,11 +76,11 @@ class VllmServers:
 
     def state(self, entry: ModelEntry) -> ServerState | None:
         """None if no server was started for it, or the last one was stopped."""
-        served = self._served.get(entry.pinned_name)
-        return None if served is None else served.server.state
+        server = self._servers.get(entry.pinned_name)
+        return None if server is None else server.state
 
     def states(self) -> Mapping[str, ServerState]:
-        return {name: served.server.state for name, served in self._served.items()}
+        return {name: server.state for name, server in self._servers.items()}
 
     async def model(self, entry: ModelEntry) -> VllmModel:
         """Start its server, if there is none, and wait until it is ready.
@@ -97,37 +90,36 @@ class VllmServers:
         _check_windows(entry)
         name = entry.pinned_name
         async with self._turn:
-            if (known := self._served.get(name)) is not None and known.server.is_given_up:
+            if (known := self._servers.get(name)) is not None and known.is_given_up:
                 await self._stop(name)
-            if name not in self._served:
+            if name not in self._servers:
                 await self._make_place(name)
                 self._add(entry)
-            served = self._served[name]
-        facts = await served.server.ready()
-        if served.tokenizer is None:
+            server = self._servers[name]
+        facts = await server.ready()
+        if server.tokenizer is None:
             directory = await self._exports.directory(entry)
-            served.tokenizer = await asyncio.to_thread(load_tokenizer, directory)
-        return self._ready(served, served.tokenizer, facts)
+            server.tokenizer = await asyncio.to_thread(load_tokenizer, directory)
+        return self._ready(server.model, server.tokenizer, facts)
 
     def ready_model(self, entry: ModelEntry) -> VllmModel | None:
         """None unless a server of it is ready. This is no use of the server."""
-        served = self._served.get(entry.pinned_name)
-        facts = None if served is None else served.server.facts
-        if served is None or served.tokenizer is None or facts is None:
+        server = self._servers.get(entry.pinned_name)
+        if server is None or server.tokenizer is None or server.facts is None:
             return None
-        return self._ready(served, served.tokenizer, facts)
+        return self._ready(server.model, server.tokenizer, server.facts)
 
     @property
     def is_starting(self) -> bool:
         """Whether any server is started now, or soon again."""
-        states = (served.server.state.state for served in self._served.values())
+        states = (server.state.state for server in self._servers.values())
         return any(state in ("starting", "restarting") for state in states)
 
     def _ready(
-        self, served: _Served, tokenizer: PreTrainedTokenizerBase, facts: Facts
+        self, model: ExternalModel, tokenizer: PreTrainedTokenizerBase, facts: Facts
     ) -> VllmModel:
         return VllmModel(
-            served.model,
+            model,
             tokenizer,
             facts.max_model_len,
             facts.version,
@@ -140,7 +132,7 @@ class VllmServers:
         await self._stop(entry.pinned_name)
 
     async def aclose(self) -> None:
-        await asyncio.gather(*map(self._stop, [*self._served]))
+        await asyncio.gather(*map(self._stop, [*self._servers]))
 
     def _add(self, entry: ModelEntry) -> None:
         folder = Path(mkdtemp(prefix="sleb-vllm-", dir=_SHORT_DIR))
@@ -163,12 +155,12 @@ class VllmServers:
                 )
             )
 
-        self._served[entry.pinned_name] = _Served(VllmServer(entry.name, start), model)
+        self._servers[entry.pinned_name] = VllmServer(entry.name, model, start)
 
     async def _make_place(self, name: str) -> None:
         """Stop the server that was not used for longest. Raises ``VllmUnavailable``."""
-        while len(self._served) >= self.options.max_servers:
-            idle = [other for other in self._served if self._is_idle(other)]
+        while len(self._servers) >= self.options.max_servers:
+            idle = [other for other in self._servers if self._is_idle(other)]
             if not idle:
                 raise VllmUnavailable(
                     f"vLLM cannot start for {name!r}: "
@@ -176,18 +168,18 @@ class VllmServers:
                     f"(SLEB_VLLM_SERVERS), and all are starting or have requests",
                     _BUSY_S,
                 )
-            await self._stop(min(idle, key=lambda other: self._served[other].server.used_s))
+            await self._stop(min(idle, key=lambda other: self._servers[other].used_s))
 
     def _is_idle(self, name: str) -> bool:
-        is_starting = self._served[name].server.state.state == "starting"
+        is_starting = self._servers[name].state.state == "starting"
         return not is_starting and self.num_open(name) == 0
 
     async def _stop(self, name: str) -> None:
-        served = self._served.pop(name, None)
-        if served is not None:
-            await served.server.stop()
-            assert served.model.socket is not None
-            shutil.rmtree(served.model.socket.parent, ignore_errors=True)
+        server = self._servers.pop(name, None)
+        if server is not None:
+            await server.stop()
+            assert server.model.socket is not None
+            shutil.rmtree(server.model.socket.parent, ignore_errors=True)
 
     def _checked_memory(self, name: str, directory: Path) -> int:
         """The bytes of its cache on a CPU. Raises ``VllmStartFailed`` if its weights do not fit."""
