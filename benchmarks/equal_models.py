@@ -24,8 +24,7 @@ from rich.console import Console
 from transformers import AutoTokenizer
 
 from app.config import ServeSettings
-from benchmarks.model import model_store
-from benchmarks.reports import facts, write
+from benchmarks.reports import facts, model_store, write
 from benchmarks.servers import (
     Server,
     link_model,

@@ -5,7 +5,7 @@ The removal order and the repairs are those of a published checkpoint. All text 
 took no part in any fit, training or choice.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -135,8 +135,8 @@ def main(
     for name, path in (each.split("=", 1) for each in text or []):
         judged[name] = spread(path, num_windows, 512, bench.dense)
     report |= {"domains": {}, "shares": {}, "probe": {}}
-    for domain, of_models in _judged(bench.dense, models, judged):
-        report["domains"][domain] = of_models
+    for domain, token_ids in judged.items():
+        report["domains"][domain] = _judged(bench.dense, models, token_ids)
         _write(report, out)  # a run that is cut off has what came before
     if num_items:
         report["probe"] = _probed(bench.dense, models, num_items)
@@ -161,13 +161,10 @@ def _bench(
     source = verify(checkpoint)
     path = ModelStore(models_dir).inspect(source.parent).path
     dense = load_dense_model(path, Resident.MODEL, Resources(), dtype=dtype)
-    stored = {
-        depth: repair_of(checkpoint, depth) for depth in range(1, len(source.removed_blocks) + 1)
-    }
     repairs = {
         depth: repair
-        for depth, repair in stored.items()
-        if repair is not None and repair.method is not Method.NONE
+        for depth in range(1, len(source.removed_blocks) + 1)
+        if (repair := repair_of(checkpoint, depth)) is not None and repair.method is not Method.NONE
     }
     calibration = default_calibration(num_samples=num_samples, seqlen=seqlen)
     windows = healing_windows(calibration, dense.model, dense.tokenizer)
@@ -265,24 +262,14 @@ def _trained(
 def _judged(
     dense: DenseModel,
     models: Mapping[str, PrunedModel],
-    judged: Mapping[str, torch.Tensor],
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    for domain, token_ids in judged.items():
-        by_model: Sequence[Sequence[float]] = pruned_losses(dense, list(models.values()), token_ids)
-        of_model = dict(zip(models, by_model, strict=True))
-        whole = of_model["dense"]
-        yield (
-            domain,
-            {
-                "num_windows": len(token_ids),
-                "models": {
-                    name: {"loss": fmean(losses)}
-                    if name == "dense"
-                    else asdict(Measured.against(whole, losses))
-                    for name, losses in of_model.items()
-                },
-            },
-        )
+    token_ids: torch.Tensor,
+) -> dict[str, Any]:
+    losses = dict(zip(models, pruned_losses(dense, [*models.values()], token_ids), strict=True))
+    figures: dict[str, Any] = {
+        name: asdict(Measured.against(losses["dense"], each)) for name, each in losses.items()
+    }
+    figures["dense"] = {"loss": fmean(losses["dense"])}
+    return {"num_windows": len(token_ids), "models": figures}
 
 
 def _probed(

@@ -1,4 +1,4 @@
-"""What all reports have: the machine and the command in the JSON file, and Markdown beside it."""
+"""What benchmarks have in common: the model, and reports with the machine and the command."""
 
 import json
 import shlex
@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from app.bench.machine import machine
+from app.settings import check_variables
+from pruning.config import Settings
+from pruning.models.demo_model import NAME, ensure_demo_model
+from pruning.models.store import ModelStore
 
 
 def facts(module: str) -> dict[str, Any]:
@@ -21,3 +25,15 @@ def write(report: Mapping[str, Any], out: Path, text: str = "") -> None:
     out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if text:
         out.with_suffix(".md").write_text(text, encoding="utf-8")
+
+
+def model_store(name: str) -> ModelStore:
+    """The store of the data directory, which has the demo model if ``name`` is that.
+
+    Raises ``UnknownSetting`` for a variable that is not a setting.
+    """
+    check_variables()
+    settings = Settings()
+    if name == NAME:
+        ensure_demo_model(settings.models_dir)
+    return ModelStore(settings.models_dir, allow_paths=True)

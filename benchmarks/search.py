@@ -16,9 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from benchmarks.model import model_store
 from benchmarks.modes import Meter, Mode, Round, weight_bytes
-from benchmarks.reports import facts, write
+from benchmarks.reports import facts, model_store, write
 from pruning.data.calibration import calibrate
 from pruning.models.blocks import num_blocks
 from pruning.models.demo_model import NAME

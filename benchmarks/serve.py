@@ -18,9 +18,8 @@ from rich.table import Table
 
 from app.engine.variant import make_variant
 from benchmarks import offline, peers
-from benchmarks.model import model_store
 from benchmarks.plan import Baseline, Part, PartResult, ServePlan, ServeSubject
-from benchmarks.reports import facts, write
+from benchmarks.reports import facts, model_store, write
 from benchmarks.search import Dtype
 from benchmarks.servers import no_server_left
 from benchmarks.traffic import traffic

@@ -39,7 +39,10 @@ def heal(plan: GpuPlan) -> dict[str, Any]:
     windows = torch.randint(model.config.vocab_size, (_NUM_WINDOWS, plan.heal_seqlen))
     text = HealingText({"random": windows[1:]}, {"random": windows[:1]})
     steps = Training(model, students, text, plan.heal).steps()
-    _begin_peak(model.device)
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(model.device)
+    else:
+        Path("/proc/self/clear_refs").write_text(_RESET_PEAK)
     next(steps)  # allocates memory and chooses kernels
     tokens_per_s = median(next(steps).tokens_per_s for _ in range(_NUM_STEPS))
     peak = _peak_bytes(model.device, before)
@@ -53,13 +56,6 @@ def heal(plan: GpuPlan) -> dict[str, Any]:
         "tokens_per_s": tokens_per_s,
         "bytes": _bytes(model, students.adapter, activations.num_bytes, peak),
     }
-
-
-def _begin_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        Path("/proc/self/clear_refs").write_text(_RESET_PEAK)
 
 
 def _peak_bytes(device: torch.device, before: int) -> int:

@@ -30,29 +30,24 @@ def search(model: PreTrainedModel, plan: GpuPlan) -> dict[str, Any]:
     windows = random_tokens(model, plan.num_windows, plan.seqlen, plan.seed)
     meter = Meter(plan.num_windows)
     handles = meter.attach(model)
-    budget, searches = free_bytes(model.device) // 4, {}
+    budget, searches = free_bytes(model.device) // 4, dict[str, Any]()
     for name in _MODES:
         mode = Mode(name, model, windows, budget, meter)
         mode.advance()
-        searches[name] = _extrapolated(mode, plan)
+        [only] = mode.rounds
+        times = plan.all_windows / plan.num_windows
+        searches[name] = {
+            "num_windows": plan.num_windows,
+            "seqlen": plan.seqlen,
+            "round_s": only.cost.seconds,
+            "block_passes": only.cost.block_passes,
+            "search_of_windows": plan.all_windows,
+            "search_s": times * (mode.dense.seconds + plan.num_removed * only.cost.seconds),
+        }
         del mode  # and the hidden states that it keeps
     for handle in handles:
         handle.remove()
     return searches
-
-
-def _extrapolated(mode: Mode, plan: GpuPlan) -> dict[str, Any]:
-    [only] = mode.rounds
-    times = plan.all_windows / plan.num_windows
-    whole_s = times * (mode.dense.seconds + plan.num_removed * only.cost.seconds)
-    return {
-        "num_windows": plan.num_windows,
-        "seqlen": plan.seqlen,
-        "round_s": only.cost.seconds,
-        "block_passes": only.cost.block_passes,
-        "search_of_windows": plan.all_windows,
-        "search_s": whole_s,
-    }
 
 
 def stream(plan: GpuPlan) -> dict[str, Any]:
