@@ -33,7 +33,14 @@ class DenseModels:
         if info is None or info.num_blocks != order.num_blocks:
             return None
         if order.parent_fingerprint not in (None, self._fingerprint(info.path)):
-            self._log_replaced(order)
+            if order.name not in self._logged:
+                self._logged.add(order.name)
+                logger.warning(
+                    "%s is served from its own weights, and its prefixes are not served: the dense "
+                    "model %s has been replaced since it was pruned",
+                    order.name,
+                    order.parent,
+                )
             return None
         return info
 
@@ -47,14 +54,3 @@ class DenseModels:
             logger.warning("%s cannot be compared with its removal orders: %s", path, error)
             return None
         return self._fingerprints[path][1]
-
-    def _log_replaced(self, order: RemovalOrder) -> None:
-        """Log a warning, once for each order."""
-        if order.name not in self._logged:
-            self._logged.add(order.name)
-            logger.warning(
-                "%s is served from its own weights, and its prefixes are not served: the dense "
-                "model %s has been replaced since it was pruned",
-                order.name,
-                order.parent,
-            )
