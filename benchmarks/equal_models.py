@@ -51,14 +51,6 @@ main()
 """
 
 
-class NoControl(RuntimeError):
-    """A request was not replayed."""
-
-
-class JobEnded(RuntimeError):
-    """The pruning job did not last as long as the measurement."""
-
-
 @dataclass(frozen=True)
 class Subject:
     """A running service with the model, and the settings with which it runs."""
@@ -128,7 +120,7 @@ def _pruning(server: Server, settings: ServeSettings) -> Iterator[None]:
 def _num_evaluations(job_url: str) -> int:
     job = httpx2.get(job_url).json()
     if job["status"] not in ("queued", "running"):
-        raise JobEnded(f"{job_url} is {job['status']}")
+        raise RuntimeError(f"{job_url} is {job['status']}")
     return int((job["progress"] or {}).get("evaluations_done") or 0)
 
 
@@ -238,7 +230,7 @@ def judged(measured: Mapping[str, Mapping[str, Any]], *, beside_job: bool) -> di
 def _is_replayed(server: Server, body: Mapping[str, Any]) -> bool:
     """Whether this request was replayed as a control. False if kernels were timed meanwhile.
 
-    Raises ``NoControl`` if it was not replayed for another reason.
+    Raises ``RuntimeError`` if it was not replayed for another reason.
     """
     done, dropped = _num_controls(server), _num_dropped(server)
     _post(server, "/generate", body)
@@ -252,8 +244,8 @@ def _is_replayed(server: Server, body: Mapping[str, Any]) -> bool:
         ]:
             if reasons == ["warming_up"]:
                 return False
-            raise NoControl(f"a request was not replayed: {', '.join(reasons)}")
-    raise NoControl(f"a request was not replayed within {_CONTROL_TIMEOUT_S:.0f} s")
+            raise RuntimeError(f"a request was not replayed: {', '.join(reasons)}")
+    raise RuntimeError(f"a request was not replayed within {_CONTROL_TIMEOUT_S:.0f} s")
 
 
 def _num_controls(server: Server) -> float:

@@ -10,12 +10,12 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from app.engine.engine import DuplicateRequest, Engine, EngineStats
+from app.engine.engine import Engine, EngineStats
 from app.engine.engine_loop import Cancel, EngineThread, Work
 from app.engine.kernels.warm_up import State
 from app.engine.sampling.stream import OnEnd, Stream
 from app.engine.scheduling.admission import Admission, Overloaded
-from app.engine.scheduling.sequence import FinishReason, Request, TokenEvent
+from app.engine.scheduling.sequence import FinishReason, Request, RequestRefused, TokenEvent
 from app.engine.variant import Variant
 from pruning.plural import counted
 
@@ -151,7 +151,7 @@ class AsyncEngine:
         for request in requests:
             self._engine.check(request)
             if request.request_id in self._streams:
-                raise DuplicateRequest(f"request {request.request_id} is already open")
+                raise RequestRefused(f"request {request.request_id} is already open")
         self.admission.admit(requests)
         self._begin()
         streams = [Stream(request, self._cancel, on_end) for request in requests]

@@ -56,20 +56,8 @@ class EngineStats:
     cache_counts: Mapping[str, CacheCounts]  # by name, since the start
 
 
-class EmptyPrompt(RequestRefused):
-    """The prompt has no tokens."""
-
-
 class PromptTooLong(RequestRefused):
     """The prompt and ``max_new_tokens`` exceed the maximum length."""
-
-
-class UnknownTokenId(RequestRefused):
-    """A token id of the prompt is outside of the vocabulary."""
-
-
-class DuplicateRequest(RequestRefused):
-    """The engine already has a request of this id."""
 
 
 class NotYetReproducible(RuntimeError):
@@ -146,7 +134,7 @@ class Engine:
         Safe from any thread."""
         variant, num_prompt = request.variant, len(request.prompt_ids)
         if not num_prompt:
-            raise EmptyPrompt("the prompt is empty: expected at least one token")
+            raise RequestRefused("the prompt is empty: expected at least one token")
         limit = PromptLimit(variant.name, self.max_len(variant), request.params.max_new_tokens)
         limit.check(num_prompt)
         biased = max((token_id for token_id, _ in request.params.logit_bias), default=0)
@@ -159,7 +147,7 @@ class Engine:
         if self._is_reproducible(request) and self.kernels.are_awaited(variant):
             raise NotYetReproducible(variant.name)
         if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < variant.vocab_size:
-            raise UnknownTokenId(
+            raise RequestRefused(
                 f"the prompt has token ids {min(request.prompt_ids)} to {max(request.prompt_ids)}: "
                 f"expected 0 to {variant.vocab_size - 1}"
             )
@@ -183,7 +171,7 @@ class Engine:
         self.check(request)
         assert (request.grammar is None) == (request.params.response_format is None)
         if request.request_id in self._sequences:
-            raise DuplicateRequest(f"request {request.request_id} is running already")
+            raise RequestRefused(f"request {request.request_id} is running already")
         matcher = None if request.grammar is None else request.grammar.matcher()
         is_cut_alone = self._is_reproducible(request) and (
             self._launcher.runner(request.variant).depends_on_its_batch

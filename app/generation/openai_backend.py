@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from app.config import PrefixCache
-from app.engine.scheduling.admission import Overloaded, TooManyPrompts
+from app.engine.scheduling.admission import Overloaded
 from app.engine.scheduling.sequence import FinishReason, RequestRefused, Timings
 from app.generation.openai_chunks import Chunk
 from app.generation.openai_client import (
@@ -94,7 +94,7 @@ class ExternalBackend:
     ) -> Sequence[OutputStream]:
         """Admit the outputs of a request, all or none. Each must be closed.
 
-        Raises ``NoPromptLogprobs``, ``NoCacheSalt``, ``TooManyPrompts`` or ``Overloaded``.
+        Raises ``RequestRefused`` or ``Overloaded``.
         """
         if request.params.num_prompt_logprobs is not None:
             raise NoPromptLogprobs
@@ -317,10 +317,10 @@ class ConcurrencyLimiter:
     def admit(self, num_requests: int) -> None:
         """Admit all of them or none. Each must be released.
 
-        Raises ``TooManyPrompts`` or ``Overloaded``.
+        Raises ``RequestRefused`` or ``Overloaded``.
         """
         if num_requests > self._max_open:
-            raise TooManyPrompts(
+            raise RequestRefused(
                 f"{num_requests} outputs in one request: this model takes at most "
                 f"{self._max_open}, running and waiting; ask for fewer at once"
             )

@@ -26,10 +26,6 @@ class Overloaded(RuntimeError):
         self.retry_after_s = retry_after_s
 
 
-class TooManyPrompts(RequestRefused):
-    """A request has more outputs than are ever admitted at once."""
-
-
 class Admission:
     """Limits open requests, and the tokens of waiting ones: prompts plus ``max_new_tokens``.
 
@@ -60,10 +56,10 @@ class Admission:
         return min(max(num_tokens / self._pace.tokens_per_s, _MIN_RETRY_S), _MAX_RETRY_S)
 
     def check_room(self, num_requests: int, num_tokens: int = 1) -> None:
-        """Raise ``TooManyPrompts`` for more requests than are ever admitted at once, or
+        """Raise ``RequestRefused`` for more requests than are ever admitted at once, or
         ``Overloaded`` if there is no room for so many requests and tokens now."""
         if num_requests > self._max_open:
-            raise TooManyPrompts(
+            raise RequestRefused(
                 f"{num_requests} outputs in one request: this service takes at most "
                 f"{self._max_open}, running and waiting; ask for fewer at once"
             )
@@ -91,7 +87,7 @@ class Admission:
         return places
 
     def admit(self, requests: Sequence[Request]) -> None:
-        """Admit all of them or none. Raises ``TooManyPrompts`` or ``Overloaded``."""
+        """Admit all of them or none. Raises ``RequestRefused`` or ``Overloaded``."""
         needed = {request.request_id: _num_tokens(request) for request in requests}
         self.check_room(len(requests), sum(needed.values()))
         self._open |= {request.request_id: request for request in requests}

@@ -23,10 +23,6 @@ _SHORT_END = 1 / 8  # of the tokens of a batch
 _WORTH_WAITING = 64  # tokens that another prompt of the same batch reads already
 
 
-class InvalidLimits(ValueError):
-    """No request could run under these limits."""
-
-
 @dataclass(frozen=True)
 class EngineLimits:
     max_num_seqs: int = 64  # running sequences of all variants
@@ -35,10 +31,11 @@ class EngineLimits:
     max_model_len: int | None = None  # prompt and generated tokens; None is the limit of the model
 
     def __post_init__(self) -> None:
+        """Raises ``ValueError`` if no request could run."""
         optional = (self.kv_cache_bytes, self.max_model_len)
         limits = (self.max_num_seqs, self.max_batch_tokens, *(each or 1 for each in optional))
         if min(limits) < 1 or 0 in optional:
-            raise InvalidLimits(f"{self}: expected at least 1 each")
+            raise ValueError(f"{self}: expected at least 1 each")
 
     @property
     def num_end_tokens(self) -> int:

@@ -7,9 +7,9 @@ import pytest
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from app.engine.async_engine import AsyncEngine, EngineStopped
-from app.engine.engine import DuplicateRequest, Engine, PromptTooLong
-from app.engine.scheduling.admission import Overloaded, TooManyPrompts
-from app.engine.scheduling.sequence import FinishReason, Request, TokenEvent
+from app.engine.engine import Engine, PromptTooLong
+from app.engine.scheduling.admission import Overloaded
+from app.engine.scheduling.sequence import FinishReason, Request, RequestRefused, TokenEvent
 from app.engine.step import NEVER, Interruption
 from tests.support.engine_requests import prompt, request, variant
 from tests.support.engine_scenarios import endless, events_of, scenario, until
@@ -66,7 +66,7 @@ def test_refusals_come_before_any_event() -> None:
         with pytest.raises(PromptTooLong):
             engine.stream(request([3] * 500))
         async with engine.stream(endless(request_id="a")):
-            with pytest.raises(DuplicateRequest):
+            with pytest.raises(RequestRefused, match="already open"):
                 engine.stream(request(request_id="a"))
 
     scenario(run)
@@ -109,7 +109,7 @@ def test_a_group_is_taken_whole_or_not_at_all() -> None:
         first = engine.stream(endless())
         with pytest.raises(Overloaded):
             engine.streams([endless(1), endless(2)])
-        with pytest.raises(TooManyPrompts):
+        with pytest.raises(RequestRefused, match="4 outputs in one request"):
             engine.streams([endless(seed) for seed in range(4)])
         assert engine.stats().num_running + engine.stats().num_waiting <= 1
         for stream in [first, *engine.streams([endless(1)])]:

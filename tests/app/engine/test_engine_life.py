@@ -11,14 +11,7 @@ from torch import nn
 
 from app.engine.autotuning import OFF
 from app.engine.cache.pages import PAGE_TOKENS
-from app.engine.engine import (
-    DuplicateRequest,
-    EmptyPrompt,
-    Engine,
-    PromptTooLong,
-    UnknownTokenId,
-    VariantStats,
-)
+from app.engine.engine import Engine, PromptTooLong, VariantStats
 from app.engine.running.flat_model import COMPILED
 from app.engine.scheduling.scheduler import EngineLimits
 from app.engine.scheduling.sequence import FinishReason, Request, RequestRefused, Timings
@@ -45,11 +38,11 @@ DENSE, PRUNED = variant(), variant(pruned=True)
 @pytest.mark.parametrize(
     ("refused", "error", "says"),
     [
-        (request(()), EmptyPrompt, "at least one token"),
+        (request(()), RequestRefused, "at least one token"),
         (request([3] * 100, max_new_tokens=29), PromptTooLong, f"{MAX_POSITIONS} tokens"),
         (request([3] * 5000, max_new_tokens=1), PromptTooLong, "shorten the prompt"),
-        (request([3, VOCAB_SIZE]), UnknownTokenId, f"0 to {VOCAB_SIZE - 1}"),
-        (request([3, -1]), UnknownTokenId, "-1 to 3"),
+        (request([3, VOCAB_SIZE]), RequestRefused, f"0 to {VOCAB_SIZE - 1}"),
+        (request([3, -1]), RequestRefused, "-1 to 3"),
     ],
 )
 def test_what_can_never_run_is_refused(
@@ -84,7 +77,7 @@ def test_an_id_is_taken_until_its_request_has_ended() -> None:
     engine = Engine()
     first = request(request_id="a", max_new_tokens=2)
     engine.add(first)
-    with pytest.raises(DuplicateRequest, match="a is running"):
+    with pytest.raises(RequestRefused, match="a is running"):
         engine.add(request(request_id="a"))
     run(engine)
     engine.add(request(request_id="a"))

@@ -1,7 +1,13 @@
 import pytest
 
-from app.engine.scheduling.admission import Admission, Overloaded, TooManyPrompts
-from app.engine.scheduling.sequence import FinishReason, Request, Timings, TokenEvent
+from app.engine.scheduling.admission import Admission, Overloaded
+from app.engine.scheduling.sequence import (
+    FinishReason,
+    Request,
+    RequestRefused,
+    Timings,
+    TokenEvent,
+)
 from tests.support.engine_requests import prompt, request
 
 
@@ -57,7 +63,7 @@ def test_a_group_comes_in_whole_or_not_at_all() -> None:
 
 
 def test_a_group_larger_than_the_line_ever_is_is_refused_for_good() -> None:
-    with pytest.raises(TooManyPrompts, match=r"4 outputs in one .* takes at most 3"):
+    with pytest.raises(RequestRefused, match=r"4 outputs in one .* takes at most 3"):
         Admission(max_open=3, max_waiting_tokens=1000).admit([asking() for _ in range(4)])
 
 
