@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 
 from app.models.catalog import Catalog
-from app.vllm.exports import Exports
+from app.vllm.servers import Exports
 from pruning.checkpoints.store import CheckpointStore
 from pruning.config import Verify, WorkerSettings, child_environment
 from pruning.models.store import ModelStore
