@@ -42,7 +42,8 @@ class Admission:
         self._waiting: dict[str, int] = {}  # tokens by request, until its first generated token
         self._left: dict[str, int] = {}  # tokens by request that are still to be processed
         self._mean_tokens = _USUAL_TOKENS  # of a request
-        self._pace = _Pace()
+        # Of the recent busy time, with weights that decay exponentially.
+        self._recent_tokens = self._recent_s = 0.0
 
     @property
     def num_waiting_tokens(self) -> int:
@@ -53,7 +54,14 @@ class Admission:
     def retry_after_s(self) -> float:
         """The time for all open and reserved requests at the recent rate, within 1 to 60 s."""
         num_tokens = sum(self._left.values()) + self._num_reserved * self._mean_tokens
-        return min(max(num_tokens / self._pace.tokens_per_s, _MIN_RETRY_S), _MAX_RETRY_S)
+        return min(max(num_tokens / self._tokens_per_s, _MIN_RETRY_S), _MAX_RETRY_S)
+
+    @property
+    def _tokens_per_s(self) -> float:
+        """A usual pace until the first tokens: an unknown one would have every client return at
+        once."""
+        is_known = self._recent_tokens > 0 and self._recent_s > 0
+        return self._recent_tokens / self._recent_s if is_known else _USUAL_TOKENS_PER_S
 
     def check_room(self, num_requests: int, num_tokens: int = 1) -> None:
         """Raise ``RequestRefused`` for more requests than are ever admitted at once, or
@@ -98,7 +106,9 @@ class Admission:
 
     def take(self, events: Sequence[TokenEvent], busy_s: float) -> None:
         """Record the events of the last ``busy_s`` seconds of engine time."""
-        self._pace.add(sum(map(self._released, events)), busy_s)
+        fade = math.exp(-busy_s / _MEMORY_S)
+        self._recent_tokens = self._recent_tokens * fade + sum(map(self._released, events))
+        self._recent_s = self._recent_s * fade + busy_s
 
     def _unreserve(self, num_requests: int) -> None:
         self._num_reserved -= num_requests
@@ -116,27 +126,6 @@ class Admission:
             if event.timings is not None and event.timings.num_tokens:
                 num_tokens += request.params.max_new_tokens - event.timings.num_tokens
         return num_tokens
-
-
-class _Pace:
-    """Tokens per second of busy time, with exponentially decaying weights.
-
-    A usual pace until the first tokens: an unknown one would have every client return at once.
-    """
-
-    def __init__(self) -> None:
-        self._num_tokens = 0.0
-        self._busy_s = 0.0
-
-    @property
-    def tokens_per_s(self) -> float:
-        is_known = self._num_tokens > 0 and self._busy_s > 0
-        return self._num_tokens / self._busy_s if is_known else _USUAL_TOKENS_PER_S
-
-    def add(self, num_tokens: int, busy_s: float) -> None:
-        fade = math.exp(-busy_s / _MEMORY_S)
-        self._num_tokens = self._num_tokens * fade + num_tokens
-        self._busy_s = self._busy_s * fade + busy_s
 
 
 def _num_tokens(request: Request) -> int:

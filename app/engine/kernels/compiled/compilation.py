@@ -89,7 +89,10 @@ def kept_state(directory: Path) -> CompilationState | None:
 
 def _make_ready(functions: Sequence[ParallelFunction]) -> None:
     if not numba.config.CACHE_DIR:
-        _keep_in_a_temporary_folder()
+        with suppress(OSError):  # the process has no directory that it may write to
+            folder = mkdtemp(prefix="sleb-")
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            keep_compiled_in(Path(folder))
     never = Event()  # a wait that ends with the process, as this thread does
     for wait_s in (*_RETRY_S, None):
         reason = _attempt(functions)
@@ -154,14 +157,6 @@ def _compile(functions: Sequence[ParallelFunction]) -> str:
     except OSError as error:  # no process can be started
         return str(error)
     return ended.stderr.strip() or f"exit code {ended.returncode}"
-
-
-def _keep_in_a_temporary_folder() -> None:
-    """For a process without a directory that it may write to."""
-    with suppress(OSError):
-        folder = mkdtemp(prefix="sleb-")
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        keep_compiled_in(Path(folder))
 
 
 def _write_state(state: CompilationState) -> None:
