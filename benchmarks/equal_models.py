@@ -145,17 +145,12 @@ def by_shadow(subject: Subject) -> Mapping[str, Any]:
         }
         while not _is_replayed(server, body):
             pass
-    reading = {
-        labels["bound"]: value
-        for labels, value in _samples(server, "sleb_shadow_control_speedup")
-        if labels["time"] == "tpot"
-    }
-    [num_pairs] = [
-        value
-        for labels, value in _samples(server, "sleb_shadow_control_pairs")
-        if labels["time"] == "tpot"
-    ]
-    return {**reading, "num_pairs": int(num_pairs)}
+    ratios, pairs = (
+        [(labels, value) for labels, value in _samples(server, name) if labels["time"] == "tpot"]
+        for name in ("sleb_shadow_control_speedup", "sleb_shadow_control_pairs")
+    )
+    [(_, num_pairs)] = pairs
+    return {**{of["bound"]: value for of, value in ratios}, "num_pairs": int(num_pairs)}
 
 
 def by_compare(subject: Subject) -> Mapping[str, Any]:
@@ -191,14 +186,10 @@ def by_bench(subject: Subject) -> Mapping[str, Any]:
     command = [sys.executable, "-m", "app", "bench", subject.server.model, "--variants", "dense"]
     command += ["--scenarios", "served", "--out", str(out), "--json"]
     command += [word for name, size in sizes.items() for word in (f"--{name}", str(size))]
-    process = subprocess.run(  # noqa: S603 - our own command
-        command,
-        env=child_environment(subject.settings),
-        stdout=subprocess.PIPE,
-        timeout=_TIMEOUT_S,
-        check=True,
+    environment = child_environment(subject.settings)
+    result = json.loads(
+        subprocess.check_output(command, env=environment, timeout=_TIMEOUT_S)  # noqa: S603 - our own command
     )
-    result = json.loads(process.stdout)
     [row] = [
         row
         for row in result["results"]

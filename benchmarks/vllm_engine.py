@@ -197,7 +197,7 @@ def _both(subject: Subject, plan: BenchPlan) -> Iterator[dict[str, Callable[[str
         runs = stack.enter_context(runs_in_vllm(subject.model, [subject.variant], subject.settings))
         for side in (DENSE, subject.variant):
             runs.warm_up(side, Scenario.SERVED, plan)  # starts its server
-        ours = [Server("", "", extra={}, pid=pid) for pid in _children()]
+        ours = [Server("", "", extra={}, pid=each.pid) for each in psutil.Process().children()]
         directories = {
             DENSE: subject.settings.models_dir / subject.model,
             subject.variant: _exported(subject, folder / "pruned"),
@@ -220,10 +220,6 @@ def _both(subject: Subject, plan: BenchPlan) -> Iterator[dict[str, Callable[[str
                 return _vllm_bench(process, direct[side], directories[side], plan, folder)
 
         yield {"sleb bench": sleb, "vllm bench serve": vllm}
-
-
-def _children() -> list[int]:
-    return [process.pid for process in psutil.Process().children()]
 
 
 def _exported(subject: Subject, out: Path) -> Path:

@@ -41,10 +41,6 @@ class Figure:
     value: float
     path: tuple[str | int, ...]
 
-    @property
-    def key(self) -> tuple[str, str]:
-        return self.part, self.name
-
     def measured(self, parts: Mapping[str, Any]) -> float | None:
         """The same of a report, in whose parts times of minutes are seconds; None without it."""
         if self.part not in parts or not self.path:

@@ -70,7 +70,7 @@ def test_sizes_are_those_of_a_model() -> None:
 
 
 def test_known_figures_are_predicted() -> None:
-    found = {figure.key: figure.value for figure in predicted(PLAN, CARDS["h100"])}
+    found = {(each.part, each.name): each.value for each in predicted(PLAN, CARDS["h100"])}
     assert found["steps", "floor"] == pytest.approx(3.94, abs=0.01)  # 13.2 GB at 3.35 TB/s
     assert search_passes(32, 7) == 32 + 5320
     assert found["pruned", "generation, pruned over dense"] < 32 / 25
