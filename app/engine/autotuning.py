@@ -197,7 +197,11 @@ class Autotuner:
                 sections = _read(self._file)
                 ours = {**sections.pop(processor(), {}), **self.choices}
                 others = dict([*sections.items()][-(_MAX_SECTIONS - 1) :])
-                _replace(self._file, {**others, processor(): ours})
+                kept = {
+                    section: {key: asdict(choice) for key, choice in choices.items()}
+                    for section, choices in {**others, processor(): ours}.items()
+                }
+                replace_file(self._file, json.dumps(kept, indent=1).encode() + b"\n")
         except (OSError, Timeout) as error:  # what is not kept is measured again
             logger.warning("the choices of kernels are not kept: %s", error)
             self._file = None
@@ -297,11 +301,3 @@ def _parsed(fields: Mapping[str, Any]) -> Choice:
     if choice.kernel not in choice.seconds or min(choice.seconds.values()) <= 0:
         raise InvalidRecord(f"{choice.kernel} has no time")
     return choice
-
-
-def _replace(file: Path, sections: Mapping[str, Mapping[str, Choice]]) -> None:
-    fields = {
-        section: {key: asdict(choice) for key, choice in choices.items()}
-        for section, choices in sections.items()
-    }
-    replace_file(file, json.dumps(fields, indent=1).encode() + b"\n")

@@ -12,6 +12,15 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 MAX_SCHEMA_CHARS = 65_536
 _TRIED_TOKENS = 16
+# A mask takes some 20 ms and a matcher some 40 MB at most, whatever the schema is.
+_LIMITS = LLParserLimits(
+    initial_lexer_fuel=200_000,
+    step_lexer_fuel=20_000,
+    step_max_items=20_000,
+    max_lexer_states=20_000,
+    max_grammar_size=100_000,
+    verbose_errors=False,
+)
 MAX_PATTERN_REPEATS = 10_000  # (a{100}){100}; the time of a mask grows with it
 _MAX_MESSAGE_CHARS = 300
 _NO_DETAILS = "<non-verbose/>"  # of llguidance, for verbose_errors=False
@@ -67,7 +76,7 @@ class Grammar:
     def __init__(self, source: str, tokens: LLTokenizer) -> None:
         """Raises ``ResponseFormatRefused``."""
         self._tokens = tokens
-        self._matcher = LLMatcher(tokens, source, log_level=0, limits=_limits())
+        self._matcher = LLMatcher(tokens, source, log_level=0, limits=_LIMITS)
         first = self._matcher.compute_bitmask() if not self._matcher.is_error() else b""
         if self._matcher.is_error():
             raise schema_refused(self._matcher.get_error())
@@ -132,18 +141,6 @@ def grammar_tokens(tokenizer: str, vocab_size: int, eos_token_ids: Collection[in
         return LLTokenizer(tokenizer, n_vocab=vocab_size, eos_token=[*eos_token_ids])
     except (ValueError, RuntimeError) as error:
         raise no_tokens(str(error)) from error
-
-
-def _limits() -> LLParserLimits:
-    """A mask takes some 20 ms and a matcher some 40 MB at most, whatever the schema is."""
-    return LLParserLimits(
-        initial_lexer_fuel=200_000,
-        step_lexer_fuel=20_000,
-        step_max_items=20_000,
-        max_lexer_states=20_000,
-        max_grammar_size=100_000,
-        verbose_errors=False,
-    )
 
 
 def _normalized(schema: str) -> str:

@@ -12,7 +12,8 @@ Part = Mapping[str, Any]
 def markdown(report: Mapping[str, Any]) -> str:
     """All parts that were run, in the order in which they ran."""
     parts = report["parts"]
-    lines = ["# Measurements on a GPU", "", _facts(report["machine"]), ""]
+    machine = ", ".join(f"{name}: {value}" for name, value in report["machine"].items())
+    lines = ["# Measurements on a GPU", "", machine, ""]
     for name, lines_of in _TABLES.items():
         if name in parts:
             lines += [f"## {name}, {report['seconds'][name]} s", "", *lines_of(parts[name]), ""]
@@ -28,10 +29,6 @@ def markdown(report: Mapping[str, Any]) -> str:
             lines += [f"- {name}: {' '.join(message.split())}" for message in messages]
         lines.append("")
     return "\n".join(lines)
-
-
-def _facts(machine: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}: {value}" for name, value in machine.items())
 
 
 def _table(head: str, rows: Sequence[Sequence[object]]) -> list[str]:
