@@ -36,12 +36,12 @@ class Cost:
         )
 
 
+@dataclass
 class Meter:
-    """Counts the block passes of the models it is attached to, with ``num_windows`` windows."""
+    """Counts the block passes of the models it is attached to."""
 
-    def __init__(self, num_windows: int) -> None:
-        self._num_windows = num_windows
-        self._passed = 0  # windows that passed a block
+    num_windows: int
+    _passed: int = 0  # windows that passed a block
 
     def attach(self, model: PreTrainedModel) -> list[RemovableHandle]:
         """Count passes of a model and all its views until the handles are removed."""
@@ -52,27 +52,27 @@ class Meter:
         began_s = time.perf_counter()
         result = work()
         seconds = time.perf_counter() - began_s
-        return result, Cost(seconds, self._passed / self._num_windows)
+        return result, Cost(seconds, self._passed / self.num_windows)
 
     def _count(self, _block: object, _args: object, hidden: torch.Tensor) -> None:
         self._passed += hidden.shape[0]
 
 
+@dataclass
 class MeteredScorer:
     """A scorer that records the peak size of its cached states after each candidate."""
 
-    def __init__(self, scorer: RoundScorer, states: SharedPrefixScorer | None) -> None:
-        self._scorer = scorer
-        self._states = states
-        self.peak_state_bytes = 0
+    scorer: RoundScorer
+    states: SharedPrefixScorer | None
+    peak_state_bytes: int = 0
 
     def losses(self, keep: Blocks) -> Losses:
-        return self._scorer.losses(keep)
+        return self.scorer.losses(keep)
 
     def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, Losses]]:
-        for scored in self._scorer.score_round(keep, candidates):
-            if self._states is not None:
-                self.peak_state_bytes = max(self.peak_state_bytes, self._states.state_bytes)
+        for scored in self.scorer.score_round(keep, candidates):
+            if self.states is not None:
+                self.peak_state_bytes = max(self.peak_state_bytes, self.states.state_bytes)
             yield scored
 
 

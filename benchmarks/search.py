@@ -17,7 +17,7 @@ from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.modes import Meter, Mode, Round, weight_bytes
-from benchmarks.reports import facts, model_store, write
+from benchmarks.reports import facts, model_store, named, write
 from pruning.data.calibration import calibrate
 from pruning.models.blocks import num_blocks
 from pruning.models.demo_model import NAME
@@ -75,7 +75,7 @@ def main(
     modes: Annotated[str, typer.Option(help=f"Subset of {', '.join(MODES)}.")] = "plain,exact",
 ) -> None:
     set_up_torch()
-    names = _names(modes)
+    names = named(modes, MODES)
     out.parent.mkdir(parents=True, exist_ok=True)  # fail before the first round
     reference_run = json.loads(reference.read_text()) if reference else None
     source, path = (Dataset.FILE, str(text)) if text else (Dataset.SELF, None)
@@ -117,15 +117,6 @@ def _facts(subject: SearchSubject, dtype: Dtype, state_budget: int) -> dict[str,
         "state_budget_bytes": state_budget,
         **facts("search"),
     }
-
-
-def _names(modes: str) -> Sequence[str]:
-    names = modes.split(",")
-    if unknown := set(names) - set(MODES):
-        raise typer.BadParameter(
-            f"unknown modes {sorted(unknown)}; expected some of {', '.join(MODES)}"
-        )
-    return [name for name in MODES if name in names]
 
 
 def _stored(

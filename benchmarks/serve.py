@@ -9,7 +9,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -19,15 +19,13 @@ from rich.table import Table
 from app.engine.variant import make_variant
 from benchmarks import offline, peers
 from benchmarks.plan import Baseline, Part, PartResult, ServePlan, ServeSubject
-from benchmarks.reports import facts, model_store, write
+from benchmarks.reports import facts, model_store, named, write
 from benchmarks.search import Dtype
 from benchmarks.servers import no_server_left
 from benchmarks.traffic import traffic
 from pruning.config import Settings
 from pruning.models.demo_model import NAME
 from pruning.models.store import set_up_torch
-
-_Name = TypeVar("_Name", Part, Baseline)
 
 PARTS: Mapping[Part, Callable[[ServeSubject, ServePlan], PartResult]] = MappingProxyType(
     {
@@ -88,8 +86,8 @@ def main(
 ) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)  # fail before the measurements
     plan = ServePlan(
-        parts=_names(parts, Part),
-        against=_names(against, Baseline),
+        parts=tuple(named(parts, Part)),
+        against=tuple(named(against, Baseline)),
         concurrency=_numbers(concurrency),
         prompt_len=prompt_len,
         output_len=output_len,
@@ -137,13 +135,6 @@ def _subject(name: str, dtype: Dtype, threads: int | None) -> ServeSubject:
     loaded = store.load(name, dtype=dtype, device=settings.device)
     dense = make_variant(path.name, path.name, loaded.model)
     return ServeSubject(path, dense, loaded.tokenizer, dtype, threads)
-
-
-def _names(text: str, kind: type[_Name]) -> tuple[_Name, ...]:
-    names = [name for name in text.split(",") if name]
-    if unknown := set(names) - set(kind):
-        raise typer.BadParameter(f"unknown {sorted(unknown)}; expected some of {', '.join(kind)}")
-    return tuple(name for name in kind if name in names)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """Tokens with recorded decode steps against those without, for each family of models."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -121,16 +122,16 @@ def _tokens(
     return {name: tuple(tokens) for name, tokens in tokens_of.items()}
 
 
+@dataclass
 class _Counts:
     """A recorder that counts what it has recorded, and how often that was replayed."""
 
-    def __init__(self, record: Recorder) -> None:
-        self._record = record
-        self.num_recorded = 0
-        self.num_replayed = 0
+    record: Recorder
+    num_recorded: int = 0
+    num_replayed: int = 0
 
     def __call__(self, step: Step) -> Step:
-        replay = self._record(step)
+        replay = self.record(step)
         self.num_recorded += 1
 
         def counted() -> torch.Tensor:
