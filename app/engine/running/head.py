@@ -9,12 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from app.engine.autotuning import Autotuner, Run, Trial, key_of, size_of, sizes_to
-from app.engine.kernels.compiled.product import (
-    PRODUCTS_OF_ROWS,
-    has_room,
-    max_rows,
-    product_of_rows,
-)
+from app.engine.kernels.compiled.product import PRODUCTS_OF_ROWS, max_rows, product_of_rows
 from app.engine.step import Step
 from pruning.models.blocks import final_logits, softcapped
 from pruning.models.rounding import QuantizedLinear
@@ -36,10 +31,10 @@ class Head:
         """Float32 logits ``[rows, vocab]`` of hidden states ``[rows, width]``."""
         if step.is_reproducible:
             return self._reproducible(hidden, step)
-        weight, kernel = self._weight, TORCH
-        if weight is not None and self.is_compiled and has_room(*hidden.shape):
-            kernel = self._tuner.kernel(self._key(len(hidden)), (TORCH, COMPILED_HEAD))
-        step.kernels[f"head of {size_of(len(hidden))}"] = kernel
+        weight, kernel, num_rows = self._weight, TORCH, len(hidden)
+        if weight is not None and self.is_compiled and num_rows <= max_rows(hidden.shape[1]):
+            kernel = self._tuner.kernel(self._key(num_rows), (TORCH, COMPILED_HEAD))
+        step.kernels[f"head of {size_of(num_rows)}"] = kernel
         if kernel == COMPILED_HEAD and weight is not None:
             return self._compiled(hidden, weight).float()
         return final_logits(self._model, hidden).float()
@@ -62,13 +57,13 @@ class Head:
         """Whether it has a compiled form, and that is ready."""
         return self._weight is not None and PRODUCTS_OF_ROWS[self._weight.dtype].is_ready
 
-    def trials(self, max_rows: int) -> Iterator[Trial]:
+    def trials(self, largest: int) -> Iterator[Trial]:
         """Trials for each size of rows up to this one."""
         weight = self._weight
         if weight is None or not self.is_compiled:
             return
-        for rows in sizes_to(max_rows):
-            if has_room(rows, weight.shape[1]):
+        for rows in sizes_to(largest):
+            if rows <= max_rows(weight.shape[1]):
                 yield Trial(self._key(rows), partial(self._runs, weight, rows))
 
     def _runs(self, weight: torch.Tensor, rows: int) -> Mapping[str, Run]:

@@ -45,11 +45,6 @@ _PRODUCT = np.dtype([
 _to_product = pointer_to(numba.from_dtype(_PRODUCT))
 
 
-def has_room(rows: int, width: int) -> bool:
-    """Whether each thread has room for the inputs of so many rows."""
-    return rows <= max_rows(width)
-
-
 def max_rows(width: int) -> int:
     """The rows of inputs for which each thread has room."""
     return MAX_ROOM_BYTES // (8 * torch.get_num_threads() * width)
