@@ -84,8 +84,15 @@ def main(
     budget = free_bytes(subject.model.device) // 4  # for each mode
     if not 0 < num_remove <= (max_remove := num_blocks(subject.model) - 2):
         raise typer.BadParameter(f"--num-remove={num_remove}: expected 1 to {max_remove}")
-    measured = _measured(subject, names, budget)
-    _run(measured, num_remove, out, reference_run, _facts(subject, dtype, budget))
+    about = {
+        "num_windows": subject.windows.shape[0],
+        "seqlen": subject.windows.shape[1],
+        "dtype": dtype,
+        "weight_bytes": weight_bytes(subject.model),
+        "state_budget_bytes": budget,
+        **facts("search"),
+    }
+    _run(_measured(subject, names, budget), num_remove, out, reference_run, about)
 
 
 def _run(
@@ -106,17 +113,6 @@ def _run(
         }
         write({"modes": modes, **about}, out)
     _show(modes, Console())
-
-
-def _facts(subject: SearchSubject, dtype: Dtype, state_budget: int) -> dict[str, Any]:
-    return {
-        "num_windows": subject.windows.shape[0],
-        "seqlen": subject.windows.shape[1],
-        "dtype": dtype,
-        "weight_bytes": weight_bytes(subject.model),
-        "state_budget_bytes": state_budget,
-        **facts("search"),
-    }
 
 
 def _stored(
