@@ -1,24 +1,24 @@
 """Exceptions as RFC 9457 problem documents: one table, and the handlers that use it."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from http import HTTPStatus
-from typing import Any
+from typing import Any, get_args
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
-from app.api.deletion import NotDeletable
-from app.api.memory_checks import MemoryTooSmall
-from app.api.problems import BodyTooLarge, NotOffered, Problem, problem_response
+from app.api.job_checks import MemoryTooSmall
+from app.api.problems import BodyTooLarge, NotOffered, Problem, is_openai, problem_response
 from app.api.schemas.calibration import without_tags
 from app.api.schemas.response_format import without_format_tags
-from app.api.suggestions import field_suggestion, path_suggestion
-from app.api.unload import ModelInUse
+from app.api.unload import ModelInUse, NotDeletable
 from app.auth.audit import AuditUnavailable
 from app.auth.keys import KeyRefused, ScopeMissing
 from app.auth.limits import LimitReached, TokenQuotaReached
@@ -70,6 +70,7 @@ from pruning.models.store import ModelNotFound, NotAModel
 from pruning.records import sendable
 from pruning.sleb import TooManyRemovals
 from pruning.spec import InvalidSpec, TargetUnreachable
+from pruning.spec.prune import REMOVED
 from pruning.storage.cache import NoRoomInCache
 from pruning.storage.store import StoreError
 
@@ -277,7 +278,7 @@ def _http_problem(request: Request, error: HTTPException) -> Problem:
     if status == 405:
         headers["Allow"] = ", ".join(_allowed(request))
     if status == 404:  # no route has the path
-        detail = path_suggestion(request)
+        detail = _path_suggestion(request)
     return Problem(f"http-{title.lower().replace(' ', '-')}", title, status, detail, headers)
 
 
@@ -297,7 +298,7 @@ def _pointed_at(error: Mapping[str, Any], request: Request) -> dict[str, str]:
     if error["type"] == "json_invalid":
         what = f"this is not JSON: {error['ctx']['error']}, at character {where.pop()}"
     elif error["type"] == "extra_forbidden":
-        what = f"unknown field: {field_suggestion(request, error['loc'])}"
+        what = f"unknown field: {_field_suggestion(request, error['loc'])}"
     elif error["loc"] == ("body",) and error["type"] in ("missing", "model_attributes_type"):
         what = "expected a JSON object, sent with Content-Type: application/json"
     return {"pointer": "/" + "/".join(map(str, where)), "detail": what}
@@ -309,3 +310,47 @@ def _allowed(request: Request) -> Iterator[str]:
         scope = {**request.scope, "method": method}
         if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes):
             yield method
+
+
+def _field_suggestion(request: Request, loc: Sequence[int | str]) -> str:
+    """What to do about an unknown field: take the name that is near, or leave it out.
+
+    ``loc`` is where pydantic found it: ``body``, names, indices, and tags of unions.
+    """
+    body = getattr(request.scope.get("route"), "body_field", None)
+    models = set(_models_in(body.field_info.annotation)) if body is not None else set()
+    for part in loc[1:-1]:
+        inner = {
+            candidate
+            for model in models
+            for name, field in model.model_fields.items()
+            if name == part
+            for candidate in _models_in(field.annotation)
+        }
+        models = inner or models  # an index or a tag changes nothing
+    known = {name for model in models for name in model.model_fields}
+    name = str(loc[-1])
+    if "num_remove" in known and (reason := REMOVED.get(name)):
+        return f"it was removed, as {reason}; leave it out"
+    near = _nearest(name, known)
+    return f"did you mean {near}?" if near else "leave it out"
+
+
+def _path_suggestion(request: Request) -> str:
+    """Words about a path that no route has."""
+    path = request.url.path
+    known = request.app.openapi()["paths"]
+    near = _nearest(path, (each for each in known if is_openai(each) == is_openai(path)))
+    meant = f"did you mean {near}? " if near else ""
+    return f"no route has the path {path[:128]!r}: {meant}/docs and /openapi.json list all of them"
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    return next(iter(get_close_matches(name, sorted(known), n=1)), "")
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:  # noqa: ANN401 - any type
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)

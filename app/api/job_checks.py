@@ -7,7 +7,6 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from app.api.memory_checks import check_memory, needs
 from app.auth.keys import seen_tenant
 from pruning.checkpoints.store import CheckpointStore, Manifest
 from pruning.data.enough import check_text
@@ -21,9 +20,10 @@ from pruning.models.safetensors_headers import WeightSizes, weight_sizes
 from pruning.models.store import DTYPE_BYTES, ModelInfo, ModelStore, load_tokenizer, read_config
 from pruning.records import InvalidRecord, check_record
 from pruning.repair.order import check_repair
+from pruning.repair.ridge import fit_bytes
 from pruning.spec import InvalidSpec
 from pruning.spec.heal import Depths, Heal
-from pruning.spec.prune import PruneSpec
+from pruning.spec.prune import PruneSpec, Repair, Resident
 
 _KEPT_TOKENIZERS = 2  # between submissions: one takes some 100 MB and half a second to read
 _MAX_SHOWN_CHARS = 256  # of a file name in a message
@@ -106,6 +106,27 @@ class CheckedHealing:
         return model_bytes + (0 if healing is None else healing.adapter_bytes)
 
 
+class MemoryTooSmall(ValueError):
+    """The machine has less memory than a job needs, whatever else it does."""
+
+    def __init__(self, need: "_Need", total_bytes: int) -> None:
+        super().__init__(
+            f"{need.what} needs at least {need.num_bytes} bytes of memory, and this machine has "
+            f"{total_bytes}: {need.instead}"
+        )
+        self.param = need.param
+
+
+@dataclass(frozen=True)
+class _Need:
+    """What a part of a job holds at once, at least."""
+
+    what: str
+    param: str
+    num_bytes: int
+    instead: str
+
+
 class JobChecks:
     """Checks jobs against the models, texts and checkpoints of this service.
 
@@ -139,7 +160,7 @@ class JobChecks:
         sizes = weight_sizes(info.path, ARCHITECTURES[info.model_type].writes.fitted)
         _check_bytes(spec, info, sizes)
         needed = footprint(spec, info, sizes)
-        check_memory(needs(spec, info, sizes, needed), self._memory_bytes)
+        _check_memory(_needs(spec, info, sizes, needed), self._memory_bytes)
         copies = 1 if spec.heal is None else 2
         free_bytes = self._checked_disk(needed.least_checkpoint_bytes * copies)
         check_text(spec.calibration, self._tokenizer(info.path, _changed_at(info.path)))
@@ -156,8 +177,8 @@ class JobChecks:
         _check_storable(spec)
         self._checked_disk(manifest.weight_bytes)
         sizes = weight_sizes(info.path, ARCHITECTURES[info.model_type].writes.fitted)
-        *_, of_healing = needs(spec, info, sizes, footprint(spec, info, sizes))
-        check_memory((of_healing,), self._memory_bytes)
+        *_, of_healing = _needs(spec, info, sizes, footprint(spec, info, sizes))
+        _check_memory((of_healing,), self._memory_bytes)
         check_text(spec.calibration, self._tokenizer(info.path, _changed_at(info.path)))
         return CheckedHealing(spec, manifest, info.num_blocks, sizes)
 
@@ -208,6 +229,43 @@ def _check_bytes(spec: PruneSpec, info: ModelInfo, sizes: WeightSizes) -> None:
     of_block = item_bytes * sizes.num_in_blocks // blocks
     total, most = item_bytes * sizes.num_parameters(blocks), spec.most_removals(blocks)
     removals_for_bytes(spec.target_bytes, total, [of_block] * most, most)
+
+
+def _needs(
+    spec: PruneSpec, info: ModelInfo, sizes: WeightSizes, needed: Footprint
+) -> tuple[_Need, ...]:
+    """Of the search, of a repair that was asked for, and of the healing.
+
+    ``repair=auto`` repairs nothing where memory does not suffice, so it has no need of its own.
+    """
+    is_streamed = spec.resident is Resident.STREAM
+    weights = 0 if is_streamed else needed.weight_bytes
+    all_needs = [
+        _Need(
+            "the search",
+            "model",
+            weights + needed.least_state_bytes,
+            "take a smaller calibration.seqlen" + ("" if is_streamed else ", or resident=stream"),
+        )
+    ]
+    if spec.repair is Repair.RIDGE and sizes.num_refit:
+        width_in = sizes.num_refit // info.hidden_size
+        fit = fit_bytes(width_in, info.hidden_size, num_folds=1)
+        all_needs.append(_Need("repair=ridge", "repair", weights + fit, "take repair=auto"))
+    healing = heal_estimate(spec, info.num_blocks, sizes, succeeded=())
+    if healing is not None:
+        num_bytes = needed.weight_bytes + healing.training_bytes
+        all_needs.append(
+            _Need("the healing", "heal", num_bytes, "take a lower heal.rank, or no heal")
+        )
+    return tuple(all_needs)
+
+
+def _check_memory(all_needs: tuple[_Need, ...], total_bytes: int | None) -> None:
+    """Raise ``MemoryTooSmall`` for the first that does not fit; None is memory of others."""
+    for need in all_needs:
+        if total_bytes is not None and need.num_bytes > total_bytes:
+            raise MemoryTooSmall(need, total_bytes)
 
 
 def _existing(path: Path) -> Path:

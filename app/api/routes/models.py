@@ -6,13 +6,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
 
-from app.api.deletion import NotDeletable, delete_dense
 from app.api.deps import GeneratorDep, ModelOrAlias, ServicesDep
 from app.api.formats.models import advice_view, model_view
 from app.api.openapi import responses_for
 from app.api.schemas.advice import AdviceView
 from app.api.schemas.generate import AliasBody, ModelList, ModelView
-from app.api.unload import RAISES, unload
+from app.api.unload import RAISES, NotDeletable, delete_dense, unload
 from app.engine.async_engine import EngineStopped
 from app.generation.generator import GENERATOR_LOAD_RAISES
 from app.models.advice import advice_on
