@@ -1,16 +1,14 @@
-"""The response bodies of a model in the catalog, and of the advice about it."""
+"""The response bodies of a model in the catalog."""
 
 from typing import Any, Literal
 
 from app.api.deps import GenerationServices
-from app.api.schemas.advice import AdviceView, AdvisedDepthView
 from app.api.schemas.bodies import view_of
 from app.api.schemas.generate import DomainView, Int8View, ModelView, RepairView
 from app.models.entry import ModelEntry
 from app.models.registry import ModelRegistry
 from app.vllm.servers import VllmServers
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound
-from pruning.evaluation.advice import Advice, AdvisedDepth
 from pruning.evaluation.quality import Compared, DomainAtDepth, Interval
 from pruning.models.store import NotAModel
 
@@ -131,21 +129,3 @@ def _kv_cache_bytes(entry: ModelEntry, generation: GenerationServices) -> int:
     variant = generation.registry.variant(entry)
     running = generation.engine.stats().variants.get(variant.name) if variant else None
     return running.kv_cache_bytes if running else 0
-
-
-def advice_view(advice: Advice) -> AdviceView:
-    return view_of(AdviceView, advice, depths=[_depth_view(depth) for depth in advice.depths])
-
-
-def _depth_view(depth: AdvisedDepth) -> AdvisedDepthView:
-    candidate = depth.candidate
-    probe = candidate.probe
-    return view_of(
-        AdvisedDepthView,
-        candidate,
-        probe_score=probe.pruned.score if probe else None,
-        dense_probe_score=probe.dense.score if probe else None,
-        verdict=depth.verdict.value,
-        failing=depth.failing,
-        because=depth.because,
-    )

@@ -7,10 +7,10 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from app.api.deps import GeneratorDep, ServicesDep
-from app.api.formats.compare import engine_view
 from app.api.formats.models import interval_fields
 from app.api.generations import SheddingRoute, unless_gone
 from app.api.openapi import responses_for
+from app.api.routes.compare import engine_view
 from app.api.routes.results import ResultReportView
 from app.api.schemas.bodies import Body, documented, view_of
 from app.api.schemas.generate import ModelName
