@@ -56,6 +56,11 @@ def _shadow_direction(text: str) -> str:
     return text
 
 
+def _unset(description: str, **others: Any) -> Any:  # noqa: ANN401 - of any type
+    """A setting that is None by default. ``others`` are those of a pydantic field."""
+    return Field(default=None, description=description, **others)
+
+
 class ServeSettings(Settings):
     """Settings of an HTTP server; each field is ``SLEB_<NAME>`` in the environment."""
 
@@ -64,87 +69,70 @@ class ServeSettings(Settings):
     port: int = Field(
         default=8000, ge=0, le=65535, description="TCP port to listen on; 0 picks a free one"
     )
-    tls_cert: AbsolutePath | None = Field(
-        default=None,
-        description="PEM file with the certificate of the API and its chain; unset serves HTTP. "
-        "Read again when it changes",
+    tls_cert: AbsolutePath | None = _unset(
+        "PEM file with the certificate of the API and its chain; unset serves HTTP. "
+        "Read again when it changes"
     )
-    tls_key: AbsolutePath | None = Field(
-        default=None, description="PEM file with the key of `SLEB_TLS_CERT`, without a passphrase"
+    tls_key: AbsolutePath | None = _unset(
+        "PEM file with the key of `SLEB_TLS_CERT`, without a passphrase"
     )
-    tls_client_ca: AbsolutePath | None = Field(
-        default=None,
-        description="PEM file with CAs; only clients with a certificate of one of them can connect",
+    tls_client_ca: AbsolutePath | None = _unset(
+        "PEM file with CAs; only clients with a certificate of one of them can connect"
     )
     insecure: bool = Field(
         default=False,
         description="`true` allows listening beyond this machine without API keys",
     )
-    address_connections: PositiveInt | None = Field(
-        default=None,
-        description="open connections allowed to each address; beyond them only `/health` is "
-        "answered; unset is half of what the limit of open files allows. A proxy is one address",
+    address_connections: PositiveInt | None = _unset(
+        "open connections allowed to each address; beyond them only `/health` is "
+        "answered; unset is half of what the limit of open files allows. A proxy is one address"
     )
-    key_rate: PositiveInt | None = Field(
-        default=None,
+    key_rate: PositiveInt | None = _unset(
+        "requests per minute allowed to each key without a `--rate` of its own; "
+        "more are refused with 429; unset is no limit",
         le=100_000,
-        description="requests per minute allowed to each key without a `--rate` of its own; "
-        "more are refused with 429; unset is no limit",
     )
-    key_concurrent: PositiveInt | None = Field(
-        default=None,
-        description="concurrent generations allowed to each key without a `--concurrent` of its "
-        "own; more are refused with 429; unset is no limit",
+    key_concurrent: PositiveInt | None = _unset(
+        "concurrent generations allowed to each key without a `--concurrent` of its "
+        "own; more are refused with 429; unset is no limit"
     )
-    tenant_queued_jobs: PositiveInt | None = Field(
-        default=None,
-        description="jobs that may wait or be paused, for each tenant without a quota of its own; "
-        "more are refused with 429; unset is no limit",
+    tenant_queued_jobs: PositiveInt | None = _unset(
+        "jobs that may wait or be paused, for each tenant without a quota of its own; "
+        "more are refused with 429; unset is no limit"
     )
-    tenant_running_jobs: PositiveInt | None = Field(
-        default=None,
-        description="jobs that run at once, for each tenant without a quota of its own; others "
-        "wait; unset is no limit",
+    tenant_running_jobs: PositiveInt | None = _unset(
+        "jobs that run at once, for each tenant without a quota of its own; others "
+        "wait; unset is no limit"
     )
-    tenant_checkpoint_bytes: Annotated[ByteSize, Field(gt=0)] | None = Field(
-        default=None,
-        description="size of all checkpoints, in bytes or as `10GB`, for each tenant without a "
-        "quota of its own; jobs that may write more are refused with 507; unset is no limit",
+    tenant_checkpoint_bytes: Annotated[ByteSize, Field(gt=0)] | None = _unset(
+        "size of all checkpoints, in bytes or as `10GB`, for each tenant without a "
+        "quota of its own; jobs that may write more are refused with 507; unset is no limit"
     )
-    tenant_tokens_per_min: PositiveInt | None = Field(
-        default=None,
-        description="tokens of prompts and outputs per minute, for each tenant without a quota of "
-        "its own; more generations are refused with 429; unset is no limit",
+    tenant_tokens_per_min: PositiveInt | None = _unset(
+        "tokens of prompts and outputs per minute, for each tenant without a quota of "
+        "its own; more generations are refused with 429; unset is no limit"
     )
-    audit_log: AbsolutePath | None = Field(
-        default=None,
-        description="file that gets a line of JSON for each request, before it is handled, and one "
-        "for its response; unset writes none",
+    audit_log: AbsolutePath | None = _unset(
+        "file that gets a line of JSON for each request, before it is handled, and one "
+        "for its response; unset writes none"
     )
-    api_key: Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,512}$")] | None = Field(
-        default=None,
-        repr=False,
-        description="key that `sleb jobs` sends to the service",
+    api_key: Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,512}$")] | None = _unset(
+        "key that `sleb jobs` sends to the service", repr=False
     )
-    preload: tuple[str, ...] | None = Field(
-        default=None,
-        description="JSON list of models to load before the API is ready; unset is all dense "
-        "models",
+    preload: tuple[str, ...] | None = _unset(
+        "JSON list of models to load before the API is ready; unset is all dense models"
     )
-    max_weight_bytes: Annotated[ByteSize, Field(gt=0)] | None = Field(
-        default=None,
-        description="maximum size of all loaded weights, in bytes or as `40GiB`; unset is the "
-        "free memory of the device",
+    max_weight_bytes: Annotated[ByteSize, Field(gt=0)] | None = _unset(
+        "maximum size of all loaded weights, in bytes or as `40GiB`; unset is the "
+        "free memory of the device"
     )
-    external_models: AbsolutePath | None = Field(
-        default=None,
-        description="file that declares models on other servers; unset is `external.toml` in the "
-        "data directory, if it exists",
+    external_models: AbsolutePath | None = _unset(
+        "file that declares models on other servers; unset is `external.toml` in the "
+        "data directory, if it exists"
     )
-    model_sources: tuple[str, ...] | None = Field(
-        default=None,
-        description="JSON list of hub models and URLs that `sleb models add` may fetch, as "
-        '`["my-org/*", "s3://models/*"]`; unset allows all',
+    model_sources: tuple[str, ...] | None = _unset(
+        "JSON list of hub models and URLs that `sleb models add` may fetch, as "
+        '`["my-org/*", "s3://models/*"]`; unset allows all'
     )
     max_num_seqs: PositiveInt = Field(
         default=64, description="sequences generated concurrently, over all variants"
@@ -154,12 +142,11 @@ class ServeSettings(Settings):
         description="tokens of prompts that one step reads, of one or several prompts, and up to "
         "an eighth more where a prompt ends with them; fewer let running outputs wait less",
     )
-    kv_cache_bytes: Annotated[ByteSize, Field(gt=0)] | None = Field(
-        default=None,
-        description="memory for keys and values, for models whose keys have one shape, in bytes "
+    kv_cache_bytes: Annotated[ByteSize, Field(gt=0)] | None = _unset(
+        "memory for keys and values, for models whose keys have one shape, in bytes "
         "or as `8GiB`; unset is a quarter of the free memory of a CPU, and 0.8 of what the largest "
         "step leaves on a GPU, when the first such model is loaded; on a CPU it is taken as it is "
-        "used, 64 MiB ahead",
+        "used, 64 MiB ahead"
     )
     prefix_cache: PrefixCache = Field(
         default="on",
@@ -182,9 +169,8 @@ class ServeSettings(Settings):
         description="`own` generates in this process; `vllm` starts `vllm serve` for each model or "
         "variant that is asked for",
     )
-    vllm: AbsolutePath | None = Field(
-        default=None,
-        description="the program `vllm` of vLLM's own environment; unset is the one on the PATH",
+    vllm: AbsolutePath | None = _unset(
+        "the program `vllm` of vLLM's own environment; unset is the one on the PATH"
     )
     vllm_models: tuple[str, ...] = Field(
         default=(),
@@ -218,9 +204,8 @@ class ServeSettings(Settings):
         description="tokens that waiting requests may need, prompts and outputs; more are "
         "refused with 429",
     )
-    max_model_len: Annotated[int, Field(ge=2)] | None = Field(  # one of prompt, one of output
-        default=None,
-        description="maximum tokens of prompt and output together; unset is the model's limit",
+    max_model_len: Annotated[int, Field(ge=2)] | None = _unset(  # one of prompt, one of output
+        "maximum tokens of prompt and output together; unset is the model's limit"
     )
     max_queued_jobs: PositiveInt = Field(
         default=100,
@@ -236,26 +221,22 @@ class ServeSettings(Settings):
         description="maximum size of a calibration file in the texts folder, in bytes or as "
         "`1GiB`; larger ones are refused with 422",
     )
-    webhook_secret: Annotated[str, AfterValidator(_signing_secret)] | None = Field(
-        default=None,
-        repr=False,
-        description="key that signs webhooks: `whsec_` and the base64 of 24 to 64 random bytes; "
+    webhook_secret: Annotated[str, AfterValidator(_signing_secret)] | None = _unset(
+        "key that signs webhooks: `whsec_` and the base64 of 24 to 64 random bytes; "
         "unset refuses jobs with a webhook",
+        repr=False,
     )
     webhook_allow_private: bool = Field(
         default=False, description="`true` allows webhooks to private addresses"
     )
-    keep_jobs_s: PositiveFloat | None = Field(
-        default=None, description="seconds to keep a job after its end; unset is forever"
+    keep_jobs_s: PositiveFloat | None = _unset(
+        "seconds to keep a job after its end; unset is forever"
     )
-    keep_checkpoints_s: PositiveFloat | None = Field(
-        default=None,
-        description="seconds to keep the checkpoint of a job after its end; unset is forever",
+    keep_checkpoints_s: PositiveFloat | None = _unset(
+        "seconds to keep the checkpoint of a job after its end; unset is forever"
     )
-    request_timeout_s: PositiveFloat | None = Field(
-        default=None,
-        description="maximum duration of a generation in seconds; then its finish reason is "
-        "`timeout`",
+    request_timeout_s: PositiveFloat | None = _unset(
+        "maximum duration of a generation in seconds; then its finish reason is `timeout`"
     )
     shadow_share: float = Field(
         default=0.0,
@@ -269,11 +250,10 @@ class ServeSettings(Settings):
         description="`dense` replays requests for pruned variants on the dense model; `NAME@-6`, "
         "or `@-6` for every model, replays requests for the dense model on that variant",
     )
-    otlp_endpoint: AnyHttpUrl | None = Field(
-        default=None,
-        validation_alias=AliasChoices("SLEB_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"),
-        description="OpenTelemetry collector to send traces to, as `http://HOST:4318`; unset is "
+    otlp_endpoint: AnyHttpUrl | None = _unset(
+        "OpenTelemetry collector to send traces to, as `http://HOST:4318`; unset is "
         "`OTEL_EXPORTER_OTLP_ENDPOINT`, or no traces; needs the extra `otel`",
+        validation_alias=AliasChoices("SLEB_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"),
     )
     engine_stall_s: PositiveFloat = Field(
         default=120.0,
@@ -349,12 +329,11 @@ class ClusterSettings(ServeSettings):
     replicas: PositiveInt = Field(
         default=1, description="`sleb cluster`: minimum number of replicas of the engine"
     )
-    max_replicas: PositiveInt | None = Field(
-        default=None,
-        description="maximum number of replicas; unset is `SLEB_REPLICAS`, which does not scale",
+    max_replicas: PositiveInt | None = _unset(
+        "maximum number of replicas; unset is `SLEB_REPLICAS`, which does not scale"
     )
-    replica_gpus: NonNegativeFloat | None = Field(
-        default=None, description="GPUs per replica; unset is 1 if the cluster has GPUs"
+    replica_gpus: NonNegativeFloat | None = _unset(
+        "GPUs per replica; unset is 1 if the cluster has GPUs"
     )
     replica_cpus: NonNegativeFloat = Field(
         default=1.0, description="CPUs per replica, and its threads if `SLEB_THREADS` is unset"
