@@ -30,7 +30,6 @@ from app.compare.compare import (
     ComparedVariant,
     Comparison,
     ComparisonRequest,
-    TokenAgreement,
     run_comparison,
     speedups,
     token_agreement,
@@ -81,6 +80,10 @@ async def compare(
 
 def _compare_view(comparison: Comparison) -> CompareView:
     variants, baseline = comparison.variants, comparison.baseline
+    prompts = baseline.rounds[0]
+    outputs = [
+        [_output(baseline, variant, index) for index in range(len(prompts))] for variant in variants
+    ]
     return CompareView(
         id=current_request_id.get() or "",
         created_at=time.time(),
@@ -91,21 +94,27 @@ def _compare_view(comparison: Comparison) -> CompareView:
         prompts=[
             ComparedPromptView(
                 index=index,
-                prompt_tokens=output.num_prompt_tokens,
-                outputs=[_output(baseline, variant, index) for variant in variants],
+                prompt_tokens=prompt.num_prompt_tokens,
+                outputs=[views[index] for views in outputs],
             )
-            for index, output in enumerate(baseline.rounds[0])
+            for index, prompt in enumerate(prompts)
         ],
         engine=engine_view(baseline.served),
         baseline_kernels=kernel_names(baseline.kernels),
         control=_control(comparison),
-        results=[_result(comparison, variant) for variant in variants if variant is not baseline],
+        results=[
+            _result(comparison, variant, views)
+            for variant, views in zip(variants, outputs, strict=True)
+            if variant is not baseline
+        ],
     )
 
 
 def _output(baseline: ComparedVariant, variant: ComparedVariant, index: int) -> ComparedOutputView:
     output = variant.rounds[0][index]
-    agreement = _agreement(baseline, variant, index)
+    of_baseline, ids = token_ids(baseline.rounds[0][index]), token_ids(output)
+    agreement = token_agreement(of_baseline, ids)
+    ours, theirs = variant.mean_logprobs[index], baseline.mean_logprobs[index]
     return ComparedOutputView(
         model=variant.served.entry.name,
         variant=variant.served.entry.kind,
@@ -114,40 +123,25 @@ def _output(baseline: ComparedVariant, variant: ComparedVariant, index: int) -> 
         completion_tokens=output.num_tokens,
         timings=[view_of(TimingsView, outputs[index].timings) for outputs in variant.rounds],
         agreement=agreement.share,
-        first_divergence=_divergence(baseline, variant, index, agreement.first_divergence),
-        mean_logprob=variant.mean_logprobs[index],
-        logprob_gap=_gap(baseline, variant, index),
-    )
-
-
-def _agreement(baseline: ComparedVariant, variant: ComparedVariant, index: int) -> TokenAgreement:
-    return token_agreement(
-        token_ids(baseline.rounds[0][index]), token_ids(variant.rounds[0][index])
+        first_divergence=_divergence(baseline.served, agreement.first_divergence, of_baseline, ids),
+        mean_logprob=ours,
+        logprob_gap=None if ours is None or theirs is None else ours - theirs,
     )
 
 
 def _divergence(
-    baseline: ComparedVariant, variant: ComparedVariant, index: int, position: int | None
+    served: Served, position: int | None, of_baseline: Sequence[int], of_model: Sequence[int]
 ) -> DivergenceView | None:
     if position is None:
         return None
-    vocabulary = Vocabulary(baseline.served.tokenizer)
+    vocabulary = Vocabulary(served.tokenizer)
 
     def token(ids: Sequence[int]) -> TokenTextView | None:
         if position >= len(ids):
             return None
         return TokenTextView(token_id=ids[position], token=vocabulary.spell(ids[position]))
 
-    return DivergenceView(
-        position=position,
-        baseline=token(token_ids(baseline.rounds[0][index])),
-        model=token(token_ids(variant.rounds[0][index])),
-    )
-
-
-def _gap(baseline: ComparedVariant, variant: ComparedVariant, index: int) -> float | None:
-    ours, theirs = variant.mean_logprobs[index], baseline.mean_logprobs[index]
-    return None if ours is None or theirs is None else ours - theirs
+    return DivergenceView(position=position, baseline=token(of_baseline), model=token(of_model))
 
 
 def _control(comparison: Comparison) -> ControlView | None:
@@ -160,15 +154,15 @@ def _control(comparison: Comparison) -> ControlView | None:
     return view_of(ControlView, of_control, agreement=fmean(agreements))
 
 
-def _result(comparison: Comparison, variant: ComparedVariant) -> ComparedModelView:
-    baseline = comparison.baseline
-    indices = range(len(baseline.rounds[0]))
-    gaps = [gap for index in indices if (gap := _gap(baseline, variant, index)) is not None]
+def _result(
+    comparison: Comparison, variant: ComparedVariant, outputs: Sequence[ComparedOutputView]
+) -> ComparedModelView:
+    gaps = [output.logprob_gap for output in outputs if output.logprob_gap is not None]
     return view_of(
         ComparedModelView,
         speedups(comparison, variant),
         model=variant.served.entry.name,
-        agreement=fmean(_agreement(baseline, variant, index).share for index in indices),
+        agreement=fmean(output.agreement for output in outputs),
         logprob_gap=fmean(gaps) if gaps else None,
         kernels=kernel_names(variant.kernels),
     )
