@@ -239,7 +239,7 @@ def _jobs(
         queue,
         IdempotencyKeys(connection),
         JobChecks(models, texts, checkpoints, _memory_of_workers(settings)),
-        checkpoints=checkpoints,
+        checkpoints,
         max_queued=settings.max_queued_jobs,
         webhook_rule=None if settings.webhook_secret is None else rule,
         default_quota=default_quota(settings),

@@ -7,7 +7,7 @@ without a result is queued again here as well.
 import hashlib
 import json
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
@@ -49,6 +49,7 @@ class Estimate:
     search_of: str | None  # the job whose search it would go on with
 
 
+@dataclass(frozen=True)
 class JobSubmission:
     """Turns request bodies into queued jobs, or into estimates of what such jobs would need.
 
@@ -56,38 +57,37 @@ class JobSubmission:
     ``default_quota`` is that of tenants without their own.
     """
 
-    def __init__(
-        self,
-        jobs: JobStore,
-        queue: PruneQueue,
-        idempotency: IdempotencyKeys,
-        checks: JobChecks,
-        *,
-        checkpoints: CheckpointStore,
-        max_queued: int,
-        webhook_rule: AddressRule | None,
-        default_quota: Quota = NO_QUOTA,
-    ) -> None:
-        self._jobs = jobs
-        self._queue = queue
-        self._idempotency = idempotency
-        self._checks = checks
-        self._checkpoints = checkpoints
-        self._max_queued = max_queued
-        self._webhook_rule = webhook_rule
-        self._default_quota = default_quota
+    jobs: JobStore
+    queue: PruneQueue
+    idempotency: IdempotencyKeys
+    checks: JobChecks
+    checkpoints: CheckpointStore
+    max_queued: int
+    webhook_rule: AddressRule | None
+    default_quota: Quota = NO_QUOTA
 
-    def submit(self, body: PruneJobBody, key: str | None) -> Submitted:
+    def submit(self, body: PruneJobBody | HealJobBody, key: str | None) -> Submitted:
         """Create a job and queue it, once per idempotency ``key``.
 
         A refused request leaves nothing behind, and its key stays free. Raises ``SUBMIT_RAISES``,
-        which ``app.api.errors`` lists.
+        which ``app.api.errors`` lists, or ``HEAL_RAISES`` for a job that heals a checkpoint.
         """
-        return self._submitted(body, key, lambda: self._pruning(body))
-
-    def submit_healing(self, body: HealJobBody, key: str | None) -> Submitted:
-        """As ``submit``, for a job that heals a published checkpoint. Raises ``HEAL_RAISES``."""
-        return self._submitted(body, key, lambda: self._healing(body))
+        claim = None if key is None else self.idempotency.claim(_scoped(key), _fingerprint(body))
+        if isinstance(claim, str):
+            return Submitted(_as_created(self.jobs.get(claim)), is_replayed=True)
+        with self._released_on_error(claim):
+            checked, webhook, earlier = self._checked(body)
+            conditions = self._conditions(caller.get(), claim, checked.checkpoint_bytes)
+            described = (body.metadata, conditions, body.priority, webhook)
+            source = checked.source.name if isinstance(checked, CheckedHealing) else None
+            search_of = None if earlier is None else earlier.id
+            try:
+                job = self.jobs.create(checked.spec, *described, source, search_of)
+            except (QueueFull, QueueQuotaReached) as full:
+                full.retry_after_s = self._wait_s()
+                raise
+        self.queue.enqueue(job.id)
+        return Submitted(job, is_replayed=False)
 
     def estimate(self, body: PruneJobBody) -> Estimate:
         """Say what the job would need, and create nothing. Raises as ``submit`` does."""
@@ -102,7 +102,7 @@ class JobSubmission:
     def estimate_healing(self, body: HealJobBody) -> tuple[HealEstimate, int]:
         """What the job would need, and the bytes of what it publishes at most.
 
-        Creates nothing. Raises as ``submit_healing`` does.
+        Creates nothing. Raises ``HEAL_RAISES``.
         """
         checked, *_ = self._healing(body)
         healing = heal_estimate(checked.spec, checked.num_blocks, checked.sizes, self._succeeded())
@@ -116,27 +116,34 @@ class JobSubmission:
         # the quota of its tenant counts if that sends the request
         key = key if key is not None and key.owner == job.owner else None
         conditions = self._conditions(key, None, checked.checkpoint_bytes, {job.id})
-        retried = self._jobs.retry(job_id, checked.spec, conditions)
-        self._queue.enqueue(job_id)
+        retried = self.jobs.retry(job_id, checked.spec, conditions)
+        self.queue.enqueue(job_id)
         return retried
 
     def _retried(self, job_id: str, body: RetryJobBody) -> tuple[Job, Checked | CheckedHealing]:
-        job = self._jobs.get(job_id)
+        job = self.jobs.get(job_id)
         if job.status not in RETRIED:
             raise IllegalTransition(job_id, job.status, "retry")
         spec = body.changed(job.spec, heals_only=job.source is not None)
         if job.source is not None and spec.heal is not None:
-            return job, self._checks.healing(job.source, spec.heal)
-        return job, self._checks.pruning(spec)
+            return job, self.checks.healing(job.source, spec.heal)
+        return job, self.checks.pruning(spec)
+
+    def _checked(
+        self, body: PruneJobBody | HealJobBody
+    ) -> tuple[Checked | CheckedHealing, Webhook | None, Job | None]:
+        if isinstance(body, HealJobBody):
+            return self._healing(body)
+        return self._pruning(body)
 
     def _pruning(self, body: PruneJobBody) -> tuple[Checked, Webhook | None, Job | None]:
         """Check a body. The job is the one whose search it goes on with."""
-        checked = self._checks.pruning(PruneSpec.from_dict(body.spec_fields()))
+        checked = self.checks.pruning(PruneSpec.from_dict(body.spec_fields()))
         webhook = self._webhook(body.webhook)
         return checked, webhook, self._same_search(checked.spec) if body.reuse_search else None
 
     def _healing(self, body: HealJobBody) -> tuple[CheckedHealing, Webhook | None, None]:
-        checked = self._checks.healing(body.model, Heal(**body.heal.model_dump()))
+        checked = self.checks.healing(body.model, Heal(**body.heal.model_dump()))
         return checked, self._webhook(body.webhook), None
 
     def _same_search(self, spec: PruneSpec) -> Job | None:
@@ -144,34 +151,11 @@ class JobSubmission:
         digest, owner = spec.search_digest(), seen_tenant()
         jobs = [
             job
-            for job in self._jobs.list(_NUM_EARLIER_JOBS, owner=owner).jobs
+            for job in self.jobs.list(_NUM_EARLIER_JOBS, owner=owner).jobs
             if job.model == spec.model and job.source is None and job.progress.evaluations_done
             if job.spec.search_digest() == digest
         ]
         return max(jobs, key=lambda job: job.progress.evaluations_done, default=None)
-
-    def _submitted(
-        self,
-        body: PruneJobBody | HealJobBody,
-        key: str | None,
-        check: Callable[[], tuple[Checked | CheckedHealing, Webhook | None, Job | None]],
-    ) -> Submitted:
-        claim = None if key is None else self._idempotency.claim(_scoped(key), _fingerprint(body))
-        if isinstance(claim, str):
-            return Submitted(_as_created(self._jobs.get(claim)), is_replayed=True)
-        with self._released_on_error(claim):
-            checked, webhook, earlier = check()
-            conditions = self._conditions(caller.get(), claim, checked.checkpoint_bytes)
-            described = (body.metadata, conditions, body.priority, webhook)
-            source = checked.source.name if isinstance(checked, CheckedHealing) else None
-            search_of = None if earlier is None else earlier.id
-            try:
-                job = self._jobs.create(checked.spec, *described, source, search_of)
-            except (QueueFull, QueueQuotaReached) as full:
-                full.retry_after_s = self._wait_s()
-                raise
-        self._queue.enqueue(job.id)
-        return Submitted(job, is_replayed=False)
 
     def _conditions(
         self,
@@ -182,16 +166,16 @@ class JobSubmission:
     ) -> Conditions:
         """Those of the key's tenant, which the jobs of admins count towards as well."""
         if key is None:
-            return Conditions(self._max_queued, claim, checkpoint_bytes=checkpoint_bytes)
-        quota = key.quota.over(self._default_quota)
+            return Conditions(self.max_queued, claim, checkpoint_bytes=checkpoint_bytes)
+        quota = key.quota.over(self.default_quota)
         of_tenant = JobQuota(quota.queued_jobs or 0, quota.checkpoint_bytes or 0)
         if quota.checkpoint_bytes:
-            pending = self._jobs.pending_ids().union(retried)
+            pending = self.jobs.pending_ids().union(retried)
             # it may have what was pending a moment ago; if it is away, what it had counts
-            self._checkpoints.refresh_within(_REFRESH_S)
-            published_bytes = self._checkpoints.num_bytes_of(key.owner, but_of_jobs=pending)
+            self.checkpoints.refresh_within(_REFRESH_S)
+            published_bytes = self.checkpoints.num_bytes_of(key.owner, but_of_jobs=pending)
             of_tenant = replace(of_tenant, published_bytes=published_bytes, pending_jobs=pending)
-        return Conditions(self._max_queued, claim, key.owner, of_tenant, checkpoint_bytes)
+        return Conditions(self.max_queued, claim, key.owner, of_tenant, checkpoint_bytes)
 
     @contextmanager
     def _released_on_error(self, claim: Claim | None) -> Iterator[None]:
@@ -200,25 +184,25 @@ class JobSubmission:
         except Exception:
             if claim is not None:
                 with suppress(JobStoreUnavailable):  # the claim then expires
-                    self._idempotency.release(claim)
+                    self.idempotency.release(claim)
             raise
 
     def _succeeded(self) -> Sequence[Job]:
         """Those that the client may see: estimates name them."""
         owner = seen_tenant()
-        return self._jobs.list(_NUM_EARLIER_JOBS, status=JobStatus.SUCCEEDED, owner=owner).jobs
+        return self.jobs.list(_NUM_EARLIER_JOBS, status=JobStatus.SUCCEEDED, owner=owner).jobs
 
     def _wait_s(self) -> float:
-        running = self._jobs.list(_NUM_EARLIER_JOBS, status=JobStatus.RUNNING).jobs
-        succeeded = self._jobs.list(_NUM_EARLIER_JOBS, status=JobStatus.SUCCEEDED).jobs
+        running = self.jobs.list(_NUM_EARLIER_JOBS, status=JobStatus.RUNNING).jobs
+        succeeded = self.jobs.list(_NUM_EARLIER_JOBS, status=JobStatus.SUCCEEDED).jobs
         return wait_s(running, succeeded, time.time())
 
     def _webhook(self, body: WebhookBody | None) -> Webhook | None:
         if body is None:
             return None
-        if self._webhook_rule is None:
+        if self.webhook_rule is None:
             raise WebhooksOff
-        check(body.url, self._webhook_rule)
+        check(body.url, self.webhook_rule)
         return Webhook(body.url, tuple(dict.fromkeys(body.events)))
 
 

@@ -244,5 +244,5 @@ def create_heal_job(
     if body.dry_run:
         view = heal_estimate_view(*services.jobs.submission.estimate_healing(body))
         return JSONResponse(view.model_dump(mode="json"))
-    submitted = services.jobs.submission.submit_healing(body, idempotency_key)
+    submitted = services.jobs.submission.submit(body, idempotency_key)
     return _accepted(submitted, services.catalog, request, response)
