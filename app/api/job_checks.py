@@ -127,6 +127,7 @@ class _Need:
     instead: str
 
 
+@dataclass(frozen=True)
 class JobChecks:
     """Checks jobs against the models, texts and checkpoints of this service.
 
@@ -134,25 +135,17 @@ class JobChecks:
     a worker can have; None if workers may be on other machines.
     """
 
-    def __init__(
-        self,
-        models: ModelStore,
-        texts: TextsFolder,
-        checkpoints: CheckpointStore,
-        memory_bytes: int | None = None,
-    ) -> None:
-        self._memory_bytes = memory_bytes
-        self._models = models
-        self._texts = texts
-        self._checkpoints = checkpoints
-        self._tokenizer = lru_cache(_KEPT_TOKENIZERS)(_tokenizer_of)
+    models: ModelStore
+    texts: TextsFolder
+    checkpoints: CheckpointStore
+    memory_bytes: int | None = None
 
     def pruning(self, spec: PruneSpec) -> Checked:
         """Raises what says why a worker could not run it."""
         if spec.heal is not None:
             require_extra("heal", "healing")
-        info = self._models.inspect(spec.model)
-        spec = spec.resolved(self._texts.file)
+        info = self.models.inspect(spec.model)
+        spec = spec.resolved(self.texts.file)
         check_measures(spec, info)
         check_repair(spec.repair, read_config(info.path))
         num_evaluations = spec.num_evaluations(info.num_blocks)
@@ -160,37 +153,38 @@ class JobChecks:
         sizes = weight_sizes(info.path, ARCHITECTURES[info.model_type].writes.fitted)
         _check_bytes(spec, info, sizes)
         needed = footprint(spec, info, sizes)
-        _check_memory(_needs(spec, info, sizes, needed), self._memory_bytes)
+        _check_memory(_needs(spec, info, sizes, needed), self.memory_bytes)
         copies = 1 if spec.heal is None else 2
         free_bytes = self._checked_disk(needed.least_checkpoint_bytes * copies)
-        check_text(spec.calibration, self._tokenizer(info.path, _changed_at(info.path)))
+        check_text(spec.calibration, _tokenizer(info.path, _changed_at(info.path)))
         _check_storable(spec)
         return Checked(spec, num_evaluations, info.num_blocks, sizes, needed, free_bytes)
 
     def healing(self, name: str, heal: Heal) -> CheckedHealing:
         """The same of a job that only heals the checkpoint of that name."""
         require_extra("heal", "healing")
-        manifest = self._checkpoints.to_heal(name, seen_tenant())
+        manifest = self.checkpoints.to_heal(name, seen_tenant())
         check_healable(manifest.name, manifest.healing)
-        info = self._models.inspect(manifest.parent)
+        info = self.models.inspect(manifest.parent)
         spec = replace(PruneSpec.from_dict(manifest.spec), model=manifest.parent, heal=heal)
         _check_storable(spec)
         self._checked_disk(manifest.weight_bytes)
         sizes = weight_sizes(info.path, ARCHITECTURES[info.model_type].writes.fitted)
         *_, of_healing = _needs(spec, info, sizes, footprint(spec, info, sizes))
-        _check_memory((of_healing,), self._memory_bytes)
-        check_text(spec.calibration, self._tokenizer(info.path, _changed_at(info.path)))
+        _check_memory((of_healing,), self.memory_bytes)
+        check_text(spec.calibration, _tokenizer(info.path, _changed_at(info.path)))
         return CheckedHealing(spec, manifest, info.num_blocks, sizes)
 
     def _checked_disk(self, needed_bytes: int) -> int:
         """The bytes that are free for checkpoints. Raises ``DiskTooSmall``."""
-        free_bytes = shutil.disk_usage(_existing(self._checkpoints.root)).free
+        free_bytes = shutil.disk_usage(_existing(self.checkpoints.root)).free
         if needed_bytes > free_bytes:
             raise DiskTooSmall(needed_bytes, free_bytes)
         return free_bytes
 
 
-def _tokenizer_of(path: Path, _changed_at: float) -> PreTrainedTokenizerBase:
+@lru_cache(_KEPT_TOKENIZERS)
+def _tokenizer(path: Path, _changed_at: float) -> PreTrainedTokenizerBase:
     return load_tokenizer(path)
 
 

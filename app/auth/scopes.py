@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from urllib.parse import urlsplit
 
@@ -56,6 +57,7 @@ class UnprotectedAddress(RuntimeError):
     """Other machines could reach the service, and it has no API key."""
 
 
+@dataclass(frozen=True)
 class Authorizer:
     """Requires an API key if ``is_required``, or once a key was created.
 
@@ -64,27 +66,19 @@ class Authorizer:
     ``sessions`` cookies mean nothing.
     """
 
-    def __init__(
-        self,
-        keys: KeyFile,
-        *,
-        is_required: bool,
-        is_local_without_keys: bool = False,
-        sessions: Sessions | None = None,
-    ) -> None:
-        self._keys = keys
-        self._sessions = sessions
-        self._is_required = is_required
-        self._is_local_without_keys = is_local_without_keys
+    keys: KeyFile
+    is_required: bool
+    is_local_without_keys: bool = False
+    sessions: Sessions | None = None
 
     @property
     def requires_key(self) -> bool:
-        return self._is_required or self._keys.exists
+        return self.is_required or self.keys.exists
 
     @property
     def is_local(self) -> bool:
         """Whether only requests from this machine are accepted."""
-        return self._is_local_without_keys and not self.requires_key
+        return self.is_local_without_keys and not self.requires_key
 
     def authorize(
         self, method: str, path: str, headers: Iterable[tuple[bytes, bytes]]
@@ -106,10 +100,10 @@ class Authorizer:
     def session(self, headers: Iterable[tuple[bytes, bytes]]) -> Session | None:
         """Return the session of the cookie; None without one that is valid."""
         cookie = _cookie(headers)
-        if cookie is None or self._sessions is None:
+        if cookie is None or self.sessions is None:
             return None
         try:
-            return self._sessions.find(cookie)
+            return self.sessions.find(cookie)
         except InvalidKeyFile:
             logger.exception("all sessions are refused: the API keys cannot be read")
             return None
@@ -126,7 +120,7 @@ class Authorizer:
     def find(self, bearer: str) -> ApiKey:
         """Raises ``KeyRefused``."""
         try:
-            key = self._keys.find(bearer)
+            key = self.keys.find(bearer)
         except InvalidKeyFile:
             logger.exception("all requests are refused: the API keys cannot be read")
             key = None
