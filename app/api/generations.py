@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
@@ -132,56 +132,34 @@ class EventStream(EventSourceResponse):
 
 
 async def _events(generation: Generation, format_: OutputFormat[object]) -> AsyncIterator[bytes]:
-    """Errors before the first event are raised; later ones are sent as the last event."""
+    """Errors before the first event are raised; later ones are sent as the last event.
+
+    Some clients lose events that come with a comment, so a stream that flows has none.
+    """
+    loop = asyncio.get_running_loop()
+    comment_s = loop.time() + KEEP_ALIVE_S  # when one is due
+
+    async def wake() -> None:
+        """One timer for all tokens."""
+        while True:
+            await asyncio.sleep(max(comment_s - loop.time(), 0) or KEEP_ALIVE_S)
+            if loop.time() >= comment_s:
+                generation.wake()
+
+    waking = asyncio.create_task(wake())
     try:
-        with _KeepAlive(generation) as keep_alive:
-            while not generation.is_over:
-                content = b"".join(format_.deltas(await generation.next_deltas()))
-                if content or keep_alive.is_due:
-                    yield content or KEEPALIVE_COMMENT
-                    keep_alive.sent()
+        while not generation.is_over:
+            content = b"".join(format_.deltas(await generation.next_deltas()))
+            if content or loop.time() >= comment_s:
+                yield content or KEEPALIVE_COMMENT
+                comment_s = loop.time() + KEEP_ALIVE_S
         yield b"".join(format_.end(generation.outputs))
     except Exception as error:
         if problem_of(error).status >= 500:
             logger.exception("a stream ends with an error")
         yield format_.error(error)
-
-
-class _KeepAlive:
-    """Wakes the generation when nothing was sent for ``KEEP_ALIVE_S``.
-
-    Some clients lose events that come with a comment, so a stream that flows has none. There is
-    one timer, not one per token.
-    """
-
-    def __init__(self, generation: Generation) -> None:
-        self._generation = generation
-        self._loop = asyncio.get_running_loop()
-        self.sent()
-
-    def __enter__(self) -> Self:
-        self._timer = self._loop.call_later(KEEP_ALIVE_S, self._check)
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._timer.cancel()
-
-    def sent(self) -> None:
-        """Note that something was sent now."""
-        self._sent_s = self._loop.time()
-
-    @property
-    def is_due(self) -> bool:
-        return self._rest_s <= 0
-
-    @property
-    def _rest_s(self) -> float:
-        return self._sent_s + KEEP_ALIVE_S - self._loop.time()
-
-    def _check(self) -> None:
-        if self.is_due:
-            self._generation.wake()
-        self._timer = self._loop.call_later(max(self._rest_s, 0) or KEEP_ALIVE_S, self._check)
+    finally:
+        waking.cancel()
 
 
 async def _gone(receive: Receive) -> None:
