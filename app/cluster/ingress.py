@@ -136,7 +136,8 @@ class ForwardedResponse(Response):
             async for message in self._messages():
                 has_begun = True
                 if message["type"] == "http.response.start":
-                    is_events = _are_events(message["headers"])
+                    kind = dict(message["headers"]).get(b"content-type", b"")
+                    is_events = kind.startswith(b"text/event-stream")
                     await send({**message, "headers": _without_id(message["headers"])})
                 else:
                     await send(message)
@@ -154,9 +155,10 @@ class ForwardedResponse(Response):
         for number in range(1, MAX_ATTEMPTS + 1):
             has_begun = False
             try:
-                async for message in self._begun():
+                async for messages in self._batches():
                     has_begun = True
-                    yield message
+                    for message in messages:
+                        yield message
             except RayTaskError:
                 raise  # an error in the replica, which is still alive
             except RayError as error:
@@ -167,25 +169,16 @@ class ForwardedResponse(Response):
             else:
                 return
 
-    async def _begun(self) -> AsyncIterator[Message]:
-        """ASGI messages of one attempt. The headers of a token stream wait for its first token."""
-        held: list[Message] = []
-        async for messages in self._batches():
-            held += messages
-            has_body = any(message.get("body") for message in held)
-            if self._request.may_stream_tokens and not has_body:
-                continue
-            for message in held:
-                yield message
-            held = []
-        for message in held:
-            yield message
-
     async def _batches(self) -> AsyncIterator[list[Message]]:
+        """ASGI messages of one attempt. The headers of a token stream wait for its first token."""
         responses: Any = self._handle.remote(self._request)
+        held: list[Message] = []
         try:
             async for messages in responses:
-                yield messages
+                held += messages
+                if self._request.method != "POST" or any(message.get("body") for message in held):
+                    yield held
+                    held = []
         except BackPressureError as error:
             raise ReplicasBusy("too many requests wait for a replica: retry in 1 s") from error
         except DeploymentUnavailableError as error:
@@ -193,6 +186,7 @@ class ForwardedResponse(Response):
         except (asyncio.CancelledError, GeneratorExit):
             responses.cancel()  # the client has left
             raise
+        yield held
 
 
 def combined(request: ForwardedRequest, responses: Sequence[ReplicaResponse]) -> Response:
@@ -261,10 +255,6 @@ def _replica_lost(request: ForwardedRequest, *, has_begun: bool) -> ReplicaLost:
         "the replica was lost and may have executed the request: check, then send it again; with "
         "an Idempotency-Key it would have been sent again"
     )
-
-
-def _are_events(headers: Headers) -> bool:
-    return dict(headers).get(b"content-type", b"").startswith(b"text/event-stream")
 
 
 def _without_id(headers: Headers) -> list[tuple[bytes, bytes]]:

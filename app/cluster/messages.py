@@ -68,11 +68,6 @@ class ForwardedRequest:
         is_generation = self.path.startswith(_GENERATION_PATHS)
         return self.method in _SAFE_METHODS or is_generation or has_key
 
-    @property
-    def may_stream_tokens(self) -> bool:
-        """Whether a streamed response counts as begun only with its first token."""
-        return self.method == "POST"
-
 
 @dataclass(frozen=True)
 class ReplicaResponse:
