@@ -3,7 +3,7 @@
 import errno
 import re
 import socket
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import Enum
@@ -169,16 +169,14 @@ def _effective(
         text = without_secrets(text)
     elif text != "unset" and not type(values).model_fields[setting.field].repr:
         text = _MASK
-    source = next(_sources_of(setting, sources), "default")
-    return EffectiveSetting(setting.variables[0], text, source)
-
-
-def _sources_of(setting: Setting, sources: Mapping[str, Collection[str]]) -> Iterator[str]:
-    """Where the setting is set, in order of precedence."""
-    for source, names in sources.items():
-        for name in setting.variables:
-            if name in names:
-                yield source if name == setting.variables[0] else f"{source}, {name}"
+    own = setting.variables[0]
+    set_in = (  # in order of precedence
+        source if name == own else f"{source}, {name}"
+        for source, names in sources.items()
+        for name in setting.variables
+        if name in names
+    )
+    return EffectiveSetting(own, text, next(set_in, "default"))
 
 
 def _text(value: object) -> str:

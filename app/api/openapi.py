@@ -123,7 +123,8 @@ def _described(
             for parameter in operation.get("parameters", ()):
                 parameter["schema"] = _without_null(parameter["schema"])
             _describe_access(operation, method, path, authorizer)
-            _describe_audit(operation, path, is_audited=is_audited)
+            if is_audited and not is_probe(path):
+                _add(operation["responses"], path, AuditUnavailable)
             if is_openai(path):
                 operation["responses"].pop("422", None)  # FastAPI's own, which is 400 there
     _describe_schemas(document["components"]["schemas"])
@@ -163,11 +164,6 @@ def _describe_access(
             _add(operation["responses"], path, TokenQuotaReached)
         if method not in ("get", "head"):
             _add(operation["responses"], path, NotSameOrigin)
-
-
-def _describe_audit(operation: dict[str, Any], path: str, *, is_audited: bool) -> None:
-    if is_audited and not is_probe(path):
-        _add(operation["responses"], path, AuditUnavailable)
 
 
 def _add(responses: dict[str, Any], path: str, *errors: type[Exception]) -> None:

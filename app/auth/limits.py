@@ -183,7 +183,7 @@ class KeyLimits:
             self._metrics.key_limits_unknown.inc()
         elif reached[0]:
             raise self._error(key, reached, limits)
-        return self._lease(running, request_id) if limits.at_once else None
+        return Lease(self, running, request_id) if limits.at_once else None
 
     def finished(
         self, labels: Labels, num_prompt_tokens: int, _reason: FinishReason, timings: Timings
@@ -260,14 +260,13 @@ class KeyLimits:
         self._metrics.key_refusals.labels(error.limit).inc()
         return error
 
-    def _lease(self, running: str, request_id: str) -> "Lease":
-        def renew() -> Awaitable[object]:
-            return self._call(lambda: self._renew(keys=[running], args=[request_id, LEASE_S]))
+    async def renew(self, running: str, request_id: str) -> None:
+        """Renew a lease of this key in Redis."""
+        await self._call(lambda: self._renew(keys=[running], args=[request_id, LEASE_S]))
 
-        def release() -> Awaitable[object]:
-            return self._call(lambda: self._redis.zrem(running, request_id))
-
-        return Lease(renew, release, self.renew_every_s)
+    async def release(self, running: str, request_id: str) -> None:
+        """Free a lease of this key in Redis."""
+        await self._call(lambda: self._redis.zrem(running, request_id))
 
     async def _call(self, command: Callable[[], Awaitable[Any]]) -> Any:  # noqa: ANN401 - as redis has it
         """Return the reply of Redis, or None if there is none."""
@@ -297,15 +296,11 @@ class _Limits:
 class Lease:
     """Lets one generation run, until it is released. Renews itself."""
 
-    def __init__(
-        self,
-        renew: Callable[[], Awaitable[object]],
-        release: Callable[[], Awaitable[object]],
-        renew_every_s: float,
-    ) -> None:
-        self._release = release
+    def __init__(self, limits: KeyLimits, running: str, request_id: str) -> None:
+        self._limits = limits
+        self._of_redis = (running, request_id)  # the key of the leases, and this one
         self._is_released = asyncio.Event()
-        self._renewing = asyncio.create_task(self._keep(renew, renew_every_s))
+        self._renewing = asyncio.create_task(self._keep())
 
     async def release(self) -> None:
         """Free the lease. Further calls change nothing."""
@@ -313,14 +308,14 @@ class Lease:
             return
         self._is_released.set()
         await self._renewing  # else a late renewal could bring the lease back
-        await self._release()
+        await self._limits.release(*self._of_redis)
 
-    async def _keep(self, renew: Callable[[], Awaitable[object]], pause_s: float) -> None:
+    async def _keep(self) -> None:
         """Ends by the event, not by cancellation, which commands of redis-py may swallow."""
         while True:
             try:
-                async with asyncio.timeout(pause_s):
+                async with asyncio.timeout(self._limits.renew_every_s):
                     await self._is_released.wait()
                     return
             except TimeoutError:
-                await renew()
+                await self._limits.renew(*self._of_redis)
