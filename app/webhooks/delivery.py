@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from random import SystemRandom
 from typing import Any
@@ -37,29 +38,20 @@ OUTAGE_S = 10.0  # pause after the job store was unavailable
 logger = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class WebhookDeliverer:
     """``describe`` returns the ``data`` of a message about a job, as JSON values. It may read
     files.
     """
 
-    def __init__(
-        self,
-        outbox: WebhookOutbox,
-        sender: WebhookSender,
-        describe: Callable[[Job], Mapping[str, Any]],
-        *,
-        back_off_s: Sequence[float] = BACK_OFF_S,
-        poll_s: float = POLL_S,
-    ) -> None:
-        self._outbox = outbox
-        self._sender = sender
-        self._describe = describe
-        self._back_off_s = back_off_s
-        self._poll_s = poll_s
-        self._random = SystemRandom()
-        self._is_stopping = asyncio.Event()
-        self._loop: asyncio.Task[None] | None = None
-        self._deliveries: set[asyncio.Task[None]] = set()
+    outbox: WebhookOutbox
+    sender: WebhookSender
+    describe: Callable[[Job], Mapping[str, Any]]
+    back_off_s: Sequence[float] = BACK_OFF_S
+    poll_s: float = POLL_S
+    _is_stopping: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    _loop: asyncio.Task[None] | None = field(default=None, init=False)
+    _deliveries: set[asyncio.Task[None]] = field(default_factory=set, init=False)
 
     def start(self) -> None:
         """Start to deliver due messages in the background."""
@@ -79,12 +71,12 @@ class WebhookDeliverer:
         for delivery in self._deliveries:
             delivery.cancel()
         await asyncio.gather(*self._deliveries, return_exceptions=True)
-        self._sender.close()
+        self.sender.close()
 
     async def claim_due(self) -> Sequence[asyncio.Task[None]]:
         """Start the delivery of due messages, up to ``MAX_CONCURRENT`` at once."""
         room = MAX_CONCURRENT - len(self._deliveries)
-        messages = await run_in_threadpool(self._outbox.claim, room)
+        messages = await run_in_threadpool(self.outbox.claim, room)
         started = [asyncio.create_task(self._deliver(message)) for message in messages]
         self._deliveries.update(started)
         for delivery in started:
@@ -93,7 +85,7 @@ class WebhookDeliverer:
 
     async def _run(self) -> None:
         while not self._is_stopping.is_set():
-            pause_s = self._poll_s
+            pause_s = self.poll_s
             try:
                 await self.claim_due()
             except JobStoreUnavailable as error:
@@ -106,7 +98,7 @@ class WebhookDeliverer:
                 await asyncio.wait_for(self._is_stopping.wait(), pause_s)
 
     async def _deliver(self, message: Message) -> None:
-        at, started_s = self._outbox.now(), time.monotonic()
+        at, started_s = self.outbox.now(), time.monotonic()
         try:
             result = await self._send(message)
         except Exception:
@@ -127,7 +119,7 @@ class WebhookDeliverer:
             level, fate = (logging.WARNING, "given up") if is_last else (logging.INFO, "retried")
             logger.log(level, "webhook message %s is %s: %s", message.id, fate, result.error)
         try:
-            await run_in_threadpool(self._outbox.settle, message, attempt)
+            await run_in_threadpool(self.outbox.settle, message, attempt)
         except JobStoreUnavailable as error:
             logger.warning("webhook message %s may be delivered twice: %s", message.id, error)
 
@@ -135,13 +127,13 @@ class WebhookDeliverer:
         job = message.job
         assert job.webhook is not None  # only jobs with a webhook have messages
         at = datetime.fromtimestamp(message.created_at, UTC).isoformat().replace("+00:00", "Z")
-        data = await run_in_threadpool(self._describe, job)
+        data = await run_in_threadpool(self.describe, job)
         body = {"type": message.type, "timestamp": at, "data": data}
-        return await self._sender.send(message.id, job.webhook.url, json.dumps(body))
+        return await self.sender.send(message.id, job.webhook.url, json.dumps(body))
 
     def _next_attempt_at(self, message: Message, result: SendResult) -> float | None:
-        is_last = message.num_attempts >= len(self._back_off_s)
+        is_last = message.num_attempts >= len(self.back_off_s)
         if result.error is None or result.is_gone or is_last:
             return None
-        pause_s = self._back_off_s[message.num_attempts]
-        return self._outbox.now() + pause_s * self._random.uniform(1 - JITTER, 1 + JITTER)
+        pause_s = self.back_off_s[message.num_attempts]
+        return self.outbox.now() + pause_s * SystemRandom().uniform(1 - JITTER, 1 + JITTER)
