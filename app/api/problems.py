@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +34,7 @@ TOO_LARGE_TITLE = "The request body is too large."
 MAX_NESTED = 50_000  # lists, objects and fields of a body; each takes up to 0.3 µs to parse
 MAX_ITEMS = 300_000  # values in lists, as of a prompt of token ids; each takes a fifth of that
 _LARGE_BYTES, _LARGE_NESTED = 2**16, 5_000  # from which on bodies take turns
+_MARKS = (b"[", b"{", b":", b'"', b'\\"', b",")  # that are counted
 _PAUSES = 2  # times as long as a body takes, until the next one
 _TURNS = 10  # steps of the event loop: a short request needs about four
 
@@ -153,18 +155,16 @@ class _Body:
         self._receive = receive
         self._turns = turns
         self._num_bytes = 0
-        self._num_brackets = 0
-        self._num_colons = 0
-        self._num_quotes = 0
-        self._num_items = 0
+        self._num: Counter[bytes] = Counter()  # of each mark
 
     @property
     def has_too_many(self) -> bool:
-        return self._num_nested > MAX_NESTED or self._num_items > MAX_ITEMS
+        return self._num_nested > MAX_NESTED or self._num[b","] > MAX_ITEMS
 
     @property
     def _num_nested(self) -> int:
-        return self._num_brackets + min(self._num_colons, self._num_quotes)
+        num_fields = min(self._num[b":"], self._num[b'"'] - self._num[b'\\"'])
+        return self._num[b"["] + self._num[b"{"] + num_fields
 
     @property
     def _is_large(self) -> bool:
@@ -173,10 +173,7 @@ class _Body:
     async def receive(self) -> Message:
         message = await self._receive()
         part: bytes = message.get("body", b"")
-        self._num_brackets += part.count(b"[") + part.count(b"{")
-        self._num_colons += part.count(b":")
-        self._num_quotes += part.count(b'"') - part.count(b'\\"')
-        self._num_items += part.count(b",")
+        self._num.update({mark: part.count(mark) for mark in _MARKS})
         if self.has_too_many:
             raise HTTPException(413)  # whatever the response to it is, it is replaced
         self._num_bytes += len(part)
