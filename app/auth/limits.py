@@ -41,7 +41,7 @@ PAUSE_S = 1.0  # after a Redis command failed
 _TIMEOUT_S = 0.5  # of a Redis command
 _MAX_CONNECTIONS = 50
 _RETRY_S = 1.0  # at the limit of concurrent generations, whose end is unknown
-_RATE, _TOKENS = 1, 3  # the limits, as the script below returns them
+_LIMITS = ("", "rate", "concurrent", "tokens")  # by the numbers that the script below returns
 
 # KEYS tokens. ARGV window, tokens to charge.
 _CHARGE = """
@@ -245,20 +245,16 @@ class KeyLimits:
     def _error(
         self, key: ApiKey, reached: Sequence[int], limits: "_Limits"
     ) -> LimitReached | TokenQuotaReached:
-        number, retry_after_s = reached[0], reached[1] / 1e6
-        if number == _TOKENS:
-            self._metrics.key_refusals.labels("tokens").inc()
+        limit, retry_after_s = _LIMITS[reached[0]], reached[1] / 1e6
+        self._metrics.key_refusals.labels(limit).inc()
+        if limit == "tokens":
             return TokenQuotaReached(key.owner, limits.tokens, retry_after_s)
-        if number == _RATE:
+        if limit == "rate":
             most = counted(limits.rate, "request")
             message = f"Rate limit of API key {key.name!r} exceeded: {most} per minute"
-            error = LimitReached(message, "rate", retry_after_s)
-        else:
-            most = counted(limits.at_once, "concurrent generation")
-            message = f"Limit of API key {key.name!r} reached: {most}"
-            error = LimitReached(message, "concurrent", _RETRY_S)
-        self._metrics.key_refusals.labels(error.limit).inc()
-        return error
+            return LimitReached(message, limit, retry_after_s)
+        most = counted(limits.at_once, "concurrent generation")
+        return LimitReached(f"Limit of API key {key.name!r} reached: {most}", limit, _RETRY_S)
 
     async def renew(self, running: str, request_id: str) -> None:
         """Renew a lease of this key in Redis."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from urllib.parse import urlsplit
 
+from starlette.requests import cookie_parser
+
 from app.auth.keys import ApiKey, InvalidKeyFile, KeyFile, KeyRefused, Scope, ScopeMissing
 from app.auth.sessions import COOKIE, NotSameOrigin, Session, Sessions
 from app.config import ServeSettings
@@ -189,11 +191,7 @@ def check_same_origin(headers: Iterable[tuple[bytes, bytes]]) -> None:
 
 def _cookie(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
     """Return the value of the cookie of sessions."""
-    for pair in b";".join(_sent(headers, b"cookie")).decode("latin-1").split(";"):
-        cookie_name, _, content = pair.strip().partition("=")
-        if cookie_name == COOKIE:
-            return content.strip('"')
-    return None
+    return cookie_parser(b";".join(_sent(headers, b"cookie")).decode("latin-1")).get(COOKIE)
 
 
 def _sent(headers: Iterable[tuple[bytes, bytes]], wanted: bytes) -> list[bytes]:
