@@ -27,14 +27,7 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 _CLIENT_GONE = 499  # there was no response
 _UNHANDLED = 500
 
-_RAISES = (
-    NotLocal,
-    KeyRefused,
-    NotSameOrigin,
-    ScopeMissing,
-    LimitReached,
-    TokenQuotaReached,
-)
+_RAISES = (NotLocal, KeyRefused, NotSameOrigin, ScopeMissing, LimitReached, TokenQuotaReached)
 _MAX_LOGGED_CHARS = 200  # of a path
 
 

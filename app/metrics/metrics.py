@@ -79,11 +79,7 @@ class Labels:
     """
 
     def __init__(
-        self,
-        model_name: str,
-        kind: ModelKind,
-        traffic: str = "live",
-        engine: EngineName = "own",
+        self, model_name: str, kind: ModelKind, traffic: str = "live", engine: EngineName = "own"
     ) -> None:
         self.values = (model_name, kind, traffic, engine)
         self.traffic = traffic

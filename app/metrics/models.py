@@ -63,7 +63,9 @@ class ModelCollector(Collector):
         yield from _known(entries)
         yield from _by_domain(entries)
         yield _model_info(entries)
-        yield _alias_info(self.registry.catalog.aliases())
+        aliases = ((names, 1) for names in self.registry.catalog.aliases().items())
+        text, names = "Aliases and their targets, always 1.", ["alias", "model_name"]
+        yield gauge("sleb_model_alias_info", text, names, aliases)
         yield from _external_load(self.external())
 
 
@@ -197,15 +199,6 @@ def _model_info(entries: Iterable[ModelEntry]) -> Metric:
     names += ["perplexity", "dense_perplexity", "evaluated_on", "dtype"]
     rows = ((_info_labels(entry), 1) for entry in entries)
     return gauge("sleb_model_info", "Lineage and quality, always 1.", names, rows)
-
-
-def _alias_info(aliases: Mapping[str, str]) -> Metric:
-    return gauge(
-        "sleb_model_alias_info",
-        "Aliases and their targets, always 1.",
-        ["alias", "model_name"],
-        ((names, 1) for names in aliases.items()),
-    )
 
 
 def _info_labels(entry: ModelEntry) -> list[str]:

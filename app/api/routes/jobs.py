@@ -189,10 +189,7 @@ def resume_prune_job(job_id: JobId, services: ServicesDep, request: Request) -> 
     responses=responses_for(*RETRY_RAISES, has_body=True),
 )
 def retry_prune_job(
-    job_id: JobId,
-    services: ServicesDep,
-    request: Request,
-    body: RetryJobBody = _AS_IT_WAS,
+    job_id: JobId, services: ServicesDep, request: Request, body: RetryJobBody = _AS_IT_WAS
 ) -> PruneJobView:
     """A job that has failed or was cancelled is queued again, first within its priority. What its
     search has found is kept, and no candidate is scored again.

@@ -41,10 +41,7 @@ def get_session(request: Request, response: Response, services: ServicesDep) -> 
 
 @router.post("", responses=responses_for(KeyRefused, NotSameOrigin, SessionsNotKept, has_body=True))
 def sign_in(
-    body: SignInBody,
-    request: Request,
-    response: Response,
-    services: ServicesDep,
+    body: SignInBody, request: Request, response: Response, services: ServicesDep
 ) -> SessionView:
     """Exchange a key for a cookie that scripts cannot read and other sites do not send.
 

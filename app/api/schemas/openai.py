@@ -7,14 +7,7 @@ supported, is refused unless its value asks for nothing. Unknown fields are refu
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    StrictBool,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationInfo, field_validator
 
 from app.api.schemas.bodies import Body, documented, kind, optional
 from app.api.schemas.generate import CACHE_SALT, MAX_PROMPTS, ModelName, StopStrings
