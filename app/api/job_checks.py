@@ -177,7 +177,9 @@ class JobChecks:
 
     def _checked_disk(self, needed_bytes: int) -> int:
         """The bytes that are free for checkpoints. Raises ``DiskTooSmall``."""
-        free_bytes = shutil.disk_usage(_existing(self.checkpoints.root)).free
+        root = self.checkpoints.root
+        existing = next(path for path in (root, *root.parents) if path.is_dir())
+        free_bytes = shutil.disk_usage(existing).free
         if needed_bytes > free_bytes:
             raise DiskTooSmall(needed_bytes, free_bytes)
         return free_bytes
@@ -260,11 +262,6 @@ def _check_memory(all_needs: tuple[_Need, ...], total_bytes: int | None) -> None
     for need in all_needs:
         if total_bytes is not None and need.num_bytes > total_bytes:
             raise MemoryTooSmall(need, total_bytes)
-
-
-def _existing(path: Path) -> Path:
-    """Return the path, or its nearest parent that exists."""
-    return next(parent for parent in (path, *path.parents) if parent.is_dir())
 
 
 def _num_bytes(path: Path) -> int | None:

@@ -18,7 +18,7 @@ from app.generation.generator import GENERATOR_LOAD_RAISES
 from app.models.advice import advice_on
 from app.models.aliases import AliasTaken, InvalidAlias, InvalidAliasFile
 from app.models.catalog import UnknownModel
-from pruning.evaluation.advice import Advice, AdvisedDepth, Limits
+from pruning.evaluation.advice import AdvisedDepth, Limits
 from pruning.jobs.redis import JobStoreUnavailable
 from pruning.spec import InvalidSpec
 
@@ -126,12 +126,7 @@ def get_advice(
     Measured speed-ups count before predicted ones. Of a variant, the advice is about its dense
     model.
     """
-    return _advice_view(
-        advice_on(name, services.catalog, Limits(max_ratio, min_speedup, min_probe))
-    )
-
-
-def _advice_view(advice: Advice) -> AdviceView:
+    advice = advice_on(name, services.catalog, Limits(max_ratio, min_speedup, min_probe))
     return view_of(AdviceView, advice, depths=[_depth_view(depth) for depth in advice.depths])
 
 
