@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.deps import services_of
 from app.api.errors import problem_of
+from app.api.problems import error_event
 from app.generation.generator import Generation, Generator
 from app.generation.output import Delta, Output
 from app.generation.request import GenerationRequest
@@ -58,7 +59,7 @@ class SheddingRoute(APIRoute):
 class OutputFormat(Protocol[_View_co]):
     """How outputs look on the wire: as a whole, or event by event.
 
-    Whatever it raises ends a stream with ``error``.
+    Whatever it raises ends a stream with an event for the error.
     """
 
     def whole(self, outputs: Sequence[Output]) -> _View_co: ...
@@ -66,8 +67,6 @@ class OutputFormat(Protocol[_View_co]):
     def deltas(self, deltas: Sequence[Delta]) -> Iterable[bytes]: ...
 
     def end(self, outputs: Sequence[Output]) -> Iterable[bytes]: ...
-
-    def error(self, error: Exception) -> bytes: ...
 
 
 async def respond(
@@ -80,8 +79,8 @@ async def respond(
 ) -> "_View_co | EventStream":
     """The response of a route to this request. Raises what ``Generator.generate`` does."""
     if is_streamed:
-        opening = generator.open(generation_request)
-        return EventStream(opening, lambda generation: _events(generation, format_))
+        opening, path = generator.open(generation_request), request.url.path
+        return EventStream(opening, lambda generation: _events(generation, format_, path))
     outputs = await unless_gone(request.receive, generator.generate(generation_request))
     if generation_request.params.num_prompt_logprobs is None:
         return format_.whole(outputs)
@@ -131,7 +130,9 @@ class EventStream(EventSourceResponse):
                 await self.stream_response(send)
 
 
-async def _events(generation: Generation, format_: OutputFormat[object]) -> AsyncIterator[bytes]:
+async def _events(
+    generation: Generation, format_: OutputFormat[object], path: str
+) -> AsyncIterator[bytes]:
     """Errors before the first event are raised; later ones are sent as the last event.
 
     Some clients lose events that come with a comment, so a stream that flows has none.
@@ -155,9 +156,10 @@ async def _events(generation: Generation, format_: OutputFormat[object]) -> Asyn
                 comment_s = loop.time() + KEEP_ALIVE_S
         yield b"".join(format_.end(generation.outputs))
     except Exception as error:
-        if problem_of(error).status >= 500:
+        problem = problem_of(error)
+        if problem.status >= 500:
             logger.exception("a stream ends with an error")
-        yield format_.error(error)
+        yield error_event(problem, path)
     finally:
         waking.cancel()
 

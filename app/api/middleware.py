@@ -75,13 +75,9 @@ class MetricsMiddleware:
             status = _UNHANDLED
             raise
         finally:
-            _count(scope, status)
-
-
-def _count(scope: Scope, status: int) -> None:
-    route = getattr(scope.get("route"), "path", _OTHER)
-    method = scope["method"] if scope["method"] in _METHODS else _OTHER
-    services_of(scope["state"]).metrics.http.labels(route, method, status).inc()
+            route = getattr(scope.get("route"), "path", _OTHER)
+            method = scope["method"] if scope["method"] in _METHODS else _OTHER
+            services_of(scope["state"]).metrics.http.labels(route, method, status).inc()
 
 
 class AuthMiddleware:

@@ -2,12 +2,14 @@
 
 import asyncio
 import gc
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastapi.sse import format_sse_event
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -96,6 +98,13 @@ def envelope(problem: Problem, path: str = "") -> tuple[int, dict[str, Any]]:
         "code": None if kind.startswith("http-") else _CODES.get(kind, kind.replace("-", "_")),
     }
     return status, {"error": error}
+
+
+def error_event(problem: Problem, path: str) -> bytes:
+    """The event that ends a failed stream of the route at ``path``."""
+    if is_openai(path):
+        return format_sse_event(data_str=json.dumps(envelope(problem)[1]))
+    return format_sse_event(event="error", data_str=json.dumps(problem.document))
 
 
 _TOO_LARGE = Problem(

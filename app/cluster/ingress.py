@@ -5,7 +5,6 @@ Routes, limits and streams are those of the application in the replica.
 """
 
 import asyncio
-import json
 import logging
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
@@ -14,7 +13,6 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from fastapi.sse import format_sse_event
 from prometheus_client import CONTENT_TYPE_LATEST
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
@@ -25,7 +23,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from app.api.errors import Problems, problem_of
 from app.api.middleware import HEADERS
-from app.api.problems import envelope, is_openai, problem_response
+from app.api.problems import error_event, problem_response
 from app.cluster.messages import (
     ForwardedRequest,
     NoReplica,
@@ -146,7 +144,8 @@ class ForwardedResponse(Response):
             if not has_begun:
                 await _problem_response(error, path)(scope, receive, send)
             elif is_events:
-                await send({"type": "http.response.body", "body": _error_event(error, path)})
+                event = error_event(problem_of(error, _PROBLEMS), path)
+                await send({"type": "http.response.body", "body": event})
             else:
                 raise
 
@@ -236,14 +235,6 @@ def _labelled(line: str, replica: str) -> str:
 def _problem_response(error: Exception, path: str) -> Response:
     problem = problem_of(error, _PROBLEMS)
     return problem_response(replace(problem, headers={**problem.headers, **HEADERS}), path)
-
-
-def _error_event(error: Exception, path: str) -> bytes:
-    """The event with which the application ends a failed stream."""
-    problem = problem_of(error, _PROBLEMS)
-    if is_openai(path):
-        return format_sse_event(data_str=json.dumps(envelope(problem)[1]))
-    return format_sse_event(event="error", data_str=json.dumps(problem.document))
 
 
 def _replica_lost(request: ForwardedRequest, *, has_begun: bool) -> ReplicaLost:

@@ -1,6 +1,5 @@
 """Completions and chat completions in OpenAI's formats: whole, and as chunks of a stream."""
 
-import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -10,9 +9,7 @@ from uuid import uuid4
 from fastapi.sse import format_sse_event
 from pydantic import BaseModel
 
-from app.api.errors import problem_of
 from app.api.formats.tools import MessageDelta, ToolUse, found_calls, text_and_calls
-from app.api.problems import envelope
 from app.api.schemas.openai import (
     AssistantMessage,
     ChatBody,
@@ -65,9 +62,6 @@ class OpenAIFormat:
         if self._has_usage:
             yield self._event(self._body(self._chunk_kind, [], self._usage(outputs)))
         yield format_sse_event(data_str="[DONE]")
-
-    def error(self, error: Exception) -> bytes:
-        return format_sse_event(data_str=json.dumps(envelope(problem_of(error))[1]))
 
     def _body(self, kind: type[_Body], choices: Sequence[BaseModel], usage: Usage | None) -> _Body:
         return kind(

@@ -2,7 +2,6 @@
 and as server-sent events.
 """
 
-import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -10,7 +9,6 @@ from fastapi import APIRouter, Request, Response
 from fastapi.sse import format_sse_event
 
 from app.api.deps import GeneratorDep
-from app.api.errors import problem_of
 from app.api.generations import SheddingRoute, respond
 from app.api.openapi import EVENT_STREAM, Responses, responses_for
 from app.api.schemas.bodies import view_of
@@ -97,9 +95,6 @@ class GenerateFormat:
         yield format_sse_event(
             event="done", data_str=self.whole(outputs).model_dump_json(ensure_ascii=True)
         )
-
-    def error(self, error: Exception) -> bytes:
-        return format_sse_event(event="error", data_str=json.dumps(problem_of(error).document))
 
     def _output(self, index: int, output: Output) -> OutputView:
         return OutputView(

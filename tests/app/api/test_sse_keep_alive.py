@@ -44,15 +44,13 @@ class TextFormat:
     def end(self, outputs: Sequence[Output]) -> Iterator[bytes]:
         yield b"end" * len(outputs)
 
-    def error(self, error: Exception) -> bytes:
-        raise error
-
 
 async def stream(times_s: Sequence[float]) -> list[tuple[float, bytes]]:
     """What is sent, each with its time."""
     loop = asyncio.get_running_loop()
     generation = Generation([TimedStream(times_s)])
-    return [(loop.time(), content) async for content in _events(generation, TextFormat())]
+    events = _events(generation, TextFormat(), "/generate")
+    return [(loop.time(), content) async for content in events]
 
 
 def pings(times_s: Sequence[float]) -> list[float]:
