@@ -116,9 +116,20 @@ class AuthMiddleware:
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         key: ApiKey | None = None
         lease: Lease | None = None
+
+        async def release_and_send(message: Message) -> None:
+            # first the lease: a client may send its next request once it has the whole response
+            is_last = message["type"] == "http.response.body" and not message.get("more_body")
+            if lease is not None and is_last:
+                await lease.release()
+            await send(message)
+
         try:
             key = self._authorizer.authorize(scope["method"], scope["path"], scope["headers"])
-            lease = await _lease(scope, key)
+            if key is not None:
+                is_generation = generates(scope["method"], scope["path"])
+                key_limits = services_of(scope["state"]).key_limits
+                lease = await key_limits.admit(key, is_generation=is_generation)
         except _RAISES as error:
             await self._refuse(error, key, scope, receive, send)
             return
@@ -126,10 +137,7 @@ class AuthMiddleware:
         try:
             if self._audit is not None:
                 self._audit.asked(scope, key)
-            if lease is None:
-                await self._app(scope, receive, send)
-            else:
-                await self._run(lease, scope, receive, send)
+            await self._app(scope, receive, release_and_send)
         except AuditUnavailable as error:
             await self._refuse(error, key, scope, receive, send)
         finally:
@@ -151,21 +159,3 @@ class AuthMiddleware:
                 problem = problem_of(unavailable)
         response = problem_response(problem, path)
         await response(scope, receive, send)
-
-    async def _run(self, lease: Lease, scope: Scope, receive: Receive, send: Send) -> None:
-        async def release_and_send(message: Message) -> None:
-            # first the lease: a client may send its next request once it has the whole response
-            if message["type"] == "http.response.body" and not message.get("more_body"):
-                await lease.release()
-            await send(message)
-
-        await self._app(scope, receive, release_and_send)
-
-
-async def _lease(scope: Scope, key: ApiKey | None) -> Lease | None:
-    """Raises ``LimitReached`` or ``TokenQuotaReached``."""
-    if key is None:
-        return None
-    is_generation = generates(scope["method"], scope["path"])
-    key_limits = services_of(scope["state"]).key_limits
-    return await key_limits.admit(key, is_generation=is_generation)
