@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from types import MappingProxyType
 
 
 class ExtraMissing(RuntimeError):
@@ -17,25 +16,23 @@ class Extra:
 
 
 # the same names as in pyproject.toml
-EXTRAS: Mapping[str, Extra] = MappingProxyType(
-    {
-        "cluster": Extra("a service or a search on a Ray cluster", ("ray",)),
-        "datasets": Extra("WikiText-2 and C4 from the Hugging Face hub", ("datasets",)),
-        "eval": Extra("zero-shot tasks of lm-eval", ("lm_eval",)),
-        "gcs": Extra("stores in Google Cloud Storage", ("gcsfs",)),
-        "gguf": Extra("files for llama.cpp, and the demo model", ("gguf",)),
-        "gpu": Extra("memory and energy of NVIDIA GPUs", ("pynvml",)),
-        "heal": Extra("healing by training", ("peft",)),
-        "mlflow": Extra("runs in MLflow", ("mlflow",)),
-        "otel": Extra(
-            "traces by OpenTelemetry",
-            ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"),
-        ),
-        "plots": Extra("plots as PNG files", ("matplotlib",)),
-        "quantize": Extra("quantized checkpoints", ("compressed_tensors",)),
-        "s3": Extra("stores in S3", ("s3fs",)),
-    }
-)
+EXTRAS: Mapping[str, Extra] = {
+    "cluster": Extra("a service or a search on a Ray cluster", ("ray",)),
+    "datasets": Extra("WikiText-2 and C4 from the Hugging Face hub", ("datasets",)),
+    "eval": Extra("zero-shot tasks of lm-eval", ("lm_eval",)),
+    "gcs": Extra("stores in Google Cloud Storage", ("gcsfs",)),
+    "gguf": Extra("files for llama.cpp, and the demo model", ("gguf",)),
+    "gpu": Extra("memory and energy of NVIDIA GPUs", ("pynvml",)),
+    "heal": Extra("healing by training", ("peft",)),
+    "mlflow": Extra("runs in MLflow", ("mlflow",)),
+    "otel": Extra(
+        "traces by OpenTelemetry",
+        ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"),
+    ),
+    "plots": Extra("plots as PNG files", ("matplotlib",)),
+    "quantize": Extra("quantized checkpoints", ("compressed_tensors",)),
+    "s3": Extra("stores in S3", ("s3fs",)),
+}
 
 
 def has_extra(name: str) -> bool:

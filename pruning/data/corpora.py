@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from types import MappingProxyType
 
 from pruning.extras import has_extra, missing_extra
 from pruning.spec.calibration import Dataset
@@ -159,38 +158,36 @@ def _wikitext_rows(path: Path) -> list[str]:
 # Splits, separators and sizes are those of the paper and of its authors' code. Of C4 they take the
 # first shard; 4096 documents are about two million tokens, eight times the paper's sample.
 _C4_ROWS, _C4_BYTES = 4096, 2**24
-HUB_CORPORA: Mapping[Dataset, HubCorpus] = MappingProxyType(
-    {
-        Dataset.WIKITEXT2: HubCorpus(
-            repo="Salesforce/wikitext",
-            config="wikitext-2-raw-v1",
-            separator="\n\n",
-            parts={
-                Split.CALIBRATION: HubPart("train", 12_000_000),
-                Split.SELECTION: HubPart("validation", 1_500_000),
-                Split.EVALUATION: HubPart("test", 1_500_000),
-            },
-            local_file="wikitext2-test.txt",
-            read_rows=_wikitext_rows,
-        ),
-        Dataset.C4: HubCorpus(
-            repo="allenai/c4",
-            config=None,
-            separator=" ",
-            parts={
-                Split.CALIBRATION: HubPart("train", _C4_BYTES),
-                Split.SELECTION: HubPart("train", _C4_BYTES, start=_C4_ROWS),
-                Split.EVALUATION: HubPart("validation", _C4_BYTES),
-            },
-            local_file="c4-validation.jsonl",
-            read_rows=read_rows,
-            shards={
-                "train": "en/c4-train.00000-of-01024.json.gz",
-                "validation": "en/c4-validation.00000-of-00008.json.gz",
-            },
-            max_rows=_C4_ROWS,
-            max_evaluation_rows=1100,
-            max_evaluation_windows=256,
-        ),
-    }
-)
+HUB_CORPORA: Mapping[Dataset, HubCorpus] = {
+    Dataset.WIKITEXT2: HubCorpus(
+        repo="Salesforce/wikitext",
+        config="wikitext-2-raw-v1",
+        separator="\n\n",
+        parts={
+            Split.CALIBRATION: HubPart("train", 12_000_000),
+            Split.SELECTION: HubPart("validation", 1_500_000),
+            Split.EVALUATION: HubPart("test", 1_500_000),
+        },
+        local_file="wikitext2-test.txt",
+        read_rows=_wikitext_rows,
+    ),
+    Dataset.C4: HubCorpus(
+        repo="allenai/c4",
+        config=None,
+        separator=" ",
+        parts={
+            Split.CALIBRATION: HubPart("train", _C4_BYTES),
+            Split.SELECTION: HubPart("train", _C4_BYTES, start=_C4_ROWS),
+            Split.EVALUATION: HubPart("validation", _C4_BYTES),
+        },
+        local_file="c4-validation.jsonl",
+        read_rows=read_rows,
+        shards={
+            "train": "en/c4-train.00000-of-01024.json.gz",
+            "validation": "en/c4-validation.00000-of-00008.json.gz",
+        },
+        max_rows=_C4_ROWS,
+        max_evaluation_rows=1100,
+        max_evaluation_windows=256,
+    ),
+}

@@ -9,7 +9,6 @@ import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from types import MappingProxyType
 from typing import Any
 
 from pruning.evaluation.results import Kind
@@ -25,9 +24,12 @@ _WORDS = (
     "silver", "garden", "winter", "bottle", "music", "forest", "candle", "letter", "market",
     "ocean", "pepper", "saddle", "ticket", "velvet", "yellow", "bridge", "copper", "dragon",
 )  # fmt: skip
-_CALLED: Mapping[str, Callable[[Sequence[int]], int]] = MappingProxyType(
-    {"max": max, "min": min, "len": len, "sum": sum}
-)
+_CALLED: Mapping[str, Callable[[Sequence[int]], int]] = {
+    "max": max,
+    "min": min,
+    "len": len,
+    "sum": sum,
+}
 
 
 @dataclass(frozen=True)
@@ -204,11 +206,9 @@ def _defined(rng: random.Random) -> _Question:
     return _Question(text, f"lambda x: x {said[word]} {number}", rng.sample(wrong, len(wrong)))
 
 
-_TEMPLATES: Mapping[Kind, Sequence[_Template]] = MappingProxyType(
-    {
-        Kind.ARITHMETIC: (_sum, _large_sum, _difference, _product, _story),
-        Kind.COPYING: (_words, _codes, _recall),
-        Kind.JSON: (_person, _trip, _stock),
-        Kind.CODE: (_called, _indexed, _defined),
-    }
-)
+_TEMPLATES: Mapping[Kind, Sequence[_Template]] = {
+    Kind.ARITHMETIC: (_sum, _large_sum, _difference, _product, _story),
+    Kind.COPYING: (_words, _codes, _recall),
+    Kind.JSON: (_person, _trip, _stock),
+    Kind.CODE: (_called, _indexed, _defined),
+}

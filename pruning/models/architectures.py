@@ -6,7 +6,6 @@ No other code depends on the family of a model.
 import json
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from pruning.models.dense_rows import DENSE
@@ -33,7 +32,7 @@ class CannotQuantize(UnsupportedConfig):
     param = "quantize"
 
 
-ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType({**DENSE, **HYBRIDS, **MIXTURES})
+ARCHITECTURES: Mapping[str, Architecture] = {**DENSE, **HYBRIDS, **MIXTURES}
 
 _MIN_SIMILARITY = 0.65  # of the names of types
 _MAX_NAMED = 12  # config keys in a message

@@ -21,7 +21,7 @@ from pruning.plural import counted
 
 _Module = TypeVar("_Module", bound=nn.Module)
 Own = Mapping[str, torch.Tensor]  # by the names of the dense parameters that they replace
-NO_OWN: Own = MappingProxyType({})
+NO_OWN: Own = {}
 
 
 def num_blocks(model: PreTrainedModel) -> int:

@@ -1,7 +1,6 @@
 """Models of published shapes with random weights, which measure speed without a checkpoint."""
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,45 +17,43 @@ _LLAMA_2: Mapping[str, Any] = {
 }
 
 # Config keys of each shape, from the configs published with the checkpoints.
-SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {
-        "tinyllama-1.1b": {
-            **_LLAMA_2,
-            "max_position_embeddings": 2048,
-            "num_hidden_layers": 22,
-            "hidden_size": 2048,
-            "intermediate_size": 5632,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 4,
-        },
-        "llama-2-7b": {
-            **_LLAMA_2,
-            "num_hidden_layers": 32,
-            "hidden_size": 4096,
-            "intermediate_size": 11008,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 32,
-        },
-        "llama-2-70b": {
-            **_LLAMA_2,
-            "num_hidden_layers": 80,
-            "hidden_size": 8192,
-            "intermediate_size": 28672,
-            "num_attention_heads": 64,
-            "num_key_value_heads": 8,
-        },
-        "opt-6.7b": {
-            "model_type": "opt",
-            "vocab_size": 50272,
-            "max_position_embeddings": 2048,
-            "num_hidden_layers": 32,
-            "hidden_size": 4096,
-            "word_embed_proj_dim": 4096,
-            "ffn_dim": 16384,
-            "num_attention_heads": 32,
-        },
-    }
-)
+SHAPES: Mapping[str, Mapping[str, Any]] = {
+    "tinyllama-1.1b": {
+        **_LLAMA_2,
+        "max_position_embeddings": 2048,
+        "num_hidden_layers": 22,
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+    },
+    "llama-2-7b": {
+        **_LLAMA_2,
+        "num_hidden_layers": 32,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+    },
+    "llama-2-70b": {
+        **_LLAMA_2,
+        "num_hidden_layers": 80,
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+    },
+    "opt-6.7b": {
+        "model_type": "opt",
+        "vocab_size": 50272,
+        "max_position_embeddings": 2048,
+        "num_hidden_layers": 32,
+        "hidden_size": 4096,
+        "word_embed_proj_dim": 4096,
+        "ffn_dim": 16384,
+        "num_attention_heads": 32,
+    },
+}
 
 
 class UnknownShape(ValueError):

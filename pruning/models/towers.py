@@ -7,7 +7,6 @@ whole model. The rest of a checkpoint stays on disk; a pruned one gets it unchan
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pruning.models.stored_buffers import as_parameters
@@ -22,9 +21,11 @@ TOWERS = frozenset(
      "qwen3_5_moe", "qwen3_vl", "smolvlm"}
 )  # fmt: skip
 # Towers that compute what another family does, if all positions are those of text.
-_SAME_AS: Mapping[str, str] = MappingProxyType(
-    {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3"}
-)
+_SAME_AS: Mapping[str, str] = {
+    "qwen2_vl_text": "qwen2",
+    "qwen2_5_vl_text": "qwen2",
+    "qwen3_vl_text": "qwen3",
+}
 _OF_IMAGES = ("mrope_section", "mrope_interleaved")  # how rotations are split among the axes
 
 

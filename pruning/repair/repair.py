@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from math import ceil
-from types import MappingProxyType
 from typing import Protocol
 
 import torch
@@ -28,9 +27,10 @@ from pruning.repair.ridge import fit, gram_of
 from pruning.repair.walk import LocalWalk, OpenWalk, Walk, Windows
 from pruning.sleb import Blocks
 
-ROUTES: Mapping[Method, Callable[[Blocks, int], Route]] = MappingProxyType(
-    {Method.NONE: unrepaired, Method.RIDGE: refitted}
-)
+ROUTES: Mapping[Method, Callable[[Blocks, int], Route]] = {
+    Method.NONE: unrepaired,
+    Method.RIDGE: refitted,
+}
 SAMPLE_WINDOWS = 16  # about so many in all: steps are tried on them
 STEPS = (1.0, 0.5, 0.25)  # shares of a change that are tried where a fit is not exact
 NUM_FOLDS = 3  # at most: each takes sums of its own at every cut, which are large for wide models

@@ -6,7 +6,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from types import MappingProxyType, ModuleType
+from types import ModuleType
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +18,7 @@ from pruning.removal import Losses
 from pruning.search.scoring import SharedPrefixScorer
 from pruning.sleb import Blocks
 
-NOTHING: Mapping[int, Losses] = MappingProxyType({})
+NOTHING: Mapping[int, Losses] = {}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 
 from pruning.models.block_times import BlockTimes
 from pruning.records import (
@@ -26,7 +25,7 @@ PLAN = "plan"
 RANKING = "0"  # the name of the round that ranks the candidates of the dense model
 
 _MAX_BYTES = 2**30  # of the losses in a file
-_NOTHING: Mapping[int, Losses] = MappingProxyType({})
+_NOTHING: Mapping[int, Losses] = {}
 
 
 def round_name(step: int) -> str:
