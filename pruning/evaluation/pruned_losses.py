@@ -23,9 +23,9 @@ from pruning.models.blocks import (
 )
 from pruning.models.loss import window_losses
 from pruning.models.memory import state_budget
+from pruning.models.streaming import VisitedModel
 from pruning.plural import counted
 from pruning.removal import Losses
-from pruning.repair.repair import VisitedModel
 from pruning.search.dense_model import DenseModel
 from pruning.sleb import Blocks
 

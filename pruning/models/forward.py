@@ -3,7 +3,6 @@
 from collections.abc import Iterator, MutableSequence, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from transformers import PreTrainedModel
@@ -23,29 +22,12 @@ from pruning.models.streaming import StreamedModel
 from pruning.sleb import Blocks
 
 
-class Forward(Protocol):
-    """Forward passes of one model, dense or pruned."""
-
-    @property
-    def model(self) -> PreTrainedModel:
-        """Its config; its head has weights while ``hidden`` is suspended at a yield."""
-
-    @property
-    def batch_tokens(self) -> int:
-        """How many tokens a batch should have, with padding; but at least one sequence."""
-
-    def hidden(
-        self, batches: Sequence[torch.Tensor]
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield token ids on the model's device, and the inputs of the head for them.
-
-        Batches are ``[batch, seqlen]``, inputs of the head ``[batch, seqlen, hidden_size]``.
-        """
-
-
 @dataclass(frozen=True)
 class InMemoryForward:
-    """Forward passes of a model in memory."""
+    """Forward passes of a model in memory, dense or pruned.
+
+    A batch should have ``batch_tokens``, with padding; but at least one sequence.
+    """
 
     model: PreTrainedModel
     batch_tokens: int = BATCH_TOKENS
@@ -54,6 +36,10 @@ class InMemoryForward:
     def hidden(
         self, batches: Sequence[torch.Tensor]
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield token ids on the model's device, and the inputs of the head for them.
+
+        Batches are ``[batch, seqlen]``, inputs of the head ``[batch, seqlen, hidden_size]``.
+        """
         for batch in batches:
             token_ids = batch.to(self.model.device)
             yield token_ids, last_hidden(self.model, token_ids)
@@ -75,13 +61,14 @@ class StreamedForward:
 
     @property
     def model(self) -> PreTrainedModel:
+        """Its head has weights while ``hidden`` is suspended at a yield."""
         return self.streamed.model
 
     @torch.inference_mode()
     def hidden(
         self, batches: Sequence[torch.Tensor]
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """As in ``Forward``. Raises ``StateBudgetTooSmall`` if one batch exceeds the budget."""
+        """As of a model in memory. Raises ``StateBudgetTooSmall`` for a batch beyond the budget."""
         for group in self._groups(batches):
             yield from self._sweep(group)
 
@@ -120,3 +107,6 @@ class StreamedForward:
         module = with_own(block_list(self.model)[block], own)
         for at, call in enumerate(calls):
             states[at] = call.of(module)(states[at])
+
+
+Forward = InMemoryForward | StreamedForward

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -22,6 +21,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
+from transformers.modeling_utils import str_to_torch_dtype
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from pruning.models.architectures import architecture
@@ -31,20 +31,7 @@ from pruning.models.towers import whole_config
 
 SHARD_BYTES = 5 * 10**9
 _DTYPE_KEYS = ("dtype", "torch_dtype")
-_DTYPES = MappingProxyType(
-    {
-        torch.float64: "F64",
-        torch.float32: "F32",
-        torch.float16: "F16",
-        torch.bfloat16: "BF16",
-        torch.int64: "I64",
-        torch.int32: "I32",
-        torch.int16: "I16",
-        torch.int8: "I8",
-        torch.uint8: "U8",
-        torch.bool: "BOOL",
-    }
-)
+_DTYPE_NAMES = {dtype: name for name, dtype in str_to_torch_dtype.items()}  # in safetensors files
 
 
 class Readable(Protocol):
@@ -62,11 +49,6 @@ class Readable(Protocol):
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield ``(name, values)`` of these parameters."""
-
-
-def torch_dtype(name: str) -> torch.dtype:
-    """The type that a safetensors file calls so."""
-    return next(dtype for dtype, known in _DTYPES.items() if known == name)
 
 
 def save_streamed(
@@ -116,7 +98,7 @@ def save_tower(
 
         def shape(stored: StoredTensor) -> torch.Tensor:
             part = opened(stored.file).get_slice(stored.key)
-            own_dtype = torch_dtype(part.get_dtype())
+            own_dtype = str_to_torch_dtype[part.get_dtype()]
             wanted = dtype if is_cast and own_dtype.is_floating_point else own_dtype
             return torch.empty(part.get_shape(), dtype=wanted, device="meta")
 
@@ -202,7 +184,7 @@ def _write(
     for name in names:
         begins[name], end = end, end + shard[name].nbytes
         header[name] = {
-            "dtype": _DTYPES[shard[name].dtype],
+            "dtype": _DTYPE_NAMES[shard[name].dtype],
             "shape": list(shard[name].shape),
             "data_offsets": [begins[name], end],
         }

@@ -1,9 +1,12 @@
-"""A model whose weights stay on disk, and are loaded into memory one part at a time."""
+"""A model whose weights stay on disk, and are loaded into memory one part at a time.
+
+What visits its parts takes a model in memory as well.
+"""
 
 import copy
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -133,6 +136,29 @@ class StreamedModel:
     def _count(self, part: _Part, times: int = 1) -> None:
         self._held_bytes += times * sum(self._absent[name].nbytes for name in part)
         self.peak_bytes = max(self.peak_bytes, self._held_bytes)
+
+
+@dataclass(frozen=True)
+class ResidentModel:
+    """A dense model that is in memory as a whole, as ``StreamedModel`` takes its place."""
+
+    model: PreTrainedModel
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def embeddings(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def blocks(self, indices: Iterable[int]) -> Generator[int]:
+        yield from indices
+
+    def head(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+VisitedModel = ResidentModel | StreamedModel  # parts have their weights while they are visited
 
 
 def _parts(model: PreTrainedModel) -> tuple[_Part, Sequence[_Part], _Part]:

@@ -17,15 +17,10 @@ from pruning.data.calibration import RepairWindows
 from pruning.data.corpora import NOT_ENOUGH, CalibrationError
 from pruning.models.architectures import architecture
 from pruning.models.blocks import num_blocks
+from pruning.models.streaming import VisitedModel
 from pruning.removal import kept, paired_gaps, standard_error
 from pruning.repair.record import DepthRepair, Gain, Method
-from pruning.repair.repair import (
-    Repaired,
-    RepairedDepth,
-    RepairText,
-    VisitedModel,
-    repair_depths,
-)
+from pruning.repair.repair import Repaired, RepairedDepth, RepairText, repair_depths
 from pruning.repair.walk import OpenWalk
 from pruning.sleb import Blocks
 from pruning.spec import InvalidSpec

@@ -7,18 +7,17 @@ the dense model and text, and no gradients. All depths of a removal order are re
 over the blocks.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from math import ceil
-from typing import Protocol
 
 import torch
-from transformers import PreTrainedModel
 
 from pruning.models.architectures import architecture
 from pruning.models.blocks import NO_OWN, Own, block_list, num_blocks
+from pruning.models.streaming import VisitedModel
 from pruning.removal import Losses
 from pruning.repair.fitted import FittedLayers
 from pruning.repair.plan import Cut, Part, Plan, Refit, Route, Run, plan_of, refitted, unrepaired
@@ -34,42 +33,6 @@ ROUTES: Mapping[Method, Callable[[Blocks, int], Route]] = {
 SAMPLE_WINDOWS = 16  # about so many in all: steps are tried on them
 STEPS = (1.0, 0.5, 0.25)  # shares of a change that are tried where a fit is not exact
 NUM_FOLDS = 3  # at most: each takes sums of its own at every cut, which are large for wide models
-
-
-class VisitedModel(Protocol):
-    """A dense model whose parts have their weights while they are visited."""
-
-    @property
-    def model(self) -> PreTrainedModel: ...
-
-    @property
-    def device(self) -> torch.device: ...
-
-    def embeddings(self) -> AbstractContextManager[None]: ...
-
-    def blocks(self, indices: Iterable[int]) -> Generator[int]: ...
-
-    def head(self) -> AbstractContextManager[None]: ...
-
-
-@dataclass(frozen=True)
-class ResidentModel:
-    """A dense model that is in memory as a whole."""
-
-    model: PreTrainedModel
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
-
-    def embeddings(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def blocks(self, indices: Iterable[int]) -> Generator[int]:
-        yield from indices
-
-    def head(self) -> AbstractContextManager[None]:
-        return nullcontext()
 
 
 @dataclass(frozen=True)

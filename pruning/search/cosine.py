@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from pruning.models import memory
 from pruning.models.blocks import block_calls
+from pruning.models.streaming import VisitedModel
 from pruning.removal import Losses
-from pruning.repair.repair import VisitedModel
 from pruning.sleb import Blocks
 
 

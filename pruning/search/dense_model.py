@@ -22,11 +22,10 @@ from pruning.models.memory import BATCH_TOKENS, free_bytes, leave_device
 from pruning.models.quantize import quantized
 from pruning.models.save_streamed import SHARD_BYTES, save_streamed, save_tower
 from pruning.models.store import LoadedModel, load, pick_device
-from pruning.models.streaming import StreamedModel
+from pruning.models.streaming import ResidentModel, StreamedModel, VisitedModel
 from pruning.models.timing import measure_streamed_times, measure_times
 from pruning.models.towers import tower_type
 from pruning.removal import Losses
-from pruning.repair.repair import ResidentModel, VisitedModel
 from pruning.repair.walk import OpenWalk
 from pruning.search.cosine import cosines
 from pruning.search.ray_repair import ClusterWalk

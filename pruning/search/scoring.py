@@ -19,9 +19,8 @@ from transformers import PreTrainedModel
 from pruning.models.blocks import finish, num_blocks, view
 from pruning.models.loss import window_divergences, window_losses
 from pruning.models.memory import BATCH_TOKENS, grouped, host_budget, state_budget
-from pruning.models.streaming import StreamedModel
+from pruning.models.streaming import ResidentModel, StreamedModel, VisitedModel
 from pruning.removal import Losses
-from pruning.repair.repair import ResidentModel, VisitedModel
 from pruning.search.prefixes import Prefixes, Routes, Walk, advance
 from pruning.search.window_scorer import NO_BLOCK
 from pruning.sleb import Blocks

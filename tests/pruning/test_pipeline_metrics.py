@@ -11,8 +11,8 @@ import pytest
 
 from pruning.data.calibration import calibrate
 from pruning.models.store import load
+from pruning.models.streaming import ResidentModel
 from pruning.removal import Losses, NonFiniteLoss
-from pruning.repair.repair import ResidentModel
 from pruning.search.cosine import cosines
 from pruning.search.scoring import PlainScorer, SharedPrefixScorer
 from pruning.search.state import RANKING, SearchState

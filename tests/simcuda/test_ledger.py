@@ -15,8 +15,9 @@ from app.engine.variant import make_variant
 from pruning.models.loss import window_divergences, window_losses
 from pruning.models.memory import BATCH_TOKENS
 from pruning.models.random_models import random_model
+from pruning.models.streaming import ResidentModel
 from pruning.repair.record import Method
-from pruning.repair.repair import RepairText, ResidentModel, repair_depths
+from pruning.repair.repair import RepairText, repair_depths
 from pruning.search.scoring import SharedPrefixScorer
 from tests.simcuda.shapes import GIB, LLAMA_2_13B, LLAMA_3_8B
 from tests.support.simcuda.device import SimulatedCuda

@@ -10,11 +10,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from pruning.checkpoints.store import MANIFEST, FileEntry, Manifest, file_entry, read_manifest
 from pruning.models.architectures import architecture
 from pruning.models.blocks import num_blocks, view
+from pruning.models.streaming import ResidentModel
 from pruning.repair.folding import folded
 from pruning.repair.order import record_of, refusal
 from pruning.repair.plan import cuts_of
 from pruning.repair.record import Method
-from pruning.repair.repair import Repaired, RepairText, ResidentModel, repair_depths
+from pruning.repair.repair import Repaired, RepairText, repair_depths
 from pruning.repair.stored import write_repair
 from pruning.sleb import Blocks
 from tests.support.tiny import VOCAB_SIZE

@@ -13,8 +13,8 @@ from torch import nn
 from pruning.evaluation.pruned_losses import Part, PrunedModel, losses_of_parts, pruned_losses
 from pruning.models.blocks import BlockCall, Own, view
 from pruning.models.memory import StateBudgetTooSmall
+from pruning.models.streaming import ResidentModel
 from pruning.removal import Losses, kept
-from pruning.repair.repair import ResidentModel
 from pruning.search.dense_model import DenseModel, Resources, load_dense_model
 from pruning.search.scoring import PlainScorer
 from pruning.spec.prune import Resident

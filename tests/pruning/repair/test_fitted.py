@@ -8,8 +8,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pruning.models.blocks import block_list, view
+from pruning.models.streaming import ResidentModel
 from pruning.repair.record import Method
-from pruning.repair.repair import STEPS, Repaired, ResidentModel, repair_depths
+from pruning.repair.repair import STEPS, Repaired, repair_depths
 from tests.support.repairs import random_text, repaired_by
 from tests.support.tiny import tiny_model
 

@@ -13,15 +13,10 @@ from pruning.models.blocks import block_list, num_blocks, view
 from pruning.models.loss import last_hidden, window_losses
 from pruning.models.memory import StateBudgetTooSmall
 from pruning.models.store import load
-from pruning.models.streaming import StreamedModel
+from pruning.models.streaming import ResidentModel, StreamedModel
 from pruning.repair.folding import folded
 from pruning.repair.record import Method
-from pruning.repair.repair import (
-    RepairedDepth,
-    RepairText,
-    ResidentModel,
-    repair_depths,
-)
+from pruning.repair.repair import RepairedDepth, RepairText, repair_depths
 from pruning.repair.ridge import Sums, fit
 from pruning.repair.states import States
 from tests.support.repairs import repaired_by

@@ -11,8 +11,7 @@ from torch.nn import functional as F
 
 from pruning.models.architectures import ARCHITECTURES
 from pruning.models.blocks import view
-from pruning.models.streaming import StreamedModel
-from pruning.repair.repair import ResidentModel
+from pruning.models.streaming import ResidentModel, StreamedModel
 from pruning.search.cosine import cosines
 from tests.support.scoring import windows
 from tests.support.tiny import NUM_BLOCKS, tiny_model

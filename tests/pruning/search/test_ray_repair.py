@@ -11,7 +11,8 @@ import torch
 
 from pruning.models.memory import StateBudgetTooSmall
 from pruning.models.store import load
-from pruning.repair.repair import RepairedDepth, RepairText, ResidentModel, repair_depths
+from pruning.models.streaming import ResidentModel
+from pruning.repair.repair import RepairedDepth, RepairText, repair_depths
 from pruning.search.dense_model import Resources, load_dense_model
 from pruning.search.ray_actors import ClusterLost
 from pruning.search.ray_repair import ClusterWalk
