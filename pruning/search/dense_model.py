@@ -31,7 +31,7 @@ from pruning.search.cosine import cosines
 from pruning.search.ray_repair import ClusterWalk
 from pruning.search.ray_scoring import ClusterScorer
 from pruning.search.scoring import SharedPrefixScorer
-from pruning.search.window_scorer import GrowingScorer
+from pruning.search.staged import GrowingScorer
 from pruning.sleb import Blocks
 from pruning.spec.prune import Quantize, Resident
 

@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 
 from pruning.healing.record import Step
 from pruning.removal import Losses, Removal
-from pruning.search.staged import StagedScorer
+from pruning.search.staged import GrowingScorer, StagedScorer
 from pruning.search.state import ScoredCandidate, SearchPlan, num_whole
-from pruning.search.window_scorer import GrowingScorer
 from pruning.sleb import Blocks
 
 SECONDS_PER_REPORT = 1.0  # of candidates that are not scored as a whole
@@ -103,60 +102,47 @@ class ObservedScorer:
     is_staged: bool = False
     latest: dict[int, Losses] = field(default_factory=dict)
     models: dict[Blocks, Losses] = field(default_factory=dict)
-
-    def losses(self, keep: Blocks) -> Losses:
-        self.models[keep] = self.scorer.losses(keep)
-        return self.models[keep]
-
-    def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, Losses]]:
-        name = self.name(keep)
-        known = {b: scored for b, scored in self.scored.get(name, {}).items() if b in candidates}
-        begin = self.tally.done - num_whole(known, self.scorer.num_windows)
-        parts = _InParts(self.scorer, self.tally, name, known, begin)
-        scorer = StagedScorer(parts) if self.is_staged else parts
-        self.latest.clear()
-        for block, losses in scorer.score_round(keep, candidates):
-            self.latest[block] = losses
-            yield block, losses
-        self.tally.end_round(begin + len(candidates))
-
-
-@dataclass
-class _InParts:
-    """The scorer of one round, which learns of the losses of candidates as they grow.
-
-    ``begin`` is the number of evaluations before the round.
-    """
-
-    scorer: GrowingScorer
-    tally: Tally
-    name: str
-    known: dict[int, Losses]  # of each candidate: the losses of the first windows
-    begin: int
+    # of the round that is scored: each candidate's losses of the first windows, and the number of
+    # evaluations before it
+    _known: dict[int, Losses] = field(default_factory=dict)
+    _begin: int = 0
 
     @property
     def num_windows(self) -> int:
         return self.scorer.num_windows
 
     def losses(self, keep: Blocks) -> Losses:
-        return self.scorer.losses(keep)
+        self.models[keep] = self.scorer.losses(keep)
+        return self.models[keep]
 
     def score_round(self, keep: Blocks, candidates: Blocks) -> Iterator[tuple[int, Losses]]:
-        return self.score(keep, candidates, range(self.num_windows))
+        scored = self.scored.get(self.name(keep), {})
+        self._known = {block: scored[block] for block in candidates if block in scored}
+        self._begin = self.tally.done - num_whole(self._known, self.num_windows)
+        self.latest.clear()
+        found = (
+            StagedScorer(self).score_round(keep, candidates)
+            if self.is_staged
+            else self.score(keep, candidates, range(self.num_windows))
+        )
+        for block, losses in found:
+            self.latest[block] = losses
+            yield block, losses
+        self.tally.end_round(self._begin + len(candidates))
 
     def score(
         self, keep: Blocks, candidates: Blocks, windows: range
     ) -> Iterator[tuple[int, Losses]]:
-        known = {b: self.known.get(b, ())[windows.start : windows.stop] for b in candidates}
+        """Those of candidates of the round on these windows; learns of them as they grow."""
+        name, part = self.name(keep), slice(windows.start, windows.stop)
+        known = {block: self._known.get(block, ())[part] for block in candidates}
         waiting = tuple(block for block in candidates if len(known[block]) < len(windows))
         yield from ((block, known[block]) for block in candidates if block not in waiting)
         for block, losses in self.scorer.growing(keep, waiting, windows, known):
-            self._learn(block, [*self.known.get(block, ())[: windows.start], *losses])
+            so_far = [*self._known.get(block, ())[: windows.start], *losses]
+            self._known[block] = so_far
+            done = self._begin + num_whole(self._known, self.num_windows)
+            is_whole = len(so_far) == self.num_windows
+            self.tally.reach(done, ScoredCandidate(name, block, so_far), is_whole=is_whole)
             if len(losses) == len(windows):
                 yield block, losses
-
-    def _learn(self, block: int, losses: Losses) -> None:
-        self.known[block] = losses
-        done = self.begin + num_whole(self.known, self.num_windows)
-        is_whole = len(losses) == self.num_windows
-        self.tally.reach(done, ScoredCandidate(self.name, block, losses), is_whole=is_whole)

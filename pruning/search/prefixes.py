@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 
 from pruning.models.blocks import BlockCall, block_calls, num_blocks
 from pruning.models.memory import grouped
-from pruning.search.window_scorer import NO_BLOCK
 from pruning.sleb import Blocks
+
+NO_BLOCK = -1  # as a candidate: the kept blocks themselves, by their loss
 
 # Hidden states by the block that they are the input of; ``num_blocks`` is the end of the model.
 _Trail = dict[int, torch.Tensor]

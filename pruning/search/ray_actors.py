@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -33,13 +33,6 @@ class ActorConfig:
     num_sharing: int  # actors that may share the memory of one device
     state_budget: int | None
     batch_tokens: int
-
-
-class Loads(Protocol):
-    """What runs in an actor of a pool."""
-
-    def load(self, config: ActorConfig, task: Any) -> str:  # noqa: ANN401 - whatever an actor takes or gives
-        """Load the model for the task, and return its dtype."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +120,8 @@ class Actor:
 class ActorPool:
     """Actors that each run an object of the class ``kind`` on one of the tasks, numbered by place.
 
+    Its ``load(config, task)`` loads the model for the task, and returns its dtype.
+
     A lost actor is replaced, at most ``max_restarts`` times in a row without a result from its
     place. Raises what loading a model raises, or ``ClusterLost``. ``run`` needs ``Evaluator``s.
     """
@@ -134,7 +129,7 @@ class ActorPool:
     def __init__(
         self,
         ray: ModuleType,
-        kind: type[Loads],
+        kind: type,
         config: ActorConfig,
         tasks: Sequence[object],
         *,

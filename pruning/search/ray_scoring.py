@@ -21,16 +21,15 @@ import torch
 from pruning.extras import missing_extra
 from pruning.models.memory import BATCH_TOKENS
 from pruning.removal import Losses
+from pruning.search.prefixes import NO_BLOCK
 from pruning.search.ray_actors import (
     NOTHING,
     ActorConfig,
     ActorPool,
     ActorResult,
     Evaluator,
-    Loads,
     ScoringTask,
 )
-from pruning.search.window_scorer import NO_BLOCK
 from pruning.sleb import Blocks
 
 logger = logging.getLogger(__name__)
@@ -190,7 +189,7 @@ class ClusterScorer:
 
 @contextmanager
 def actor_pool(
-    kind: type[Loads],
+    kind: type,
     tasks: Sequence[object],
     path: Path,
     *,

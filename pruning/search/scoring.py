@@ -21,8 +21,7 @@ from pruning.models.loss import window_divergences, window_losses
 from pruning.models.memory import BATCH_TOKENS, grouped, host_budget, state_budget
 from pruning.models.streaming import ResidentModel, StreamedModel, VisitedModel
 from pruning.removal import Losses
-from pruning.search.prefixes import Prefixes, Routes, Walk, advance
-from pruning.search.window_scorer import NO_BLOCK
+from pruning.search.prefixes import NO_BLOCK, Prefixes, Routes, Walk, advance
 from pruning.sleb import Blocks
 
 PLAIN_LOGITS_BYTES = 2**30

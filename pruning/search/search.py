@@ -15,7 +15,7 @@ from pruning.removal import Losses, Removal, by_domain, decide, kept
 from pruning.search.dense_model import DenseModel
 from pruning.search.observed import ObservedScorer, Observer, Tally
 from pruning.search.ranking import Ranking
-from pruning.search.staged import stages
+from pruning.search.staged import GrowingScorer, stages
 from pruning.search.state import (
     RANKING,
     ScoredCandidate,
@@ -24,7 +24,6 @@ from pruning.search.state import (
     num_whole,
     round_name,
 )
-from pruning.search.window_scorer import GrowingScorer
 from pruning.sleb import Blocks, RoundScorer, sleb
 from pruning.spec import TargetUnreachable
 from pruning.spec.prune import Metric, PruneSpec, Search

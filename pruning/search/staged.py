@@ -9,15 +9,43 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from math import sqrt
 from statistics import NormalDist, fmean
+from typing import Protocol
 
 from pruning.removal import Losses, paired_gaps, standard_error
-from pruning.search.window_scorer import WindowScorer
-from pruning.sleb import Blocks
+from pruning.sleb import Blocks, RoundScorer
 from pruning.student_t import quantile
 
 NUM_ERRORS = 3.0  # a candidate is clearly worse if it is this many standard errors behind
 _FIRST_STAGE_DIVISOR = 16  # the first stage has 1 / 16 of the windows
 _MIN_WINDOWS = 8  # a standard error of fewer is unreliable
+
+
+class WindowScorer(RoundScorer, Protocol):
+    """Scores candidates on all windows or on some of them."""
+
+    @property
+    def num_windows(self) -> int: ...
+
+    def score(
+        self, keep: Blocks, candidates: Blocks, windows: range
+    ) -> Iterator[tuple[int, Losses]]:
+        """Yield ``(block, losses of keep without it)`` on these windows only.
+
+        ``windows`` must begin and end at 0, ``num_windows`` or a boundary of the scorer.
+        """
+
+
+class GrowingScorer(WindowScorer, Protocol):
+    """Tells of candidates while they are scored."""
+
+    def growing(
+        self, keep: Blocks, candidates: Blocks, windows: range, known: Mapping[int, Losses]
+    ) -> Iterator[tuple[int, Losses]]:
+        """As ``score``, but a candidate comes whenever it is scored on more of the windows.
+
+        Losses are those of the first windows of the range. Those in ``known`` are not computed
+        again, but for windows that are only scored together with others.
+        """
 
 
 def stages(num_windows: int) -> tuple[int, ...]:

@@ -85,7 +85,7 @@ def test_what_it_reports_costs_and_changes_nothing(
     in_parts = len(num_passes)
     num_passes.clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(observed._InParts, "score", whole_rounds)
+        patch.setattr(observed.ObservedScorer, "score", whole_rounds)
         expected = searched(dense, spec, windows, Recorder())
     assert found == expected
     assert in_parts == len(num_passes)
@@ -97,9 +97,12 @@ def test_what_it_reports_costs_and_changes_nothing(
 
 
 def whole_rounds(
-    parts: observed._InParts, keep: tuple[int, ...], candidates: tuple[int, ...], windows: range
+    scorer: observed.ObservedScorer,
+    keep: tuple[int, ...],
+    candidates: tuple[int, ...],
+    windows: range,
 ) -> Iterator[tuple[int, Losses]]:
-    yield from parts.scorer.score(keep, candidates, windows)
+    yield from scorer.scorer.score(keep, candidates, windows)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -7,9 +7,9 @@ import torch
 
 from pruning.models.memory import StateBudgetTooSmall
 from pruning.models.store import load
+from pruning.search.prefixes import NO_BLOCK
 from pruning.search.ray_actors import ActorConfig, Evaluator, ScoringTask
 from pruning.search.scoring import SharedPrefixScorer
-from pruning.search.window_scorer import NO_BLOCK
 from tests.support.tiny import NUM_BLOCKS, VOCAB_SIZE, tiny_model
 from tests.support.tiny_directory import tiny_tokenizer
 
