@@ -60,12 +60,6 @@ class Candidate:
         _, at, variant = self.name.partition("@")
         return at + variant or self.name
 
-    @property
-    def worst(self) -> tuple[str, Interval] | None:
-        """The domain that lost most."""
-        known = self.ratios.items()
-        return max(known, key=lambda item: item[1].value) if known else None
-
 
 @dataclass(frozen=True)
 class AdvisedDepth:
@@ -144,8 +138,7 @@ def _nearest(depths: Sequence[AdvisedDepth], limits: Limits) -> AdvisedDepth | N
 
 def _rank(depth: AdvisedDepth) -> tuple[int, float]:
     """More blocks removed first: all of a depth are as fast. Then the better quality."""
-    worst = depth.candidate.worst
-    return depth.candidate.num_removed, -(worst[1].value if worst else math.inf)
+    return depth.candidate.num_removed, -_cost(depth)
 
 
 def _judged(candidate: Candidate, limits: Limits) -> AdvisedDepth:
@@ -232,7 +225,8 @@ def _deeper(best: AdvisedDepth, depths: Sequence[AdvisedDepth]) -> str:
 
 
 def _cost(depth: AdvisedDepth) -> float:
-    return depth.candidate.worst[1].value if depth.candidate.worst else math.inf
+    """The ratio of the domain that lost most."""
+    return max((ratio.value for ratio in depth.candidate.ratios.values()), default=math.inf)
 
 
 _NOT = {Verdict.EXCEEDED: "does not keep", Verdict.UNDECIDED: "is not shown to keep"}

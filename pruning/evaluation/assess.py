@@ -16,7 +16,6 @@ from pruning.evaluation.perplexity import measure_perplexity
 from pruning.evaluation.pruned_losses import PrunedModel
 from pruning.evaluation.quality import (
     DomainQuality,
-    Measured,
     Quality,
     Quantized,
     Shares,
@@ -190,14 +189,12 @@ def assess_healed(
         quality = replace(quality, perplexities=curve)
         ratio = overall_ratio(of_text, shares, len(domains[0].raw))
         if control is not None:
-            of_control, *_ = perplexity_curve(of_text, _control_or_dense, shares)
+            of_control, *_ = perplexity_curve(
+                of_text, lambda domain, _: domain.control or domain.dense, shares
+            )
     if spec.gate is not None:
         quality = gated(spec.gate, quality, partial(ask_both, dense, deepest), ratio, of_control)
     return quality
-
-
-def _control_or_dense(domain: DomainQuality, _num_removed: int) -> Measured:
-    return domain.control or domain.dense
 
 
 def held_out_for(spec: PruneSpec, dense: DenseModel, earlier: Quality) -> Mapping[str, Windows]:

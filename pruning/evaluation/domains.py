@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import chain, pairwise
 
 from pruning.data.windows import Windows
-from pruning.evaluation.enough import Enough
+from pruning.evaluation.enough import UntilKnown
 from pruning.evaluation.estimate import Kinds
 from pruning.evaluation.pruned_losses import Part, PrunedModel, losses_of_parts
 from pruning.evaluation.quality import DomainQuality, Measured, Shares, perplexity_of
@@ -22,7 +22,7 @@ def measure_domains(
     windows: Mapping[str, Windows],
     removed: Blocks,
     own: Mapping[int, Own],
-    enough: Enough | None = None,
+    enough: UntilKnown | None = None,
 ) -> tuple[DomainQuality, ...]:
     """The quality after each removal, on the first ``windows`` of each domain, until ``enough``.
 

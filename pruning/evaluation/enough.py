@@ -9,7 +9,6 @@ need windows only for what it does not explain.
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
 
 from pruning.evaluation.estimate import MIN_PAIRS
 from pruning.evaluation.quality import DomainQuality
@@ -23,16 +22,6 @@ _MOST_OF_CONTROL = 0.9  # of an error squared; beyond it the control gets more w
 
 
 Sizes = Mapping[str, Mapping[int, int]]  # windows in all, by domain and number of removed blocks
-
-
-class Enough(Protocol):
-    """Decides after each pass whether more windows are measured."""
-
-    def at_first(self, available: int) -> int:
-        """How many windows of a domain are measured first, at every depth."""
-
-    def next_sizes(self, domains: Sequence[DomainQuality], available: Mapping[str, int]) -> Sizes:
-        """What each depth that lacks windows is to have. Empty: it is enough."""
 
 
 class UntilKnown:
@@ -54,10 +43,12 @@ class UntilKnown:
         self.extent: Extent | None = None  # None before the end
 
     def at_first(self, available: int) -> int:
+        """How many windows of a domain are measured first, at every depth."""
         wanted = self._evaluation.num_samples
         return min(available, FIRST_WINDOWS if wanted is None else wanted)
 
     def next_sizes(self, domains: Sequence[DomainQuality], available: Mapping[str, int]) -> Sizes:
+        """What each depth that lacks windows is to have. Empty: it is enough."""
         spent_s = self._clock() - self._started
         if self._evaluation.num_samples is not None:
             return self._end(Ended.NUMBER)

@@ -9,6 +9,7 @@ import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from pruning.evaluation.results import Kind
@@ -92,24 +93,15 @@ def _near(rng: random.Random, number: int) -> list[str]:
     return [str(slip) for slip in rng.sample(slips, len(slips)) if slip >= 0]
 
 
-def _sum(rng: random.Random) -> _Question:
-    left, right = rng.randint(1, 9), rng.randint(1, 9)
-    return _Question(f"{left} + {right} =", str(left + right), _near(rng, left + right))
-
-
-def _large_sum(rng: random.Random) -> _Question:
-    left, right = rng.randint(11, 79), rng.randint(11, 79)
-    return _Question(f"{left} + {right} =", str(left + right), _near(rng, left + right))
+def _calculated(rng: random.Random, sign: str, low: int, high: int) -> _Question:
+    left, right = rng.randint(low, high), rng.randint(low, high)
+    result = left + right if sign == "+" else left * right
+    return _Question(f"{left} {sign} {right} =", str(result), _near(rng, result))
 
 
 def _difference(rng: random.Random) -> _Question:
     right, rest = rng.randint(1, 9), rng.randint(1, 10)
     return _Question(f"{right + rest} - {right} =", str(rest), _near(rng, rest))
-
-
-def _product(rng: random.Random) -> _Question:
-    left, right = rng.randint(2, 9), rng.randint(2, 9)
-    return _Question(f"{left} * {right} =", str(left * right), _near(rng, left * right))
 
 
 def _story(rng: random.Random) -> _Question:
@@ -207,7 +199,13 @@ def _defined(rng: random.Random) -> _Question:
 
 
 _TEMPLATES: Mapping[Kind, Sequence[_Template]] = {
-    Kind.ARITHMETIC: (_sum, _large_sum, _difference, _product, _story),
+    Kind.ARITHMETIC: (
+        partial(_calculated, sign="+", low=1, high=9),
+        partial(_calculated, sign="+", low=11, high=79),
+        _difference,
+        partial(_calculated, sign="*", low=2, high=9),
+        _story,
+    ),
     Kind.COPYING: (_words, _codes, _recall),
     Kind.JSON: (_person, _trip, _stock),
     Kind.CODE: (_called, _indexed, _defined),

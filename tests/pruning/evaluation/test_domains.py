@@ -12,7 +12,7 @@ import torch
 from pruning.data.calibration import evaluation_windows
 from pruning.data.windows import Windows
 from pruning.evaluation.domains import measure_domains, perplexity_curve
-from pruning.evaluation.enough import Sizes
+from pruning.evaluation.enough import Sizes, UntilKnown
 from pruning.evaluation.estimate import MIN_PAIRS
 from pruning.evaluation.quality import DomainQuality, Measured
 from pruning.models.blocks import view
@@ -88,7 +88,7 @@ def test_each_domain_is_measured_dense_raw_and_repaired(
         assert perplexity_curve([prose, code], of_depth) == pytest.approx(expected, rel=1e-5)
 
 
-class InPasses:
+class InPasses(UntilKnown):
     """Takes some windows of each domain at first, and then what it is given for the depths."""
 
     def __init__(self, *sizes: Mapping[int, int], first: int = 2) -> None:
