@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 import structlog
-from structlog.typing import EventDict, WrappedLogger
 
 LogFormat = Literal["text", "json"]
 ContextFields = Callable[[], Mapping[str, str]]
@@ -34,16 +33,12 @@ class _TextFormatter(logging.Formatter):
 
 def _json_formatter(context: ContextFields) -> logging.Formatter:
     """One object per line: timestamp, level, logger, event, context fields and exception."""
-
-    def add_context(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
-        return {**event, **context()}
-
     return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[
             structlog.stdlib.add_log_level,
             structlog.stdlib.add_logger_name,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            add_context,
+            lambda _logger, _name, event: {**event, **context()},
         ],
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,

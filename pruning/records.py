@@ -246,13 +246,7 @@ def _fits(number: object) -> bool:
 
 def _is_text(text: str) -> bool:
     """Whether it is short enough and has no half of a character, which cannot be sent."""
-    if len(text) > MAX_TEXT:
-        return False
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return len(text) <= MAX_TEXT and text == sendable(text)
 
 
 def _expect(is_so: bool, value: object, expected: str, where: str) -> None:

@@ -7,10 +7,8 @@ from math import atan2, cos, exp, lgamma, log1p, pi, sin, sqrt
 from statistics import NormalDist
 
 _PRECISION = 1e-9  # of a quantile, relative
-_EXPANDED_FROM, _MAX_DEGREES = (
-    1000,
-    10**9,
-)  # degrees: the expansion has this precision from some hundred on
+# degrees: the expansion has this precision from some hundred on
+_EXPANDED_FROM, _MAX_DEGREES = 1000, 10**9
 
 
 def quantile(probability: float, degrees: int) -> float:

@@ -137,11 +137,10 @@ def evaluation_windows(
     parts = sorted([*spec.parts, *others], key=lambda part: part.domain not in unseen)
     sources = [(part.domain, source_of(part, model, tokenizer, observe)) for part in parts]
     windows = _evaluated(sources, model, evaluation)
-    return {name: _named_unseen(of) if name in unseen else of for name, of in windows.items()}
-
-
-def _named_unseen(windows: Windows) -> Windows:
-    return replace(windows, source=f"{windows.source}, a kind that took no part")
+    return {
+        name: replace(of, source=f"{of.source}, a kind that took no part") if name in unseen else of
+        for name, of in windows.items()
+    }
 
 
 def _evaluated(

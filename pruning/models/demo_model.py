@@ -43,11 +43,9 @@ class DemoModelUnavailable(RuntimeError):
     """The demo model could not be downloaded, or its hash is wrong."""
 
 
-def _unobserved(_what: str, _done: int, _total: int) -> None:
-    pass
-
-
-def ensure_demo_model(models_dir: Path, observe: Observe = _unobserved) -> Path:
+def ensure_demo_model(
+    models_dir: Path, observe: Observe = lambda _what, _done, _total: None
+) -> Path:
     """The directory of the demo model in bfloat16, created by the first call.
 
     Safe with concurrent callers and after a crash, as a rename creates the directory. ``observe``

@@ -30,16 +30,14 @@ class Lineage:
 def lineage_of(directory: Path) -> Lineage:
     """Read the file of its origin, the front matter of README.md, and LICENSE."""
     origin = _origin(directory)
-    source, commit, conversion = (origin.get(n) for n in ("source", "commit", "conversion"))
+    of_hub = {name: origin[name] for name in ("source", "commit", "conversion") if name in origin}
     # a model that was copied from a directory has neither a commit nor a conversion
-    is_of_a_hub = source is not None and (commit or conversion) is not None
+    is_of_a_hub = "source" in of_hub and len(of_hub) > 1
     return Lineage(
-        source if is_of_a_hub else None,
-        commit if is_of_a_hub else None,
-        _licence(directory) or origin.get("licence"),
-        (directory / "LICENSE").is_file(),
-        conversion if is_of_a_hub else None,
-        _tower(directory),
+        licence=_licence(directory) or origin.get("licence"),
+        has_licence_text=(directory / "LICENSE").is_file(),
+        tower=_tower(directory),
+        **(of_hub if is_of_a_hub else {}),
     )
 
 

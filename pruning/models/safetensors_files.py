@@ -120,8 +120,10 @@ def stored_tensors(path: Path, model: PreTrainedModel) -> Iterator[StoredTensor]
 def _stored(path: Path, model: PreTrainedModel) -> dict[str, _Stored]:
     conversions = get_model_conversion_mapping(model)
     renamings = [rule for rule in conversions if isinstance(rule, WeightRenaming)]
-    converters = [
-        rule for rule in conversions if isinstance(rule, WeightConverter) and _merges(rule)
+    converters = [  # those that make one parameter of several tensors, and do not split one
+        rule
+        for rule in conversions
+        if isinstance(rule, WeightConverter) and len(rule.target_patterns) == 1
     ]
     by_pattern = {pattern: rule for rule in converters for pattern in rule.source_patterns}
     known, prefix = model.state_dict(), model.base_model_prefix
@@ -133,11 +135,6 @@ def _stored(path: Path, model: PreTrainedModel) -> dict[str, _Stored]:
         name: _Stored(tuple(parts), by_pattern.get(parts[0].pattern))
         for name, parts in places.items()
     }
-
-
-def _merges(converter: WeightConverter) -> bool:
-    """Whether the converter makes one parameter of several tensors, and does not split one."""
-    return len(converter.target_patterns) == 1
 
 
 def _keys(path: Path) -> Iterator[tuple[Path, str]]:

@@ -6,7 +6,6 @@ import re
 import struct
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -142,14 +141,24 @@ def check_weights(path: Path) -> None:
 
 def read_header(file: Path) -> tuple[dict[str, Any], int]:
     """The header of a safetensors file, and the offset of its tensors. Raises ``NotAModel``."""
-    with _errors_as_not_a_model(file), open_stored(file) as opened:
-        (num_bytes,) = struct.unpack("<Q", opened.read(8))
-        if num_bytes > _MAX_HEADER_BYTES:
-            raise ValueError(f"a header of {num_bytes} bytes")
-        header: dict[str, Any] = json.loads(opened.read(num_bytes))
+    try:
+        with open_stored(file) as opened:
+            (num_bytes,) = struct.unpack("<Q", opened.read(8))
+            if num_bytes > _MAX_HEADER_BYTES:
+                raise ValueError(f"a header of {num_bytes} bytes")
+            header: dict[str, Any] = json.loads(opened.read(num_bytes))
         for name, tensor in _tensors(header).items():
             _check_tensor(name, tensor)
-        return header, 8 + num_bytes
+    except PermissionError as error:
+        raise NotAModel(
+            f"{file} may not be read ({error.strerror}): make it readable for the user that runs "
+            "the service"
+        ) from error
+    except (OSError, *_WRONG) as error:
+        raise NotAModel(
+            f"{file} is not a safetensors file ({error}): download or save the model again"
+        ) from error
+    return header, 8 + num_bytes
 
 
 def _tensors(header: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,7 +198,7 @@ def _shards(path: Path) -> set[str]:
         return {str(name) for name in json.loads(content)["weight_map"].values()}
     except OSError as error:
         raise NotAModel(f"{index} cannot be read: {error.strerror}") from error
-    except (RecursionError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except _WRONG as error:
         raise NotAModel(f"{index} is not a safetensors index: {error}") from error
 
 
@@ -203,21 +212,6 @@ def _shapes(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
     header, _ = read_header(file)
     for name, tensor in _tensors(header).items():
         yield name, tuple(tensor["shape"])
-
-
-@contextmanager
-def _errors_as_not_a_model(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except PermissionError as error:
-        raise NotAModel(
-            f"{file} may not be read ({error.strerror}): make it readable for the user that runs "
-            "the service"
-        ) from error
-    except (OSError, *_WRONG) as error:
-        raise NotAModel(
-            f"{file} is not a safetensors file ({error}): download or save the model again"
-        ) from error
 
 
 def _add_file(digest: "hashlib._Hash", file: Path) -> None:

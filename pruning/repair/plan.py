@@ -157,7 +157,12 @@ def plan_of(routes: Sequence[Route]) -> Plan:
     dense = tree.add(tuple(Run(block) for block in range(last)), needs)
     ends = tuple(tree.add(route, _needs(route))[-1] for route in routes)
     streams = {
-        number: Stream(source, step, tree.parts[number], _dense(step, dense))
+        number: Stream(
+            source,
+            step,
+            tree.parts[number],
+            dense[step.after] if isinstance(step, Refit) else None,
+        )
         for (source, step), number in tree.numbers.items()
     }
     visits = tuple(_visits(streams))
@@ -190,10 +195,6 @@ def _needs(route: Route) -> list[Parts]:
     for step in reversed(route):
         needs.append(needs[-1] | observed(step))
     return needs[::-1]
-
-
-def _dense(step: Step, dense: Sequence[int]) -> int | None:
-    return dense[step.after] if isinstance(step, Refit) else None
 
 
 def _visits(streams: Mapping[int, Stream]) -> Iterator[Visit]:
