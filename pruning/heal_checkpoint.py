@@ -144,7 +144,10 @@ def _published(
     run = run.to_publish()
     manifest = run.manifest(quality, model, control)
     write = partial(run.write, manifest=manifest, model=model, control=control)
-    check = partial(run.verify, model=model, how=how, ask=confirm)
+    deepest = run.models(model.tensors)[run.deepest]
+    check = partial(
+        verify_portable, dense=run.dense, keep=deepest.keep, own=deepest.own, how=how, ask=confirm
+    )
     return publish(run.places.target, manifest, write, confirm, check, overwrite=overwrite)
 
 
@@ -370,15 +373,6 @@ class _Healing:
             name = repair_file(depth.num_removed)
             (directory / name).parent.mkdir(exist_ok=True)
             copyfile(self.places.source / name, directory / name)
-
-    def verify(
-        self, directory: Path, *, model: _Trained, how: Verify, ask: Callable[[], object]
-    ) -> None:
-        """Raises ``CheckpointNotPortable``, and what ``ask`` raises."""
-        deepest, device = self.models(model.tensors)[self.deepest], self.dense.resources.device
-        verify_portable(
-            directory, self.dense, deepest.keep, deepest.own, how=how, device=device, ask=ask
-        )
 
 
 def _parent_of(source: Manifest, models: ModelStore, resources: Resources) -> DenseModel:

@@ -159,7 +159,9 @@ def _published(
     observer.phase("publish")
     run = run.to_publish()
     manifest = replace(run.manifest(name, quality), tenant=tenant)
-    check = partial(run.verify, how=verify, ask=confirm)
+    check = partial(
+        verify_portable, dense=run.dense, keep=manifest.keep, own=run.own, how=verify, ask=confirm
+    )
     write = partial(run.write, manifest=manifest)
     return publish(target, manifest, write, confirm, check, overwrite=overwrite)
 
@@ -235,12 +237,6 @@ class _Run:
             repair_notes=self.notes,
             block_times=self.times,
         )
-
-    def verify(self, directory: Path, *, how: Verify, ask: Callable[[], object]) -> None:
-        """Raises ``CheckpointNotPortable``, and what ``ask`` raises."""
-        keep = kept(num_blocks(self.dense.model), self.order)
-        device = self.dense.resources.device
-        verify_portable(directory, self.dense, keep, self.own, how=how, device=device, ask=ask)
 
     def write(self, directory: Path, manifest: Manifest) -> None:
         """Every file of the checkpoint but its manifest."""

@@ -184,7 +184,6 @@ class _Exporter:
                 self.own,
                 quantize=self.subject.weights,
                 how=self.settings.verify,
-                device=self.settings.device,
             )
             written.append(self._measured(directory))
             card = export_card(written[-1], lineage_of(self.dense.path))
@@ -229,8 +228,7 @@ class _Exporter:
 
         write_gguf(temporary, self.dense, self.keep, self.exported.name, self.own)
         if self.settings.verify is not Verify.OFF:
-            device = self.settings.device
-            compare_gguf(temporary, expectation(self.dense, self.keep, device, self.own))
+            compare_gguf(temporary, expectation(self.dense, self.keep, self.own))
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
 

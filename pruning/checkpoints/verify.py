@@ -69,7 +69,6 @@ def verify_portable(
     *,
     quantize: Quantize | None = None,
     how: Verify = Verify.PROCESS,
-    device: str = "auto",
     ask: Callable[[], object] = lambda: None,
 ) -> None:
     """Load the checkpoint that keeps these blocks from ``directory`` and compare it with ``dense``.
@@ -80,7 +79,7 @@ def verify_portable(
     """
     if how is Verify.OFF:
         return
-    expected = expectation(dense, keep, device, own, quantize)
+    expected = expectation(dense, keep, own, quantize)
     try:
         if how is Verify.INLINE:
             compare(directory, expected)

@@ -81,21 +81,20 @@ class Expectation:
 def expectation(
     dense: DenseModel,
     keep: Blocks,
-    device: str = "auto",
     own: Own = NO_OWN,
     quantize: Quantize | None = None,
 ) -> Expectation:
     """Compute the expectation of the checkpoint that keeps these blocks, with ``own`` tensors.
 
     With ``quantize``, weights are those that the quantized ones mean. The checkpoint is loaded on
-    ``device`` if there is enough memory. Each weight is read once, so a streamed model has no
-    continuation, which reads all weights for each token.
+    the device of the run if there is enough memory. Each weight is read once, so a streamed model
+    has no continuation, which reads all weights for each token.
     """
     release_cache()
     forward = dense.forward(keep, quantize, own)
     plain = kept_weights(dense, keep, own) if quantize is None else plain_weights(forward.model)
     weights, num_bytes = _digests(plain)
-    device, is_streamed = _loaded_on(num_bytes, pick_device(device))
+    device, is_streamed = _loaded_on(num_bytes, pick_device(dense.resources.device))
     windows = _windows(dense.model.config)
     logits = logits_of(forward, windows)
     continuation, scores = list[int](), logits[0, :0]

@@ -45,7 +45,7 @@ def test_every_family_is_its_view_to_transformers(tmp_path: Path, family: str, d
     dense = dense_in(tmp_path / "dense", family, dtype)
     file = tmp_path / "pruned.gguf"
     write_gguf(file, dense, KEEP, "pruned")
-    compare_gguf(file, expectation(dense, KEEP, "cpu"))
+    compare_gguf(file, expectation(dense, KEEP))
     read: Any = AutoModelForCausalLM.from_pretrained(
         tmp_path, gguf_file=file.name, dtype=getattr(torch, dtype)
     )
@@ -83,7 +83,7 @@ def test_queries_and_keys_that_are_not_permuted_are_found(
     monkeypatch.setattr(gguf, "_interleaved", lambda _name, values, _config: values)
     write_gguf(tmp_path / "pruned.gguf", dense, KEEP, "pruned")
     with pytest.raises(CheckpointNotPortable, match=r"8 weights .*self_attn\.k_proj"):
-        compare_gguf(tmp_path / "pruned.gguf", expectation(dense, KEEP, "cpu"))
+        compare_gguf(tmp_path / "pruned.gguf", expectation(dense, KEEP))
 
 
 def test_a_cut_file_is_found(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_a_cut_file_is_found(tmp_path: Path) -> None:
     write_gguf(file, dense, KEEP, "pruned")
     file.write_bytes(file.read_bytes()[:-5000])
     with pytest.raises(CheckpointNotPortable, match="transformers cannot load it"):
-        compare_gguf(file, expectation(dense, KEEP, "cpu"))
+        compare_gguf(file, expectation(dense, KEEP))
 
 
 def test_the_file_has_the_tokenizer(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def publish_at(
         damage(directory)
 
     def verify(directory: Path) -> None:
-        verify_portable(directory, dense, KEEP, how=how, device="cpu", ask=ask)
+        verify_portable(directory, dense, KEEP, how=how, ask=ask)
 
     return publish(target, manifest_of(), write_it, verify=verify)
 
@@ -372,7 +372,7 @@ def with_scores(expected: Expectation, gap: float) -> Expectation:
 
 def test_a_tie_that_rounding_turns_is_no_difference(tmp_path: Path, in_memory: DenseModel) -> None:
     write(in_memory, tmp_path)
-    expected = expectation(in_memory, KEEP, "cpu")
+    expected = expectation(in_memory, KEEP)
     compare(tmp_path, with_scores(expected, 1e-5))
     with pytest.raises(CheckpointNotPortable, match="greedy generation differs at token 1"):
         compare(tmp_path, with_scores(expected, 1e-2))
@@ -380,14 +380,14 @@ def test_a_tie_that_rounding_turns_is_no_difference(tmp_path: Path, in_memory: D
 
 def test_what_is_no_number_is_refused(tmp_path: Path, dense: DenseModel) -> None:
     write(dense, tmp_path)
-    expected = expectation(dense, KEEP, "cpu")
+    expected = expectation(dense, KEEP)
     spoilt = replace(expected, logits=expected.logits * math.nan)
     with pytest.raises(CheckpointNotPortable, match="not finite in float32"):
         compare(tmp_path, spoilt)
 
 
 def test_an_expectation_survives_its_file(tmp_path: Path, dense: DenseModel) -> None:
-    expected = expectation(dense, KEEP, "cpu")
+    expected = expectation(dense, KEEP)
     expected.save(tmp_path / "file")
     found = Expectation.read(tmp_path / "file")
     for name, value in vars(expected).items():
