@@ -19,7 +19,7 @@ from rich.console import Console
 from benchmarks.reports import facts, write
 from pruning.checkpoints.markdown import markdown_table
 from pruning.checkpoints.store import Manifest, repair_of, verify
-from pruning.data.calibration import evaluation_windows, healing_windows
+from pruning.data.calibration import RepairWindows, evaluation_windows, healing_windows
 from pruning.data.texts import text_windows
 from pruning.evaluation.probe import probe_items
 from pruning.evaluation.probe_run import answer
@@ -27,7 +27,6 @@ from pruning.evaluation.pruned_losses import PrunedModel, pruned_losses
 from pruning.evaluation.quality import Measured
 from pruning.healing.adapter import depth_tensors, with_adapter
 from pruning.healing.students import Students, alone, of_order
-from pruning.healing.text import HealingText
 from pruning.healing.train import Training
 from pruning.models.blocks import NO_OWN, num_blocks
 from pruning.models.store import ModelStore, set_up_torch
@@ -48,7 +47,7 @@ class Bench:
     dense: DenseModel
     source: Manifest
     repairs: Mapping[int, Repaired]
-    text: HealingText
+    text: RepairWindows
     heal: Heal
 
     @cached_property
@@ -168,11 +167,7 @@ def _bench(
     }
     calibration = default_calibration(num_samples=num_samples, seqlen=seqlen)
     windows = healing_windows(calibration, dense.model, dense.tokenizer)
-    train, held_out = (
-        {domain: of.token_ids for domain, of in part.items()}
-        for part in (windows.train, windows.selection)
-    )
-    return Bench(dense, source, repairs, HealingText(train, held_out), heal)
+    return Bench(dense, source, repairs, windows, heal)
 
 
 def _step_times(bench: Bench) -> dict[str, Any]:

@@ -32,7 +32,6 @@ from pruning.healing.places import ADAPTER_FOLDER, CONTROL, CONTROL_FOLDER, HEAL
 from pruning.healing.record import Healing, NotHealable, Progress, Run, TrainedText, check_healable
 from pruning.healing.state import read_state, save_state
 from pruning.healing.students import Students, alone, of_order
-from pruning.healing.text import HealingText
 from pruning.healing.train import Training
 from pruning.models.blocks import NO_OWN, Own, num_blocks
 from pruning.models.lineage import lineage_of
@@ -180,14 +179,6 @@ class _Healing:
     observer: Observer
     peers: Peers
 
-    @cached_property
-    def text(self) -> HealingText:
-        train, held_out = (
-            {domain: windows.token_ids for domain, windows in part.items()}
-            for part in (self.windows.train, self.windows.selection)
-        )
-        return HealingText(train, held_out)
-
     @property
     def is_elastic(self) -> bool:
         return self.heal.depths is Depths.ALL
@@ -265,7 +256,7 @@ class _Healing:
         training = Training(
             self.dense.model,
             students,
-            self.text,
+            self.windows,
             heal,
             digest=digest,
             micro_tokens=self.dense.resources.batch_tokens,

@@ -26,6 +26,7 @@ from pruning.checkpoints.trajectory_plot import write_plot
 from pruning.checkpoints.verify import verify_portable
 from pruning.config import Verify
 from pruning.data.calibration import (
+    RepairWindows,
     calibrate,
     check_healable_text,
     evaluation_windows,
@@ -52,11 +53,10 @@ from pruning.removal import Removal, kept
 from pruning.repair.folding import folded
 from pruning.repair.order import (
     OrderRepair,
-    RepairRequest,
     check_repair,
     limit,
     repair_order,
-    request_for,
+    windows_for,
 )
 from pruning.repair.record import Method
 from pruning.repair.states import SpillFailed
@@ -181,7 +181,7 @@ class _Run:
     dense: DenseModel
     fingerprint: str  # of the dense model when it was loaded
     windows: Windows
-    request: RepairRequest | None  # None if nothing is to be repaired
+    to_repair: RepairWindows | None  # the text for it; None if nothing is to be repaired
     removals: list[Removal]
     times: BlockTimes | None  # of the dense model
     measured_on: Mapping[str, Windows]  # by domain; empty if perplexities are not measured
@@ -251,12 +251,11 @@ class _Run:
         self._write_repair(directory)
 
     def _write_repair(self, directory: Path) -> None:
-        if self.repair is None or self.request is None:
+        if self.repair is None or self.to_repair is None:
             return
         for number, repaired in enumerate(self.repair.chosen, start=1):
             write_repair(directory, number, repaired)
-        used = self.request.windows
-        parts = {"train": used.train, "selection": used.selection}
+        parts = {"train": self.to_repair.train, "selection": self.to_repair.selection}
         text = {
             part: {
                 name: described(windows, self.dense.tokenizer) for name, windows in domains.items()
@@ -270,16 +269,16 @@ class _Run:
 
         ``AUTO`` also means none: where memory does not suffice, a warning takes the place of one.
         """
-        if self.request is None:
+        if self.to_repair is None:
             return self
         self.observer.phase("repair")
         resources = self.dense.resources
-        if self.request.repair is not Repair.AUTO:
-            return replace(self, repair=self._repair(self.request, resources.batch_tokens))
+        if self.spec.repair is not Repair.AUTO:
+            return replace(self, repair=self._repair(self.to_repair, resources.batch_tokens))
         reason = resources.no_repair
         for batch_tokens in () if reason else (resources.batch_tokens, resources.batch_tokens // 2):
             try:
-                return replace(self, repair=self._repair(self.request, batch_tokens))
+                return replace(self, repair=self._repair(self.to_repair, batch_tokens))
             except Exception as error:
                 if (reason := _shortage(error)) is None:
                     raise
@@ -287,9 +286,10 @@ class _Run:
         self.observer.warned(said := f"the model is not repaired: {reason}")
         return replace(self, notes=(said,))
 
-    def _repair(self, request: RepairRequest, batch_tokens: int) -> OrderRepair:
+    def _repair(self, windows: RepairWindows, batch_tokens: int) -> OrderRepair:
         return repair_order(
-            request,
+            self.spec.repair,
+            windows,
             self.dense.visited(),
             self.order,
             batch_tokens=batch_tokens,
@@ -332,10 +332,10 @@ def _searched(
     windows = calibrate(*source)
     read = partial(repair_windows, *source)
     notes: list[str] = []
-    request = request_for(spec.repair, config, read, notes.append)
+    to_repair = windows_for(spec.repair, config, read, notes.append)
     for note in notes:
         observer.warned(note)
-    if request is not None and (left := limit(config)) is not None:
+    if to_repair is not None and (left := limit(config)) is not None:
         notes.append(left)
     held_out = partial(evaluation_windows, *source, evaluation=spec.evaluation)
     measured_on = held_out() if spec.evaluate else {}
@@ -346,7 +346,7 @@ def _searched(
     plan = plan_of(spec, dense, windows, earlier)
     state = earlier if earlier.plan == plan else SearchState(plan)
     removals = search(spec, dense, windows, observer, state)
-    run = (windows, request, removals, plan.times, measured_on)
+    run = (windows, to_repair, removals, plan.times, measured_on)
     return _Run(spec, dense, parent_fingerprint, *run, observer, notes=tuple(notes))
 
 

@@ -14,10 +14,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers import PreTrainedModel
 
 from benchmarks.gpu.plan import GpuPlan
+from pruning.data.calibration import RepairWindows
+from pruning.data.windows import Windows
 from pruning.healing.activations import Kept
 from pruning.healing.adapter import Adapter
 from pruning.healing.students import alone
-from pruning.healing.text import HealingText
 from pruning.healing.train import Training
 from pruning.models.blocks import NO_OWN, num_blocks
 from pruning.models.random_models import random_model
@@ -37,7 +38,8 @@ def heal(plan: GpuPlan) -> dict[str, Any]:
     keep = tuple(range(total - round(_SHARE_REMOVED * total)))
     students = alone(model, keep, NO_OWN, plan.heal)
     windows = torch.randint(model.config.vocab_size, (_NUM_WINDOWS, plan.heal_seqlen))
-    text = HealingText({"random": windows[1:]}, {"random": windows[:1]})
+    train, held_out = (Windows(part, "random") for part in (windows[1:], windows[:1]))
+    text = RepairWindows({"random": train}, {"random": held_out})
     steps = Training(model, students, text, plan.heal).steps()
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)

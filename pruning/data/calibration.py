@@ -19,7 +19,8 @@ class RepairWindows:
 
     ``train`` has every domain of the calibration and includes the calibration windows.
     ``selection`` also has packaged prose and code, so that a repair that was fitted on one kind of
-    text is judged on another. It lacks a domain whose text is too short for windows of its own.
+    text is judged on another. It lacks a domain whose text is too short for windows of its own. No
+    window is in both, and all have one length.
     """
 
     train: Mapping[str, Windows]

@@ -2,40 +2,22 @@
 
 import random
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import torch
 
 
-@dataclass(frozen=True)
-class HealingText:
-    """Token ids ``[num_windows, seqlen]`` by domain: ``train``, and ``held_out`` to stop by.
-
-    No window is in both. All windows have one length.
-    """
-
-    train: Mapping[str, torch.Tensor]
-    held_out: Mapping[str, torch.Tensor]
-
-    @property
-    def seqlen(self) -> int:
-        return int(next(iter(self.train.values())).shape[1])
-
-    def held_out_sample(self, num_tokens: int) -> Mapping[str, torch.Tensor]:
-        """At most so many tokens of the held-out text, but a window of each domain: the same share
-        of all domains, spread evenly over each."""
-        total = sum(map(len, self.held_out.values()))
-        most = num_tokens // self.seqlen
-        if total <= most:
-            return self.held_out
-        return {
-            domain: windows[_evenly(len(windows), max(1, len(windows) * most // total))]
-            for domain, windows in self.held_out.items()
-        }
-
-
-def _evenly(number: int, wanted: int) -> list[int]:
-    return [at * number // wanted for at in range(wanted)]
+def sample_of(held_out: Mapping[str, torch.Tensor], num_tokens: int) -> Mapping[str, torch.Tensor]:
+    """At most so many tokens of windows ``[num_windows, seqlen]``, but a window of each domain: the
+    same share of all domains, spread evenly over each."""
+    total = sum(map(len, held_out.values()))
+    most = num_tokens // max(windows.shape[1] for windows in held_out.values())
+    if total <= most:
+        return held_out
+    sample = {}
+    for domain, windows in held_out.items():
+        number, wanted = len(windows), max(1, len(windows) * most // total)
+        sample[domain] = windows[[at * number // wanted for at in range(wanted)]]
+    return sample
 
 
 class Order:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from pruning.data.calibration import RepairWindows
 from pruning.healing.activations import kept_bytes
 from pruning.healing.adapter import Tensors
 from pruning.healing.divergence import divergences, hidden_error
@@ -23,7 +24,7 @@ from pruning.healing.peers import ALONE, Peers
 from pruning.healing.record import Check, Progress, Step
 from pruning.healing.state import TrainingState
 from pruning.healing.students import Students, last_hiddens
-from pruning.healing.text import HealingText, Order
+from pruning.healing.text import Order, sample_of
 from pruning.models.loss import GPU_LOGITS_BYTES, window_divergences
 from pruning.models.memory import free_bytes
 from pruning.plural import counted
@@ -43,19 +44,19 @@ class HealingDiverged(RuntimeError):
 class Training:
     """The training of ``students`` towards ``dense``, from its beginning or from ``earlier``.
 
-    Of several, each step trains the deepest and another one on the same tokens, as slimmable
-    networks are trained (arXiv 1903.05134). All of them say when to stop, and which step is kept.
-    A call of a model has at most ``micro_tokens`` tokens, but at least one window. ``peers`` make
-    the same steps with it, each on its share of the windows, which is one or more. Checks read a
-    part of the held-out text, so that they take no longer than the steps between them. ``best`` is
-    the adapter at the best one.
+    ``text`` has windows to train on, and others to stop by. Of several students, each step trains
+    the deepest and another one on the same tokens, as slimmable networks are trained (arXiv
+    1903.05134). All of them say when to stop, and which step is kept. A call of a model has at most
+    ``micro_tokens`` tokens, but at least one window. ``peers`` make the same steps with it, each on
+    its share of the windows, which is one or more. Checks read a part of the held-out text, so that
+    they take no longer than the steps between them. ``best`` is the adapter at the best one.
     """
 
     def __init__(
         self,
         dense: PreTrainedModel,
         students: Students,
-        text: HealingText,
+        text: RepairWindows,
         heal: Heal,
         *,
         digest: str = "",
@@ -66,20 +67,24 @@ class Training:
         self._dense = dense
         self._students = students
         self._adapter = students.adapter
-        self._text = text
+        train, held_out = (
+            {domain: windows.token_ids for domain, windows in part.items()}
+            for part in (text.train, text.selection)
+        )
+        self._seqlen = int(next(iter(train.values())).shape[1])
         self._heal = heal
         self._peers = peers
-        self._order = Order(text.train, heal.seed)
-        self._micro_windows = max(1, micro_tokens // text.seqlen)
-        self._num_windows = max(heal.batch_tokens // text.seqlen, peers.size)  # of a step
+        self._order = Order(train, heal.seed)
+        self._micro_windows = max(1, micro_tokens // self._seqlen)
+        self._num_windows = max(heal.batch_tokens // self._seqlen, peers.size)  # of a step
         self._rate = heal.rate(dense.config.hidden_size)
         self._optimizer = torch.optim.AdamW(
             self._adapter.parameters.values(), lr=self._rate, eps=_EPSILON, weight_decay=0.0
         )
         if heal.checkpoint_activations:
             students.checkpoint_activations()
-        between = heal.steps_per_check * self._num_windows * text.seqlen
-        self._held_out_windows = text.held_out_sample(max(between, _LEAST_CHECK_TOKENS))
+        between = heal.steps_per_check * self._step_tokens
+        self._held_out_windows = sample_of(held_out, max(between, _LEAST_CHECK_TOKENS))
         self.best: Tensors = self._adapter.values() if earlier is None else earlier.best
         self.progress = Progress(digest) if earlier is None else earlier.progress
         if earlier is not None:
@@ -134,7 +139,7 @@ class Training:
 
     @property
     def _step_tokens(self) -> int:
-        return self._num_windows * self._text.seqlen
+        return self._num_windows * self._seqlen
 
     @property
     def _used(self) -> float:
@@ -175,7 +180,7 @@ class Training:
 
     def _gradients(self) -> float:
         """Sum up the gradients of the next step, part by part, and return its loss."""
-        read = self.progress.num_tokens // self._text.seqlen
+        read = self.progress.num_tokens // self._seqlen
         windows = self._order.windows(read, self._num_windows)
         total = torch.zeros(1, dtype=torch.float64)
         for part in self._parts(windows):

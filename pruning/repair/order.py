@@ -20,31 +20,11 @@ from pruning.models.blocks import num_blocks
 from pruning.models.streaming import VisitedModel
 from pruning.removal import kept, paired_gaps, standard_error
 from pruning.repair.record import DepthRepair, Gain, Method
-from pruning.repair.repair import Repaired, RepairedDepth, RepairText, repair_depths
+from pruning.repair.repair import Repaired, RepairedDepth, repair_depths
 from pruning.repair.walk import OpenWalk
 from pruning.sleb import Blocks
 from pruning.spec import InvalidSpec
 from pruning.spec.prune import Repair
-
-
-@dataclass(frozen=True)
-class RepairRequest:
-    """The repair that is asked for, and the text for it."""
-
-    repair: Repair
-    windows: RepairWindows
-
-    @property
-    def text(self) -> RepairText:
-        train = {
-            f"{domain}, {kind}": token_ids
-            for domain, windows in self.windows.train.items()
-            for kind, token_ids in windows.by_kind().items()
-        }
-        selection = {
-            domain: windows.token_ids for domain, windows in self.windows.selection.items()
-        }
-        return RepairText(train, selection)
 
 
 @dataclass(frozen=True)
@@ -94,13 +74,13 @@ def check_repair(repair: Repair, config: PreTrainedConfig) -> None:
         raise InvalidSpec("repair", f"{against}: choose one of auto, none")
 
 
-def request_for(
+def windows_for(
     repair: Repair,
     config: PreTrainedConfig,
     read: Callable[[], RepairWindows],
     warn: Callable[[str], object],
-) -> RepairRequest | None:
-    """What is asked for, with the text of ``read``; None if nothing is.
+) -> RepairWindows | None:
+    """The text of ``read`` for what is asked for; None if nothing is.
 
     Nothing is repaired after a warning if the model allows no repair, or with ``AUTO`` if there is
     no text to choose by. Raises ``CalibrationError`` if the text is too short for a repair that is
@@ -124,11 +104,12 @@ def request_for(
     untested = sorted(windows.train.keys() - windows.selection.keys())
     if untested:
         warn(f"the repair is chosen without {', '.join(untested)}: there is too little text of it")
-    return RepairRequest(repair, windows)
+    return windows
 
 
 def repair_order(
-    request: RepairRequest,
+    repair: Repair,
+    windows: RepairWindows,
     dense: VisitedModel,
     order: Blocks,
     *,
@@ -146,22 +127,21 @@ def repair_order(
     depths = repair_depths(
         dense,
         keeps,
-        request.text,
+        windows,
         batch_tokens=batch_tokens,
         observe=observe,
         state_budget=state_budget,
         open_walk=open_walk,
     )
-    chosen = tuple(_chosen(request.repair, depth) for depth in depths)
+    chosen = tuple(
+        choose(depth) if repair is Repair.AUTO else depth.tried[Method(repair.value)]
+        for depth in depths
+    )
     records = (
         record_of(number, depth, repaired)
         for number, (depth, repaired) in enumerate(zip(depths, chosen, strict=True), start=1)
     )
     return OrderRepair(tuple(records), chosen)
-
-
-def _chosen(repair: Repair, depth: RepairedDepth) -> Repaired:
-    return choose(depth) if repair is Repair.AUTO else depth.tried[Method(repair.value)]
 
 
 def gains(depth: RepairedDepth) -> Mapping[str, Gain]:

@@ -15,6 +15,7 @@ from math import ceil
 
 import torch
 
+from pruning.data.calibration import RepairWindows
 from pruning.models.architectures import architecture
 from pruning.models.blocks import NO_OWN, Own, block_list, num_blocks
 from pruning.models.streaming import VisitedModel
@@ -33,18 +34,6 @@ ROUTES: Mapping[Method, Callable[[Blocks, int], Route]] = {
 SAMPLE_WINDOWS = 16  # about so many in all: steps are tried on them
 STEPS = (1.0, 0.5, 0.25)  # shares of a change that are tried where a fit is not exact
 NUM_FOLDS = 3  # at most: each takes sums of its own at every cut, which are large for wide models
-
-
-@dataclass(frozen=True)
-class RepairText:
-    """Token ids [num_windows, seqlen]: ``train`` to fit on, by kind of text, and ``selection`` to
-    choose by, by domain.
-
-    Kinds that are alike are neighbours. No window is in both. The lengths of all windows are equal.
-    """
-
-    train: Mapping[str, torch.Tensor]
-    selection: Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -75,7 +64,7 @@ class RepairedDepth:
 def repair_depths(
     dense: VisitedModel,
     keeps: Sequence[Blocks],
-    text: RepairText,
+    text: RepairWindows,
     *,
     batch_tokens: int,
     observe: Callable[[int, int], object] = lambda _done, _total: None,
@@ -183,11 +172,15 @@ class _Repair:
         return best
 
 
-def _windows(text: RepairText) -> list[Windows]:
+def _windows(text: RepairWindows) -> list[Windows]:
     """The windows by the way that they go. The sample is spread evenly over each kind of text."""
-    all_windows = [Windows(Part.SELECTION, domain, ids) for domain, ids in text.selection.items()]
-    for fold, token_ids in _folded(text.train):
-        number, wanted = len(token_ids), ceil(SAMPLE_WINDOWS / len(text.train))
+    train = [kind for windows in text.train.values() for kind in windows.by_kind().values()]
+    all_windows = [
+        Windows(Part.SELECTION, domain, windows.token_ids)
+        for domain, windows in text.selection.items()
+    ]
+    for fold, token_ids in _folded(train):
+        number, wanted = len(token_ids), ceil(SAMPLE_WINDOWS / len(train))
         sample = {at * number // wanted for at in range(min(number, wanted))}
         rest = [at for at in range(number) if at not in sample]
         all_windows.append(Windows(Part.SAMPLE, fold, token_ids[sorted(sample)]))
@@ -195,14 +188,14 @@ def _windows(text: RepairText) -> list[Windows]:
     return [windows for windows in all_windows if len(windows.token_ids)]
 
 
-def _folded(train: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+def _folded(train: Sequence[torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
     """The windows of each kind of text with its fold: neighbours share one, as they are alike.
 
     A single kind cannot be left out, so its first half is a fold, and so is its second.
     """
     if len(train) == 1:
-        [token_ids] = train.values()
+        [token_ids] = train
         yield from zip(("first half", "second half"), torch.tensor_split(token_ids, 2), strict=True)
         return
-    for at, token_ids in enumerate(train.values()):
+    for at, token_ids in enumerate(train):
         yield f"fold {at * min(NUM_FOLDS, len(train)) // len(train)}", token_ids

@@ -1,5 +1,6 @@
 """Repair on the demo model: the fit of one domain, and what variants share."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,14 +8,14 @@ import pytest
 from app.models.catalog import Catalog
 from app.models.registry import ModelRegistry
 from pruning.checkpoints.store import CheckpointStore
-from pruning.data.calibration import repair_windows
+from pruning.data.calibration import RepairWindows, repair_windows
 from pruning.models.blocks import num_blocks
 from pruning.models.demo_model import NAME
 from pruning.models.store import ModelStore
 from pruning.removal import kept
 from pruning.repair.order import choose, gains
 from pruning.repair.record import Method
-from pruning.repair.repair import RepairedDepth, RepairText, repair_depths
+from pruning.repair.repair import RepairedDepth, repair_depths
 from pruning.search.dense_model import DenseModel, Resources, load_dense_model
 from pruning.spec.calibration import CalibrationSpec, Dataset, default_calibration
 from pruning.spec.prune import Metric, PruneSpec, Repair, Resident
@@ -35,9 +36,9 @@ def prose_repair(dense: DenseModel, *, judged_by: set[str]) -> RepairedDepth:
     found = repair_windows(prose, dense.model, dense.tokenizer)
     assert found.train.keys() == {"prose"}
     assert found.selection.keys() == {"prose", "code"}
-    text = RepairText(
-        {domain: windows.token_ids for domain, windows in found.train.items()},
-        {d: windows.token_ids for d, windows in found.selection.items() if d in judged_by},
+    text = RepairWindows(
+        {domain: replace(windows, kinds=()) for domain, windows in found.train.items()},
+        {domain: found.selection[domain] for domain in found.selection if domain in judged_by},
     )
     keep = kept(num_blocks(dense.model), REMOVED)
     [depth] = repair_depths(

@@ -19,7 +19,7 @@ from pruning.models.blocks import view
 from pruning.models.memory import BATCH_TOKENS, StateBudgetTooSmall
 from pruning.models.store import load
 from pruning.repair.folding import folded
-from pruning.repair.order import OrderRepair, repair_order, request_for
+from pruning.repair.order import OrderRepair, repair_order, windows_for
 from pruning.repair.record import DepthRepair, Method
 from pruning.repair.states import SpillFailed
 from pruning.repair.walk import LocalWalk
@@ -247,10 +247,10 @@ def test_text_that_leaves_no_windows_of_its_own_to_choose_by(
 def test_a_repair_without_any_text_to_choose_by() -> None:
     windows = RepairWindows({"text": Windows(torch.zeros((1, 8), dtype=torch.int64), "text")}, {})
     config, warnings = tiny_model("llama").config, list[str]()
-    assert request_for(Repair.AUTO, config, lambda: windows, warnings.append) is None
+    assert windows_for(Repair.AUTO, config, lambda: windows, warnings.append) is None
     assert "too short" in warnings[0]
     with pytest.raises(CalibrationError, match="repair=ridge: the calibration text is too short"):
-        request_for(Repair.RIDGE, config, lambda: windows, warnings.append)
+        windows_for(Repair.RIDGE, config, lambda: windows, warnings.append)
 
 
 def test_a_run_that_is_stopped_in_the_repair_repeats_the_repair_alone(

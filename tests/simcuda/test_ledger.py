@@ -17,9 +17,10 @@ from pruning.models.memory import BATCH_TOKENS
 from pruning.models.random_models import random_model
 from pruning.models.streaming import ResidentModel
 from pruning.repair.record import Method
-from pruning.repair.repair import RepairText, repair_depths
+from pruning.repair.repair import repair_depths
 from pruning.search.scoring import SharedPrefixScorer
 from tests.simcuda.shapes import GIB, LLAMA_2_13B, LLAMA_3_8B
+from tests.support.repairs import windows_of
 from tests.support.simcuda.device import SimulatedCuda
 
 
@@ -79,7 +80,7 @@ def test_a_repair_by_ridge_fits_the_card_that_has_the_model(
         return {domain: torch.zeros(number, 2048, dtype=torch.long) for domain in domains}
 
     keep = (0, 1, 3, 4, 5, 6, 7)
-    text = RepairText(windows(2), windows(1))
+    text = windows_of(windows(2), windows(1))
     [found] = repair_depths(ResidentModel(model), [keep], text, batch_tokens=BATCH_TOKENS)
     assert found.tried[Method.RIDGE].tensors
     assert dry.peak_bytes() < gib * GIB

@@ -16,10 +16,11 @@ from pruning.models.memory import BATCH_TOKENS
 from pruning.models.random_models import SHAPES, random_model
 from pruning.models.streaming import StreamedModel
 from pruning.repair.record import Method
-from pruning.repair.repair import RepairText, repair_depths
+from pruning.repair.repair import repair_depths
 from pruning.search.ray_actors import ActorConfig, Evaluator, ScoringTask
 from pruning.search.scoring import SharedPrefixScorer
 from tests.simcuda.shapes import GIB
+from tests.support.repairs import windows_of
 from tests.support.simcuda.device import SimulatedCuda
 
 CARD = 80 * GIB
@@ -158,7 +159,7 @@ def test_a_streamed_search_of_70b_fits_each_card_of_two_actors(
 @pytest.mark.slow
 def test_a_streamed_repair_of_70b_fits_one_card(dry: SimulatedCuda) -> None:
     dry.set_memory(CARD)
-    text = RepairText({"prose": WINDOWS[:2]}, {"prose": WINDOWS[2:3]})
+    text = windows_of({"prose": WINDOWS[:2]}, {"prose": WINDOWS[2:3]})
     model, keep = streamed(), (*range(10), *range(11, DEPTH))
     [found] = repair_depths(model, [keep], text, batch_tokens=BATCH_TOKENS)
     assert found.tried[Method.RIDGE].tensors

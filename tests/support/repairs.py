@@ -1,6 +1,6 @@
 """Repairs of tiny models, made on random windows, and checkpoints that have them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +8,8 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pruning.checkpoints.store import MANIFEST, FileEntry, Manifest, file_entry, read_manifest
+from pruning.data.calibration import RepairWindows
+from pruning.data.windows import Windows
 from pruning.models.architectures import architecture
 from pruning.models.blocks import num_blocks, view
 from pruning.models.streaming import ResidentModel
@@ -15,13 +17,27 @@ from pruning.repair.folding import folded
 from pruning.repair.order import record_of, refusal
 from pruning.repair.plan import cuts_of
 from pruning.repair.record import Method
-from pruning.repair.repair import Repaired, RepairText, repair_depths
+from pruning.repair.repair import Repaired, repair_depths
 from pruning.repair.stored import write_repair
 from pruning.sleb import Blocks
 from tests.support.tiny import VOCAB_SIZE
 
 
-def random_text(num_windows: int = 24, seqlen: int = 12, seed: int = 0) -> RepairText:
+def windows_of(
+    train: Mapping[str, torch.Tensor], selection: Mapping[str, torch.Tensor]
+) -> RepairWindows:
+    """Of token ids by domain."""
+    return RepairWindows(
+        {domain: Windows(token_ids, domain) for domain, token_ids in train.items()},
+        {domain: Windows(token_ids, domain) for domain, token_ids in selection.items()},
+    )
+
+
+def token_ids_of(part: Mapping[str, Windows]) -> dict[str, torch.Tensor]:
+    return {domain: windows.token_ids for domain, windows in part.items()}
+
+
+def random_text(num_windows: int = 24, seqlen: int = 12, seed: int = 0) -> RepairWindows:
     """Windows of two domains."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -30,7 +46,7 @@ def random_text(num_windows: int = 24, seqlen: int = 12, seed: int = 0) -> Repai
         domains = ("prose", "code")
         return {d: torch.randint(3, VOCAB_SIZE, shape, generator=generator) for d in domains}
 
-    return RepairText(windows(num_windows), windows(num_windows // 2))
+    return windows_of(windows(num_windows), windows(num_windows // 2))
 
 
 _WITH_SCALES = {"use_post_norm": True, "_remove_final_layer_norm": False}  # what configs must say

@@ -13,7 +13,6 @@ from torch import distributed
 
 from pruning.healing import students
 from pruning.healing.peers import ALONE, PeerLost, Peers
-from pruning.healing.text import HealingText
 from pruning.healing.train import Training
 from pruning.models.blocks import NO_OWN
 from pruning.spec.heal import Depths, Heal
@@ -25,8 +24,7 @@ HEAL = Heal(num_tokens=12 * 96, rank=8, learning_rate=5e-3, batch_tokens=96, ste
 
 
 def training(heal: Heal, peers: Peers) -> Training:
-    model, windows = tiny_model("llama"), random_text()
-    text = HealingText(windows.train, windows.selection)
+    model, text = tiny_model("llama"), random_text()
     if heal.depths is Depths.ALL:
         found = students.of_order(model, (3, 1, 4), {}, heal)
     else:
@@ -87,10 +85,10 @@ def test_more_processes_go_on_where_one_has_stopped() -> None:
     heal = replace(HEAL, batch_tokens=12)
     alone = training(heal, ALONE)
     list(islice(alone.steps(), 5))
-    state, text = alone.state(), alone._text
+    state = alone.state()
     model = tiny_model("llama")
     student = students.alone(model, KEEP, NO_OWN, heal)
-    more = Training(model, student, text, heal, earlier=state, peers=Peers(0, 3))
+    more = Training(model, student, random_text(), heal, earlier=state, peers=Peers(0, 3))
     assert more._used == alone._used
     windows = [*islice(more._parts(more._order.windows(5, 3)), 1)]
     [step] = islice(more.steps(), 1)

@@ -2,7 +2,7 @@
 
 import torch
 
-from pruning.healing.text import HealingText, Order
+from pruning.healing.text import Order, sample_of
 
 PROSE = torch.arange(5).unsqueeze(1).expand(5, 3)
 CODE = 100 + torch.arange(2).unsqueeze(1).expand(2, 3)
@@ -40,13 +40,9 @@ def test_another_seed_and_another_pass_give_another_order() -> None:
     assert firsts(Order(many, 1).windows(0, 100)) != found
 
 
-def test_the_length_of_the_windows() -> None:
-    assert HealingText({"prose": PROSE}, {}).seqlen == 3
-
-
 def test_a_sample_of_the_held_out_text_represents_all_of_it() -> None:
-    text = HealingText({"prose": PROSE}, {"prose": PROSE, "code": CODE})
-    assert text.held_out_sample(7 * 3) is text.held_out
-    found = {domain: firsts(windows) for domain, windows in text.held_out_sample(13).items()}
+    held_out = {"prose": PROSE, "code": CODE}
+    assert sample_of(held_out, 7 * 3) is held_out
+    found = {domain: firsts(windows) for domain, windows in sample_of(held_out, 13).items()}
     assert found == {"prose": [0, 2], "code": [100]}
-    assert [len(windows) for windows in text.held_out_sample(1).values()] == [1, 1]
+    assert [len(windows) for windows in sample_of(held_out, 1).values()] == [1, 1]

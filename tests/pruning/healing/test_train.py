@@ -12,12 +12,11 @@ from pruning.healing.divergence import hidden_error
 from pruning.healing.record import Step
 from pruning.healing.state import read_state, save_state
 from pruning.healing.students import alone, of_order
-from pruning.healing.text import HealingText
 from pruning.healing.train import LEAST_RATE, HealingDiverged, Training, schedule
 from pruning.models.blocks import NO_OWN
 from pruning.models.loss import last_hidden
 from pruning.spec.heal import Depths, Heal
-from tests.support.repairs import random_text
+from tests.support.repairs import random_text, token_ids_of
 from tests.support.tiny import tiny_model
 
 KEEP = (0, 2, 5)
@@ -27,15 +26,10 @@ HEAL = Heal(
 )
 
 
-def text() -> HealingText:
-    windows = random_text()
-    return HealingText(windows.train, windows.selection)
-
-
 def training(heal: Heal = HEAL, keep: Sequence[int] = KEEP, **more: object) -> Training:
     model = tiny_model("llama")
     students = alone(model, tuple(keep), NO_OWN, heal)
-    return Training(model, students, text(), heal, digest="d", **more)  # type: ignore[arg-type]  # named
+    return Training(model, students, random_text(), heal, digest="d", **more)  # type: ignore[arg-type]  # named
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +58,7 @@ def test_the_divergence_on_held_out_text_falls(whole: tuple[Training, Sequence[S
 
 def test_one_adapter_brings_every_depth_nearer() -> None:
     model, heal = tiny_model("llama"), replace(HEAL, depths=Depths.ALL)
-    run = Training(model, of_order(model, (1, 3, 4), {}, heal), text(), heal)
+    run = Training(model, of_order(model, (1, 3, 4), {}, heal), random_text(), heal)
     list(run.steps())
     first, best = run.progress.checks[0], run.progress.best
     assert len(first.by_depth) == 3
@@ -87,7 +81,7 @@ def test_a_weight_on_hidden_states_brings_them_nearer(
     list(weighted.steps())
     errors = []
     for run in (whole[0], weighted):
-        windows = torch.cat(list(text().held_out.values()))
+        windows = torch.cat(list(token_ids_of(random_text().selection).values()))
         with torch.no_grad():
             states = [last_hidden(model, windows) for model in (run._adapter.model, run._dense)]
         errors.append(float(hidden_error(*(state.flatten(0, 1) for state in states))))

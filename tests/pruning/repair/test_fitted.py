@@ -11,7 +11,7 @@ from pruning.models.blocks import block_list, view
 from pruning.models.streaming import ResidentModel
 from pruning.repair.record import Method
 from pruning.repair.repair import STEPS, Repaired, repair_depths
-from tests.support.repairs import random_text, repaired_by
+from tests.support.repairs import random_text, repaired_by, token_ids_of
 from tests.support.tiny import tiny_model
 
 KEEP = (0, 2, 5)
@@ -85,7 +85,7 @@ def test_no_more_of_a_change_is_taken_than_experts_bear() -> None:
     model = tiny_model("mixtral")
     repaired = repaired_by(Method.RIDGE, model, KEEP)
     own = {name: each for name, each in repaired.tensors.items() if name.split(".")[2] == "0"}
-    [token_ids, _] = random_text(seed=1).selection.values()
+    [token_ids, _] = token_ids_of(random_text(seed=1).selection).values()
     wanted, raw, found = (
         _taken(each, token_ids, [])[""]
         for each in (view(model, range(ENDS[0])), view(model, [0]), view(model, [0], own))
@@ -101,7 +101,7 @@ def _error(model: PreTrainedModel, block: int, repaired: Repaired, *, last: int)
     dense = view(model, range(ENDS[block]))
     pruned = view(model, [each for each in KEEP if each <= block], own)
     total = 0.0
-    for token_ids in random_text(8).train.values():  # few enough that all are in the sample
+    for token_ids in token_ids_of(random_text(8).train).values():  # all are in the sample
         wanted, found = (_taken(each, token_ids, [])[""] for each in (dense, pruned))
         total += float(((wanted - found).norm(dim=1) / wanted.norm(dim=1)).square().sum())
     return total
@@ -118,7 +118,7 @@ def _gathered(
     }
     pruned = view(model, keep, earlier)
     dense = view(model, range(ENDS[block]))
-    for token_ids in random_text(8).train.values():
+    for token_ids in token_ids_of(random_text(8).train).values():
         wanted = _taken(dense, token_ids, [])[""]
         taken = _taken(pruned, token_ids, layers)
         weight = wanted.norm(dim=1, keepdim=True).reciprocal()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from pruning.data.calibration import RepairWindows
 from pruning.models.blocks import block_list, num_blocks, view
 from pruning.models.loss import last_hidden, window_losses
 from pruning.models.memory import StateBudgetTooSmall
@@ -16,10 +17,10 @@ from pruning.models.store import load
 from pruning.models.streaming import ResidentModel, StreamedModel
 from pruning.repair.folding import folded
 from pruning.repair.record import Method
-from pruning.repair.repair import RepairedDepth, RepairText, repair_depths
+from pruning.repair.repair import RepairedDepth, repair_depths
 from pruning.repair.ridge import Sums, fit
 from pruning.repair.states import States
-from tests.support.repairs import repaired_by
+from tests.support.repairs import repaired_by, token_ids_of, windows_of
 from tests.support.tiny import CONFIGS, VOCAB_SIZE, tiny_model
 
 KEEPS = [(0, 1, 2, 4, 5), (0, 2, 4, 5), (0, 2, 5), (1, 3, 4)]  # the last lacks its ends
@@ -27,7 +28,7 @@ SEQLEN = 12
 SMALL = 3 * SEQLEN * (3 * 32 + 4 * 32) * 4  # bytes of the states of at least three windows
 
 
-def text(seed: int = 0, num_train: int = 6) -> RepairText:
+def text(seed: int = 0, num_train: int = 6) -> RepairWindows:
     generator = torch.Generator().manual_seed(seed)
     domains = ("prose", "code")
 
@@ -35,7 +36,7 @@ def text(seed: int = 0, num_train: int = 6) -> RepairText:
         shape = (number, SEQLEN)
         return {d: torch.randint(3, VOCAB_SIZE, shape, generator=generator) for d in domains}
 
-    return RepairText(windows(num_train), windows(3))
+    return windows_of(windows(num_train), windows(3))
 
 
 @pytest.mark.parametrize("state_budget", [None, SMALL])  # which makes blocks run again
@@ -53,7 +54,7 @@ def test_the_folded_model_is_the_formula(family: str, state_budget: int | None) 
         assert set(depth.tried) == {Method.NONE, Method.RIDGE}
         for repaired in depth.tried.values():
             pruned = view(model, depth.keep, folded(model, depth.keep, repaired))
-            for domain, token_ids in windows.selection.items():
+            for domain, token_ids in token_ids_of(windows.selection).items():
                 with torch.no_grad():
                     hidden = last_hidden(pruned, token_ids)
                 losses = window_losses(pruned, hidden, token_ids)
@@ -122,7 +123,7 @@ def test_repairs_are_those_of_whole_models_run_one_block_at_a_time() -> None:
                 continue
             path = f"model.layers.{block}.mlp.down_proj.weight"
             sums = {}
-            for domain, ids in windows.train.items():
+            for domain, ids in token_ids_of(windows.train).items():
                 _, dense = passed(model, range(after), ids)
                 read, pruned = passed(model, [b for b in keep if b <= block], ids, own)
                 sums[domain] = Sums(48, 32, model.device)
@@ -197,7 +198,7 @@ def test_in_bfloat16_sums_are_float32() -> None:
     for repaired in coarse.tried.values():
         assert all(t.dtype == torch.bfloat16 for t in repaired.tensors.values())
         pruned = view(halves, coarse.keep, folded(halves, coarse.keep, repaired))
-        for domain, ids in text().selection.items():
+        for domain, ids in token_ids_of(text().selection).items():
             with torch.no_grad():
                 losses = window_losses(pruned, last_hidden(pruned, ids), ids)
             assert losses.tolist() == pytest.approx(repaired.losses[domain], abs=0.1)

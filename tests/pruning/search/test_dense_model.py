@@ -13,9 +13,10 @@ from pruning.models.save_streamed import kept_weights
 from pruning.models.store import load
 from pruning.repair.folding import folded
 from pruning.repair.record import Method
-from pruning.repair.repair import Repaired, RepairText, repair_depths
+from pruning.repair.repair import Repaired, repair_depths
 from pruning.search.dense_model import DenseModel, Resources, load_dense_model
 from pruning.spec.prune import Resident
+from tests.support.repairs import windows_of
 from tests.support.tiny import VOCAB_SIZE
 from tests.support.tiny_checkpoints import write_checkpoint
 
@@ -28,7 +29,7 @@ def windows(number: int) -> Mapping[str, torch.Tensor]:
 
 
 def repaired(dense: DenseModel) -> Mapping[Method, Repaired]:
-    text = RepairText(windows(4), windows(2))
+    text = windows_of(windows(4), windows(2))
     [depth] = repair_depths(dense.visited(), [KEEP], text, batch_tokens=24)
     return depth.tried
 

@@ -12,12 +12,13 @@ import torch
 from pruning.models.memory import StateBudgetTooSmall
 from pruning.models.store import load
 from pruning.models.streaming import ResidentModel
-from pruning.repair.repair import RepairedDepth, RepairText, repair_depths
+from pruning.repair.repair import RepairedDepth, repair_depths
 from pruning.search.dense_model import Resources, load_dense_model
 from pruning.search.ray_actors import ClusterLost
 from pruning.search.ray_repair import ClusterWalk
 from pruning.spec.prune import Resident
 from tests.support.local_ray import LocalRay
+from tests.support.repairs import windows_of
 from tests.support.tiny_directory import write_tiny_model
 
 KEEPS = [(0, 1, 3, 4), (0, 1, 3)]
@@ -28,7 +29,7 @@ def windows(number: int, seed: int) -> torch.Tensor:
     return torch.randint(3, 260, (number, 9), generator=torch.Generator().manual_seed(seed))
 
 
-TEXT = RepairText(
+TEXT = windows_of(
     {"prose": windows(9, 1), "code": windows(6, 2)}, {"prose": windows(3, 3), "code": windows(1, 4)}
 )
 

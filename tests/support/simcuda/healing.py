@@ -11,12 +11,11 @@ import torch
 from transformers import PreTrainedModel
 
 from pruning.healing.students import alone
-from pruning.healing.text import HealingText
 from pruning.healing.train import Training
 from pruning.models.blocks import NO_OWN
 from pruning.models.random_models import random_model
 from pruning.spec.heal import Heal
-from tests.support.repairs import random_text
+from tests.support.repairs import random_text, windows_of
 from tests.support.simcuda.device import SimulatedCuda, simulated_cuda
 from tests.support.simcuda.models import on_device
 from tests.support.tiny import tiny_model
@@ -27,9 +26,7 @@ _HEAL = Heal(num_tokens=12 * 96, rank=4, learning_rate=5e-3, batch_tokens=96, st
 
 def losses(model: PreTrainedModel) -> dict[str, Any]:
     """Of all steps of a small training, and of its checks."""
-    windows = random_text()
-    text = HealingText(windows.train, windows.selection)
-    training = Training(model, alone(model, _KEEP, NO_OWN, _HEAL), text, _HEAL)
+    training = Training(model, alone(model, _KEEP, NO_OWN, _HEAL), random_text(), _HEAL)
     steps = [step.loss for step in training.steps()]
     return {"steps": steps, "checks": [check.loss for check in training.progress.checks]}
 
@@ -59,7 +56,7 @@ def peak(cuda: SimulatedCuda, shape: Mapping[str, Any], gib: int, seqlen: int) -
         heal = Heal(control=False)
         students = alone(model, tuple(range(depth - depth // 5)), NO_OWN, heal)
         windows = torch.zeros(8, seqlen, dtype=torch.long)
-        text = HealingText({"prose": windows[:4]}, {"prose": windows[4:]})
+        text = windows_of({"prose": windows[:4]}, {"prose": windows[4:]})
         steps = Training(model, students, text, heal).steps()
         for _ in range(2):
             next(steps)
