@@ -92,6 +92,14 @@ def parse_record(content: bytes | str) -> dict[str, Any]:
     return parsed
 
 
+def fields_of(path: Path) -> dict[str, Any]:
+    """The fields of the record in a file; none if there is no such file, or no record in it."""
+    try:
+        return parse_record(read_stored(path))
+    except (OSError, InvalidRecord):
+        return {}
+
+
 def read_record(kind: type[_Record], fields: object) -> _Record:
     """The dataclass that ``asdict`` and JSON have made these fields of.
 

@@ -7,7 +7,6 @@ model itself is not read: only a worker has it. Of text of the hub, the size is 
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from pruning.data.corpora import (
@@ -64,7 +63,7 @@ def _check_corpus(part: CalibrationSpec, corpus: HubCorpus, window_tokens: int) 
     check_hub(corpus.repo)
     most = corpus.parts[Split.CALIBRATION].max_bytes // window_tokens
     if part.sampling is Sampling.WINDOWS or most == 0:
-        check_enough(part, torch.empty(most, 0))
+        check_enough(part, most)
 
 
 def _check_file(part: CalibrationSpec, path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -81,7 +80,7 @@ def _check_file(part: CalibrationSpec, path: Path, tokenizer: PreTrainedTokenize
             return
     if not has_text:
         raise no_text(path)
-    check_enough(part, torch.empty(num_tokens // size, 0))
+    check_enough(part, num_tokens // size)
 
 
 def _pieces(path: Path) -> Iterator[str]:

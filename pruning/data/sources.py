@@ -205,7 +205,7 @@ class _SplitText:
         shuffled = _Shuffled(self.load(split), self.spec, self.tokenizer)
         token_ids = shuffled.take(0, num_wanted(self.spec, use))
         if use is Use.CALIBRATION or use is Use.EVALUATION:
-            check_enough(self.spec, token_ids)
+            check_enough(self.spec, len(token_ids))
         return Windows(token_ids, self.names[split])
 
     def pool(self, evaluation: Evaluation) -> Windows:
@@ -213,7 +213,7 @@ class _SplitText:
         spec = replace(self.spec, seqlen=evaluation.seqlen or self.spec.seqlen)
         shuffled = _Shuffled(self.load(split), spec, self.tokenizer)
         token_ids = shuffled.drawn(slice(evaluation.most_windows))
-        check_enough(replace(spec, num_samples=1), token_ids)
+        check_enough(replace(spec, num_samples=1), len(token_ids))
         return Windows(token_ids, self.names[split])
 
 
@@ -239,7 +239,7 @@ class _FileText:
         match use:
             case Use.CALIBRATION:
                 used = self._shuffled.take(0, num_samples)
-                check_enough(self._spec, used)
+                check_enough(self._spec, len(used))
                 return Windows(used, self._name)
             case Use.EVALUATION:
                 return self._held_out()
@@ -309,7 +309,7 @@ class _DocumentText:
     def windows(self, use: Use) -> Windows:
         drawn = self._draw(use)
         if use is Use.CALIBRATION:
-            check_enough(self.spec, drawn.token_ids)
+            check_enough(self.spec, len(drawn.token_ids))
         return drawn
 
     def pool(self, evaluation: Evaluation) -> Windows:
@@ -352,12 +352,12 @@ def packaged_source(spec: CalibrationSpec, tokenizer: PreTrainedTokenizerBase) -
     return _SplitText(spec, lines, names, tokenizer)
 
 
-def check_enough(spec: CalibrationSpec, windows: torch.Tensor) -> None:
+def check_enough(spec: CalibrationSpec, num_windows: int) -> None:
     """Raise ``CalibrationError`` for fewer windows than a calibration must have."""
     least = 1 if spec.sampling is Sampling.ROWS else spec.num_samples
-    if len(windows) < least:
+    if num_windows < least:
         raise CalibrationError(
             NOT_ENOUGH,
-            f"the text gives {counted(len(windows), 'window')} of {spec.seqlen} tokens, needed: "
+            f"the text gives {counted(num_windows, 'window')} of {spec.seqlen} tokens, needed: "
             f"{least}; add text, or ask for fewer samples or a smaller seqlen",
         )

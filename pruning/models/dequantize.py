@@ -4,7 +4,6 @@ transformers reads them and does the arithmetic. The plain weights are bfloat16,
 made from.
 """
 
-import json
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pruning.models.load_checks import foreign_code, load_strictly
 from pruning.models.safetensors_headers import NotAModel
 from pruning.models.towers import auto_class, whole_config
 from pruning.process import hide_gguf_bar
+from pruning.records import fields_of
 
 # Methods whose weights transformers makes plain without a GPU. GPTQ and AWQ are not among them.
 METHODS = frozenset({"compressed-tensors", "fp8", "mxfp4"})
@@ -34,12 +34,9 @@ class GgufWeights:
 
 def quantized_by(path: Path) -> str | None:
     """The method in the config of a directory, if it is one of ``METHODS``."""
-    try:
-        fields = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        scheme: Any = next((fields[key] for key in _KEYS if fields.get(key)), {})
-        method = scheme.get("quant_method")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return None
+    fields = fields_of(path / "config.json")
+    scheme = next((fields[key] for key in _KEYS if fields.get(key)), None)
+    method = scheme.get("quant_method") if isinstance(scheme, dict) else None
     return method if isinstance(method, str) and method in METHODS else None
 
 

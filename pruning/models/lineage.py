@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pruning.models.towers import TOWERS
-from pruning.records import InvalidRecord, parse_record, read_stored, sendable
+from pruning.records import fields_of, sendable
 
 ORIGIN_FILE = "sleb-origin.json"
 _FRONT_MATTER = re.compile(r"---\r?\n(.*?)\r?\n---", re.DOTALL)
@@ -42,19 +42,13 @@ def lineage_of(directory: Path) -> Lineage:
 
 
 def _tower(directory: Path) -> str | None:
-    try:
-        model_type = parse_record(read_stored(directory / "config.json")).get("model_type")
-    except (OSError, InvalidRecord):
-        return None
+    model_type = fields_of(directory / "config.json").get("model_type")
     return model_type if isinstance(model_type, str) and model_type in TOWERS else None
 
 
 def _origin(directory: Path) -> dict[str, str]:
     """The texts in the file that ``sleb models add`` or the demo wrote."""
-    try:
-        origin = parse_record(read_stored(directory / ORIGIN_FILE))
-    except (OSError, InvalidRecord):
-        return {}
+    origin = fields_of(directory / ORIGIN_FILE)
     return {name: sendable(value) for name, value in origin.items() if isinstance(value, str)}
 
 

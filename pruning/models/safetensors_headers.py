@@ -80,7 +80,7 @@ def weight_sizes(path: Path, refit: Collection[str] = ()) -> WeightSizes:
     in_blocks: dict[str, tuple[int, ...]] = {}
     elsewhere: dict[str, tuple[int, ...]] = {}
     for file in path.glob("*.safetensors"):
-        for name, shape in _shapes(file):
+        for name, shape in shapes_in(file):
             if _OTHER_TOWER.search(name):
                 continue
             if _BLOCK_NAME.search(name):
@@ -208,7 +208,8 @@ def _shape_of(
     return next((shape for name, shape in shapes.items() if name.endswith(endings)), None)
 
 
-def _shapes(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+def shapes_in(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The tensors in a safetensors file. Raises ``NotAModel``."""
     header, _ = read_header(file)
     for name, tensor in _tensors(header).items():
         yield name, tuple(tensor["shape"])

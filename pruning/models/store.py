@@ -4,7 +4,6 @@ Reads safetensors only and never runs remote code. Refuses a model whose config 
 disagree, as transformers would fill missing blocks with random numbers and only log it.
 """
 
-import json
 import shutil
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -33,7 +32,7 @@ from pruning.models.safetensors_headers import check_weights
 from pruning.models.stored_buffers import as_parameters
 from pruning.models.towers import auto_class, language_config, language_model, whole_config
 from pruning.plural import counted
-from pruning.records import InvalidRecord, check_record
+from pruning.records import InvalidRecord, check_record, fields_of
 
 if TYPE_CHECKING:  # both take seconds to import
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -252,11 +251,8 @@ def parse_config(path: Path) -> "PreTrainedConfig":
 
 def _fields_without_row(path: Path) -> dict[str, Any] | None:
     """The fields of the config, if its ``model_type`` is a text and not a supported type."""
-    try:
-        fields = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    model_type = fields.get("model_type") if isinstance(fields, dict) else None
+    fields = fields_of(path / "config.json")
+    model_type = fields.get("model_type")
     is_unknown = isinstance(model_type, str) and model_type not in ARCHITECTURES
     return fields if is_unknown else None
 

@@ -8,6 +8,7 @@ then sees larger or smaller tokens, so its weights are multiplied by what their 
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import nn
@@ -61,16 +62,15 @@ class FittedLayers:
         block = with_own(call.block, {})
         heard: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
-        def listen(path: str) -> None:
-            def hear(_: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-                heard[path] = args[0], output
-
-            block.get_submodule(path).register_forward_hook(hear)
+        def hear(
+            path: str, _: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
+        ) -> None:
+            heard[path] = args[0], output
 
         for each in self._layers:
             for path in (each.layer, each.norm, each.gate):
                 if _has(block, path):
-                    listen(path)
+                    block.get_submodule(path).register_forward_hook(partial(hear, path))
         again = call.of(block)
 
         def run(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -35,9 +35,6 @@ class StatePlace:
         pinned = torch.empty(hidden.shape, dtype=hidden.dtype, pin_memory=True)
         return pinned.copy_(hidden, non_blocking=True)
 
-    def at_hand(self, kept: torch.Tensor) -> torch.Tensor:
-        return kept.to(self.device, non_blocking=True)
-
 
 class Walk:
     """A pass from the furthest known state along a path of blocks, to the input of the last one.
@@ -59,7 +56,7 @@ class Walk:
     @cached_property
     def hidden(self) -> torch.Tensor:
         """The input of the block ``at``. A state on the host is copied when it is asked for."""
-        return self._place.at_hand(self._trail[self._start])
+        return self._trail[self._start].to(self._place.device, non_blocking=True)
 
     @property
     def at(self) -> int | None:
