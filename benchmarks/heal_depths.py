@@ -28,7 +28,7 @@ from pruning.evaluation.quality import Measured
 from pruning.healing.adapter import depth_tensors, with_adapter
 from pruning.healing.students import Students, alone, of_order
 from pruning.healing.train import Training
-from pruning.models.blocks import NO_OWN, num_blocks
+from pruning.models.blocks import NO_OWN
 from pruning.models.store import ModelStore, set_up_torch
 from pruning.repair.folding import folded
 from pruning.repair.record import Method
@@ -70,8 +70,7 @@ class Bench:
         return alone(self.dense.model, model.keep, model.own, self.heal)
 
     def control(self) -> Students:
-        every_block = tuple(range(num_blocks(self.dense.model)))
-        return alone(self.dense.model, every_block, NO_OWN, self.heal)
+        return alone(self.dense.model, self.dense.every_block, NO_OWN, self.heal)
 
     def training(self, students: Students, heal: Heal) -> Training:
         micro_tokens = self.dense.resources.batch_tokens
@@ -210,8 +209,7 @@ def _models(
     bench: Bench, *, is_single: bool, has_control: bool
 ) -> tuple[dict[str, PrunedModel], dict[str, Any]]:
     """All models to measure, by name, and what their trainings did."""
-    every_block = tuple(range(num_blocks(bench.dense.model)))
-    models = {"dense": PrunedModel(every_block)}
+    models = {"dense": PrunedModel(bench.dense.every_block)}
     for depth in range(1, bench.deepest + 1):
         models[f"raw {depth}"] = PrunedModel(bench.source.keep_after(depth))
         models[f"repaired {depth}"] = bench.repaired(depth)

@@ -25,7 +25,6 @@ from app.vllm import keeper
 from benchmarks.workload import SampleRequest
 from pruning.checkpoints.gguf import write_gguf
 from pruning.config import child_environment
-from pruning.models.blocks import num_blocks
 from pruning.search.dense_model import Resources, load_dense_model
 from pruning.spec.prune import Resident
 
@@ -152,7 +151,7 @@ def llama_server(
     with TemporaryDirectory(prefix="sleb-bench-") as directory:
         file = Path(directory) / "model.gguf"
         dense = load_dense_model(model, Resident.MODEL, Resources(device="cpu"), dtype=dtype)
-        write_gguf(file, dense, tuple(range(num_blocks(dense.model))), model.name)
+        write_gguf(file, dense, dense.every_block, model.name)
         command = [str(program), "--model", str(file), "--parallel", str(max_num_seqs)]
         command += ["--ctx-size", str(max_num_seqs * max_len)]
         if threads is not None:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from shutil import copyfile
-from typing import Self
 
 from pruning.checkpoints.card import model_card
 from pruning.checkpoints.publish import publish, published
@@ -33,7 +32,7 @@ from pruning.healing.record import Healing, NotHealable, Progress, Run, TrainedT
 from pruning.healing.state import read_state, save_state
 from pruning.healing.students import Students, alone, of_order
 from pruning.healing.train import Training
-from pruning.models.blocks import NO_OWN, Own, num_blocks
+from pruning.models.blocks import NO_OWN, Own
 from pruning.models.lineage import lineage_of
 from pruning.models.safetensors_headers import fingerprint
 from pruning.models.store import ModelStore, copy_companions
@@ -44,7 +43,6 @@ from pruning.repair.record import Method, repair_file
 from pruning.repair.repair import Repaired
 from pruning.search.dense_model import DenseModel, Resources, load_dense_model
 from pruning.search.observed import Observer
-from pruning.sleb import Blocks
 from pruning.spec.heal import Depths, Heal
 from pruning.spec.prune import PruneSpec, Resident
 
@@ -140,7 +138,7 @@ def _published(
     for warning in quality.warnings:
         observer.warned(warning)
     observer.phase("publish")
-    run = run.to_publish()
+    run = replace(run, dense=run.dense.in_dtype(run.source.dtype))
     manifest = run.manifest(quality, model, control)
     write = partial(run.write, manifest=manifest, model=model, control=control)
     deepest = run.models(model.tensors)[run.deepest]
@@ -218,12 +216,8 @@ class _Healing:
         """The dense model after as many steps as the healed one that is kept, and no other end."""
         tokens = max(1, healed.best.num_tokens)
         heal = replace(self.heal, num_tokens=tokens, max_minutes=None, patience=2**31)
-        students = alone(self.dense.model, self.every_block, NO_OWN, heal)
+        students = alone(self.dense.model, self.dense.every_block, NO_OWN, heal)
         return self._trained(CONTROL, students, heal)
-
-    @property
-    def every_block(self) -> Blocks:
-        return tuple(range(num_blocks(self.dense.model)))
 
     def models(self, adapter: Tensors) -> Mapping[int, PrunedModel]:
         """The healed models, by their number of removed blocks."""
@@ -296,15 +290,7 @@ class _Healing:
     def _control_model(self, adapter: Tensors) -> PrunedModel:
         dense = self.dense
         own = with_adapter(dense.model, self.heal, adapter, NO_OWN, dense.read)
-        return PrunedModel(self.every_block, own)
-
-    def to_publish(self) -> Self:
-        """With the dense weights in the type in which the source was published."""
-        dtype = self.source.dtype
-        if dtype == str(self.dense.model.dtype).removeprefix("torch."):
-            return self
-        dense = load_dense_model(self.dense.path, Resident.MODEL, self.dense.resources, dtype=dtype)
-        return replace(self, dense=dense)
+        return PrunedModel(self.dense.every_block, own)
 
     def manifest(self, quality: Quality, model: _Trained, control: _Trained | None) -> Manifest:
         itemsize = self.dense.model.dtype.itemsize
@@ -351,19 +337,15 @@ class _Healing:
             control.adapter.save(directory / CONTROL_FOLDER, control.tensors, self.source.parent)
         for name in ("removal.json", "calibration.json"):
             copyfile(self.places.source / name, directory / name)
-        self._write_repairs(directory, manifest)
+        for depth in manifest.repair or ():  # which the adapter of all depths is added to
+            name = repair_file(depth.num_removed)
+            (directory / name).parent.mkdir(exist_ok=True)
+            copyfile(self.places.source / name, directory / name)
         records = json.loads((directory / "removal.json").read_text(encoding="utf-8"))
         removals = [read_record(Removal, removal) for removal in records]
         card = model_card(manifest, removals, lineage_of(self.dense.path))
         (directory / "README.md").write_text(card, encoding="utf-8")
         write_plot(manifest, directory)
-
-    def _write_repairs(self, directory: Path, manifest: Manifest) -> None:
-        """Those of every depth, which the adapter of all depths is added to."""
-        for depth in manifest.repair or ():
-            name = repair_file(depth.num_removed)
-            (directory / name).parent.mkdir(exist_ok=True)
-            copyfile(self.places.source / name, directory / name)
 
 
 def _parent_of(source: Manifest, models: ModelStore, resources: Resources) -> DenseModel:

@@ -157,7 +157,7 @@ def _published(
     for warning in quality.warnings:
         observer.warned(warning)
     observer.phase("publish")
-    run = run.to_publish()
+    run = replace(run, dense=run.dense.in_dtype(spec.published_dtype))
     manifest = replace(run.manifest(name, quality), tenant=tenant)
     check = partial(
         verify_portable, dense=run.dense, keep=manifest.keep, own=run.own, how=verify, ask=confirm
@@ -297,19 +297,6 @@ class _Run:
             open_walk=self.dense.open_walk(),
             observe=self.observer.repairing,
         )
-
-    def to_publish(self) -> Self:
-        """With the dense weights in the type that is published, read again if it differs."""
-        path, spec = self.dense.path, self.spec
-        own_dtype = str(read_config(path).dtype).removeprefix("torch.")
-        computed, published = (
-            own_dtype if dtype == "auto" else dtype for dtype in (spec.dtype, spec.published_dtype)
-        )
-        if computed == published:
-            return self
-        alone = replace(self.dense.resources, num_actors=0)  # nothing is searched
-        dense = load_dense_model(path, spec.resident, alone, dtype=published)
-        return replace(self, dense=dense)
 
 
 def _searched(

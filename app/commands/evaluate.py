@@ -26,7 +26,6 @@ from pruning.evaluation.probe_run import answer
 from pruning.evaluation.quality import Perplexity
 from pruning.evaluation.results import PAPER_TASKS, ProbeScore, TaskScore, mean_accuracy, summary
 from pruning.evaluation.zero_shot import check_tasks, score_tasks
-from pruning.models.blocks import num_blocks
 from pruning.models.forward import Forward, InMemoryForward
 from pruning.models.quantize import int8_form
 from pruning.models.store import set_up_torch
@@ -232,7 +231,7 @@ class _ModelEvaluation:
     @property
     def _keep(self) -> Blocks:
         keep = self.column.subject.keep
-        return tuple(range(num_blocks(self.dense.model))) if keep is None else keep
+        return self.dense.every_block if keep is None else keep
 
     @cached_property
     def _forward(self) -> Forward:

@@ -114,7 +114,7 @@ def _export(
     exporter = _Exporter(
         subject,
         dense,
-        subject.keep or tuple(range(num_blocks(dense.model))),
+        subject.keep or dense.every_block,
         subject.own_tensors(dense),
         settings,
     )

@@ -229,9 +229,11 @@ def _check_limits(gate: Gate | None, domains: Collection[str]) -> None:
 
 
 def _zero_shot(dense: DenseModel, pruned: PrunedModel, tasks_dir: Path | None) -> ZeroShot:
-    every = tuple(range(num_blocks(dense.model)))
     whole, after = (
         tuple(score_tasks(model, dense.tokenizer, PAPER_TASKS, tasks_dir=tasks_dir))
-        for model in (dense.forward(every).model, dense.forward(pruned.keep, own=pruned.own).model)
+        for model in (
+            dense.forward(dense.every_block).model,
+            dense.forward(pruned.keep, own=pruned.own).model,
+        )
     )
     return ZeroShot(whole, after)

@@ -97,7 +97,7 @@ def with_healed(
 
     Those models are by number of removed blocks.
     """
-    whole = PrunedModel(tuple(range(num_blocks(dense.model))))
+    whole = PrunedModel(dense.every_block)
     models = [whole, *healed.values(), *([control] if control else [])]
     parts = [Part(windows[each.domain].token_ids, range(len(models))) for each in domains]
     return tuple(

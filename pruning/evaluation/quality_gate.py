@@ -9,7 +9,6 @@ from pruning.evaluation.pruned_losses import PrunedModel
 from pruning.evaluation.quality import DomainQuality, Interval, Quality
 from pruning.evaluation.results import ProbeComparison, compare
 from pruning.evaluation.verdict import Verdict
-from pruning.models.blocks import num_blocks
 from pruning.search.dense_model import DenseModel
 from pruning.spec.evaluation import Gate, GateAction
 
@@ -76,7 +75,7 @@ def is_known(gate: Gate, quality: Quality, ratio: Interval | None) -> bool:
 
 def ask_both(dense: DenseModel, pruned: PrunedModel) -> ProbeComparison:
     """Run the probe on the dense and on the pruned model."""
-    items, whole = probe_items(), PrunedModel(tuple(range(num_blocks(dense.model))))
+    items, whole = probe_items(), PrunedModel(dense.every_block)
     before, after = (
         answer(dense.forward(model.keep, own=model.own), dense.tokenizer, items)
         for model in (whole, pruned)

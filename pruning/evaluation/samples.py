@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pruning.evaluation.pruned_losses import PrunedModel
 from pruning.evaluation.results import Sample
-from pruning.models.blocks import final_logits, num_blocks
+from pruning.models.blocks import final_logits
 from pruning.models.forward import Forward, InMemoryForward
 from pruning.search.dense_model import DenseModel
 
@@ -29,7 +29,7 @@ def sample_texts(
 
     Both texts have as many tokens, unless one ends.
     """
-    whole = dense.forward(tuple(range(num_blocks(dense.model))))
+    whole = dense.forward(dense.every_block)
     forward = dense.forward(pruned.keep, None, pruned.own)
     if not isinstance(whole, InMemoryForward):
         return ()

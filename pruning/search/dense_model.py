@@ -5,7 +5,7 @@ Its scorer for the search runs in this process, or in the processes of a Ray clu
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -16,12 +16,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pruning.config import WorkerSettings
 from pruning.models.architectures import CannotQuantize
 from pruning.models.block_times import BlockTimes
-from pruning.models.blocks import NO_OWN, Own, view
+from pruning.models.blocks import NO_OWN, Own, num_blocks, view
 from pruning.models.forward import Forward, InMemoryForward, StreamedForward
 from pruning.models.memory import BATCH_TOKENS, free_bytes, leave_device
 from pruning.models.quantize import quantized
 from pruning.models.save_streamed import SHARD_BYTES, save_streamed, save_tower
-from pruning.models.store import LoadedModel, load, pick_device
+from pruning.models.store import LoadedModel, load, pick_device, read_config
 from pruning.models.streaming import ResidentModel, StreamedModel, VisitedModel
 from pruning.models.timing import measure_streamed_times, measure_times
 from pruning.models.towers import tower_type
@@ -83,6 +83,10 @@ class DenseModel:
     @property
     def path(self) -> Path:
         return self.weights.path
+
+    @property
+    def every_block(self) -> Blocks:
+        return tuple(range(num_blocks(self.model)))
 
     def _on_device(self) -> PreTrainedModel:
         model: PreTrainedModel = self.model.to(pick_device(self.resources.device))  # type: ignore[arg-type]  # of torch
@@ -152,6 +156,19 @@ class DenseModel:
             return None
         leave_device(self.model)
         return partial(ClusterWalk, path=self.path, **self._of_actors())
+
+    def in_dtype(self, dtype: str) -> "DenseModel":
+        """With weights of the type that is published, read again if it differs."""
+        own_dtype = str(read_config(self.path).dtype).removeprefix("torch.")
+        computed, published = (
+            own_dtype if each == "auto" else each for each in (self.dtype, dtype)
+        )
+        if computed == published:
+            return self
+        is_streamed = isinstance(self.weights, StreamedModel)
+        resident = Resident.STREAM if is_streamed else Resident.MODEL
+        alone = replace(self.resources, num_actors=0)  # nothing is searched
+        return load_dense_model(self.path, resident, alone, dtype=published)
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield ``(name, values)`` of these parameters of the dense model."""

@@ -68,6 +68,7 @@ def test_weights_of_the_search_are_gone_when_others_are_published(
         return dense
 
     monkeypatch.setattr("pruning.pipeline.load_dense_model", load)
+    monkeypatch.setattr("pruning.search.dense_model.load_dense_model", load)
     alive: list[list[bool]] = []
 
     def confirm() -> None:
