@@ -100,30 +100,21 @@ def advise(model: str, candidates: Sequence[Candidate], limits: Limits) -> Advic
     kept = [depth for depth in depths if depth.verdict is Verdict.KEPT]
     best = max(kept, key=_rank, default=None)
     nearest = None if best else _nearest(depths, limits)
+    sentence = f"{model} has no pruned variant yet."
+    if best is not None:
+        take = f"Take {best.candidate.name}: {described(best.candidate)}."
+        sentence = f"{take} {_deeper(best, depths)}".strip()
+    elif nearest is not None:
+        sentence = _none(model, nearest, len(depths), limits)
     return Advice(
         model=model,
         limits=limits,
         taken=best.candidate.name if best else None,
         nearest=nearest.candidate.name if nearest else None,
-        sentence=_sentence(model, best, nearest, depths, limits),
+        sentence=sentence,
         depths=depths,
         missing=tuple(_missing(model, depths, best, limits)),
     )
-
-
-def _sentence(
-    model: str,
-    best: AdvisedDepth | None,
-    nearest: AdvisedDepth | None,
-    depths: Sequence[AdvisedDepth],
-    limits: Limits,
-) -> str:
-    if best is not None:
-        take = f"Take {best.candidate.name}: {described(best.candidate)}."
-        return f"{take} {_deeper(best, depths)}".strip()
-    if nearest is not None:
-        return _none(model, nearest, len(depths), limits)
-    return f"{model} has no pruned variant yet."
 
 
 def _nearest(depths: Sequence[AdvisedDepth], limits: Limits) -> AdvisedDepth | None:

@@ -5,7 +5,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 
 from pruning.data.calibration import evaluation_windows
 from pruning.data.corpora import CalibrationError
@@ -77,8 +76,8 @@ def assess(
     dense: DenseModel,
     removals: Sequence[Removal],
     windows: Mapping[str, Windows],
-    own: Mapping[int, Own] = MappingProxyType({}),
-    tasks_dir: Path | None = None,
+    own: Mapping[int, Own],
+    tasks_dir: Path | None,
 ) -> Quality:
     """Measure what the spec asks for. Tasks in ``tasks_dir`` precede those of lm-eval.
 
@@ -99,7 +98,7 @@ def assess(
             perplexity = _perplexity_of_text(forward, spec, quality, windows)
             quality = replace(quality, quantized=Quantized(spec.quantize.value, perplexity))
     if spec.gate is not None:
-        ratio = overall_ratio(_of_text(spec, quality), _shares(spec, quality), len(removed))
+        ratio = overall_ratio(*_of_text(spec, quality), len(removed))
         quality = gated(spec.gate, quality, partial(ask_both, dense, pruned), ratio)
     if spec.zero_shot:
         quality = replace(quality, zero_shot=_zero_shot(dense, pruned, tasks_dir))
@@ -118,13 +117,13 @@ def _on_held_out(
 
     def is_decided(domains: Sequence[DomainQuality]) -> bool:
         so_far = replace(quality, domains=tuple(domains))
-        ratio = overall_ratio(_of_text(spec, so_far), _shares(spec, so_far), len(removed))
+        ratio = overall_ratio(*_of_text(spec, so_far), len(removed))
         return spec.gate is None or is_known(spec.gate, so_far, ratio)
 
     until = None if spec.evaluation is None else UntilKnown(spec.evaluation, is_decided)
     domains = measure_domains(dense, windows, tuple(removed), own, until)
     quality = replace(quality, domains=domains, extent=until.extent if until else None)
-    of_text, shares = _of_text(spec, quality), _shares(spec, quality)
+    of_text, shares = _of_text(spec, quality)
     text = mixed([windows[domain.domain].first(domain.num_windows) for domain in of_text])
     return replace(
         quality,
@@ -134,27 +133,24 @@ def _on_held_out(
     )
 
 
-def _of_text(spec: PruneSpec, quality: Quality) -> list[DomainQuality]:
-    """The domains of the calibration's text."""
-    calibrated = {part.domain for part in spec.calibration.parts}
-    return [domain for domain in quality.domains if domain.domain in calibrated]
-
-
-def _shares(spec: PruneSpec, quality: Quality) -> Shares:
-    """What each domain counts in the calibration's text, however many windows were measured."""
+def _of_text(spec: PruneSpec, quality: Quality) -> tuple[list[DomainQuality], Shares]:
+    """The domains of the calibration's text, and what each counts in it, however many windows were
+    measured."""
+    parts = spec.calibration.parts
+    domains = [one for one in quality.domains if one.domain in {part.domain for part in parts}]
     if spec.evaluation is None:
-        return {domain.domain: domain.num_windows for domain in quality.domains}
+        return domains, {one.domain: one.num_windows for one in domains}
     shares: Counter[str] = Counter()
-    for part in spec.calibration.parts:
+    for part in parts:
         shares[part.domain] += part.num_samples
-    return shares
+    return domains, shares
 
 
 def _perplexity_of_text(
     forward: Forward, spec: PruneSpec, quality: Quality, windows: Mapping[str, Windows]
 ) -> float:
     """The perplexity on the windows of the calibration's text that were measured."""
-    shares, of_text = _shares(spec, quality), _of_text(spec, quality)
+    of_text, shares = _of_text(spec, quality)
     losses = {
         domain.domain: measure_perplexity(
             forward, windows[domain.domain].first(domain.num_windows)
@@ -184,7 +180,7 @@ def assess_healed(
         windows = held_out_for(spec, dense, earlier)
         domains = with_healed(dense, windows, earlier.domains, healed, control)
         quality = replace(quality, domains=domains, samples=sample_texts(dense, deepest))
-        of_text, shares = _of_text(spec, quality), _shares(spec, quality)
+        of_text, shares = _of_text(spec, quality)
         curve = perplexity_curve(of_text, DomainQuality.served_after, shares)
         quality = replace(quality, perplexities=curve)
         ratio = overall_ratio(of_text, shares, len(domains[0].raw))
