@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import typer
 
-from app.bench.machine import machine
+from app.bench.result import machine
 from app.settings import check_variables
 from pruning.config import Settings
 from pruning.models.demo_model import NAME, ensure_demo_model

@@ -196,7 +196,7 @@ def _both(subject: Subject, plan: BenchPlan) -> Iterator[dict[str, Callable[[str
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="sleb-bench-")))
         runs = stack.enter_context(runs_in_vllm(subject.model, [subject.variant], subject.settings))
         for side in (DENSE, subject.variant):
-            runs.warm_up(side, Scenario.SERVED, plan)  # starts its server
+            runs.measure(side, Scenario.SERVED, plan.warm_up)  # starts its server
         ours = [Server("", "", extra={}, pid=each.pid) for each in psutil.Process().children()]
         directories = {
             DENSE: subject.settings.models_dir / subject.model,
@@ -209,7 +209,7 @@ def _both(subject: Subject, plan: BenchPlan) -> Iterator[dict[str, Callable[[str
 
         def sleb(side: str) -> float:
             with paused(direct.values()):
-                runs.warm_up(side, Scenario.SERVED, plan)
+                runs.measure(side, Scenario.SERVED, plan.warm_up)
                 return runs.measure(side, Scenario.SERVED, plan).times_s["tpot"]
 
         process = stack.enter_context(_vllm_bench_process(subject.program))

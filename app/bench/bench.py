@@ -13,16 +13,24 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from app.bench.machine import facts_of
 from app.bench.plan import DENSE, BenchPlan, BenchSubject, Scenario
-from app.bench.result import HEADINGS, Bench, cells, markdown, reasons, summary, to_wire
-from app.bench.runs import OwnRuns, Runs, Sample
+from app.bench.result import (
+    HEADINGS,
+    Bench,
+    cells,
+    facts_of,
+    markdown,
+    reasons,
+    summary,
+    to_wire,
+)
+from app.bench.runs import Measure, OwnRuns, Sample
 from app.compare.speedup import alternate
 from app.engine.autotuning import Autotuner
 from app.engine.engine import Engine
 from app.engine.kernels.compiled.openmp import keep_compiled_in
 from app.engine.running.cuda_graphs import no_recorder
-from app.engine.variant import Variant, make_variant
+from app.engine.variant import make_variant
 from app.models.catalog import Catalog, UnknownModel
 from app.models.demo_bar import demo_model_with_bar
 from app.models.entry import ModelEntry
@@ -57,21 +65,25 @@ def run_bench(
         Engine(tuner=subject.tuner, recorder=no_recorder).kernels.finish(*sides.values())
     with saying(console, "Measuring the parts of a decode step"):
         parts = {scenario: measure_times(dense, plan.rows(scenario)) for scenario in plan.scenarios}
-    weights = {name: _weight_bytes(variant) for name, variant in sides.items()}
+    weights = {  # tied ones count once
+        name: sum(parameter.nbytes for parameter in variant.model.parameters())
+        for name, variant in sides.items()
+    }
     engine = {"name": "own", "version": version("sleb-serve"), "arguments": []}
     bench = Bench(subject, plan, {}, parts, weights, {"engine": engine, **facts})
-    return measured(bench, OwnRuns(sides, subject.tuner), out)
+    return measured(bench, list(sides), OwnRuns(sides, subject.tuner).measure, out)
 
 
-def measured(bench: Bench, runs: Runs, out: Path) -> Bench:
+def measured(bench: Bench, sides: Sequence[str], measure: Measure, out: Path) -> Bench:
     """The bench with samples of all scenarios. The reports are written into ``out`` after each."""
     console, plan = Console(stderr=True, highlight=False), bench.plan
     with Progress(console=console) as progress:
         for scenario in plan.scenarios:
             if not console.is_terminal:
                 console.print(f"Measuring {scenario}", markup=False)
-            task = progress.add_task(scenario, total=len(runs.names) * (1 + plan.repeats))
-            samples = _in_turns(runs, scenario, plan, partial(progress.advance, task))
+            task = progress.add_task(scenario, total=len(sides) * (1 + plan.repeats))
+            advance = partial(progress.advance, task)
+            samples = _in_turns(sides, measure, scenario, plan, advance)
             bench = replace(bench, samples={**bench.samples, scenario: samples})
             _write(bench, out)
     return bench
@@ -91,30 +103,27 @@ def stored_subject(
     models = ModelStore(settings.models_dir)
     checkpoints = current_checkpoints(settings)
     catalog = Catalog(models, checkpoints)
-    removed: dict[str, Blocks] = {}
-    repairs: dict[str, Repaired] = {}
-    int8, tenants = set(), set()
-    for variant in variants:
-        if variant == DENSE:
-            continue  # every bench measures it twice
-        entry = catalog.resolve(variant if variant.startswith(name) else f"{name}{variant}")
+    entries = [
+        catalog.resolve(variant if variant.startswith(name) else f"{name}{variant}")
+        for variant in variants
+        if variant != DENSE  # every bench measures it twice
+    ]
+    for entry in entries:
         if not entry.is_view or entry.base != name:
             raise UnknownModel(
                 f"{entry.name!r} is not a variant of the {name!r} in the data directory"
             )
-        removed[entry.name] = entry.removed_blocks
-        if entry.is_int8:
-            int8.add(entry.name)
-        if entry.order is not None and entry.order.tenant is not None:
-            tenants.add(entry.order.tenant)
-        if repaired := _repair(entry, checkpoints):
-            repairs[entry.name] = repaired
+    repairs = {each.name: repair for each in entries if (repair := _repair(each, checkpoints))}
     with saying(Console(stderr=True), f"Loading {name}"):
         loaded = models.load(name, dtype=dtype, device=settings.device)
-    dense = make_variant(name, name, loaded.model)
-    tuner = _tuner(settings)
-    names = frozenset(int8), frozenset(tenants)
-    return BenchSubject(name, dense, removed, repairs, tuner, *names)
+    return BenchSubject(
+        name,
+        make_variant(name, name, loaded.model),
+        {entry.name: entry.removed_blocks for entry in entries},
+        repairs,
+        _tuner(settings),
+        frozenset(each.order.tenant for each in entries if each.order and each.order.tenant),
+    )
 
 
 def random_subject(
@@ -130,7 +139,6 @@ def random_subject(
     dense = make_variant(shape, shape, random_model(shape, weight_dtype, device=settings.device))
     num_blocks = len(dense.keep)
     removed: dict[str, Blocks] = {}
-    int8 = set()
     for variant in variants:
         if variant == DENSE:
             continue  # every bench measures it twice
@@ -143,10 +151,7 @@ def random_subject(
                 "one of these"
             )
         removed[f"{shape}{variant}"] = tuple(range(num_blocks - depth, num_blocks))
-        if name.is_int8:
-            int8.add(f"{shape}{variant}")
-    tuner = _tuner(settings)
-    return BenchSubject(shape, dense, removed, tuner=tuner, int8=frozenset(int8))
+    return BenchSubject(shape, dense, removed, tuner=_tuner(settings))
 
 
 def subject_of(
@@ -240,14 +245,18 @@ def _repair(entry: ModelEntry, checkpoints: CheckpointStore) -> Repaired | None:
 
 
 def _in_turns(
-    runs: Runs, scenario: Scenario, plan: BenchPlan, advance: Callable[[], None]
+    sides: Sequence[str],
+    measure: Measure,
+    scenario: Scenario,
+    plan: BenchPlan,
+    advance: Callable[[], None],
 ) -> dict[str, list[Sample]]:
-    for name in runs.names:
-        runs.warm_up(name, scenario, plan)
+    for name in sides:
+        measure(name, scenario, plan.warm_up)
         advance()
-    samples: dict[str, list[Sample]] = {name: [] for name in runs.names}
-    for _, name in alternate(runs.names, plan.repeats):
-        samples[name].append(runs.measure(name, scenario, plan))
+    samples: dict[str, list[Sample]] = {name: [] for name in sides}
+    for _, name in alternate(sides, plan.repeats):
+        samples[name].append(measure(name, scenario, plan))
         advance()
     return samples
 
@@ -257,8 +266,3 @@ def _write(bench: Bench, out: Path) -> None:
     text = json.dumps(to_wire(bench), indent=2) + "\n"
     (out / REPORT_FILE).write_text(text, encoding="utf-8")
     (out / TABLE_FILE).write_text(markdown(bench), encoding="utf-8")
-
-
-def _weight_bytes(variant: Variant) -> int:
-    """The size of all parameters; tied weights count once."""
-    return sum(parameter.nbytes for parameter in variant.model.parameters())

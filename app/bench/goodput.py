@@ -9,9 +9,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from app.bench.open_loop import Arrival, Served, serve, within
+from app.bench.open_loop import Arrival, Promise, Served, serve, within
 from app.bench.plan import AGAIN, DENSE, HALF, BenchSubject
-from app.bench.promise import Promise
 from app.compare.speedup import Speedup, alternate, beyond_noise, speedup
 
 RESOLUTION = 1.01  # of a rate

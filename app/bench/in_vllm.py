@@ -12,17 +12,9 @@ from functools import partial
 from pathlib import Path
 
 from app.bench.bench import keep, measured, stored_subject
-from app.bench.machine import facts_of
 from app.bench.plan import AGAIN, DENSE, BenchPlan, BenchSubject, Scenario
-from app.bench.result import Bench
-from app.bench.runs import (
-    WARM_UP_TOKENS,
-    Sample,
-    checked,
-    closed_loop,
-    requests_of,
-    sample_of,
-)
+from app.bench.result import Bench, facts_of
+from app.bench.runs import Sample, closed_loop, requests_of, sample_of
 from app.config import ServeSettings
 from app.engine.scheduling.sequence import Request, Timings
 from app.generation.generator import Generation
@@ -52,7 +44,8 @@ def bench_in_vllm(
     """
     with runs_in_vllm(name, variants, settings) as runs:
         facts = {"engine": runs.engine(), **facts_of("auto")}
-        bench = measured(Bench(runs.subject, plan, {}, {}, {}, facts), runs, out)
+        bench = Bench(runs.subject, plan, {}, {}, {}, facts)
+        bench = measured(bench, list(runs.entries), runs.measure, out)
     keep(bench, settings)
     return bench
 
@@ -97,32 +90,18 @@ class VllmRuns:
     entries: Mapping[str, ModelEntry]
     runner: asyncio.Runner
 
-    @property
-    def names(self) -> Sequence[str]:
-        return list(self.entries)
-
     def engine(self) -> dict[str, object]:
         """Start the dense model, and return what is known of vLLM."""
         model = self.runner.run(self._model(DENSE))
         return {"name": "vllm", "version": model.version, "arguments": list(model.args)}
 
-    def warm_up(self, name: str, scenario: Scenario, plan: BenchPlan) -> None:
-        requests = requests_of(scenario, self.subject.dense, plan, WARM_UP_TOKENS)
-        self._run(name, requests, scenario, plan)
-
     def measure(self, name: str, scenario: Scenario, plan: BenchPlan) -> Sample:
         """Raises ``WrongLength``."""
         requests = requests_of(scenario, self.subject.dense, plan)
-        began_s = time.perf_counter()
-        timings = self._run(name, requests, scenario, plan)
-        return sample_of(scenario, plan, timings, time.perf_counter() - began_s)
-
-    def _run(
-        self, name: str, requests: Sequence[Request], scenario: Scenario, plan: BenchPlan
-    ) -> list[Timings]:
         clients = plan.concurrency if scenario is Scenario.SERVED else len(requests)
-        timings = closed_loop(requests, clients, partial(self._timings, name))
-        return checked(requests, self.runner.run(timings))
+        began_s = time.perf_counter()
+        timings = self.runner.run(closed_loop(requests, clients, partial(self._timings, name)))
+        return sample_of(scenario, plan, requests, timings, time.perf_counter() - began_s)
 
     async def _model(self, name: str) -> VllmModel:
         model = (await self.backend.load(self.entries[name])).vllm

@@ -1,16 +1,19 @@
-"""Open-loop load: requests arrive when they do, whether earlier ones have an answer or not."""
+"""Open-loop load: requests arrive when they do, whether earlier ones have an answer or not.
+
+A promise about their latency has upper limits for the times of a request, as vLLM's ``--goodput``.
+"""
 
 import asyncio
 import json
+import re
 import time
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Self
 
-from app.bench.promise import Promise
 from app.bench.runs import num_cached_tokens, random_requests
 from app.engine.async_engine import AsyncEngine
 from app.engine.autotuning import OFF, Autotuner
@@ -20,10 +23,59 @@ from app.engine.scheduling.sequence import Request, Timings
 from app.engine.variant import Variant
 
 _UNLIMITED = 1 << 30  # cache tokens, so that no request is refused
+_UNITS: Mapping[str, float] = {"ms": 1e-3, "s": 1.0, "": 1e-3}
+_LIMIT = re.compile(r"(ttft|tpot|e2el?)[=:]([0-9]+(?:\.[0-9]+)?)(ms|s|)")
 
 
 class InvalidTrace(ValueError):
     """A file of arrivals cannot be read."""
+
+
+class InvalidPromise(ValueError):
+    """The text of a promise cannot be read."""
+
+
+@dataclass(frozen=True)
+class Promise:
+    """None: this time is not limited. At least one is."""
+
+    ttft_s: float | None = None  # until the first token
+    tpot_s: float | None = None  # of each further token, on average
+    e2e_s: float | None = None  # until the last one
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Parse ``ttft=500ms,tpot=50ms``, also with colons; a number without unit is in ms.
+
+        As in vLLM, ``e2el`` is a name of ``e2e``. Raises ``InvalidPromise``.
+        """
+        limits: dict[str, float] = {}
+        for part in text.split(","):
+            match = _LIMIT.fullmatch(part.strip())
+            if match is None or not float(match[2]):
+                raise InvalidPromise(
+                    f"{part.strip()!r}: expected ttft, tpot or e2e with a time, as "
+                    "ttft=500ms,tpot=50ms"
+                )
+            limits[f"{match[1].removesuffix('l')}_s"] = float(match[2]) * _UNITS[match[3]]
+        return cls(**limits)
+
+    def __str__(self) -> str:
+        return ", ".join(
+            f"{name.removesuffix('_s')} of at most {1e3 * limit:g} ms"
+            for name, limit in vars(self).items()
+            if limit is not None
+        )
+
+    def is_kept(self, timings: Timings) -> bool:
+        """Whether a request kept it. One without a second token has no time per token."""
+        return self.strain(timings) <= 1
+
+    def strain(self, timings: Timings) -> float:
+        """The largest share of its limit that a time of the request takes; 0 if it has none."""
+        pairs = ((getattr(timings, name), limit) for name, limit in vars(self).items())
+        shares = (time_s / limit for time_s, limit in pairs if None not in (time_s, limit))
+        return max(shares, default=0.0)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import Self
 
 from app.engine.autotuning import OFF, Autotuner
 from app.engine.kernels.int8 import int8_model
@@ -41,6 +42,11 @@ class BenchPlan:
     repeats: int = 5
     seed: int = 0
 
+    @property
+    def warm_up(self) -> Self:
+        """A short run that is not measured, as the first is slower and chooses kernels."""
+        return replace(self, new_tokens=2, served_tokens=2)
+
     def description(self, scenario: Scenario) -> str:
         if scenario is Scenario.GENERATION:
             return (
@@ -65,8 +71,7 @@ class BenchSubject:
     """A dense model, and the removed blocks of each variant by name.
 
     ``repairs`` are those of repaired variants; tensors of them are in memory. ``tuner`` chooses
-    between kernels. ``int8`` are the names of variants with int8 weights, and
-    ``tenants`` those whose checkpoints they belong to.
+    between kernels. ``tenants`` are those whose checkpoints they belong to.
     """
 
     name: str
@@ -74,12 +79,16 @@ class BenchSubject:
     removed: Mapping[str, Blocks]
     repairs: Mapping[str, Repaired] = field(default_factory=dict)
     tuner: Autotuner = OFF
-    int8: frozenset[str] = frozenset()
     tenants: frozenset[str] = frozenset()
 
     @property
     def num_blocks(self) -> int:
         return len(self.dense.keep)
+
+    @property
+    def int8(self) -> frozenset[str]:
+        """The names of variants with int8 weights."""
+        return frozenset(name for name in self.removed if VariantName.parse(name).is_int8)
 
     def sides(self) -> dict[str, Variant]:
         """The variants that take turns: dense twice, then the pruned ones, and half the model."""

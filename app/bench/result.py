@@ -1,10 +1,17 @@
 """The results of ``sleb bench``: speed-ups with intervals, the ideal ones, and their report."""
 
+import platform
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from itertools import chain
 from statistics import fmean
 from typing import Any
+
+import psutil
+import torch
 
 from app.bench.plan import AGAIN, DENSE, HALF, BenchPlan, BenchSubject, Scenario
 from app.bench.runs import Sample
@@ -19,6 +26,7 @@ from app.compare.speedup import (
     prompt_reading,
     speedup,
 )
+from app.engine.autotuning import cpu_name
 from pruning.checkpoints.markdown import markdown_table
 from pruning.models.block_times import BlockTimes
 from pruning.plural import counted
@@ -141,6 +149,26 @@ def _times_s(samples: Sequence[Sample], time: str) -> list[float]:
     return [sample.times_s[time] for sample in samples]
 
 
+def facts_of(dtype: str) -> dict[str, object]:
+    """What a report says of the machine and the command that measured it, as JSON values."""
+    command = shlex.join(["sleb", *sys.argv[1:]])
+    return {"dtype": dtype, "command": command, "machine": machine()}
+
+
+def machine() -> dict[str, object]:
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "cpu": cpu_name(),
+        "cores": psutil.cpu_count(logical=False),
+        "torch_threads": torch.get_num_threads(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpus": gpus,
+        "load_average": [round(load, 2) for load in psutil.getloadavg()],
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("torch", "transformers", "sleb-serve")},
+    }
+
+
 def to_wire(bench: Bench) -> dict[str, Any]:
     """All samples and results as JSON values."""
     return {
@@ -156,7 +184,7 @@ def to_wire(bench: Bench) -> dict[str, Any]:
         },
         "weight_bytes": dict(bench.weight_bytes),
         "plan": asdict(bench.plan),
-        "results": [_row_to_wire(row) for row in bench.rows()],
+        "results": [{**asdict(row), "what": row.what} for row in bench.rows()],
         "parts": {scenario: asdict(parts) for scenario, parts in bench.parts.items()},
         "samples": {
             scenario: {
@@ -167,10 +195,6 @@ def to_wire(bench: Bench) -> dict[str, Any]:
         },
         **bench.facts,
     }
-
-
-def _row_to_wire(row: Row) -> dict[str, Any]:
-    return {**asdict(row), "what": row.what}
 
 
 def markdown(bench: Bench) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from statistics import fmean
-from typing import Protocol
 
 import torch
 
@@ -21,7 +20,6 @@ from pruning.plural import counted
 from pruning.worker.gpu import energy_j
 
 _UNLIMITED = 1 << 30  # tokens, so that no request is refused
-WARM_UP_TOKENS = 2
 
 
 class WrongLength(RuntimeError):
@@ -45,15 +43,7 @@ class Sample:
         return self.num_tokens / self.seconds
 
 
-class Runs(Protocol):
-    """What runs the sides of a bench, which have ``names``."""
-
-    @property
-    def names(self) -> Sequence[str]: ...
-
-    def warm_up(self, name: str, scenario: Scenario, plan: BenchPlan) -> None: ...
-
-    def measure(self, name: str, scenario: Scenario, plan: BenchPlan) -> Sample: ...
+Measure = Callable[[str, Scenario, BenchPlan], Sample]  # a run of the side of this name
 
 
 @dataclass(frozen=True)
@@ -63,36 +53,43 @@ class OwnRuns:
     sides: Mapping[str, Variant]
     tuner: Autotuner = OFF
 
-    @property
-    def names(self) -> Sequence[str]:
-        return list(self.sides)
-
-    def warm_up(self, name: str, scenario: Scenario, plan: BenchPlan) -> None:
-        """A short run that is not measured, as the first is slower and chooses kernels."""
-        _prepared(scenario, self.sides[name], plan, self.tuner, new_tokens=WARM_UP_TOKENS)()
-
     def measure(self, name: str, scenario: Scenario, plan: BenchPlan) -> Sample:
         """Raises ``WrongLength``, or ``RequestRefused`` for lengths beyond the model's maximum."""
         variant = self.sides[name]
+        requests = requests_of(scenario, variant, plan)
+        engine = Engine(_limits(scenario, requests, plan), tuner=self.tuner)
+        engine.kernels.finish(variant)  # on a GPU they are recorded, which takes time
         device = variant.model.device
-        run = _prepared(scenario, variant, plan, self.tuner)
-        if device.type == "cuda":
+        is_cuda = device.type == "cuda"
+        if is_cuda:
             torch.cuda.reset_peak_memory_stats(device)
         before_j, began_s = energy_j(device), time.perf_counter()
-        timings = run()
+        if scenario is Scenario.SERVED:
+            timings = asyncio.run(_in_engine(engine, requests, plan.concurrency))
+        else:
+            timings = _at_once(engine, requests)
         seconds, after_j = time.perf_counter() - began_s, energy_j(device)
-        is_cuda = device.type == "cuda"
         return replace(
-            sample_of(scenario, plan, timings, seconds),
+            sample_of(scenario, plan, requests, timings, seconds),
             peak_memory_bytes=torch.cuda.max_memory_allocated(device) if is_cuda else None,
             energy_j=None if before_j is None or after_j is None else after_j - before_j,
         )
 
 
 def sample_of(
-    scenario: Scenario, plan: BenchPlan, timings: Sequence[Timings], seconds: float
+    scenario: Scenario,
+    plan: BenchPlan,
+    requests: Sequence[Request],
+    timings: Sequence[Timings],
+    seconds: float,
 ) -> Sample:
-    """What is known of a run by the times of its requests."""
+    """What is known of a run by the times of its requests. Raises ``WrongLength``."""
+    for request, timing in zip(requests, timings, strict=True):
+        if timing.num_tokens != request.params.max_new_tokens:
+            raise WrongLength(
+                f"{request.variant.name} gave {timing.num_tokens} of "
+                f"{counted(request.params.max_new_tokens, 'token')}: the log says why"
+            )
     is_prompt = scenario is Scenario.PROMPT
     return Sample(
         times_s=_times_s(scenario, timings),
@@ -125,13 +122,11 @@ def _times_s(scenario: Scenario, timings: Sequence[Timings]) -> dict[str, float]
     return {"tpot": tpot_s, "e2e": e2e_s, "ttft": ttft_s}
 
 
-def requests_of(
-    scenario: Scenario, variant: Variant, plan: BenchPlan, new_tokens: int | None = None
-) -> list[Request]:
-    """The requests of a run, the same for every variant, with ``new_tokens`` for a warm-up."""
-    lengths = [(plan.prompt_tokens, new_tokens or plan.new_tokens)] * plan.batch_size
+def requests_of(scenario: Scenario, variant: Variant, plan: BenchPlan) -> list[Request]:
+    """The requests of a run, the same for every variant."""
+    lengths = [(plan.prompt_tokens, plan.new_tokens)] * plan.batch_size
     if scenario is Scenario.SERVED:
-        lengths = [(plan.prompt_tokens, new_tokens or plan.served_tokens)] * plan.requests
+        lengths = [(plan.prompt_tokens, plan.served_tokens)] * plan.requests
     elif scenario is Scenario.PROMPT:
         lengths = [(plan.long_prompt, 1)]
     return random_requests(variant, lengths, plan.seed)
@@ -157,51 +152,16 @@ def random_requests(
     ]
 
 
-def _prepared(
-    scenario: Scenario,
-    variant: Variant,
-    plan: BenchPlan,
-    tuner: Autotuner,
-    new_tokens: int | None = None,
-) -> Callable[[], list[Timings]]:
-    """A run by an engine of its own, whose kernels are ready: on a GPU recorded, which takes time.
-
-    The run raises ``WrongLength``.
-    """
-    requests = requests_of(scenario, variant, plan, new_tokens)
+def _limits(scenario: Scenario, requests: Sequence[Request], plan: BenchPlan) -> EngineLimits:
+    """Those of an engine for these requests alone: steps for longer ones are not recorded."""
+    longest = max(len(each.prompt_ids) + each.params.max_new_tokens for each in requests)
     if scenario is Scenario.SERVED:
-        limits = EngineLimits(max_num_seqs=plan.concurrency, max_model_len=_longest(requests))
-    else:
-        limits = EngineLimits(  # all prompts in one forward
-            max_num_seqs=len(requests),
-            max_batch_tokens=sum(len(request.prompt_ids) for request in requests),
-            max_model_len=_longest(requests),
-        )
-    engine = Engine(limits, tuner=tuner)
-    engine.kernels.finish(variant)
-
-    def run() -> list[Timings]:
-        if scenario is Scenario.SERVED:
-            return checked(requests, asyncio.run(_in_engine(engine, requests, plan.concurrency)))
-        return checked(requests, _at_once(engine, requests))
-
-    return run
-
-
-def _longest(requests: Sequence[Request]) -> int:
-    """The most tokens of a request: steps for more are not recorded."""
-    return max(len(each.prompt_ids) + each.params.max_new_tokens for each in requests)
-
-
-def checked(requests: Sequence[Request], timings: list[Timings]) -> list[Timings]:
-    """Raises ``WrongLength``."""
-    for request, timing in zip(requests, timings, strict=True):
-        if timing.num_tokens != request.params.max_new_tokens:
-            raise WrongLength(
-                f"{request.variant.name} gave {timing.num_tokens} of "
-                f"{counted(request.params.max_new_tokens, 'token')}: the log says why"
-            )
-    return timings
+        return EngineLimits(max_num_seqs=plan.concurrency, max_model_len=longest)
+    return EngineLimits(  # all prompts in one forward
+        max_num_seqs=len(requests),
+        max_batch_tokens=sum(len(request.prompt_ids) for request in requests),
+        max_model_len=longest,
+    )
 
 
 def _at_once(engine: Engine, requests: Sequence[Request]) -> list[Timings]:

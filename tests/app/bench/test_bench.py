@@ -202,8 +202,8 @@ def test_sides_take_turns() -> None:
 
     plan = replace(PLAN, repeats=4)
     runs = Noted({"a": variant(), "b": variant()})
-    samples = bench._in_turns(runs, Scenario.PROMPT, plan, lambda: None)
-    assert order == ["a", "b", "b", "a"] * 2
+    samples = bench._in_turns(["a", "b"], runs.measure, Scenario.PROMPT, plan, lambda: None)
+    assert order == ["a", "b", *["a", "b", "b", "a"] * 2]  # first a warm-up of each
     assert {name: len(runs) for name, runs in samples.items()} == {"a": 4, "b": 4}
 
 

@@ -12,11 +12,18 @@ import pytest
 
 from app.bench import goodput_command, open_loop
 from app.bench.goodput import RESOLUTION, Climb, Goodput, GoodputPlan, highest_rate, measure_goodput
-from app.bench.goodput_command import Asked, run_goodput
-from app.bench.goodput_report import plot, sentences, to_wire
-from app.bench.open_loop import Arrival, InvalidTrace, Served, poisson, read_trace, serve
+from app.bench.goodput_command import Asked, plot, run_goodput, sentences, to_wire
+from app.bench.open_loop import (
+    Arrival,
+    InvalidPromise,
+    InvalidTrace,
+    Promise,
+    Served,
+    poisson,
+    read_trace,
+    serve,
+)
 from app.bench.plan import AGAIN, DENSE, BenchPlan, BenchSubject
-from app.bench.promise import InvalidPromise, Promise
 from app.bench.runs import random_requests
 from app.engine.cache.pages import PAGE_TOKENS
 from app.engine.scheduling.sequence import Request
