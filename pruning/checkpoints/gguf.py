@@ -8,7 +8,6 @@ Needs the extra ``gguf``.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -46,24 +45,13 @@ _SPLITS: Mapping[str, str] = MappingProxyType(
 _SPECIAL = ("bos", "eos", "unk", "pad")  # tokens that GGUF names
 
 
-@dataclass(frozen=True)
-class Vocabulary:
-    """A tokenizer in GGUF: ``tokens`` and ``kinds`` by id, and ``special`` ids by purpose."""
-
-    tokens: tuple[str, ...]
-    kinds: tuple[int, ...]
-    merges: tuple[str, ...]
-    splitting: str  # llama.cpp's name of the pre-tokenizer
-    special: Mapping[str, int]
-    adds_bos: bool
-    adds_eos: bool
-    chat_template: str | None
-
-
 def vocabulary_of(
     directory: Path, tokenizer: PreTrainedTokenizerBase, vocab_size: int
-) -> Vocabulary:
-    """Of the model in ``directory``, filled up to ``vocab_size``. Raises ``GgufUnsupported``."""
+) -> dict[str, Any]:
+    """The tokenizer of the model in ``directory``, filled up to ``vocab_size``, in GGUF.
+
+    By the names that ``GGUFWriter`` has for its fields. Raises ``GgufUnsupported``.
+    """
     try:
         fields = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -85,16 +73,17 @@ def vocabulary_of(
     merges = fields["model"]["merges"]
     template = tokenizer.chat_template
     framed: list[int] = tokenizer("a").input_ids
-    return Vocabulary(
-        tokens=tuple(tokens),
-        kinds=tuple(kinds),
-        merges=tuple(pair if isinstance(pair, str) else " ".join(pair) for pair in merges),
-        splitting=splitting,
-        special=_special(tokenizer, vocab_size),
-        adds_bos=framed[:1] == [tokenizer.bos_token_id],
-        adds_eos=framed[-1:] == [tokenizer.eos_token_id],
-        chat_template=template if isinstance(template, str) else None,
-    )
+    return {
+        "tokenizer_model": "gpt2",  # GGUF's name for any byte-level BPE
+        "tokenizer_pre": splitting,
+        "token_list": tokens,
+        "token_types": kinds,
+        "token_merges": [pair if isinstance(pair, str) else " ".join(pair) for pair in merges],
+        "add_bos_token": framed[:1] == [tokenizer.bos_token_id],
+        "add_eos_token": framed[-1:] == [tokenizer.eos_token_id],
+        **_special(tokenizer, vocab_size),
+        **({"chat_template": template} if isinstance(template, str) else {}),
+    }
 
 
 def _splitting(fields: Mapping[str, Any]) -> str:
@@ -125,8 +114,9 @@ def _steps(pre_tokenizer: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
 
 
 def _special(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> dict[str, int]:
-    """Return ids by purpose, without those beyond the vocabulary, which transformers may add."""
-    ids = {name: getattr(tokenizer, f"{name}_token_id") for name in _SPECIAL}
+    """The ids of special tokens, without those beyond the vocabulary: transformers may add some."""
+    names = [f"{name}_token_id" for name in _SPECIAL]
+    ids = {name: getattr(tokenizer, name) for name in names}
     return {
         name: number
         for name, number in ids.items()
@@ -184,7 +174,9 @@ def write_gguf(file: Path, dense: DenseModel, keep: Blocks, name: str, own: Own 
     architecture, (_, file_type) = FAMILIES[config.model_type], _KINDS[dtype]
     writer = GGUFWriter(None, MODEL_ARCH_NAMES[architecture])
     _add_shape(writer, config, name, file_type)
-    _add_vocabulary(writer, vocabulary_of(dense.path, dense.tokenizer, config.vocab_size))
+    vocabulary = vocabulary_of(dense.path, dense.tokenizer, config.vocab_size)
+    for field, value in vocabulary.items():
+        getattr(writer, f"add_{field}")(value)
     names = get_tensor_name_map(architecture, len(keep))
     for parameter_name, parameter in pruned.named_parameters():
         stored_name = names.get_name(parameter_name, try_suffixes=(".weight", ".bias"))
@@ -226,20 +218,6 @@ def _add_shape(
     writer.add_rope_dimension_count(head_dim)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-
-
-def _add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary) -> None:
-    writer.add_tokenizer_model("gpt2")  # GGUF's name for any byte-level BPE
-    writer.add_tokenizer_pre(vocabulary.splitting)
-    writer.add_token_list(vocabulary.tokens)
-    writer.add_token_types(vocabulary.kinds)
-    writer.add_token_merges(vocabulary.merges)
-    writer.add_add_bos_token(vocabulary.adds_bos)
-    writer.add_add_eos_token(vocabulary.adds_eos)
-    for purpose, number in vocabulary.special.items():
-        getattr(writer, f"add_{purpose}_token_id")(number)
-    if vocabulary.chat_template is not None:
-        writer.add_chat_template(vocabulary.chat_template)
 
 
 def _interleaved(name: str, values: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:

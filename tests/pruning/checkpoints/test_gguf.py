@@ -152,7 +152,8 @@ def split_by(path: Path, splitting: pre_tokenizers.PreTokenizer) -> str:
     tokenizer = tiny_tokenizer()
     tokenizer.backend_tokenizer.pre_tokenizer = splitting
     tokenizer.save_pretrained(path)
-    return vocabulary_of(path, tokenizer, len(tokenizer)).splitting
+    name: str = vocabulary_of(path, tokenizer, len(tokenizer))["tokenizer_pre"]
+    return name
 
 
 @pytest.mark.parametrize(("name", "splitting"), SPLITTINGS.items())
@@ -175,8 +176,8 @@ def test_a_vocabulary_is_filled_up_and_not_cut(tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
     size = len(tokenizer)
     found = vocabulary_of(tmp_path, tokenizer, size + 2)
-    assert found.tokens[size:] == (f"[PAD{size}]", f"[PAD{size + 1}]")
-    assert found.kinds[size:] == (5, 5)
+    assert found["token_list"][size:] == [f"[PAD{size}]", f"[PAD{size + 1}]"]
+    assert found["token_types"][size:] == [5, 5]
     with pytest.raises(GgufUnsupported, match=f"has {size} tokens, and the model 7"):
         vocabulary_of(tmp_path, tokenizer, 7)
 
