@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from app.api.deps import Services
 from app.auth.keys import KeyFile, default_quota, running_limits
+from pruning.jobs.deletion import Retention, RetentionPeriods
 from pruning.jobs.redis import JobStoreUnavailable
-from pruning.jobs.retention import Retention, RetentionPeriods
 from pruning.storage.store import StoreError
 
 if TYPE_CHECKING:  # needs the extra otel

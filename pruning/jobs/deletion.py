@@ -1,25 +1,37 @@
-"""Deletion of ended jobs: the published checkpoint, the record, and all other keys of the job."""
+"""Deletion of ended jobs: the published checkpoint, the record, and all other keys of the job.
 
-from collections.abc import Callable, Sequence
+After a period, a sweep deletes what a client could delete by DELETE. It may be interrupted, and
+several may run at once.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import redis
 
 from pruning.checkpoints.same_search import is_of_search
-from pruning.checkpoints.staging import discard_staged
+from pruning.checkpoints.staging import discard_staged, sweep
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound, CheckpointStore
 from pruning.healing.places import healed_beside
-from pruning.jobs.job import IllegalTransition, Job, JobStatus, Sink
+from pruning.jobs.job import IllegalTransition, Job, JobNotFound, JobStatus, Sink, created_at
 from pruning.jobs.keys import INDEX, KEYS_OF_A_JOB, OUTBOX, SINK, STATUS_INDEX
 from pruning.jobs.outbox import SinkOutbox
 from pruning.jobs.record import BROKEN
 from pruning.jobs.redis import redis_errors_translated
 from pruning.jobs.script import status_of
 from pruning.jobs.store import JobStore
-from pruning.models.names import healed_name
+from pruning.models.names import VariantName, healed_name
 
+STEADY_S = 600.0
+_JUMP_S = 30.0  # between two looks; more than a clock is corrected by without a step
 _FINALS = tuple(status for status in JobStatus if status.is_final)
 _OTHERS = tuple(status for status in JobStatus if not status.is_final)
+
+logger = logging.getLogger(__name__)
 
 # KEYS the outbox, and the keys of the job, its webhook messages first and its record second. ARGV
 # the id, the number of indexes of which one lists it if it has ended, these, and all others. A
@@ -42,6 +54,7 @@ class CheckpointInUse(RuntimeError):
     """Aliases mean the checkpoint or a prefix of it."""
 
 
+@dataclass(frozen=True)
 class JobDeletion:
     """Deletes ended jobs, or only their checkpoint, or only their record.
 
@@ -53,18 +66,10 @@ class JobDeletion:
     raising ``CheckpointInUse``.
     """
 
-    def __init__(
-        self,
-        client: redis.Redis,
-        jobs: JobStore,
-        checkpoints: CheckpointStore,
-        aliases_of: Callable[[str], Sequence[str]] = lambda _checkpoint: (),
-    ) -> None:
-        self._script = client.register_script(_DELETE)
-        self._sinks = SinkOutbox(client)
-        self._jobs = jobs
-        self._checkpoints = checkpoints
-        self._aliases_of = aliases_of
+    client: redis.Redis
+    jobs: JobStore
+    checkpoints: CheckpointStore
+    aliases_of: Callable[[str], Sequence[str]] = lambda _checkpoint: ()
 
     def delete(self, job_id: str) -> None:
         """Delete checkpoint and record, for good even if a stale worker is still publishing."""
@@ -83,40 +88,37 @@ class JobDeletion:
 
     def finish(self) -> None:
         """Delete what senders have left in the store that died while their job was deleted."""
-        for name in self._sinks.withdrawn(Sink.STORE):
+        for name in SinkOutbox(self.client).withdrawn(Sink.STORE):
             for each in (healed_name(name), name):
-                self._checkpoints.delete(each)
+                self.checkpoints.delete(each)
 
     def has_published(self, job: Job) -> bool:
         """Whether a checkpoint of this job's names exists and was published by it."""
-        return self._has_pruned(job) or self._has_healed(healed_name(job.checkpoint_name))
+        return any(self._published(job))
 
-    def _has_healed(self, name: str) -> bool:
-        try:
-            return self._checkpoints.manifest(name).healing is not None
-        except CheckpointNotFound:
-            return False
-        except CheckpointCorrupt:
-            return True
-
-    def _has_pruned(self, job: Job) -> bool:
-        try:
-            manifest = self._checkpoints.manifest(job.checkpoint_name)
-        except CheckpointNotFound:
-            return False
-        except CheckpointCorrupt:
-            return True
-        return is_of_search(manifest, job.spec)
+    def _published(self, job: Job) -> Iterator[str]:
+        """The names of the checkpoints that the job has published; a corrupt one may be its own."""
+        for name in (healed_name(job.checkpoint_name), job.checkpoint_name):
+            try:
+                manifest = self.checkpoints.manifest(name)
+            except CheckpointNotFound:
+                continue
+            except CheckpointCorrupt:
+                yield name
+                continue
+            is_plain = name == job.checkpoint_name
+            if is_of_search(manifest, job.spec) if is_plain else manifest.healing is not None:
+                yield name
 
     def _ended(self, job_id: str) -> Job:
-        job = self._jobs.get(job_id)
+        job = self.jobs.get(job_id)
         if not job.status.is_final:
             raise IllegalTransition(job_id, job.status, "delete")
         return job
 
     def _unpublish(self, job: Job) -> None:
         try:
-            aliases = self._aliases_of(job.checkpoint_name)
+            aliases = self.aliases_of(job.checkpoint_name)
         except ValueError as error:  # they cannot be read
             raise CheckpointInUse(f"{job.checkpoint_name!r} may have an alias: {error}") from error
         if aliases:
@@ -124,16 +126,14 @@ class JobDeletion:
                 f"{job.checkpoint_name!r} has the alias {', '.join(aliases)}: give it another "
                 f"target or remove it first"
             )
-        self._sinks.withdraw(Sink.STORE, job)
-        self._checkpoints.refresh()
-        places = healed_beside(self._checkpoints.path(job.checkpoint_name))
-        for path, is_ours in (
-            (places.target, self._has_healed(places.target.name)),
-            (places.source, self._has_pruned(job)),
-        ):
+        SinkOutbox(self.client).withdraw(Sink.STORE, job)
+        self.checkpoints.refresh()
+        places = healed_beside(self.checkpoints.path(job.checkpoint_name))
+        published = [*self._published(job)]
+        for path in (places.target, places.source):
             discard_staged(path)
-            if is_ours:
-                self._checkpoints.delete(path.name)
+            if path.name in published:
+                self.checkpoints.delete(path.name)
         places.discard_state()
 
     def _forget(self, job: Job) -> None:
@@ -144,6 +144,105 @@ class JobDeletion:
         is_broken = job.error is not None and job.error.code == BROKEN  # whatever its status says
         num_ended = 0 if is_broken else len(ended)
         with redis_errors_translated():
-            status: Any = self._script(keys=keys, args=[job.id, num_ended, *ended, *others])
+            status: Any = self.client.register_script(_DELETE)(
+                keys=keys, args=[job.id, num_ended, *ended, *others]
+            )
         if status is not None:
             raise IllegalTransition(job.id, status_of(status), "delete")
+
+
+@dataclass(frozen=True)
+class RetentionPeriods:
+    """Seconds from the end of a job to the deletion; None keeps forever."""
+
+    jobs_s: float | None = None  # records and events
+    checkpoints_s: float | None = None
+
+
+@dataclass
+class SteadyClock:
+    """The time of this machine, if it has been going on evenly for a while.
+
+    A clock that was set wrong, as after a start without a network, would make all jobs old.
+    """
+
+    steady_s: float = STEADY_S
+    clock: Callable[[], float] = time.time
+    monotonic: Callable[[], float] = time.monotonic
+    offset_s: float | None = None  # of the time to the monotonic clock, at the last look
+    steady_since_s: float = 0.0
+
+    def now(self) -> float | None:
+        """Seconds since the epoch; None if the clock may be wrong."""
+        now, elapsed_s = self.clock(), self.monotonic()
+        before, self.offset_s = self.offset_s, now - elapsed_s
+        if before is None or abs(self.offset_s - before) > _JUMP_S:
+            self.steady_since_s = elapsed_s
+            if before is not None:
+                logger.warning(
+                    "the clock has jumped by %.0f s: nothing expires for %.0f s",
+                    self.offset_s - before,
+                    self.steady_s,
+                )
+        return now if elapsed_s - self.steady_since_s >= self.steady_s else None
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Removes leftovers of dead processes, and expired checkpoints and records.
+
+    A checkpoint without a job, such as one of ``sleb prune``, is never removed, and neither is one
+    that an alias means.
+    """
+
+    periods: RetentionPeriods
+    checkpoints: CheckpointStore
+    jobs: JobStore
+    deletion: JobDeletion
+    clock: SteadyClock = field(default_factory=SteadyClock)
+
+    def sweep(self) -> None:
+        """Remove all that has expired. May raise ``JobStoreUnavailable`` or ``StoreError``."""
+        sweep(self.checkpoints.root)
+        if (now := self.clock.now()) is not None:
+            self._remove_expired(now)
+        self.deletion.finish()
+
+    def _remove_expired(self, now: float) -> None:
+        if (keep_s := self.periods.checkpoints_s) is not None:
+            for name in self.checkpoints.names():
+                # no job has it, it was deleted in between, or is kept for an alias
+                with suppress(JobNotFound, CheckpointInUse):
+                    job = self.jobs.get(VariantName.of_checkpoint(name).job or "")
+                    if _ended_before(job, now - keep_s):
+                        self.deletion.unpublish(job.id)
+        if (keep_s := self.periods.jobs_s) is not None:
+            ended = tuple(self._ended(now - keep_s))
+            if ended:
+                self.checkpoints.refresh()  # knows what was sent by the time these were read
+            for job in ended:
+                if not self._is_needed(job):
+                    with suppress(JobNotFound):
+                        self.deletion.forget(job.id)
+
+    def _ended(self, before: float) -> Iterator[Job]:
+        for status in JobStatus:
+            for job_id in self.jobs.ids(status) if status.is_final else ():
+                if created_at(job_id) > before:
+                    break  # as all that follow: the ids are in order of creation
+                with suppress(JobNotFound):
+                    job = self.jobs.get(job_id)
+                    if _ended_before(job, before):
+                        yield job
+
+    def _is_needed(self, job: Job) -> bool:
+        """Whether the record is needed to send the checkpoint, or to know when it expires."""
+        upload = job.sinks.get(Sink.STORE)
+        if upload is not None and not upload.is_sent:
+            return True
+        return self.periods.checkpoints_s is not None and self.deletion.has_published(job)
+
+
+def _ended_before(job: Job, time_s: float) -> bool:
+    """``time_s`` in seconds since the epoch."""
+    return job.finished_at is not None and job.finished_at <= time_s

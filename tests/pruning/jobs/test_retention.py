@@ -11,12 +11,11 @@ import redis
 from pruning.checkpoints.publish import publish
 from pruning.checkpoints.staging import STAGING
 from pruning.checkpoints.store import MANIFEST, CheckpointStore
-from pruning.jobs.deletion import JobDeletion
+from pruning.jobs.deletion import JobDeletion, Retention, RetentionPeriods, SteadyClock
 from pruning.jobs.job import Job, JobStatus, Sink
 from pruning.jobs.keys import RECORD
 from pruning.jobs.outbox import SinkOutbox
 from pruning.jobs.redis import JobStoreUnavailable
-from pruning.jobs.retention import Retention, RetentionPeriods, SteadyClock
 from pruning.jobs.store import JobStore
 from tests.support.checkpoints import FILES, manifest_of, published, write
 from tests.support.clock import Clock

@@ -12,12 +12,11 @@ from fastapi.testclient import TestClient
 
 from app.config import ServeSettings
 from pruning.checkpoints.store import CheckpointStore
-from pruning.jobs.deletion import JobDeletion
+from pruning.jobs.deletion import JobDeletion, Retention, RetentionPeriods
 from pruning.jobs.job import Job, JobStatus, Sink
 from pruning.jobs.keys import SINK, WITHDRAWN
 from pruning.jobs.outbox import SinkOutbox
 from pruning.jobs.queue import PruneQueue
-from pruning.jobs.retention import Retention, RetentionPeriods
 from pruning.jobs.store import JobStore
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec

@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 
 from app.config import ServeSettings
 from pruning.jobs import transitions
-from pruning.jobs.retention import SteadyClock
+from pruning.jobs.deletion import SteadyClock
 from pruning.jobs.store import JobStore
 from pruning.models.blocks import view
 from pruning.models.store import LoadedModel

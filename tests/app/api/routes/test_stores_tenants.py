@@ -14,9 +14,9 @@ from fastapi.testclient import TestClient
 from app.auth.keys import KeyFile, Quota
 from app.config import ServeSettings
 from pruning.checkpoints.store import MANIFEST, CheckpointStore, read_manifest
+from pruning.jobs.deletion import SteadyClock
 from pruning.jobs.job import Sink
 from pruning.jobs.outbox import SinkOutbox
-from pruning.jobs.retention import SteadyClock
 from pruning.jobs.store import JobStore
 from pruning.storage.location import open_store
 from pruning.storage.store import ObjectStore
