@@ -36,4 +36,3 @@ KEY_RUNNING = "sleb:key:{name}:running"
 TENANT_TOKENS = "sleb:tenant:{name}"
 IDEMPOTENCY = "sleb:idempotency:{key}"  # {key} is a sha256, as a key may be any text
 KEYS_OF_A_JOB = (MESSAGES, RECORD, EVENTS, SEARCH, ATTEMPTS)  # deleted with the job
-PERMANENT_KEYS = ("sleb:job:*", "sleb:jobs", "sleb:jobs:*", "sleb:outbox", "sleb:sink:*")

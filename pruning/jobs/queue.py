@@ -39,15 +39,6 @@ TASK = "pruning.worker.run_job"  # only a name: its path in the versions that im
 DELIVERIES = 3
 LEASE_S = 15
 RESULT_KEPT_S = 3600
-PERMANENT_KEYS = (
-    "rq:queues",
-    "rq:queue:prune*",
-    "rq:workers*",
-    "rq:wip:prune",
-    "rq:finished:prune",
-    "rq:failed:prune",
-    "rq:job:*",  # while it is delivered
-)
 
 Task = Callable[[str], None]
 _UNFINISHED = (JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.CANCELLING)

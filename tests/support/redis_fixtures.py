@@ -13,9 +13,16 @@ import redis
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.server.valkey import embedded_valkey
-from pruning.jobs import keys, queue
+from pruning.jobs import keys
 from pruning.jobs.job import JobStatus
 from pruning.jobs.store import JobStore
+
+PERMANENT_KEYS = (
+    *("sleb:job:*", "sleb:jobs", "sleb:jobs:*", "sleb:outbox", "sleb:sink:*"),
+    *("rq:queues", "rq:queue:prune*", "rq:workers*", "rq:wip:prune"),
+    *("rq:finished:prune", "rq:failed:prune"),
+    "rq:job:*",  # while it is delivered
+)
 
 
 class RedisTestSettings(BaseSettings):
@@ -73,9 +80,8 @@ def disorder(client: redis.Redis) -> list[str]:
 
 
 def _eternal(client: redis.Redis, names: Sequence[str]) -> Iterator[str]:
-    known = (*keys.PERMANENT_KEYS, *queue.PERMANENT_KEYS)
     for name in names:
-        if client.ttl(name) == -1 and not any(fnmatchcase(name, row) for row in known):
+        if client.ttl(name) == -1 and not any(fnmatchcase(name, row) for row in PERMANENT_KEYS):
             yield f"{name} has neither a lifetime nor a row in the table of jobs.py"
 
 
