@@ -75,7 +75,7 @@ def submit(
     fields = {name: value for name, value in spec.to_dict().items() if value is not None}
     with _client(url) as client:
         own = {"priority": priority, "reuse_search": reuse_search}
-        job = client.submit({**fields, **own})
+        job = client.request("POST", "/prune-jobs", body={**fields, **own})
     _print_submitted(job, url, watch_it=watch_it, as_json=as_json)
 
 
@@ -92,15 +92,18 @@ def heal_published(
     """Submit a job that heals a published checkpoint, with the options of `sleb heal`."""
     heal = heal_from(values)
     with _client(url) as client:
-        job = client.heal({"model": model, "heal": heal.to_dict(), "priority": priority})
+        body = {"model": model, "heal": heal.to_dict(), "priority": priority}
+        job = client.request("POST", "/heal-jobs", body=body)
     _print_submitted(job, url, watch_it=watch_it, as_json=as_json)
 
 
 @jobs.command()
 def delete(job_id: JobId, url: Url = None) -> None:
     """Delete a job that has ended, with its checkpoint and all names of its variants."""
+    from app.commands.client import job_path
+
     with _client(url) as client:
-        client.delete(job_id)
+        client.request("DELETE", job_path(job_id))
     typer.echo(f"job {job_id} and its checkpoint are deleted")
 
 
@@ -114,8 +117,9 @@ def list_jobs(
     """List jobs."""
     from app.commands.jobs import print_jobs
 
+    filters = {} if status is None else {"status": status.value}
     with _client(url) as client:
-        page = client.list(limit, status)
+        page = client.request("GET", "/prune-jobs", params={"limit": limit, **filters})
     if as_json:
         print_json(page["data"])
     else:
@@ -125,11 +129,14 @@ def list_jobs(
 @jobs.command()
 def show(job_id: JobId, url: Url = None, as_json: AsJson = False) -> None:
     """Show one job, and the deliveries to its webhook."""
+    from app.commands.client import job_path
     from app.commands.jobs import print_deliveries, print_job
 
     with _client(url) as client:
         job = client.get(job_id)
-        deliveries = client.webhook_deliveries(job_id) if job["webhook"] else []
+        deliveries = []
+        if job["webhook"]:
+            deliveries = client.request("GET", f"{job_path(job_id)}/webhook-deliveries")["data"]
         events = [] if as_json else list(client.events_so_far(job_id))
     if as_json:
         print_json({**job, "webhook_deliveries": deliveries} if job["webhook"] else job)

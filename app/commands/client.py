@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import IPv6Address
 from typing import Any
@@ -90,13 +90,8 @@ class ServiceClient:
             self._check_success(source.response)
             yield from (event.data for event in source if event.data)
 
-    def list(self, limit: int, status: JobStatus | None = None) -> dict[str, Any]:
-        """A page of jobs, newest first."""
-        filters = {} if status is None else {"status": status.value}
-        return self.request("GET", "/prune-jobs", params={"limit": limit, **filters})
-
     def get(self, job_id: str) -> dict[str, Any]:
-        return self.request("GET", _path(job_id))
+        return self.request("GET", job_path(job_id))
 
     def events_so_far(self, job_id: str) -> Iterator[dict[str, Any]]:
         """The stored events, oldest first."""
@@ -104,31 +99,16 @@ class ServiceClient:
         has_more = True
         while has_more:
             params = {"limit": EVENTS_PER_PAGE, **after}
-            page = self.request("GET", f"{_path(job_id)}/events", params=params)
+            page = self.request("GET", f"{job_path(job_id)}/events", params=params)
             yield from page["data"]
             has_more = page["has_more"]
             after = {"after": page["data"][-1]["id"]} if has_more else {}
-
-    def webhook_deliveries(self, job_id: str) -> Sequence[dict[str, Any]]:
-        """The recorded delivery attempts, oldest first."""
-        page = self.request("GET", f"{_path(job_id)}/webhook-deliveries")
-        attempts: list[dict[str, Any]] = page["data"]
-        return attempts
-
-    def submit(self, body: dict[str, Any]) -> dict[str, Any]:
-        return self.request("POST", "/prune-jobs", body=body)
-
-    def heal(self, body: dict[str, Any]) -> dict[str, Any]:
-        return self.request("POST", "/heal-jobs", body=body)
-
-    def delete(self, job_id: str) -> None:
-        self.request("DELETE", _path(job_id))
 
     def change(
         self, job_id: str, verb: str, settings: dict[str, Any] | None = None
     ) -> dict[str, Any]:
         """``cancel``, ``pause``, ``resume`` or ``retry``, which takes settings of the job."""
-        return self.request("POST", f"{_path(job_id)}/{verb}", body=settings)
+        return self.request("POST", f"{job_path(job_id)}/{verb}", body=settings)
 
     def follow(self, job_id: str) -> Iterator[dict[str, Any]]:
         """Every event, once and in order, until the job has ended.
@@ -162,7 +142,7 @@ class ServiceClient:
 
     def _stream(self, job_id: str, last: str | None) -> Iterator[dict[str, Any]]:
         headers = {} if last is None else {"Last-Event-ID": last}
-        for data in self.events(f"{_path(job_id)}/events", headers=headers):
+        for data in self.events(f"{job_path(job_id)}/events", headers=headers):
             with self._connection_errors():
                 event = self._object(json.loads(data))
             yield event
@@ -253,7 +233,7 @@ def url_of(settings: ServeSettings) -> str:
     return f"{scheme}://{name}:{settings.port}"
 
 
-def _path(job_id: str) -> str:
+def job_path(job_id: str) -> str:
     return f"/prune-jobs/{quote(job_id, safe='')}"
 
 

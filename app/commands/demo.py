@@ -261,7 +261,7 @@ def _prune(
         "dtype": DTYPE,
     }
     with deferred_signal(signal.SIGINT) as is_interrupted:  # a job without an id is not cancelled
-        job = client.submit(body)
+        job = client.request("POST", "/prune-jobs", body=body)
     with _cancelled_on_error(client, console, job["id"]):
         if is_interrupted():
             raise KeyboardInterrupt
