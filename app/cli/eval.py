@@ -71,16 +71,18 @@ def evaluate(
     raw form.
     """
     with starting():
-        from app.commands.evaluate import Options, Tasks, run_evaluation
+        from app.commands.evaluate import Tasks, run_evaluation
 
     settings = WorkerSettings()
-    tasks_dir = tasks_dir or settings.tasks_dir
-    parsed = Tasks.parse([name for listed in tasks for name in listed.split(",")])
-    run_evaluation(
-        models,
-        replace(parsed, seqlen=seqlen, num_windows=num_windows, tasks_dir=tasks_dir, limit=limit),
-        Options(dtype, resident, texts_dir, quantize),
-        settings,
-        as_json=as_json,
-        out=out,
+    wanted = replace(
+        Tasks.parse([name for listed in tasks for name in listed.split(",")]),
+        seqlen=seqlen,
+        num_windows=num_windows,
+        tasks_dir=tasks_dir or settings.tasks_dir,
+        limit=limit,
+        dtype=dtype,
+        resident=resident,
+        texts_dir=texts_dir,
+        quantize=quantize,
     )
+    run_evaluation(models, wanted, settings, as_json=as_json, out=out)

@@ -5,6 +5,7 @@ columns.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -27,6 +28,9 @@ from pruning.sleb import Blocks
 
 _Cell = tuple[str, str]  # the label of its row, which is the same for all models, and the text
 _Row = tuple[str, Sequence[str]]  # its label, and a cell for each model
+# A heading, and a measurement: all that are on the same windows are in its section. Models with
+# other token ids of a text have another one.
+_Section = tuple[str, Perplexity]
 
 
 @dataclass(frozen=True)
@@ -105,34 +109,24 @@ def _model_rows(evaluation: Evaluation) -> Iterator[_Cell]:
         yield "weights of the blocks", evaluation.weights
 
 
-@dataclass(frozen=True)
-class _Section:
-    """Measurements on the same windows. Models with other token ids of a text have another one."""
-
-    text: str
-    number: int  # 1 for the first of its text
-    any_of_it: Perplexity
-
-    @property
-    def heading(self) -> str:
-        return self.text if self.number == 1 else f"{self.text} ({self.number})"
-
-
 def _sections(evaluations: Sequence[Evaluation], texts: Sequence[str]) -> Sequence[_Section]:
     sections: dict[str, _Section] = {}
+    numbers = Counter[str]()
     for evaluation in evaluations:
         for text, measured in zip(texts, evaluation.perplexities, strict=True):
             if measured.digest not in sections:
-                number = 1 + sum(section.text == text for section in sections.values())
-                sections[measured.digest] = _Section(text, number, measured)
+                numbers[text] += 1
+                heading = text if numbers[text] == 1 else f"{text} ({numbers[text]})"
+                sections[measured.digest] = heading, measured
     return list(sections.values())
 
 
 def _text_rows(evaluations: Sequence[Evaluation], section: _Section) -> Iterator[Cells]:
-    yield section.heading, NONE, NONE
+    heading, measured = section
+    yield heading, NONE, NONE
     for evaluation in evaluations:
         for perplexity in evaluation.perplexities:
-            if perplexity.digest == section.any_of_it.digest:
+            if perplexity.digest == measured.digest:
                 ratio = NONE if perplexity.ratio is None else with_interval(perplexity.ratio)
                 yield f"  {_name(evaluation)}", with_interval(perplexity.interval), ratio
 
@@ -144,32 +138,22 @@ def _name(evaluation: Evaluation) -> str:
 
 
 def _task_rows(evaluation: Evaluation) -> Iterator[_Cell]:
-    yield from _probe_rows(evaluation.probe)
-    yield from _json_rows(evaluation.valid_json)
+    if (probe := evaluation.probe) is not None:
+        yield "probe", _with_error(probe.score, probe.standard_error)
+        for kind in probe.kinds:
+            yield f"  {kind.kind}", _with_error(kind.score, kind.standard_error)
+            yield f"  {kind.kind}: chosen", f"{kind.chosen:.4f}"
+            yield f"  {kind.kind}: written", f"{kind.written:.4f}"
+        yield "  of each kind", " ".join(str(kind.num_items) for kind in probe.kinds)
+        yield "  questions", probe.digest[:12]
+    if (valid := evaluation.valid_json) is not None:
+        yield "valid JSON", f"{valid.share:.4f}"
+        yield "  95 % interval", f"{valid.low:.2f} to {valid.high:.2f}"
+        yield "  valid, of", f"{valid.num_valid}, {valid.num_questions}"
     for task in evaluation.tasks:
         yield from _score_rows(task)
     if evaluation.zero_shot_mean is not None:
         yield "zero-shot mean", f"{evaluation.zero_shot_mean:.4f}"
-
-
-def _probe_rows(probe: ProbeScore | None) -> Iterator[_Cell]:
-    if probe is None:
-        return
-    yield "probe", _with_error(probe.score, probe.standard_error)
-    for kind in probe.kinds:
-        yield f"  {kind.kind}", _with_error(kind.score, kind.standard_error)
-        yield f"  {kind.kind}: chosen", f"{kind.chosen:.4f}"
-        yield f"  {kind.kind}: written", f"{kind.written:.4f}"
-    yield "  of each kind", " ".join(str(kind.num_items) for kind in probe.kinds)
-    yield "  questions", probe.digest[:12]
-
-
-def _json_rows(valid: JsonScore | None) -> Iterator[_Cell]:
-    if valid is None:
-        return
-    yield "valid JSON", f"{valid.share:.4f}"
-    yield "  95 % interval", f"{valid.low:.2f} to {valid.high:.2f}"
-    yield "  valid, of", f"{valid.num_valid}, {valid.num_questions}"
 
 
 def _score_rows(task: TaskScore) -> Iterator[_Cell]:
@@ -186,13 +170,12 @@ def _with_error(value: float, error: float | None) -> str:
 
 def _text_legend(sections: Sequence[_Section]) -> Iterator[str]:
     """Each text, and what its numbers mean."""
-    for section in sections:
-        perplexity = section.any_of_it
-        windows = text_of(perplexity.text, perplexity.num_windows, perplexity.seqlen)
-        yield text_line(section.heading, windows, perplexity.digest)
+    for heading, measured in sections:
+        windows = text_of(measured.text, measured.num_windows, measured.seqlen)
+        yield text_line(heading, windows, measured.digest)
     if sections:
         yield "perplexity: over windows that do not overlap, the same ones for all of a section."
-    few = [each.heading for each in sections if each.any_of_it.num_windows < MIN_WINDOWS]
+    few = [heading for heading, measured in sections if measured.num_windows < MIN_WINDOWS]
     if len(few) < len(sections):
         yield INTERVALS
     if few:

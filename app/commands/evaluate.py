@@ -46,7 +46,7 @@ class InvalidTasks(ValueError):
 @dataclass(frozen=True)
 class Tasks:
     """What to measure: perplexity on ``texts``, the probe, the share of valid JSON, and
-    ``zero_shot`` tasks of lm-eval.
+    ``zero_shot`` tasks of lm-eval. And how.
     """
 
     texts: tuple[str, ...]
@@ -57,6 +57,10 @@ class Tasks:
     num_windows: int | None = None
     tasks_dir: Path | None = None
     limit: int | None = None
+    dtype: str = "auto"
+    resident: Resident | None = None  # None: stream if it does not fit into memory
+    texts_dir: Path | None = None  # None: texts in the data directory
+    quantize: Quantize | None = None  # measures each model with such weights too
 
     @classmethod
     def parse(cls, names: Sequence[str]) -> "Tasks":
@@ -79,18 +83,9 @@ class Tasks:
         )
 
 
-@dataclass(frozen=True)
-class Options:
-    dtype: str = "auto"
-    resident: Resident | None = None  # None: stream if it does not fit into memory
-    texts_dir: Path | None = None  # None: texts in the data directory
-    quantize: Quantize | None = None  # measures each model with such weights too
-
-
 def run_evaluation(
     names: Sequence[str],
     tasks: Tasks,
-    options: Options,
     settings: WorkerSettings,
     *,
     as_json: bool,
@@ -98,8 +93,9 @@ def run_evaluation(
 ) -> None:
     """Evaluate each model and report the results. Shared weights are read once."""
     console = Console(stderr=True)
+    texts_dir = tasks.texts_dir or settings.data_dir / "texts"
     for text in tasks.texts:
-        check_text_name(text, _texts_dir(options, settings))
+        check_text_name(text, texts_dir)
     if tasks.zero_shot:
         with saying(console, "Looking up the tasks of lm-eval"):
             check_tasks(tasks.zero_shot, tasks.tasks_dir)
@@ -107,14 +103,10 @@ def run_evaluation(
         set_up_torch(settings.threads)
         subjects = [subject_of(name, settings) for name in names]
     is_compared = bool(tasks.texts) or tasks.has_json
-    columns = _columns(subjects, options.quantize, compared=is_compared)
-    evaluated = dict(_evaluated(columns, tasks, options, settings, console))
+    columns = _columns(subjects, tasks.quantize, compared=is_compared)
+    evaluated = dict(_evaluated(columns, tasks, texts_dir, settings, console))
     evaluations = [_against_parent(column, evaluated) for column in columns]
     print_evaluations(evaluations, tasks.texts, as_json=as_json, out=out)
-
-
-def _texts_dir(options: Options, settings: WorkerSettings) -> Path:
-    return options.texts_dir or settings.data_dir / "texts"
 
 
 @dataclass(frozen=True)
@@ -180,14 +172,13 @@ def _against_parent(column: _Column, evaluations: Mapping[_Column, Evaluation]) 
 def _evaluated(
     columns: Sequence[_Column],
     tasks: Tasks,
-    options: Options,
+    texts_dir: Path,
     settings: WorkerSettings,
     console: Console,
 ) -> Iterator[tuple[_Column, Evaluation]]:
     resources = replace(Resources.of(settings), num_actors=0)  # no search
-    texts_dir = _texts_dir(options, settings)
     for path in dict.fromkeys(column.subject.path for column in columns):
-        resident = options.resident or fitting_resident(path, resources)
+        resident = tasks.resident or fitting_resident(path, resources)
         is_rounded = any(one.weights for one in columns if one.subject.path == path)
         if resident is Resident.STREAM and (tasks.zero_shot or is_rounded):
             raise NotEvaluable(
@@ -195,7 +186,7 @@ def _evaluated(
                 "model in memory: leave them out, or use --resident model"
             )
         with saying(console, f"Loading {path.name}"):
-            dense = load_dense_model(path, resident, resources, dtype=options.dtype)
+            dense = load_dense_model(path, resident, resources, dtype=tasks.dtype)
         for column in [one for one in columns if one.subject.path == path]:
             console.print(column.name, markup=False, highlight=False, soft_wrap=True)
             with search_progress(console) as progress:

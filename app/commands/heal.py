@@ -18,7 +18,7 @@ from pruning.checkpoints.store import MANIFEST, Manifest, read_manifest
 from pruning.config import WorkerSettings
 from pruning.heal_checkpoint import heal_checkpoint, healing_digest, help_heal
 from pruning.healing.lock import HealingInProgress, locked
-from pruning.healing.peers import Peers, launched
+from pruning.healing.peers import launched
 from pruning.healing.places import HealedPlaces
 from pruning.models.names import healed_name
 from pruning.models.store import ModelStore, set_up_torch
@@ -43,47 +43,30 @@ def run_heal(
     ``CheckpointNotFound``, ``CheckpointExists``, ``DiskFull`` or ``HealingInProgress`` first.
     """
     set_up_torch(settings.threads)
-    with launched(settings.device) as (peers, device):
-        settings = settings.model_copy(update={"device": device})
-        _run(heal, checkpoint, out, settings, peers, overwrite=overwrite, as_json=as_json)
-
-
-def _run(
-    heal: Heal,
-    checkpoint: str,
-    out: Path | None,
-    settings: WorkerSettings,
-    peers: Peers,
-    *,
-    overwrite: bool,
-    as_json: bool,
-) -> None:
     source = _source(checkpoint, settings)
     out = new_place(out or source.with_name(healed_name(source.name)), overwrite=overwrite)
     places = _places(heal, source, out, settings)
-    models, resources = ModelStore(settings.models_dir, allow_paths=True), Resources.of(settings)
-    if not peers.is_first:
-        help_heal(heal, places, models, resources, peers)
-        return
-    console = Console(stderr=True)
-    with (
-        _left_in_order(places, console),
-        _place_taken(out, settings),
-        search_progress(console) as progress,
-    ):
-        bar = SearchBar(progress)
-        healed = heal_checkpoint(
-            heal,
-            places,
-            models=models,
-            observer=bar,
-            resources=resources,
-            how=settings.verify,
-            overwrite=overwrite,
-            patience_s=0,
-            peers=peers,
-        )
-        bar.end()
+    models, console = ModelStore(settings.models_dir, allow_paths=True), Console(stderr=True)
+    with launched(settings.device) as (peers, device):
+        resources = Resources.of(settings.model_copy(update={"device": device}))
+        if not peers.is_first:
+            help_heal(heal, places, models, resources, peers)
+            return
+        taken = _place_taken(out, settings)
+        with _left_in_order(places, console), taken, search_progress(console) as progress:
+            bar = SearchBar(progress)
+            healed = heal_checkpoint(
+                heal,
+                places,
+                models=models,
+                observer=bar,
+                resources=resources,
+                how=settings.verify,
+                overwrite=overwrite,
+                patience_s=0,
+                peers=peers,
+            )
+            bar.end()
     _print(healed, out, as_json=as_json)
 
 

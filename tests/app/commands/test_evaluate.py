@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from app.cli.main import app as command_line
-from app.commands.evaluate import InvalidTasks, Options, Tasks, run_evaluation
+from app.commands.evaluate import InvalidTasks, Tasks, run_evaluation
 from app.commands.subject import NotEvaluable
 from pruning.checkpoints.store import CheckpointCorrupt, Manifest
 from pruning.config import WorkerSettings
@@ -367,7 +367,7 @@ def test_an_unknown_text_is_refused_before_any_model_is_read(
     tasks = Tasks.parse(["ppl:prose", f"ppl:{text}"])
     settings = WorkerSettings(data_dir=data_dir)
     with pytest.raises(TextUnusable, match=f"{text}.*{re.escape(said)}"):
-        run_evaluation(["tiny"], tasks, Options(), settings, as_json=True, out=None)
+        run_evaluation(["tiny"], tasks, settings, as_json=True, out=None)
 
 
 @pytest.mark.slow  # as lm-eval reads the files of all its tasks
@@ -381,4 +381,4 @@ def test_an_unknown_task_is_refused_before_any_model_is_read(
     settings = WorkerSettings(data_dir=data_dir)
     tasks = Tasks.parse(["no_such_task"])
     with pytest.raises(TaskUnusable, match=r"no_such_task.*Others are probe, json"):
-        run_evaluation(["tiny"], tasks, Options(), settings, as_json=True, out=None)
+        run_evaluation(["tiny"], tasks, settings, as_json=True, out=None)

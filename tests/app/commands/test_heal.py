@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from app.cli.main import app
-from app.commands.evaluate import Options, Tasks, run_evaluation
+from app.commands.evaluate import Tasks, run_evaluation
 from app.commands.heal import _place_taken, _print, run_heal
 from app.commands.subject import subject_of
 from pruning.checkpoints.publish import CheckpointExists
@@ -129,7 +129,7 @@ def test_a_healed_model_is_compared_with_its_raw_form_and_its_control(
 ) -> None:
     settings = WorkerSettings(data_dir=healed.data_dir, threads=1)
     tasks = Tasks(("prose",), has_probe=False, zero_shot=(), seqlen=16, num_windows=4)
-    run_evaluation([HEALED, "tiny"], tasks, Options(), settings, as_json=True, out=None)
+    run_evaluation([HEALED, "tiny"], tasks, settings, as_json=True, out=None)
     found = {each["model"]: each for each in json.loads(capsys.readouterr().out)["evaluations"]}
     assert list(found) == [f"{NAME}+raw", HEALED, f"{HEALED}, control", "tiny"]
     ratios = {name: each["perplexities"][0]["ratio"] for name, each in found.items()}
@@ -146,7 +146,7 @@ def test_a_healed_model_is_asked_beside_its_control(
     settings = WorkerSettings(data_dir=healed.data_dir, threads=1)
     tasks = Tasks((), has_probe=True, zero_shot=())
     names = [HEALED, str(healed.target)]
-    run_evaluation(names, tasks, Options(), settings, as_json=True, out=None)
+    run_evaluation(names, tasks, settings, as_json=True, out=None)
     found = json.loads(capsys.readouterr().out)["evaluations"]
     assert [one["model"] for one in found] == [
         part for name in names for part in (name, f"{name}, control")
