@@ -6,7 +6,9 @@ import signal
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -14,7 +16,6 @@ from app.commands.subject import NotEvaluable, Subject, subject_of
 from app.models.measured_speedups import MeasuredSpeedups
 from app.terminal import print_json
 from pruning.checkpoints.card import Exported, QuantizedText, export_card
-from pruning.checkpoints.export_record import EXPORT_FILE, to_record
 from pruning.checkpoints.llama_cpp import GgufUnsupported
 from pruning.checkpoints.publish import CheckpointExists, check_place, place
 from pruning.checkpoints.quantized import (
@@ -29,7 +30,6 @@ from pruning.checkpoints.store import MANIFEST, read_manifest
 from pruning.checkpoints.verify import compare_gguf, verify_portable
 from pruning.checkpoints.verify_expected import expectation
 from pruning.config import Verify, WorkerSettings
-from pruning.evaluation.quality import Interval
 from pruning.extras import require_extra
 from pruning.models.architectures import CannotQuantize, check_quantizable
 from pruning.models.blocks import Own, num_blocks, pruned_config, view
@@ -50,6 +50,11 @@ from pruning.sleb import Blocks
 from pruning.spec.prune import Quantize
 from pruning.storage.folder import check_folder, send_folder
 from pruning.store_url import StoreUrl
+
+EXPORT_FILE = "sleb-export.json"
+_FORMAT = 1
+_PREDICTED = "times of embeddings, blocks and head on the machine that chose the blocks"
+_MEASURED = "sleb bench or sleb compare on the machine of the export"
 
 
 @dataclass(frozen=True)
@@ -146,7 +151,8 @@ class _Exporter:
             name, parent, total = manifest.name, manifest.parent, manifest.num_blocks
         dtype = str(self.dense.model.dtype).removeprefix("torch.")
         removed, is_plain = self.subject.removed_blocks, self.subject.weights is None
-        healed_in = self.subject.healed_in
+        healed_in, speedups = self.subject.healed_in, MeasuredSpeedups(self.settings.data_dir)
+        measured = speedups.of(Path(parent).name, total, len(removed)) if is_plain else None
         return Exported(
             name,
             Path(parent).name,
@@ -156,17 +162,11 @@ class _Exporter:
             self.subject.method,
             self.subject.weights,
             predicted_speedup=self.subject.predicted_speedup if removed and is_plain else None,
-            measured_speedup=self._measured_speedup(parent, total) if is_plain else None,
+            measured_speedup=None if measured is None else measured.interval,
             domains=self.subject.measured,
             probe=self.subject.probe,
             healing=None if healed_in is None else read_manifest(healed_in).healing,
         )
-
-    def _measured_speedup(self, parent: str, num_blocks: int) -> Interval | None:
-        """What was measured at this depth, with plain weights."""
-        speedups = MeasuredSpeedups(self.settings.data_dir)
-        speedup = speedups.of(Path(parent).name, num_blocks, len(self.subject.removed_blocks))
-        return None if speedup is None else speedup.interval
 
     def write_directory(self, out: Path, shard_bytes: int, *, overwrite: bool) -> Exported:
         """Return what was written, with the perplexities of quantized weights."""
@@ -175,7 +175,11 @@ class _Exporter:
         written = [self.exported]
 
         def write(directory: Path) -> None:
-            self._save(directory, shard_bytes)
+            if self.subject.weights is None:
+                self.dense.save(self.keep, directory, shard_bytes, self.own)
+            else:
+                rounded = self.dense.forward(self.keep, self.subject.weights, self.own)
+                save_quantized(rounded.model, directory, shard_bytes)
             copy_companions(self.dense.path, directory)
             verify_portable(
                 directory,
@@ -188,7 +192,7 @@ class _Exporter:
             written.append(self._measured(directory))
             card = export_card(written[-1], lineage_of(self.dense.path))
             (directory / "README.md").write_text(card, encoding="utf-8")
-            record = json.dumps(to_record(written[-1]), indent=2, sort_keys=True) + "\n"
+            record = json.dumps(_record(written[-1]), indent=2, sort_keys=True) + "\n"
             (directory / EXPORT_FILE).write_text(record, encoding="utf-8")
 
         try:
@@ -196,13 +200,6 @@ class _Exporter:
         finally:
             remove_empty(out.parent)
         return written[-1]
-
-    def _save(self, directory: Path, shard_bytes: int) -> None:
-        if self.subject.weights is None:
-            self.dense.save(self.keep, directory, shard_bytes, self.own)
-            return
-        forward = self.dense.forward(self.keep, self.subject.weights, self.own)
-        save_quantized(forward.model, directory, shard_bytes)
 
     def _measured(self, directory: Path) -> Exported:
         """With the perplexities of the quantized weights as transformers loads them."""
@@ -215,22 +212,41 @@ class _Exporter:
 
     def write_gguf(self, file: Path) -> None:
         """Write beside the target first, and rename once transformers has read it back."""
+        from pruning.checkpoints.gguf import write_gguf  # noqa: PLC0415 - an extra
+
         sweep(file.parent)
         try:
             with staged(file) as folder:
-                self._write_gguf(folder / file.name)
-                (folder / file.name).replace(file)
+                staged_file = folder / file.name
+                write_gguf(staged_file, self.dense, self.keep, self.exported.name, self.own)
+                if self.settings.verify is not Verify.OFF:
+                    compare_gguf(staged_file, expectation(self.dense, self.keep, self.own))
+                with staged_file.open("rb") as written:
+                    os.fsync(written.fileno())
+                staged_file.replace(file)
         finally:
             remove_empty(file.parent)
 
-    def _write_gguf(self, temporary: Path) -> None:
-        from pruning.checkpoints.gguf import write_gguf  # noqa: PLC0415 - an extra
 
-        write_gguf(temporary, self.dense, self.keep, self.exported.name, self.own)
-        if self.settings.verify is not Verify.OFF:
-            compare_gguf(temporary, expectation(self.dense, self.keep, self.own))
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
+def _record(exported: Exported) -> dict[str, Any]:
+    """Lineage, quality and speed as JSON values. A speed-up names its source.
+
+    It is no manifest, which has the digests of the files and the whole removal order.
+    """
+    words = {**asdict(exported), "healing": None}
+    if (healing := exported.healing) is not None:
+        tokens = healing.run.best.num_tokens
+        words["healing"] = {"checkpoint": healing.parent, "num_tokens": tokens}
+    predicted, measured = words.pop("predicted_speedup"), words.pop("measured_speedup")
+    return {
+        "format": _FORMAT,
+        **words,
+        "speedup": {
+            "predicted": predicted and {"value": predicted, "source": _PREDICTED},
+            "measured": measured and {**measured, "source": _MEASURED},
+        },
+        "versions": {name: version(name) for name in ("sleb-serve", "torch", "transformers")},
+    }
 
 
 def _rounded(subject: Subject, export: Export) -> Subject:

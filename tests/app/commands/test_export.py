@@ -14,10 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from app.cli.main import app as command_line
-from app.commands.export import Export
+from app.commands.export import EXPORT_FILE, Export
 from app.models.measured_speedups import MeasuredSpeedup, MeasuredSpeedups
 from pruning.checkpoints.domain_tables import with_interval
-from pruning.checkpoints.export_record import EXPORT_FILE
 from pruning.checkpoints.gguf import FAMILIES
 from pruning.checkpoints.llama_cpp import GgufUnsupported
 from pruning.checkpoints.publish import CheckpointExists, DiskFull, place
