@@ -4,6 +4,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -31,24 +32,17 @@ def run_chat(url: str | None, model: str, options: dict[str, Any]) -> None:
         Conversation(client, model, options, console).run(lambda: console.input("[bold]> [/]"))
 
 
+@dataclass
 class Conversation:
-    """The messages so far. A model answers to all of them."""
+    """The ``messages`` so far. A model answers to all of them."""
 
-    def __init__(
-        self,
-        client: ServiceClient,
-        model: str,
-        options: dict[str, Any],
-        console: Console,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.messages: Messages = []
-        self._client = client
-        self._model = model
-        self._options = options
-        self._console = console
-        self._clock = clock
-        self._num_tokens = 0  # of the last answer, once the service has said so
+    client: ServiceClient
+    model: str
+    options: dict[str, Any]
+    console: Console
+    clock: Callable[[], float] = time.monotonic
+    messages: Messages = field(default_factory=list)
+    num_tokens: int = 0  # of the last answer, once the service has said so
 
     def run(self, read: Callable[[], str]) -> None:
         """Answer to what ``read`` returns, until it raises ``EOFError``."""
@@ -56,17 +50,17 @@ class Conversation:
             try:
                 text = read().strip()
             except EOFError:
-                self._console.print()  # the shell goes on below the prompt
+                self.console.print()  # the shell goes on below the prompt
                 return
             command, _, argument = text.partition(" ")
             if command == _BYE:
                 return
             if command == _SHOW_HELP:
-                self._console.print(_HELP, style="dim")
+                self.console.print(_HELP, style="dim")
             elif command == _COMPARE:
                 self._compare(argument.strip())
             elif command.startswith("/"):
-                self._console.print(f"{command} is no command. {_HELP}", style="dim", markup=False)
+                self.console.print(f"{command} is no command. {_HELP}", style="dim", markup=False)
             elif text:
                 self._say(text)
 
@@ -74,46 +68,43 @@ class Conversation:
         """Have the model answer. A message that the service refuses is not kept."""
         messages = [*self.messages, {"role": "user", "content": text}]
         try:
-            answer = self._answer(self._model, messages)
+            answer = self._answer(self.model, messages)
         except Refused as error:
-            self._console.print(str(error), markup=False)
+            self.console.print(str(error), markup=False)
         else:
             self.messages = [*messages, {"role": "assistant", "content": answer}]
 
     def _compare(self, other: str) -> None:
         """Have ``other`` answer to the last message. Its answer is not in the conversation."""
         if not other or len(self.messages) < 2:
-            self._console.print("say something first, then: /compare OTHER", style="dim")
+            self.console.print("say something first, then: /compare OTHER", style="dim")
             return
         try:
             self._answer(other, self.messages[:-1])
         except Refused as error:
-            self._console.print(str(error), markup=False)
+            self.console.print(str(error), markup=False)
 
     def _answer(self, model: str, messages: Messages) -> str:
         """Print the answer as it arrives, and return it. Ctrl-C stops it."""
-        self._console.print(f"{model}:", style="dim", markup=False)
-        text, began_s, self._num_tokens = "", 0.0, 0
+        self.console.print(f"{model}:", style="dim", markup=False)
+        text, began_s, self.num_tokens = "", 0.0, 0
         try:
             deltas = filter(None, self._deltas(model, messages))
-            with self._console.status("waiting for its first token"):
+            with self.console.status("waiting for its first token"):
                 first = next(deltas, "")
-            began_s = self._clock()
-            words = WrappedWords(self._console)
+            began_s = self.clock()
+            words = WrappedWords(self.console)
             for delta in chain([first], deltas):
                 words.show(delta)
                 text += delta
         except KeyboardInterrupt:
             pass
-        self._console.print()
-        self._say_pace(self._clock() - began_s)
+        self.console.print()
+        seconds = self.clock() - began_s
+        if self.num_tokens > 1 and seconds > 0:  # of the tokens behind the first one
+            pace = (self.num_tokens - 1) / seconds
+            self.console.print(f"{self.num_tokens} tokens, {pace:.1f} a second", style="dim")
         return text
-
-    def _say_pace(self, seconds: float) -> None:
-        """Say how fast the tokens behind the first one came. Nothing of an answer that was cut."""
-        if self._num_tokens > 1 and seconds > 0:
-            pace = (self._num_tokens - 1) / seconds
-            self._console.print(f"{self._num_tokens} tokens, {pace:.1f} a second", style="dim")
 
     def _deltas(self, model: str, messages: Messages) -> Iterator[str]:
         body = {
@@ -121,16 +112,16 @@ class Conversation:
             "messages": messages,
             "stream": True,
             "stream_options": {"include_usage": True},
-            **self._options,
+            **self.options,
         }
-        for data in self._client.events("/v1/chat/completions", body=body):
+        for data in self.client.events("/v1/chat/completions", body=body):
             if data == _END:
                 return
             chunk = json.loads(data)
             if "error" in chunk:
                 raise Refused(chunk["error"]["message"])
             if usage := chunk.get("usage"):
-                self._num_tokens = usage["completion_tokens"]
+                self.num_tokens = usage["completion_tokens"]
             for choice in chunk["choices"]:
                 yield choice["delta"].get("content") or ""
 

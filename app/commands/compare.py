@@ -37,8 +37,11 @@ def print_comparison(comparison: Mapping[str, Any], prompts: list[str]) -> None:
         outputs = [prompt["outputs"][number] for prompt in comparison["prompts"]]
         table.add_row(letter, *_cells(outputs, results.get(model)))
     console.print(table)
-    if comparison["control"] is not None:
-        console.print(_floor(comparison["control"]))
+    if (control := comparison["control"]) is not None:
+        console.print(
+            f"control, the baseline against itself: speed-up {_speedup(control['tpot'])}, first "
+            f"token {_speedup(control['ttft'])}, same tokens {control['agreement']:.0%}"
+        )
     for letter, model in named.items():
         console.print(f"{letter}: {model}{_verdict(results.get(model))}", markup=False)
     console.print("in parentheses: 95 % intervals; same tokens: before the first difference")
@@ -66,14 +69,6 @@ def _speedup(speedup: Mapping[str, Any] | None) -> str:
         return ""
     interval = "" if speedup["low"] is None else f" ({speedup['low']:.2f} to {speedup['high']:.2f})"
     return f"{speedup['ratio']:.2f}{interval}"
-
-
-def _floor(control: Mapping[str, Any]) -> str:
-    """What the baseline reads against itself."""
-    return (
-        f"control, the baseline against itself: speed-up {_speedup(control['tpot'])}, first token "
-        f"{_speedup(control['ttft'])}, same tokens {control['agreement']:.0%}"
-    )
 
 
 def _verdict(result: Mapping[str, Any] | None) -> str:

@@ -77,9 +77,9 @@ def _table(models: Sequence[ModelFigures]) -> Table:
     for name, text in _ROWS:
         table.add_row(name, *map(text, models))
     table.add_section()
-    speedups = [_speedups(dense, side) for side in pruned]
-    for name, text_of in _SPEEDUP_ROWS:
-        table.add_row(name, "", *map(text_of, speedups))
+    columns = [_speedup_cells(_speedups(dense, side)) for side in pruned]
+    for name, *texts in zip(_SPEEDUPS, *columns, strict=True):
+        table.add_row(name, "", *texts)
     table.add_section()
     for row in _perplexities(pruned):
         table.add_row(*row)
@@ -95,28 +95,20 @@ _ROWS: Sequence[tuple[str, Callable[[ModelFigures], str]]] = (
 )
 
 
-def _measured(speedups: dict[str, Any]) -> str:
-    speedup = speedups["measured"]
-    return NOT_MEASURED if speedup is None else f"[bold]{speedup['ratio']:.2f}×[/]"
-
-
-def _interval(speedups: dict[str, Any]) -> str:
-    speedup = speedups["measured"]
-    is_known = speedup is not None and speedup["low"] is not None
-    return f"{speedup['low']:.2f} to {speedup['high']:.2f}" if is_known else ""
-
-
-def _predicted(speedups: dict[str, Any]) -> str:
-    speedup = speedups["predicted"]
-    return "" if speedup is None else f"{speedup:.2f}×"
-
-
-_SPEEDUP_ROWS: Sequence[tuple[str, Callable[[dict[str, Any]], str]]] = (
-    ("speed-up, measured", _measured),
-    ("  95 % interval", _interval),
-    ("speed-up, predicted", _predicted),
-    ("speed-up, ideal (blocks)", lambda speedups: f"{speedups['ideal']:.2f}×"),
+_SPEEDUPS = (
+    *("speed-up, measured", "  95 % interval"),
+    *("speed-up, predicted", "speed-up, ideal (blocks)"),
 )
+
+
+def _speedup_cells(speedups: dict[str, Any]) -> Iterator[str]:
+    """Those of ``_SPEEDUPS``."""
+    measured, predicted = speedups["measured"], speedups["predicted"]
+    yield NOT_MEASURED if measured is None else f"[bold]{measured['ratio']:.2f}×[/]"
+    is_known = measured is not None and measured["low"] is not None
+    yield f"{measured['low']:.2f} to {measured['high']:.2f}" if is_known else ""
+    yield "" if predicted is None else f"{predicted:.2f}×"
+    yield f"{speedups['ideal']:.2f}×"
 
 
 def _perplexities(pruned: Sequence[ModelFigures]) -> Iterator[tuple[str, ...]]:

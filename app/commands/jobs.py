@@ -66,7 +66,8 @@ def print_job(job: dict[str, Any], events: Iterable[dict[str, Any]] = ()) -> Non
     shown = Table(show_header=False, box=None)
     for name, value in job.items():
         if value not in (None, "", [], {}) and name not in _ELSEWHERE:
-            label, text = _SPECIAL.get(name, _as_it_is)(name, value)
+            special = _SPECIAL.get(name)
+            label, text = special(name, value) if special else (name, _plain(value))
             if text:
                 shown.add_row(label, Text(text))
     if job.get("repair_progress") and job["pruned_model"] and job["repair"] is None:
@@ -154,16 +155,14 @@ class JobView:
         elif "repair_steps_total" in data:
             self._bar.repairing(data["repair_steps_done"], data["repair_steps_total"])
         elif "heal" in data:
-            self._healing(data["heal"])
+            step = data["heal"]
+            of_step = (step["num_tokens"], step["ratio"], step["loss"], step["held_out_loss"])
+            self._bar.healed(step["training"], *of_step)
         elif "block" in data:
             fields = {name: data[name] for name in _REMOVAL_FIELDS}
             self._bar.removed(Removal(**fields, scores={}, num_windows={}))
         elif event["level"] != "error":  # an error ends the job, and is raised by ``follow``
             self._progress.console.print(f"  {event['message']}", markup=False)
-
-    def _healing(self, data: dict[str, Any]) -> None:
-        loss, held_out = data["loss"], data["held_out_loss"]
-        self._bar.healed(data["training"], data["num_tokens"], data["ratio"], loss, held_out)
 
     def __enter__(self) -> Self:
         return self
@@ -199,10 +198,6 @@ def _speedup(job: dict[str, Any]) -> str:
     low, high = measured["low"], measured["high"]
     ends = "" if low is None else f" ({low:.2f} to {high:.2f})"
     return f"{predicted}, {measured['ratio']:.2f}{ends} measured"
-
-
-def _as_it_is(name: str, value: object) -> tuple[str, str]:
-    return name, _plain(value)
 
 
 def _condition(condition: Mapping[str, Any]) -> str:

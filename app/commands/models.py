@@ -282,10 +282,6 @@ def _entry_json(catalog: Catalog, entry: ModelEntry, aliases: Mapping[str, str])
 
 def _domain_json(entry: ModelEntry, domain: DomainQuality) -> dict[str, Any]:
     measured, control = entry.measured_on(domain), entry.control_on(domain)
-    of_control = {
-        "control_perplexity": control.perplexity if control else None,
-        "control_ratio": asdict(domain.ratio(control)) if control else None,
-    }
     return {
         "domain": domain.domain,
         "text": domain.text,
@@ -293,13 +289,13 @@ def _domain_json(entry: ModelEntry, domain: DomainQuality) -> dict[str, Any]:
         "perplexity": measured.perplexity,
         "dense_perplexity": domain.dense.perplexity,
         "ratio": asdict(domain.ratio(measured)),
-        **of_control,
+        "control_perplexity": control.perplexity if control else None,
+        "control_ratio": asdict(domain.ratio(control)) if control else None,
     }
 
 
 def _repair_json(entry: ModelEntry) -> dict[str, Any] | None:
-    if entry.repair is None:
+    if (repair := entry.repair) is None:
         return None
-    repair = entry.repair
-    names = {"raw": entry.raw.name, "is_healed": repair.is_healed}
-    return {"method": repair.method, "bytes": repair.num_bytes, **names}
+    raw, is_healed = entry.raw.name, repair.is_healed
+    return {"method": repair.method, "bytes": repair.num_bytes, "raw": raw, "is_healed": is_healed}

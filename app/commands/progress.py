@@ -100,16 +100,10 @@ class SearchBar(Observer):
         at_most = self._at_most and phase == _SEARCH
         self._task = self._progress.add_task(phase, total=None, at_most=at_most)
 
-    def calibrating(self, done: int, total: int) -> None:
-        self._count(done, total)
-
     def searching(self, _plan: SearchPlan, done: int, total: int) -> None:
         self.evaluated(done, total)
 
     def evaluated(self, done: int, total: int, _scored: Sequence[ScoredCandidate] = ()) -> None:
-        self._count(done, total)
-
-    def repairing(self, done: int, total: int) -> None:
         self._count(done, total)
 
     def healing(self, which: str, step: Step) -> None:
@@ -139,6 +133,8 @@ class SearchBar(Observer):
     def _count(self, done: int, total: int) -> None:
         if self._task is not None:
             self._progress.update(self._task, completed=done, total=total)
+
+    calibrating = repairing = _count
 
     def end(self) -> None:
         """End the phase. Only bars that count stay visible: of the search and of the repair."""

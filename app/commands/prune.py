@@ -243,14 +243,13 @@ def print_run(
         num_removed = len(manifest.removed_blocks)
         print_domains(console, [domain.at_depth(num_removed) for domain in domains])
     share = 1 - manifest.num_parameters / manifest.dense_num_parameters
-    lines = [_plot_line(place / PLOT_FILE)] if isinstance(place, Path) else []
+    lines = []
+    if isinstance(place, Path):
+        plot = f"plot: {place / PLOT_FILE}"
+        lines.append(plot if has_extra("plots") else missing_extra("plots", "a plot"))
     lines.append(f"{manifest.num_parameters:,} parameters, {share:.1%} less; published in {place}")
     for text in lines:
         console.print(text, markup=False, soft_wrap=True)
-
-
-def _plot_line(file: Path) -> str:
-    return f"plot: {file}" if has_extra("plots") else missing_extra("plots", "a plot")
 
 
 def _where(place: Path | StoreUrl) -> dict[str, str]:
