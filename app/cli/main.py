@@ -1,18 +1,19 @@
 """The ``sleb`` command. It starts without torch, as commands import what they run lazily."""
 
 import sys
+from dataclasses import asdict
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from app.cli.ask import chat, compare
 from app.cli.bench import bench
-from app.cli.config import config
-from app.cli.doctor import doctor
 from app.cli.eval import evaluate
 from app.cli.export import export
 from app.cli.jobs import jobs
@@ -28,9 +29,10 @@ from app.settings import (
     check_port,
     check_ports,
     check_variables,
+    effective_settings,
     invalid_settings,
 )
-from app.terminal import starting
+from app.terminal import filled, print_json, starting
 from pruning.config import UnreadableSecrets, WorkerSettings, share_cpus
 from pruning.process import DISK_FULL
 from pruning.spec import InvalidSpec
@@ -66,8 +68,6 @@ app.command()(stability)
 app.command()(bench)
 app.command()(chat)
 app.command()(compare)
-app.command()(config)
-app.command()(doctor)
 app.add_typer(jobs, name="jobs")
 app.add_typer(keys, name="keys")
 app.add_typer(models, name="models")
@@ -79,6 +79,12 @@ Insecure = Annotated[
     typer.Option(
         "--insecure", help="Listen to other machines without requiring keys [SLEB_INSECURE]."
     ),
+]
+
+
+ModelDirectory = Annotated[
+    Path | None,
+    typer.Argument(metavar="[MODEL]", help="A directory: check only this model, by its config."),
 ]
 
 
@@ -105,7 +111,8 @@ def main() -> None:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             error = NoRoom(error)
-        if not _is_own(error):
+        # own errors are messages to the user; any other is a bug, and shown with its traceback
+        if type(error).__module__.partition(".")[0] not in ("app", "pruning"):
             raise
         message = with_options(str(error)) if isinstance(error, InvalidSpec) else str(error)
         _print_error(errors, message)
@@ -136,6 +143,44 @@ def begin(
     """Check the variables before every command, except the doctor, which reports them itself."""
     if context.invoked_subcommand != "doctor":
         check_variables()
+
+
+@app.command()
+def config(as_json: AsJson = False) -> None:
+    """Print every setting in effect and its source; secrets are masked."""
+    check_ports(serve_settings(), WorkerSettings())
+    settings = effective_settings()
+    if as_json:
+        print_json([asdict(setting) for setting in settings])
+        return
+    headings = ("variable", "value", "source")
+    rows = ((setting.variable, setting.value, setting.source) for setting in settings)
+    Console(highlight=False).print(filled(Table(), headings, rows, headings, overflow="fold"))
+
+
+@app.command()
+def doctor(model: ModelDirectory = None, as_json: AsJson = False) -> None:
+    """Check whether the service can work on this machine; exit code 1 if something is wrong.
+
+    With MODEL, tell whether this model is supported, how it is served, and what repairs it allows.
+    """
+    with starting():
+        from app.doctor.doctor import diagnose
+        from app.doctor.finding import print_findings
+        from app.doctor.models import family
+        from pruning.models.store import set_up_torch
+
+        set_up_torch()
+    console = Console(highlight=False)
+    with console.status("Checking") as status:
+        findings = (
+            family(model)
+            if model is not None
+            else diagnose(lambda what: status.update(f"Checking {what}"))
+        )
+        is_fine = print_findings(findings, console, as_json=as_json)
+    if not is_fine:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -217,8 +262,3 @@ def demo(
     run_demo(
         serve_settings(port=port), num_remove, keep=keep, as_json=as_json, evaluate_s=evaluate_s
     )
-
-
-def _is_own(error: Exception) -> bool:
-    """Own errors are messages to the user; any other is a bug, and shown with its traceback."""
-    return type(error).__module__.partition(".")[0] in ("app", "pruning")

@@ -129,7 +129,10 @@ def stability(
 
     Runs one search for every --calibration and every seed, and evaluates all results on other text.
     """
-    numbers = _seeds_of(seeds)
+    try:
+        numbers = [int(seed) for seed in seeds.split(",")]
+    except ValueError as error:
+        raise InvalidSpec("seeds", f"seeds={seeds!r}: expected numbers, as 0,1,2,3") from error
     source = {**values, "seed": numbers[0]}
     check_texts_here(calibration)
     texts = {text: source_of(text, source) for text in calibration}
@@ -139,13 +142,6 @@ def stability(
         from app.commands.stability import run_stability  # imports torch, after the checks above
 
     run_stability(spec, texts, numbers, out, WorkerSettings(), as_json=as_json)
-
-
-def _seeds_of(seeds: str) -> list[int]:
-    try:
-        return [int(seed) for seed in seeds.split(",")]
-    except ValueError as error:
-        raise InvalidSpec("seeds", f"seeds={seeds!r}: expected numbers, as 0,1,2,3") from error
 
 
 def _check_runs(texts: dict[str, CalibrationSpec], names: list[str], seeds: list[int]) -> None:
