@@ -3,9 +3,8 @@
 import logging
 from collections.abc import Iterator
 
-from app.compare.compare import ComparedVariant, Comparison, speedup_per_token
+from app.compare.compare import Comparison, speedup_per_token
 from app.models.catalog import Catalog
-from app.models.entry import ModelEntry
 from app.models.measured_speedups import COMPARISON, MeasuredSpeedup
 from app.models.registry import ServedModel
 
@@ -36,7 +35,9 @@ def record_speedups(comparison: Comparison, catalog: Catalog) -> None:
 def _measured(comparison: Comparison) -> Iterator[tuple[int, MeasuredSpeedup]]:
     for variant in comparison.variants:
         entry = variant.served.entry
-        if not _is_depth(entry) or entry.order is None or _shortest(variant) < MIN_TOKENS:
+        is_depth = entry.is_pruned and entry.is_view and not entry.is_int8
+        lengths = (output.num_tokens for outputs in variant.rounds for output in outputs)
+        if not is_depth or entry.order is None or min(lengths) < MIN_TOKENS:
             continue
         per_token = speedup_per_token(comparison, variant)
         if per_token is None or per_token.num_pairs < MIN_PAIRS:
@@ -52,11 +53,3 @@ def _is_quiet(comparison: Comparison) -> bool:
     if noise is None or noise.low is None or noise.high is None:
         return False
     return noise.low >= 1 - MAX_NOISE and noise.high <= 1 + MAX_NOISE
-
-
-def _is_depth(entry: ModelEntry) -> bool:
-    return entry.is_pruned and entry.is_view and not entry.is_int8
-
-
-def _shortest(variant: ComparedVariant) -> int:
-    return min(output.num_tokens for outputs in variant.rounds for output in outputs)

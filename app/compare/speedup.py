@@ -117,7 +117,7 @@ def beyond_noise(measured: Speedup, control: Speedup | None) -> Speedup:
     The noise floor is the interval of the control, extended to 1. A difference must not overlap it.
     No difference can only be claimed where the floor lies within ``EQUAL_WITHIN`` of 1 too.
     """
-    if measured.verdict is Verdict.UNDECIDED:
+    if measured.verdict is Verdict.UNDECIDED or measured.low is None or measured.high is None:
         return measured
     if control is None or control.low is None or control.high is None:
         reason = "there is no control yet: the baseline must be measured against itself more often"
@@ -127,22 +127,16 @@ def beyond_noise(measured: Speedup, control: Speedup | None) -> Speedup:
     if measured.verdict is Verdict.NO_DIFFERENCE:
         objection = "" if _is_equal(low, high) else f"{floor} is wider than {EQUAL_WITHIN:.0%}"
     else:
-        objection = (
-            f"{_interval(measured)} overlaps {floor}" if _overlap(measured, low, high) else ""
-        )
+        is_beyond = measured.low > high or measured.high < low
+        interval = _interval(measured.low, measured.high)
+        objection = "" if is_beyond else f"{interval} overlaps {floor}"
     if not objection:
         return measured
     return replace(measured, verdict=Verdict.UNDECIDED, reason=f"{objection}: {_REMEDY}")
 
 
-def _overlap(measured: Speedup, low: float, high: float) -> bool:
-    assert measured.low is not None
-    assert measured.high is not None
-    return measured.low <= high and measured.high >= low
-
-
-def _interval(measured: Speedup) -> str:
-    return f"the 95 % interval {measured.low:.3f} to {measured.high:.3f}"
+def _interval(low: float, high: float) -> str:
+    return f"the 95 % interval {low:.3f} to {high:.3f}"
 
 
 def _is_equal(low: float, high: float) -> bool:
@@ -150,7 +144,7 @@ def _is_equal(low: float, high: float) -> bool:
 
 
 def _judge(ratio: float, low: float, high: float) -> tuple[Verdict, str]:
-    interval = f"the 95 % interval {low:.3f} to {high:.3f}"
+    interval = _interval(low, high)
     is_clear = high - low <= abs(ratio - 1)
     if low > 1 and is_clear:
         return Verdict.FASTER, f"{interval} lies above 1"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import pytest
 from prometheus_client import CollectorRegistry
 
-from app.compare.shadow_times import MAX_PAIRS, ShadowTimes, TimedReplay
+from app.compare.shadow import MAX_PAIRS, ShadowTimes, TimedReplay
 from app.compare.speedup import EQUAL_WITHIN, Verdict
 from app.engine.scheduling.scheduler import BACKGROUND_CHUNK
 from app.engine.scheduling.sequence import FinishReason, Timings
