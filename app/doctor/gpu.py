@@ -3,12 +3,14 @@
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
+from packaging.version import Version
 
 from app.doctor.finding import Finding, fine, size, wrong
-from pruning.worker.gpu import driver
+from pruning.worker.gpu import read_driver
 
 _CHECK = "device"
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container, cgroup v2
@@ -30,17 +32,14 @@ def gpus() -> Gpus:
         warnings.simplefilter("ignore")  # the finding says what torch would warn about
         num_usable = torch.cuda.device_count() if torch.cuda.is_available() else 0
     torch_cuda = torch.version.cuda
-    unknown = Gpus(torch_cuda=torch_cuda, num_usable=num_usable)
-    with driver() as nvml:
-        if nvml is None:
-            return unknown
-        try:
-            handles = map(nvml.nvmlDeviceGetHandleByIndex, range(nvml.nvmlDeviceGetCount()))
-            total = tuple(int(nvml.nvmlDeviceGetMemoryInfo(handle).total) for handle in handles)
-            newest = int(nvml.nvmlSystemGetCudaDriverVersion())
-        except nvml.NVMLError:
-            return unknown
-    return Gpus(total, f"{newest // 1000}.{newest % 1000 // 10}", torch_cuda, num_usable)
+
+    def read(nvml: Any) -> Gpus:  # noqa: ANN401 - a module
+        handles = map(nvml.nvmlDeviceGetHandleByIndex, range(nvml.nvmlDeviceGetCount()))
+        total = tuple(int(nvml.nvmlDeviceGetMemoryInfo(handle).total) for handle in handles)
+        newest = int(nvml.nvmlSystemGetCudaDriverVersion())
+        return Gpus(total, f"{newest // 1000}.{newest % 1000 // 10}", torch_cuda, num_usable)
+
+    return read_driver(read, Gpus(torch_cuda=torch_cuda, num_usable=num_usable))
 
 
 def device(wanted: str, cards: Gpus) -> Finding:
@@ -77,14 +76,10 @@ def _unusable(cards: Gpus) -> Finding:
     if cards.torch_cuda is None:
         said = f"{seen}, but this torch was built without CUDA"
         return wrong(_CHECK, said, "install torch with CUDA, or set SLEB_DEVICE=cpu")
-    if _number(cards.driver_cuda) < _number(cards.torch_cuda):
+    if Version(cards.driver_cuda or "0") < Version(cards.torch_cuda):
         said = f"{seen} and CUDA {cards.driver_cuda}, but torch was built for {cards.torch_cuda}"
         advice = f"update the driver, or install a torch for CUDA {cards.driver_cuda}"
         return wrong(_CHECK, said, advice)
     said = f"{seen}, but torch can use none"
     advice = "check CUDA_VISIBLE_DEVICES and nvidia-smi, or set SLEB_DEVICE=cpu"
     return wrong(_CHECK, said, advice)
-
-
-def _number(cuda: str | None) -> tuple[int, ...]:
-    return tuple(map(int, cuda.split("."))) if cuda else ()

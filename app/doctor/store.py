@@ -51,7 +51,7 @@ def clock(client: redis.Redis, now_s: float | None = None) -> Finding:
 
 def persistence(client: redis.Redis) -> Finding:
     """Check that jobs survive a restart of the server."""
-    check = "persistence"
+    check, advice = "persistence", "set appendonly yes in the server's configuration"
     info: Any = client.info("persistence")
     if info.get("aof_enabled"):
         if info.get("aof_last_write_status") == "err":
@@ -65,13 +65,9 @@ def persistence(client: redis.Redis) -> Finding:
         return note(check, said, "make sure that jobs survive a restart: set appendonly yes")
     if config.get("save"):
         said = "snapshots only: a crash loses the changes since the last one"
-        return note(
-            check,
-            said,
-            "set appendonly yes in the server's configuration",
-        )
+        return note(check, said, advice)
     said = "off: a restart of the server loses all jobs"
-    return wrong(check, said, "set appendonly yes in the server's configuration")
+    return wrong(check, said, advice)
 
 
 def eviction(client: redis.Redis) -> Finding:

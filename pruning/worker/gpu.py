@@ -4,10 +4,8 @@ Needs the extra ``gpu``. NVML needs no CUDA context, which would take GPU memory
 worker. All figures are of the whole device, for all processes together.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from types import ModuleType
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -17,37 +15,37 @@ from pruning.extras import has_extra
 if TYPE_CHECKING:
     import torch
 
+_Read = TypeVar("_Read")
 
-@contextmanager
-def driver() -> Iterator[ModuleType | None]:
-    """The module ``pynvml``, connected; None without the extra ``gpu`` or a working driver."""
+
+def read_driver(read: Callable[[Any], _Read], otherwise: _Read) -> _Read:
+    """What ``read`` returns of the module ``pynvml``, connected.
+
+    ``otherwise`` without the extra ``gpu`` or a working driver, and where the driver refuses.
+    """
     if not has_extra("gpu"):
-        yield None
-        return
+        return otherwise
     import pynvml  # noqa: PLC0415 - an extra
 
     try:
         pynvml.nvmlInit()
+        try:
+            return read(pynvml)
+        finally:
+            pynvml.nvmlShutdown()
     except pynvml.NVMLError:
-        yield None
-        return
-    try:
-        yield pynvml
-    finally:
-        pynvml.nvmlShutdown()
+        return otherwise
 
 
 def gpu_memory() -> list[tuple[int, int]]:
     """The used and all bytes of each GPU; empty without a working NVIDIA driver, or the extra."""
-    with driver() as nvml:
-        if nvml is None:
-            return []
-        try:
-            handles = map(nvml.nvmlDeviceGetHandleByIndex, range(nvml.nvmlDeviceGetCount()))
-            infos = map(nvml.nvmlDeviceGetMemoryInfo, handles)
-            return [(int(info.used), int(info.total)) for info in infos]
-        except nvml.NVMLError:
-            return []
+
+    def read(nvml: Any) -> list[tuple[int, int]]:  # noqa: ANN401 - a module
+        handles = map(nvml.nvmlDeviceGetHandleByIndex, range(nvml.nvmlDeviceGetCount()))
+        infos = map(nvml.nvmlDeviceGetMemoryInfo, handles)
+        return [(int(info.used), int(info.total)) for info in infos]
+
+    return read_driver(read, [])
 
 
 class GpuMemoryCollector(Collector):
@@ -80,11 +78,9 @@ def energy_j(device: "torch.device") -> float | None:
     import torch  # noqa: PLC0415 - slow to import
 
     uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
-    with driver() as nvml:
-        if nvml is None:
-            return None
-        try:
-            handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
-            return float(nvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1000
-        except nvml.NVMLError:
-            return None
+
+    def read(nvml: Any) -> float:  # noqa: ANN401 - a module
+        handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
+        return float(nvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1000
+
+    return read_driver(read, None)
