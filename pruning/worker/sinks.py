@@ -6,7 +6,7 @@ worker of a job store claims what is due, and leaves a job whose checkpoint is o
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from random import SystemRandom
@@ -61,17 +61,12 @@ class SinkThread(threading.Thread):
         sink: Sink,
         outbox: SinkOutbox,
         sender: Sender,
-        *,
-        back_off_s: Sequence[float] = BACK_OFF_S,
-        poll_s: float = POLL_S,
         on_attempt: Callable[[Sink, bool], None] = lambda _sink, _is_sent: None,
     ) -> None:
         super().__init__(name=f"send to {sink}", daemon=True)  # the process may end in between
         self._sink = sink
         self._outbox = outbox
         self._sender = sender
-        self._back_off_s = back_off_s
-        self._poll_s = poll_s
         self._on_attempt = on_attempt
         self._random = SystemRandom()
         self._is_stopping = threading.Event()
@@ -82,7 +77,7 @@ class SinkThread(threading.Thread):
 
     def run(self) -> None:
         while not self._is_stopping.is_set():
-            pause_s = self._poll_s
+            pause_s = POLL_S
             try:
                 if self.send_next():
                     pause_s = 0.0
@@ -121,8 +116,8 @@ class SinkThread(threading.Thread):
         self._on_attempt(self._sink, False)
         reason = str(error) or type(error).__name__
         logger.warning("job %s is not sent to %s yet: %s", job.id, self._sink, reason)
-        at = min(job.sinks[self._sink].num_attempts, len(self._back_off_s) - 1)
-        pause_s = self._back_off_s[at] * self._random.uniform(1 - JITTER, 1 + JITTER)
+        at = min(job.sinks[self._sink].num_attempts, len(BACK_OFF_S) - 1)
+        pause_s = BACK_OFF_S[at] * self._random.uniform(1 - JITTER, 1 + JITTER)
         self._outbox.failed(self._sink, job, reason, self._outbox.now() + pause_s)
 
     def _withdraw(self, job: Job) -> None:
@@ -165,9 +160,7 @@ def sending(
     on_attempt: Callable[[Sink, bool], None],
 ) -> Iterator[None]:
     """Send to these sinks in the background."""
-    threads = [
-        SinkThread(sink, outbox, sender, on_attempt=on_attempt) for sink, sender in senders.items()
-    ]
+    threads = [SinkThread(sink, outbox, sender, on_attempt) for sink, sender in senders.items()]
     for thread in threads:
         thread.start()
     try:
