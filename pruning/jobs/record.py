@@ -46,7 +46,7 @@ def _parsed(job_id: str, record: object) -> Job:
         raise InvalidRecord(str(record))
     if sum(map(len, record.values())) > MAX_BYTES:
         raise InvalidRecord(f"it has more than {MAX_BYTES} bytes")
-    job = Job.from_fields({_text(name): _text(value) for name, value in record.items()})
+    job = Job.from_fields(texts(record))
     if job.error is not None:  # of an operating system, it may have names that are no text
         job = replace(job, error=replace(job.error, message=sendable(job.error.message)))
     check_record(job)
@@ -80,6 +80,11 @@ def _broken(job_id: str, record: object, reason: str) -> Job:
         error=JobError(BROKEN, reason),
         owner=_text(owner) if owner else None,
     )
+
+
+def texts(record: Mapping[Any, Any]) -> dict[str, str]:
+    """Decode a hash."""
+    return {_text(name): _text(value) for name, value in record.items()}
 
 
 def _text(stored: bytes | str) -> str:

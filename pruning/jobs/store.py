@@ -29,7 +29,7 @@ from pruning.jobs.job import (
     Webhook,
 )
 from pruning.jobs.keys import EVENTS, INDEX, RECORD, SEARCH
-from pruning.jobs.record import stored_job
+from pruning.jobs.record import stored_job, texts
 from pruning.jobs.redis import JobStoreUnavailable, each_of, redis_errors_translated
 from pruning.jobs.script import STATUS_INDEXES, Change, Outcome, read_event
 from pruning.search.state import SearchState
@@ -46,8 +46,8 @@ class JobStore:
     """Pruning jobs in Redis. Every method may raise ``JobStoreUnavailable``.
 
     Methods that take an id raise ``JobNotFound``. Methods for workers take the ``attempt`` of
-    ``start``, and raise ``StaleAttempt`` once another worker has the job. ``record`` and
-    ``confirm`` return the request to stop, if there is one.
+    ``start``, and raise ``StaleAttempt`` once another worker has the job. ``record`` returns the
+    request to stop, if there is one.
     """
 
     def __init__(self, client: redis.Redis) -> None:
@@ -182,7 +182,7 @@ class JobStore:
         oldest = "-" if after is None else f"({after}"
         with redis_errors_translated():
             entries: Any = self._redis.xrange(EVENTS.format(id=job_id), min=oldest, count=limit)
-        return tuple(read_event(entry_id.decode(), _texts(entry)) for entry_id, entry in entries)
+        return tuple(read_event(entry_id.decode(), texts(entry)) for entry_id, entry in entries)
 
     def pending_ids(self) -> frozenset[str]:
         """The jobs whose checkpoint is not published yet, or still to be sent to the store."""
@@ -246,14 +246,10 @@ class JobStore:
         """Record the progress of a worker, as one of ``transitions`` says."""
         return self._change(job_id, change, attempt=attempt).stop_request
 
-    def confirm(self, job_id: str, attempt: int | None = None) -> StopRequest | None:
-        """Check that the worker still has the job. Changes nothing, and raises like every write."""
-        return self.record(job_id, transitions.confirmed(), attempt)
-
     def search_state(self, job_id: str) -> SearchState:
         """The state of the job's search, over all its attempts."""
         with redis_errors_translated():
-            return SearchState.from_fields(_texts(self._redis.hgetall(SEARCH.format(id=job_id))))
+            return SearchState.from_fields(texts(self._redis.hgetall(SEARCH.format(id=job_id))))
 
     def succeed(
         self, job_id: str, model: str, attempt: int | None = None, sinks: Sequence[Sink] = ()
@@ -286,13 +282,5 @@ class JobStore:
 
 def _known_ids(entries: Sequence[bytes]) -> tuple[str, ...]:
     """Those that are ids of jobs: an index may hold anything."""
-    texts = (job_id.decode(errors="replace") for job_id in entries)
-    return tuple(text for text in texts if JOB_ID.fullmatch(text))
-
-
-def _texts(record: Mapping[Any, Any]) -> dict[str, str]:
-    """Decode a hash. The client returns bytes, as RQ needs it to."""
-    return {
-        name.decode(errors="replace"): value.decode(errors="replace")
-        for name, value in record.items()
-    }
+    known = (job_id.decode(errors="replace") for job_id in entries)
+    return tuple(text for text in known if JOB_ID.fullmatch(text))

@@ -121,7 +121,7 @@ def _outcome(
     except (StaleAttempt, JobStoreUnavailable, WorkerStopping):
         raise
     except Exception as error:
-        from pruning.worker.failures import describe, exhausted_memory  # noqa: PLC0415 - torch
+        from pruning.worker.run import describe, exhausted_memory  # noqa: PLC0415 - torch
 
         logger.exception("job %s failed", job.id)
         memory, described = exhausted_memory(error), describe(error)
@@ -210,7 +210,7 @@ class JobObserver(Observer):
         ``Stopped``, or ``JobStoreUnavailable`` if Redis stays unavailable.
         """
         try:
-            request = _retried(lambda: self._store.confirm(self._id, self._attempt))
+            request = _retried(lambda: self._record(transitions.confirmed()))
         except (IllegalTransition, JobNotFound) as error:
             raise StaleAttempt(str(error)) from error
         if request is not None:

@@ -9,7 +9,7 @@ import torch
 
 from pruning.healing.record import Check, Progress
 from pruning.healing.state import TrainingNotSaved, TrainingState, read_state, save_state
-from pruning.worker.failures import describe
+from pruning.worker.run import describe
 from tests.support.full_disk import full_disk
 
 CHECKS = (Check(0, 0, 3.0, {"prose": 3.0}), Check(5, 40, 2.0, {"prose": 2.0}))

@@ -19,7 +19,7 @@ from pruning.search.dense_model import Resources
 from pruning.search.prefixes import Prefixes
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec, Resident
-from pruning.worker.failures import describe
+from pruning.worker.run import describe
 from pruning.worker.task import run_job
 from tests.support.recorder import Recorder
 
