@@ -84,8 +84,9 @@ def draw_panel(
         style = _STYLES[curve.label]
         shift = curve.first + 0.08 * at
         step, value = draw_intervals(axes, curve.points, shift, curve.label, style)
+        end = curve.perplexity
         axes.annotate(
-            _shorter(curve.perplexity),
+            f"{end:,.0f}" if 1000 <= end < CEILING else short(end),
             (step, value),
             textcoords="offset points",
             color=style["color"],
@@ -138,10 +139,6 @@ def limited_ratio(ratio: Interval) -> tuple[float, float, float]:
 
 def _limited(value: float) -> float:
     return max(1 / CEILING, min(CEILING, value))  # NaN becomes the ceiling
-
-
-def _shorter(perplexity: float) -> str:
-    return f"{perplexity:,.0f}" if 1000 <= perplexity < CEILING else short(perplexity)
 
 
 def name_text(axes: "Axes", domain: DomainQuality) -> None:

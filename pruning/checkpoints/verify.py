@@ -106,7 +106,8 @@ def _in_a_fresh_process(directory: Path, expected: Expectation, ask: Callable[[]
                 stderr=errors,
             )
         try:
-            code = _ended(process, _limit_s(directory), ask)
+            num_bytes = sum(weights.stat().st_size for weights in directory.glob("*.safetensors"))
+            code = _ended(process, _LIMIT_S + num_bytes / _BYTES_PER_S, ask)
         finally:
             process.kill()
             process.wait()
@@ -114,11 +115,6 @@ def _in_a_fresh_process(directory: Path, expected: Expectation, ask: Callable[[]
             raise CheckpointNotPortable(verdict.read_text(encoding="utf-8"))
         if code != 0:
             raise CheckpointNotPortable(_broken_off(code, log))
-
-
-def _limit_s(directory: Path) -> float:
-    num_bytes = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
-    return _LIMIT_S + num_bytes / _BYTES_PER_S
 
 
 def _ended(process: "subprocess.Popen[bytes]", limit_s: float, ask: Callable[[], object]) -> int:

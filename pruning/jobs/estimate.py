@@ -100,9 +100,8 @@ def duration(spec: PruneSpec, num_evaluations: int, succeeded: Iterable[Job]) ->
         if _work(job.spec) == _work(spec) and job.progress.evaluations_done
         if (seconds := _ran_s(job)) is not None
     }
-    if not paces:
-        return Duration(None, ())
-    return Duration(num_evaluations * median(paces.values()), tuple(paces))
+    seconds = num_evaluations * median(paces.values()) if paces else None
+    return Duration(seconds, tuple(paces))
 
 
 def wait_s(running: Sequence[Job], succeeded: Iterable[Job], now: float) -> float:

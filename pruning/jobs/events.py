@@ -64,7 +64,13 @@ class EventFeed:
         if self._num_watchers >= self.max_watchers:
             raise TooManyWatchers(self.max_watchers)
         self._num_watchers += 1
-        client = self._connect()
+        client = Redis.from_url(
+            self._redis_url,
+            decode_responses=True,
+            socket_connect_timeout=2,
+            socket_timeout=5 + self.poll_s,
+            retry=Retry(ExponentialBackoff(cap=1, base=0.05), 2),
+        )
         try:
             yield self._follow(client, job_id, after or _START)
         finally:
@@ -91,15 +97,6 @@ class EventFeed:
             return bool(
                 await client.xread({EVENTS.format(id=job_id): last}, count=1, block=block_ms)
             )
-
-    def _connect(self) -> Redis:
-        return Redis.from_url(
-            self._redis_url,
-            decode_responses=True,
-            socket_connect_timeout=2,
-            socket_timeout=5 + self.poll_s,
-            retry=Retry(ExponentialBackoff(cap=1, base=0.05), 2),
-        )
 
 
 async def _next_page(client: Redis, job_id: str, last: str) -> tuple[list[JobEvent], bool]:

@@ -126,23 +126,19 @@ class DeliveryAttempt:
     next_attempt_at: float | None
 
 
+@dataclass(frozen=True)
 class _Outbox:
     """Claims for ``lease_s`` seconds of what is due."""
 
-    def __init__(
-        self,
-        client: redis.Redis,
-        *,
-        clock: Callable[[], float] = time.time,
-        lease_s: float = LEASE_S,
-    ) -> None:
-        self.now = clock
-        self.lease_s = lease_s
-        self._redis = client
-        self._claim = client.register_script(_CLAIM)
+    client: redis.Redis
+    clock: Callable[[], float] = time.time
+    lease_s: float = LEASE_S
+
+    def now(self) -> float:
+        return self.clock()
 
     def _run(self, script: str, keys: Sequence[str], args: Sequence[str | float]) -> Any:  # noqa: ANN401 - of Redis
-        return self._redis.register_script(script)(keys, args)
+        return self.client.register_script(script)(keys, args)
 
 
 class WebhookOutbox(_Outbox):
@@ -152,8 +148,8 @@ class WebhookOutbox(_Outbox):
         """Claim up to ``limit`` due messages for ``lease_s`` seconds."""
         now = self.now()
         with redis_errors_translated():
-            ids: list[bytes] = self._claim([OUTBOX], [now, now + self.lease_s, limit])
-            with self._redis.pipeline(transaction=False) as pipeline:
+            ids: list[bytes] = self._run(_CLAIM, [OUTBOX], [now, now + self.lease_s, limit])
+            with self.client.pipeline(transaction=False) as pipeline:
                 for message_id in ids:
                     pipeline.hget(MESSAGES.format(id=_job_id(message_id)), message_id)
                 texts = each_of(pipeline)
@@ -167,7 +163,7 @@ class WebhookOutbox(_Outbox):
                 return _message(message_id, text)
         except (ValueError, TypeError, LookupError) as error:
             logger.warning("message %.100r is broken: %s", message_id, reason_of(error))
-        self._redis.zrem(OUTBOX, message_id)
+        self.client.zrem(OUTBOX, message_id)
         return None
 
     def settle(self, message: Message, attempt: DeliveryAttempt) -> None:
@@ -186,7 +182,7 @@ class WebhookOutbox(_Outbox):
     def attempts(self, job_id: str) -> tuple[DeliveryAttempt, ...]:
         """The last ``MAX_ATTEMPTS_KEPT`` attempts for messages of this job, oldest first."""
         with redis_errors_translated():
-            entries: Any = self._redis.lrange(ATTEMPTS.format(id=job_id), 0, -1)
+            entries: Any = self.client.lrange(ATTEMPTS.format(id=job_id), 0, -1)
         return tuple(
             attempt for entry in entries if (attempt := _attempt(job_id, entry)) is not None
         )
@@ -224,14 +220,14 @@ class SinkOutbox(_Outbox):
         """Claim a job that is due for ``lease_s`` seconds, if there is one."""
         now, key = self.now(), SINK.format(sink=sink)
         with redis_errors_translated():
-            due: Any = self._claim(keys=[key], args=[now, now + self.lease_s, 1])
+            due: Any = self._run(_CLAIM, [key], [now, now + self.lease_s, 1])
             if not due:
                 return None
             job_id = due[0].decode()
-            record: Any = self._redis.hgetall(RECORD.format(id=job_id))
+            record: Any = self.client.hgetall(RECORD.format(id=job_id))
             job = stored_job(job_id, record)
             if sink not in job.sinks:
-                self._redis.zrem(key, job_id)  # deleted in between, or broken
+                self.client.zrem(key, job_id)  # deleted in between, or broken
                 return None
         return job
 
@@ -259,7 +255,7 @@ class SinkOutbox(_Outbox):
     def postpone(self, sink: Sink, job_id: str, due_at: float) -> bool:
         """Leave the job to another process until then. This is no attempt. Returns as ``renew``."""
         key = SINK.format(sink=sink)
-        with redis_errors_translated(), self._redis.pipeline(transaction=True) as pipeline:
+        with redis_errors_translated(), self.client.pipeline(transaction=True) as pipeline:
             pipeline.zadd(key, {job_id: due_at}, xx=True)
             pipeline.zscore(key, job_id)
             _, due = pipeline.execute()
@@ -275,8 +271,8 @@ class SinkOutbox(_Outbox):
         """The checkpoints that a sender may still write, and that must not be there."""
         key = WITHDRAWN.format(sink=sink)
         with redis_errors_translated():
-            self._redis.zremrangebyscore(key, "-inf", self.now())
-            names: Any = self._redis.zrange(key, 0, -1)
+            self.client.zremrangebyscore(key, "-inf", self.now())
+            names: Any = self.client.zrange(key, 0, -1)
         return tuple(name.decode() for name in names)
 
     def _settled(

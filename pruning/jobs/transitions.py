@@ -220,19 +220,16 @@ def removed(removals: Sequence[Removal]) -> Change:
     return Change(
         "update",
         _WORKING,
-        _order_fields(removals) | _PROGRESSED,
+        {
+            "removed_blocks": " ".join(str(removal.block) for removal in removals),
+            "losses": " ".join(str(removal.loss) for removal in removals),
+            "dense_loss": str(last.dense_loss),
+            **_PROGRESSED,
+        },
         event=event,
         search=search,
         search_removed=obsolete_fields(round_name(last.step), last),
     )
-
-
-def _order_fields(removals: Sequence[Removal]) -> dict[str, str]:
-    return {
-        "removed_blocks": " ".join(str(removal.block) for removal in removals),
-        "losses": " ".join(str(removal.loss) for removal in removals),
-        "dense_loss": str(removals[-1].dense_loss),
-    }
 
 
 def repairing(done: int, total: int) -> Change:

@@ -252,7 +252,7 @@ class PruneSpec:
                 f"{self.protect_first} and last {self.protect_last} protected, {free} can go",
             )
         self._check_reachable(num_blocks, free)
-        candidates = self._num_candidates(num_blocks)
+        candidates = max(0, num_blocks - self.protect_first - self.protect_last)  # of round 1
         if not self.metric.has_rounds:
             return (0 if num_removed else candidates) + num_remove - num_removed
         return sum(candidates - step for step in range(num_removed, num_remove))
@@ -266,10 +266,6 @@ class PruneSpec:
     def is_depth_planned(self) -> bool:
         """Whether the number of blocks is decided once the model is loaded, before the search."""
         return self.target_speedup is not None or self.target_bytes is not None
-
-    def _num_candidates(self, num_blocks: int) -> int:
-        """How many blocks are candidates in the first round."""
-        return max(0, num_blocks - self.protect_first - self.protect_last)
 
     def _free(self, num_blocks: int) -> int:
         return max(0, num_blocks - max(1, self.protect_first + self.protect_last))

@@ -75,10 +75,7 @@ class StoredFolder:
         Of what was there, files of the same names are replaced, and weights of others deleted.
         """
         self.check(overwrite=overwrite)
-        there = self.sizes
-        files = [
-            str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()
-        ]
+        there, files = self.sizes, _files(directory)
         ordered = sorted(files, key=lambda file: (file == _CONFIG, file))
         with file_errors(self._url, "write"):
             if _CONFIG in there:
@@ -115,11 +112,7 @@ def send_to_hub(url: StoreUrl, directory: Path) -> None:
     api = HfApi(library_name="sleb-serve")
     with hub_errors(str(url), "write the model"):
         api.create_repo(url.path, private=True, exist_ok=True)
-        files = {
-            str(path.relative_to(directory)): path
-            for path in sorted(directory.rglob("*"))
-            if path.is_file()
-        }
+        files = _files(directory)
         there = (entry.path for entry in api.list_repo_tree(url.path))
         api.create_commit(
             url.path,
@@ -129,7 +122,7 @@ def send_to_hub(url: StoreUrl, directory: Path) -> None:
                     for name in there
                     if _is_weights(name) and name not in files
                 ),
-                *(CommitOperationAdd(name, str(path)) for name, path in files.items()),
+                *(CommitOperationAdd(name, str(directory / name)) for name in files),
             ],
             commit_message="Export a model",
         )
@@ -149,6 +142,11 @@ def check_folder(url: StoreUrl, *, overwrite: bool) -> None:
         StoredFolder(url).check(overwrite=overwrite)
     elif not _REPOSITORY.fullmatch(url.path):
         raise NotAModelRepository(f"{url} is no repository of a model: expected hf://ORG/NAME")
+
+
+def _files(directory: Path) -> list[str]:
+    paths = sorted(directory.rglob("*"))
+    return [str(path.relative_to(directory)) for path in paths if path.is_file()]
 
 
 def _is_weights(name: str) -> bool:
