@@ -195,14 +195,14 @@ def test_the_loop_survives_a_store_that_is_away(
     with redis.Redis.from_url(redis_url) as client:
         outbox = WebhookOutbox(client)
         refusals = iter([redis.ConnectionError("away"), KeyError("a defect")])
-        claim = outbox._claim
+        run = outbox._run
 
         def sometimes(*given: Any) -> Any:
             if refusal := next(refusals, None):
                 raise refusal
-            return claim(*given)
+            return run(*given)
 
-        monkeypatch.setattr(outbox, "_claim", sometimes)
+        monkeypatch.setattr(outbox, "_run", sometimes)
 
         async def work(deliverer: WebhookDeliverer) -> None:
             deliverer.start()

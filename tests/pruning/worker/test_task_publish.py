@@ -11,8 +11,9 @@ from pruning.checkpoints.store import CheckpointStore
 from pruning.jobs.deletion import JobDeletion
 from pruning.jobs.job import Job, JobStatus, StopRequest
 from pruning.jobs.redis import JobStoreUnavailable
-from pruning.jobs.script import StaleAttempt
+from pruning.jobs.script import Change, StaleAttempt
 from pruning.jobs.store import JobStore
+from pruning.jobs.transitions import confirmed
 from pruning.models.store import ModelStore
 from pruning.pipeline import prune
 from pruning.spec.calibration import CalibrationSpec, Dataset
@@ -67,13 +68,16 @@ def test_the_process_of_a_job_asks(
 ) -> None:
     monkeypatch.setenv("SLEB_DATA_DIR", str(tiny_models_dir.parent))
     monkeypatch.setenv("SLEB_REDIS_URL", redis_url)
-    confirm = JobStore.confirm
+    record = JobStore.record
 
-    def cancelled_first(store: JobStore, job_id: str, attempt: int) -> StopRequest | None:
-        store.cancel(job_id)
-        return confirm(store, job_id, attempt)
+    def cancelled_first(
+        store: JobStore, job_id: str, change: Change, attempt: int
+    ) -> StopRequest | None:
+        if change == confirmed():
+            store.cancel(job_id)
+        return record(store, job_id, change, attempt)
 
-    monkeypatch.setattr(JobStore, "confirm", cancelled_first)
+    monkeypatch.setattr(JobStore, "record", cancelled_first)
     task.run_job(job_id)
     assert job_store.get(job_id).status is JobStatus.CANCELLED
     assert CheckpointStore(tiny_models_dir.parent / "checkpoints").names() == []
@@ -91,15 +95,18 @@ def test_the_process_of_a_job_asks_while_its_checkpoint_is_verified(
     monkeypatch.setenv("SLEB_REDIS_URL", redis_url)
     monkeypatch.setenv("SLEB_VERIFY", "process")
     monkeypatch.setattr("pruning.checkpoints.verify.POLL_S", 0.01)
-    confirm, compared = JobStore.confirm, 0
+    record, compared = JobStore.record, 0
 
-    def cancelled_first(store: JobStore, job_id: str, attempt: int) -> StopRequest | None:
+    def cancelled_first(
+        store: JobStore, job_id: str, change: Change, attempt: int
+    ) -> StopRequest | None:
         nonlocal compared
-        compared += len(psutil.Process().children())
-        store.cancel(job_id)
-        return confirm(store, job_id, attempt)
+        if change == confirmed():
+            compared += len(psutil.Process().children())
+            store.cancel(job_id)
+        return record(store, job_id, change, attempt)
 
-    monkeypatch.setattr(JobStore, "confirm", cancelled_first)
+    monkeypatch.setattr(JobStore, "record", cancelled_first)
     before = len(psutil.Process().children())
     task.run_job(job_id)
     assert compared == before + 1
@@ -112,11 +119,11 @@ class AwayStore(JobStore):
 
     failures = 0
 
-    def confirm(self, job_id: str, attempt: int | None = None) -> StopRequest | None:
-        if self.failures:
+    def record(self, job_id: str, change: Change, attempt: int | None = None) -> StopRequest | None:
+        if self.failures and change == confirmed():
             self.failures -= 1
             raise JobStoreUnavailable("gone for a moment")
-        return super().confirm(job_id, attempt)
+        return super().record(job_id, change, attempt)
 
 
 def test_a_worker_waits_for_the_answer(redis_client: redis.Redis, job_id: str) -> None:
