@@ -61,18 +61,19 @@ def repair_windows(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     observe: Observe = unobserved,
+    use: Use = Use.REPAIR,
 ) -> RepairWindows:
     """Windows to fit and to select a repair on, with the sampling and seqlen of the calibration.
 
     There are 32 times as many to fit on as the calibration has, up to 32,768 tokens, and at least
     four times as many and 16 of each source; half as many to select on as the calibration has, and
-    at least 4. Short texts give fewer, and the model itself writes four times as many. Raises
-    ``CalibrationError``.
+    at least 4. Short texts give fewer, and the model itself writes four times as many. Another
+    ``use`` has its own number of windows to fit on. Raises ``CalibrationError``.
     """
     sources = [(part.domain, source_of(part, model, tokenizer, observe)) for part in spec.parts]
     others = [(part.domain, source_of(part, model, tokenizer)) for part in _others(spec, DEFAULT)]
     return RepairWindows(
-        train=_by_domain(sources, Use.REPAIR),
+        train=_by_domain(sources, use),
         selection=_by_domain([*sources, *others], Use.SELECTION),
     )
 
@@ -88,12 +89,7 @@ def healing_windows(
     The latter are the selection windows of ``repair_windows``. Raises ``CalibrationError``, also if
     there are none.
     """
-    sources = [(part.domain, source_of(part, model, tokenizer, observe)) for part in spec.parts]
-    others = [(part.domain, source_of(part, model, tokenizer)) for part in _others(spec, DEFAULT)]
-    windows = RepairWindows(
-        train=_by_domain(sources, Use.HEALING),
-        selection=_by_domain([*sources, *others], Use.SELECTION),
-    )
+    windows = repair_windows(spec, model, tokenizer, observe, Use.HEALING)
     if not windows.train or not windows.selection:
         raise _nothing_to_stop_by(spec)
     return windows

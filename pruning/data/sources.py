@@ -14,7 +14,6 @@ from enum import Enum
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -52,23 +51,12 @@ class Use(Enum):
     EVALUATION = "evaluation"  # measures
 
 
-class Source(Protocol):
-    """One source of text; ``windows`` may be fewer than wanted, and none for selection.
-
-    ``pool`` has windows for an evaluation of a size of its own. Any first few represent all.
-    """
-
-    def windows(self, use: Use) -> Windows: ...
-
-    def pool(self, evaluation: Evaluation) -> Windows: ...
-
-
 def source_of(
     spec: CalibrationSpec,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     observe: Observe = unobserved,
-) -> Source:
+) -> "Source":
     """The source that ``spec`` names. Raises ``CalibrationError``, as ``windows`` of it does."""
     check_positions(spec.seqlen, model)
     if spec.dataset is Dataset.SELF:
@@ -95,7 +83,7 @@ def check_positions(seqlen: int, model: PreTrainedModel, field: str = "seqlen") 
         )
 
 
-def file_source(spec: CalibrationSpec, path: Path, tokenizer: PreTrainedTokenizerBase) -> Source:
+def file_source(spec: CalibrationSpec, path: Path, tokenizer: PreTrainedTokenizerBase) -> "Source":
     """The source of a file. Raises ``CalibrationError``."""
     rows, name = read_rows(path), behind_beginning(f"file {path}", tokenizer)
     if path.suffix == ".jsonl" and spec.sampling is Sampling.WINDOWS:
@@ -327,6 +315,10 @@ class _DocumentText:
         return Windows(token_ids, f"{self.name}, {split} documents", kinds=kinds)
 
 
+# ``windows`` may be fewer than wanted, and none for selection. ``pool`` has those for an evaluation
+# of a size of its own, of which any first few represent all.
+Source = _ModelText | _SplitText | _FileText | _DocumentText
+
 _SPLITS: Mapping[Use, Split] = {
     Use.CALIBRATION: Split.CALIBRATION,
     Use.REPAIR: Split.CALIBRATION,
@@ -336,7 +328,7 @@ _SPLITS: Mapping[Use, Split] = {
 }
 
 
-def packaged_source(spec: CalibrationSpec, tokenizer: PreTrainedTokenizerBase) -> Source:
+def packaged_source(spec: CalibrationSpec, tokenizer: PreTrainedTokenizerBase) -> "Source":
     """A packaged text: windows of its documents, or rows that are the lines of them."""
     documents = packaged_documents(spec.dataset)
     name = behind_beginning(f"packaged {spec.dataset}", tokenizer)

@@ -48,7 +48,6 @@ def _continued(
     """The new tokens of each prompt; equally many, also behind an end of the text."""
     started = clock()
     rows = [list(prompt) for prompt in prompts]
-    continuations: list[list[int]] = [[] for _ in rows]
     limit = forward.model.config.max_position_embeddings
     for _ in range(MAX_NEW_TOKENS):
         if max(map(len, rows)) >= limit or clock() - started > LIMIT_S:
@@ -56,15 +55,10 @@ def _continued(
         batch = torch.nn.utils.rnn.pad_sequence([*map(torch.tensor, rows)], batch_first=True)
         [(_, states)] = forward.hidden([batch])  # padding is behind: causal attention ignores it
         last = torch.stack([state[len(row) - 1] for state, row in zip(states, rows, strict=True)])
-        for row, new, token in zip(
-            rows,
-            continuations,
-            final_logits(forward.model, last).argmax(dim=1).tolist(),
-            strict=True,
-        ):
+        tokens: list[int] = final_logits(forward.model, last).argmax(dim=1).tolist()
+        for row, token in zip(rows, tokens, strict=True):
             row.append(token)
-            new.append(token)
-    return continuations
+    return [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
 
 
 def _ends(dense: DenseModel) -> frozenset[int]:

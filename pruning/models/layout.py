@@ -60,9 +60,8 @@ class StreamWrites:
     is_transposed: bool = False  # whether the matrices of ``refit`` are [width_in, width_out]
     # Config key of the factor between ``refit`` and the stream, or "KEY.INDEX" of one in a list
     multiplier: str | None = None
-    requires: tuple[
-        tuple[str, object], ...
-    ] = ()  # config keys, and the values without which none of this is true
+    # Config keys, and the values without which none of this is true
+    requires: tuple[tuple[str, object], ...] = ()
 
     @property
     def fitted(self) -> tuple[str, ...]:

@@ -116,8 +116,7 @@ class LocalWalk:
         assert isinstance(made.step, Run)
         call = self._calls[made.step.block]
         for at in self._batches_of(made.parts):
-            hidden = self.states.get((made.source, at))
-            self._advance(stream, at, call(hidden))
+            self._advance(stream, at, call(self._source(made, at)))
 
     @torch.no_grad()
     def errors(self, stream: int) -> Folds:
