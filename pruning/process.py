@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -56,24 +56,21 @@ def deferred_signal(signum: signal.Signals) -> Iterator[Callable[[], bool]]:
         nonlocal is_received
         is_received = True
 
-    before = signal.signal(signum, receive)
-    try:
+    with _handled_by(receive, signum):
         yield lambda: is_received
-    finally:
-        signal.signal(signum, before)
 
 
-@contextmanager
-def exit_on(signum: signal.Signals) -> Iterator[None]:
+def exit_on(signum: signal.Signals) -> AbstractContextManager[None]:
     """Within the context, a signal raises ``SystemExit``, so that what is half done is removed.
 
     The exit code is that of a process which the signal has killed. Works in the main thread only.
     """
+    return _handled_by(lambda *_: sys.exit(128 + signum), signum)
 
-    def leave(*_: object) -> None:
-        sys.exit(128 + signum)
 
-    before = signal.signal(signum, leave)
+@contextmanager
+def _handled_by(handler: Callable[..., object], signum: signal.Signals) -> Iterator[None]:
+    before = signal.signal(signum, handler)
     try:
         yield
     finally:
