@@ -54,7 +54,7 @@ class CheckpointInUse(RuntimeError):
     """Aliases mean the checkpoint or a prefix of it."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class JobDeletion:
     """Deletes ended jobs, or only their checkpoint, or only their record.
 
