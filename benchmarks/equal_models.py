@@ -14,7 +14,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import MappingProxyType
 from typing import Annotated, Any
 
 import httpx2
@@ -198,9 +197,11 @@ def by_bench(subject: Subject) -> Mapping[str, Any]:
     return dict(row["speedup"])
 
 
-INSTRUMENTS: Mapping[str, Callable[[Subject], Mapping[str, Any]]] = MappingProxyType(
-    {"shadow": by_shadow, "compare": by_compare, "bench": by_bench}
-)
+INSTRUMENTS: Mapping[str, Callable[[Subject], Mapping[str, Any]]] = {
+    "shadow": by_shadow,
+    "compare": by_compare,
+    "bench": by_bench,
+}
 
 
 def judged(measured: Mapping[str, Mapping[str, Any]], *, beside_job: bool) -> dict[str, Any]:

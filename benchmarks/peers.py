@@ -24,9 +24,7 @@ from pruning.checkpoints.markdown import markdown_table
 
 SLEB = "sleb serve"
 _MIN_REQUESTS = 4  # of a closed loop
-PROGRAMS: Mapping[Baseline, str] = MappingProxyType(
-    {Baseline.VLLM: "vllm", Baseline.LLAMA_CPP: "llama-server"}
-)
+PROGRAMS: Mapping[Baseline, str] = {Baseline.VLLM: "vllm", Baseline.LLAMA_CPP: "llama-server"}
 _RATIOS = MappingProxyType({Baseline.VLLM: "http_vs_vllm", Baseline.LLAMA_CPP: "http_vs_llama_cpp"})
 _HEADINGS = ("clients", "tokens per second", "time to first token", "time per token")
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated
 
 import typer
@@ -27,15 +26,13 @@ from pruning.config import Settings
 from pruning.models.demo_model import NAME
 from pruning.models.store import set_up_torch
 
-PARTS: Mapping[Part, Callable[[ServeSubject, ServePlan], PartResult]] = MappingProxyType(
-    {
-        Part.OFFLINE: offline.offline,
-        Part.MIXED: offline.mixed,
-        Part.BATCH1: offline.batch1,
-        Part.PEERS: peers.peers,
-        **{part: partial(traffic, part) for part in (Part.PREFIX, Part.CHAT, Part.LONG)},
-    }
-)
+PARTS: Mapping[Part, Callable[[ServeSubject, ServePlan], PartResult]] = {
+    Part.OFFLINE: offline.offline,
+    Part.MIXED: offline.mixed,
+    Part.BATCH1: offline.batch1,
+    Part.PEERS: peers.peers,
+    **{part: partial(traffic, part) for part in (Part.PREFIX, Part.CHAT, Part.LONG)},
+}
 AT_LEAST, AT_MOST = "at least", "at most"
 _MIN_HITS = 0.95  # of the tokens that could be reused
 
@@ -50,19 +47,17 @@ def _of_traffic(part: str, *, has_hits: bool = True) -> Mapping[str, tuple[str, 
     return {**targets, f"{part}_hits": (AT_LEAST, _MIN_HITS)} if has_hits else targets
 
 
-TARGETS: Mapping[str, tuple[str, float]] = MappingProxyType(
-    {
-        "offline_vs_generate": (AT_LEAST, 1.6),
-        "offline_mixed_vs_static": (AT_LEAST, 2.2),
-        "batch1_vs_generate": (AT_LEAST, 1.6),
-        "batch1_vs_floor": (AT_MOST, 1.5),
-        "http_vs_vllm": (AT_LEAST, 1.0),  # with the number of clients where it is least
-        "http_vs_llama_cpp": (AT_LEAST, 1.0),  # likewise
-        **_of_traffic("prefix"),
-        **_of_traffic("chat"),
-        **_of_traffic("long", has_hits=False),
-    }
-)
+TARGETS: Mapping[str, tuple[str, float]] = {
+    "offline_vs_generate": (AT_LEAST, 1.6),
+    "offline_mixed_vs_static": (AT_LEAST, 2.2),
+    "batch1_vs_generate": (AT_LEAST, 1.6),
+    "batch1_vs_floor": (AT_MOST, 1.5),
+    "http_vs_vllm": (AT_LEAST, 1.0),  # with the number of clients where it is least
+    "http_vs_llama_cpp": (AT_LEAST, 1.0),  # likewise
+    **_of_traffic("prefix"),
+    **_of_traffic("chat"),
+    **_of_traffic("long", has_hits=False),
+}
 
 
 def main(

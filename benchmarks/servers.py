@@ -15,7 +15,6 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import MappingProxyType
 
 import httpx2
 import psutil
@@ -32,18 +31,18 @@ _START_TIMEOUT_S = 600.0
 _STOP_TIMEOUT_S = 60.0
 _POLL_S = 0.2
 _KERNELS_DUE = re.compile(r'"kernels": ?"(compiling|timing)"')
-_OURS: Mapping[str, object] = MappingProxyType(
-    {"temperature": 0, "ignore_eos": True, "stream_options": {"include_usage": True}}
-)
+_OURS: Mapping[str, object] = {
+    "temperature": 0,
+    "ignore_eos": True,
+    "stream_options": {"include_usage": True},
+}
 
 
-_VLLM: Mapping[str, str] = MappingProxyType(
-    {
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB; the default is half of the memory
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # all threads that it is given, none left out
-    }
-)
+_VLLM: Mapping[str, str] = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB; the default is half of the memory
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # all threads that it is given, none left out
+}
 _VLLM_REUSES = ("--enable-prefix-caching", "--enable-prompt-tokens-details")
 
 

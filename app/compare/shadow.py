@@ -15,7 +15,6 @@ import random
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 
 from prometheus_client import Gauge
 
@@ -51,9 +50,10 @@ MAX_PAIRS_AT_ONCE = 8
 MAX_PAIRS = 200  # that are kept of each two models, and of each control
 CONTROL_SHARE = 1 / 8  # of the pairs, drawn at random
 _Time = Callable[[Timings], float | None]
-_TIMES: Mapping[str, _Time] = MappingProxyType(
-    {"tpot": lambda timings: timings.tpot_s, "prefill": lambda timings: timings.prefill_s}
-)
+_TIMES: Mapping[str, _Time] = {
+    "tpot": lambda timings: timings.tpot_s,
+    "prefill": lambda timings: timings.prefill_s,
+}
 _Pairs = deque[tuple[float, float]]  # seconds of baseline and variant
 
 

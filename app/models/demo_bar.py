@@ -2,16 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from pruning.models.demo_model import NAME, ensure_demo_model
 
-_WORDS: Mapping[str, str] = MappingProxyType(
-    {"download": f"Downloading {NAME}, once", "convert": f"Converting {NAME}, once"}
-)
+_WORDS: Mapping[str, str] = {
+    "download": f"Downloading {NAME}, once",
+    "convert": f"Converting {NAME}, once",
+}
 _MB = 1_000_000
 
 

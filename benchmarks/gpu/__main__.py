@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from logging.handlers import BufferingHandler
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any
 
 import torch
@@ -38,18 +37,19 @@ from pruning.models.random_models import random_model
 from pruning.models.store import set_up_torch
 
 # In the order in which they run: first what decides whether the others mean anything.
-ALONE: Mapping[str, Callable[[GpuPlan], dict[str, Any]]] = MappingProxyType(
-    {"families": families, "stream": stream, "heal": heal, "vllm": vllm}
-)
-ON_ONE_MODEL: Mapping[str, Callable[[PreTrainedModel, GpuPlan], dict[str, Any]]] = MappingProxyType(
-    {
-        "steps": steps,
-        "generate": generate,
-        "pruned": pruned,
-        "search": search,
-        "int8": int8,
-    }
-)
+ALONE: Mapping[str, Callable[[GpuPlan], dict[str, Any]]] = {
+    "families": families,
+    "stream": stream,
+    "heal": heal,
+    "vllm": vllm,
+}
+ON_ONE_MODEL: Mapping[str, Callable[[PreTrainedModel, GpuPlan], dict[str, Any]]] = {
+    "steps": steps,
+    "generate": generate,
+    "pruned": pruned,
+    "search": search,
+    "int8": int8,
+}
 PARTS = ("families", *ON_ONE_MODEL, "stream", "heal", "vllm")
 
 

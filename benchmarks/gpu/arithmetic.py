@@ -9,7 +9,6 @@ here was measured by this project.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Self
 
 BANDWIDTH_SHARE = 0.8  # of the bandwidth, that large reads reach
@@ -47,14 +46,12 @@ class Card:
 
 
 # By the names of --predict. A100 and H100 are those of 80 GB with SXM.
-CARDS: Mapping[str, Card] = MappingProxyType(
-    {
-        "a100": Card("A100", 312e12, 2.039e12, 0.55),
-        "h100": Card("H100", 989e12, 3.35e12, 0.50),
-        "h200": Card("H200", 989e12, 4.8e12, 0.50),
-        "rtx4090": Card("RTX 4090", 165e12, 1.008e12, 0.55),
-    }
-)
+CARDS: Mapping[str, Card] = {
+    "a100": Card("A100", 312e12, 2.039e12, 0.55),
+    "h100": Card("H100", 989e12, 3.35e12, 0.50),
+    "h200": Card("H200", 989e12, 4.8e12, 0.50),
+    "rtx4090": Card("RTX 4090", 165e12, 1.008e12, 0.55),
+}
 
 
 def card_named(device_name: str) -> Card | None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,22 +18,20 @@ from pruning.models.random_models import random_model
 _NUM_BLOCKS = 4
 _CACHE_BYTES = 2**26
 _DTYPES = ("float32", "bfloat16")
-_USUAL: Mapping[str, Any] = MappingProxyType(
-    {
-        "vocab_size": 512,
-        "hidden_size": 256,
-        "intermediate_size": 512,
-        "num_hidden_layers": _NUM_BLOCKS,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 64,
-        "max_position_embeddings": 512,
-        "bos_token_id": 0,
-        "eos_token_id": 1,
-        "pad_token_id": 2,
-        "tie_word_embeddings": False,
-    }
-)
+_USUAL: Mapping[str, Any] = {
+    "vocab_size": 512,
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": _NUM_BLOCKS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "max_position_embeddings": 512,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+    "tie_word_embeddings": False,
+}
 _SLIDING = {"sliding_window": 16}  # shorter than the prompts, so that windows slide
 _MIXED = {**_SLIDING, "layer_types": ["sliding_attention", "full_attention"] * 2}
 _QWEN = {**_MIXED, "use_sliding_window": True}
@@ -42,28 +39,26 @@ _EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size":
 _GPT2 = {"n_embd": 256, "n_layer": _NUM_BLOCKS, "n_head": 4, "n_positions": 512, "vocab_size": 512}
 
 # What each family's config needs beside the usual keys.
-FAMILIES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {
-        "gemma": {},
-        "gemma2": _MIXED,
-        "gemma3_text": _MIXED,
-        "gpt2": {**_GPT2, "bos_token_id": 0, "eos_token_id": 1},
-        "gpt_neox": {},
-        "llama": {},
-        "mistral": _SLIDING,
-        "mixtral": {**_SLIDING, "num_local_experts": 8, "num_experts_per_tok": 2},
-        "olmo2": {},
-        "olmoe": _EXPERTS,
-        "opt": {"ffn_dim": 512, "word_embed_proj_dim": 256},
-        "phi3": _SLIDING,
-        "qwen2": _QWEN,
-        "qwen2_moe": {**_EXPERTS, **_QWEN, "shared_expert_intermediate_size": 128},
-        "qwen3": _QWEN,
-        "qwen3_moe": {**_EXPERTS, **_SLIDING, "use_sliding_window": True},
-        "smollm3": {**_QWEN, "no_rope_layers": [1, 1, 0, 1]},
-        "starcoder2": _SLIDING,
-    }
-)
+FAMILIES: Mapping[str, Mapping[str, Any]] = {
+    "gemma": {},
+    "gemma2": _MIXED,
+    "gemma3_text": _MIXED,
+    "gpt2": {**_GPT2, "bos_token_id": 0, "eos_token_id": 1},
+    "gpt_neox": {},
+    "llama": {},
+    "mistral": _SLIDING,
+    "mixtral": {**_SLIDING, "num_local_experts": 8, "num_experts_per_tok": 2},
+    "olmo2": {},
+    "olmoe": _EXPERTS,
+    "opt": {"ffn_dim": 512, "word_embed_proj_dim": 256},
+    "phi3": _SLIDING,
+    "qwen2": _QWEN,
+    "qwen2_moe": {**_EXPERTS, **_QWEN, "shared_expert_intermediate_size": 128},
+    "qwen3": _QWEN,
+    "qwen3_moe": {**_EXPERTS, **_SLIDING, "use_sliding_window": True},
+    "smollm3": {**_QWEN, "no_rope_layers": [1, 1, 0, 1]},
+    "starcoder2": _SLIDING,
+}
 
 
 def families(plan: GpuPlan) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The report of a run on a GPU as Markdown: a table for each part, and what went wrong."""
 
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 from pruning.checkpoints.markdown import markdown_table
@@ -118,16 +117,14 @@ def _vllm(part: Part) -> list[str]:
     return ["The service over vLLM.", "", *_table(head, rows)]
 
 
-_TABLES: Mapping[str, Callable[[Part], list[str]]] = MappingProxyType(
-    {
-        "families": _families,
-        "steps": _steps,
-        "generate": _generate,
-        "pruned": _pruned,
-        "search": _search,
-        "int8": _int8,
-        "stream": _stream,
-        "heal": _heal,
-        "vllm": _vllm,
-    }
-)
+_TABLES: Mapping[str, Callable[[Part], list[str]]] = {
+    "families": _families,
+    "steps": _steps,
+    "generate": _generate,
+    "pruned": _pruned,
+    "search": _search,
+    "int8": _int8,
+    "stream": _stream,
+    "heal": _heal,
+    "vllm": _vllm,
+}

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Self
 
 from pruning.checkpoints.card_sections import (
@@ -124,34 +123,29 @@ these files as transformers loads them:
 
 {table}
 """
-_GROUPS: Mapping[Quantize, str] = MappingProxyType(
-    {Quantize.INT8: "output", Quantize.INT4: "group of at most 128 inputs"}
-)
-_METRICS: Mapping[Metric, str] = MappingProxyType(
-    {
-        Metric.COSINE: "the cosine similarity of their input and output",
-        Metric.ONE_SHOT: "the loss of the dense model without each of them",
-        Metric.SLEB: "SLEB",
-        Metric.KL: "SLEB with the divergence from the dense model in place of the loss",
-    }
-)
-_CHANGED: Mapping[Method, str] = MappingProxyType(
-    {
-        Method.NONE: "otherwise unchanged",
-        Method.SCALE: "repaired by scales of the hidden states",
-        Method.RIDGE: "repaired by least squares",
-    }
-)
-_VALUES: Mapping[Method, str] = MappingProxyType(
-    {
-        Method.NONE: "all weights have the parent's values, in the dtype of the files",
-        Method.SCALE: "what blocks behind removed ones add to the hidden states was multiplied by "
-        "constants; all other weights have the parent's values, in the dtype of the files",
-        Method.RIDGE: "matrices of the blocks in front of and behind removed ones, with the norms "
-        "that follow them, were fitted anew by least squares; all other weights have the parent's "
-        "values, in the dtype of the files",
-    }
-)
+_GROUPS: Mapping[Quantize, str] = {
+    Quantize.INT8: "output",
+    Quantize.INT4: "group of at most 128 inputs",
+}
+_METRICS: Mapping[Metric, str] = {
+    Metric.COSINE: "the cosine similarity of their input and output",
+    Metric.ONE_SHOT: "the loss of the dense model without each of them",
+    Metric.SLEB: "SLEB",
+    Metric.KL: "SLEB with the divergence from the dense model in place of the loss",
+}
+_CHANGED: Mapping[Method, str] = {
+    Method.NONE: "otherwise unchanged",
+    Method.SCALE: "repaired by scales of the hidden states",
+    Method.RIDGE: "repaired by least squares",
+}
+_VALUES: Mapping[Method, str] = {
+    Method.NONE: "all weights have the parent's values, in the dtype of the files",
+    Method.SCALE: "what blocks behind removed ones add to the hidden states was multiplied by "
+    "constants; all other weights have the parent's values, in the dtype of the files",
+    Method.RIDGE: "matrices of the blocks in front of and behind removed ones, with the norms "
+    "that follow them, were fitted anew by least squares; all other weights have the parent's "
+    "values, in the dtype of the files",
+}
 _UNKNOWN = Lineage()
 _EXACT = "every candidate was evaluated on all calibration windows"
 _STAGED = "candidates that were clearly worse on the first calibration windows skipped the others"

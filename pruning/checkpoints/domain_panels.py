@@ -6,7 +6,6 @@ All panels have one scale, the perplexity divided by that of the dense model on 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pruning.checkpoints.trajectory import CEILING, short
@@ -22,21 +21,17 @@ _MAX_TICKS = 9
 _MAX_SPEEDS = 6  # speed-ups, which are wider than numbers of blocks
 _MAX_SOURCE = 44  # characters of the name of a text
 # Based on the colour-blind safe palette of Okabe and Ito; line styles and markers differ as well
-_STYLES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {
-        "pruned": {"color": "#C44E00", "ls": "--", "marker": "s", "ms": 4, "lw": 1.4},
-        "repaired": {"color": "#0072B2", "ls": "-", "marker": "o", "ms": 4.5, "lw": 2},
-        "healed": {"color": "#007A57", "ls": "-", "marker": "D", "ms": 5.5, "lw": 1.4},
-    }
-)
+_STYLES: Mapping[str, Mapping[str, Any]] = {
+    "pruned": {"color": "#C44E00", "ls": "--", "marker": "s", "ms": 4, "lw": 1.4},
+    "repaired": {"color": "#0072B2", "ls": "-", "marker": "o", "ms": 4.5, "lw": 2},
+    "healed": {"color": "#007A57", "ls": "-", "marker": "D", "ms": 5.5, "lw": 1.4},
+}
 # Where the perplexity at the end of a curve is written, so that no two overlap
-_BESIDE: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {
-        "pruned": {"xytext": (5, 3), "va": "bottom"},
-        "repaired": {"xytext": (12, -3), "va": "top"},  # behind the point of a healed model
-        "healed": {"xytext": (-6, -3), "va": "top", "ha": "right"},
-    }
-)
+_BESIDE: Mapping[str, Mapping[str, Any]] = {
+    "pruned": {"xytext": (5, 3), "va": "bottom"},
+    "repaired": {"xytext": (12, -3), "va": "top"},  # behind the point of a healed model
+    "healed": {"xytext": (-6, -3), "va": "top", "ha": "right"},
+}
 
 
 @dataclass(frozen=True)

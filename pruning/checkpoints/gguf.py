@@ -9,7 +9,6 @@ Needs the extra ``gguf``.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -35,12 +34,10 @@ _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|{NUMBERS}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_SPLITS: Mapping[str, str] = MappingProxyType(
-    {
-        _WORDS.replace("{NUMBERS}", r"\p{N}{1,3}"): "llama-bpe",
-        _WORDS.replace("{NUMBERS}", r"\p{N}"): "qwen2",
-    }
-)
+_SPLITS: Mapping[str, str] = {
+    _WORDS.replace("{NUMBERS}", r"\p{N}{1,3}"): "llama-bpe",
+    _WORDS.replace("{NUMBERS}", r"\p{N}"): "qwen2",
+}
 
 _SPECIAL = ("bos", "eos", "unk", "pad")  # tokens that GGUF names
 
@@ -124,21 +121,17 @@ def _special(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> dict[str, i
     }
 
 
-FAMILIES: Mapping[str, MODEL_ARCH] = MappingProxyType(
-    {
-        "llama": MODEL_ARCH.LLAMA,
-        "mistral": MODEL_ARCH.LLAMA,
-        "qwen2": MODEL_ARCH.QWEN2,
-        "qwen3": MODEL_ARCH.QWEN3,
-    }
-)
-_KINDS: Mapping[torch.dtype, tuple[GGMLQuantizationType, LlamaFileType]] = MappingProxyType(
-    {
-        torch.float32: (GGMLQuantizationType.F32, LlamaFileType.ALL_F32),
-        torch.float16: (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
-        torch.bfloat16: (GGMLQuantizationType.BF16, LlamaFileType.MOSTLY_BF16),
-    }
-)
+FAMILIES: Mapping[str, MODEL_ARCH] = {
+    "llama": MODEL_ARCH.LLAMA,
+    "mistral": MODEL_ARCH.LLAMA,
+    "qwen2": MODEL_ARCH.QWEN2,
+    "qwen3": MODEL_ARCH.QWEN3,
+}
+_KINDS: Mapping[torch.dtype, tuple[GGMLQuantizationType, LlamaFileType]] = {
+    torch.float32: (GGMLQuantizationType.F32, LlamaFileType.ALL_F32),
+    torch.float16: (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
+    torch.bfloat16: (GGMLQuantizationType.BF16, LlamaFileType.MOSTLY_BF16),
+}
 
 
 def check_gguf(config: PreTrainedConfig) -> None:

@@ -7,7 +7,6 @@ without an error.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from transformers import PreTrainedConfig
 
@@ -34,16 +33,14 @@ class _Cycle:
 
 
 _SLIDING, _FULL = "sliding_attention", "full_attention"
-CYCLES: Mapping[str, _Cycle] = MappingProxyType(
-    {
-        "gemma2": _Cycle("layer_types", (_SLIDING, _FULL), "a window in every other block"),
-        "gemma3_text": _Cycle(
-            "layer_types", (*[_SLIDING] * 5, _FULL), "a window in five of six blocks"
-        ),
-        "smollm3": _Cycle("no_rope_layers", (1, 1, 1, 0), "rotations in three of four blocks"),
-    }
-)
-SCALED_BY_DEPTH: Mapping[str, int] = MappingProxyType({"gemma2": 46, "gemma3_text": 62})
+CYCLES: Mapping[str, _Cycle] = {
+    "gemma2": _Cycle("layer_types", (_SLIDING, _FULL), "a window in every other block"),
+    "gemma3_text": _Cycle(
+        "layer_types", (*[_SLIDING] * 5, _FULL), "a window in five of six blocks"
+    ),
+    "smollm3": _Cycle("no_rope_layers", (1, 1, 1, 0), "rotations in three of four blocks"),
+}
+SCALED_BY_DEPTH: Mapping[str, int] = {"gemma2": 46, "gemma3_text": 62}
 WITHOUT_WINDOWS = frozenset(
     {"mistral", "mixtral", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3",
      "starcoder2"}

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from pruning.checkpoints.store import Manifest
 from pruning.evaluation.quality import Quality, perplexity_of
@@ -16,15 +15,13 @@ Cells = tuple[str, ...]
 Margin = tuple[float | None, float | None]  # of a round, and its standard error
 NONE = "-"
 CEILING = 1e6  # in a plot, larger values are drawn here, so that the others can be told apart
-_MARGINS: Mapping[Metric, str] = MappingProxyType(
-    {
-        Metric.COSINE: "how much more the runner-up changes its input, as 1 - cosine",
-        Metric.ONE_SHOT: "how much higher the dense model's loss is without the runner-up, in nats",
-        Metric.SLEB: "how much higher the loss is without the runner-up, in nats",
-        Metric.KL: "how much further predictions without the runner-up are from the dense model's, "
-        "as KL divergence in nats",
-    }
-)
+_MARGINS: Mapping[Metric, str] = {
+    Metric.COSINE: "how much more the runner-up changes its input, as 1 - cosine",
+    Metric.ONE_SHOT: "how much higher the dense model's loss is without the runner-up, in nats",
+    Metric.SLEB: "how much higher the loss is without the runner-up, in nats",
+    Metric.KL: "how much further predictions without the runner-up are from the dense model's, "
+    "as KL divergence in nats",
+}
 
 
 @dataclass(frozen=True)
@@ -243,18 +240,16 @@ def _repair(manifest: Manifest, step: int) -> str | None:
     return "repaired" if is_repaired else None
 
 
-_COLUMNS: Mapping[str, Callable[[Row], str]] = MappingProxyType(
-    {
-        "blocks": lambda row: str(row.num_blocks),
-        "removed": lambda row: NONE if row.block is None else str(row.block),
-        "loss": lambda row: f"{row.loss:.4f}",
-        "perplexity": lambda row: NONE if row.perplexity is None else short(row.perplexity),
-        "× dense": lambda row: short(row.ratio),
-        "speed-up": lambda row: NONE if row.speedup is None else f"{row.speedup:.2f}",
-        "repair": lambda row: NONE if row.repair in (None, Method.NONE) else str(row.repair),
-        "margin": lambda row: margin_text((row.margin, row.margin_error)),
-        "in full": lambda row: (
-            NONE if row.num_full is None else f"{row.num_full} of {row.num_candidates}"
-        ),
-    }
-)
+_COLUMNS: Mapping[str, Callable[[Row], str]] = {
+    "blocks": lambda row: str(row.num_blocks),
+    "removed": lambda row: NONE if row.block is None else str(row.block),
+    "loss": lambda row: f"{row.loss:.4f}",
+    "perplexity": lambda row: NONE if row.perplexity is None else short(row.perplexity),
+    "× dense": lambda row: short(row.ratio),
+    "speed-up": lambda row: NONE if row.speedup is None else f"{row.speedup:.2f}",
+    "repair": lambda row: NONE if row.repair in (None, Method.NONE) else str(row.repair),
+    "margin": lambda row: margin_text((row.margin, row.margin_error)),
+    "in full": lambda row: (
+        NONE if row.num_full is None else f"{row.num_full} of {row.num_candidates}"
+    ),
+}

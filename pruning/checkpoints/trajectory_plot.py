@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pruning.checkpoints.domain_panels import (
@@ -39,29 +38,29 @@ _CROWDED = 32  # with more points, labels are rotated
 # Based on the colour-blind safe palette of Okabe and Ito. Line styles and hatches differ as well.
 _HELD_OUT, _REMOVED, _GREY = "#0072B2", "#C44E00", "#707070"
 _INK = "#222222"
-_CELL_COLORS: Mapping[str, str] = MappingProxyType(
-    {"removed, in this order": _REMOVED, "kept": "#D6E6F2", "protected": "#A9A9A9"}
-)
-STYLE: Mapping[str, Any] = MappingProxyType(
-    {
-        "axes.axisbelow": True,
-        "axes.edgecolor": _GREY,
-        "axes.grid": True,
-        "axes.labelcolor": _INK,
-        "axes.spines.right": False,
-        "axes.spines.top": False,
-        "font.size": 10,
-        "grid.color": "#E6E6E6",
-        "hatch.linewidth": 0.8,
-        "legend.borderaxespad": 0,
-        "legend.borderpad": 0,
-        "legend.columnspacing": 1.5,
-        "legend.frameon": False,
-        "savefig.dpi": DPI,
-        "text.color": _INK,
-        "text.parse_math": False,  # a model's name may contain a dollar sign
-    }
-)
+_CELL_COLORS: Mapping[str, str] = {
+    "removed, in this order": _REMOVED,
+    "kept": "#D6E6F2",
+    "protected": "#A9A9A9",
+}
+STYLE: Mapping[str, Any] = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": _GREY,
+    "axes.grid": True,
+    "axes.labelcolor": _INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "font.size": 10,
+    "grid.color": "#E6E6E6",
+    "hatch.linewidth": 0.8,
+    "legend.borderaxespad": 0,
+    "legend.borderpad": 0,
+    "legend.columnspacing": 1.5,
+    "legend.frameon": False,
+    "savefig.dpi": DPI,
+    "text.color": _INK,
+    "text.parse_math": False,  # a model's name may contain a dollar sign
+}
 
 
 def write_plot(manifest: Manifest, directory: Path) -> None:

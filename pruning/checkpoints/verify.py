@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -47,9 +46,12 @@ POLL_S = 1.0
 _LIMIT_S = 600
 _BYTES_PER_S = 20e6  # that the slowest disk is taken to give, on top of that
 # Allowed difference of logits, relative to the largest. On one device they are usually equal.
-TOLERANCES: Mapping[str, float] = MappingProxyType(
-    {"float64": 1e-9, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
-)
+TOLERANCES: Mapping[str, float] = {
+    "float64": 1e-9,
+    "float32": 1e-4,
+    "float16": 1e-2,
+    "bfloat16": 5e-2,
+}
 _MAX_NAMED = 3  # weights in a message
 _WHOLE = (
     "files as a whole, and there is not enough memory: free some, or set SLEB_VERIFY=off to skip "

@@ -101,20 +101,18 @@ class Phase(StrEnum):
 
 
 _S = JobStatus
-TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = MappingProxyType(
-    {
-        _S.QUEUED: frozenset({_S.RUNNING, _S.PAUSED, _S.FAILED, _S.CANCELLED}),
-        _S.RUNNING: frozenset(
-            {_S.QUEUED, _S.PAUSED, _S.CANCELLING, _S.SUCCEEDED, _S.FAILED}  # queued: requeued
-        ),
-        _S.PAUSED: frozenset({_S.QUEUED, _S.CANCELLED}),
-        # cancelling to succeeded: the model was published before the request was seen
-        _S.CANCELLING: frozenset({_S.CANCELLED, _S.SUCCEEDED, _S.FAILED}),
-        _S.SUCCEEDED: frozenset(),
-        _S.FAILED: frozenset({_S.QUEUED}),  # on a client's request only
-        _S.CANCELLED: frozenset({_S.QUEUED}),
-    }
-)
+TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {
+    _S.QUEUED: frozenset({_S.RUNNING, _S.PAUSED, _S.FAILED, _S.CANCELLED}),
+    _S.RUNNING: frozenset(
+        {_S.QUEUED, _S.PAUSED, _S.CANCELLING, _S.SUCCEEDED, _S.FAILED}  # queued: requeued
+    ),
+    _S.PAUSED: frozenset({_S.QUEUED, _S.CANCELLED}),
+    # cancelling to succeeded: the model was published before the request was seen
+    _S.CANCELLING: frozenset({_S.CANCELLED, _S.SUCCEEDED, _S.FAILED}),
+    _S.SUCCEEDED: frozenset(),
+    _S.FAILED: frozenset({_S.QUEUED}),  # on a client's request only
+    _S.CANCELLED: frozenset({_S.QUEUED}),
+}
 RETRIED = (_S.FAILED, _S.CANCELLED)  # those of which a job can be queued again
 _FINALS = frozenset({_S.SUCCEEDED, _S.FAILED, _S.CANCELLED})
 
@@ -281,21 +279,19 @@ class Job:
 
 
 # what reads each text of a record that stands for one field of a job
-_FIELDS: Mapping[str, Callable[[str], Any]] = MappingProxyType(
-    {
-        **dict.fromkeys(("priority", "attempt", "num_lost", "num_halvings", "held_at"), int),
-        **dict.fromkeys(("source", "search_of", "worker", "pruned_model", "owner"), str),
-        **dict.fromkeys(("status_since", "pause_requested_at", "dense_loss"), float),
-        **dict.fromkeys(("started_at", "finished_at"), float),
-        **dict.fromkeys(("phase", "lost_in"), Phase),
-        "removed_blocks": lambda text: tuple(map(int, text.split())),
-        "losses": lambda text: tuple(map(float, text.split())),
-        "heal_progress": lambda text: read_record(HealProgress, json.loads(text)),
-        "error": lambda text: JobError(**json.loads(text)),  # its message may be no text yet
-        "metadata": json.loads,
-        "webhook": lambda text: read_record(Webhook, json.loads(text)),
-    }
-)
+_FIELDS: Mapping[str, Callable[[str], Any]] = {
+    **dict.fromkeys(("priority", "attempt", "num_lost", "num_halvings", "held_at"), int),
+    **dict.fromkeys(("source", "search_of", "worker", "pruned_model", "owner"), str),
+    **dict.fromkeys(("status_since", "pause_requested_at", "dense_loss"), float),
+    **dict.fromkeys(("started_at", "finished_at"), float),
+    **dict.fromkeys(("phase", "lost_in"), Phase),
+    "removed_blocks": lambda text: tuple(map(int, text.split())),
+    "losses": lambda text: tuple(map(float, text.split())),
+    "heal_progress": lambda text: read_record(HealProgress, json.loads(text)),
+    "error": lambda text: JobError(**json.loads(text)),  # its message may be no text yet
+    "metadata": json.loads,
+    "webhook": lambda text: read_record(Webhook, json.loads(text)),
+}
 
 
 @dataclass(frozen=True)

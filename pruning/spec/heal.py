@@ -4,22 +4,19 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Any, Self
 
 from pruning.spec import refused
 
 # The lowest and the highest value of each integer
-COUNTS: Mapping[str, tuple[int, int]] = MappingProxyType(
-    {
-        "num_tokens": (1, 2**40),
-        "rank": (1, 4096),
-        "batch_tokens": (1, 2**28),
-        "steps_per_check": (1, 2**31),
-        "patience": (1, 2**31),
-        "seed": (0, 2**32 - 1),
-    }
-)
+COUNTS: Mapping[str, tuple[int, int]] = {
+    "num_tokens": (1, 2**40),
+    "rank": (1, 4096),
+    "batch_tokens": (1, 2**28),
+    "steps_per_check": (1, 2**31),
+    "patience": (1, 2**31),
+    "seed": (0, 2**32 - 1),
+}
 
 _BEST_RATE, _BEST_RATE_WIDTH = 2e-3, 576  # of the demo model
 _RATE_EXPONENT = 0.781
@@ -33,7 +30,7 @@ class Depths(StrEnum):
 
 
 # What records imply that are older than a setting
-_LATER: Mapping[str, object] = MappingProxyType({"depths": Depths.DEEPEST})
+_LATER: Mapping[str, object] = {"depths": Depths.DEEPEST}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from pruning.plural import counted
@@ -70,41 +69,35 @@ class Repair(StrEnum):
 
 
 # Settings that are younger than published checkpoints, with the value that specs without them imply
-_LATER: Mapping[str, object] = MappingProxyType(
-    {
-        "metric": Metric.SLEB,
-        "gate": None,
-        "quantize": None,
-        "zero_shot": False,
-        "repair": Repair.NONE,
-        "heal": None,
-        "evaluation": None,
-        "save_dtype": None,
-        "target_bytes": None,
-    }
-)
+_LATER: Mapping[str, object] = {
+    "metric": Metric.SLEB,
+    "gate": None,
+    "quantize": None,
+    "zero_shot": False,
+    "repair": Repair.NONE,
+    "heal": None,
+    "evaluation": None,
+    "save_dtype": None,
+    "target_bytes": None,
+}
 # Settings that no longer exist, with the reason. Older checkpoints and jobs may have used them.
-REMOVED: Mapping[str, str] = MappingProxyType(
-    {
-        "refine": "exchanges after the search found blocks that were no better on other text",
-        "score_repaired": "orders chosen for repaired models were no better on other text",
-    }
-)
+REMOVED: Mapping[str, str] = {
+    "refine": "exchanges after the search found blocks that were no better on other text",
+    "score_repaired": "orders chosen for repaired models were no better on other text",
+}
 # The settings of what follows the search: they may change without a candidate being scored again
 BEHIND_SEARCH = (
     *("evaluate", "evaluation", "gate", "quantize", "zero_shot", "repair", "heal", "resident"),
     "save_dtype",
 )
 # The settings that say how far to prune, with the open interval that their value must lie in
-TARGETS: Mapping[str, tuple[float, float]] = MappingProxyType(
-    {
-        "num_remove": (0, math.inf),
-        "sparsity": (0, 1),
-        "max_perplexity_ratio": (1, math.inf),
-        "target_speedup": (1, math.inf),
-        "target_bytes": (0, math.inf),
-    }
-)
+TARGETS: Mapping[str, tuple[float, float]] = {
+    "num_remove": (0, math.inf),
+    "sparsity": (0, 1),
+    "max_perplexity_ratio": (1, math.inf),
+    "target_speedup": (1, math.inf),
+    "target_bytes": (0, math.inf),
+}
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 

@@ -24,20 +24,18 @@ MAX_TOP_LOGPROBS = 20
 MAX_TOKEN_ID = 2**32 - 1  # beyond any vocabulary
 MAX_LOGIT_BIAS = 100
 # The lowest and the highest value of each number; top_p is above 0 and at most 1
-RANGES: Mapping[str, tuple[float, float]] = MappingProxyType(
-    {
-        "max_new_tokens": (1, MAX_NEW_TOKENS),
-        "temperature": (0, 100),
-        "top_k": (0, 1_000_000),
-        "min_p": (0, 1),
-        "repetition_penalty": (0.1, 2),
-        "presence_penalty": (-2, 2),
-        "frequency_penalty": (-2, 2),
-        "seed": (0, 2**63 - 1),
-        "num_logprobs": (0, MAX_TOP_LOGPROBS),
-        "num_prompt_logprobs": (0, MAX_TOP_LOGPROBS),
-    }
-)
+RANGES: Mapping[str, tuple[float, float]] = {
+    "max_new_tokens": (1, MAX_NEW_TOKENS),
+    "temperature": (0, 100),
+    "top_k": (0, 1_000_000),
+    "min_p": (0, 1),
+    "repetition_penalty": (0.1, 2),
+    "presence_penalty": (-2, 2),
+    "frequency_penalty": (-2, 2),
+    "seed": (0, 2**63 - 1),
+    "num_logprobs": (0, MAX_TOP_LOGPROBS),
+    "num_prompt_logprobs": (0, MAX_TOP_LOGPROBS),
+}
 
 
 class RequestRefused(ValueError):
