@@ -105,7 +105,7 @@ def test_directories_that_are_no_models_say_what_is_missing(tiny_models_dir: Pat
     with pytest.raises(NotAModel, match=r"no \.safetensors"):
         store.inspect("odd")
     (path / "model.safetensors").write_bytes(b"junk")
-    with pytest.raises(NotAModel, match="cannot be loaded"):
+    with pytest.raises(NotAModel, match="is not a safetensors file"):
         store.load("odd")
     for text in ("not json", "[]", "{}", '{"model_type": "no-such-family"}'):
         (path / "config.json").write_text(text)
