@@ -174,8 +174,10 @@ def _read_fields(value: object, kind: type, where: str) -> object:
         return value
     try:
         return kind(**{**values, **read})
-    except TypeError as error:  # one is missing, or unknown
-        raise InvalidRecord(str(error)) from error
+    except (
+        TypeError
+    ) as error:  # one is missing, or unknown, by a name that no log may be able to hold
+        raise InvalidRecord(sendable(str(error))) from None
 
 
 def _read_any_of(value: object, kinds: tuple[Any, ...], where: str) -> object:

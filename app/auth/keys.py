@@ -325,7 +325,7 @@ def _parsed(text: bytes, path: Path) -> _Content:
     try:
         data = parse_record(text)
         if (number := data.pop("format")) != _FORMAT:
-            raise ValueError(f"format {number} is not {_FORMAT}")
+            raise ValueError(f"format {number!r} is not {_FORMAT}")
         content = read_record(_Content, data)
         _check(content)
     except BROKEN_BY as error:

@@ -137,7 +137,7 @@ class Aliases:
 
 def _content_of(data: Mapping[str, Any]) -> _Content:
     if data["format"] != _FORMAT:
-        raise ValueError(f"format {data['format']} is not {_FORMAT}")
+        raise ValueError(f"format {data['format']!r} is not {_FORMAT}")
     stored = data["aliases"]
     if not isinstance(stored, dict):
         raise TypeError("aliases: expected a JSON object")
