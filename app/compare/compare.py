@@ -259,8 +259,8 @@ def speedups(comparison: Comparison, variant: ComparedVariant) -> Speedups:
     """Baseline over variant, of mean times over all prompts. Each round is a pair.
 
     There is no verdict within the noise of the control, of sides that ran different kernels, where
-    an output was cut short, and none of ``e2e`` where lengths differ. The control itself is
-    compared without regard to its noise.
+    an output was cut short, and none of ``e2e`` where lengths differ. So the control itself is
+    never faster or slower.
     """
     baseline, control = comparison.baseline, comparison.control
     objection = comparison.objection or _objection(baseline, variant)
@@ -269,8 +269,8 @@ def speedups(comparison: Comparison, variant: ComparedVariant) -> Speedups:
 
     def of(time_s: Callable[[Timings], float | None], objection: str | None) -> Speedup | None:
         measured = _speedup(baseline.rounds, variant.rounds, time_s, objection)
-        if measured is None or variant is control:
-            return measured
+        if measured is None:
+            return None
         noise = None if control is None else _speedup(baseline.rounds, control.rounds, time_s)
         return beyond_noise(measured, noise)
 

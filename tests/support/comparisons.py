@@ -1,6 +1,7 @@
 """Comparisons of tiny variants by the API, and engines that note or time them."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from fastapi.testclient import TestClient
@@ -25,8 +26,8 @@ def compare(client: TestClient, **body: Any) -> dict[str, Any]:
 class Noting(Engine):
     """Knows whose prompts were added, in this order."""
 
-    def __init__(self) -> None:
-        super().__init__(EngineLimits(max_num_seqs=8))
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(EngineLimits(max_num_seqs=8), clock=clock)
         self.added: list[str] = []
 
     def add(self, request: Request) -> None:

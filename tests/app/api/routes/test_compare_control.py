@@ -1,5 +1,6 @@
 """What gives a comparison no verdict: the noise of equal models, other kernels, and warming up."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from fastapi.testclient import TestClient
 
 from app.config import ServeSettings
 from app.engine.async_engine import AsyncEngine, StillWarmingUp
+from app.engine.scheduling.sequence import TokenEvent
+from app.engine.step import NEVER, Interruption
 from tests.support.api_fixtures import publish_pruned
 from tests.support.comparisons import MODELS, PROMPTS, Noting, Uneven, compare
 from tests.support.serving import local_api
@@ -64,6 +67,33 @@ def test_a_speed_up_within_the_noise_of_equal_models_has_no_verdict(
     [result] = found["results"]
     assert result["tpot"]["verdict"] == "undecided", result
     assert "overlaps the noise floor" in result["tpot"]["reason"]
+
+
+class OneSlower(Noting):
+    """The second of two sides is slower each time, whatever its model is."""
+
+    def __init__(self) -> None:
+        self.now_s = round(time.monotonic()) + 1000.0  # later than any request arrives
+        super().__init__(clock=lambda: self.now_s)
+
+    def step(self, interruption: Interruption = NEVER) -> list[TokenEvent]:
+        repeat, place = divmod(len(self.added) - 3, 2)  # two requests warm up
+        self.now_s += (1300 if (repeat + place) % 2 else 1000) / 2**20
+        return super().step(interruption)
+
+
+def test_a_model_is_never_slower_than_itself(
+    settings: ServeSettings, redis_url: str, redis_client: redis.Redis
+) -> None:
+    redis_client.ping()
+    with local_api(settings, redis_url, OneSlower()) as client:
+        body: dict[str, Any] = {"models": ["tiny", "tiny"], "prompt": "the dog", "repeats": 6}
+        found = compare(client, ignore_eos=True, **body)
+    [result] = found["results"]
+    assert result["tpot"]["high"] < 0.8
+    assert result["tpot"]["verdict"] == "undecided"
+    assert "overlaps the noise floor" in result["tpot"]["reason"]
+    assert found["control"]["tpot"] == result["tpot"]
 
 
 def test_different_kernels_are_said_and_give_no_verdict(
