@@ -4,11 +4,10 @@
   ``SLEB_ENGINE=vllm``, and against ``vllm serve`` directly. Wanted: 0.95 of its tokens per second,
   and 1.1 times its time to the first token.
 - The speed-up per token of a pruned model over the dense one: runs of ``sleb bench --engine vllm``
-  and of ``vllm bench serve`` against each server, in short turns, each after a request that does
+  and of ``vllm bench serve`` on the same servers, in short turns, each after a request that does
   not count. Wanted: a difference of at most 2 %.
 
-Servers that wait are stopped by a signal, since some poll while they are idle. All have the options
-of ``SLEB_VLLM_ARGS``.
+Servers have the options of ``SLEB_VLLM_ARGS``.
 """
 
 import json
@@ -22,7 +21,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
-import psutil
 import typer
 from transformers import AutoTokenizer
 
@@ -30,12 +28,13 @@ from app.bench.in_vllm import runs_in_vllm
 from app.bench.plan import DENSE, BenchPlan, Scenario
 from app.compare.speedup import speedup, turns
 from app.config import ServeSettings
+from app.models.external import ExternalModel
 from benchmarks.latencies import performance
 from benchmarks.peers import SLEB, Closed, closed_loops, rows
 from benchmarks.plan import Baseline
 from benchmarks.reports import facts, write
 from benchmarks.search import Dtype
-from benchmarks.servers import Server, no_server_left, paused, sleb_serve_on, vllm_serve
+from benchmarks.servers import forwarded, no_server_left, sleb_serve_on, vllm_serve
 from benchmarks.workload import Prompts
 from pruning.checkpoints.markdown import markdown_table
 from pruning.config import child_environment
@@ -191,42 +190,31 @@ def bench(subject: Subject) -> dict[str, Any]:
 
 @contextmanager
 def _both(subject: Subject, plan: BenchPlan) -> Iterator[dict[str, Callable[[str], float]]]:
-    """A function of each bench that measures a side: seconds per token of a run."""
+    """A function of each bench that measures a side: seconds per token of a run.
+
+    Both send their requests to the same two servers, since two servers of one model differ: by up
+    to a tenth of their times on a CPU, where each has its memory elsewhere.
+    """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="sleb-bench-")))
         runs = stack.enter_context(runs_in_vllm(subject.model, [subject.variant], subject.settings))
-        for side in (DENSE, subject.variant):
-            runs.measure(side, Scenario.SERVED, plan.warm_up)  # starts its server
-        ours = [Server("", "", extra={}, pid=each.pid) for each in psutil.Process().children()]
-        directories = {
-            DENSE: subject.settings.models_dir / subject.model,
-            subject.variant: _exported(subject, folder / "pruned"),
+        process = stack.enter_context(_vllm_bench_process(subject.program))
+        models = {side: runs.model(side) for side in (DENSE, subject.variant)}
+        urls = {
+            side: stack.enter_context(forwarded(model.socket))
+            for side, model in models.items()
+            if model.socket is not None
         }
-        direct = {
-            side: stack.enter_context(subject.direct(directory))
-            for side, directory in directories.items()
-        }
+        tokenizer = subject.settings.models_dir / subject.model
 
         def sleb(side: str) -> float:
-            with paused(direct.values()):
-                runs.measure(side, Scenario.SERVED, plan.warm_up)
-                return runs.measure(side, Scenario.SERVED, plan).times_s["tpot"]
-
-        process = stack.enter_context(_vllm_bench_process(subject.program))
+            runs.measure(side, Scenario.SERVED, plan.warm_up)
+            return runs.measure(side, Scenario.SERVED, plan).times_s["tpot"]
 
         def vllm(side: str) -> float:
-            others = [server for other, server in direct.items() if other != side]
-            with paused([*ours, *others]):
-                return _vllm_bench(process, direct[side], directories[side], plan, folder)
+            return _vllm_bench(process, urls[side], models[side], tokenizer, plan, folder)
 
         yield {"sleb bench": sleb, "vllm bench serve": vllm}
-
-
-def _exported(subject: Subject, out: Path) -> Path:
-    command = [sys.executable, "-m", "app", "export", subject.variant, str(out)]
-    command += ["--dtype", subject.dtype]
-    subprocess.run(command, check=True, env=child_environment(subject.settings))  # noqa: S603 - our own command
-    return out
 
 
 @contextmanager
@@ -243,15 +231,21 @@ def _vllm_bench_process(program: Path) -> Iterator["subprocess.Popen[str]"]:
 
 
 def _vllm_bench(
-    process: "subprocess.Popen[str]", server: Server, model: Path, plan: BenchPlan, folder: Path
+    process: "subprocess.Popen[str]",
+    url: str,
+    model: ExternalModel,
+    tokenizer: Path,
+    plan: BenchPlan,
+    folder: Path,
 ) -> float:
     """Mean seconds per token by ``vllm bench serve``."""
     result = folder / "result.json"
     result.unlink(missing_ok=True)
     options = {
-        "base-url": server.url,
-        "model": server.model,
-        "tokenizer": model,
+        "base-url": url,
+        "header": f"Authorization=Bearer {model.api_key}",
+        "model": model.model,
+        "tokenizer": tokenizer,
         "dataset-name": "random",
         "random-input-len": plan.prompt_tokens,
         "random-output-len": plan.served_tokens,

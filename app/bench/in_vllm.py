@@ -23,6 +23,7 @@ from app.generation.vllm_backend import VllmBackend
 from app.metrics.metrics import Metrics
 from app.models.catalog import Catalog
 from app.models.entry import ModelEntry
+from app.models.external import ExternalModel
 from app.vllm.options import VllmOptions
 from app.vllm.servers import VllmModel, servers_of
 from pruning.models.store import ModelStore
@@ -92,7 +93,7 @@ class VllmRuns:
 
     def engine(self) -> dict[str, object]:
         """Start the dense model, and return what is known of vLLM."""
-        model = self.runner.run(self._model(DENSE))
+        model = self.runner.run(self._server(DENSE))
         return {"name": "vllm", "version": model.version, "arguments": list(model.args)}
 
     def measure(self, name: str, scenario: Scenario, plan: BenchPlan) -> Sample:
@@ -103,10 +104,14 @@ class VllmRuns:
         timings = self.runner.run(closed_loop(requests, clients, partial(self._timings, name)))
         return sample_of(scenario, plan, requests, timings, time.perf_counter() - began_s)
 
-    async def _model(self, name: str) -> VllmModel:
-        model = (await self.backend.load(self.entries[name])).vllm
-        assert model is not None
-        return model
+    def model(self, name: str) -> ExternalModel:
+        """A side, whose server is ready."""
+        return self.runner.run(self._server(name)).model
+
+    async def _server(self, name: str) -> VllmModel:
+        server = (await self.backend.load(self.entries[name])).vllm
+        assert server is not None
+        return server
 
     async def _timings(self, name: str, request: Request) -> Timings:
         served = await self.backend.load(self.entries[name])
