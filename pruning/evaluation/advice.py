@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pruning.evaluation.quality import Interval
 from pruning.evaluation.results import ProbeComparison
 from pruning.evaluation.verdict import Verdict
-from pruning.plural import counted
 from pruning.spec import refused
 
 
@@ -224,10 +223,14 @@ _NOT = {Verdict.EXCEEDED: "does not keep", Verdict.UNDECIDED: "is not shown to k
 
 
 def _none(model: str, nearest: AdvisedDepth, num_depths: int, limits: Limits) -> str:
-    tried = counted(num_depths, "depth") if num_depths > 1 else "known depth"
+    if num_depths > 1:
+        none = f"None of the {num_depths} depths of {model} is shown to keep the limits ({limits})."
+        nearest_one = f"The nearest is {nearest.candidate.short_name}"
+    else:
+        none = f"The only known depth of {model} is not shown to keep the limits ({limits})."
+        nearest_one = f"It is {nearest.candidate.short_name}"
     return (
-        f"None of the {tried} of {model} is shown to keep the limits ({limits}). The nearest is "
-        f"{nearest.candidate.short_name}: {described(nearest.candidate)}. It "
+        f"{none} {nearest_one}: {described(nearest.candidate)}. It "
         f"{_NOT[nearest.verdict]} the limit on {', '.join(nearest.failing)}."
     )
 

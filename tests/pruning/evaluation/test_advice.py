@@ -56,6 +56,9 @@ def test_none_of_the_depths_is_an_answer() -> None:
     assert "The nearest is @-4: 1.13 × as fast" in advice.sentence
     assert advice.nearest == "m@-4"
     assert advice.sentence.endswith("It is not shown to keep the limit on prose.")
+    alone = advise("m", (MIDDLE,), Limits(max_ratio=1.02)).sentence
+    assert alone.startswith("The only known depth of m is not shown to keep the limits (at ")
+    assert "It is @-4: 1.13 × as fast" in alone
     empty = advise("m", (), Limits())
     assert (empty.nearest, empty.sentence) == (None, "m has no pruned variant yet.")
     assert "sleb prune m" in advise("m", (), Limits()).missing[0]
