@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+import pruning.evaluation.enough
 from pruning.data.windows import Windows, mixed
-from pruning.evaluation.enough import FIRST_WINDOWS, Sizes, UntilKnown
+from pruning.evaluation.enough import Sizes, UntilKnown
 from pruning.evaluation.estimate import MIN_PAIRS
 from pruning.evaluation.quality import DomainQuality, Measured, Quality
 from pruning.evaluation.results import Ended, Extent
@@ -71,7 +72,7 @@ def test_a_number_of_windows_is_taken_at_once() -> None:
     enough = until(Evaluation(num_samples=5), is_decided=False)
     assert enough.at_first(100) == 5
     assert sizes(enough, domain("prose", 5, 1.0)) == ({}, Ended.NUMBER)
-    assert until(Evaluation()).at_first(100) == FIRST_WINDOWS
+    assert until(Evaluation()).at_first(100) == pruning.evaluation.enough.FIRST_WINDOWS
 
 
 def test_a_broken_model_is_not_measured_for_ever() -> None:
