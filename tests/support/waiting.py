@@ -14,9 +14,10 @@ def wait_until(
     predicate: Callable[[], _Value], description: str, timeout_s: float = LIMIT_S
 ) -> _Value:
     """The first true value of ``predicate``; fails the test with ``description`` if none comes."""
-    deadline = time.monotonic() + timeout_s
+    begin = time.monotonic()
     while not (value := predicate()):
-        if time.monotonic() > deadline:
+        waited_s = time.monotonic() - begin
+        if waited_s > timeout_s:
             raise AssertionError(f"after {timeout_s:g} s still not: {description}")
-        threading.Event().wait(0.02)
+        threading.Event().wait(min(0.02 + waited_s / 50, 0.2))  # a long wait asks seldom
     return value
