@@ -19,7 +19,7 @@ from pruning.spec.prune import Metric, PruneSpec, Resident, Search
 from tests.support.recorder import Recorder, Stop
 from tests.support.tiny import VOCAB_SIZE
 
-NUM_WINDOWS, SEQLEN = 48, 8
+NUM_WINDOWS, SEQLEN = 24, 8
 ROOM_FOR_4 = 4 * SEQLEN * 32 * 4 * 14  # windows, streamed or not; float32, 32 wide
 SPEC = PruneSpec(
     "tiny", 3, calibration=CalibrationSpec(Dataset.PROSE, num_samples=NUM_WINDOWS, seqlen=SEQLEN)
@@ -105,16 +105,17 @@ def whole_rounds(
     yield from scorer.scorer.score(keep, candidates, windows)
 
 
+@pytest.mark.parametrize("num_stops", [3, pytest.param(12, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_goes_on_within_a_round_wherever_it_was_stopped(
-    tiny_model_dir: Path, windows: Windows, kind: str
+    tiny_model_dir: Path, windows: Windows, kind: str, num_stops: int
 ) -> None:
     spec = KINDS[kind]
     dense = dense_model(tiny_model_dir, spec)
     whole = Recorder()
     expected = searched(dense, spec, windows, whole)
-    num_reports, at = len(whole.evaluations), 1
-    while at < num_reports:
+    num_reports = len(whole.evaluations)
+    for at in range(1, num_reports, num_reports // num_stops + 1):
         first = StopsAt(at)
         with pytest.raises(Stop):
             searched(dense, spec, windows, first)
@@ -122,7 +123,6 @@ def test_it_goes_on_within_a_round_wherever_it_was_stopped(
         assert searched(dense, spec, windows, again, first.state) == expected
         assert len(again.evaluations) <= num_reports - at + 2  # and nothing is reported twice
         assert again.evaluations[-1][0] == again.evaluations[-1][1]
-        at += max(1, num_reports // 6)
 
 
 class StopsAt(Recorder):
