@@ -26,7 +26,7 @@ from pruning.sleb import TooManyRemovals, sleb
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec, Repair
 from tests.support.recorder import Recorder, Stop
-from tests.support.tiny_directory import NUM_BLOCKS, spoil_weights
+from tests.support.tiny_directory import NUM_BLOCKS, spoil_weights, write_tiny_model
 
 TEXT = CalibrationSpec(Dataset.SELF, num_samples=4, seqlen=12)
 SPEC = PruneSpec("tiny", num_remove=3, calibration=TEXT)
@@ -131,17 +131,28 @@ def test_tokenizer_and_template_are_the_parents_byte_for_byte(tiny_models_dir: P
     assert manifest.calibration["digest"] in card
 
 
-@pytest.mark.parametrize("stop_after", range(1, 9))
+@pytest.fixture(scope="module")
+def unstopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, Recorder]:
+    models_dir, recorder = tmp_path_factory.mktemp("unstopped") / "models", Recorder()
+    write_tiny_model(models_dir / "tiny")
+    return run(models_dir, recorder, UNREPAIRED, name="tiny@whole"), recorder
+
+
+@pytest.mark.parametrize(
+    "stop_after",
+    [  # of rounds of 4, 3 and 2
+        pytest.param(at, marks=() if at in {1, 4, 6} else pytest.mark.slow) for at in range(1, 9)
+    ],
+)
 def test_a_stopped_run_publishes_nothing_and_resumes_to_the_same_end(
-    tiny_models_dir: Path, stop_after: int
+    tiny_models_dir: Path, stop_after: int, unstopped: tuple[Manifest, Recorder]
 ) -> None:
     """Wherever a run stops, no candidate is scored twice, and all numbers are the same."""
-    whole = Recorder()
-    expected = run(tiny_models_dir, whole, UNREPAIRED, name="tiny@whole")
+    expected, whole = unstopped
     stopped, resumed = Recorder(stop_after=stop_after), Recorder()
     with pytest.raises(Stop):
         run(tiny_models_dir, stopped, UNREPAIRED, name="tiny@cut")
-    assert CheckpointStore(tiny_models_dir.parent / "checkpoints").names() == ["tiny@whole"]
+    assert CheckpointStore(tiny_models_dir.parent / "checkpoints").names() == []
     found = run(tiny_models_dir, resumed, UNREPAIRED, "tiny@cut", stopped.state)
     assert found.removed_blocks == expected.removed_blocks
     assert found.quality == expected.quality
@@ -150,11 +161,12 @@ def test_a_stopped_run_publishes_nothing_and_resumes_to_the_same_end(
     assert len(stopped.scored) + len(resumed.scored) == 9
 
 
-def test_what_was_found_on_other_windows_is_not_built_upon(tiny_models_dir: Path) -> None:
+def test_what_was_found_on_other_windows_is_not_built_upon(
+    tiny_models_dir: Path, unstopped: tuple[Manifest, Recorder]
+) -> None:
     other = replace(UNREPAIRED, calibration=replace(TEXT, seed=1))
-    earlier, whole, found = Recorder(), Recorder(), Recorder()
+    earlier, found, whole = Recorder(), Recorder(), unstopped[1]
     run(tiny_models_dir, earlier, other, name="tiny@other")
-    run(tiny_models_dir, whole, UNREPAIRED, name="tiny@whole")
     run(tiny_models_dir, found, UNREPAIRED, "tiny@found", earlier.state)
     assert found.evaluations[0] == (0, 9)
     assert found.removals == whole.removals

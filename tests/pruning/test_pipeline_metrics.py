@@ -2,13 +2,15 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from pruning.checkpoints.store import Manifest
 from pruning.data.calibration import calibrate
 from pruning.models.store import load
 from pruning.models.streaming import ResidentModel
@@ -22,18 +24,35 @@ from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import Metric, PruneSpec, Repair, Resident, Search
 from tests.support.pruning_runs import prune_tiny
 from tests.support.recorder import Recorder, Stop
-from tests.support.tiny_directory import NUM_BLOCKS
+from tests.support.tiny_directory import NUM_BLOCKS, write_tiny_model
 
 ONCE = [Metric.COSINE, Metric.ONE_SHOT]
 FREE, NUM_REMOVE = 4, 3
 
 
-@pytest.fixture
-def spec(tmp_path: Path) -> PruneSpec:
-    text = tmp_path / "text.txt"
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> PruneSpec:
+    text = tmp_path_factory.mktemp("texts") / "text.txt"
     text.write_text("\n".join(f"{number} lazy dogs, {7 * number} foxes" for number in range(400)))
     calibration = CalibrationSpec(Dataset.FILE, num_samples=6, seqlen=8, path=str(text))
     return PruneSpec("tiny", num_remove=NUM_REMOVE, calibration=calibration, repair=Repair.NONE)
+
+
+Unstopped = Callable[[Metric], tuple[Manifest, Path]]
+
+
+@pytest.fixture(scope="module")
+def unstopped(tmp_path_factory: pytest.TempPathFactory, spec: PruneSpec) -> Unstopped:
+    """A run that was not stopped and measures no other text, once for each metric."""
+    models_dir = tmp_path_factory.mktemp("unstopped") / "models"
+    write_tiny_model(models_dir / "tiny")
+
+    @cache
+    def run(metric: Metric) -> tuple[Manifest, Path]:
+        asked = replace(spec, metric=metric, evaluate=False)
+        return prune_tiny(models_dir, asked, f"tiny@{metric}")
+
+    return run
 
 
 def removals_in(path: Path) -> list[dict[str, object]]:
@@ -75,7 +94,7 @@ def test_a_ranking_publishes_what_a_search_does_with_measured_losses(
 def test_streamed_blocks_and_whole_models_give_the_same_order(
     metric: Metric, tiny_models_dir: Path, spec: PruneSpec
 ) -> None:
-    spec = replace(spec, metric=metric)
+    spec = replace(spec, metric=metric, evaluate=False)
     whole, _ = prune_tiny(tiny_models_dir, spec, "tiny@whole")
     streamed, _ = prune_tiny(
         tiny_models_dir, replace(spec, resident=Resident.STREAM), "tiny@streamed"
@@ -87,7 +106,7 @@ def test_streamed_blocks_and_whole_models_give_the_same_order(
 @pytest.mark.parametrize("metric", ONCE)
 def test_progress_is_exact(metric: Metric, tiny_models_dir: Path, spec: PruneSpec) -> None:
     recorder = Recorder()
-    spec = replace(spec, metric=metric)
+    spec = replace(spec, metric=metric, evaluate=False)
     prune_tiny(tiny_models_dir, spec, "tiny@counted", recorder)
     total = spec.num_evaluations(NUM_BLOCKS)
     assert total == FREE + NUM_REMOVE
@@ -97,13 +116,20 @@ def test_progress_is_exact(metric: Metric, tiny_models_dir: Path, spec: PruneSpe
     assert all(later - earlier == 1 for earlier, later in pairwise(done))
 
 
-@pytest.mark.parametrize("stop_after", range(1, FREE + NUM_REMOVE))
+@pytest.mark.parametrize(
+    "stop_after",
+    [
+        # in the ranking, at its end, and between two measured losses
+        pytest.param(at, marks=() if at in {2, FREE, FREE + 2} else pytest.mark.slow)
+        for at in range(1, FREE + NUM_REMOVE)
+    ],
+)
 @pytest.mark.parametrize("metric", ONCE)
 def test_wherever_it_is_stopped_it_goes_on_and_repeats_nothing(
-    metric: Metric, stop_after: int, tiny_models_dir: Path, spec: PruneSpec
+    metric: Metric, stop_after: int, tiny_models_dir: Path, spec: PruneSpec, unstopped: Unstopped
 ) -> None:
-    spec = replace(spec, metric=metric)
-    whole, whole_path = prune_tiny(tiny_models_dir, spec, "tiny@whole")
+    spec = replace(spec, metric=metric, evaluate=False)
+    whole, whole_path = unstopped(metric)
     first, again = Recorder(stop_after=stop_after), Recorder()
     with pytest.raises(Stop):
         prune_tiny(tiny_models_dir, spec, "tiny@stopped", first)
@@ -117,10 +143,10 @@ def test_wherever_it_is_stopped_it_goes_on_and_repeats_nothing(
 
 
 def test_a_ranking_that_lost_some_of_its_scores_measures_those_again(
-    tiny_models_dir: Path, spec: PruneSpec
+    tiny_models_dir: Path, spec: PruneSpec, unstopped: Unstopped
 ) -> None:
     """As after an outage of the store."""
-    spec = replace(spec, metric=Metric.ONE_SHOT)
+    spec = replace(spec, metric=Metric.ONE_SHOT, evaluate=False)
     first, again = Recorder(stop_after=FREE + 2), Recorder()
     with pytest.raises(Stop):
         prune_tiny(tiny_models_dir, spec, "tiny@stopped", first)
@@ -129,7 +155,7 @@ def test_a_ranking_that_lost_some_of_its_scores_measures_those_again(
     lost = next(block for block in known if block not in gone)
     ranking = {block: losses for block, losses in known.items() if block != lost}
     state = replace(first.state, scored={**first.state.scored, RANKING: ranking})
-    whole, _ = prune_tiny(tiny_models_dir, spec, "tiny@whole")
+    whole, _ = unstopped(spec.metric)
     resumed, _ = prune_tiny(tiny_models_dir, spec, "tiny@resumed", again, state)
     assert resumed.removed_blocks == whole.removed_blocks
     assert again.evaluations[0] == (FREE + 2 - 1, FREE + NUM_REMOVE)

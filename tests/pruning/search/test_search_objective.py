@@ -74,7 +74,10 @@ def test_a_staged_search_finds_the_same_order(tiny_models_dir: Path, spec: Prune
     )
 
 
-@pytest.mark.parametrize("stop_after", [2, 4, 6, 8])
+@pytest.mark.parametrize(
+    "stop_after",  # of rounds of 4, 3 and 2
+    [2, pytest.param(4, marks=pytest.mark.slow), 6, pytest.param(8, marks=pytest.mark.slow)],
+)
 def test_a_stopped_run_resumes_to_the_same_end(
     tiny_models_dir: Path, spec: PruneSpec, stop_after: int
 ) -> None:
