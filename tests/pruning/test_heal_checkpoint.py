@@ -146,7 +146,10 @@ def test_the_control_ends_at_once_where_it_has_nothing_to_learn(healed: Healed) 
     assert not (healed.data_dir / "searches").exists()
 
 
-@pytest.mark.parametrize("number", [3, 21, 30])
+@pytest.mark.parametrize(
+    "number",  # of 30 steps, with a check after each tenth
+    [pytest.param(3, marks=pytest.mark.slow), 21, pytest.param(30, marks=pytest.mark.slow)],
+)
 def test_a_healing_that_was_stopped_goes_on(number: int, data_dir: Path, healed: Healed) -> None:
     with pytest.raises(Stop):
         heal_tiny(data_dir, HEAL, "again", Recorder(stop_after_healing=number))

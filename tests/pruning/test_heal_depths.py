@@ -72,7 +72,7 @@ def test_the_adapter_is_for_the_dense_model(elastic: Healed) -> None:
     assert config["layers_to_transform"] == [b for b in range(6) if b != removed[0]]
 
 
-@pytest.mark.parametrize("number", [13, 21])
+@pytest.mark.parametrize("number", [13, pytest.param(21, marks=pytest.mark.slow)])
 def test_a_healing_that_was_stopped_ends_with_the_same_adapter(
     number: int, elastic: Healed, data_dir: Path
 ) -> None:
