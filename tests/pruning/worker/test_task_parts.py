@@ -18,7 +18,7 @@ from pruning.spec.prune import PruneSpec, Repair, Search
 from pruning.worker.run import prune_job
 from pruning.worker.task import JobObserver, execute
 
-NUM_WINDOWS, SEQLEN = 48, 8
+NUM_WINDOWS, SEQLEN = 24, 8
 ROOM_FOR_4 = ByteSize(4 * SEQLEN * 32 * 4 * 7)  # windows of a model that is 32 wide, in float32
 STOPS: dict[str, Callable[[JobStore, str], object]] = {
     "pause": lambda store, job_id: store.pause(job_id),

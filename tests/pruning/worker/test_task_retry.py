@@ -95,7 +95,13 @@ def run_to_an_end(store: JobStore, settings: WorkerSettings, job_id: str) -> Job
     return job
 
 
-@pytest.mark.parametrize("what", FAILURES)
+@pytest.mark.parametrize(
+    "what",
+    [
+        pytest.param(what, marks=() if what in {"repair", "verify", "heal"} else pytest.mark.slow)
+        for what in FAILURES
+    ],
+)
 def test_a_job_that_has_failed_is_retried_without_its_search(
     settings: WorkerSettings,
     job_store: JobStore,
@@ -129,11 +135,11 @@ def test_a_job_that_has_failed_is_retried_without_its_search(
 @pytest.mark.parametrize(
     ("what", "changes"),
     [
-        ("repair", {"repair": Repair.NONE}),
-        ("gate", {"heal": None}),
+        pytest.param("repair", {"repair": Repair.NONE}, marks=pytest.mark.slow),
+        pytest.param("gate", {"heal": None}, marks=pytest.mark.slow),
         ("heal", {"repair": Repair.NONE}),
         ("heal", {"heal": Heal(num_tokens=64, rank=1, batch_tokens=32, control=False)}),
-        ("heal", {"heal": None}),
+        pytest.param("heal", {"heal": None}, marks=pytest.mark.slow),
         ("evaluate the healed", {"evaluate": True}),
     ],
 )
