@@ -39,7 +39,11 @@ def text(seed: int = 0, num_train: int = 6) -> RepairWindows:
     return windows_of(windows(num_train), windows(3))
 
 
-@pytest.mark.parametrize("state_budget", [None, SMALL])  # which makes blocks run again
+@pytest.mark.parametrize(
+    "state_budget",
+    [SMALL, pytest.param(None, marks=pytest.mark.slow)],  # the small one makes blocks run again
+    ids=["small", "none"],
+)
 @pytest.mark.parametrize("family", CONFIGS)
 @pytest.mark.contract
 def test_the_folded_model_is_the_formula(family: str, state_budget: int | None) -> None:
