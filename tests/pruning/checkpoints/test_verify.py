@@ -239,6 +239,9 @@ def test_what_a_killed_process_leaves_of_verifying_is_swept(
     assert not any((root / STAGING).iterdir())
 
 
+@pytest.mark.parametrize(
+    "dense", [Resident.MODEL, pytest.param(Resident.STREAM, marks=pytest.mark.slow)], indirect=True
+)
 @pytest.mark.parametrize(("damage", "message"), DAMAGE.values(), ids=DAMAGE.keys())
 def test_what_differs_is_named_and_not_published(
     tmp_path: Path, dense: DenseModel, damage: Callable[[Path], object], message: str
@@ -249,6 +252,14 @@ def test_what_differs_is_named_and_not_published(
     assert str(refused.value).startswith("not published: ")
     assert [path.name for path in target.parent.iterdir()] == [".staging"]
     assert not any((target.parent / ".staging").iterdir())
+
+
+def test_what_was_refused_is_published_once_nothing_differs(
+    tmp_path: Path, dense: DenseModel
+) -> None:
+    target = tmp_path / "checkpoints" / "tiny@prn-1"
+    with pytest.raises(CheckpointNotPortable):
+        publish_at(target, dense, drop_a_tensor)
     publish_at(target, dense)
     assert CheckpointStore(target.parent).names() == ["tiny@prn-1"]
 
