@@ -84,7 +84,9 @@ def test_what_is_published_has_the_names_of_the_hub_and_loads_as_what_was_measur
     text = CalibrationSpec(Dataset.FILE, num_samples=3, seqlen=12, path=str(tmp_path / "text.txt"))
     target = CheckpointStore(tmp_path / "checkpoints").path("tiny@prn-1")
     manifest = prune(
-        PruneSpec("tiny", num_remove=2, calibration=text, resident=resident, repair=Repair.NONE),
+        PruneSpec(
+            "tiny", 2, calibration=text, resident=resident, evaluate=False, repair=Repair.NONE
+        ),
         name="tiny@prn-1",
         target=target,
         models=ModelStore(tmp_path / "models"),

@@ -18,6 +18,7 @@ from pruning.pipeline import prune
 from pruning.search.dense_model import Resources
 from pruning.search.prefixes import Prefixes
 from pruning.spec.calibration import CalibrationSpec, Dataset
+from pruning.spec.evaluation import Evaluation
 from pruning.spec.prune import PruneSpec, Resident
 from pruning.worker.run import describe
 from pruning.worker.task import run_job
@@ -127,7 +128,9 @@ def test_half_the_batch_changes_no_removal(
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog " * 40)
     calibration = CalibrationSpec(Dataset.FILE, num_samples=8, seqlen=8, path=str(text))
-    spec = PruneSpec("tiny", num_remove=3, calibration=calibration, resident=resident)
+    spec = PruneSpec(
+        "tiny", 3, calibration=calibration, evaluation=Evaluation(num_samples=5), resident=resident
+    )
 
     def found(batch_tokens: int) -> Manifest:
         sizes.clear()
