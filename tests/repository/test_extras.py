@@ -17,7 +17,7 @@ from tests.support.tiny_directory import write_tiny_model
 
 pytestmark = pytest.mark.timeout(400)  # for a busy machine
 
-SLOW = ("cluster", "eval", "quantize")  # each takes seconds to import
+SLOW = ("cluster", "eval", "gguf", "heal", "plots", "quantize")  # each takes seconds to import
 OPTIONAL_MODULES = (
     "app.cluster.application",
     "app.cluster.ingress",
@@ -39,7 +39,7 @@ from pathlib import Path
 from app.cli.main import main
 
 sys.argv[1:] = ["prune", "tiny", "--num-remove", "1", "--num-samples", "2", "--seqlen", "32"]
-sys.argv += ["--out", "data/pruned"]
+sys.argv += ["--out", "data/pruned", "--evaluation-num-samples", "8"]
 try:
     main()
 except SystemExit as end:
@@ -165,12 +165,22 @@ def test_the_base_is_without_the_packages_of_extras() -> None:
     assert {"matplotlib", "peft", "ray"} <= hidden_with(())
 
 
-def test_the_base_imports_every_module_and_prunes(directory: Path) -> None:
-    assert "plots: 0\n" in said((), IMPORT_ALL + PRUNE, directory)
+@pytest.fixture(scope="module")
+def of_base(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What one process says that refuses what it lacks, imports every module, and prunes."""
+    write_tiny_model((directory := tmp_path_factory.mktemp("base")) / "data" / "models" / "tiny")
+    parts = "print('---')\n".join((REFUSED, IMPORT_ALL, PRUNE))
+    return said((), parts, directory).split("---\n")
 
 
-def test_the_base_names_the_extra_of_what_it_lacks(directory: Path) -> None:
-    lines = dict(line.split(": ", 1) for line in said((), REFUSED, directory).splitlines())
+def test_the_base_imports_every_module_and_prunes(of_base: list[str]) -> None:
+    _, _, pruned = of_base
+    assert "plots: 0\n" in pruned
+
+
+def test_the_base_names_the_extra_of_what_it_lacks(of_base: list[str]) -> None:
+    refused, *_ = of_base
+    lines = dict(line.split(": ", 1) for line in refused.splitlines())
     assert lines.pop("gpu") == "[]"  # a figure that is missing, and nothing that was asked for
     assert set(lines) == set(EXTRAS) - {"gpu"}
     for name, line in lines.items():

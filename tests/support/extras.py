@@ -4,7 +4,8 @@ import json
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from importlib.metadata import (
     PackageNotFoundError,
     distributions,
@@ -51,7 +52,7 @@ def run_with(
     return subprocess.run(
         [sys.executable, "-c", _HIDE + code, json.dumps(sorted(hidden_with(extras)))],
         cwd=directory,
-        env=environment(directory / "data"),
+        env={**environment(directory / "data"), "SLEB_VERIFY": "inline"},
         capture_output=True,
         text=True,
         check=False,
@@ -62,13 +63,19 @@ def hidden_with(extras: Iterable[str]) -> set[str]:
     """Modules of those packages here that these extras do not bring."""
     brought = packages_with(extras) | {_OURS}
     hidden = set()
-    for module, owners in packages_distributions().items():
+    for module, owners in _owners().items():
         others = {owner for owner in owners if canonicalize_name(owner) not in brought}
         if others == set(owners):
             hidden.add(module)
         elif others:  # they share a folder
             hidden |= _modules(others) - _modules(set(owners) - others)
     return hidden
+
+
+@cache
+def _owners() -> Mapping[str, Sequence[str]]:
+    """The packages that each module here is of, which takes long to find out."""
+    return packages_distributions()
 
 
 def _modules(names: Iterable[str]) -> set[str]:
