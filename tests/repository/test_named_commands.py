@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,9 @@ def texts(path: Path) -> Iterator[str]:
     if path.suffix != ".py":
         yield content
         return
-    inner = {
-        id(part)
-        for node in ast.walk(ast.parse(content))
-        if isinstance(node, ast.JoinedStr)
-        for part in node.values
-    }
-    for node in ast.walk(ast.parse(content)):
+    nodes = [*ast.walk(ast.parse(content))]
+    inner = {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
+    for node in nodes:
         if isinstance(node, ast.JoinedStr):
             parts = (part.value if isinstance(part, ast.Constant) else "X" for part in node.values)
             yield "".join(map(str, parts))
@@ -51,9 +48,15 @@ def named(path: Path) -> Iterator[str]:
             yield from LINES.findall(text.replace("\\\n", " "))
 
 
+@cache
+def sleb() -> Any:
+    """The command with all its commands and options, which takes long to make."""
+    return typer.main.get_command(app)
+
+
 def what_is_wrong(words: str) -> str | None:
     """None for a command that exists with all options that are named."""
-    command: Any = typer.main.get_command(app)
+    command = sleb()
     left = words.split()
     while hasattr(command, "commands") and left and re.fullmatch(r"[a-z][a-z-]*", left[0]):
         found = command.commands.get(left[0])
