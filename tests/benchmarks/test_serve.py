@@ -114,6 +114,7 @@ def test_no_server_outlives_a_benchmark_that_is_stopped(
     assert not server.is_running()
 
 
+@pytest.mark.slow
 def test_nor_one_without_a_handle_yet() -> None:
     program = (
         "import signal, subprocess\n"

@@ -11,7 +11,7 @@ import pytest
 from tests.support.pages import ROOT
 from tests.support.processes import sleb_up
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.fixture

@@ -67,7 +67,10 @@ print(torch.get_num_threads(), os.environ.get("GOMP_SPINCOUNT"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="affinity is Linux's")
-@pytest.mark.parametrize(("policy", "spin_count"), [("", "2000"), ("active", "None")])
+@pytest.mark.parametrize(
+    ("policy", "spin_count"),
+    [("", "2000"), pytest.param("active", "None", marks=pytest.mark.slow)],
+)
 def test_torch_has_a_thread_for_each_cpu_and_what_the_user_set_stays(
     monkeypatch: pytest.MonkeyPatch, policy: str, spin_count: str
 ) -> None:

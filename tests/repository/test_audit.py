@@ -96,6 +96,7 @@ def test_what_is_vulnerable_fails_it(tmp_path: Path) -> None:
     assert "make audit: the packages listed above" in ran.stderr
 
 
+@pytest.mark.slow
 def test_a_service_that_cannot_be_reached_fails_it(tmp_path: Path) -> None:
     ran = make_audit("http://127.0.0.1:1/", tmp_path, "sbom")
     assert ran.returncode != 0

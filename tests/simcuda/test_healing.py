@@ -33,7 +33,7 @@ def test_a_training_is_that_of_the_cpu() -> None:
 @pytest.mark.parametrize(
     ("shape", "gib", "seqlen"),
     [
-        (LLAMA_3_8B, 24, 2048),
+        pytest.param(LLAMA_3_8B, 24, 2048, marks=pytest.mark.slow),
         pytest.param(LLAMA_3_8B, 24, 128, marks=pytest.mark.slow),
         pytest.param(LLAMA_3_8B, 80, 2048, marks=pytest.mark.slow),
         pytest.param(LLAMA_2_13B, 40, 2048, marks=pytest.mark.slow),
