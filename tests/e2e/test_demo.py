@@ -37,7 +37,7 @@ def test_the_demo_prunes_serves_compares_and_cleans_up(tiny_demo_dir: Path) -> N
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_demo_makes_sense_of_the_real_model(demo_data_dir: Path) -> None:
-    report = demo(demo_data_dir, threads=2, evaluate_s=10)
+    report = demo(demo_data_dir, threads=2, evaluate_s=10, verify="process")
     dense, *_, pruned = report["models"]
     job = report["job"]
     check_job(job, 30)
@@ -51,13 +51,15 @@ def test_the_demo_makes_sense_of_the_real_model(demo_data_dir: Path) -> None:
     assert "Paris" in dense["completion"]
 
 
-def demo(data_dir: Path, threads: int = 1, evaluate_s: float = 0) -> dict[str, Any]:
+def demo(
+    data_dir: Path, threads: int = 1, evaluate_s: float = 0, verify: str = "inline"
+) -> dict[str, Any]:
     """Run the demo to its end and return its report."""
     command = [sys.executable, "-m", "app", "demo", "--num-remove", str(NUM_REMOVE), "--json"]
     command += ["--port", "0", "--evaluate-s", str(evaluate_s)]
     ran = subprocess.run(
         command,
-        env=environment(data_dir, threads),
+        env={**environment(data_dir, threads), "SLEB_VERIFY": verify},
         capture_output=True,
         text=True,
         check=False,
