@@ -50,8 +50,10 @@ FIXTURES = (
 def pytest_configure(config: pytest.Config) -> None:
     """Properties are tried with fewer examples in `make test`, and with others in every run.
 
-    The process that only hands out tests to others needs no fixtures, which import torch.
+    The process that only hands out tests to others needs no fixtures, which import torch. Until
+    the tests begin, garbage would be looked for 11 times among all that is imported and collected.
     """
+    gc.disable()
     if config.getoption("dist", "no") == "no":
         for name in FIXTURES:
             config.pluginmanager.import_plugin(name)
@@ -118,6 +120,7 @@ def _share(nodeid: str, num_shares: int) -> int:
 def _imports_are_no_garbage() -> None:
     """A pruning run collects garbage: without this, 0.2 s each time over what was imported."""
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True, scope="session")
