@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 import psutil
 import pytest
 from llguidance import LLTokenizer
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from app.auth.keys import ApiKey, caller
 from app.engine.grammar import Grammar, ResponseFormatRefused, grammar_tokens
@@ -94,6 +97,23 @@ async def test_each_request_has_a_grammar_of_a_schema_that_is_checked_once(
 
 
 @in_loop
+async def test_a_tokenizer_with_a_very_long_token_is_refused_at_once(
+    tiny: Variant, tiny_loaded: LoadedModel
+) -> None:
+    """llguidance would read it for two minutes, in which nothing else runs, and panic."""
+    file = (tiny_loaded.path / "tokenizer.json").read_text(encoding="utf-8")
+    for num_chars in (1023, 70_000):
+        known = Tokenizer.from_str(file.replace('"<s>"', json.dumps("a" * num_chars)))
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=known)
+        async with service(replace(tiny_loaded, tokenizer=tokenizer), tiny) as serving:
+            if num_chars <= 1023:
+                assert await serving.get(VALUES)
+                continue
+            with pytest.raises(ResponseFormatRefused, match="one has 70000 characters"):
+                await serving.get(VALUES)
+
+
+@in_loop
 async def test_no_schema_waits_for_a_table_of_tokens_within_its_time(
     tiny: Variant, tiny_loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,7 +144,9 @@ async def test_no_schema_waits_for_a_table_of_tokens_within_its_time(
         assert serving.num_asked == 1 + 3
 
 
-@pytest.mark.parametrize("value", [SLOW, LARGE], ids=["slow", "large"])
+@pytest.mark.parametrize(
+    "value", [SLOW, pytest.param(LARGE, marks=pytest.mark.slow)], ids=["slow", "large"]
+)
 @in_loop
 async def test_a_schema_that_takes_long_is_refused_and_delays_no_usual_one(
     tiny: Variant, tiny_loaded: LoadedModel, value: object
