@@ -18,27 +18,15 @@ from pruning.checkpoints.store import MANIFEST, CheckpointStore, Manifest
 from pruning.models.blocks import view
 from pruning.models.safetensors_headers import fingerprint
 from pruning.models.store import LoadedModel, ModelStore, NotAModel, load
-from pruning.pipeline import prune
 from pruning.spec.calibration import CalibrationSpec, Dataset
-from pruning.spec.prune import PruneSpec, Repair
-from tests.support.recorder import Recorder
+from pruning.spec.prune import Metric, PruneSpec, Repair
+from tests.support.api_fixtures import publish_pruned
 from tests.support.tiny import generated
 from tests.support.tiny_checkpoints import write_checkpoint
 from tests.support.tiny_directory import spoil_weights, write_tiny_model
 
 NUM_BLOCKS = 14
 NUM_REMOVED = 10
-
-
-def publish(data_dir: Path, num_remove: int, job: str = "prn-1") -> Manifest:
-    calibration = CalibrationSpec(Dataset.SELF, num_samples=1, seqlen=8)
-    return prune(
-        PruneSpec("tiny", num_remove, calibration=calibration, repair=Repair.NONE),
-        name=f"tiny@{job}",
-        target=data_dir / "checkpoints" / f"tiny@{job}",
-        models=ModelStore(data_dir / "models"),
-        observer=Recorder(),
-    )
 
 
 def registry_of(data_dir: Path) -> ModelRegistry:
@@ -79,7 +67,16 @@ def run(engine: Engine, variant: Variant) -> list[int]:
 def test_ten_variants_take_no_more_memory_than_the_dense_model_alone(tmp_path: Path) -> None:
     """At most 1.05 times as much, after each has generated."""
     write_tiny_model(tmp_path / "models" / "tiny", num_blocks=NUM_BLOCKS)
-    publish(tmp_path, NUM_REMOVED)
+    calibration = CalibrationSpec(Dataset.SELF, num_samples=1, seqlen=8)
+    spec = PruneSpec(
+        "tiny",
+        NUM_REMOVED,
+        metric=Metric.COSINE,
+        calibration=calibration,
+        repair=Repair.NONE,
+        evaluate=False,
+    )
+    publish_pruned(tmp_path, spec=spec)
     registry, engine = registry_of(tmp_path), Engine()
     dense = registry.get("tiny").variant
     run(engine, dense)
@@ -98,7 +95,7 @@ def test_ten_variants_take_no_more_memory_than_the_dense_model_alone(tmp_path: P
 
 @pytest.fixture
 def manifest(tiny_models_dir: Path) -> Manifest:
-    return publish(tiny_models_dir.parent, 2)
+    return publish_pruned(tiny_models_dir.parent, 2)
 
 
 def replace(data_dir: Path, *, num_blocks: int = 6, seed: int = 1) -> None:
@@ -210,7 +207,7 @@ def test_weights_that_are_loaded_are_never_taken_for_those_that_replaced_them(
     registry = registry_of(data_dir)
     registry.get("tiny")
     replace(data_dir)
-    second = publish(data_dir, 2, "prn-2")
+    second = publish_pruned(data_dir, 2, "prn-2")
     with pytest.raises(ModelReplaced, match="POST /models/tiny/unload"):
         registry.get(second.name)
     registry.get("tiny")
