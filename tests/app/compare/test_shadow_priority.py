@@ -34,7 +34,7 @@ def test_under_overload_no_live_request_is_lost_and_replays_are_dropped(
     settings = settings.model_copy(update={"max_waiting": 100})
     limits = EngineLimits(max_num_seqs=2)
     body = {"model": "tiny@-2", "prompt": "the dog", "max_new_tokens": 40, "ignore_eos": True}
-    number = 48
+    number = 24
     with (
         served(settings, redis_url, Engine(limits)) as (_, client),
         ThreadPoolExecutor(12) as pool,
