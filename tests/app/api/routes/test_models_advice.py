@@ -12,7 +12,7 @@ from app.models.measured_speedups import MeasuredSpeedup, MeasuredSpeedups
 from pruning.checkpoints.store import Manifest
 from pruning.evaluation.advice import Limits
 from pruning.spec.calibration import CalibrationSpec, Dataset
-from pruning.spec.prune import PruneSpec
+from pruning.spec.prune import PruneSpec, Repair
 from tests.support.api_fixtures import publish_pruned
 
 LENIENT = {"max_ratio": 1e6, "min_speedup": 1.0}
@@ -21,7 +21,8 @@ LENIENT = {"max_ratio": 1e6, "min_speedup": 1.0}
 @pytest.fixture
 def manifest(data_dir: Path) -> Manifest:
     calibration = CalibrationSpec(Dataset.SELF, num_samples=6, seqlen=12)
-    return publish_pruned(data_dir, spec=PruneSpec("tiny", 3, calibration=calibration))
+    spec = PruneSpec("tiny", 3, calibration=calibration, repair=Repair.NONE)
+    return publish_pruned(data_dir, spec=spec)
 
 
 def measured(data_dir: Path, ratio: float) -> None:

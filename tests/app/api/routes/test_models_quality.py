@@ -12,7 +12,7 @@ from pruning.evaluation.quality import DomainQuality, Measured
 from pruning.evaluation.results import PAPER_TASKS, TaskScore
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.evaluation import Gate
-from pruning.spec.prune import PruneSpec, Quantize
+from pruning.spec.prune import PruneSpec, Quantize, Repair
 from tests.support.api_fixtures import publish_pruned
 from tests.support.exposition import Scrape
 from tests.support.pruning_runs import domain_of
@@ -26,7 +26,8 @@ def manifest(data_dir: Path) -> Manifest:
     """Of a job whose gate asked the probe, and warned of a perplexity."""
     calibration = CalibrationSpec(Dataset.SELF, num_samples=2, seqlen=12)
     gate = Gate(max_probe_drop=0.99, max_perplexity_ratio=1)
-    return publish_pruned(data_dir, spec=PruneSpec("tiny", 3, calibration=calibration, gate=gate))
+    spec = PruneSpec("tiny", 3, calibration=calibration, repair=Repair.NONE, gate=gate)
+    return publish_pruned(data_dir, spec=spec)
 
 
 @pytest.mark.usefixtures("few_questions")
@@ -147,7 +148,7 @@ def test_the_perplexity_with_quantized_weights_is_of_full_depth(
     data_dir: Path, client: TestClient
 ) -> None:
     calibration = CalibrationSpec(Dataset.SELF, num_samples=2, seqlen=12)
-    spec = PruneSpec("tiny", 3, calibration=calibration, quantize=Quantize.INT8)
+    spec = PruneSpec("tiny", 3, calibration=calibration, repair=Repair.NONE, quantize=Quantize.INT8)
     measured = publish_pruned(data_dir, spec=spec).quality.quantized
     assert measured is not None
     found = {model["id"]: model for model in client.get("/models").json()["data"]}
