@@ -30,7 +30,7 @@ from tests.support.families import (
 
 __all__ = [
     "CONFIGS", "DISTINCT", "EOS", "MAX_POSITIONS", "NUM_BLOCKS", "SERVED", "SWITCHED", "SWITCHES",
-    "TINY_SHAPE", "VOCAB_SIZE", "every_family", "every_served_family", "generated",
+    "TINY_SHAPE", "VOCAB_SIZE", "every_family", "generated",
     "random_model", "tiny_config", "tiny_model",
 ]  # fmt: skip
 
@@ -46,14 +46,6 @@ every_family = pytest.mark.parametrize(
     [
         pytest.param(family, marks=() if family in DISTINCT else pytest.mark.slow)
         for family in sorted(ARCHITECTURES)
-    ],
-)
-
-every_served_family = pytest.mark.parametrize(
-    "family",
-    [
-        pytest.param(family, marks=() if family in DISTINCT else pytest.mark.slow)
-        for family in SERVED
     ],
 )
 
