@@ -63,7 +63,8 @@ def test_what_a_killed_export_leaves_is_removed_by_the_next(
     assert names_in(out) == ["tiny", "tiny.gguf"]
 
 
-@each_kind
+@pytest.mark.slow  # as the next test shows the same of a whole command
+@pytest.mark.parametrize("kind", PLACES)
 def test_an_export_that_is_told_to_end_leaves_nothing(
     tiny_models_dir: Path, tmp_path: Path, kind: str
 ) -> None:
