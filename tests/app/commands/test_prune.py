@@ -21,7 +21,7 @@ from pruning.checkpoints.trajectory_plot import PLOT_FILE
 from pruning.config import WorkerSettings
 from pruning.jobs.estimate import DiskTooSmall
 from pruning.spec.calibration import CalibrationSpec, Dataset
-from pruning.spec.prune import PruneSpec
+from pruning.spec.prune import PruneSpec, Repair
 from tests.support.pruning_runs import RUN, manifest_of, removals_of_run
 
 
@@ -224,7 +224,10 @@ def test_a_run_leaves_what_it_shows_in_the_checkpoint(
 
 
 SPEC = PruneSpec(
-    "tiny", num_remove=2, calibration=CalibrationSpec(Dataset.SELF, num_samples=2, seqlen=12)
+    "tiny",
+    num_remove=2,
+    calibration=CalibrationSpec(Dataset.SELF, num_samples=2, seqlen=12),
+    repair=Repair.NONE,
 )
 
 
