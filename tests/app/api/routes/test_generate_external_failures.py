@@ -187,7 +187,7 @@ def check(problem: dict[str, Any], case: Case) -> None:
 
 
 def is_idle(client: TestClient, model: str = "odd") -> bool:
-    metrics = Scrape(client.get("/metrics").text)
+    metrics = scrape(client)
     names = ("sleb_external_requests_running", "sleb_external_requests_waiting")
     return [metrics.value(name, model_name=model) for name in names] == [0, 0]
 
@@ -216,11 +216,12 @@ def test_what_goes_wrong_there_is_told_here(
         assert last == "error"
         check(problem, case)
     errors, rejections = (2 if case.status >= 500 else 0), (2 if case.status == 429 else 0)
-    now = counts(client, case.model) - before
+    metrics = scrape(client)
+    now = counts_in(metrics, case.model) - before
     assert (now["errors"], now["rejections"], now["latencies"]) == (errors, rejections, 0)
     assert is_idle(client, case.model)
     assert KEY not in caplog.text
-    before, fake.behave = counts(client), says(*GOOD)
+    before, fake.behave = counts_in(metrics), says(*GOOD)
     assert ask(client).json()["outputs"][0]["text"] == "a b c"
     served = {"model": "tiny", "prompt": "a", "max_new_tokens": 2}
     assert client.post("/generate", json=served).status_code == 200
@@ -228,8 +229,15 @@ def test_what_goes_wrong_there_is_told_here(
 
 
 def counts(client: TestClient, model: str = "odd") -> "Counter[str]":
+    return counts_in(scrape(client), model)
+
+
+def scrape(client: TestClient) -> Scrape:
+    return Scrape(client.get("/metrics").text)
+
+
+def counts_in(metrics: Scrape, model: str = "odd") -> "Counter[str]":
     labels = {"model_name": model, **LABELS}
-    metrics = Scrape(client.get("/metrics").text)
     values = {
         "errors": metrics.value("sleb_request_success_total", finished_reason="error", **labels),
         "rejections": metrics.value(
