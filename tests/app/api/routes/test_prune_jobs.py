@@ -115,7 +115,7 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
     ({"calibration": {"dataset": "file", "path": "empty"}}, 422, "holds no text"),
     ({"calibration": {"dataset": "file", "path": "latin"}}, 422, "not UTF-8"),
     (
-        {"calibration": {"dataset": "code", "num_samples": 100000, "seqlen": 64}},
+        {"calibration": {"dataset": "documentation", "num_samples": 100000, "seqlen": 64}},
         422,
         "needed: 100000",
     ),
