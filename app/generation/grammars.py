@@ -42,7 +42,7 @@ NUM_AT_ONCE = 8
 NUM_OF_KEY = 2  # at once
 USUAL_CPU_S = 0.1
 MAX_CPU_S = 1.0
-_MAX_TOKEN_CHARS = 1023  # of llguidance
+_MAX_TOKEN_BYTES = 1023  # of llguidance
 
 
 @dataclass(frozen=True)
@@ -235,9 +235,10 @@ def _tokens(
     """Raises ``ResponseFormatRefused``."""
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise no_tokens(f"it is a {type(tokenizer).__name__}, and no tokenizer.json")
-    longest = max(map(len, tokenizer.backend_tokenizer.get_vocab(with_added_tokens=True)))
-    if longest > _MAX_TOKEN_CHARS:  # llguidance would panic, after minutes for a very long one
-        raise no_tokens(f"one has {longest} characters, and {_MAX_TOKEN_CHARS} are the limit")
+    tokens = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=True)
+    longest = max(len(token.encode()) for token in tokens)
+    if longest > _MAX_TOKEN_BYTES:  # llguidance would panic, after minutes for a very long one
+        raise no_tokens(f"one has {longest} bytes, and {_MAX_TOKEN_BYTES} are the limit")
     vocabulary = Vocabulary(
         tokenizer.backend_tokenizer.to_str(), vocab_size, tuple(sorted(eos_token_ids))
     )
