@@ -235,8 +235,8 @@ def _tokens(
     """Raises ``ResponseFormatRefused``."""
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise no_tokens(f"it is a {type(tokenizer).__name__}, and no tokenizer.json")
-    tokens = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=True)
-    longest = max(len(token.encode()) for token in tokens)
+    known = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=True)
+    longest = max(len(token.encode()) for token in known)
     if longest > _MAX_TOKEN_BYTES:  # llguidance would panic, after minutes for a very long one
         raise no_tokens(f"one has {longest} bytes, and {_MAX_TOKEN_BYTES} are the limit")
     vocabulary = Vocabulary(
