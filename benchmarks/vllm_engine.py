@@ -192,8 +192,8 @@ def bench(subject: Subject) -> dict[str, Any]:
 def _both(subject: Subject, plan: BenchPlan) -> Iterator[dict[str, Callable[[str], float]]]:
     """A function of each bench that measures a side: seconds per token of a run.
 
-    Both send their requests to the same two servers, since two servers of one model differ: by up
-    to a tenth of their times on a CPU, where each has its memory elsewhere.
+    Both send their requests to the same two servers, since two servers of one model may differ by
+    a tenth of their times.
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="sleb-bench-")))

@@ -174,9 +174,7 @@ def _read_fields(value: object, kind: type, where: str) -> object:
         return value
     try:
         return kind(**{**values, **read})
-    except (
-        TypeError
-    ) as error:  # one is missing, or unknown, by a name that no log may be able to hold
+    except TypeError as error:  # one is missing, or unknown: logs may not take its name as it is
         raise InvalidRecord(sendable(str(error))) from None
 
 

@@ -121,7 +121,7 @@ def _imports_are_no_garbage() -> None:
     """A pruning run collects garbage: without this, 0.2 s each time over what was imported. Tests
     make many objects, among which a collection for each 700 takes up to a tenth of their time."""
     gc.freeze()
-    gc.set_threshold(20_000)
+    gc.set_threshold(5_000)
     gc.enable()
 
 
