@@ -89,7 +89,7 @@ async def _clients_at_once(server: Server, clients: Sequence[Client]) -> float:
 async def _send(server: Server, request: SampleRequest) -> Answer:
     sent_s = time.perf_counter()
     async with asyncio.timeout(_TIMEOUT_S):
-        chunks = await _post(f"{server.url}/v1/completions", server.body(request))
+        chunks = await _post(server, server.body(request))
     events = list(_events(chunks))
     usage = _usage(events[-1][1] if events else b"")
     # The last event has the usage and no text: its time counts only if there is no other.
@@ -124,18 +124,23 @@ def _text(events: Iterable[tuple[float, bytes]]) -> str:
     return "".join(each.get("text") or "" for some in choices for each in some)
 
 
-async def _post(url: str, body: object) -> list[Chunk]:
+async def _post(server: Server, body: object) -> list[Chunk]:
     """Post JSON and return the parts of the response, which must have status 200.
 
     Raises ``BadResponse`` or ``OSError``.
     """
+    url = f"{server.url}/v1/completions"
     address = urlsplit(url)
     content = json.dumps(body).encode()
     head = (
         f"POST {address.path} HTTP/1.1\r\nHost: {address.netloc}\r\nConnection: close\r\n"
+        f"Authorization: Bearer {server.key}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
     )
-    reader, writer = await asyncio.open_connection(address.hostname, address.port or 80)
+    if server.socket is None:
+        reader, writer = await asyncio.open_connection(address.hostname, address.port or 80)
+    else:
+        reader, writer = await asyncio.open_unix_connection(server.socket)
     received: list[Chunk] = []
     try:
         writer.write(head.encode() + content)

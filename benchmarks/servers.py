@@ -59,6 +59,8 @@ class Server:
     model: str
     extra: Mapping[str, object]
     pid: int | None = None  # None: not started here
+    socket: Path | None = None  # of Unix, in place of a port
+    key: str = ""
 
     def body(self, request: SampleRequest) -> Mapping[str, object]:
         return {
@@ -100,6 +102,17 @@ def sleb_serve_on(
 ) -> AbstractContextManager[Server]:
     """``sleb serve`` with these settings except for the port."""
     return _served([sys.executable, *program, "serve"], child_environment(settings), model)
+
+
+def vllm_behind(service: Server) -> Server:
+    """The vLLM that runs as the engine of this service, asked directly. Raises ``ServerFailed``."""
+    for process in psutil.Process(service.pid).children(recursive=True):
+        words = process.cmdline()
+        if "--uds" in words:
+            path = Path(words[words.index("--uds") + 1])
+            key = process.environ()["VLLM_API_KEY"]
+            return Server("http://vllm", service.model, service.extra, socket=path, key=key)
+    raise ServerFailed(f"{service.url} runs no vLLM: expected SLEB_ENGINE=vllm")
 
 
 @contextmanager

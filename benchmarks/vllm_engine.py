@@ -1,13 +1,14 @@
 """What vLLM loses behind our API, and whether ``sleb bench`` reads the ratio that vLLM's own does.
 
 - Closed loops of several numbers of clients with streams, in turns: through ``sleb serve`` with
-  ``SLEB_ENGINE=vllm``, and against ``vllm serve`` directly. Wanted: 0.95 of its tokens per second,
-  and 1.1 times its time to the first token.
+  ``SLEB_ENGINE=vllm``, and directly against the ``vllm serve`` that it runs. Wanted: 0.95 of its
+  tokens per second, and 1.1 times its time to the first token.
 - The speed-up per token of a pruned model over the dense one: runs of ``sleb bench --engine vllm``
   and of ``vllm bench serve`` on the same servers, in short turns, each after a request that does
   not count. Wanted: a difference of at most 2 %.
 
-Servers have the options of ``SLEB_VLLM_ARGS``.
+Both sides of each use the same servers, since two of one model may differ by a tenth of their
+times. These have the options of ``SLEB_VLLM_ARGS``.
 """
 
 import json
@@ -29,18 +30,20 @@ from app.bench.plan import DENSE, BenchPlan, Scenario
 from app.compare.speedup import speedup, turns
 from app.config import ServeSettings
 from app.models.external import ExternalModel
-from benchmarks.latencies import performance
-from benchmarks.peers import SLEB, Closed, closed_loops, rows
+from benchmarks.latencies import performance, run_in_turn
+from benchmarks.load import closed_loop
+from benchmarks.peers import SLEB, Closed, rows
 from benchmarks.plan import Baseline
 from benchmarks.reports import facts, write
 from benchmarks.search import Dtype
-from benchmarks.servers import forwarded, no_server_left, sleb_serve_on, vllm_serve
+from benchmarks.servers import forwarded, no_server_left, sleb_serve_on, vllm_behind
 from benchmarks.workload import Prompts
 from pruning.checkpoints.markdown import markdown_table
 from pruning.config import child_environment
 from pruning.models.demo_model import NAME
 
 _VLLM_BENCH = Path(__file__).with_name("vllm_bench.py")
+_MIN_CLIENTS = 4  # whose requests are sent, also by fewer
 _FREE = 64  # tokens of the context beyond those of a request: vLLM's own bench may need some
 
 
@@ -109,14 +112,13 @@ class Subject:
 
     @property
     def settings(self) -> ServeSettings:
-        """Servers of ours have the options of those that are started directly."""
         given = ServeSettings()
         changes = {
             "engine": "vllm",
             "vllm": self.program,
             "vllm_args": f"--dtype {self.dtype} {given.vllm_args}",
             "vllm_servers": 2,
-            "kv_cache_bytes": 4 * 2**30,  # of two servers: the other side has 2 GiB each
+            "kv_cache_bytes": 4 * 2**30,  # of two servers
             "max_model_len": self.sizes.max_len,
             "max_num_seqs": self.sizes.max_num_seqs,
             "prefix_cache": "off",
@@ -125,27 +127,24 @@ class Subject:
         }
         return given.model_copy(update=changes)
 
-    def direct(self, directory: Path) -> Any:  # noqa: ANN401 - a context of one server
-        given, sizes = ServeSettings(), (self.sizes.max_len, self.sizes.max_num_seqs)
-        options = given.vllm_arguments
-        return vllm_serve(self.program, directory, self.dtype, given.threads, *sizes, options)
-
 
 def through_api(subject: Subject) -> dict[str, Any]:
     """Our figures over vLLM's for each number of clients."""
     directory, sizes = subject.settings.models_dir / subject.model, subject.sizes
     prompts = Prompts(AutoTokenizer.from_pretrained(directory), seed=0)
-    starts = {
-        SLEB: partial(sleb_serve_on, subject.settings, subject.model),
-        Baseline.VLLM: partial(subject.direct, directory),
-    }
-    with no_server_left():
-        passes_of: Closed = closed_loops(
-            starts,
-            lambda number: prompts.uniform(2 * number, sizes.prompt_len, sizes.output_len),
-            sizes.clients,
-            sizes.repeats,
-        )
+    with no_server_left(), sleb_serve_on(subject.settings, subject.model) as service:
+        servers = {SLEB: service, Baseline.VLLM: vllm_behind(service)}
+        passes_of: Closed = {
+            number: run_in_turn(
+                {
+                    name: partial(closed_loop, server, concurrency=number)
+                    for name, server in servers.items()
+                },
+                prompts.uniform(2 * max(number, _MIN_CLIENTS), sizes.prompt_len, sizes.output_len),
+                sizes.repeats,
+            )
+            for number in sizes.clients
+        }
     return {
         "over_vllm": rows(passes_of, Baseline.VLLM),
         "sides": {
@@ -190,11 +189,7 @@ def bench(subject: Subject) -> dict[str, Any]:
 
 @contextmanager
 def _both(subject: Subject, plan: BenchPlan) -> Iterator[dict[str, Callable[[str], float]]]:
-    """A function of each bench that measures a side: seconds per token of a run.
-
-    Both send their requests to the same two servers, since two servers of one model may differ by
-    a tenth of their times.
-    """
+    """A function of each bench that measures a side: seconds per token of a run."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="sleb-bench-")))
         runs = stack.enter_context(runs_in_vllm(subject.model, [subject.variant], subject.settings))

@@ -75,6 +75,7 @@ def test_what_goes_wrong_is_no_result(server: Server, requests: list[SampleReque
 
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+ONE_REQUEST = SampleRequest("a", (1,), 3)
 USAGE = b'data: {"usage":{"completion_tokens":3}}\n\n'
 
 
@@ -92,7 +93,7 @@ def response_of(*writes: bytes) -> Pass:
         async with await asyncio.start_server(respond, "127.0.0.1", 0) as listener:
             port = listener.sockets[0].getsockname()[1]
             server = Server(f"http://127.0.0.1:{port}", "m", extra={})
-            return await asyncio.to_thread(closed_loop, server, [SampleRequest("a", (1,), 3)], 1)
+            return await asyncio.to_thread(closed_loop, server, [ONE_REQUEST], 1)
 
     return asyncio.run(run())
 
@@ -123,3 +124,20 @@ def test_an_answer_that_breaks_off_is_no_result() -> None:
         response_of(HEAD, b"ff\r\ndata")
     with pytest.raises(ServerFailed, match="does not end with usage"):
         response_of(HEAD, chunk(b'data: {"error": "busy"}\n\n'), chunk(b""))
+
+
+def test_a_server_may_listen_on_a_unix_socket_and_ask_for_a_key(tmp_path: Path) -> None:
+    server = Server("http://m", "m", extra={}, socket=tmp_path / "socket", key="a-key")
+    heads: list[bytes] = []
+
+    async def run() -> Pass:
+        async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            heads.append(await reader.readuntil(b"}"))
+            writer.write(HEAD + chunk(USAGE) + chunk(b""))
+            writer.close()
+
+        async with await asyncio.start_unix_server(respond, server.socket):
+            return await asyncio.to_thread(closed_loop, server, [ONE_REQUEST], 1)
+
+    assert asyncio.run(run()).num_tokens == 3
+    assert b"\r\nAuthorization: Bearer a-key\r\n" in heads[0]
