@@ -9,6 +9,7 @@ import zipfile
 from itertools import chain
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 
 from tests.image.compose import ROOT
@@ -82,6 +83,7 @@ def wheel(directory: Path, name: str, version: str, needs: str = "") -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
+@pytest.mark.slow
 def test_pip_takes_files_of_these_hashes_beside_a_torch_of_another_index(tmp_path: Path) -> None:
     """As the Dockerfile calls it: torch first, then the rest, whose hashes are checked."""
     wheel(tmp_path, "torch", "1.0+cpu")

@@ -66,6 +66,7 @@ print(torch.get_num_threads(), os.environ.get("GOMP_SPINCOUNT"))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="affinity is Linux's")
 @pytest.mark.parametrize(
     ("policy", "spin_count"),

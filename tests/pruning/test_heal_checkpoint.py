@@ -30,6 +30,7 @@ from pruning.spec.evaluation import Gate, GateAction
 from pruning.spec.prune import PruneSpec, Resident
 from tests.support.healing import HEAL, NAME, Healed, heal_tiny
 from tests.support.logits import logits_of
+from tests.support.quick import slow_but
 from tests.support.recorder import Recorder, Stop
 from tests.support.tiny_directory import write_tiny_model
 
@@ -169,6 +170,7 @@ def test_a_healing_that_was_stopped_goes_on(number: int, data_dir: Path, healed:
     assert not (data_dir / "searches").exists()
 
 
+@pytest.mark.slow
 def test_other_settings_do_not_go_on_with_it(data_dir: Path) -> None:
     with pytest.raises(Stop):
         heal_tiny(data_dir, HEAL, "again", Recorder(stop_after_healing=21))
@@ -181,6 +183,7 @@ def test_other_settings_do_not_go_on_with_it(data_dir: Path) -> None:
     assert manifest.quality.domains[0].control is None
 
 
+@pytest.mark.slow
 def test_a_second_healing_in_the_same_place_is_refused_at_once(data_dir: Path) -> None:
     class Twice(Recorder):
         def healing(self, which: str, step: Step) -> None:
@@ -239,6 +242,7 @@ def test_changed_text_is_noticed_before_the_training(data_dir: Path) -> None:
     assert not recorder.healing_steps
 
 
+@pytest.mark.slow
 def test_a_healing_is_published_in_the_type_of_its_source(data_dir: Path) -> None:
     """The source says that it was computed in another type than it was published in."""
     file = data_dir / "checkpoints" / NAME / "manifest.json"
@@ -253,7 +257,7 @@ def test_a_healing_is_published_in_the_type_of_its_source(data_dir: Path) -> Non
     assert torch.equal(published.get_parameter(name), dense.get_parameter(name))
 
 
-@pytest.mark.parametrize("is_met", [True, False])
+@pytest.mark.parametrize("is_met", slow_but((True, False), False))
 def test_the_gate_of_the_spec_judges_the_healed_model(
     is_met: bool, data_dir: Path, healed: Healed
 ) -> None:
@@ -275,6 +279,7 @@ def test_the_gate_of_the_spec_judges_the_healed_model(
     assert not (data_dir / "checkpoints" / "again").exists()
 
 
+@pytest.mark.slow
 def test_the_gate_compares_with_the_control_if_that_is_better(healed: Healed) -> None:
     """Any two models stand for the healed one and its control: the best one for the control."""
     path = healed.data_dir / "models" / "tiny"

@@ -72,6 +72,7 @@ def test_the_adapter_is_for_the_dense_model(elastic: Healed) -> None:
     assert config["layers_to_transform"] == [b for b in range(6) if b != removed[0]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [13, pytest.param(21, marks=pytest.mark.slow)])
 def test_a_healing_that_was_stopped_ends_with_the_same_adapter(
     number: int, elastic: Healed, data_dir: Path
@@ -90,6 +91,7 @@ def test_a_healing_that_was_stopped_ends_with_the_same_adapter(
         torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_state_of_another_adapter_is_begun_again(elastic: Healed, data_dir: Path) -> None:
     """As of an earlier release, which adapted fewer blocks."""
     with pytest.raises(Stop):

@@ -25,6 +25,7 @@ from pruning.search.state import SearchState
 from pruning.sleb import TooManyRemovals, sleb
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec, Repair
+from tests.support.quick import slow_but
 from tests.support.recorder import Recorder, Stop
 from tests.support.tiny_directory import NUM_BLOCKS, spoil_weights, write_tiny_model
 
@@ -140,9 +141,7 @@ def unstopped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, Recor
 
 @pytest.mark.parametrize(
     "stop_after",
-    [  # of rounds of 4, 3 and 2
-        pytest.param(at, marks=() if at in {1, 4, 6} else pytest.mark.slow) for at in range(1, 9)
-    ],
+    slow_but(range(1, 9), 4),  # of rounds of 4, 3 and 2
 )
 def test_a_stopped_run_publishes_nothing_and_resumes_to_the_same_end(
     tiny_models_dir: Path, stop_after: int, unstopped: tuple[Manifest, Recorder]
@@ -161,6 +160,7 @@ def test_a_stopped_run_publishes_nothing_and_resumes_to_the_same_end(
     assert len(stopped.scored) + len(resumed.scored) == 9
 
 
+@pytest.mark.slow
 def test_what_was_found_on_other_windows_is_not_built_upon(
     tiny_models_dir: Path, unstopped: tuple[Manifest, Recorder]
 ) -> None:

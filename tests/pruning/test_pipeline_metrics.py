@@ -23,6 +23,7 @@ from pruning.spec import InvalidSpec
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import Metric, PruneSpec, Repair, Resident, Search
 from tests.support.pruning_runs import prune_tiny
+from tests.support.quick import slow_but
 from tests.support.recorder import Recorder, Stop
 from tests.support.tiny_directory import NUM_BLOCKS, write_tiny_model
 
@@ -90,6 +91,7 @@ def test_a_ranking_publishes_what_a_search_does_with_measured_losses(
         assert list(found.removed_blocks) == sorted(means, key=means.__getitem__)[:NUM_REMOVE]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ONCE)
 def test_streamed_blocks_and_whole_models_give_the_same_order(
     metric: Metric, tiny_models_dir: Path, spec: PruneSpec
@@ -118,11 +120,8 @@ def test_progress_is_exact(metric: Metric, tiny_models_dir: Path, spec: PruneSpe
 
 @pytest.mark.parametrize(
     "stop_after",
-    [
-        # in the ranking, at its end, and between two measured losses
-        pytest.param(at, marks=() if at in {2, FREE, FREE + 2} else pytest.mark.slow)
-        for at in range(1, FREE + NUM_REMOVE)
-    ],
+    # in the ranking, and between two measured losses
+    slow_but(range(1, FREE + NUM_REMOVE), 2, FREE + 2),
 )
 @pytest.mark.parametrize("metric", ONCE)
 def test_wherever_it_is_stopped_it_goes_on_and_repeats_nothing(

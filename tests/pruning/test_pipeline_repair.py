@@ -28,6 +28,7 @@ from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec, Repair, Resident
 from tests.support.logits import logits_of, token_ids
 from tests.support.pruning_runs import prune_tiny
+from tests.support.quick import slow_but
 from tests.support.recorder import Recorder, Stop
 from tests.support.tiny import every_family, tiny_model
 from tests.support.tiny_checkpoints import write_checkpoint
@@ -109,6 +110,7 @@ def test_a_job_of_an_earlier_release_is_not_repaired(
     assert all(torch.equal(values, weights(path)[name]) for name, values in raw.named_parameters())
 
 
+@pytest.mark.slow
 def test_a_streamed_model_is_repaired_like_one_in_memory(
     tiny_models_dir: Path, spec: PruneSpec
 ) -> None:
@@ -180,7 +182,7 @@ def short(monkeypatch: pytest.MonkeyPatch, error: Exception, num_times: int) -> 
     return tried
 
 
-@pytest.mark.parametrize("kind", SHORTAGES)
+@pytest.mark.parametrize("kind", slow_but(SHORTAGES, "memory", "disk"))
 def test_auto_warns_and_repairs_nothing_where_memory_does_not_suffice(
     tiny_models_dir: Path, spec: PruneSpec, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -193,6 +195,7 @@ def test_auto_warns_and_repairs_nothing_where_memory_does_not_suffice(
     assert "memory" in warning or str(SHORTAGES[kind]) in warning
 
 
+@pytest.mark.slow
 def test_auto_repairs_with_half_the_batch_if_that_fits(
     tiny_models_dir: Path, spec: PruneSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,6 +256,7 @@ def test_a_repair_without_any_text_to_choose_by() -> None:
         windows_for(Repair.RIDGE, config, lambda: windows, warnings.append)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_in_the_repair_repeats_the_repair_alone(
     tiny_models_dir: Path, spec: PruneSpec
 ) -> None:

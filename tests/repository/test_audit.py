@@ -75,6 +75,7 @@ def required() -> set[NormalizedName]:
     return {canonicalize_name(Requirement(line).name) for line in project["dependencies"]}
 
 
+@pytest.mark.slow
 def test_everything_that_is_installed_is_asked_about_and_listed(tmp_path: Path) -> None:
     with advisories() as (url, asked):
         ran = make_audit(url, tmp_path)
@@ -88,6 +89,7 @@ def test_everything_that_is_installed_is_asked_about_and_listed(tmp_path: Path) 
     assert all(listed[name]["version"] and listed[name]["purl"] for name in required())
 
 
+@pytest.mark.slow
 def test_what_is_vulnerable_fails_it(tmp_path: Path) -> None:
     with advisories("filelock") as (url, _):
         ran = make_audit(url, tmp_path, "sbom")

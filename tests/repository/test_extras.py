@@ -17,7 +17,6 @@ from tests.support.tiny_directory import write_tiny_model
 
 pytestmark = pytest.mark.timeout(400)  # for a busy machine
 
-SLOW = ("cluster", "eval", "gguf", "heal", "plots", "quantize")  # each takes seconds to import
 OPTIONAL_MODULES = (
     "app.cluster.application",
     "app.cluster.ingress",
@@ -173,11 +172,13 @@ def of_base(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return said((), parts, directory).split("---\n")
 
 
+@pytest.mark.slow
 def test_the_base_imports_every_module_and_prunes(of_base: list[str]) -> None:
     _, _, pruned = of_base
     assert "plots: 0\n" in pruned
 
 
+@pytest.mark.slow
 def test_the_base_names_the_extra_of_what_it_lacks(of_base: list[str]) -> None:
     refused, *_ = of_base
     lines = dict(line.split(": ", 1) for line in refused.splitlines())
@@ -187,10 +188,8 @@ def test_the_base_names_the_extra_of_what_it_lacks(of_base: list[str]) -> None:
         assert re.search(rf"needs the extra `{name}`: {re.escape(install_command(name))}", line)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(each, marks=pytest.mark.slow if each in SLOW else ()) for each in EXTRAS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXTRAS)
 def test_an_extra_alone_is_enough_for_its_use(name: str, directory: Path) -> None:
     check = f"from pruning.extras import has_extra; assert has_extra({name!r})\n"
     output = said((name,), check + USES[name], directory)

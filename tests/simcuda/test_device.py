@@ -205,6 +205,7 @@ def test_integer_products_want_more_rows_than_a_decode_has(cuda: SimulatedCuda, 
         torch._int_mm(torch.ones(rows, 8, dtype=torch.int8, device="cuda"), weight)
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_the_cpu() -> None:
     """In a process of its own, as torch makes its threads for devices once."""
     code = """

@@ -23,6 +23,7 @@ from pruning.models.store import LoadedModel
 from pruning.spec.prune import Quantize
 from tests.support.engine_requests import PRUNED_BLOCKS, prompt, request
 from tests.support.mixtures import MIXTURE_CONFIGS
+from tests.support.quick import slow_but
 from tests.support.response_formats import PERSON, constrained
 from tests.support.simcuda.device import SimulatedCuda
 from tests.support.simcuda.engine_runs import (
@@ -42,7 +43,7 @@ EXPERTS = MIXTURE_CONFIGS.keys() & {*SERVED}
 UNRECORDED = {*EXPERTS, "falcon"}
 
 
-@pytest.mark.parametrize("family", SERVED)
+@pytest.mark.parametrize("family", slow_but(SERVED, "gemma2", "gpt2", "qwen3"))
 def test_every_family_gives_what_it_gives_on_the_cpu(cuda: SimulatedCuda, family: str) -> None:
     """Recorded, but for falcon and experts in float32: torch reads on the host where their groups
     end."""
@@ -257,7 +258,7 @@ def test_a_cache_that_the_card_cannot_hold_is_refused(cuda: SimulatedCuda) -> No
         Caches(1 << 30).of(of)
 
 
-@pytest.mark.parametrize("family", SERVED)
+@pytest.mark.parametrize("family", slow_but(SERVED, "gemma2", "llama"))
 def test_a_cache_leaves_what_the_largest_step_takes(cuda: SimulatedCuda, family: str) -> None:
     """Which is found by running one, and grows with its tokens."""
     cuda.set_memory(1 << 30)
@@ -269,6 +270,7 @@ def test_a_cache_leaves_what_the_largest_step_takes(cuda: SimulatedCuda, family:
     assert 0.79 * (free - many) < cache.num_bytes <= 0.8 * (free - many)
 
 
+@pytest.mark.slow
 def test_a_stream_of_a_thousand_tokens_records_nothing(cuda: SimulatedCuda) -> None:
     """All that is recorded is recorded at load, in a bounded number of shapes."""
     of = variant_on(longer(1100))

@@ -20,6 +20,7 @@ def healed(**asked: Any) -> Mapping[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_a_training_is_that_of_the_cpu() -> None:
     found = healed()
     for part, expected in found["cpu"].items():

@@ -104,6 +104,7 @@ def test_a_search_fits_the_card_that_has_the_model(
     assert dry.peak_bytes() < gib * GIB
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "gib"),
     [(LLAMA_3_8B, 24), pytest.param(LLAMA_2_13B, 40, marks=pytest.mark.slow)],

@@ -18,6 +18,7 @@ from pruning.search.dense_model import Resources
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import Metric, PruneSpec, Quantize, Repair, Resident, Search
 from tests.support.job_waits import wait_for_end
+from tests.support.quick import slow_but
 from tests.support.recorder import Recorder
 from tests.support.simcuda import build
 from tests.support.simcuda.device import SimulatedCuda
@@ -37,7 +38,6 @@ RUNS: Mapping[str, Mapping[str, Any]] = {
     "int8": {"quantize": Quantize.INT8},
     "text of the model": {"calibration": CalibrationSpec(Dataset.SELF, num_samples=4, seqlen=16)},
 }
-QUICK = {"exact", "kl", "streamed, staged"}  # the others are slow tests
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def numbers(manifest: Manifest) -> list[float]:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in RUNS],
+    slow_but(RUNS, "kl", "streamed, staged"),
 )
 def test_a_run_is_that_of_the_cpu(
     cuda: SimulatedCuda, tiny_models_dir: Path, text: Path, name: str

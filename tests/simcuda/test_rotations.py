@@ -16,6 +16,7 @@ from pruning.models.rotations import held
 from pruning.models.timing import measure_times
 from tests.support.engine_requests import expected, prompt, request
 from tests.support.families import CONFIGS, LLAMA_LIKE, MAX_POSITIONS
+from tests.support.quick import slow_but
 from tests.support.simcuda.device import SimulatedCuda
 from tests.support.simcuda.engine_runs import events, recorded
 from tests.support.simcuda.models import on_device, variant_on
@@ -43,7 +44,7 @@ def rotated(family: str, rope: Mapping[str, Any]) -> PreTrainedModel:
     return random_model(AutoConfig.for_model(family, **shape))
 
 
-@pytest.mark.parametrize("name", ROTATED)
+@pytest.mark.parametrize("name", slow_but(ROTATED, "flat, dynamic", "own forward, longrope"))
 def test_steps_are_recorded_and_wait_once_for_their_tokens(cuda: SimulatedCuda, name: str) -> None:
     model = rotated(*ROTATED[name])
     cpu, gpu = make_variant("tiny", "tiny", model), variant_on(model)

@@ -118,6 +118,7 @@ def test_blocks_that_are_walked_once_take_the_same_memory(
     assert kernels[1] < kernels[0] / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_divergence", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_streamed_search_of_70b_fits_one_card(
     dry: SimulatedCuda, monkeypatch: pytest.MonkeyPatch, by_divergence: bool
@@ -131,6 +132,7 @@ def test_a_streamed_search_of_70b_fits_one_card(
     assert model.peak_bytes < 8 * GIB
 
 
+@pytest.mark.slow
 def test_a_streamed_search_of_70b_fits_each_card_of_two_actors(
     dry: SimulatedCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -243,17 +243,29 @@ SWITCHES: Mapping[str, Mapping[str, Any]] = {
 }
 SWITCHED = tuple(f"{family}.{switch}" for family, of in SWITCHES.items() for switch in of)
 
-# Families with a mechanism that no family of ``EVERYWHERE`` has: a factor of logits, blocks that
-# return a tuple, attention with sinks, a factor of the residual stream, norms behind with windows,
-# states beside keys and values.
-MECHANISMS = frozenset({"cohere2", "falcon", "gpt_oss", "granite", "lfm2", "olmo3"})
-# Quick tests run these, unless they are of all families and decide nothing.
+# Quick tests run these, if there is no such test for most families.
 EVERYWHERE = frozenset(
     {"gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "mixtral", "olmo2",
      "olmoe", "opt", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3", "starcoder2"}
 )  # fmt: skip
 # They differ in what a block is made of: where its norms and biases are, what is merged, experts.
 VARIED = frozenset({"gemma2", "gpt2", "gpt_neox", "llama", "opt", "phi3", "qwen2_moe", "qwen3"})
+# Families with a mechanism that none of these has: a factor of logits, blocks that return a tuple,
+# two rotations, attention with sinks, a factor of the residual stream, states beside keys and
+# values, experts that are stored one by one, norms behind with windows, blocks without rotation.
+MECHANISMS = frozenset(
+    {
+        "cohere2",
+        "falcon",
+        "gemma3_text",
+        "gpt_oss",
+        "granite",
+        "lfm2",
+        "mixtral",
+        "olmo3",
+        "smollm3",
+    }
+)
 
 
 def is_slow(family: str, *, is_contract: bool, is_of_all: bool) -> bool:
@@ -263,6 +275,6 @@ def is_slow(family: str, *, is_contract: bool, is_of_all: bool) -> bool:
     same test for most families.
     """
     name, _, switch = family.partition(".")
-    if is_of_all and not is_contract:
-        return name not in VARIED
-    return name not in EVERYWHERE and not (is_contract and name in MECHANISMS and not switch)
+    if name in (VARIED if is_of_all else EVERYWHERE):
+        return False
+    return not (is_contract and name in MECHANISMS and not switch)

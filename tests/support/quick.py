@@ -1,6 +1,10 @@
 """Less work than for users, where that changes nothing that a tiny model can show."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pytest
+from _pytest.mark.structures import ParameterSet
 
 from pruning.evaluation.estimate import MIN_PAIRS
 
@@ -14,3 +18,8 @@ LIMITS: Mapping[str, int] = {
     # of each sample text: whole ones are a fifth of a pruning run
     "pruning.evaluation.samples.MAX_NEW_TOKENS": 3,
 }
+
+
+def slow_but(cases: Iterable[Any], *quick: object) -> list[ParameterSet]:
+    """The cases of a test, which are slow tests except these."""
+    return [pytest.param(case, marks=() if case in quick else pytest.mark.slow) for case in cases]

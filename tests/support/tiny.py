@@ -27,6 +27,7 @@ from tests.support.families import (
     SWITCHES,
     VOCAB_SIZE,
 )
+from tests.support.quick import slow_but
 
 __all__ = [
     "CONFIGS", "DISTINCT", "EOS", "MAX_POSITIONS", "NUM_BLOCKS", "SERVED", "SWITCHED", "SWITCHES",
@@ -36,18 +37,12 @@ __all__ = [
 
 SERVED = tuple(sorted(name for name, row in ARCHITECTURES.items() if row.is_served))
 
-# They differ in what a run does with them: grouped heads, norms behind, biases and transposed
-# matrices, projections in one, experts.
-DISTINCT = frozenset({"llama", "gemma2", "gpt2", "phi3", "qwen2_moe"})
+# They differ in what a run does with them: grouped heads and norms behind, biases and transposed
+# matrices, experts.
+DISTINCT = ("gemma2", "gpt2", "qwen2_moe")
 
 # For a whole run of each family, of which the other families' are slow tests.
-every_family = pytest.mark.parametrize(
-    "family",
-    [
-        pytest.param(family, marks=() if family in DISTINCT else pytest.mark.slow)
-        for family in sorted(ARCHITECTURES)
-    ],
-)
+every_family = pytest.mark.parametrize("family", slow_but(sorted(ARCHITECTURES), *DISTINCT))
 
 
 TINY_SHAPE: Mapping[str, Any] = {"model_type": "llama", **LLAMA_LIKE}

@@ -124,6 +124,7 @@ def test_the_api_does_what_it_says_a_thousand_times(url: str, config: Path) -> N
     fuzz(url, config, 200)
 
 
+@pytest.mark.slow
 @PHASES
 def test_with_a_key_too_and_nothing_ignores_it(
     url: str, config: Path, settings: ServeSettings, phases: str

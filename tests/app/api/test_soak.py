@@ -82,6 +82,7 @@ def until_flat(run: Callable[[], None]) -> Iterator[int]:
             return
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "num_requests",
     [

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.processes import environment
 
 SLEB = """
@@ -31,6 +33,7 @@ def completed(directory: Path, words: str) -> list[str]:
     return sorted(ran.stdout.split())
 
 
+@pytest.mark.slow
 def test_commands_and_options_are_completed(tmp_path: Path) -> None:
     assert completed(tmp_path, "sleb models a") == ["add", "alias"]
     assert completed(tmp_path, "sleb export --q") == ["--quantize"]

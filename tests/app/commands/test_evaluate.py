@@ -58,6 +58,7 @@ def run(*arguments: object) -> Any:
     return json.loads(result.stdout)["evaluations"]
 
 
+@pytest.mark.slow
 def test_every_name_of_a_model_means_its_blocks(data_dir: Path, published: Manifest) -> None:
     checkpoint = data_dir / "checkpoints" / "tiny@prn-1"
     dense = data_dir / "models" / "tiny"
@@ -142,6 +143,7 @@ def test_perplexity_is_that_of_a_loop(data_dir: Path) -> None:
     assert own["seqlen"] == 16
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_questions")
 def test_streamed_the_numbers_are_the_same(data_dir: Path, published: Manifest) -> None:
     assert published.removed_blocks
@@ -231,6 +233,7 @@ def test_models_with_other_token_ids_of_a_text_have_a_section_of_their_own(
     assert sum(line.startswith("upper.txt") and "sha256" in line for line in lines) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", Quantize)
 def test_quantized_models_stand_beside_themselves_and_their_parent_in_front(
     data_dir: Path, published: Manifest, weights: Quantize

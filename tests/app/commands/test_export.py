@@ -34,6 +34,7 @@ from pruning.spec.prune import PruneSpec, Repair
 from tests.support.api_fixtures import publish_pruned
 from tests.support.logits import logits_of, token_ids
 from tests.support.pruning_runs import domain_of
+from tests.support.quick import slow_but
 from tests.support.repairs import repair_checkpoint
 from tests.support.tiny_checkpoints import write_checkpoint
 
@@ -147,7 +148,7 @@ def test_the_card_of_an_export_has_the_speed_that_is_known(
     assert "predicted" not in cards[2]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", slow_but(("float32", "bfloat16", "float16"), "bfloat16"))
 def test_a_prefix_becomes_a_plain_directory_in_that_dtype(
     manifest: Manifest, tiny_models_dir: Path, tmp_path: Path, dtype: str
 ) -> None:

@@ -50,6 +50,7 @@ def stopped(tiny_models_dir: Path, out: Path, kind: str, number: signal.Signals)
     ).returncode
 
 
+@pytest.mark.slow
 @each_kind
 def test_what_a_killed_export_leaves_is_removed_by_the_next(
     tiny_models_dir: Path, tmp_path: Path, kind: str
@@ -73,6 +74,7 @@ def test_an_export_that_is_told_to_end_leaves_nothing(
     assert names_in(out) == []
 
 
+@pytest.mark.slow
 def test_it_may_wait_for_the_process_that_verifies(tiny_models_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "app", *words("directory", out)]

@@ -83,6 +83,7 @@ def test_a_second_command_is_refused_at_once(
     assert not (data_dir / "searches").exists()
 
 
+@pytest.mark.slow
 def test_every_depth_is_told_where_all_are_healed(
     data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

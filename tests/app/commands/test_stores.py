@@ -57,6 +57,7 @@ def bucket(request: pytest.FixtureRequest) -> str:
     return f"{request.param}://{request.getfixturevalue(kind)}"
 
 
+@pytest.mark.slow
 def test_a_model_of_a_bucket_is_pruned_into_a_store_and_added_from_there(
     data_dir: Path, bucket: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -109,6 +110,7 @@ def test_a_checkpoint_that_cannot_be_sent_is_kept_and_sent_by_the_same_command(
     assert list((data_dir / "outgoing").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_model_that_is_at_the_url_stays_unless_it_is_to_be_replaced(data_dir: Path) -> None:
     url = f"file://{data_dir}/there"
     publish_pruned(data_dir)
@@ -121,6 +123,7 @@ def test_a_model_that_is_at_the_url_stays_unless_it_is_to_be_replaced(data_dir: 
     assert not (data_dir / "there" / "old.safetensors").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_xet", [False, True])
 def test_a_model_is_exported_to_the_hub_with_one_commit(
     data_dir: Path,

@@ -159,6 +159,7 @@ def test_a_control_replays_a_request_twice_on_its_own_model(
     assert not [name for name in found if scrape.value(name, **PAIR)]  # none of it is compared
 
 
+@pytest.mark.slow
 def test_a_share_of_the_pairs_are_controls(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,7 @@ from tests.support.waiting import wait_until
 pytestmark = pytest.mark.usefixtures("_published", "_without_controls")
 
 
+@pytest.mark.slow
 def test_under_overload_no_live_request_is_lost_and_replays_are_dropped(
     settings: ServeSettings, redis_url: str, redis_client: redis.Redis
 ) -> None:
@@ -51,6 +52,7 @@ def test_under_overload_no_live_request_is_lost_and_replays_are_dropped(
         assert found.get("done", 0) < number
 
 
+@pytest.mark.slow
 def test_a_client_that_leaves_is_not_replayed(
     settings: ServeSettings, redis_url: str, redis_client: redis.Redis
 ) -> None:
@@ -75,6 +77,7 @@ def test_a_client_that_leaves_is_not_replayed(
         assert sum(num_dropped(scrape, reason) for reason in REASONS) == 0
 
 
+@pytest.mark.slow
 def test_one_replay_more_than_the_limit_is_dropped_as_busy(
     settings: ServeSettings, redis_url: str, redis_client: redis.Redis, held: Held
 ) -> None:

@@ -32,6 +32,7 @@ from app.engine.running.head import COMPILED_HEAD, TORCH
 from tests.support.compiled import always, load_compiled
 from tests.support.engine_requests import expected, prompt, request, run, variant
 from tests.support.kernels import choice_of
+from tests.support.quick import slow_but
 from tests.support.serving import local_api
 from tests.support.tiny import SERVED
 from tests.support.waiting import wait_until
@@ -210,6 +211,7 @@ def test_sizes_are_powers_of_two_and_contexts_of_four() -> None:
     assert contexts_to(64) == [64]
 
 
+@pytest.mark.slow
 def test_a_service_keeps_its_choices_by_default_and_makes_none_if_that_is_off(
     settings: ServeSettings, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,7 +239,7 @@ def choices_in(file: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("kernels", KERNELS, ids=str)
-@pytest.mark.parametrize("family", SERVED)
+@pytest.mark.parametrize("family", slow_but(SERVED, "gpt2", "gpt_neox", "qwen2_moe"))
 def test_whatever_is_chosen_gives_the_tokens_of_generate(
     family: str, kernels: tuple[str, ...]
 ) -> None:

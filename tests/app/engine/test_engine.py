@@ -23,6 +23,7 @@ from tests.support.engine_requests import (
     run,
     variant,
 )
+from tests.support.quick import slow_but
 from tests.support.repairs import methods_of, repaired_by
 from tests.support.tiny import EOS, SERVED, generated, tiny_model
 
@@ -42,7 +43,7 @@ def test_greedy_output_is_that_of_generate(family: str) -> None:
         assert outcome.of(each) == expected(each)
 
 
-@pytest.mark.parametrize("family", SERVED)
+@pytest.mark.parametrize("family", slow_but(SERVED, "gpt2", "qwen2_moe"))
 def test_raw_and_repaired_of_one_depth_run_together_and_never_mix(family: str) -> None:
     """Each gives what it gives alone: what ``generate`` gives for the folded model."""
     model, folds = tiny_model(family), {}

@@ -85,6 +85,7 @@ def test_it_takes_no_step_while_a_request_runs() -> None:
     assert outcome.of(other) == expected(other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt2"])  # the flat forward, and a model's own
 @given(wanted=st.lists(st.booleans(), max_size=60))
 @settings(max_examples=20, deadline=None)

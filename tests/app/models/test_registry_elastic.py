@@ -58,6 +58,7 @@ def test_every_depth_has_names(elastic: Healed) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_healed_at_its_full_depth_has_no_such_name(healed: Healed) -> None:
     with pytest.raises(UnknownModel):
         registry_of(healed.data_dir).catalog.resolve("tiny@-1+healed")
@@ -94,6 +95,7 @@ def test_all_depths_share_one_copy_of_the_blocks(elastic: Healed) -> None:
         assert (view.bytes, view.shared_bytes) == (found[depth].own_bytes, healing.num_bytes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [1, 2])
 def test_what_is_exported_is_what_is_served(depth: int, elastic: Healed, tmp_path: Path) -> None:
     variant = registry_of(elastic.data_dir).get(f"{HEALED}-{depth}").variant

@@ -252,6 +252,7 @@ def test_many_who_want_one_repair_at_once_read_it_once(
 DEMO_ORDER = (17, 16, 18, 14, 13, 15, 12, 4, 5, 26)
 
 
+@pytest.mark.slow
 def test_ten_repaired_depths_take_at_most_0_3_of_the_dense_weights(data_dir: Path) -> None:
     shutil.rmtree(data_dir / "models" / "tiny")
     write_tiny_model(data_dir / "models" / "tiny", num_blocks=30)

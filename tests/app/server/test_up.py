@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.processes import environment, free_port
 
 
+@pytest.mark.slow
 def test_it_says_at_once_that_it_starts_and_then_its_addresses(tmp_path: Path) -> None:
     port = free_port()
     process = subprocess.Popen(

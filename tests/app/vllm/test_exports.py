@@ -46,6 +46,7 @@ def dtypes(folder: Path) -> set[torch.dtype]:
         return {file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118 - no mapping
 
 
+@pytest.mark.slow
 def test_a_repair_that_was_published_rounded_is_written_as_the_engine_computes_it(
     data_dir: Path,
 ) -> None:

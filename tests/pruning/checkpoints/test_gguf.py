@@ -26,6 +26,7 @@ from pruning.models.store import load
 from pruning.search.dense_model import DenseModel, Resources, load_dense_model
 from pruning.spec.prune import Resident
 from tests.support.logits import logits_of, token_ids
+from tests.support.quick import slow_but
 from tests.support.tiny_directory import edit_config, tiny_tokenizer, write_tiny_model
 
 KEEP = (0, 2, 3, 5)
@@ -39,7 +40,7 @@ def dense_in(path: Path, family: str, dtype: str = "auto", *, tied: bool = False
     return load_dense_model(path, Resident.MODEL, Resources("cpu"), dtype=dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", slow_but(DTYPES, "bfloat16"))
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_its_view_to_transformers(tmp_path: Path, family: str, dtype: str) -> None:
     dense = dense_in(tmp_path / "dense", family, dtype)

@@ -271,6 +271,7 @@ def test_a_fresh_process_finds_and_says_the_same(tmp_path: Path, in_memory: Dens
     assert CheckpointStore(tmp_path).names() == []
 
 
+@pytest.mark.slow
 def test_what_a_fresh_process_finds_good_is_published(
     tmp_path: Path, in_memory: DenseModel
 ) -> None:

@@ -53,6 +53,7 @@ def published(models_dir: Path) -> Path:
     return CheckpointStore(models_dir.parent / "checkpoints").path("tiny@prn-1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", Quantize)
 def test_the_quantized_model_is_measured_on_the_same_windows_as_the_others(
     tiny_models_dir: Path, weights: Quantize
@@ -85,6 +86,7 @@ def test_what_is_published_has_plain_weights(tiny_models_dir: Path) -> None:
     assert "published weights are not quantized" in (path / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_papers_tasks_are_asked_of_dense_and_of_all_removals(
     tiny_models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,8 @@ from pruning.removal import Losses, kept
 from pruning.search.dense_model import DenseModel, Resources, load_dense_model
 from pruning.search.scoring import PlainScorer
 from pruning.spec.prune import Resident
-from tests.support.tiny import CONFIGS, NUM_BLOCKS, VOCAB_SIZE
+from tests.support.quick import slow_but
+from tests.support.tiny import CONFIGS, DISTINCT, NUM_BLOCKS, VOCAB_SIZE
 from tests.support.tiny_checkpoints import write_checkpoint
 
 SEQLEN = 12
@@ -52,7 +53,7 @@ def changed(dense: DenseModel, block: int) -> Own:
 
 
 @pytest.mark.parametrize("resident", Resident)
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", slow_but(CONFIGS, *DISTINCT))
 def test_each_model_is_measured_as_if_it_were_alone(
     family: str, resident: Resident, tmp_path: Path
 ) -> None:

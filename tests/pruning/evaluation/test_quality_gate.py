@@ -218,6 +218,7 @@ def loss_by_gate(tiny_models_dir: Path) -> float:
     return low
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resident", Resident)
 def test_a_run_asks_dense_and_pruned(
     tiny_models_dir: Path, few_questions: Sequence[Item], resident: Resident

@@ -51,6 +51,7 @@ def _log_likelihood(
     return -F.cross_entropy(logits, targets, reduction="sum").item()
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_a_loop_for_dense_and_pruned(
     tiny_loaded: LoadedModel, tasks_dir: Path
 ) -> None:

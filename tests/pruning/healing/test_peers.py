@@ -54,7 +54,11 @@ def together(number: int, run: Callable[[Peers], object]) -> list[Any]:
 
 @pytest.mark.parametrize(
     ("change", "num_windows"),
-    [({}, 8), ({"batch_tokens": 1}, 2), ({"depths": Depths.ALL}, 8)],
+    [
+        pytest.param({}, 8, marks=pytest.mark.slow),
+        pytest.param({"batch_tokens": 1}, 2, marks=pytest.mark.slow),
+        ({"depths": Depths.ALL}, 8),
+    ],
     ids=["shared", "a window for each", "all depths"],
 )
 def test_two_make_the_steps_of_one(change: dict[str, Any], num_windows: int) -> None:

@@ -16,6 +16,7 @@ from pruning.healing.train import LEAST_RATE, HealingDiverged, Training, schedul
 from pruning.models.blocks import NO_OWN
 from pruning.models.loss import last_hidden
 from pruning.spec.heal import Depths, Heal
+from tests.support.quick import slow_but
 from tests.support.repairs import random_text, token_ids_of
 from tests.support.tiny import tiny_model
 
@@ -74,6 +75,7 @@ def test_the_hidden_states_can_be_a_part_of_the_loss(
     assert both.loss > whole[1][0].loss
 
 
+@pytest.mark.slow
 def test_a_weight_on_hidden_states_brings_them_nearer(
     whole: tuple[Training, Sequence[Step]],
 ) -> None:
@@ -98,7 +100,7 @@ def test_the_best_adapter_gives_the_best_loss_again(
     assert again.progress.checks[0].loss == pytest.approx(best.loss, rel=1e-4)
 
 
-@pytest.mark.parametrize("number", [1, 6, 15])
+@pytest.mark.parametrize("number", slow_but((1, 6, 15), 6))
 def test_a_resumed_training_makes_the_same_steps(
     number: int, whole: tuple[Training, Sequence[Step]], tmp_path: Path
 ) -> None:

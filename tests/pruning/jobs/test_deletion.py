@@ -72,6 +72,7 @@ def test_a_job_that_has_not_ended_is_left_alone(
     assert job_store.get(job.id).status is JobStatus.CANCELLING
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_step_is_finished_by_asking_again(
     deletion: JobDeletion, job_store: JobStore, redis_url: str, root: Path
 ) -> None:

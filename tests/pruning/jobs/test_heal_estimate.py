@@ -46,6 +46,7 @@ def test_adapters_of_every_family_are_as_large_as_estimated(tmp_path: Path, fami
     assert both.training_bytes == 4 * both.adapter_bytes - 3 * found.adapter_bytes
 
 
+@pytest.mark.slow
 def test_a_healing_takes_the_tokens_and_the_disk_that_it_was_estimated_to(healed: Healed) -> None:
     spec = PruneSpec.from_dict(healed.manifest.spec)
     sizes = weight_sizes(healed.data_dir / "models" / "tiny")

@@ -190,6 +190,7 @@ def test_leftovers_go_even_if_everything_else_is_kept_for_ever(root: Path) -> No
     assert list((root / STAGING).iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_killed_at_any_step_is_finished_by_the_next(
     redis_client: redis.Redis, job_store: JobStore, redis_url: str, root: Path
 ) -> None:

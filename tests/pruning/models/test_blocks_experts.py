@@ -18,6 +18,7 @@ from pruning.pipeline import prune
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec, Repair, Resident
 from tests.support.logits import logits_of, streamed_logits, token_ids
+from tests.support.quick import slow_but
 from tests.support.recorder import Recorder
 from tests.support.tiny import NUM_BLOCKS, VOCAB_SIZE, tiny_model
 from tests.support.tiny_checkpoints import write_checkpoint
@@ -34,6 +35,7 @@ OF_EXPERT = {
 
 
 FAMILIES = sorted(OF_EXPERT)
+every_family = pytest.mark.parametrize("family", slow_but(FAMILIES, "mixtral", "qwen2_moe"))
 
 
 def expected_names(family: str, num_blocks: int) -> set[str]:
@@ -74,7 +76,7 @@ def write_model(path: Path, family: str) -> None:
 
 
 @pytest.mark.parametrize("resident", Resident)
-@pytest.mark.parametrize("family", FAMILIES)
+@every_family
 def test_what_is_published_has_the_names_of_the_hub_and_loads_as_what_was_measured(
     family: str, resident: Resident, tmp_path: Path
 ) -> None:
@@ -101,7 +103,7 @@ def test_what_is_published_has_the_names_of_the_hub_and_loads_as_what_was_measur
 
 
 @pytest.mark.parametrize("layout", ["whole", "shards", "fused"])
-@pytest.mark.parametrize("family", FAMILIES)
+@every_family
 def test_experts_are_streamed_from_any_layout_and_exported_in_shards(
     family: str, layout: str, tmp_path: Path
 ) -> None:

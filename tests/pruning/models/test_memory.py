@@ -111,6 +111,7 @@ def test_a_worker_halves_the_batch_of_a_job_that_was_short_of_memory(
     assert batches == [BATCH_TOKENS, BATCH_TOKENS // 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resident", Resident)
 def test_half_the_batch_changes_no_removal(
     tiny_models_dir: Path, tmp_path: Path, resident: Resident, monkeypatch: pytest.MonkeyPatch

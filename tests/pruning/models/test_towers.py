@@ -28,16 +28,13 @@ from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec, Repair, Resident
 from tests.support.engine_requests import prompt, request, run
 from tests.support.logits import logits_of, token_ids
+from tests.support.quick import slow_but
 from tests.support.recorder import Recorder
 from tests.support.tiny import NUM_BLOCKS, VOCAB_SIZE, generated
 from tests.support.towers import CONFIGS, write_tower
 
 # They differ in their layouts; the others are slow tests.
-DISTINCT = frozenset({"gemma3", "qwen3_vl"})
-every_tower = pytest.mark.parametrize(
-    "tower",
-    [pytest.param(each, marks=() if each in DISTINCT else pytest.mark.slow) for each in CONFIGS],
-)
+every_tower = pytest.mark.parametrize("tower", slow_but(CONFIGS, "gemma3", "qwen3_vl"))
 TEXT = CalibrationSpec(Dataset.SELF, num_samples=2, seqlen=12)
 KEEP = (0, 2, 3, 5)
 

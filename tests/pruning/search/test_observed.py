@@ -16,6 +16,7 @@ from pruning.search.search import search
 from pruning.search.state import SearchState
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import Metric, PruneSpec, Resident, Search
+from tests.support.quick import slow_but
 from tests.support.recorder import Recorder, Stop
 from tests.support.tiny import VOCAB_SIZE
 
@@ -74,7 +75,7 @@ KINDS: dict[str, PruneSpec] = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", slow_but(KINDS, "staged", "streamed"))
 def test_what_it_reports_costs_and_changes_nothing(
     tiny_model_dir: Path, windows: Windows, kind: str, passes: Iterator[list[int]]
 ) -> None:
@@ -106,7 +107,7 @@ def whole_rounds(
 
 
 @pytest.mark.parametrize("num_stops", [3, pytest.param(12, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", slow_but(KINDS, "staged"))
 def test_it_goes_on_within_a_round_wherever_it_was_stopped(
     tiny_model_dir: Path, windows: Windows, kind: str, num_stops: int
 ) -> None:

@@ -85,6 +85,7 @@ def test_a_speedup_becomes_a_number_of_blocks_from_measured_times(
         prune_tiny(tiny_models_dir, too_much, "tiny@too-fast")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
 def test_a_number_of_bytes_is_met_by_the_published_weights(
     dtype: str, tiny_models_dir: Path, spec: PruneSpec
@@ -134,6 +135,7 @@ def test_a_speedup_is_really_measured(tiny_models_dir: Path, spec: PruneSpec) ->
     assert 1 <= len(found.removed_blocks) < NUM_BLOCKS - 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how", [{"search": Search.STAGED}, {"resident": Resident.STREAM}], ids=["staged", "stream"]
 )

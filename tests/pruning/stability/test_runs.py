@@ -97,6 +97,7 @@ def test_every_run_is_the_search_that_prune_does(
             assert value == pytest.approx(perplexity(oracle.losses(keep)), rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "metric",
     [

@@ -59,7 +59,10 @@ def test_the_manifest_goes_last_and_a_second_upload_sends_nothing(
     assert (again.calls["put"], again.calls["put_manifest"]) == (0, 0)
 
 
-@pytest.mark.parametrize("error", [StoreUnavailable("away"), StoreDenied("denied")])
+@pytest.mark.parametrize(
+    "error",
+    [StoreUnavailable("away"), pytest.param(StoreDenied("denied"), marks=pytest.mark.slow)],
+)
 def test_an_error_at_any_call_shows_nothing_and_the_next_upload_sends_the_rest(
     object_store: ObjectStore, checkpoint: Path, tmp_path: Path, error: Exception
 ) -> None:

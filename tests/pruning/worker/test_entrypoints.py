@@ -45,6 +45,7 @@ def wait_for_metric(port: int, name: str, value: float, **labels: str) -> None:
     wait_until(lambda: scrape(port).value(name, **labels) == value, f"{name} at {value}")
 
 
+@pytest.mark.slow
 def test_a_worker_prunes_a_real_model(
     workers: Workers, redis_client: redis.Redis, job_store: JobStore, tiny_models_dir: Path
 ) -> None:
@@ -143,6 +144,7 @@ def test_a_stopped_worker_hands_its_job_back(
     assert (ended.attempt, ended.num_lost) == (2, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "num_done"), [(FINISH, 1), (IGNORE, 0)])
 def test_a_worker_that_stops_waits_for_its_evaluation_but_not_for_ever(
     workers: Workers,
@@ -204,6 +206,7 @@ def test_a_job_that_does_not_obey_cancel_is_killed(
     wait_until(lambda: not redis_client.llen("rq:queue:prune"), "no further delivery")
 
 
+@pytest.mark.slow
 def test_a_job_that_is_out_of_memory_is_tried_again_at_once(
     workers: Workers, redis_client: redis.Redis, job_store: JobStore, tiny_models_dir: Path
 ) -> None:

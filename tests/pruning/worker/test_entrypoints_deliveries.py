@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import redis
 
 import tests.support
@@ -63,6 +64,7 @@ def test_a_job_that_an_older_version_has_queued_is_run(
     assert started.startswith("started by")  # and was not found without a delivery first
 
 
+@pytest.mark.slow
 def test_a_delivery_that_names_other_code_is_refused_and_the_worker_goes_on(
     workers: Workers, redis_client: redis.Redis, job_store: JobStore, tmp_path: Path
 ) -> None:

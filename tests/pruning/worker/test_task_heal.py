@@ -103,6 +103,7 @@ def test_it_pauses_in_the_healing_goes_on_there_and_publishes_both(
     assert names(settings) == []
 
 
+@pytest.mark.slow
 def test_a_job_that_is_cancelled_while_it_heals_keeps_the_pruned_model_until_it_is_deleted(
     settings: WorkerSettings, job_store: JobStore, job_id: str, redis_client: redis.Redis
 ) -> None:

@@ -17,6 +17,7 @@ from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec, Repair, Search
 from pruning.worker.run import prune_job
 from pruning.worker.task import JobObserver, execute
+from tests.support.quick import slow_but
 
 NUM_WINDOWS, SEQLEN = 24, 8
 ROOM_FOR_4 = ByteSize(4 * SEQLEN * 32 * 4 * 7)  # windows of a model that is 32 wide, in float32
@@ -75,7 +76,7 @@ def run_of(
     return run
 
 
-@pytest.mark.parametrize("search", Search)
+@pytest.mark.parametrize("search", slow_but(Search, Search.STAGED))
 @pytest.mark.parametrize("how", STOPS)
 def test_a_job_that_is_stopped_in_its_first_round_goes_on_there(
     settings: WorkerSettings, job_store: JobStore, scored: list[int], how: str, search: Search

@@ -24,6 +24,7 @@ from pruning.spec.heal import Heal
 from pruning.spec.prune import PruneSpec, Repair
 from pruning.worker.run import prune_job
 from pruning.worker.task import JobObserver, execute
+from tests.support.quick import slow_but
 from tests.support.tiny_directory import write_tiny_model
 
 HEAL = Heal(num_tokens=2 * 32, rank=2, batch_tokens=32, steps_per_check=2, control=False)
@@ -95,13 +96,7 @@ def run_to_an_end(store: JobStore, settings: WorkerSettings, job_id: str) -> Job
     return job
 
 
-@pytest.mark.parametrize(
-    "what",
-    [
-        pytest.param(what, marks=() if what in {"repair", "verify", "heal"} else pytest.mark.slow)
-        for what in FAILURES
-    ],
-)
+@pytest.mark.parametrize("what", slow_but(FAILURES, "heal"))
 def test_a_job_that_has_failed_is_retried_without_its_search(
     settings: WorkerSettings,
     job_store: JobStore,
@@ -137,10 +132,10 @@ def test_a_job_that_has_failed_is_retried_without_its_search(
     [
         pytest.param("repair", {"repair": Repair.NONE}, marks=pytest.mark.slow),
         pytest.param("gate", {"heal": None}, marks=pytest.mark.slow),
-        ("heal", {"repair": Repair.NONE}),
+        pytest.param("heal", {"repair": Repair.NONE}, marks=pytest.mark.slow),
         ("heal", {"heal": Heal(num_tokens=64, rank=1, batch_tokens=32, control=False)}),
         pytest.param("heal", {"heal": None}, marks=pytest.mark.slow),
-        ("evaluate the healed", {"evaluate": True}),
+        pytest.param("evaluate the healed", {"evaluate": True}, marks=pytest.mark.slow),
     ],
 )
 def test_other_settings_of_what_follows_do_not_score_again_either(
@@ -186,6 +181,7 @@ def _plain(changes: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_a_rate_that_ends_in_nan_is_refused_by_the_job_and_can_be_changed(
     settings: WorkerSettings,
     job_store: JobStore,
@@ -208,6 +204,7 @@ def test_a_rate_that_ends_in_nan_is_refused_by_the_job_and_can_be_changed(
     assert all(isfinite(each.loss) for each in healing.run.checks)
 
 
+@pytest.mark.slow
 def test_a_new_job_scores_nothing_that_another_has_scored(
     settings: WorkerSettings,
     job_store: JobStore,
@@ -224,6 +221,7 @@ def test_a_new_job_scores_nothing_that_another_has_scored(
     assert (job.removed_blocks, job.losses) == (first.removed_blocks, first.losses)
 
 
+@pytest.mark.slow
 def test_losses_of_other_weights_are_not_used(
     settings: WorkerSettings,
     job_store: JobStore,

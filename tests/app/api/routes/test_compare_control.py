@@ -96,6 +96,7 @@ def test_a_model_is_never_slower_than_itself(
     assert found["control"]["tpot"] == result["tpot"]
 
 
+@pytest.mark.slow
 def test_different_kernels_are_said_and_give_no_verdict(
     settings: ServeSettings, redis_url: str, redis_client: redis.Redis
 ) -> None:
@@ -131,6 +132,7 @@ def test_it_waits_until_kernels_are_compiled_and_chosen(
     assert "sleb_request_success_total{" not in client.get("/metrics").text
 
 
+@pytest.mark.slow
 def test_what_warms_up_meanwhile_gives_no_verdict(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

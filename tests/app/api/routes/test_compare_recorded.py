@@ -55,6 +55,7 @@ def test_advice_joins_what_a_comparison_measured(
         assert kept.num_pairs == 4, "fewer pairs do not replace more"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "different", [{"max_new_tokens": 15}, {"repeats": 2}, {"baseline": "tiny@-1"}]
 )
@@ -66,6 +67,7 @@ def test_what_says_little_is_not_kept(
     assert MeasuredSpeedups(data_dir).of_model("tiny") == {}
 
 
+@pytest.mark.slow
 def test_a_busy_machine_measures_nothing_that_is_kept_at_once(
     settings: ServeSettings, redis_url: str, data_dir: Path
 ) -> None:
@@ -77,6 +79,7 @@ def test_a_busy_machine_measures_nothing_that_is_kept_at_once(
     assert MeasuredSpeedups(data_dir).of_model("tiny") == {}
 
 
+@pytest.mark.slow
 def test_other_kernels_and_benchmarks_are_not_replaced(
     settings: ServeSettings, redis_url: str, data_dir: Path
 ) -> None:
@@ -92,6 +95,7 @@ def test_other_kernels_and_benchmarks_are_not_replaced(
     assert MeasuredSpeedups(data_dir).of("tiny", 6, 1) == bench
 
 
+@pytest.mark.slow
 def test_a_noisy_comparison_goes_on_until_its_intervals_are_narrow(
     settings: ServeSettings, redis_url: str, data_dir: Path
 ) -> None:
@@ -113,6 +117,7 @@ def test_a_noisy_comparison_goes_on_until_its_intervals_are_narrow(
     assert 4 < kept.num_pairs < 40, "its intervals ended it"
 
 
+@pytest.mark.slow
 def test_the_time_of_a_comparison_begins_behind_the_warm_up(
     settings: ServeSettings, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,6 +66,7 @@ def check(found: list[dict[str, Any]], known: list[tuple[str, str]]) -> None:
     assert {job_id for _, job_id in known} <= set(ids)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_every_key_makes_one_job_and_the_list_stays_right(url: str) -> None:
     keys = [f"key-{number}" for number in range(NUM_JOBS)] * 2

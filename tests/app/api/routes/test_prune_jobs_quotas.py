@@ -82,6 +82,7 @@ def finish(data_dir: Path, job_store: JobStore) -> Callable[[str, str], int]:
     return publish
 
 
+@pytest.mark.slow
 def test_checkpoints_that_would_not_fit_are_refused_until_one_is_deleted(
     client: TestClient,
     keys: Mapping[str, Headers],

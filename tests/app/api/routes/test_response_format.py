@@ -67,6 +67,7 @@ def test_answers_of_every_route_fulfil_the_schema(client: TestClient) -> None:
     assert found.status_code == 200, found.text
 
 
+@pytest.mark.slow
 def test_a_stop_string_and_a_limit_end_an_answer_early(client: TestClient) -> None:
     api = openai_of(client)
     ask = {**ASK, "messages": USER, "response_format": FORMAT}

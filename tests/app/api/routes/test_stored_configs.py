@@ -14,6 +14,7 @@ import pytest
 
 from app.config import ServeSettings
 from tests.support.mutations import mutations
+from tests.support.quick import slow_but
 from tests.support.serving import LocalClient, local_api
 from tests.support.tiny import tiny_model
 from tests.support.tiny_directory import tiny_tokenizer
@@ -79,7 +80,9 @@ def test_an_end_of_text_that_is_no_token_is_refused(
     assert "expected the id of a token" in refused.json()["detail"]
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", GENERATION])
+@pytest.mark.parametrize(
+    "name", slow_but(("tokenizer.json", "tokenizer_config.json", GENERATION), "tokenizer.json")
+)
 def test_no_file_beside_a_config_breaks_what_others_ask_for(
     client: LocalClient, data_dir: Path, tmp_path: Path, name: str, num_mutations: int
 ) -> None:

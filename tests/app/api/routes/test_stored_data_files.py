@@ -21,6 +21,7 @@ from pruning.models.inspection_record import FILE as INSPECTIONS
 from pruning.models.store import ModelStore
 from tests.support.api_fixtures import publish_pruned
 from tests.support.mutations import mutations
+from tests.support.quick import slow_but
 from tests.support.serving import LocalClient, local_api
 
 KEYS = "keys.json"
@@ -91,7 +92,7 @@ def sign_in(client: LocalClient, key: str) -> None:
     assert client.post("/session", json={"key": key}).status_code == 200
 
 
-@pytest.mark.parametrize("name", LIVE)
+@pytest.mark.parametrize("name", slow_but(LIVE, "aliases.json", "keys.json"))
 def test_no_file_breaks_a_route_of_another_record(
     client: LocalClient, data: Path, key: str, name: str, num_mutations: int
 ) -> None:

@@ -107,6 +107,7 @@ def workers_fail(queue: PruneQueue, store: JobStore, client: redis.Redis) -> Ite
         yield error
 
 
+@pytest.mark.slow
 def test_no_key_of_the_job_store_breaks_what_others_ask_for(
     settings: ServeSettings, redis_url: str, redis_client: redis.Redis, num_mutations: int
 ) -> None:

@@ -112,6 +112,7 @@ def test_what_vllm_lacks_is_refused_by_name(api: LocalClient) -> None:
     assert generate(api, max_new_tokens=100_000).json()["type"] == "prompt-too-long"
 
 
+@pytest.mark.slow
 def test_a_pruned_model_that_vllm_gets_wrong_is_refused(
     vllm_settings: ServeSettings, redis_url: str, data_dir: Path
 ) -> None:
@@ -142,6 +143,7 @@ def test_states_are_told(api: LocalClient) -> None:
     assert num_running(api) == 0
 
 
+@pytest.mark.slow
 def test_a_variant_is_exported_once(
     api: LocalClient, data_dir: Path, vllm_settings: ServeSettings
 ) -> None:

@@ -162,6 +162,7 @@ def logprobs(engine: Engine, *asked: Request) -> dict[str, list[float | None]]:
     return found
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(
     lengths=st.lists(st.sampled_from([9, 33, 50, 64, 65, 100]), min_size=1, max_size=7),
@@ -199,6 +200,7 @@ def test_reproducible_outputs_depend_neither_on_hits_nor_on_preemption(
 
 
 def test_reproducible_requests_of_models_without_compiled_blocks_read_in_full() -> None:
+    load_compiled()
     of = variant(family="gpt2")
     engine = Engine(is_reproducible=True, tuner=Autotuner(always=REPRODUCIBLE))
     for _ in range(2):

@@ -71,6 +71,7 @@ def test_replays_give_what_generate_gives() -> None:
     check_replays("llama", BOTH_VARIANTS)
 
 
+@pytest.mark.slow
 def test_replays_of_experts_give_what_generate_gives() -> None:
     check_replays("qwen2_moe", ((5, True), (60, True)))
 
@@ -121,6 +122,7 @@ def test_no_step_records_and_each_decode_is_replayed() -> None:
     assert traces.num_replayed == num_recorded + 80
 
 
+@pytest.mark.slow
 def test_recordings_live_while_requests_come_and_go() -> None:
     """Also while none runs: pages stay where they are."""
     traces, outcome = Traces(), Outcome()
@@ -197,6 +199,7 @@ def test_a_shape_without_memory_blocks_no_smaller_one_and_is_tried_again() -> No
     assert warm_up.wait_s is None
 
 
+@pytest.mark.slow
 def test_the_shape_of_most_pages_need_not_be_that_of_most_inputs(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -238,6 +241,7 @@ def test_a_replay_that_does_not_read_its_inputs_is_found_out(
     assert "WrongReplay" in caplog.text
 
 
+@pytest.mark.slow
 def test_background_steps_are_recorded_as_live_ones_are() -> None:
     """Otherwise their times would tell of the recording, and not of the model."""
     num_replayed = []

@@ -74,6 +74,7 @@ def test_another_process_compiles_them_and_keeps_them(
     assert kept_state(kept_in) == CompilationState("compiled")
 
 
+@pytest.mark.slow
 def test_an_error_of_the_compiler_leaves_them_unready_and_is_noted(
     kept_in: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -89,6 +90,7 @@ def test_an_error_of_the_compiler_leaves_them_unready_and_is_noted(
     assert "Unknown attribute 'missing'" in state.reason
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("kept_in")
 def test_a_process_that_is_killed_for_its_memory_leaves_them_unready(
     caplog: pytest.LogCaptureFixture,
@@ -118,6 +120,7 @@ def test_a_process_that_cannot_be_started_leaves_them_unready(
     assert "compiling broke off: [Errno 2]" in caplog.text
 
 
+@pytest.mark.slow
 def test_it_ends_with_the_process_it_works_for(kept_in: Path) -> None:
     program = f"""
 import sys, numba
@@ -183,6 +186,7 @@ def test_a_failure_is_tried_again(
     wait_until(lambda: kept_state(kept_in) == CompilationState("compiled"), "it is noted")
 
 
+@pytest.mark.slow
 def test_without_a_directory_it_is_compiled_into_a_temporary_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

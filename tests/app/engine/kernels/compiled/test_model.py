@@ -31,7 +31,7 @@ from pruning.models.blocks import block_list
 from tests.support.both_ways import Forwards, forwards
 from tests.support.compiled import always, load_compiled, torch_threads
 from tests.support.engine_requests import PRUNED_BLOCKS, expected, prompt, request, run, variant
-from tests.support.families import EVERYWHERE
+from tests.support.quick import slow_but
 from tests.support.tiny import NUM_BLOCKS, SERVED, tiny_model
 
 WAYS = (AROUND, COMPILED)
@@ -123,11 +123,7 @@ def test_any_number_of_threads_computes_the_same(num_threads: int, way: str) -> 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("is_int8", [False, True])
 @pytest.mark.parametrize(
-    "family",
-    [
-        *sorted(EVERYWHERE & set(COMPILED_FAMILIES)),
-        *(pytest.param(family, marks=pytest.mark.slow) for family in ("internlm3", "seed_oss")),
-    ],
+    "family", slow_but(COMPILED_FAMILIES, "gemma3_text", "olmo2", "phi3", "qwen2")
 )
 def test_in_bfloat16_they_are_nearer_to_float32_than_the_flat_blocks(
     family: str, is_int8: bool, way: str
