@@ -14,9 +14,9 @@ def test_both_sides_load_the_same_server(
 ) -> None:
     (notes := tmp_path / "notes").mkdir()
     monkeypatch.setenv("SLEB_DATA_DIR", str(tiny_models_dir.parent))
-    monkeypatch.setenv("SLEB_VLLM_ARGS", f"--test-notes {notes}")
+    monkeypatch.setenv("SLEB_VLLM_ARGS", f"--test-notes {notes} --test-token-s 0.01")
     sizes = Sizes((1, 2), 4, 3, repeats=2, bench_clients=1, bench_requests=1, bench_repeats=2)
-    subject = Subject(write_program(tmp_path / "vllm"), "tiny", "tiny@-1", "float32", sizes)
+    subject = Subject(write_program(tmp_path / "program"), "tiny", "tiny@-1", "float32", sizes)
     found = through_api(subject)
     assert [row["clients"] for row in found["over_vllm"]] == [1, 2]
     for sides in found["sides"].values():
