@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
 
@@ -46,6 +47,23 @@ def test_it_is_the_model_that_was_written(
     assert torch.equal(logits_of(added.model, token_ids()), logits_of(expected.model, token_ids()))
     text = "7 lazy dogs"
     assert added.tokenizer(text).input_ids == expected.tokenizer(text).input_ids
+
+
+def test_the_file_is_read_once_for_a_check_and_once_for_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[object] = []
+
+    class CountedReader(gguf.GGUFReader):
+        def __init__(self, path: Path) -> None:
+            read.append(path)
+            super().__init__(path)
+
+    monkeypatch.setattr(gguf, "GGUFReader", CountedReader)
+    theirs = {**vars(gguf)}
+    add_model(str(written(tmp_path, "llama")), ServeSettings(data_dir=tmp_path / "data"))
+    assert len(read) == 2
+    assert vars(gguf) == theirs
 
 
 @pytest.mark.parametrize(
