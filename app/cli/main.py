@@ -249,16 +249,24 @@ def demo(
     keep: Annotated[bool, typer.Option(help="Keep the service running at the end.")] = False,
     num_remove: Annotated[
         int, typer.Option(min=1, max=28, help="How many of the 30 blocks to remove.")
-    ] = 6,
+    ] = 4,
     port: Port = None,
     evaluate_s: Annotated[
         float, typer.Option(min=0, help="Seconds of the evaluation; with less it is less sure.")
-    ] = 120,
+    ] = 30,
+    measure_s: Annotated[
+        float, typer.Option(min=0, help="Seconds of a measurement of speeds; likewise.")
+    ] = 15,
     as_json: AsJson = False,
 ) -> None:
     """Prune a real model, serve it beside the dense one, and compare the two."""
     from app.commands.demo import run_demo
 
     run_demo(
-        serve_settings(port=port), num_remove, keep=keep, as_json=as_json, evaluate_s=evaluate_s
+        serve_settings(port=port),
+        num_remove,
+        keep=keep,
+        as_json=as_json,
+        evaluate_s=evaluate_s,
+        measure_s=measure_s,
     )

@@ -11,8 +11,9 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,7 @@ from pruning.plural import counted
 from pruning.process import deferred_signal
 
 CALIBRATION = {"num_samples": 8, "seqlen": 64}
-EVALUATION = {"margin": 0.05, "seqlen": 64}
-DTYPE = "float32"  # in bfloat16, processors differ in the third digit of a perplexity
+EVALUATION = {"margin": 0.07, "seqlen": 64}
 PROMPTS = (
     "The capital of France is",
     "Water boils at a temperature of",
@@ -47,10 +47,7 @@ PROMPTS = (
 )
 MAX_NEW_TOKENS = 32
 REPEATS = 5  # odd, so that a median is one of the times; the advice needs intervals
-MAX_COMPARED = 7  # depths in one comparison, beside the dense model
-CLOSE = 0.03  # relative: an interval of a speed-up that is no wider needs no more measurement
-MEASURE_S = 30.0  # at most, for the speed of a depth that the advice is about
-MAX_MEASURED = 2  # such depths: a measurement can change the advice
+MAX_COMPARISONS = 2  # a measurement can change the advice, and so what is shown
 TIMEOUT_S = 300.0  # of a request; a comparison takes the longest
 START_TIMEOUT_S = 120.0  # until the service is ready
 STOP_TIMEOUT_S = 60.0
@@ -69,33 +66,37 @@ def run_demo(
     keep: bool,
     as_json: bool,
     evaluate_s: float,
+    measure_s: float,
 ) -> None:
     """Fetch the model, start the service, prune, compare, report, and stop the service.
 
-    The evaluation ends after ``evaluate_s`` if not every interval is narrow by then.
+    The evaluation ends after ``evaluate_s`` if not every interval is narrow by then, and each
+    measurement of the speeds of the depths to be shown after ``measure_s``.
     """
     console = Console(stderr=True, highlight=False)
-    with starting():
-        set_up_torch()
-    path = demo_model_with_bar(settings.models_dir, console)
-    console.print(f"[green]✓[/] {NAME} in {path}", soft_wrap=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     place = own_place(settings)
     with (
-        _service(place, console, keep=keep) as url,
-        closing(ServiceClient(url)) as client,
+        _service(place, console, keep=keep) as service,
+        closing(ServiceClient(service.url)) as client,
     ):
+        with starting():  # beside the service, which takes as long
+            set_up_torch()
+        path = demo_model_with_bar(settings.models_dir, console)
+        console.print(f"[green]✓[/] {NAME} in {path}", soft_wrap=True)
+        service.wait_until_ready(console)
+        # compiles the kernels of the engine, half a minute once, beside the job
+        client.request(
+            "POST", "/generate", body={"model": NAME, "prompt": "a", "max_new_tokens": 1}
+        )
         job = _prune(client, console, num_remove, evaluate_s)
         keep_result(job["pruned_model"], place.checkpoints_dir, settings.checkpoints_dir)
         with console.status("Generating with the dense and the pruned models, in turn"):
-            compared = [NAME, *compared_of(job)]
-            prompts = _compared(client, compared)["prompts"]
-            advice = measured_advice(client, job)
+            advice, names, prompts = measured_advice(client, job, measure_s)
         keep_speedups(place.data_dir, settings.data_dir)
-        sides = _figures(client, compared, prompts, {NAME, *shown_of(job, advice)})
-        print_report(job, sides, PROMPTS[0], as_json=as_json)
+        print_report(job, _figures(client, names, prompts), PROMPTS[0], as_json=as_json)
         console.print(f"\n[bold]{escape(advice['sentence'])}[/]")
-        _print_next_steps(console, url, job, is_running=keep)
+        _print_next_steps(console, service.url, job, is_running=keep)
 
 
 def own_place(settings: ServeSettings) -> ServeSettings:
@@ -129,12 +130,6 @@ def variants_of(job: dict[str, Any]) -> list[str]:
     return _depths(job, {depth // 2, depth} - {0})
 
 
-def compared_of(job: dict[str, Any]) -> list[str]:
-    """Every depth, so that the advice has measured speeds, unless there are too many."""
-    depth = len(job["removed_blocks"])
-    return _depths(job, range(1, depth + 1)) if depth <= MAX_COMPARED else variants_of(job)
-
-
 def shown_of(job: dict[str, Any], advice: dict[str, Any]) -> list[str]:
     """What the report has beside the dense model: the advised depth and the deepest."""
     advised, depth = _advised(advice), len(job["removed_blocks"])
@@ -153,28 +148,25 @@ def _advised(advice: dict[str, Any]) -> dict[str, Any] | None:
     return next((depth for depth in advice["depths"] if depth["name"] == name), None)
 
 
-def measured_advice(client: ServiceClient, job: dict[str, Any]) -> dict[str, Any]:
-    """The advice, after the speed of the depth that it is about was measured closely.
+def measured_advice(
+    client: ServiceClient, job: dict[str, Any], measure_s: float
+) -> tuple[dict[str, Any], list[str], list[Any]]:
+    """The advice after the speeds of the depths to be shown were measured.
 
-    What is measured can change the advice, so it is asked for again.
+    With it the names of the models that were compared, and their answers to each prompt. What is
+    measured can change the advice, so it is asked for again.
     """
-    tried: set[int] = set()
-    while True:
-        advice = client.request("GET", f"/models/{NAME}/advice")
+    path = f"/models/{NAME}/advice"
+    advice, names, prompts = client.request("GET", path), [], []
+    for _ in range(MAX_COMPARISONS):
+        names = [NAME, *shown_of(job, advice)]
+        prompts = _compared(client, names, measure_s)["prompts"]
+        advice = client.request("GET", path)
         advised = _advised(advice)
-        if advised is None or advised["num_removed"] in tried or len(tried) == MAX_MEASURED:
-            return advice
-        tried.add(advised["num_removed"])
-        if not _is_close(advised):
-            (name,) = _depths(job, {advised["num_removed"]})
-            _compared(client, [NAME, name], max_seconds=MEASURE_S)
-
-
-def _is_close(depth: dict[str, Any]) -> bool:
-    if not depth["is_measured"]:
-        return False
-    value, high = (float(depth["speedup"][end]) for end in ("value", "high"))
-    return high - value <= CLOSE * value
+        is_known = advised is None or advised["is_measured"]
+        if is_known and names == [NAME, *shown_of(job, advice)]:
+            break
+    return advice, names, prompts
 
 
 def keep_speedups(source: Path, target: Path) -> None:
@@ -184,10 +176,22 @@ def keep_speedups(source: Path, target: Path) -> None:
         MeasuredSpeedups(target).record_compared(NAME, measured)
 
 
+@dataclass(frozen=True)
+class _Service:
+    url: str
+    process: "subprocess.Popen[bytes]"
+    log: Path
+
+    def wait_until_ready(self, console: Console) -> None:
+        """Raises ``DemoFailed``."""
+        with console.status("Starting Valkey, a worker and the API"):
+            _wait_until_ready(self.url, self.process, self.log)
+        console.print(f"[green]✓[/] service ready on {self.url}")
+
+
 @contextmanager
-def _service(settings: ServeSettings, console: Console, *, keep: bool) -> Iterator[str]:
-    """Run ``sleb up`` in the background, with its output in a file. Yields its URL once ready."""
-    url = f"http://127.0.0.1:{settings.port}"
+def _service(settings: ServeSettings, console: Console, *, keep: bool) -> Iterator[_Service]:
+    """Run ``sleb up`` in the background, with its output in a file. It may not be ready yet."""
     log = settings.data_dir / "up.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -199,10 +203,7 @@ def _service(settings: ServeSettings, console: Console, *, keep: bool) -> Iterat
         )
     is_done = False
     try:
-        with console.status("Starting Valkey, a worker and the API"):
-            _wait_until_ready(url, process, log)
-        console.print(f"[green]✓[/] service ready on {url}")
-        yield url
+        yield _Service(f"http://127.0.0.1:{settings.port}", process, log)
         is_done = True
     finally:
         if keep and is_done:
@@ -253,12 +254,15 @@ def _prune(
     client: ServiceClient, console: Console, num_remove: int, evaluate_s: float
 ) -> dict[str, Any]:
     """Submit a job and show its progress. Returns the job after it has succeeded."""
+    from pruning.models.products import fastest_dtype  # noqa: PLC0415 - torch
+
+    dtype = fastest_dtype()
     body = {
         "model": NAME,
         "num_remove": num_remove,
         "calibration": CALIBRATION,
         "evaluation": {**EVALUATION, "max_seconds": evaluate_s},
-        "dtype": DTYPE,
+        "dtype": dtype,
     }
     with deferred_signal(signal.SIGINT) as is_interrupted:  # a job without an id is not cancelled
         job = client.request("POST", "/prune-jobs", body=body)
@@ -266,7 +270,7 @@ def _prune(
         if is_interrupted():
             raise KeyboardInterrupt
         wanted = counted(num_remove, "block")
-        console.print(f"[green]✓[/] POST /prune-jobs: {job['id']}, {wanted} to remove")
+        console.print(f"[green]✓[/] POST /prune-jobs: {job['id']}, {wanted} to remove in {dtype}")
         watch(client, job["id"])
     job = client.get(job["id"])
     removed = ", ".join(map(str, job["removed_blocks"]))
@@ -296,22 +300,19 @@ def _cancel(client: ServiceClient, job_id: str) -> None:
 
 
 def _figures(
-    client: ServiceClient, compared: Sequence[str], prompts: Sequence[Any], shown: Collection[str]
+    client: ServiceClient, names: Sequence[str], prompts: Sequence[Any]
 ) -> list[ModelFigures]:
-    """Those of the models to be shown, with what is known of them by now."""
+    """Those of the compared models, with what is known of them by now."""
     return [
         figures_of(
             client.request("GET", f"/models/{name}"),
             [prompt["outputs"][number] for prompt in prompts],
         )
-        for number, name in enumerate(compared)
-        if name in shown
+        for number, name in enumerate(names)
     ]
 
 
-def _compared(
-    client: ServiceClient, names: Sequence[str], max_seconds: float = 0
-) -> dict[str, Any]:
+def _compared(client: ServiceClient, names: Sequence[str], measure_s: float) -> dict[str, Any]:
     """Generate answers of equal lengths with every model, so that only the depth differs."""
     body = {
         "models": names,
@@ -319,7 +320,7 @@ def _compared(
         "max_new_tokens": MAX_NEW_TOKENS,
         "ignore_eos": True,
         "repeats": REPEATS,
-        "max_seconds": max_seconds,
+        "max_seconds": measure_s,
     }
     return client.request("POST", "/compare", body=body, timeout_s=TIMEOUT_S)
 

@@ -1,11 +1,13 @@
-"""Linear layers in float32 on a CPU, multiplied by oneDNN.
+"""Linear layers in float32 on a CPU, multiplied by oneDNN, and which type is faster.
 
 torch multiplies float32 by MKL, which uses half the width of AVX-512 on processors of other makers
 than its own. oneDNN uses all of it, on any of them, and is as exact: both add up in float32.
 """
 
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from statistics import median
 from typing import Any
 
 import torch
@@ -14,6 +16,9 @@ from torch.overrides import TorchFunctionMode
 
 MIN_ROWS = 16  # of what a part of a model reads; with fewer, reading the weights takes the time
 MIN_PRODUCTS = 2**24  # of numbers in a layer; with fewer, the way to oneDNN costs what it saves
+
+_TRIED = (512, 1024)  # rows and width of the products that ``fastest_dtype`` times
+_NUM_TURNS = 5
 
 _Multiply = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
@@ -47,6 +52,35 @@ class _Products(TorchFunctionMode):
         if func is linear and not kwargs and _is_large(*args):
             return self._multiply(*args)
         return func(*args, **(kwargs or {}))
+
+
+@torch.inference_mode()
+def fastest_dtype() -> str:
+    """``float32`` or ``bfloat16``: in which this processor multiplies faster.
+
+    Measured, in milliseconds: bfloat16 takes a sixth of the time where the processor knows it, and
+    ten times as long where it does not. On a GPU it is bfloat16.
+    """
+    if torch.cuda.is_available():
+        return "bfloat16"
+    rows, width = _TRIED
+    products = {
+        dtype: (torch.ones(rows, width, dtype=dtype), torch.ones(width, width, dtype=dtype))
+        for dtype in (torch.float32, torch.bfloat16)
+    }
+    turns = [
+        {dtype: _seconds(*numbers) for dtype, numbers in products.items()}
+        for _ in range(1 + _NUM_TURNS)
+    ]
+    fastest = min(products, key=lambda dtype: median(turn[dtype] for turn in turns[1:]))
+    return str(fastest).removeprefix("torch.")
+
+
+def _seconds(inputs: torch.Tensor, weight: torch.Tensor) -> float:
+    began_s = time.perf_counter()
+    with float32_products(inputs, len(inputs)):
+        linear(inputs, weight)
+    return time.perf_counter() - began_s
 
 
 def _is_large(inputs: torch.Tensor, weight: torch.Tensor, *_bias: torch.Tensor | None) -> bool:

