@@ -132,9 +132,9 @@ async def _post(server: Server, body: object) -> list[Chunk]:
     url = f"{server.url}/v1/completions"
     address = urlsplit(url)
     content = json.dumps(body).encode()
+    key = f"Authorization: Bearer {server.key}\r\n" if server.key else ""
     head = (
-        f"POST {address.path} HTTP/1.1\r\nHost: {address.netloc}\r\nConnection: close\r\n"
-        f"Authorization: Bearer {server.key}\r\n"
+        f"POST {address.path} HTTP/1.1\r\nHost: {address.netloc}\r\nConnection: close\r\n{key}"
         f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
     )
     if server.socket is None:

@@ -86,9 +86,8 @@ def run_demo(
         console.print(f"[green]✓[/] {NAME} in {path}", soft_wrap=True)
         service.wait_until_ready(console)
         # compiles the kernels of the engine, half a minute once, beside the job
-        client.request(
-            "POST", "/generate", body={"model": NAME, "prompt": "a", "max_new_tokens": 1}
-        )
+        first = {"model": NAME, "prompt": "a", "max_new_tokens": 1}
+        client.request("POST", "/generate", body=first, timeout_s=TIMEOUT_S)
         job = _prune(client, console, num_remove, evaluate_s)
         keep_result(job["pruned_model"], place.checkpoints_dir, settings.checkpoints_dir)
         with console.status("Generating with the dense and the pruned models, in turn"):

@@ -134,7 +134,8 @@ def _read_once() -> Iterator[None]:
 
 def _plain_reader() -> "type[GGUFReader]":
     """A reader without ``numpy.memmap``, whose views take three times as long as plain ones."""
-    from gguf import GGUFReader  # noqa: PLC0415 - an extra
+    # not from ``gguf``, where ``_read_once`` puts another in its place
+    from gguf.gguf_reader import GGUFReader  # noqa: PLC0415 - an extra
 
     class PlainReader(GGUFReader):
         @property

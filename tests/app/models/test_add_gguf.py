@@ -11,6 +11,7 @@ import torch
 from app.config import ServeSettings
 from app.models.add import ModelNotAdded, add_model
 from pruning.checkpoints.gguf import FAMILIES, write_gguf
+from pruning.models.dequantize import _read_once, inspect_gguf
 from pruning.models.lineage import ORIGIN_FILE
 from pruning.models.store import ModelStore
 from pruning.search.dense_model import Resources, load_dense_model
@@ -59,11 +60,14 @@ def test_the_file_is_read_once_for_a_check_and_once_for_the_model(
             read.append(path)
             super().__init__(path)
 
-    monkeypatch.setattr(gguf, "GGUFReader", CountedReader)
+    monkeypatch.setattr("gguf.gguf_reader.GGUFReader", CountedReader)
     theirs = {**vars(gguf)}
-    add_model(str(written(tmp_path, "llama")), ServeSettings(data_dir=tmp_path / "data"))
+    file = written(tmp_path, "llama")
+    add_model(str(file), ServeSettings(data_dir=tmp_path / "data"))
     assert len(read) == 2
     assert vars(gguf) == theirs
+    with _read_once():  # in another thread
+        assert inspect_gguf(file).kind == "BF16"
 
 
 @pytest.mark.parametrize(
