@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from pruning.process import end_with_parent, exit_on, lower_priority
+from pruning.process import deferred_signal, end_with_parent, lower_priority
 
 GRACE_S = 10.0  # from SIGTERM to SIGKILL
 NICENESS = 5  # of vLLM: a service that passes requests on needs little time, but at once
@@ -25,7 +25,7 @@ _GROUP_FILE = "group"  # in FOLDER: the id of the process group
 def main(folder: str, command: list[str]) -> int:
     """Run the command until it ends, or until standard input does. Return its exit code."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with exit_on(signal.SIGTERM):
+    with deferred_signal(signal.SIGTERM) as is_asked_to_end:
         child = subprocess.Popen(  # noqa: S603 - the command of the service
             command,
             stdin=subprocess.DEVNULL,
@@ -35,7 +35,7 @@ def main(folder: str, command: list[str]) -> int:
         try:
             Path(folder).mkdir(exist_ok=True)
             Path(folder, _GROUP_FILE).write_text(str(child.pid))
-            while child.poll() is None and not _is_service_gone():
+            while child.poll() is None and not (is_asked_to_end() or _is_service_gone()):
                 pass
         finally:
             _end_group(child)

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -12,6 +13,8 @@ import pytest
 from app.vllm import keeper
 from tests.support.processes import is_alive
 from tests.support.waiting import wait_until
+
+Kept = tuple["subprocess.Popen[str]", list[int]]
 
 # has a child, as vLLM has its engine; prints both ids
 PARENT = """
@@ -30,20 +33,26 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def kept(folder: Path) -> Iterator[tuple["subprocess.Popen[str]", list[int]]]:
+def kept(folder: Path) -> Iterator[Kept]:
     """A keeper, and the ids of the two processes that it keeps."""
-    with start(folder, "-c", PARENT) as process:
+    with keeping("-m", keeper.__name__, str(folder), sys.executable, "-c", PARENT) as kept:
+        yield kept
+
+
+@contextmanager
+def keeping(*arguments: str) -> Iterator[Kept]:
+    """Python with these arguments, by which it keeps the two processes of ``PARENT``."""
+    with start(*arguments) as process:
         assert process.stdout is not None
         pids = [int(text) for text in process.stdout.readline().split()]
-        assert all(map(is_alive, pids))
         yield process, pids
         process.kill()
-    for pid in filter(is_alive, pids):
-        psutil.Process(pid).kill()
+        for pid in filter(is_alive, pids):
+            psutil.Process(pid).kill()
 
 
-def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", keeper.__name__, str(folder), sys.executable, *arguments]
+def start(*arguments: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, *arguments]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -51,9 +60,7 @@ def none_is_left(pids: list[int]) -> None:
     wait_until(lambda: not any(map(is_alive, pids)), "no process is left")
 
 
-def test_all_ends_when_the_service_is_gone(
-    kept: tuple["subprocess.Popen[str]", list[int]], folder: Path
-) -> None:
+def test_all_ends_when_the_service_is_gone(kept: Kept, folder: Path) -> None:
     process, pids = kept
     assert process.stdin is not None
     process.stdin.close()
@@ -62,16 +69,14 @@ def test_all_ends_when_the_service_is_gone(
     assert not folder.exists()
 
 
-def test_the_service_goes_first(kept: tuple["subprocess.Popen[str]", list[int]]) -> None:
+def test_the_service_goes_first(kept: Kept) -> None:
     process, pids = kept
     least = 19  # of Linux
     niceness = min(least, psutil.Process(process.pid).nice() + keeper.NICENESS)
     assert [psutil.Process(pid).nice() for pid in pids] == [niceness, niceness]
 
 
-def test_what_the_command_started_ends_with_it(
-    kept: tuple["subprocess.Popen[str]", list[int]], folder: Path
-) -> None:
+def test_what_the_command_started_ends_with_it(kept: Kept, folder: Path) -> None:
     process, pids = kept
     psutil.Process(pids[0]).kill()
     assert process.wait(100) == 128 + signal.SIGKILL
@@ -79,15 +84,33 @@ def test_what_the_command_started_ends_with_it(
     assert not folder.exists()
 
 
-def test_sigterm_ends_all(kept: tuple["subprocess.Popen[str]", list[int]]) -> None:
+def test_sigterm_ends_all(kept: Kept) -> None:
     process, pids = kept
     process.terminate()
     assert process.wait(100) == 128 + signal.SIGTERM
     none_is_left(pids)
 
 
+def test_sigterm_while_the_command_starts_ends_all(folder: Path) -> None:
+    code = f"""
+import os, signal, subprocess, sys
+from app.vllm import keeper
+class Interrupted(subprocess.Popen):
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options, stdout=subprocess.PIPE, text=True)
+        print(self.stdout.readline(), flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+subprocess.Popen = Interrupted
+sys.exit(keeper.main({str(folder)!r}, [sys.executable, "-c", {PARENT!r}]))
+"""
+    with keeping("-c", code) as (process, pids):
+        assert process.wait(100) == 128 + signal.SIGTERM
+        none_is_left(pids)
+        assert not folder.exists()
+
+
 def test_the_command_ends_with_a_keeper_that_was_killed(
-    kept: tuple["subprocess.Popen[str]", list[int]],
+    kept: Kept,
 ) -> None:
     process, pids = kept
     process.kill()
@@ -95,9 +118,7 @@ def test_the_command_ends_with_a_keeper_that_was_killed(
     none_is_left(pids[:1])
 
 
-def test_the_service_ends_what_a_killed_keeper_left(
-    kept: tuple["subprocess.Popen[str]", list[int]], folder: Path
-) -> None:
+def test_the_service_ends_what_a_killed_keeper_left(kept: Kept, folder: Path) -> None:
     process, pids = kept
     wait_until(lambda: any(folder.glob("group")) and (folder / "group").read_text(), "it is named")
     process.kill()
@@ -124,5 +145,13 @@ def test_a_command_that_ignores_sigterm_is_killed(folder: Path) -> None:
 
 
 def test_the_exit_code_is_that_of_the_command(folder: Path) -> None:
-    with start(folder, "-c", "import sys; sys.exit(7)") as process:
+    arguments = (
+        "-m",
+        keeper.__name__,
+        str(folder),
+        sys.executable,
+        "-c",
+        "import sys; sys.exit(7)",
+    )
+    with start(*arguments) as process:
         assert process.wait(100) == 7
