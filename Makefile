@@ -11,9 +11,8 @@ DEMO := $(VENV)/.with-demo
 ALL := $(VENV)/.with-all
 # by name, as pip tries far more releases behind the extra `all`
 EXTRAS := cluster,datasets,dev,eval,gcs,gguf,gpu,heal,mlflow,otel,plots,quantize,s3
-# without bytecode, as uv does it: Python compiles the part that is imported, if it may
-PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(PYTHONDONTWRITEBYTECODE),,--no-compile)
-INSTALL := $(if $(shell command -v uv),uv pip install --python $(BIN)/python,$(PIP))
+UV := $(or $(shell command -v uv),$(BUILD)/uv/bin/uv)
+INSTALL := $(BIN)/python -m tools.install $(UV)
 # with bytecode, which processes of the tests share, whatever the environment says; at the priority
 # of a pruning job, which else gets no processor while other tests run
 PYTEST := PYTHONDONTWRITEBYTECODE= nice -n 18 $(BIN)/python -m pytest
@@ -30,13 +29,17 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	$(PYTHON) -m venv $(VENV)
 
+# not into the environment, which has only what the project needs; pip installs where there is no uv
+$(BUILD)/uv/bin/uv: | $(BIN)/python
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $(BUILD)/uv 'uv>=0.9,<1'
+
 # a file for each set of extras, so that none is installed twice
-$(DEMO): pyproject.toml | $(BIN)/python
+$(DEMO): pyproject.toml | $(BIN)/python $(UV)
 	@echo 'Installing what the demo needs, torch among it; the download may take minutes.'
 	$(INSTALL) --editable '.[demo]'
 	@touch $@
 
-$(ALL): pyproject.toml | $(BIN)/python
+$(ALL): pyproject.toml | $(BIN)/python $(UV)
 	@echo 'Installing the extras and what the tests need; the download may take minutes.'
 	$(INSTALL) --editable '.[$(EXTRAS)]'
 	@touch $(DEMO) $@
@@ -107,12 +110,12 @@ audit: setup sbom  ## check the installed packages for known vulnerabilities
 		|| { echo 'make audit: the packages listed above are vulnerable or unknown' >&2; exit 1; }
 
 # of the versions that are installed here, which the tests have run with
-lock: setup  ## write requirements.lock: what the image installs, with hashes
-	test -x build/lock/bin/uv || { $(PYTHON) -m venv build/lock && build/lock/bin/python -m pip install --quiet 'uv>=0.9,<1'; }
+lock: setup | $(UV)  ## write requirements.lock: what the image installs, with hashes
+	@mkdir -p $(BUILD)
 	$(BIN)/python -m pip --disable-pip-version-check list --exclude-editable --format freeze \
-		| sed 's/+.*//' > build/lock/installed.txt
-	build/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
-		--custom-compile-command 'make lock' --constraints build/lock/installed.txt \
+		| sed 's/+.*//' > $(BUILD)/installed.txt
+	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
+		--custom-compile-command 'make lock' --constraints $(BUILD)/installed.txt \
 		$(addprefix --extra ,datasets gcs gguf gpu heal otel plots s3) \
 		--output-file requirements.lock pyproject.toml
 

@@ -7,10 +7,10 @@ from pruning.extras import EXTRAS
 from tests.support.pages import ROOT
 
 
-def planned(target: str, venv: Path, path: Path) -> list[str]:
+def planned(target: str, venv: Path, path: Path, *variables: str) -> list[str]:
     """The commands that ``make`` would run; ``path`` has the programs, beside those of Debian."""
     ran = subprocess.run(
-        ["make", "--dry-run", target, f"VENV={venv}"],
+        ["make", "--dry-run", target, f"VENV={venv}", *variables],
         cwd=ROOT,
         env={"PATH": f"{path}:/usr/bin:/bin"},
         capture_output=True,
@@ -21,7 +21,7 @@ def planned(target: str, venv: Path, path: Path) -> list[str]:
 
 
 def installs(lines: list[str]) -> list[str]:
-    return [line for line in lines if " install " in line]
+    return [line for line in lines if " tools.install " in line]
 
 
 def test_the_demo_installs_no_more_than_it_needs(tmp_path: Path) -> None:
@@ -31,13 +31,16 @@ def test_the_demo_installs_no_more_than_it_needs(tmp_path: Path) -> None:
     assert everything.endswith(f"--editable '.[{','.join(sorted([*EXTRAS, 'dev']))}]'")
 
 
-def test_pip_installs_where_there_is_no_uv(tmp_path: Path) -> None:
-    [without] = installs(planned("demo", tmp_path / "venv", tmp_path))
-    assert "/venv/bin/python -m pip install " in without
+def test_uv_is_fetched_where_there_is_none(tmp_path: Path) -> None:
+    fetched = tmp_path / "build" / "uv"
+    without = planned("demo", tmp_path / "venv", tmp_path, f"BUILD={tmp_path / 'build'}")
+    assert [line for line in without if f" --target {fetched} 'uv>=" in line]
+    assert f" -m tools.install {fetched}/bin/uv --editable" in installs(without)[0]
     (tmp_path / "uv").write_text("#!/bin/sh\n")
     (tmp_path / "uv").chmod(0o755)
-    [with_uv] = installs(planned("demo", tmp_path / "venv", tmp_path))
-    assert with_uv.startswith("uv pip install --python ")
+    there = planned("demo", tmp_path / "venv", tmp_path, f"BUILD={tmp_path / 'build'}")
+    assert not [line for line in there if " --target " in line]
+    assert f" -m tools.install {tmp_path / 'uv'} --editable" in installs(there)[0]
 
 
 def test_nothing_is_installed_twice(tmp_path: Path) -> None:
