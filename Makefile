@@ -50,8 +50,13 @@ demo: $(DEMO)  ## prune a real model, serve it, compare (KEEP=1: keep serving)
 test: setup  ## lint, and beside it all tests except the slow ones
 	@$(MAKE) --no-print-directory --jobs 2 lint pytest
 
+# once, where four processes would compile the same modules beside each other; lint needs one core
+$(VENV)/.compiled: $(ALL)
+	-$(PYTEST) --collect-only --quiet > /dev/null
+	@touch $@
+
 # four processes for two cores: many tests wait for leases and for processes
-pytest: setup
+pytest: $(VENV)/.compiled
 	$(PYTEST) -n 4 --dist worksteal -m 'not slow'
 
 test-slow: setup  ## the slow tests: the demo model, the search (SHARE=K/N)

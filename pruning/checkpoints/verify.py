@@ -21,7 +21,6 @@ from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin
 from pruning.checkpoints.quantized import load_quantized
 from pruning.checkpoints.staging import scratch_for
 from pruning.checkpoints.verify_expected import (
-    NEW_TOKENS,
     Expectation,
     companions,
     digest,
@@ -281,7 +280,8 @@ def _compare_continuation(
     if not expected.continuation:
         return
     assert isinstance(model, GenerationMixin)
-    model.generation_config = GenerationConfig(do_sample=False, max_new_tokens=NEW_TOKENS)
+    num_tokens = len(expected.continuation)
+    model.generation_config = GenerationConfig(do_sample=False, max_new_tokens=num_tokens)
     output = model.generate(prompt, attention_mask=torch.ones_like(prompt))
     generated: list[int] = output[0, prompt.shape[1] :].tolist()
     for step, (token, wanted) in enumerate(zip(generated, expected.continuation, strict=True)):

@@ -23,7 +23,7 @@ from pruning.models.streaming import StreamedModel
 
 logger = logging.getLogger(__name__)
 
-_NUM_REPEATS = 9
+NUM_REPEATS = 9
 
 
 @torch.inference_mode()
@@ -95,7 +95,7 @@ def _medians_s(parts: Sequence[Sequence[Callable[[], None]]], device: torch.devi
     """
     if device.type == "cuda":
         parts = _recorded(parts, device)
-    turns = [[_seconds(runs, device) for runs in parts] for _ in range(1 + _NUM_REPEATS)]
+    turns = [[_seconds(runs, device) for runs in parts] for _ in range(1 + NUM_REPEATS)]
     return [median(times) for times in zip(*turns[1:], strict=True)]
 
 

@@ -96,6 +96,7 @@ def test_the_order_is_that_of_the_plain_search(tiny_models_dir: Path) -> None:
     assert manifest.calibration["digest"] == windows.digest
 
 
+@pytest.mark.slow
 def test_the_checkpoint_is_the_view_to_any_program(tiny_models_dir: Path, tmp_path: Path) -> None:
     """Loaded by transformers in a process that does not import this project."""
     manifest = run(tiny_models_dir, Recorder())

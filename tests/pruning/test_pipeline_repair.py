@@ -302,7 +302,7 @@ def test_a_record_survives_json(tiny_models_dir: Path, spec: PruneSpec) -> None:
     assert Manifest.from_json(json.dumps(old)) == replace(manifest, repair=None)
 
 
-@pytest.mark.parametrize("save_dtype", ["auto", None])
+@pytest.mark.parametrize("save_dtype", slow_but(("auto", None), "auto"))
 def test_weights_are_published_in_the_type_of_the_model(
     tiny_models_dir: Path, save_dtype: str | None
 ) -> None:

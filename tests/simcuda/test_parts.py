@@ -13,6 +13,7 @@ from pruning.checkpoints.store import CheckpointStore
 from pruning.config import WorkerSettings
 from pruning.jobs.job import Job, JobStatus
 from pruning.jobs.store import JobStore
+from pruning.models import timing
 from pruning.models.quantize import quantized
 from pruning.models.random_models import random_tokens
 from pruning.models.streaming import StreamedModel
@@ -35,7 +36,7 @@ def test_parts_of_a_decode_step_are_timed_by_replays(
     times = measure_times(on_device(tiny_model(model_type)))
     assert times.is_plausible
     assert cuda.num_captures == 1 + 6 + 1
-    assert cuda.num_replays == 10 * cuda.num_captures
+    assert cuda.num_replays == (1 + timing.NUM_REPEATS) * cuda.num_captures
     assert not caplog.records
 
 
@@ -51,7 +52,7 @@ def test_what_cannot_be_recorded_is_timed_as_it_is(
 def test_a_streamed_model_is_timed_by_replays(cuda: SimulatedCuda, tiny_models_dir: Path) -> None:
     streamed = StreamedModel(tiny_models_dir / "tiny", device="cuda:1")
     assert measure_streamed_times(streamed).is_plausible
-    assert cuda.num_replays == 10 * 5
+    assert cuda.num_replays == (1 + timing.NUM_REPEATS) * 5
     assert all(parameter.is_meta for parameter in streamed.model.parameters())
 
 

@@ -17,6 +17,9 @@ LIMITS: Mapping[str, int] = {
     "pruning.data.sources.REPAIR_TOKENS": 2**11,
     # of each sample text: whole ones are a fifth of a pruning run
     "pruning.evaluation.samples.MAX_NEW_TOKENS": 3,
+    # with which a checkpoint is verified, and the times of blocks are measured: a sixth together
+    "pruning.checkpoints.verify_expected.NEW_TOKENS": 3,
+    "pruning.models.timing.NUM_REPEATS": 3,
 }
 
 

@@ -245,6 +245,7 @@ def test_without_the_extra_of_plots_there_is_a_report_alone(
     assert ("sleb-serve[plots]" in capsys.readouterr().out) != has_plots
 
 
+@pytest.mark.slow
 def test_dense_and_pruned_take_turns(tiny_variant: Variant) -> None:
     subject = BenchSubject("tiny", tiny_variant, {"tiny@-2": (2, 3)})
     arrivals = [poisson(2, 4, 2, seed) for seed in (0, 1)]

@@ -74,6 +74,7 @@ def test_every_name_of_a_model_means_its_blocks(data_dir: Path, published: Manif
     assert losses[4:] == pytest.approx([losses[4]] * 3)
 
 
+@pytest.mark.slow
 def test_raw_names_mean_the_blocks_without_their_repair(
     data_dir: Path, published: Manifest, tiny_loaded: LoadedModel
 ) -> None:
@@ -311,6 +312,7 @@ def test_the_table_says_what_the_json_says(data_dir: Path, published: Manifest) 
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("published")
 def test_valid_json_of_a_pruned_model_stands_beside_that_of_its_parent(
     monkeypatch: pytest.MonkeyPatch,

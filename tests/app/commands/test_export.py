@@ -170,7 +170,7 @@ def test_a_prefix_becomes_a_plain_directory_in_that_dtype(
     assert not (out / "manifest.json").exists()
 
 
-@pytest.mark.parametrize("name", ["tiny@-1+raw", "tiny@prn-1-1+raw"])
+@pytest.mark.parametrize("name", slow_but(("tiny@-1+raw", "tiny@prn-1-1+raw"), "tiny@-1+raw"))
 def test_a_raw_name_means_the_blocks_without_their_repair(
     manifest: Manifest, tiny_models_dir: Path, tmp_path: Path, name: str
 ) -> None:

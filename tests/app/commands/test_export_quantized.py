@@ -26,6 +26,7 @@ from pruning.repair.record import Method
 from pruning.spec.prune import Quantize
 from tests.support.api_fixtures import publish_pruned
 from tests.support.logits import logits_of, token_ids
+from tests.support.quick import slow_but
 from tests.support.repairs import repair_checkpoint
 from tests.support.tiny import tiny_model
 from tests.support.tiny_checkpoints import write_checkpoint
@@ -54,7 +55,7 @@ def run(*words: str) -> Any:
     return result
 
 
-@pytest.mark.parametrize("weights", Quantize)
+@pytest.mark.parametrize("weights", slow_but(Quantize, Quantize.INT4))
 def test_it_writes_the_repaired_and_rounded_model_with_its_perplexities(
     manifest: Manifest, data_dir: Path, tiny_loaded: LoadedModel, tmp_path: Path, weights: Quantize
 ) -> None:

@@ -37,6 +37,7 @@ def data_dir(pruned_data_dir: tuple[Path, Manifest], tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
+@pytest.mark.slow
 def test_a_named_checkpoint_is_healed_beside_itself_and_can_be_named(
     data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

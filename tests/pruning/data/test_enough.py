@@ -65,6 +65,7 @@ def test_every_source_of_a_mix_is_judged(tmp_path: Path) -> None:
         check_text(CalibrationMix((packaged, short), (1, 1)), tiny_tokenizer())
 
 
+@pytest.mark.slow
 def test_packaged_text_has_an_end() -> None:
     spec = CalibrationSpec(Dataset.CODE, num_samples=2000, seqlen=2048)
     with pytest.raises(CalibrationError, match="add text, or ask for fewer samples"):

@@ -70,6 +70,7 @@ def test_no_paragraph_is_in_two_splits(dataset: Dataset) -> None:
         assert not found[one] & found[other]
 
 
+@pytest.mark.slow
 def test_equal_documents_give_equal_files(tmp_path: Path) -> None:
     for dataset in PACKAGED:
         documents = read_documents(FOLDER / f"{dataset}.jsonl.gz")

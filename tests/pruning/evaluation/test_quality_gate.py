@@ -239,6 +239,7 @@ def test_a_run_asks_dense_and_pruned(
         assert score == summary(answers, digest(items))
 
 
+@pytest.mark.slow
 def test_a_job_beyond_its_gate_fails_and_publishes_nothing(
     job_store: JobStore,
     tiny_models_dir: Path,

@@ -128,7 +128,11 @@ def test_a_replica_refuses_writes_as_well(server: ValkeyServer) -> None:
         assert client.set("a", 1)
 
 
-@FILLED
+@pytest.mark.parametrize(
+    ("fill", "word"),
+    [(fill, "MISCONF"), pytest.param(fill_memory, "OOM", marks=pytest.mark.slow)],
+    ids=["disk", "memory"],
+)
 def test_workers_wait_and_no_lease_is_lost(
     tmp_path: Path, server: ValkeyServer, fill: Callable[[ValkeyServer], None], word: str
 ) -> None:

@@ -22,6 +22,7 @@ from pruning.sleb import sleb
 from pruning.spec.calibration import CalibrationMix, CalibrationSpec, Dataset
 from pruning.spec.prune import Metric, PruneSpec, Resident, Search
 from tests.support.pruning_runs import prune_tiny
+from tests.support.quick import slow_but
 from tests.support.recorder import Recorder, Stop
 from tests.support.tiny_directory import NUM_BLOCKS
 
@@ -76,7 +77,7 @@ def test_a_staged_search_finds_the_same_order(tiny_models_dir: Path, spec: Prune
 
 @pytest.mark.parametrize(
     "stop_after",  # of rounds of 4, 3 and 2
-    [2, pytest.param(4, marks=pytest.mark.slow), 6, pytest.param(8, marks=pytest.mark.slow)],
+    slow_but((2, 4, 6, 8), 2),
 )
 def test_a_stopped_run_resumes_to_the_same_end(
     tiny_models_dir: Path, spec: PruneSpec, stop_after: int

@@ -104,6 +104,7 @@ def test_a_child_dies_with_its_parent_and_the_next_worker_takes_over(
     assert (ended.attempt, ended.num_lost) == (2, 1)
 
 
+@pytest.mark.slow
 def test_a_frozen_worker_cannot_write_over_its_successor(
     workers: Workers, redis_client: redis.Redis, job_store: JobStore
 ) -> None:

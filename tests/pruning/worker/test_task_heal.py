@@ -61,6 +61,7 @@ def names(settings: WorkerSettings) -> list[str]:
     return CheckpointStore(settings.checkpoints_dir).names()
 
 
+@pytest.mark.slow
 def test_it_pauses_in_the_healing_goes_on_there_and_publishes_both(
     settings: WorkerSettings, job_store: JobStore, job_id: str, redis_client: redis.Redis
 ) -> None:

@@ -37,6 +37,7 @@ from tests.support.external import (
     usage,
 )
 from tests.support.generate_requests import events_in
+from tests.support.quick import slow_but
 from tests.support.serving import local_api
 from tests.support.waiting import wait_until
 
@@ -136,6 +137,12 @@ CASES: dict[str, Case] = {
 }
 
 
+# one of each status, and of each place where an answer ends
+QUICK = {"400 with an envelope", "401", "404", "408", "429", "503", "no HTTP", "a reset", "silence"}
+QUICK |= {"headers alone", "an end in the middle", "silence in the middle", "no JSON"}
+QUICK |= {"a line without an end", "an error in the stream", "no finish_reason"}
+
+
 @pytest.fixture(scope="module")
 def fake() -> Iterator[FakeServer]:
     with fake_server() as fake:
@@ -192,7 +199,7 @@ def is_idle(client: TestClient, model: str = "odd") -> bool:
     return [metrics.value(name, model_name=model) for name in names] == [0, 0]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", slow_but(CASES, *QUICK))
 def test_what_goes_wrong_there_is_told_here(
     client: TestClient, fake: FakeServer, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:

@@ -144,6 +144,7 @@ def test_a_job_without_a_gate_has_no_scores(data_dir: Path, client: TestClient) 
     assert Scrape(client.get("/metrics").text).series("sleb_model_probe_score") == []
 
 
+@pytest.mark.slow
 def test_the_perplexity_with_quantized_weights_is_of_full_depth(
     data_dir: Path, client: TestClient
 ) -> None:
