@@ -12,6 +12,7 @@ from app.doctor.finding import Finding, Level, fine, note, wrong
 from app.engine.autotuning import Autotuner
 from app.settings import PortTaken, UnknownSetting, check_ports, check_variables, invalid_settings
 from pruning.config import Settings, UnreadableSecrets, WorkerSettings
+from pruning.models.products import fastest_dtype
 
 Check = tuple[str, Callable[[], Iterable[Finding]]]
 
@@ -77,6 +78,7 @@ def _hardware(api: ServeSettings) -> list[Finding]:
         machine.memory(weights, preloaded, memory_bytes),
         machine.kernels(Autotuner.of(api.tune, api.data_dir).choices),
         machine.compiled(api.tune, api.data_dir),
+        machine.products(fastest_dtype()),
     ]
 
 

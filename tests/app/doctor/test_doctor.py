@@ -30,6 +30,7 @@ from app.doctor.machine import (
     open_files,
     packages,
     port,
+    products,
     writable,
 )
 from app.engine.autotuning import Choice
@@ -280,6 +281,11 @@ def test_the_room_is_that_of_the_device() -> None:
     assert room_bytes("auto", NEW_DRIVER) == 80 * 10**9
     assert 0 < room_bytes("cpu", NEW_DRIVER) == room_bytes("auto", Gpus())
     assert device("auto", gpus()).said
+
+
+def test_the_faster_type_of_products_is_told() -> None:
+    assert "dtype float32" in products("float32").said
+    assert "dtype float32" not in products("bfloat16").said
 
 
 def test_chosen_kernels_are_told_with_what_they_gain() -> None:
