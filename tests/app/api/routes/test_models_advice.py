@@ -50,6 +50,22 @@ def test_the_depths_of_the_newest_order_are_judged(
 
 
 @pytest.mark.usefixtures("manifest")
+@pytest.mark.parametrize(("of_predicted", "expected"), [(0.5, 0.5), (-1, 0), (2, 1)])
+def test_predictions_follow_what_other_depths_have_saved(
+    data_dir: Path, client: TestClient, of_predicted: float, expected: float
+) -> None:
+    def saved() -> list[float]:
+        depths = client.get("/models/tiny/advice", params=LENIENT).json()["depths"]
+        return [1 - 1 / depth["speedup"]["value"] for depth in depths]
+
+    predicted = saved()
+    measured(data_dir, 1 / (1 - of_predicted * predicted[2]))
+    assert saved() == pytest.approx(
+        [expected * predicted[0], expected * predicted[1], of_predicted * predicted[2]]
+    )
+
+
+@pytest.mark.usefixtures("manifest")
 def test_the_command_line_says_the_same(
     data_dir: Path, client: TestClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
