@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from socketserver import BaseRequestHandler, ThreadingTCPServer
 from tempfile import TemporaryDirectory
 
 import httpx2
@@ -187,36 +186,6 @@ def paused(servers: Iterable[Server]) -> Iterator[None]:
     finally:
         for process in stopped:
             process.resume()
-
-
-@contextmanager
-def forwarded(path: Path) -> Iterator[str]:
-    """The address of a port that leads to this Unix socket, for clients that take only a port."""
-
-    class Forward(BaseRequestHandler):
-        def handle(self) -> None:
-            with socket.socket(socket.AF_UNIX) as there:
-                there.connect(str(path))
-                back = threading.Thread(target=_copy, args=(there, self.request))
-                back.start()
-                _copy(self.request, there)
-                back.join()
-
-    with ThreadingTCPServer(("127.0.0.1", 0), Forward) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-def _copy(source: socket.socket, target: socket.socket) -> None:
-    with suppress(OSError):  # one side has gone
-        while piece := source.recv(2**16):
-            target.sendall(piece)
-        target.shutdown(socket.SHUT_WR)
 
 
 def link_model(model: Path, link: Path, dtype: str) -> None:

@@ -1,15 +1,12 @@
-"""Servers that benchmarks start: nothing of them is left if one is killed. Ports to sockets."""
+"""Servers that benchmarks start: nothing of them is left if one is killed."""
 
 import sys
 from pathlib import Path
-from socketserver import BaseRequestHandler, ThreadingUnixStreamServer
-from threading import Thread
 
-import httpx2
 import psutil
 import pytest
 
-from benchmarks.servers import ServerFailed, forwarded, vllm_serve
+from benchmarks.servers import ServerFailed, vllm_serve
 from tests.support.processes import is_alive
 from tests.support.waiting import wait_until
 
@@ -51,27 +48,3 @@ def serve_and_kill(program: Path, file: Path) -> None:
         assert is_alive(child)
         psutil.Process(pid).kill()
         wait_until(lambda: server.pid is not None and not is_alive(server.pid), "it has ended")
-
-
-class Echo(BaseRequestHandler):
-    """Answers with the request itself, piece by piece."""
-
-    def handle(self) -> None:
-        self.request.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
-        request = b""
-        while not request.endswith(b"the end"):
-            piece = self.request.recv(1000)
-            self.request.sendall(piece)
-            request += piece
-
-
-def test_a_port_leads_to_a_unix_socket(tmp_path: Path) -> None:
-    path = tmp_path / "socket"
-    body = "x" * 100_000 + "the end"
-    with ThreadingUnixStreamServer(str(path), Echo) as server, forwarded(path) as url:
-        Thread(target=server.serve_forever).start()
-        answers = [httpx2.post(url, content=body).text for _ in range(2)]
-        server.shutdown()
-    for answer in answers:
-        assert answer.startswith("POST / HTTP/1.1")
-        assert answer.endswith("\r\n\r\n" + body)

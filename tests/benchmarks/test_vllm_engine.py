@@ -15,8 +15,8 @@ def test_both_sides_load_the_same_server(
     (notes := tmp_path / "notes").mkdir()
     monkeypatch.setenv("SLEB_DATA_DIR", str(tiny_models_dir.parent))
     monkeypatch.setenv("SLEB_VLLM_ARGS", f"--test-notes {notes} --test-token-s 0.01")
-    sizes = Sizes((1, 2), 4, 3, repeats=2, bench_clients=1, bench_requests=1, bench_repeats=2)
-    subject = Subject(write_program(tmp_path / "program"), "tiny", "tiny@-1", "float32", sizes)
+    sizes = Sizes((1, 2), 4, 3, repeats=2)
+    subject = Subject(write_program(tmp_path / "program"), "tiny", "float32", sizes)
     found = through_api(subject)
     assert [row["clients"] for row in found["over_vllm"]] == [1, 2]
     for sides in found["sides"].values():
@@ -24,12 +24,7 @@ def test_both_sides_load_the_same_server(
     assert len(list(notes.iterdir())) == 1, "one server was started"
 
 
-def test_the_report_has_the_parts_that_were_measured() -> None:
+def test_the_report_has_a_row_for_each_number_of_clients() -> None:
     row = {"clients": 16, "tokens_per_s": 1.0, "from": 0.9, "to": 1.1, "ttft": 1.05}
-    of_api = {"command": "python -m x", "through_api": {"over_vllm": [row]}}
-    assert "| 16 | 1.000× | 0.900 to 1.100 | 1.050× |" in markdown(of_api)
-    speedup = {"sleb bench": {"ratio": 1.25, "low": 1.2, "high": 1.3}}
-    of_bench = {"command": "python -m x", "variant": "m@-6"}
-    text = markdown(of_bench | {"bench": {"speedup": speedup, "difference": -0.01}})
-    assert "of m@-6\n\n- sleb bench: 1.2500× (1.200 to 1.300)\n- difference: -1.00%\n" in text
-    assert "clients" not in text
+    report = {"command": "python -m x", "through_api": {"over_vllm": [row]}}
+    assert "| 16 | 1.000× | 0.900 to 1.100 | 1.050× |" in markdown(report)
