@@ -87,10 +87,8 @@ def products(fastest: str) -> Finding:
     """In which type, as ``fastest_dtype`` says, the device multiplies matrices faster."""
     if fastest == "bfloat16":
         return fine("products", "bfloat16 is multiplied faster than float32")
-    said = (
-        "float32 is multiplied faster than bfloat16: a job of a model in bfloat16 takes less time"
-    )
-    return fine("products", f"{said} with dtype float32, and twice the memory")
+    said = "float32 is multiplied faster than bfloat16: with dtype float32, a job of a model in"
+    return fine("products", f"{said} bfloat16 takes less time and twice the memory")
 
 
 def writable(directory: Path) -> Finding:
