@@ -9,7 +9,7 @@ import pytest
 from tests.support.pages import ROOT
 from tools.install import of_uv, settings_in
 
-# takes note of its arguments and of what it is told by the environment
+# prints its arguments and three variables of its environment
 UV = """#!/bin/sh
 echo "$@" "$UV_FIND_LINKS" "$UV_CONSTRAINT" "$UV_DEFAULT_INDEX"
 exit {code}
