@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from pruning.models.dense_rows import GRANITE_LIKE, OWN_FORWARD, READS_WITHOUT_NORM
 from pruning.models.layout import (
+    ATTENTION,
     Architecture,
     Fitted,
     StreamWrites,
@@ -12,7 +13,6 @@ from pruning.models.layout import (
     plain_writes,
     weight_and_bias,
 )
-from pruning.models.mixture_rows import ATTENTION
 
 # Convolutions and states take the place of attention in some blocks, or stand beside it.
 _WITH_STATES = replace(OWN_FORWARD, has_states=True, is_linear=False)
@@ -43,8 +43,9 @@ HYBRIDS: Mapping[str, Architecture] = {
         returns_tuple=True,
         per_block=(),  # all blocks mix both ways
         logit_multiplier="lm_head_multiplier",
-        writes=replace(
-            plain_writes("self_attn.o_proj", "mamba.out_proj", "feed_forward.down_proj"),
+        writes=StreamWrites(
+            scaled=weight_and_bias("self_attn.o_proj", "mamba.out_proj", "feed_forward.down_proj"),
+            refit=(Fitted("feed_forward.down_proj"),),  # the others have factors of their own
             multiplier="mlp_multipliers.1",
         ),
     ),

@@ -40,7 +40,9 @@ class Fitted:
     layer: str
     norm: str = ""
     gate: str = ""
-    is_last: bool = True  # whether nothing in the block reads the stream behind it
+
+
+ATTENTION = Fitted("self_attn.o_proj")
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class StreamWrites:
 
     scaled: tuple[str, ...] = weight_and_bias("self_attn.o_proj", "mlp.down_proj")
     offset: float = 0.0  # of norms that multiply by their weight plus this offset
-    refit: tuple[Fitted, ...] = (Fitted("mlp.down_proj"),)
+    refit: tuple[Fitted, ...] = (ATTENTION, Fitted("mlp.down_proj"))
     is_transposed: bool = False  # whether the matrices of ``refit`` are [width_in, width_out]
     # Config key of the factor between ``refit`` and the stream, or "KEY.INDEX" of one in a list
     multiplier: str | None = None
@@ -78,8 +80,8 @@ class StreamWrites:
 
 
 def plain_writes(*layers: str) -> StreamWrites:
-    """Of blocks in which these layers write into the stream, and the last one is fitted anew."""
-    return StreamWrites(scaled=weight_and_bias(*layers), refit=(Fitted(layers[-1]),))
+    """Of blocks in which these layers write into the stream, and are fitted anew."""
+    return StreamWrites(scaled=weight_and_bias(*layers), refit=tuple(map(Fitted, layers)))
 
 
 def normed_writes(first: str, second: str, layer: str) -> StreamWrites:

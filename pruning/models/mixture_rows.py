@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from pruning.models.dense_rows import LLAMA_LIKE, WITH_ROTATIONS
-from pruning.models.layout import Architecture, Fitted, StreamWrites, weight_and_bias
+from pruning.models.layout import ATTENTION, Architecture, Fitted, StreamWrites, weight_and_bias
 
-# Experts see few tokens each, so what is fitted is what all tokens pass.
-ATTENTION = Fitted("self_attn.o_proj", is_last=False)
-# The router chooses the experts of each token independently of the rest of the batch.
+# The router chooses the experts of each token independently of the rest of the batch. Experts see
+# few tokens each, so what is fitted is what all tokens pass.
 _WITH_EXPERTS = replace(
     LLAMA_LIKE,
     depth_dependent=(("mlp_only_layers", []), ("decoder_sparse_step", 1)),
@@ -59,7 +58,6 @@ MIXTURES: Mapping[str, Architecture] = {
                 "mlp.down_proj.weight",
                 "mlp.post_mlp_layernorm.weight",
             ),
-            refit=(ATTENTION, Fitted("mlp.down_proj")),
         ),
     ),
     "cohere2_moe": replace(

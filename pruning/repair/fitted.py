@@ -49,14 +49,6 @@ class FittedLayers:
         norms = (self._norm(each) for each in self._layers)
         return self.width_in * self.width_out + sum(n.numel() for n in norms if n is not None)
 
-    @property
-    def is_exact(self) -> bool:
-        """Whether the output of the block changes by what the change of the layer adds to it.
-
-        Otherwise that is how it changes at first order.
-        """
-        return all(each.is_last and self._norm(each) is None for each in self._layers)
-
     def tapped(self, call: BlockCall) -> TappedCall:
         """The call of the block that also returns what the layer reads, both [..., width]."""
         block = with_own(call.block, {})
@@ -101,16 +93,6 @@ class FittedLayers:
             parameters[f"{each.layer}.weight"] = new.to(self._matrix(each).dtype)
             begin = end
         return parameters
-
-    def change_by(self, own: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The change of the matrix by parameters in place of those of the block; if exact."""
-        parts = []
-        for each in self._layers:
-            name = f"{each.layer}.weight"
-            old = self._block.get_parameter(name).float()
-            part = own[name].float() - old if name in own else torch.zeros_like(old)
-            parts.append(part.T if self._is_transposed else part)
-        return torch.cat(parts, dim=1) * self._multiplier
 
     def _matrix(self, each: Fitted) -> torch.Tensor:
         """[width_out, width_in], as long as the block has its weights."""

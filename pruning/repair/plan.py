@@ -13,7 +13,7 @@ from itertools import groupby
 from pruning.sleb import Blocks
 
 EMBEDDED = 0  # the number of the stream in front of the first block
-NUM_BEHIND = 1  # blocks behind a cut that are refitted as well; benchmarks/results has their gain
+NUM_BEHIND = 2  # blocks behind a cut that are refitted as well; benchmarks/results has their gain
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ ROUTES: Mapping[Method, Callable[[Blocks, int], Route]] = {
     Method.RIDGE: refitted,
 }
 SAMPLE_WINDOWS = 16  # about so many in all: steps are tried on them
-STEPS = (1.0, 0.5, 0.25)  # shares of a change that are tried where a fit is not exact
+STEPS = (1.0, 0.5, 0.25)  # shares of a change that are tried
 NUM_FOLDS = 3  # at most: each takes sums of its own at every cut, which are large for wide models
 
 
@@ -158,12 +158,10 @@ class _Repair:
     def _stepped(self, stream: int, block: int, change: torch.Tensor, gram: torch.Tensor) -> Own:
         """The parameters with as much of the change as brings the stream nearest, or none.
 
-        Unless the fit is exact, the block makes something else of a change than what was fitted.
+        What the block does behind a changed layer is not linear, so a whole change may be too much.
         """
         model = self._dense.model
         layers = FittedLayers(block_list(model)[block], model.config)
-        if layers.is_exact:
-            return layers.changed(change, gram)
         best, least = NO_OWN, self._walk.error(stream, NO_OWN)
         for step in STEPS:
             tried = layers.changed(step * change, gram)

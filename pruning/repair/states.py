@@ -42,17 +42,13 @@ class States(Generic[_Key]):
         self.held_bytes = 0
         self.peak_bytes = 0  # of what was in memory at once
 
-    def has_room(self, num_bytes: int) -> bool:
-        """Whether so much more would stay in memory."""
-        return self.held_bytes + num_bytes <= self._budget
-
     def __contains__(self, key: _Key) -> bool:
         return key in self._held or key in self._spilled
 
     def put(self, key: _Key, tensor: torch.Tensor) -> None:
         """Raises ``SpillFailed`` if there is no room in memory and none on the disk."""
         assert key not in self
-        if not self.has_room(tensor.nbytes):
+        if self.held_bytes + tensor.nbytes > self._budget:
             self._spilled[key] = self._written(tensor)
             return
         self._held[key] = tensor
@@ -69,11 +65,6 @@ class States(Generic[_Key]):
         self._file.seek(slot.offset)
         self._file.readinto(raw.numpy().data)
         return raw.view(slot.dtype).view(slot.shape).to(slot.device)
-
-    def pop(self, key: _Key) -> torch.Tensor:
-        tensor = self.get(key)
-        self.drop(key)
-        return tensor
 
     def drop(self, key: _Key) -> None:
         if key in self._held:

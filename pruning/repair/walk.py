@@ -59,9 +59,6 @@ class Walk(Protocol):
 OpenWalk = Callable[[Plan, Sequence[Windows]], Walk]
 
 
-_READ = -1  # in place of a stream: what the layers that are refitted have read
-
-
 class LocalWalk:
     """A ``Walk`` in this process.
 
@@ -129,18 +126,12 @@ class LocalWalk:
         call, layers = self._refitted(made)
         run = layers.tapped(call)
         sums = self._no_errors(layers)
-        for at in self._batches_of(made.reads):
-            batch = self._batches[at]
+        for at in self._batches_of(observed(made.step)):
             output, read = run(self._source(made, at))
-            if batch.part in observed(made.step):
-                wanted = self._wanted(made, at).flatten(0, 1).float()
-                errors = wanted - output.flatten(0, 1).float()
-                weights = wanted.square().sum(dim=1).reciprocal()
-                sums[batch.domain].add(read.flatten(0, -2).float(), errors, weights)
-            is_kept = layers.is_exact and batch.part in made.parts
-            if is_kept and self.states.has_room(output.nbytes + read.nbytes):
-                self.states.put((stream, at), output)
-                self.states.put((_READ, at), read)
+            wanted = self._wanted(made, at).flatten(0, 1).float()
+            errors = wanted - output.flatten(0, 1).float()
+            weights = wanted.square().sum(dim=1).reciprocal()
+            sums[self._batches[at].domain].add(read.flatten(0, -2).float(), errors, weights)
         return sums
 
     @torch.no_grad()
@@ -156,22 +147,13 @@ class LocalWalk:
 
     @torch.no_grad()
     def refit(self, stream: int, own: Own) -> None:
-        """What the change of the layers adds to the stream is added to the output of the block.
-
-        The block runs again if there was no room to keep that, or if more depends on the layers.
-        """
         made = self._plan.streams[stream]
-        _, layers = self._refitted(made)
         again = self._with(made, own)
-        change = layers.change_by(own).to(self._model.dtype).T if layers.is_exact else None
         for at in self._batches_of(made.reads):
-            if self._batches[at].part not in made.parts:
-                self._release(stream, at)
-            elif change is not None and (stream, at) in self.states:
-                output, read = self.states.pop((stream, at)), self.states.pop((_READ, at))
-                self._advance(stream, at, output + read @ change)
-            else:
+            if self._batches[at].part in made.parts:
                 self._advance(stream, at, again(self._source(made, at)))
+            else:
+                self._release(stream, at)
 
     @torch.no_grad()
     def losses(self, stream: int) -> Mapping[str, Losses]:

@@ -87,13 +87,13 @@ def test_the_checkpoint_is_as_large_as_one_that_is_published(tiny_models_dir: Pa
 
 
 def test_repairs_are_not_larger_than_estimated(tiny_models_dir: Path) -> None:
-    """Every depth has a file, with the matrices of two blocks for each gap, or none if that is
+    """Every depth has a file, with the matrices of three blocks for each gap, or none if that is
     better."""
     asked = replace(SPEC, num_remove=4, repair=Repair.RIDGE)
     manifest = publish_pruned(tiny_models_dir.parent, spec=asked)
     assert manifest.repair is not None
     needed = needs(tiny_models_dir, asked)
-    assert needed.repair_bytes == (2 + 4 + 3 + 2) * 32 * 48 * 4
+    assert needed.repair_bytes == (3 + 4 + 3 + 2) * 32 * (32 + 48) * 4
     assert sum(depth.num_bytes for depth in manifest.repair) <= needed.repair_bytes
     for repair in (Repair.SCALE, Repair.NONE):
         assert needs(tiny_models_dir, replace(asked, repair=repair)).repair_bytes == 0

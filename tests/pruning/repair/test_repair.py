@@ -17,13 +17,14 @@ from pruning.models.store import load
 from pruning.models.streaming import ResidentModel, StreamedModel
 from pruning.repair.folding import folded
 from pruning.repair.record import Method
-from pruning.repair.repair import RepairedDepth, repair_depths
+from pruning.repair.repair import STEPS, RepairedDepth, repair_depths
 from pruning.repair.ridge import Sums, fit
 from pruning.repair.states import States
 from tests.support.repairs import repaired_by, token_ids_of, windows_of
 from tests.support.tiny import CONFIGS, VOCAB_SIZE, tiny_model
 
 KEEPS = [(0, 1, 2, 4, 5), (0, 2, 4, 5), (0, 2, 5), (1, 3, 4)]  # the last lacks its ends
+FITTED = ("self_attn.o_proj", "mlp.down_proj")
 SEQLEN = 12
 SMALL = 3 * SEQLEN * (3 * 32 + 4 * 32) * 4  # bytes of the states of at least three windows
 
@@ -115,29 +116,54 @@ def test_a_depth_is_repaired_as_if_it_were_alone(family: str) -> None:
 
 def test_repairs_are_those_of_whole_models_run_one_block_at_a_time() -> None:
     """The slow path: for each block that is refitted, which are those in front of a cut and the
-    first one behind it, the dense and the repaired model run from the start."""
+    next two behind it, the dense and the repaired model run from the start."""
     model, windows = tiny_model("llama"), text()
     for depth in repair_depths(ResidentModel(model), KEEPS, windows, batch_tokens=24):
-        own = dict[str, torch.Tensor]()
-        keep = depth.keep
-        for before, block, after in zip(
-            keep[:1] + keep, keep, (*keep[1:], num_blocks(model)), strict=False
-        ):
-            if before >= block - 1 and after == block + 1:
+        keep, own = depth.keep, dict[str, torch.Tensor]()
+        ends = (*keep[1:], num_blocks(model))
+        is_cut = [end != block + 1 for block, end in zip(keep, ends, strict=True)]
+        for at, (block, after) in enumerate(zip(keep, ends, strict=True)):
+            if not any(is_cut[max(0, at - 2) : at + 1]):
                 continue
-            path = f"model.layers.{block}.mlp.down_proj.weight"
             sums = {}
             for domain, ids in token_ids_of(windows.train).items():
                 _, dense = passed(model, range(after), ids)
-                read, pruned = passed(model, [b for b in keep if b <= block], ids, own)
-                sums[domain] = Sums(48, 32, model.device)
+                read, pruned = passed(model, keep[: at + 1], ids, own)
+                sums[domain] = Sums(32 + 48, 32, model.device)
                 sums[domain].add(read, dense - pruned, dense.square().sum(dim=1).reciprocal())
-            found = fit(sums)
-            own[path] = model.get_parameter(path) + found.change
+            change = fit(sums).change
+            tried = [{**own, **changed(model, block, step * change)} for step in STEPS]
+            own = min(
+                [own, *tried],
+                key=lambda each: error(model, keep[: at + 1], after, each, windows),
+            )
         repaired = depth.tried[Method.RIDGE]
+        assert repaired.tensors.keys() == own.keys()
         for name, values in own.items():
-            same = repaired.tensors.get(name, model.get_parameter(name))
-            assert torch.allclose(values, same, atol=1e-4)
+            assert torch.allclose(values, repaired.tensors[name], atol=1e-4)
+
+
+def changed(model: PreTrainedModel, block: int, change: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The output of attention and the last matrix of a block with this change of both."""
+    names = [f"model.layers.{block}.{each}.weight" for each in FITTED]
+    parts = zip(names, change.split([32, 48], dim=1), strict=True)
+    return {name: model.get_parameter(name).detach() + part for name, part in parts}
+
+
+def error(
+    model: PreTrainedModel,
+    keep: Sequence[int],
+    after: int,
+    own: Mapping[str, torch.Tensor],
+    windows: RepairWindows,
+) -> float:
+    """The squared error of the stream behind the last kept block, relative to each token."""
+    total = 0.0
+    for ids in token_ids_of(windows.train).values():
+        _, dense = passed(model, range(after), ids)
+        _, pruned = passed(model, keep, ids, own)
+        total += float(((dense - pruned).norm(dim=1) / dense.norm(dim=1)).square().sum())
+    return total
 
 
 def passed(
@@ -146,17 +172,16 @@ def passed(
     token_ids: torch.Tensor,
     own: Mapping[str, torch.Tensor] = MappingProxyType({}),
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the last matrix of the model of these blocks reads, and its last hidden states."""
+    """What the fitted matrices of the last of these blocks read, and its hidden states."""
     pruned, found = view(model, list(keep), own), list[torch.Tensor]()
     last = pruned.get_submodule(f"model.layers.{len(keep) - 1}")
-    last.get_submodule("mlp.down_proj").register_forward_pre_hook(
-        lambda _, args: found.append(args[0])
-    )
+    for each in FITTED:
+        last.get_submodule(each).register_forward_pre_hook(lambda _, args: found.append(args[0]))
     last.register_forward_hook(lambda _module, _args, output: found.append(output))
     with torch.no_grad():
         pruned(token_ids)
-    read, hidden = (tensor.flatten(0, 1) for tensor in found)
-    return read, hidden
+    *read, hidden = (tensor.flatten(0, 1) for tensor in found)
+    return torch.cat(read, dim=1), hidden
 
 
 @pytest.mark.parametrize("num_train", [6, 24])
@@ -180,9 +205,9 @@ def test_memory_does_not_depend_on_the_number_of_windows(
 
 
 def test_a_budget_without_room_for_a_window_is_refused() -> None:
-    with pytest.raises(StateBudgetTooSmall, match="one window of 12 tokens need 6912"):
+    with pytest.raises(StateBudgetTooSmall, match="one window of 12 tokens need 8448"):
         repair_depths(
-            ResidentModel(tiny_model("llama")), KEEPS, text(), batch_tokens=24, state_budget=6911
+            ResidentModel(tiny_model("llama")), KEEPS, text(), batch_tokens=24, state_budget=8447
         )
 
 

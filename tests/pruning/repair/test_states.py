@@ -39,7 +39,8 @@ def test_room_in_the_file_is_used_again() -> None:
     for turn in range(10):
         states.put(turn, torch.full((4, 4), float(turn)))
         states.put(-turn - 1, torch.zeros(2))
-        assert states.pop(turn)[0, 0] == turn
+        assert states.get(turn)[0, 0] == turn
+        states.drop(turn)
         states.drop(-turn - 1)
     assert states.file_bytes == 4 * 4 * 4 + 2 * 4
     states.close()
