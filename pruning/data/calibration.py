@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pruning.data.corpora import NOT_ENOUGH, CalibrationError
 from pruning.data.model_text import Observe, unobserved
 from pruning.data.sources import Source, Use, check_positions, source_of
-from pruning.data.windows import Windows, mixed
+from pruning.data.windows import Windows, mixed, with_repeats
 from pruning.spec.calibration import DEFAULT, PACKAGED, Calibration, CalibrationSpec, Dataset
 from pruning.spec.evaluation import Evaluation
 
@@ -17,7 +17,8 @@ from pruning.spec.evaluation import Evaluation
 class RepairWindows:
     """Windows by domain to fit a repair on, and others to choose between repairs.
 
-    ``train`` has every domain of the calibration and includes the calibration windows.
+    ``train`` has every domain of the calibration. Its windows are those of the calibration and
+    others, and every fourth repeats its first half.
     ``selection`` also has packaged prose and code, so that a repair that was fitted on one kind of
     text is judged on another. It lacks a domain whose text is too short for windows of its own. No
     window is in both, and all have one length.
@@ -72,8 +73,11 @@ def repair_windows(
     """
     sources = [(part.domain, source_of(part, model, tokenizer, observe)) for part in spec.parts]
     others = [(part.domain, source_of(part, model, tokenizer)) for part in _others(spec, DEFAULT)]
+    train = _by_domain(sources, use)
+    if use is Use.REPAIR:  # a training learns no more by them
+        train = {domain: with_repeats(windows, tokenizer) for domain, windows in train.items()}
     return RepairWindows(
-        train=_by_domain(sources, use),
+        train=train,
         selection=_by_domain([*sources, *others], Use.SELECTION),
     )
 

@@ -27,6 +27,7 @@ from pruning.data.corpora import (
     read_rows,
 )
 from pruning.data.documents import draw_kinds, packaged_documents, split_documents
+from pruning.data.forms import prose_forms
 from pruning.data.model_text import Observe, sampled_text, unobserved
 from pruning.data.windows import Windows, all_windows, behind_beginning
 from pruning.plural import counted
@@ -45,7 +46,7 @@ class Use(Enum):
     """What windows are for."""
 
     CALIBRATION = "calibration"  # chooses blocks
-    REPAIR = "repair"  # fits a repair; includes the calibration windows
+    REPAIR = "repair"  # fits a repair; has the calibration windows, too
     HEALING = "healing"  # trains an adapter; includes those of the repair
     SELECTION = "selection"  # chooses between repairs, and when to stop a training
     EVALUATION = "evaluation"  # measures
@@ -278,12 +279,16 @@ class _FileText:
 
 @dataclass(frozen=True)
 class _DocumentText:
-    """Documents by kind, each in one split. No window crosses two splits or kinds."""
+    """Documents by kind, each in one split. No window crosses two splits or kinds.
+
+    ``forms`` are further kinds to fit a repair on and to train on.
+    """
 
     spec: CalibrationSpec
     documents: Mapping[Split, Mapping[str, Sequence[str]]]
     name: str
     tokenizer: PreTrainedTokenizerBase
+    forms: Callable[[], Mapping[str, Sequence[str]]] = dict
 
     @property
     def is_enough(self) -> bool:
@@ -302,15 +307,18 @@ class _DocumentText:
 
     def pool(self, evaluation: Evaluation) -> Windows:
         seqlen = evaluation.seqlen or self.spec.seqlen
-        return self._drawn(Split.EVALUATION, evaluation.most_windows, seqlen, 0)
+        return self._drawn(Use.EVALUATION, evaluation.most_windows, seqlen, 0)
 
     def _draw(self, use: Use) -> Windows:
         """Evaluation windows do not depend on the seed: what is measured stays comparable."""
         seed = 0 if use is Use.EVALUATION else self.spec.seed
-        return self._drawn(_SPLITS[use], num_wanted(self.spec, use), self.spec.seqlen, seed)
+        return self._drawn(use, num_wanted(self.spec, use), self.spec.seqlen, seed)
 
-    def _drawn(self, split: Split, wanted: int, seqlen: int, seed: int) -> Windows:
+    def _drawn(self, use: Use, wanted: int, seqlen: int, seed: int) -> Windows:
+        split = _SPLITS[use]
         documents = self.documents[split]
+        if use in (Use.REPAIR, Use.HEALING):
+            documents = {**documents, **self.forms()}
         token_ids, kinds = draw_kinds(documents, wanted, seqlen, seed, self.tokenizer)
         return Windows(token_ids, f"{self.name}, {split} documents", kinds=kinds)
 
@@ -333,7 +341,8 @@ def packaged_source(spec: CalibrationSpec, tokenizer: PreTrainedTokenizerBase) -
     documents = packaged_documents(spec.dataset)
     name = behind_beginning(f"packaged {spec.dataset}", tokenizer)
     if spec.sampling is Sampling.WINDOWS:
-        return _DocumentText(spec, documents, name, tokenizer)
+        forms = prose_forms if spec.dataset is Dataset.PROSE else dict
+        return _DocumentText(spec, documents, name, tokenizer, forms)
 
     def lines(split: Split) -> Corpus:
         texts = chain.from_iterable(documents[split].values())

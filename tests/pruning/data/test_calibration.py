@@ -12,7 +12,7 @@ from tokenizers.processors import TemplateProcessing
 from pruning.data.calibration import calibrate, evaluation_windows, held_out, repair_windows
 from pruning.data.corpora import CalibrationError
 from pruning.data.enough import check_text
-from pruning.data.windows import Windows, all_windows
+from pruning.data.windows import Windows, all_windows, beginning, with_repeats
 from pruning.models.store import LoadedModel
 from pruning.spec import InvalidSpec
 from pruning.spec.calibration import CalibrationSpec, Dataset, Sampling
@@ -222,6 +222,19 @@ def test_packaged_and_held_out_windows_begin_with_it_too(tiny_loaded: LoadedMode
     for windows in found:
         assert (windows.token_ids[:, 0] == loaded.tokenizer.bos_token_id).all()
         assert " behind <s>" in windows.source
+
+
+@pytest.mark.parametrize("seqlen", [1, 2, 7, 8])
+def test_every_fourth_window_repeats_its_first_half(tiny_loaded: LoadedModel, seqlen: int) -> None:
+    for loaded in (tiny_loaded, with_bos(tiny_loaded)):
+        token_ids = torch.randint(3, 60, (6, seqlen))
+        begin = len(beginning(loaded.tokenizer))
+        found = with_repeats(Windows(token_ids, "some"), loaded.tokenizer).token_ids
+        half = (seqlen - begin) // 2
+        for at, (window, before) in enumerate(zip(found, token_ids, strict=True)):
+            assert torch.equal(window[: seqlen - half], before[: seqlen - half])
+            begun = before[begin : begin + half] if at % 4 == 0 else before[seqlen - half :]
+            assert torch.equal(window[seqlen - half :], begun)
 
 
 def test_a_window_has_a_token_of_the_text_however_short_it_is(

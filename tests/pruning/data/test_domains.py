@@ -36,6 +36,11 @@ def uses(spec: Calibration, loaded: LoadedModel) -> dict[str, Ids]:
     }
 
 
+def halves(windows: Ids) -> Ids:
+    """The first halves of windows, which repairs do not change."""
+    return {window[: len(window) // 2] for window in windows}
+
+
 def file_spec(path: Path, rows: Iterable[str], **settings: Any) -> CalibrationSpec:
     """A spec of a file with these rows: 3 windows of 8 tokens."""
     lines = [json.dumps({"text": row}) for row in rows] if path.suffix == ".jsonl" else rows
@@ -59,7 +64,7 @@ def test_what_chooses_shares_no_window_with_what_fits_or_measures(
 ) -> None:
     spec = file_spec(tmp_path / name, numbered("dogs", 400), sampling=sampling)
     found = uses(spec, tiny_loaded)
-    assert found["calibration"] <= found["train"]
+    assert halves(found["calibration"]) <= halves(found["train"])
     for one, other in (
         ("train", "selection"),
         ("train", "evaluation"),
@@ -125,7 +130,7 @@ def test_text_that_is_just_enough_to_calibrate_gives_no_selection(
 
 def test_the_model_writes_other_text_for_every_use(tiny_loaded: LoadedModel) -> None:
     found = uses(CalibrationSpec(Dataset.SELF, num_samples=3, seqlen=8), tiny_loaded)
-    assert found["calibration"] <= found["train"]
+    assert halves(found["calibration"]) <= halves(found["train"])
     assert len(found["train"]) == 16
     assert not found["train"] & (found["selection"] | found["evaluation"])
     assert not found["selection"] & found["evaluation"]
@@ -185,7 +190,7 @@ def test_splits_of_the_hub_keep_the_uses_apart(
     }
     for use, own in splits.items():
         assert {split for split in Split if split.value in shown[use]} == {own}
-    assert found["calibration"] <= found["train"]
+    assert halves(found["calibration"]) <= halves(found["train"])
 
 
 def test_no_row_of_a_hub_corpus_is_in_two_splits() -> None:
