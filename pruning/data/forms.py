@@ -28,7 +28,8 @@ _REPLIES = (("", 72), ("> ", 72), ("", 64), ("> > ", 76), (">", 72))  # marks, a
 
 @cache
 def prose_forms() -> Mapping[str, Sequence[str]]:
-    """Documents of two further kinds, of those calibration documents whose text comes so."""
+    """Documents of two further kinds, made of the calibration documents of packaged prose: an
+    encyclopaedia with words apart, and questions with answers as quotes."""
     prose = packaged_documents(Dataset.PROSE)[Split.CALIBRATION]
     return {
         "words apart": words_apart(prose["encyclopaedia"]),
@@ -59,7 +60,7 @@ def quoted(text: str) -> str:
 
 
 def _paragraphs(text: str) -> list[str]:
-    """Those that are no headings, each on a line."""
+    """The paragraphs of a text, each on a line. Short ones, as headings, are left out."""
     lines = (" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text))
     return [line for line in lines if len(line) >= _MIN_CHARACTERS]
 

@@ -2,7 +2,7 @@
 
 *Ridge* refits matrices that write into the stream, by least squares shrunk towards their old
 values: those of the block in front of a cut (as ReplaceMe does for one cut, arXiv 2505.02819), and
-those of the first block behind it, which corrects what the one in front could not foresee. It needs
+those of the two blocks behind it, which correct what the one in front could not foresee. It needs
 the dense model and text, and no gradients. All depths of a removal order are repaired in one walk
 over the blocks.
 """

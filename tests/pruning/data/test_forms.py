@@ -12,7 +12,7 @@ TEXT = """A heading
 
 It's a well-known rule (e.g. of the U.S.): pay 1,000.5 dollars!
 
-They said, "We've paid it all, and nobody has asked."
+They said, "We've paid the rest, and we need no receipt."
 """
 
 
@@ -22,7 +22,7 @@ def test_words_and_punctuation_stand_apart() -> None:
     [text, *_] = words_apart([TEXT] * 3)
     assert text == (
         "It 's a well @-@ known rule ( e.g. of the U.S. ) : pay 1 @,@ 000 @.@ 5 dollars ! \n "
-        'They said , " We \'ve paid it all , and nobody has asked . "'
+        'They said , " We \'ve paid the rest , and we need no receipt . "'
     )
 
 
