@@ -157,7 +157,7 @@ def _bench(
     checkpoint: Path, models_dir: Path, heal: Heal, dtype: str, seqlen: int, num_samples: int
 ) -> Bench:
     source = verify(checkpoint)
-    path = ModelStore(models_dir).inspect(source.parent).path
+    path = ModelStore(models_dir, allow_paths=True).inspect(source.parent).path
     dense = load_dense_model(path, Resident.MODEL, Resources(), dtype=dtype)
     repairs = {
         depth: repair

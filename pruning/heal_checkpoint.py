@@ -245,7 +245,7 @@ class _Healing:
         file = self.places.state_of(which)
         earlier = read_state(file, digest)
         if earlier is not None and earlier.adapter.keys() != adapter.parameters.keys():
-            earlier = None  # an earlier release adapted fewer blocks: it is begun again
+            earlier = None  # an earlier release adapted other blocks: it is begun again
         self._begin_together(adapter, earlier.progress.step if earlier else 0)
         training = Training(
             self.dense.model,

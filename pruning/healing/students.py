@@ -17,11 +17,13 @@ from pruning.models.architectures import architecture
 from pruning.models.blocks import Own, block_calls, block_list, finish, num_blocks, view
 from pruning.removal import kept
 from pruning.repair.folding import scales_of
+from pruning.repair.plan import NUM_BEHIND
 from pruning.repair.repair import Repaired
 from pruning.sleb import Blocks
 from pruning.spec.heal import Heal
 
 _LEAF = ".base_layer"  # peft's name for a layer below its adapter
+_NUM_IN_FRONT = 3  # adapted blocks in front of the first difference; benchmarks/results has others
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,16 @@ def of_order(
 ) -> Students:
     """Every depth of a removal order, by the repairs of those that have one.
 
-    The adapter is on the blocks that are kept at some depth. It is not on so many of those in front
-    of the first difference that, with the repairs, it changes no more than one copy of the blocks.
+    The adapter is on the blocks around the cuts that are kept at some depth. One on all blocks
+    brings the models of few removals further from the dense one than their repairs left them
+    (benchmarks/results). In front of the first difference it is on so few that, with the repairs,
+    it changes no more than one copy of the blocks.
     """
-    total, different = num_blocks(model), first_different(model, order, repairs)
-    begin = min(different, max(0, _num_repaired(model, repairs) - 1))
-    blocks = [block for block in range(begin, total) if block != order[0]]
+    total, changed = num_blocks(model), _changed(model, order, repairs)
+    different, end = max(0, min(changed)), min(total, max(changed) + 1)
+    least = end - 1 - total + _num_repaired(model, repairs)
+    begin = max(0, min(different, max(different - _NUM_IN_FRONT, least)))
+    blocks = [block for block in range(begin, end) if block != order[0]]
     adapter = adapted(view(model, range(total)), heal, blocks)
     keeps = [kept(total, order[:number]) for number in range(1, len(order) + 1)]
     students = [
@@ -90,15 +96,16 @@ def of_order(
     return Students(adapter, tuple(students), begin, different)
 
 
-def first_different(model: PreTrainedModel, order: Blocks, repairs: Mapping[int, Repaired]) -> int:
-    """The first block that may differ between depths: a cut is prepared in front of it."""
+def _changed(model: PreTrainedModel, order: Blocks, repairs: Mapping[int, Repaired]) -> list[int]:
+    """Blocks that may differ between depths, and those that a repair would fit around each cut."""
     prefix = f"{architecture(model.config).blocks}."
     refitted = [
         int(name.removeprefix(prefix).partition(".")[0])
         for repaired in repairs.values()
         for name in repaired.tensors
     ]
-    return max(0, min([*(block - 1 for block in order), *refitted]))
+    around = [at for block in order for at in (block - 1, block + NUM_BEHIND)]
+    return [*around, *refitted]
 
 
 def _num_repaired(model: PreTrainedModel, repairs: Mapping[int, Repaired]) -> int:

@@ -19,7 +19,7 @@ from pruning.repair.repair import Repaired
 from pruning.spec.heal import Heal
 from tests.support.logits import logits_of, token_ids
 from tests.support.repairs import methods_of, repaired_by
-from tests.support.tiny import tiny_model
+from tests.support.tiny import random_model, tiny_config, tiny_model
 
 ORDER = (3, 2, 4)
 HEAL = Heal(rank=3, alpha=5.0)
@@ -102,6 +102,16 @@ def test_the_adapter_is_on_all_blocks_that_stay_somewhere() -> None:
     assert blocks == dict.fromkeys([0, 1, 2, 4, 5], 2 * 7)  # 3 is removed at every depth
     ends = [len(block_list(student.model)) for student in students.each]
     assert ends == [5, 4, 3]
+
+
+def test_the_adapter_is_on_the_blocks_around_the_cuts() -> None:
+    """From three in front of what may differ to the second behind the last cut."""
+    config = tiny_config("llama")
+    config.num_hidden_layers = 12
+    students = of_order(random_model(config), (5, 6), {}, HEAL)
+    assert (students.adapted, students.different) == (1, 4)
+    blocks = {int(name.split(".")[2]) for name in students.adapter.parameters}
+    assert blocks == {1, 2, 3, 4, 6, 7, 8}  # 5 is removed at every depth
 
 
 def test_repairs_and_what_the_adapter_changes_take_no_more_than_one_copy_of_the_blocks() -> None:
