@@ -94,7 +94,7 @@ def test_a_healing_that_was_stopped_ends_with_the_same_adapter(
 
 @pytest.mark.slow
 def test_a_state_of_another_adapter_is_begun_again(elastic: Healed, data_dir: Path) -> None:
-    """As of an earlier release, which adapted fewer blocks."""
+    """As of an earlier release, which adapted other blocks."""
     with pytest.raises(Stop):
         heal_tiny(data_dir, ELASTIC, "older", Recorder(stop_after_healing=13))
     [file] = (data_dir / "searches" / "older").rglob("*.safetensors")
