@@ -25,8 +25,8 @@ from pruning.evaluation.probe import probe_items
 from pruning.evaluation.probe_run import answer
 from pruning.evaluation.pruned_losses import PrunedModel, pruned_losses
 from pruning.evaluation.quality import Measured
-from pruning.healing.adapter import depth_tensors, with_adapter
-from pruning.healing.students import Students, alone, of_order
+from pruning.healing.adapter import depth_tensors, on_blocks, with_adapter
+from pruning.healing.students import Student, Students, alone, of_order
 from pruning.healing.train import Training
 from pruning.models.blocks import NO_OWN
 from pruning.models.store import ModelStore, set_up_torch
@@ -76,10 +76,13 @@ class Bench:
         micro_tokens = self.dense.resources.batch_tokens
         return Training(self.dense.model, students, self.text, heal, micro_tokens=micro_tokens)
 
-    def healed(self, depth: int, adapter: Mapping[str, torch.Tensor]) -> PrunedModel:
-        model, read, keep = self.dense.model, self.dense.read, self.source.keep_after(depth)
-        repair = self.repairs.get(depth)
-        return PrunedModel(keep, dict(depth_tensors(model, keep, self.heal, adapter, repair, read)))
+    def healed(
+        self, depth: int, student: Student, adapter: Mapping[str, torch.Tensor]
+    ) -> PrunedModel:
+        model, read, repair = self.dense.model, self.dense.read, self.repairs.get(depth)
+        part = on_blocks(model, adapter, student.adapted)
+        own = depth_tensors(model, student.keep, self.heal, part, repair, read)
+        return PrunedModel(student.keep, dict(own))
 
     def merged(
         self,
@@ -214,9 +217,10 @@ def _models(
         models[f"raw {depth}"] = PrunedModel(bench.source.keep_after(depth))
         models[f"repaired {depth}"] = bench.repaired(depth)
     runs: dict[str, Any] = {}
-    elastic, runs["all depths"] = _trained(bench, bench.elastic(), bench.heal)
-    for depth in range(1, bench.deepest + 1):
-        models[f"healed {depth}"] = bench.healed(depth, elastic)
+    students = bench.elastic()
+    adapter, runs["all depths"] = _trained(bench, students, bench.heal)
+    for depth, student in enumerate(students.each, start=1):
+        models[f"healed {depth}"] = bench.healed(depth, student, adapter)
     if is_single:
         students, own = bench.single(), bench.repaired(bench.deepest).own
         adapter, runs["deepest alone"] = _trained(bench, students, bench.heal)

@@ -24,7 +24,7 @@ from pruning.evaluation.assess import assess_healed, held_out_for
 from pruning.evaluation.pruned_losses import PrunedModel
 from pruning.evaluation.quality import Quality
 from pruning.extras import require_extra
-from pruning.healing.adapter import Adapter, Tensors, depth_tensors, with_adapter
+from pruning.healing.adapter import Adapter, Tensors, depth_tensors, on_blocks, with_adapter
 from pruning.healing.lock import locked
 from pruning.healing.peers import ALONE, PeerLost, Peers
 from pruning.healing.places import ADAPTER_FOLDER, CONTROL, CONTROL_FOLDER, HEALED, HealedPlaces
@@ -141,7 +141,7 @@ def _published(
     run = replace(run, dense=run.dense.in_dtype(run.source.dtype))
     manifest = run.manifest(quality, model, control)
     write = partial(run.write, manifest=manifest, model=model, control=control)
-    deepest = run.models(model.tensors)[run.deepest]
+    deepest = run.models(model)[run.deepest]
     check = partial(
         verify_portable, dense=run.dense, keep=deepest.keep, own=deepest.own, how=how, ask=confirm
     )
@@ -159,9 +159,9 @@ def healing_digest(heal: Heal, source: Manifest) -> str:
 
 @dataclass(frozen=True)
 class _Trained:
-    """An adapter after its training. ``tensors`` are its values that are kept."""
+    """Models after their training. ``tensors`` are the values of the adapter that are kept."""
 
-    adapter: Adapter
+    students: Students
     tensors: Tensors
     progress: Progress
 
@@ -219,34 +219,32 @@ class _Healing:
         students = alone(self.dense.model, self.dense.every_block, NO_OWN, heal)
         return self._trained(CONTROL, students, heal)
 
-    def models(self, adapter: Tensors) -> Mapping[int, PrunedModel]:
+    def models(self, trained: _Trained) -> Mapping[int, PrunedModel]:
         """The healed models, by their number of removed blocks."""
-        model, read = self.dense.model, self.dense.read
+        model, read, adapter = self.dense.model, self.dense.read, trained.tensors
         if not self.is_elastic:
             keep = self.source.keep
             own = with_adapter(model, self.heal, adapter, self.repaired, read, keep)
             return {self.deepest: PrunedModel(keep, own)}
         healed = {}
-        for depth in range(1, self.deepest + 1):
-            keep, repaired = self.source.keep_after(depth), self.repairs.get(depth)
-            own = depth_tensors(model, keep, self.heal, adapter, repaired, read)
-            healed[depth] = PrunedModel(keep, own)
+        for depth, student in enumerate(trained.students.each, start=1):
+            part, repaired = on_blocks(model, adapter, student.adapted), self.repairs.get(depth)
+            own = depth_tensors(model, student.keep, self.heal, part, repaired, read)
+            healed[depth] = PrunedModel(student.keep, own)
         return healed
 
-    def changed(self, adapter: Tensors) -> Own:
+    def changed(self, trained: _Trained) -> Own:
         """The tensors in place of those of the dense model: of all depths those that they share."""
         if self.is_elastic:
-            return with_adapter(self.dense.model, self.heal, adapter, NO_OWN, self.dense.read)
-        return self.models(adapter)[self.deepest].own
+            dense = self.dense
+            return with_adapter(dense.model, self.heal, trained.tensors, NO_OWN, dense.read)
+        return self.models(trained)[self.deepest].own
 
     def _trained(self, which: str, students: Students, heal: Heal) -> _Trained:
-        adapter = students.adapter
-        digest = healing_digest(heal, self.source)
+        digest = students.digest(healing_digest(heal, self.source))
         file = self.places.state_of(which)
         earlier = read_state(file, digest)
-        if earlier is not None and earlier.adapter.keys() != adapter.parameters.keys():
-            earlier = None  # an earlier release adapted other blocks: it is begun again
-        self._begin_together(adapter, earlier.progress.step if earlier else 0)
+        self._begin_together(students.adapter, earlier.progress.step if earlier else 0)
         training = Training(
             self.dense.model,
             students,
@@ -262,8 +260,8 @@ class _Healing:
             if step.number % STEPS_PER_SAVE == 0 or step.check is not None:
                 self._save(file, training)
         self._save(file, training)
-        tensors = training.best if which == HEALED else adapter.values()
-        return _Trained(adapter, tensors, training.progress)
+        tensors = training.best if which == HEALED else students.adapter.values()
+        return _Trained(students, tensors, training.progress)
 
     def _begin_together(self, adapter: Adapter, step: int) -> None:
         """Raises ``PeerLost`` if a process has not found the state that the first one has."""
@@ -283,7 +281,7 @@ class _Healing:
             self.spec,
             self.dense,
             self.source.quality,
-            self.models(model.tensors),
+            self.models(model),
             None if control is None else self._control_model(control.tensors),
         )
 
@@ -294,7 +292,7 @@ class _Healing:
 
     def manifest(self, quality: Quality, model: _Trained, control: _Trained | None) -> Manifest:
         itemsize = self.dense.model.dtype.itemsize
-        changed = tuple(sorted(self.changed(model.tensors)))
+        changed = tuple(sorted(self.changed(model)))
         sizes = (self.dense.model.get_parameter(each).numel() for each in changed)
         return replace(
             self.source,
@@ -314,6 +312,7 @@ class _Healing:
                 texts=tuple(self._texts()),
                 changed=changed,
                 num_bytes=itemsize * sum(sizes),
+                adapted=tuple(student.adapted for student in model.students.each),
             ),
         )
 
@@ -328,13 +327,15 @@ class _Healing:
         self, directory: Path, manifest: Manifest, model: _Trained, control: _Trained | None
     ) -> None:
         """Every file of the checkpoint but its manifest."""
-        deepest = self.models(model.tensors)[self.deepest]
+        deepest = self.models(model)[self.deepest]
         self.dense.save(deepest.keep, directory, own=deepest.own)
         copy_companions(self.dense.path, directory)
         base = self.source.parent if self.is_elastic else self.source.name
-        model.adapter.save(directory / ADAPTER_FOLDER, model.tensors, base)
+        model.students.adapter.save(directory / ADAPTER_FOLDER, model.tensors, base)
         if control is not None:
-            control.adapter.save(directory / CONTROL_FOLDER, control.tensors, self.source.parent)
+            control.students.adapter.save(
+                directory / CONTROL_FOLDER, control.tensors, self.source.parent
+            )
         for name in ("removal.json", "calibration.json"):
             copyfile(self.places.source / name, directory / name)
         for depth in manifest.repair or ():  # which the adapter of all depths is added to

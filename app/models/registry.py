@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from app.engine.autotuning import OFF, Autotuner
 from app.engine.cache.caches import CacheTooLarge, CacheTooSmall
@@ -27,12 +27,11 @@ from app.models.weights import (
     WeightSource,
     explained,
 )
-from pruning.checkpoints.healed import files_of_depth, healed_blocks, healed_repair
+from pruning.checkpoints.healed import HealedModel, files_of_depth, healed_model
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointStore
 from pruning.healing.places import ADAPTER_FILE
 from pruning.jobs.redis import JobStoreUnavailable
 from pruning.models.architectures import ARCHITECTURES, CannotQuantize, engine_refusal
-from pruning.models.blocks import num_blocks, view
 from pruning.models.inspection_record import Stamp
 from pruning.models.safetensors_headers import WeightSizes, fingerprint, weight_sizes
 from pruning.models.store import LoadedModel, ModelStore, NotAModel, pick_device, stamp_of
@@ -193,7 +192,7 @@ class ModelRegistry:
             )
         self._fetch_repair(entry)
         # Names of the same blocks and repair share one variant, and therefore one batch.
-        make = partial(self._made, entry, weights.loaded.model)
+        make = partial(self._made, entry, weights.loaded)
         variant = self._weights.variant(weights, entry, make)
         digest = sha256(f"{weights.fingerprint} {entry.key} {entry.is_int8}".encode()).hexdigest()
         return ServedModel(entry, variant, weights.loaded.tokenizer, digest)
@@ -212,12 +211,12 @@ class ModelRegistry:
             return files_of_depth(manifest, entry.num_removed)
         return None if entry.order.is_healed else [repair_file(entry.num_removed)]
 
-    def _made(self, entry: ModelEntry, model: PreTrainedModel) -> Variant:
+    def _made(self, entry: ModelEntry, loaded: LoadedModel) -> Variant:
         """Raises ``CheckpointCorrupt`` if its repair differs from the manifest."""
-        repaired = None
-        if entry.order is not None and entry.shares_healed_blocks:
+        model, repaired = loaded.model, None
+        if entry.order is not None and isinstance(loaded, HealedModel):
             with self._checkpoints.held(entry.order.name, self._files_of(entry)) as path:
-                repaired = healed_repair(path, entry.num_removed, model)
+                model, repaired = loaded.depth(path, entry.num_removed)
         elif entry.order is not None and entry.view_repair is not None:
             repaired = self._checkpoints.repair(entry.order.name, entry.num_removed)
         variant = make_variant(entry.name, entry.base, model, entry.key.keep, repaired)
@@ -255,10 +254,9 @@ class ModelRegistry:
         """The dense model with the blocks that all healed depths of a checkpoint share."""
         loaded = self._loaded_or_read(dense)
         with self._checkpoints.held(name, [ADAPTER_FILE]) as path:
-            own = healed_blocks(path, loaded.model)
-        model = view(loaded.model, range(num_blocks(loaded.model)), own)
-        merge_layers(model)
-        return replace(loaded, model=model)
+            healed = healed_model(path, loaded)
+        merge_layers(healed.model)
+        return healed
 
     def _int8_bytes(self, entry: ModelEntry, plain: WeightSource) -> int:
         """What is needed while they are made: the plain weights as well, unless they are loaded."""

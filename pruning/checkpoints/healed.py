@@ -5,6 +5,7 @@ depth, which the adapter is added to.
 """
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -20,16 +21,19 @@ from pruning.healing.adapter import (
     AdapterUnreadable,
     Tensors,
     depth_tensors,
+    on_blocks,
     own_repair,
     read_adapter,
     with_adapter,
 )
 from pruning.healing.places import ADAPTER_FILE, ADAPTER_FOLDER
 from pruning.healing.record import Healing
-from pruning.models.blocks import NO_OWN, Own
+from pruning.models.blocks import NO_OWN, Own, num_blocks, view, with_blocks
+from pruning.models.store import LoadedModel
 from pruning.repair.folding import Read, reader_of
 from pruning.repair.record import repair_file
 from pruning.repair.repair import Repaired
+from pruning.sleb import Blocks
 
 
 def heals_every_depth(path: Path) -> bool:
@@ -44,27 +48,62 @@ def files_of_depth(manifest: Manifest, num_removed: int) -> Collection[str]:
     return [ADAPTER_FILE, *([name] if name in manifest.files else [])]
 
 
-def healed_blocks(path: Path, model: PreTrainedModel) -> Own:
-    """The tensors that all depths share in place of those of ``model``, the dense one.
+@dataclass(frozen=True)
+class HealedModel(LoadedModel):
+    """The dense model with the blocks that all depths of a checkpoint share."""
 
-    This and the others raise ``CheckpointCorrupt`` if a file differs from the manifest.
+    dense: PreTrainedModel
+
+    def depth(self, path: Path, num_removed: int) -> tuple[PreTrainedModel, Repaired]:
+        """All blocks of the model that a depth is a part of, and what the depth has of its own.
+
+        ``path`` is the checkpoint. Raises ``CheckpointCorrupt`` if a file differs from its
+        manifest.
+        """
+        dense, read = self.dense, reader_of(self.dense)
+        healing, adapter = _read(path)
+        blocks, repaired = _adapted(path, num_removed), repair_of(path, num_removed)
+        part = on_blocks(dense, adapter, blocks)
+        own = own_repair(dense, healing.settings, part, repaired, read)
+        return with_blocks(dense, self.model, blocks), own
+
+
+def healed_model(path: Path, dense: LoadedModel) -> HealedModel:
+    """Make the blocks that all depths share of those of the dense model.
+
+    Raises ``CheckpointCorrupt`` if a file differs from the manifest.
     """
     healing, adapter = _read(path)
-    return dict(with_adapter(model, healing.settings, adapter, NO_OWN, reader_of(model)))
-
-
-def healed_repair(path: Path, num_removed: int, model: PreTrainedModel) -> Repaired:
-    """What a depth has of its own on ``model``, the dense one with ``healed_blocks``."""
-    healing, adapter = _read(path)
-    repaired = repair_of(path, num_removed)
-    return own_repair(model, healing.settings, adapter, repaired, reader_of(model))
+    model = dense.model
+    own = dict(with_adapter(model, healing.settings, adapter, NO_OWN, reader_of(model)))
+    shared = view(model, range(num_blocks(model)), own)
+    return HealedModel(shared, dense.tokenizer, dense.path, model)
 
 
 def healed_tensors(path: Path, num_removed: int, model: PreTrainedModel, read: Read) -> Own:
-    """The tensors of a depth in place of those of the dense ``model``, which ``read`` reads."""
+    """The tensors of a depth in place of those of the dense ``model``, which ``read`` reads.
+
+    Raises ``CheckpointCorrupt`` if a file differs from the manifest.
+    """
     healing, adapter = _read(path)
     keep, repaired = read_manifest(path).keep_after(num_removed), repair_of(path, num_removed)
-    return depth_tensors(model, keep, healing.settings, adapter, repaired, read)
+    part = on_blocks(model, adapter, _adapted(path, num_removed))
+    return depth_tensors(model, keep, healing.settings, part, repaired, read)
+
+
+def _adapted(path: Path, num_removed: int) -> Blocks:
+    """The blocks that the adapter is on at a depth. Older records do not say it: all."""
+    manifest = read_manifest(path)
+    keep = manifest.keep_after(num_removed)
+    if manifest.healing is None or not manifest.healing.adapted:
+        return keep
+    found = manifest.healing.adapted[num_removed - 1 : num_removed]
+    if not found or not set(found[0]) <= set(keep):
+        raise CheckpointCorrupt(
+            f"{path}: the blocks that its manifest says to be healed without {num_removed} are "
+            "not blocks of that model"
+        )
+    return found[0]
 
 
 def _read(path: Path) -> tuple[Healing, Tensors]:

@@ -122,6 +122,12 @@ def read_adapter(directory: Path) -> Tensors:
     return {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
 
 
+def on_blocks(model: PreTrainedModel, tensors: Tensors, blocks: Iterable[int]) -> Tensors:
+    """Those of these tensors that are in such blocks, by their names in ``model``."""
+    prefixes = tuple(f"{architecture(model.config).blocks}.{block}." for block in blocks)
+    return {name: tensor for name, tensor in tensors.items() if name.startswith(prefixes)}
+
+
 def with_adapter(
     model: PreTrainedModel,
     heal: Heal,
@@ -172,11 +178,7 @@ def depth_tensors(
 ) -> LazyTensors:
     """What repair and healing change of the dense model at the depth that keeps ``keep``."""
     repaired = repaired or _UNREPAIRED
-    prefixes = tuple(f"{architecture(model.config).blocks}.{block}." for block in keep)
-    adapter, own = (
-        {name: tensor for name, tensor in each.items() if name.startswith(prefixes)}
-        for each in (adapter, repaired.tensors)
-    )
+    adapter, own = (on_blocks(model, each, keep) for each in (adapter, repaired.tensors))
     healed = replace(repaired, tensors=with_adapter(model, heal, adapter, own, read))
     return folded(model, keep, healed, read)
 

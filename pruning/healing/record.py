@@ -105,7 +105,9 @@ class Healing:
     """How a pruned checkpoint was healed, and from which one.
 
     ``changed`` are the parameters of the dense model, by name, that have other values here, and
-    ``num_bytes`` those of their values. ``method`` is the repair that they had before.
+    ``num_bytes`` those of their values. ``method`` is the repair that they had before. ``adapted``
+    are the blocks that the adapter is on, of each depth that was trained; if there are none, as in
+    older records, it is on all blocks that it has matrices for.
     """
 
     parent: str  # the checkpoint that was healed
@@ -116,6 +118,7 @@ class Healing:
     texts: tuple[TrainedText, ...]
     changed: tuple[str, ...]
     num_bytes: int
+    adapted: tuple[tuple[int, ...], ...] = ()
 
     @property
     def is_elastic(self) -> bool:

@@ -3,6 +3,7 @@
 All depths of an order share the dense weights and the adapter. Each has what its repair changed.
 """
 
+import hashlib
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,15 @@ from transformers import PreTrainedModel
 from pruning.healing.activations import checkpoint_blocks
 from pruning.healing.adapter import Adapter, adapted
 from pruning.models.architectures import architecture
-from pruning.models.blocks import Own, block_calls, block_list, finish, num_blocks, view
+from pruning.models.blocks import (
+    Own,
+    block_calls,
+    block_list,
+    finish,
+    num_blocks,
+    view,
+    with_blocks,
+)
 from pruning.removal import kept
 from pruning.repair.folding import scales_of
 from pruning.repair.plan import NUM_BEHIND
@@ -23,14 +32,18 @@ from pruning.sleb import Blocks
 from pruning.spec.heal import Heal
 
 _LEAF = ".base_layer"  # peft's name for a layer below its adapter
-_NUM_IN_FRONT = 3  # adapted blocks in front of the first difference; benchmarks/results has others
+_NUM_IN_FRONT = 3  # adapted blocks in front of what a repair may change
 
 
 @dataclass(frozen=True)
 class Student:
-    """A model that keeps these blocks of the dense one, and computes with the adapter."""
+    """A model that keeps these blocks of the dense one, and computes with the adapter.
+
+    The adapter is on the blocks ``adapted``. The others are those of the dense model.
+    """
 
     keep: Blocks
+    adapted: Blocks
     model: PreTrainedModel
 
 
@@ -38,14 +51,17 @@ class Student:
 class Students:
     """Models with one adapter, the deepest last. Each keeps the blocks that the next one keeps.
 
-    Blocks in front of ``adapted`` are those of the dense model, and all blocks in front of
-    ``different`` compute the same in each.
+    The first ``num_shared`` blocks are those of the dense model in each.
     """
 
     adapter: Adapter
     each: tuple[Student, ...]
-    adapted: int = 0
-    different: int = 0
+    num_shared: int = 0
+
+    def digest(self, words: str) -> str:
+        """Hex sha256 of what is trained besides ``words``: the blocks of each with an adapter."""
+        blocks = [[student.keep, student.adapted] for student in self.each]
+        return hashlib.sha256(f"{words} {blocks}".encode()).hexdigest()
 
     def of_step(self, step: int, seed: int) -> tuple[Student, ...]:
         """Those that a step trains: the deepest, and another one.
@@ -67,9 +83,14 @@ class Students:
 
 
 def alone(model: PreTrainedModel, keep: Blocks, own: Own, heal: Heal) -> Students:
-    """The model that keeps these blocks, with ``own`` tensors, and an adapter on all of them."""
-    adapter = adapted(view(model, keep, own), heal)
-    return Students(adapter, (Student(keep, adapter.model),))
+    """The model that keeps these blocks, with ``own`` tensors, and an adapter around its cuts.
+
+    Of a model without cuts, it is on all blocks.
+    """
+    removed = tuple(block for block in range(num_blocks(model)) if block not in keep)
+    reach = _reach(keep, _changed(model, removed)) if removed else keep
+    adapter = adapted(view(model, keep, own), heal, [keep.index(block) for block in reach])
+    return Students(adapter, (Student(keep, reach, adapter.model),))
 
 
 def of_order(
@@ -77,36 +98,40 @@ def of_order(
 ) -> Students:
     """Every depth of a removal order, by the repairs of those that have one.
 
-    The adapter is on the blocks around the cuts that are kept at some depth. On others it fits the
-    kinds of text that it is trained on, and gives nothing back on other text (benchmarks/results).
-    In front of the first difference it is on so few that, with the repairs, it changes no more than
-    one copy of the blocks.
+    At each depth the adapter is on the blocks around its own cuts. On others it fits the kinds of
+    text that it is trained on, and gives nothing back on other text (benchmarks/results). In front
+    of the first difference it is on so few that, with the repairs, it changes no more than one copy
+    of the blocks.
     """
-    total, changed = num_blocks(model), _changed(model, order, repairs)
-    different, end = changed.start, changed.stop
-    least = end - 1 - total + _num_repaired(model, repairs)
-    begin = max(0, min(different, max(different - _NUM_IN_FRONT, least)))
-    blocks = [block for block in range(begin, end) if block != order[0]]
-    adapter = adapted(view(model, range(total)), heal, blocks)
-    keeps = [kept(total, order[:number]) for number in range(1, len(order) + 1)]
-    students = [
-        Student(keep, _repaired(adapter.model, keep, repairs.get(number)))
-        for number, keep in enumerate(keeps, start=1)
-    ]
-    return Students(adapter, tuple(students), begin, different)
+    total, depths = num_blocks(model), range(1, len(order) + 1)
+    keeps = [kept(total, order[:depth]) for depth in depths]
+    changed = [_changed(model, order[:depth], repairs.get(depth)) for depth in depths]
+    different = min(each.start for each in changed)
+    least = max(each.stop for each in changed) - 1 - total + _num_repaired(model, repairs)
+    num_shared = max(0, min(different, max(different - _NUM_IN_FRONT, least)))
+    reaches = [_reach(*each, num_shared) for each in zip(keeps, changed, strict=True)]
+    adapter = adapted(view(model, range(total)), heal, sorted(set().union(*reaches)))
+    students = []
+    for depth, keep, reach in zip(depths, keeps, reaches, strict=True):
+        whole = with_blocks(model, adapter.model, reach)
+        students.append(Student(keep, reach, _repaired(whole, keep, repairs.get(depth))))
+    return Students(adapter, tuple(students), num_shared)
 
 
-def _changed(model: PreTrainedModel, order: Blocks, repairs: Mapping[int, Repaired]) -> range:
-    """From the first block that may differ between depths to the last that a repair would fit."""
+def _changed(model: PreTrainedModel, removed: Blocks, repaired: Repaired | None = None) -> range:
+    """From the first block that a repair may change to the last that it would fit."""
     prefix = f"{architecture(model.config).blocks}."
-    refitted = [
-        int(name.removeprefix(prefix).partition(".")[0])
-        for repaired in repairs.values()
-        for name in repaired.tensors
-    ]
-    first = min([*(block - 1 for block in order), *refitted])
-    last = max([*(block + NUM_BEHIND for block in order), *refitted])
+    names = repaired.tensors if repaired else ()
+    refitted = [int(name.removeprefix(prefix).partition(".")[0]) for name in names]
+    first = min([*(block - 1 for block in removed), *refitted])
+    last = max([*(block + NUM_BEHIND for block in removed), *refitted])
     return range(max(0, first), min(num_blocks(model), last + 1))
+
+
+def _reach(keep: Blocks, changed: range, least: int = 0) -> Blocks:
+    """The kept blocks that the adapter is on, none of them in front of ``least``."""
+    first = max(least, changed.start - _NUM_IN_FRONT)
+    return tuple(block for block in keep if first <= block < changed.stop)
 
 
 def _num_repaired(model: PreTrainedModel, repairs: Mapping[int, Repaired]) -> int:
@@ -122,39 +147,35 @@ def last_hiddens(
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The inputs of the head ``[batch, seqlen, width]``, of the dense model and of those chosen.
 
-    What they have in common runs once. That of the dense model has no gradient.
+    What all have in common runs once. That of the dense model has no gradient.
     """
     with torch.no_grad():
-        front, calls = block_calls(dense, token_ids)
-        for call in calls[: students.adapted]:
-            front = call(front)
-        whole = front
-        for call in calls[students.adapted :]:
+        shared, calls = block_calls(dense, token_ids)
+        for call in calls[: students.num_shared]:
+            shared = call(shared)
+        whole = shared
+        for call in calls[students.num_shared :]:
             whole = call(whole)
         whole = finish(dense, whole)
-
-    def run(student: Student, hidden: torch.Tensor, behind: int, before: int) -> torch.Tensor:
+    hiddens = []
+    for student in chosen:
+        hidden = shared
         for index, block in zip(student.keep, block_list(student.model), strict=True):
-            if behind <= index < before:
+            if index >= students.num_shared:
                 hidden = calls[index].of(block)(hidden)
-        return hidden
-
-    shared = run(students.each[-1], front, students.adapted, students.different)
-    hiddens = [run(student, shared, students.different, len(calls)) for student in chosen]
-    return whole, [finish(dense, hidden) for hidden in hiddens]
+        hiddens.append(finish(dense, hidden))
+    return whole, hiddens
 
 
-def _repaired(
-    adapter_model: PreTrainedModel, keep: Blocks, repaired: Repaired | None
-) -> PreTrainedModel:
+def _repaired(model: PreTrainedModel, keep: Blocks, repaired: Repaired | None) -> PreTrainedModel:
     """The view that keeps these blocks, with the adapter on top of what the repair changed."""
     if repaired is None:
-        return view(adapter_model, keep)
-    known = dict(adapter_model.named_parameters(remove_duplicate=False))
+        return view(model, keep)
+    known = dict(model.named_parameters(remove_duplicate=False))
     own = {}
     for name, tensor in repaired.tensors.items():
         path, _, leaf = name.rpartition(".")
         below = f"{path}{_LEAF}.{leaf}"
         target = below if below in known else name
-        own[target] = tensor.to(adapter_model.device, adapter_model.dtype)
-    return view(adapter_model, keep, own, scales_of(keep, repaired))
+        own[target] = tensor.to(model.device, model.dtype)
+    return view(model, keep, own, scales_of(keep, repaired))

@@ -4,7 +4,7 @@ All module paths come from ``architectures``.
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -72,6 +72,19 @@ def view(
         _scale_input(parent.get_submodule(str(keep.index(block))), scale)
     root.generation_config = copy.deepcopy(model.generation_config)
     return root
+
+
+def with_blocks(
+    model: PreTrainedModel, other: PreTrainedModel, blocks: Iterable[int]
+) -> PreTrainedModel:
+    """A model with all blocks of ``model``, but with these of ``other``, which has as many.
+
+    It shares every parameter with the two.
+    """
+    mixed = view(model, range(num_blocks(model)))
+    for index in blocks:
+        block_list(mixed)[index] = block_list(other)[index]
+    return mixed
 
 
 def pruned_config(config: PreTrainedConfig, keep: Sequence[int]) -> PreTrainedConfig:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from pruning.checkpoints.card_sections import candidates_of
 from pruning.checkpoints.domain_panels import curves
 from pruning.checkpoints.store import Manifest, verify
+from pruning.heal_checkpoint import healing_digest
 from pruning.healing.places import ADAPTER_FILE
 from pruning.spec.heal import Depths, Heal
 from pruning.spec.prune import PruneSpec
@@ -69,8 +70,12 @@ def test_the_adapter_is_for_the_dense_model(elastic: Healed) -> None:
     removed = elastic.manifest.removed_blocks
     assert config["base_model_name_or_path"] == "tiny"
     assert config["layers_pattern"] == "layers"
-    end = max(removed) + 3  # two blocks behind the last cut
-    assert config["layers_to_transform"] == [b for b in range(min(end, 6)) if b != removed[0]]
+    assert elastic.manifest.healing is not None
+    adapted = elastic.manifest.healing.adapted
+    assert config["layers_to_transform"] == sorted({block for of in adapted for block in of})
+    assert removed[0] not in config["layers_to_transform"]
+    for depth, blocks in enumerate(adapted, start=1):
+        assert set(blocks) <= set(elastic.manifest.keep_after(depth))
 
 
 @pytest.mark.slow
@@ -93,15 +98,16 @@ def test_a_healing_that_was_stopped_ends_with_the_same_adapter(
 
 
 @pytest.mark.slow
-def test_a_state_of_another_adapter_is_begun_again(elastic: Healed, data_dir: Path) -> None:
-    """As of an earlier release, which adapted other blocks."""
+def test_a_state_of_other_blocks_is_begun_again(elastic: Healed, data_dir: Path) -> None:
+    """As of an earlier release, whose states did not say on which blocks the adapter is."""
     with pytest.raises(Stop):
         heal_tiny(data_dir, ELASTIC, "older", Recorder(stop_after_healing=13))
     [file] = (data_dir / "searches" / "older").rglob("*.safetensors")
     with safe_open(file, framework="pt") as opened:
         metadata = opened.metadata()
-    fewer = {name: tensor for name, tensor in load_file(file).items() if ".layers.0." not in name}
-    save_file(fewer, file, metadata)
+    progress = json.loads(metadata["state"])
+    progress["digest"] = healing_digest(ELASTIC, elastic.pruned)
+    save_file(load_file(file), file, {"state": json.dumps(progress)})
     rest = Recorder()
     heal_tiny(data_dir, ELASTIC, "older", rest)
     assert len(rest.healing_steps) == len(elastic.recorder.healing_steps)

@@ -1,5 +1,6 @@
 """Checkpoints whose every depth is healed: names, shared blocks, memory, and what is exported."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from app.commands.export import Export, run_export
 from app.models.advice import advice_on
 from app.models.catalog import Catalog, UnknownModel
 from app.models.registry import ModelRegistry
-from pruning.checkpoints.store import CheckpointCorrupt, CheckpointStore
+from pruning.checkpoints.store import CheckpointCorrupt, CheckpointStore, repair_of
 from pruning.config import WorkerSettings
 from pruning.evaluation.advice import Limits
 from pruning.healing.places import ADAPTER_FILE
@@ -172,3 +173,58 @@ def test_another_adapter_is_another_variant(elastic: Healed) -> None:
     other = replace(entry.repair, sha256=f"other {entry.repair.sha256}")
     order = replace(entry.order, repairs={1: other})
     assert replace(entry, order=order).key != entry.key
+
+
+def with_reach(elastic: Healed, data_dir: Path, adapted: object) -> ModelRegistry:
+    """The same checkpoint, with other blocks in its record."""
+    shutil.copytree(elastic.data_dir, data_dir)
+    file = data_dir / "checkpoints" / HEALED / "manifest.json"
+    record = json.loads(file.read_text())
+    record["healing"]["adapted"] = adapted
+    file.write_text(json.dumps(record))
+    return registry_of(data_dir)
+
+
+def test_a_depth_has_blocks_of_the_dense_model_where_it_is_not_healed(
+    elastic: Healed, tmp_path: Path
+) -> None:
+    manifest = elastic.manifest
+    first, second = (manifest.keep_after(depth) for depth in DEPTHS)
+    registry = with_reach(elastic, tmp_path / "data", [first[:2], second])
+    dense, variant = registry.get("tiny").variant.model, registry.get(DEPTHS[1]).variant
+    of_dense = {each.data_ptr() for each in dense.parameters()}
+    shared = [
+        block
+        for block, module in zip(first, variant.model.model.layers, strict=True)
+        if module.mlp.down_proj.weight.data_ptr() in of_dense
+    ]
+    repaired = repair_of(elastic.source, 1)
+    own = {int(name.split(".")[2]) for name in repaired.tensors} if repaired else set()
+    assert shared == [block for block in first[2:] if block not in own]
+    registry.drop(registry.catalog.resolve("tiny"))
+    assert registry.get(DEPTHS[2]).variant.keep == second
+    out = tmp_path / "out"
+    settings = WorkerSettings(data_dir=tmp_path / "data", device="cpu")
+    run_export(Export(DEPTHS[1], out, None, "auto", 2**30, overwrite=False), settings, as_json=True)
+    plain = AutoModelForCausalLM.from_pretrained(out)
+    torch.testing.assert_close(logits_of(plain, IDS), logits_of(variant.model, IDS))
+
+
+def test_a_record_without_blocks_means_all(elastic: Healed, tmp_path: Path) -> None:
+    registry = with_reach(elastic, tmp_path / "data", [])
+    every = with_reach(
+        elastic, tmp_path / "every", [elastic.manifest.keep_after(depth) for depth in DEPTHS]
+    )
+    for name in DEPTHS.values():
+        found, expected = (each.get(name).variant.model for each in (registry, every))
+        assert torch.equal(logits_of(found, IDS), logits_of(expected, IDS))
+
+
+@pytest.mark.parametrize("adapted", [[[99], [0]], [[0]]])
+def test_blocks_that_a_depth_does_not_have_are_refused(
+    adapted: object, elastic: Healed, tmp_path: Path
+) -> None:
+    registry = with_reach(elastic, tmp_path / "data", adapted)
+    name = DEPTHS[1 if adapted == [[99], [0]] else 2]
+    with pytest.raises(CheckpointCorrupt, match="not blocks of that model"):
+        registry.get(name)

@@ -7,10 +7,23 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from pruning.healing.adapter import Adapter, depth_tensors, own_repair, with_adapter
-from pruning.healing.students import Students, last_hiddens, of_order
+from pruning.healing.adapter import (
+    Adapter,
+    depth_tensors,
+    on_blocks,
+    own_repair,
+    with_adapter,
+)
+from pruning.healing.students import Students, alone, last_hiddens, of_order
 from pruning.models.architectures import ARCHITECTURES, architecture
-from pruning.models.blocks import NO_OWN, block_list, final_logits, num_blocks, view
+from pruning.models.blocks import (
+    NO_OWN,
+    block_list,
+    final_logits,
+    num_blocks,
+    view,
+    with_blocks,
+)
 from pruning.models.loss import last_hidden
 from pruning.removal import kept
 from pruning.repair.folding import reader_of, repaired_view
@@ -21,7 +34,7 @@ from tests.support.logits import logits_of, token_ids
 from tests.support.repairs import methods_of, repaired_by
 from tests.support.tiny import random_model, tiny_config, tiny_model
 
-ORDER = (3, 2, 4)
+ORDER = (1, 2, 4)
 HEAL = Heal(rank=3, alpha=5.0)
 FAMILIES = sorted(ARCHITECTURES)
 NO_REPAIR = Repaired(Method.NONE, {})
@@ -71,19 +84,20 @@ def test_every_depth_is_served_and_written_as_it_was_trained(family: str) -> Non
     with torch.inference_mode():
         whole, _ = last_hiddens(model, students, (), ids)
         torch.testing.assert_close(whole, last_hidden(model, ids))
-    keeps = [keep_after(number) for number in range(1, len(ORDER) + 1)]
     before = student_logits(model, students)
     adapter = trained(students.adapter).values()
     after, read = student_logits(model, students), reader_of(model)
     healed = view(model, range(6), dict(with_adapter(model, HEAL, adapter, NO_OWN, read)))
-    for number, keep in enumerate(keeps, start=1):
-        repaired = repairs.get(number)
+    for number, student in enumerate(students.each, start=1):
+        keep, repaired = keep_after(number), repairs.get(number)
         pruned = logits_of(repaired_view(model, keep, repaired or NO_REPAIR), ids)
         torch.testing.assert_close(before[number - 1], pruned, rtol=1e-4, atol=1e-4)
-        own = own_repair(model, HEAL, adapter, repaired, read)
+        part = on_blocks(model, adapter, student.adapted)
+        own = own_repair(model, HEAL, part, repaired, read)
         assert set(own.tensors) == set(repaired.tensors if repaired else ())
-        whole_own = depth_tensors(model, keep, HEAL, adapter, repaired, read)
-        served = logits_of(repaired_view(healed, keep, own), ids)
+        whole_own = depth_tensors(model, keep, HEAL, part, repaired, read)
+        blocks = with_blocks(model, healed, student.adapted)
+        served = logits_of(repaired_view(blocks, keep, own), ids)
         plain = logits_of(view(model, keep, whole_own), ids)
         expected = after[number - 1]
         size = float(expected.abs().max())
@@ -96,22 +110,34 @@ def test_every_depth_is_served_and_written_as_it_was_trained(family: str) -> Non
 
 def test_the_adapter_is_on_all_blocks_that_stay_somewhere() -> None:
     students = students_of("llama")
-    assert students.different == 1  # in front of block 2, which the second removal takes
     prefix = f"{architecture(tiny_model('llama').config).blocks}."
     blocks = Counter(int(name.removeprefix(prefix)[0]) for name in students.adapter.parameters)
-    assert blocks == dict.fromkeys([0, 1, 2, 4, 5], 2 * 7)  # 3 is removed at every depth
+    assert blocks == dict.fromkeys([0, 2, 3, 4, 5], 2 * 7)  # 1 is removed at every depth
     ends = [len(block_list(student.model)) for student in students.each]
     assert ends == [5, 4, 3]
 
 
-def test_the_adapter_is_on_the_blocks_around_the_cuts() -> None:
-    """From three in front of what may differ to the second behind the last cut."""
+def test_each_depth_has_it_on_the_blocks_around_its_own_cuts() -> None:
+    """From three in front of what a repair may change to the second behind the last cut."""
     config = tiny_config("llama")
     config.num_hidden_layers = 12
-    students = of_order(random_model(config), (5, 6), {}, HEAL)
-    assert (students.adapted, students.different) == (1, 4)
+    model = random_model(config)
+    students = of_order(model, (8, 5, 6), {}, HEAL)
+    assert students.num_shared == 1
+    reaches = [(4, 5, 6, 7, 9, 10), (1, 2, 3, 4, 6, 7, 9, 10), (1, 2, 3, 4, 7, 9, 10)]
+    assert [student.adapted for student in students.each] == reaches
+    for student in students.each:
+        each = zip(student.keep, block_list(student.model), strict=True)
+        found = [block for block, module in each if "lora" in str(module)]
+        assert tuple(found) == student.adapted
     blocks = {int(name.split(".")[2]) for name in students.adapter.parameters}
-    assert blocks == {1, 2, 3, 4, 6, 7, 8}  # 5 is removed at every depth
+    assert blocks == set().union(*reaches)
+    deepest = alone(model, students.each[-1].keep, NO_OWN, HEAL)
+    assert deepest.each[0].adapted == reaches[-1]
+    places = {int(name.split(".")[2]) for name in deepest.adapter.parameters}
+    assert places == set(range(1, 8))
+    dense = alone(model, tuple(range(12)), NO_OWN, HEAL)
+    assert dense.each[0].adapted == tuple(range(12))
 
 
 def test_repairs_and_what_the_adapter_changes_take_no_more_than_one_copy_of_the_blocks() -> None:
@@ -123,7 +149,7 @@ def test_repairs_and_what_the_adapter_changes_take_no_more_than_one_copy_of_the_
     }
     repairs = {depth: Repaired(Method.RIDGE, {}, changed) for depth in (1, 2)}
     students = of_order(model, (4, 5), repairs, HEAL)
-    assert (students.adapted, students.different) == (1, 3)
+    assert students.num_shared == 1
     shared = with_adapter(model, HEAL, trained(students.adapter).values(), NO_OWN, reader_of(model))
     taken = sum(every[name].numel() for name in (*shared, *changed, *changed))
     assert taken <= sum(each.numel() for each in block_list(model).parameters())
