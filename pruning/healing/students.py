@@ -32,7 +32,7 @@ from pruning.sleb import Blocks
 from pruning.spec.heal import Heal
 
 _LEAF = ".base_layer"  # peft's name for a layer below its adapter
-_NUM_IN_FRONT = 3  # adapted blocks in front of what a repair may change
+_NUM_IN_FRONT = 3  # adapted blocks in front of what a repair may change, at least
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,10 @@ def alone(model: PreTrainedModel, keep: Blocks, own: Own, heal: Heal) -> Student
 
     Of a model without cuts, it is on all blocks.
     """
-    removed = tuple(block for block in range(num_blocks(model)) if block not in keep)
-    reach = _reach(keep, _changed(model, removed)) if removed else keep
+    total = num_blocks(model)
+    removed = tuple(block for block in range(total) if block not in keep)
+    near = _around(_changed(model, removed), len(removed), total) if removed else range(total)
+    reach = tuple(block for block in keep if block in near)
     adapter = adapted(view(model, keep, own), heal, [keep.index(block) for block in reach])
     return Students(adapter, (Student(keep, reach, adapter.model),))
 
@@ -104,12 +106,16 @@ def of_order(
     of the blocks.
     """
     total, depths = num_blocks(model), range(1, len(order) + 1)
-    keeps = [kept(total, order[:depth]) for depth in depths]
     changed = [_changed(model, order[:depth], repairs.get(depth)) for depth in depths]
-    different = min(each.start for each in changed)
-    least = max(each.stop for each in changed) - 1 - total + _num_repaired(model, repairs)
-    num_shared = max(0, min(different, max(different - _NUM_IN_FRONT, least)))
-    reaches = [_reach(*each, num_shared) for each in zip(keeps, changed, strict=True)]
+    nears = [_around(each, depth, total) for depth, each in zip(depths, changed, strict=True)]
+    different, first = (min(each.start for each in ranges) for ranges in (changed, nears))
+    least = max(near.stop for near in nears) - 1 - total + _num_repaired(model, repairs)
+    num_shared = min(different, max(first, least))
+    keeps = [kept(total, order[:depth]) for depth in depths]
+    reaches = [
+        tuple(block for block in keep if block in near and block >= num_shared)
+        for keep, near in zip(keeps, nears, strict=True)
+    ]
     adapter = adapted(view(model, range(total)), heal, sorted(set().union(*reaches)))
     students = []
     for depth, keep, reach in zip(depths, keeps, reaches, strict=True):
@@ -128,10 +134,10 @@ def _changed(model: PreTrainedModel, removed: Blocks, repaired: Repaired | None 
     return range(max(0, first), min(num_blocks(model), last + 1))
 
 
-def _reach(keep: Blocks, changed: range, least: int = 0) -> Blocks:
-    """The kept blocks that the adapter is on, none of them in front of ``least``."""
-    first = max(least, changed.start - _NUM_IN_FRONT)
-    return tuple(block for block in keep if first <= block < changed.stop)
+def _around(changed: range, num_removed: int, total: int) -> range:
+    """The blocks that the adapter may be on. The more are missing, the more around them."""
+    first = changed.start - max(_NUM_IN_FRONT, num_removed)
+    return range(max(0, first), min(total, changed.stop + num_removed - 1))
 
 
 def _num_repaired(model: PreTrainedModel, repairs: Mapping[int, Repaired]) -> int:

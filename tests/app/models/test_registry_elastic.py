@@ -176,11 +176,13 @@ def test_another_adapter_is_another_variant(elastic: Healed) -> None:
 
 
 def with_reach(elastic: Healed, data_dir: Path, adapted: object) -> ModelRegistry:
-    """The same checkpoint, with other blocks in its record."""
+    """The same checkpoint, with other blocks in its record, or with none, as older ones."""
     shutil.copytree(elastic.data_dir, data_dir)
     file = data_dir / "checkpoints" / HEALED / "manifest.json"
     record = json.loads(file.read_text())
-    record["healing"]["adapted"] = adapted
+    del record["healing"]["adapted"]
+    if adapted is not None:
+        record["healing"]["adapted"] = adapted
     file.write_text(json.dumps(record))
     return registry_of(data_dir)
 
@@ -211,7 +213,7 @@ def test_a_depth_has_blocks_of_the_dense_model_where_it_is_not_healed(
 
 
 def test_a_record_without_blocks_means_all(elastic: Healed, tmp_path: Path) -> None:
-    registry = with_reach(elastic, tmp_path / "data", [])
+    registry = with_reach(elastic, tmp_path / "data", None)
     every = with_reach(
         elastic, tmp_path / "every", [elastic.manifest.keep_after(depth) for depth in DEPTHS]
     )
