@@ -197,7 +197,7 @@ class LoadedWeights:
             source.fetch()
             with self._reading:
                 loaded = source.read()
-            tensors = {id(weight): weight.nbytes for weight in loaded.model.parameters()}
+            tensors = {id(weight): weight.nbytes for weight in loaded.parameters()}
             weights = Weights(source.name, loaded, tensors, fingerprint(loaded.path))
         except BaseException as error:  # noqa: BLE001 - the future raises it
             with self._lock:

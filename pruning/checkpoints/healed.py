@@ -4,10 +4,12 @@ The files of a checkpoint have the weights of its deepest model, the adapter, an
 depth, which the adapter is added to.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from pruning.checkpoints.store import (
@@ -53,6 +55,10 @@ class HealedModel(LoadedModel):
     """The dense model with the blocks that all depths of a checkpoint share."""
 
     dense: PreTrainedModel
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All that it keeps in memory: also the dense blocks, which some depths have."""
+        return chain(self.model.parameters(), self.dense.parameters())
 
     def depth(self, path: Path, num_removed: int) -> tuple[PreTrainedModel, Repaired]:
         """All blocks of the model that a depth is a part of, and what the depth has of its own.

@@ -5,6 +5,7 @@ disagree, as transformers would fill missing blocks with random numbers and only
 """
 
 import shutil
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ from pruning.plural import counted
 from pruning.records import InvalidRecord, check_record, fields_of
 
 if TYPE_CHECKING:  # both take seconds to import
+    from torch.nn import Parameter
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 # Files of a model beside config and weights: tokenizer, what prepares images, generation config and
@@ -89,6 +91,10 @@ class LoadedModel:
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
     path: Path
+
+    def parameters(self) -> "Iterator[Parameter]":
+        """All that it keeps in memory."""
+        return self.model.parameters()
 
 
 class ModelStore:

@@ -94,6 +94,8 @@ def test_all_depths_share_one_copy_of_the_blocks(elastic: Healed) -> None:
         view = repair_view(entry)
         assert view is not None
         assert (view.bytes, view.shared_bytes) == (found[depth].own_bytes, healing.num_bytes)
+    registry.drop(registry.catalog.resolve("tiny"))
+    assert sum(registry.weight_bytes().values()) == whole + healing.num_bytes + own, "still there"
 
 
 @pytest.mark.slow
