@@ -176,9 +176,12 @@ def depth_tensors(
     repaired: Repaired | None,
     read: Read,
 ) -> LazyTensors:
-    """What repair and healing change of the dense model at the depth that keeps ``keep``."""
+    """What repair and healing change of the dense model at the depth that keeps ``keep``.
+
+    ``adapter`` has the matrices on blocks of that depth.
+    """
     repaired = repaired or _UNREPAIRED
-    adapter, own = (on_blocks(model, each, keep) for each in (adapter, repaired.tensors))
+    own = on_blocks(model, repaired.tensors, keep)
     healed = replace(repaired, tensors=with_adapter(model, heal, adapter, own, read))
     return folded(model, keep, healed, read)
 
