@@ -253,7 +253,7 @@ DEMO_ORDER = (17, 16, 18, 14, 13, 15, 12, 4, 5, 26)
 
 
 @pytest.mark.slow
-def test_ten_repaired_depths_take_at_most_0_3_of_the_dense_weights(data_dir: Path) -> None:
+def test_ten_repaired_depths_take_at_most_0_4_of_the_dense_weights(data_dir: Path) -> None:
     shutil.rmtree(data_dir / "models" / "tiny")
     write_tiny_model(data_dir / "models" / "tiny", num_blocks=30)
     calibration = CalibrationSpec(Dataset.SELF, num_samples=1, seqlen=8)
@@ -278,7 +278,7 @@ def test_ten_repaired_depths_take_at_most_0_3_of_the_dense_weights(data_dir: Pat
         for parameter in registry.get(name).variant.model.parameters()
     }
     weight_bytes = registry.weight_bytes()
-    assert sum(tensors.values()) == sum(weight_bytes.values()) <= 1.3 * weight_bytes["tiny"]
+    assert sum(tensors.values()) == sum(weight_bytes.values()) <= 1.4 * weight_bytes["tiny"]
     own = [registry.get(f"tiny@-{depth}").variant.own_bytes for depth in range(1, 11)]
-    matrix_bytes = own[0] // 2  # one in front of a cut and one behind it, unless they are the same
-    assert [num_bytes // matrix_bytes for num_bytes in own] == [2, 2, 2, 3, 3, 2, 2, 4, 4, 6]
+    block_bytes = own[0] // 2  # two matrices each of a block in front of a cut and of one behind it
+    assert [num_bytes // block_bytes for num_bytes in own] == [2, 3, 2, 4, 4, 2, 3, 5, 4, 5]
