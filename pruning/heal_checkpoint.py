@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from shutil import copyfile
+from typing import Self
 
 from pruning.checkpoints.card import model_card
 from pruning.checkpoints.publish import publish, published
@@ -20,7 +21,7 @@ from pruning.checkpoints.trajectory_plot import write_plot
 from pruning.checkpoints.verify import verify_portable
 from pruning.config import Verify
 from pruning.data.calibration import RepairWindows, healing_windows
-from pruning.evaluation.assess import assess_healed, held_out_for
+from pruning.evaluation.assess import assess_healed, held_out_for, prepare_tasks
 from pruning.evaluation.pruned_losses import PrunedModel
 from pruning.evaluation.quality import Quality
 from pruning.extras import require_extra
@@ -32,10 +33,10 @@ from pruning.healing.record import Healing, NotHealable, Progress, Run, TrainedT
 from pruning.healing.state import read_state, save_state
 from pruning.healing.students import Students, alone, of_order
 from pruning.healing.train import Training
-from pruning.models.blocks import NO_OWN, Own
+from pruning.models.blocks import NO_OWN, Own, view
 from pruning.models.lineage import lineage_of
 from pruning.models.safetensors_headers import fingerprint
-from pruning.models.store import ModelStore, copy_companions
+from pruning.models.store import ModelStore, copy_companions, num_parameters
 from pruning.records import read_record
 from pruning.removal import Removal
 from pruning.repair.folding import folded
@@ -122,6 +123,7 @@ def _begun(
     observer.phase("calibrate")
     windows = healing_windows(spec.calibration, dense.model, dense.tokenizer, observer.calibrating)
     held_out_for(spec, dense, source.quality)
+    prepare_tasks(spec, dense.resources.tasks_dir)
     return _Healing(heal, source, places, spec, dense, windows, observer, peers)
 
 
@@ -138,6 +140,8 @@ def _published(
     for warning in quality.warnings:
         observer.warned(warning)
     observer.phase("publish")
+    if quality.num_removed < run.deepest:
+        run, model = run.up_to(quality.num_removed), run.trained_up_to(quality.num_removed, model)
     run = replace(run, dense=run.dense.in_dtype(run.source.dtype))
     manifest = run.manifest(quality, model, control)
     write = partial(run.write, manifest=manifest, model=model, control=control)
@@ -233,6 +237,23 @@ class _Healing:
             healed[depth] = PrunedModel(student.keep, own)
         return healed
 
+    def up_to(self, num_removed: int) -> Self:
+        """The same for the first removals of the source."""
+        repair = self.source.repair
+        source = replace(
+            self.source,
+            removed_blocks=self.source.removed_blocks[:num_removed],
+            repair=repair and tuple(each for each in repair if each.num_removed <= num_removed),
+        )
+        return replace(self, source=source)
+
+    def trained_up_to(self, num_removed: int, trained: _Trained) -> _Trained:
+        """The elastic models of the first removals."""
+        students = trained.students.up_to(num_removed)
+        blocks = students.adapter.settings["layers_to_transform"]
+        tensors = on_blocks(self.dense.model, trained.tensors, blocks)
+        return replace(trained, students=students, tensors=tensors)
+
     def changed(self, trained: _Trained) -> Own:
         """The tensors in place of those of the dense model: of all depths those that they share."""
         if self.is_elastic:
@@ -297,6 +318,7 @@ class _Healing:
         return replace(
             self.source,
             name=self.places.target.name,
+            num_parameters=num_parameters(view(self.dense.model, self.source.keep)),
             quality=quality,
             repair=self.source.repair if self.is_elastic else None,
             files={},
@@ -336,13 +358,14 @@ class _Healing:
             control.students.adapter.save(
                 directory / CONTROL_FOLDER, control.tensors, self.source.parent
             )
-        for name in ("removal.json", "calibration.json"):
-            copyfile(self.places.source / name, directory / name)
+        copyfile(self.places.source / "calibration.json", directory / "calibration.json")
+        records = json.loads((self.places.source / "removal.json").read_text(encoding="utf-8"))
+        records = records[: self.deepest]
+        (directory / "removal.json").write_text(f"{json.dumps(records, indent=2)}\n")
         for depth in manifest.repair or ():  # which the adapter of all depths is added to
             name = repair_file(depth.num_removed)
             (directory / name).parent.mkdir(exist_ok=True)
             copyfile(self.places.source / name, directory / name)
-        records = json.loads((directory / "removal.json").read_text(encoding="utf-8"))
         removals = [read_record(Removal, removal) for removal in records]
         card = model_card(manifest, removals, lineage_of(self.dense.path))
         (directory / "README.md").write_text(card, encoding="utf-8")

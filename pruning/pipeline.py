@@ -152,12 +152,12 @@ def _published(
     """Repair, measure and publish."""
     observer, run = run.observer, run.repaired()
     observer.phase("evaluate")
-    spec, tasks_dir = _before_healing(run.spec), run.dense.resources.tasks_dir
-    quality = assess(spec, run.dense, run.removals, run.measured_on, run.own_tensors, tasks_dir)
+    spec = _before_healing(run.spec)
+    quality = assess(spec, run.dense, run.removals, run.measured_on, run.own_tensors)
     for warning in quality.warnings:
         observer.warned(warning)
     observer.phase("publish")
-    run = replace(run, dense=run.dense.in_dtype(spec.published_dtype))
+    run = run.up_to(quality.num_removed).in_dtype(spec.published_dtype)
     manifest = replace(run.manifest(name, quality), tenant=tenant)
     check = partial(
         verify_portable, dense=run.dense, keep=manifest.keep, own=run.own, how=verify, ask=confirm
@@ -208,6 +208,14 @@ class _Run:
     def own(self) -> Own:
         """Those of the full depth."""
         return self.own_tensors.get(len(self.removals), NO_OWN)
+
+    def up_to(self, num_removed: int) -> Self:
+        """The same with so many removals."""
+        repair = self.repair and self.repair.up_to(num_removed)
+        return replace(self, removals=self.removals[:num_removed], repair=repair)
+
+    def in_dtype(self, dtype: str) -> Self:
+        return replace(self, dense=self.dense.in_dtype(dtype))
 
     def manifest(self, name: str, quality: Quality) -> Manifest:
         model, depth = self.dense.model, num_blocks(self.dense.model)

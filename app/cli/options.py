@@ -74,7 +74,7 @@ HELP: Mapping[str, str] = {
     "resident": "model, or stream: read one block at a time from disk.",
     "gate_max_probe_drop": "Maximum loss of the probe's score, 0 to 1.",
     "gate_max_perplexity_ratio": "Maximum of pruned / dense perplexity on held-out text.",
-    "gate_action": "Beyond a limit: publish with a warning, or refuse to publish.",
+    "gate_action": "Beyond a limit: publish with a warning, refuse, or publish fewer removals.",
     "quantize": "Measure the pruned model with weights of 8 or 4 bits too.",
     "zero_shot": "Measure both models on the paper's five tasks.",
     "evaluation_num_samples": "Held-out windows of each domain; as many as needed by default.",

@@ -222,7 +222,7 @@ def print_run(
 
     ``speedups`` are those measured on this machine, by number of removed blocks.
     """
-    trajectory = rows(manifest, removals)
+    trajectory = rows(manifest, removals[: len(manifest.removed_blocks)])
     if as_json:
         print_json(
             {

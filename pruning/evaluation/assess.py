@@ -22,7 +22,7 @@ from pruning.evaluation.quality import (
     perplexity_of,
     text_of,
 )
-from pruning.evaluation.quality_gate import ask_both, gated, is_known
+from pruning.evaluation.quality_gate import Judged, Probe, gated, undecided
 from pruning.evaluation.results import PAPER_TASKS, ZeroShot
 from pruning.evaluation.samples import sample_texts
 from pruning.evaluation.zero_shot import fetch_tasks, require_lm_eval, score_tasks
@@ -67,6 +67,11 @@ def prepare(spec: PruneSpec, info: ModelInfo, tasks_dir: Path | None) -> None:
     Raises as ``check_measures``, or ``TaskUnusable``.
     """
     check_measures(spec, info)
+    prepare_tasks(spec, tasks_dir)
+
+
+def prepare_tasks(spec: PruneSpec, tasks_dir: Path | None) -> None:
+    """Raises ``TaskUnusable`` or ``ZeroShotUnavailable`` if the spec asks for tasks in vain."""
     if spec.zero_shot:
         fetch_tasks(PAPER_TASKS, tasks_dir)
 
@@ -77,31 +82,46 @@ def assess(
     removals: Sequence[Removal],
     windows: Mapping[str, Windows],
     own: Mapping[int, Own],
-    tasks_dir: Path | None,
 ) -> Quality:
-    """Measure what the spec asks for. Tasks in ``tasks_dir`` precede those of lm-eval.
+    """Measure what the spec asks for.
 
     ``windows`` are those of ``evaluation_windows``, unless nothing is evaluated. ``own`` are the
     own tensors of each depth that is repaired, by its number of removed blocks. Raises
     ``QualityGateFailed``, ``InvalidSpec`` for a limit on a domain that is not measured, and what
-    ``prepare`` raises.
+    ``prepare`` raises. The quality is that of fewer removals if the gate takes fewer.
     """
     removed = tuple(removal.block for removal in removals)
-    pruned = PrunedModel(kept(num_blocks(dense.model), removed), own.get(len(removed), NO_OWN))
+    total = num_blocks(dense.model)
+    models = {
+        number: PrunedModel(kept(total, removed[:number]), own.get(number, NO_OWN))
+        for number in range(1, len(removed) + 1)
+    }
     quality = Quality((removals[0].dense_loss, *(removal.loss for removal in removals)))
     if spec.evaluate:
         _check_limits(spec.gate, windows)
         quality = _on_held_out(spec, quality, dense, removed, windows, own)
-        quality = replace(quality, samples=sample_texts(dense, pruned))
-        if spec.quantize is not None:
-            forward = dense.forward(pruned.keep, spec.quantize, pruned.own)
-            perplexity = _perplexity_of_text(forward, spec, quality, windows)
-            quality = replace(quality, quantized=Quantized(spec.quantize.value, perplexity))
     if spec.gate is not None:
-        ratio = overall_ratio(*_of_text(spec, quality), len(removed))
-        quality = gated(spec.gate, quality, partial(ask_both, dense, pruned), ratio)
+        ratio = partial(overall_ratio, *_of_text(spec, quality))
+        quality = gated(spec.gate, Judged(quality, Probe(dense, models), ratio), models)
+    return _with_measures(spec, dense, quality, models[quality.num_removed], windows)
+
+
+def _with_measures(
+    spec: PruneSpec,
+    dense: DenseModel,
+    quality: Quality,
+    pruned: PrunedModel,
+    windows: Mapping[str, Windows],
+) -> Quality:
+    """The ``quality`` with all that is measured of the published model alone."""
+    if windows:
+        quality = replace(quality, samples=sample_texts(dense, pruned))
+    if windows and spec.quantize is not None:
+        forward = dense.forward(pruned.keep, spec.quantize, pruned.own)
+        perplexity = _perplexity_of_text(forward, spec, quality, windows)
+        quality = replace(quality, quantized=Quantized(spec.quantize.value, perplexity))
     if spec.zero_shot:
-        quality = replace(quality, zero_shot=_zero_shot(dense, pruned, tasks_dir))
+        quality = replace(quality, zero_shot=_zero_shot(dense, pruned))
     return quality
 
 
@@ -115,12 +135,12 @@ def _on_held_out(
 ) -> Quality:
     """The ``quality`` with the losses on held-out text, by domain and on the calibration's text."""
 
-    def is_decided(domains: Sequence[DomainQuality]) -> bool:
+    def open_depth(domains: Sequence[DomainQuality]) -> int | None:
         so_far = replace(quality, domains=tuple(domains))
-        ratio = overall_ratio(*_of_text(spec, so_far), len(removed))
-        return spec.gate is None or is_known(spec.gate, so_far, ratio)
+        ratio = partial(overall_ratio, *_of_text(spec, so_far))
+        return None if spec.gate is None else undecided(spec.gate, so_far, ratio)
 
-    until = None if spec.evaluation is None else UntilKnown(spec.evaluation, is_decided)
+    until = None if spec.evaluation is None else UntilKnown(spec.evaluation, open_depth)
     domains = measure_domains(dense, windows, tuple(removed), own, until)
     quality = replace(quality, domains=domains, extent=until.extent if until else None)
     of_text, shares = _of_text(spec, quality)
@@ -170,27 +190,27 @@ def assess_healed(
 ) -> Quality:
     """The quality of healed models: ``earlier``, that of the models before, with what is new.
 
-    They are by number of removed blocks, and the gate judges the deepest. Raises
-    ``QualityGateFailed``, and ``CalibrationError`` as ``held_out_for``.
+    They are by number of removed blocks, and the gate judges the deepest, or takes one of them.
+    Raises ``QualityGateFailed``, and ``CalibrationError`` as ``held_out_for``.
     """
-    deepest = healed[max(healed)]
     quality = replace(earlier, probe=None, warnings=(), quantized=None, zero_shot=None, samples=())
-    of_control = ratio = None
-    if earlier.domains:
-        windows = held_out_for(spec, dense, earlier)
+    windows = held_out_for(spec, dense, earlier) if earlier.domains else {}
+    of_control = None
+    if windows:
         domains = with_healed(dense, windows, earlier.domains, healed, control)
-        quality = replace(quality, domains=domains, samples=sample_texts(dense, deepest))
+        quality = replace(quality, domains=domains)
         of_text, shares = _of_text(spec, quality)
         curve = perplexity_curve(of_text, DomainQuality.served_after, shares)
         quality = replace(quality, perplexities=curve)
-        ratio = overall_ratio(of_text, shares, len(domains[0].raw))
         if control is not None:
             of_control, *_ = perplexity_curve(
                 of_text, lambda domain, _: domain.control or domain.dense, shares
             )
     if spec.gate is not None:
-        quality = gated(spec.gate, quality, partial(ask_both, dense, deepest), ratio, of_control)
-    return quality
+        ratio = partial(overall_ratio, *_of_text(spec, quality))
+        judged = Judged(quality, Probe(dense, healed), ratio, of_control)
+        quality = gated(spec.gate, judged, healed)
+    return _with_measures(spec, dense, quality, healed[quality.num_removed], windows)
 
 
 def held_out_for(spec: PruneSpec, dense: DenseModel, earlier: Quality) -> Mapping[str, Windows]:
@@ -224,7 +244,9 @@ def _check_limits(gate: Gate | None, domains: Collection[str]) -> None:
             )
 
 
-def _zero_shot(dense: DenseModel, pruned: PrunedModel, tasks_dir: Path | None) -> ZeroShot:
+def _zero_shot(dense: DenseModel, pruned: PrunedModel) -> ZeroShot:
+    """Tasks in the directory of the resources precede those of lm-eval."""
+    tasks_dir = dense.resources.tasks_dir
     whole, after = (
         tuple(score_tasks(model, dense.tokenizer, PAPER_TASKS, tasks_dir=tasks_dir))
         for model in (

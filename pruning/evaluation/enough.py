@@ -33,11 +33,11 @@ class UntilKnown:
     def __init__(
         self,
         evaluation: Evaluation,
-        is_decided: Callable[[Sequence[DomainQuality]], bool],
+        undecided: Callable[[Sequence[DomainQuality]], int | None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._evaluation = evaluation
-        self._is_decided = is_decided
+        self._undecided = undecided
         self._clock = clock
         self._started = clock()
         self.extent: Extent | None = None  # None before the end
@@ -52,11 +52,11 @@ class UntilKnown:
         spent_s = self._clock() - self._started
         if self._evaluation.num_samples is not None:
             return self._end(Ended.NUMBER)
-        is_decided = self._is_decided(domains)
+        undecided = self._undecided(domains)
         lacking = [
             (domain, sizes)
             for domain in domains
-            if (sizes := self._lacking(domain, available[domain.domain], is_decided=is_decided))
+            if (sizes := self._lacking(domain, available[domain.domain], undecided))
         ]
         if not lacking:
             return self._end(Ended.MARGIN)
@@ -72,7 +72,7 @@ class UntilKnown:
         return wanted or self._end(Ended.TIME)
 
     def _lacking(
-        self, domain: DomainQuality, available: int, *, is_decided: bool
+        self, domain: DomainQuality, available: int, undecided: int | None
     ) -> Mapping[int, int]:
         """How many windows each depth that lacks some is to have: at first the deepest alone."""
         deepest = len(domain.raw)
@@ -82,8 +82,11 @@ class UntilKnown:
             depth: self._need(domain, depth, has_more=has_more) for depth in range(1, deepest + 1)
         }
         sizes = {depth: _size(domain, depth, own) for depth, (own, _) in needs.items()}
-        if not is_decided and math.isfinite(domain.served_after(deepest).loss):
-            sizes[deepest] = sizes[deepest] or 2 * num_deepest
+        if undecided is not None and math.isfinite(domain.served_after(undecided).loss):
+            wanted = sizes[undecided] or 2 * domain.num_windows_after(undecided)
+            sizes[undecided] = wanted
+            if wanted > num_deepest:
+                sizes[deepest] = max(sizes[deepest], wanted)
         if sizes[deepest] and has_more:
             return {deepest: min(sizes[deepest], available)}
         of_control = max(control for _, control in needs.values())

@@ -155,6 +155,15 @@ class DomainQuality:
     healed: tuple[Measured | None, ...] = ()
     control: Measured | None = None
 
+    def up_to(self, num_removed: int) -> "DomainQuality":
+        """The same of so many removals."""
+        return replace(
+            self,
+            raw=self.raw[:num_removed],
+            repaired=self.repaired[:num_removed],
+            healed=self.healed[:num_removed],
+        )
+
     def has_depths(self, num_removed: int) -> bool:
         """Whether there is one loss for each of 1, 2 ... removals, and windows for their errors."""
         measured = (self.dense, *self.raw, *self.repaired, *self.healed, self.control)
@@ -285,6 +294,26 @@ class Quality:
     raw_perplexities: tuple[float, ...] = ()  # perplexities without repair; not in old manifests
     extent: Extent | None = None  # None if the calibration decided the number of windows
     samples: tuple[Sample, ...] = ()  # of all removals, as served; not in old manifests
+
+    @property
+    def num_removed(self) -> int:
+        return len(self.losses) - 1
+
+    def up_to(self, num_removed: int) -> "Quality":
+        """The same of so many removals. All that is known of the deepest model alone is left out
+        if that is another one.
+        """
+        if num_removed == self.num_removed:
+            return self
+        size = num_removed + 1
+        return Quality(
+            losses=self.losses[:size],
+            perplexities=self.perplexities[:size],
+            evaluated_on=self.evaluated_on,
+            domains=tuple(each.up_to(num_removed) for each in self.domains),
+            raw_perplexities=self.raw_perplexities[:size],
+            extent=self.extent,
+        )
 
     def has_depths(self, num_removed: int) -> bool:
         """Whether each sequence that is not empty has one value for each number of removals."""

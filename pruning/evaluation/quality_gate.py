@@ -1,14 +1,16 @@
 """The quality gate before publishing: the cost of the removals against the limits of the spec."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
-from pruning.evaluation.probe import digest, probe_items
+from pruning.evaluation.probe import Item, digest, probe_items
 from pruning.evaluation.probe_run import answer
 from pruning.evaluation.pruned_losses import PrunedModel
 from pruning.evaluation.quality import DomainQuality, Interval, Quality
-from pruning.evaluation.results import ProbeComparison, compare
+from pruning.evaluation.results import ItemResult, ProbeComparison, compare
 from pruning.evaluation.verdict import Verdict
+from pruning.plural import counted
 from pruning.search.dense_model import DenseModel
 from pruning.spec.evaluation import Gate, GateAction
 
@@ -32,75 +34,128 @@ class _Finding:
     reason: str
 
 
-def gated(
-    gate: Gate,
-    quality: Quality,
-    ask: Callable[[], ProbeComparison],
-    ratio: Interval | None = None,
-    control: float | None = None,
-) -> Quality:
-    """Add the probe, if the gate needs it, and the warnings of the gate to ``quality``.
+@dataclass(frozen=True)
+class Judged:
+    """What a gate looks at. The functions are of a number of removals.
 
-    ``ratio`` is that of the perplexities, with its interval where it is known. A healed model is
-    compared with its ``control``, a perplexity, where that is better than the dense model: what the
-    text alone gives does not make up for removed blocks. What is undecided is a warning. Raises
-    ``QualityGateFailed`` for what exceeds a limit, unless the gate only warns.
+    ``ratio`` is that of the perplexities on the text of the calibration, with its interval where it
+    is known. A healed model is compared with its ``control``, a perplexity, where that is better
+    than the dense model: what the text alone gives does not make up for removed blocks.
     """
-    if gate.max_probe_drop is not None:
-        quality = replace(quality, probe=ask())
-    findings = _findings(gate, quality, ratio, control)
+
+    quality: Quality
+    ask: Callable[[int], ProbeComparison]
+    ratio: Callable[[int], Interval | None] = lambda _: None
+    control: float | None = None
+
+
+def gated(gate: Gate, judged: Judged, depths: Iterable[int]) -> Quality:
+    """The quality of what may be published, with the probe if the gate needs it, and warnings.
+
+    It is that of all removals, and what is undecided is a warning. With ``DEEPEST`` it is that of
+    the most removals, of these ``depths``, that are shown to keep every limit, and the warnings say
+    why they are not more. Raises ``QualityGateFailed`` for what exceeds a limit, unless the gate
+    only warns.
+    """
+    if gate.action is GateAction.DEEPEST:
+        return _deepest(gate, judged, depths)
+    quality, findings = _found(gate, judged, judged.quality.num_removed)
     exceeded = {each.param: each.reason for each in findings if each.verdict is Verdict.EXCEEDED}
     if exceeded and gate.action is GateAction.REFUSE:
-        reasons = "; ".join(exceeded.values())
-        raise QualityGateFailed(
-            next(iter(exceeded)),
-            f"not published: {reasons}. Remove fewer blocks, calibrate on more text, or allow more",
-        )
+        raise _failed(next(iter(exceeded)), "; ".join(exceeded.values()))
     return replace(quality, warnings=tuple(each.reason for each in findings))
 
 
-def is_known(gate: Gate, quality: Quality, ratio: Interval | None) -> bool:
-    """Whether more windows would not change what the gate says of perplexities."""
-    ratios = [(gate.max_perplexity_ratio, ratio)]
+def _deepest(gate: Gate, judged: Judged, depths: Iterable[int]) -> Quality:
+    findings: list[_Finding] = []
+    deeper = ""
+    for depth in sorted(depths, reverse=True):
+        too_many = tuple(f"not deeper: {deeper}, {each.reason}" for each in findings)
+        quality, findings = _found(gate, judged, depth)
+        if not findings:
+            return replace(quality, warnings=too_many)
+        deeper = f"without {counted(depth, 'block')}"
+    reasons = "; ".join(each.reason for each in findings)
+    raise _failed(findings[0].param, f"no depth is shown to keep the limits: {deeper}, {reasons}")
+
+
+def _failed(param: str, reasons: str) -> QualityGateFailed:
+    advice = "Remove fewer blocks, calibrate on more text, or allow more"
+    return QualityGateFailed(param, f"not published: {reasons}. {advice}")
+
+
+def undecided(gate: Gate, quality: Quality, ratio: Callable[[int], Interval | None]) -> int | None:
+    """The number of removals of which more windows may change what the gate says of perplexities.
+
+    None if they would change nothing.
+    """
+    depth = quality.num_removed
+    found = _verdicts(gate, quality, ratio)
+    while gate.action is GateAction.DEEPEST and Verdict.EXCEEDED in found and depth > 1:
+        depth -= 1
+        found = _verdicts(gate, quality.up_to(depth), ratio)
+    return depth if Verdict.UNDECIDED in found else None
+
+
+def _verdicts(
+    gate: Gate, quality: Quality, ratio: Callable[[int], Interval | None]
+) -> list[Verdict]:
+    depth = quality.num_removed
+    ratios = [(gate.max_perplexity_ratio, ratio(depth))]
     for domain in quality.domains:
         limit = gate.max_perplexity_ratio_of.get(domain.domain)
-        ratios.append((limit, domain.ratio(domain.served_after(len(domain.raw)))))
-    verdicts = [
+        ratios.append((limit, domain.ratio(domain.served_after(depth))))
+    return [
         Verdict.of(interval, limit)
         for limit, interval in ratios
         if limit is not None and interval is not None
     ]
-    return Verdict.UNDECIDED not in verdicts
 
 
-def ask_both(dense: DenseModel, pruned: PrunedModel) -> ProbeComparison:
-    """Run the probe on the dense and on the pruned model."""
-    items, whole = probe_items(), PrunedModel(dense.every_block)
-    before, after = (
-        answer(dense.forward(model.keep, own=model.own), dense.tokenizer, items)
-        for model in (whole, pruned)
-    )
-    return compare(before, after, digest(items))
+@dataclass(frozen=True)
+class Probe:
+    """Asks the dense model once, and each of the ``models``, by their number of removals."""
+
+    dense: DenseModel
+    models: Mapping[int, PrunedModel]
+
+    def __call__(self, num_removed: int) -> ProbeComparison:
+        before, after = self._before, self._answers(self.models[num_removed])
+        return compare(before, after, digest(self._items))
+
+    @cached_property
+    def _items(self) -> Sequence[Item]:
+        return probe_items()
+
+    @cached_property
+    def _before(self) -> Sequence[ItemResult]:
+        return self._answers(PrunedModel(self.dense.every_block))
+
+    def _answers(self, model: PrunedModel) -> Sequence[ItemResult]:
+        forward = self.dense.forward(model.keep, own=model.own)
+        return answer(forward, self.dense.tokenizer, self._items)
 
 
-def _findings(
-    gate: Gate, quality: Quality, ratio: Interval | None, control: float | None
-) -> list[_Finding]:
-    """The limits that are exceeded or undecided, each with a sentence about it."""
-    findings = [
-        _of_probe(gate.max_probe_drop, quality),
-        _of_text(gate.max_perplexity_ratio, quality, ratio, control),
-    ]
+def _found(gate: Gate, judged: Judged, depth: int) -> tuple[Quality, list[_Finding]]:
+    """The limits that are exceeded or undecided at this depth, each with a sentence about it.
+
+    Where one more would change nothing, the probe is not run.
+    """
+    quality = judged.quality.up_to(depth)
+    limit = gate.max_perplexity_ratio
+    findings = [_of_text(limit, quality, judged.ratio(depth), judged.control)]
     for domain in quality.domains:
-        limit = gate.max_perplexity_ratio_of.get(domain.domain)
-        findings.append(None if limit is None else _of_domain(domain, limit))
-    return [each for each in findings if each is not None]
+        of_domain = gate.max_perplexity_ratio_of.get(domain.domain)
+        findings.append(None if of_domain is None else _of_domain(domain, of_domain))
+    is_enough = gate.action is GateAction.DEEPEST and any(findings)
+    if gate.max_probe_drop is not None and not is_enough:
+        probe = judged.ask(depth)
+        quality = replace(quality, probe=probe)
+        findings.insert(0, _of_probe(gate.max_probe_drop, probe))
+    return quality, [each for each in findings if each is not None]
 
 
-def _of_probe(limit: float | None, quality: Quality) -> _Finding | None:
-    probe = quality.probe
-    if limit is None or probe is None:
-        return None
+def _of_probe(limit: float, probe: ProbeComparison) -> _Finding | None:
     reach = _Z * probe.standard_error
     drop = Interval(probe.drop, probe.drop - reach, probe.drop + reach)
     what = (

@@ -7,7 +7,7 @@ import hashlib
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedModel
@@ -62,6 +62,13 @@ class Students:
         """Hex sha256 of what is trained besides ``words``: the blocks of each with an adapter."""
         blocks = [[student.keep, student.adapted] for student in self.each]
         return hashlib.sha256(f"{words} {blocks}".encode()).hexdigest()
+
+    def up_to(self, num_depths: int) -> "Students":
+        """The first of them, with the adapter on the blocks that these need."""
+        each = self.each[:num_depths]
+        blocks = sorted(set().union(*(student.adapted for student in each)))
+        settings = {**self.adapter.settings, "layers_to_transform": blocks}
+        return replace(self, each=each, adapter=replace(self.adapter, settings=settings))
 
     def of_step(self, step: int, seed: int) -> tuple[Student, ...]:
         """Those that a step trains: the deepest, and another one.

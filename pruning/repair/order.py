@@ -37,6 +37,9 @@ class OrderRepair:
     records: tuple[DepthRepair, ...]
     chosen: tuple[Repaired, ...]
 
+    def up_to(self, num_removed: int) -> "OrderRepair":
+        return OrderRepair(self.records[:num_removed], self.chosen[:num_removed])
+
 
 def refusal(config: PreTrainedConfig) -> str | None:
     """Why models of this family and configuration allow no repair; None if they do."""

@@ -51,11 +51,12 @@ class Evaluation:
 class GateAction(StrEnum):
     WARN = "warn"  # publish, with a warning in the manifest and the job's events
     REFUSE = "refuse"  # fail, and publish nothing
+    DEEPEST = "deepest"  # publish the most removals that keep every limit; fail if none do
 
 
 @dataclass(frozen=True)
 class Gate:
-    """Limits for the model after all removals, against the dense model. At least one is given."""
+    """Limits for the published model, against the dense model. At least one is given."""
 
     max_probe_drop: float | None = None  # dense - pruned score of the probe, 0 to 1
     max_perplexity_ratio: float | None = None  # pruned / dense, on held-out windows

@@ -19,6 +19,8 @@ from pruning.data.corpora import CalibrationError
 from pruning.evaluation.assess import assess_healed
 from pruning.evaluation.pruned_losses import PrunedModel
 from pruning.evaluation.quality_gate import QualityGateFailed
+from pruning.evaluation.results import PAPER_TASKS
+from pruning.evaluation.zero_shot import TaskUnusable, score_tasks
 from pruning.healing.lock import HealingInProgress
 from pruning.healing.record import NotHealable, Step
 from pruning.models.blocks import NO_OWN, view
@@ -33,6 +35,7 @@ from tests.support.logits import logits_of
 from tests.support.quick import slow_but
 from tests.support.recorder import Recorder, Stop
 from tests.support.tiny_directory import write_tiny_model
+from tests.support.zero_shot_tasks import write_tasks
 
 IDS = torch.arange(5, 17).unsqueeze(0)
 
@@ -278,6 +281,33 @@ def test_the_gate_of_the_spec_judges_the_healed_model(
     with pytest.raises(QualityGateFailed, match="perplexity went from"):
         heal_tiny(data_dir, heal, "again", Recorder())
     assert not (data_dir / "checkpoints" / "again").exists()
+
+
+@pytest.mark.slow
+def test_tasks_and_quantized_weights_are_those_of_the_healed_model(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    tasks_dir = write_tasks(tmp_path / "tasks", *PAPER_TASKS)
+    file = data_dir / "checkpoints" / NAME / "manifest.json"
+    data = json.loads(file.read_text())
+    data["spec"] |= {"zero_shot": True, "quantize": "int4"}
+    file.write_text(json.dumps(data))
+    resources = Resources(tasks_dir=tasks_dir)
+    heal = replace(HEAL, control=False)
+    quality = heal_tiny(data_dir, heal, "again", Recorder(), resources=resources).quality
+    model = load(data_dir / "checkpoints" / "again")
+    expected = score_tasks(model.model, model.tokenizer, PAPER_TASKS, tasks_dir=tasks_dir)
+    assert quality.zero_shot is not None
+    assert [*quality.zero_shot.pruned] == expected
+    assert quality.quantized is not None
+    assert quality.quantized.perplexity != quality.perplexities[-1]
+    assert quality.quantized.perplexity == pytest.approx(quality.perplexities[-1], rel=0.5)
+    (tasks_dir / "questions.jsonl").unlink()
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "empty")
+    with pytest.raises(TaskUnusable):
+        heal_tiny(data_dir, heal, "other", observer := Recorder(), resources=resources)
+    assert observer.phases[-1] == "calibrate", "it is said before the training"
 
 
 @pytest.mark.slow

@@ -1,23 +1,32 @@
 """A healing of all depths: what is published, measured and resumed."""
 
 import json
+import shutil
 from dataclasses import replace
+from math import exp
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from pruning.checkpoints.card_sections import candidates_of
 from pruning.checkpoints.domain_panels import curves
+from pruning.checkpoints.healed import healed_tensors
 from pruning.checkpoints.store import Manifest, verify
 from pruning.heal_checkpoint import healing_digest
 from pruning.healing.places import ADAPTER_FILE
+from pruning.models.blocks import view
+from pruning.search.dense_model import Resources, load_dense_model
 from pruning.spec.heal import Depths, Heal
-from pruning.spec.prune import PruneSpec
+from pruning.spec.prune import PruneSpec, Resident
 from tests.support.healing import ELASTIC, HEAL, NAME, Healed, heal_tiny
+from tests.support.logits import logits_of
 from tests.support.recorder import Recorder, Stop
+
+IDS = torch.arange(5, 17).unsqueeze(0)
 
 
 @pytest.fixture
@@ -111,6 +120,44 @@ def test_a_state_of_other_blocks_is_begun_again(elastic: Healed, data_dir: Path)
     rest = Recorder()
     heal_tiny(data_dir, ELASTIC, "older", rest)
     assert len(rest.healing_steps) == len(elastic.recorder.healing_steps)
+
+
+def test_a_gate_publishes_the_deepest_healed_model_that_keeps_its_limits(
+    elastic: Healed, data_dir: Path
+) -> None:
+    """The dense model of the manifest is made better by a nat, as that of these tests is random."""
+    path = data_dir / "checkpoints" / NAME
+    path.unlink()
+    shutil.copytree(elastic.source, path)
+    data = json.loads((path / "manifest.json").read_text())
+    for domain in data["quality"]["domains"]:
+        domain["dense"]["loss"] -= 1
+    of_code = next(each for each in elastic.manifest.quality.domains if each.domain == "code")
+    first, second = (exp(1) * of_code.ratio(of_code.served_after(n)).value for n in (1, 2))
+    limits = {"code": (first + second) / 2}
+    data["spec"]["gate"] = {"max_perplexity_ratio_of": limits, "action": "deepest"}
+    (path / "manifest.json").write_text(json.dumps(data))
+
+    manifest = heal_tiny(data_dir, replace(ELASTIC, control=False), "taken", Recorder())
+
+    target = data_dir / "checkpoints" / "taken"
+    assert verify(target) == manifest
+    assert manifest.removed_blocks == elastic.pruned.removed_blocks[:1]
+    assert manifest.num_parameters > elastic.pruned.num_parameters
+    assert len(json.loads((target / "removal.json").read_text())) == 1
+    assert manifest.quality.warnings[0].startswith("not deeper: without 2 blocks, perplexity on")
+    assert manifest.healing is not None
+    assert elastic.manifest.healing is not None
+    assert manifest.healing.adapted == elastic.manifest.healing.adapted[:1] == ((0, 2, 3),)
+    assert len(manifest.healing.changed) == 7 * 3
+    assert {int(name.split(".")[4]) for name in load_file(target / ADAPTER_FILE)} == {0, 2, 3}
+    config = json.loads((target / "adapter" / "adapter_config.json").read_text())
+    assert config["layers_to_transform"] == [0, 2, 3]
+    dense = load_dense_model(data_dir / "models" / "tiny", Resident.MODEL, Resources(device="cpu"))
+    own = healed_tensors(elastic.target, 1, dense.model, dense.read)
+    expected = logits_of(view(dense.model, manifest.keep, own), IDS)
+    found = logits_of(AutoModelForCausalLM.from_pretrained(target), IDS)
+    assert torch.equal(found, expected)
 
 
 def test_older_settings_mean_the_deepest_alone(healed: Healed) -> None:

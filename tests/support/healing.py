@@ -11,6 +11,7 @@ from pruning.heal_checkpoint import heal_checkpoint
 from pruning.healing.places import HealedPlaces
 from pruning.models.names import healed_name
 from pruning.models.store import ModelStore
+from pruning.search.dense_model import Resources
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.evaluation import Evaluation
 from pruning.spec.heal import Depths, Heal
@@ -85,7 +86,12 @@ def elastic(
 
 
 def heal_tiny(
-    data_dir: Path, heal: Heal, name: str, observer: Recorder, patience_s: float = 60
+    data_dir: Path,
+    heal: Heal,
+    name: str,
+    observer: Recorder,
+    patience_s: float = 60,
+    resources: Resources | None = None,
 ) -> Manifest:
     checkpoints = data_dir / "checkpoints"
     return heal_checkpoint(
@@ -94,4 +100,5 @@ def heal_tiny(
         models=ModelStore(data_dir / "models"),
         observer=observer,
         patience_s=patience_s,
+        resources=resources,
     )

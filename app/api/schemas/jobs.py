@@ -187,7 +187,8 @@ class GateBody(Body):
     action: GateAction = documented(
         Gate.action,
         "If a limit is exceeded: warn publishes, with a warning in manifest and "
-        "events; refuse publishes nothing, and fails the job with quality_gate.",
+        "events; refuse publishes nothing, and fails the job with quality_gate; deepest publishes "
+        "the most removals that are shown to keep every limit, and fails if none are.",
     )
 
 
@@ -298,8 +299,8 @@ class PruneJobBody(Body):
     evaluation: EvaluationBody | None = documented(EvaluationBody(), EVALUATION)
     heal: HealBody | None = optional(
         "Train the pruned model in the end and publish the result beside it, as "
-        "NAME@JOB+healed, which pruned_model names then. Needs resident=model. The gate refuses "
-        "only the healed model. A job that is cancelled or fails after it has published the pruned "
+        "NAME@JOB+healed, which pruned_model names then. Needs resident=model. The gate acts on "
+        "the healed models alone. A job that is cancelled or fails after it has published the pruned "
         "model keeps that."
     )
     metadata: Metadata = Field(default_factory=dict, max_length=16, description=METADATA)

@@ -23,9 +23,11 @@ def domain(name: str, num_windows: int, error: float | None, loss: float = 2.1) 
     return DomainQuality(name, "text", num_windows, 8, "d", Measured(2.0, 0.1), served)
 
 
-def until(evaluation: Evaluation, *, spent_s: float = 1.0, is_decided: bool = True) -> UntilKnown:
+def until(
+    evaluation: Evaluation, *, spent_s: float = 1.0, undecided: int | None = None
+) -> UntilKnown:
     times: Iterator[float] = iter((0.0, spent_s))
-    return UntilKnown(evaluation, lambda _domains: is_decided, lambda: next(times))
+    return UntilKnown(evaluation, lambda _domains: undecided, lambda: next(times))
 
 
 PLENTY = {"prose": 500, "code": 500}
@@ -64,12 +66,12 @@ def test_the_text_ends_it() -> None:
 
 def test_an_undecided_limit_asks_for_twice_as_many() -> None:
     narrow = domain("prose", 16, 0.001)
-    enough = until(Evaluation(), is_decided=False)
+    enough = until(Evaluation(), undecided=1)
     assert sizes(enough, narrow) == ({"prose": {1: 32}}, None)
 
 
 def test_a_number_of_windows_is_taken_at_once() -> None:
-    enough = until(Evaluation(num_samples=5), is_decided=False)
+    enough = until(Evaluation(num_samples=5), undecided=1)
     assert enough.at_first(100) == 5
     assert sizes(enough, domain("prose", 5, 1.0)) == ({}, Ended.NUMBER)
     assert until(Evaluation()).at_first(100) == pruning.evaluation.enough.FIRST_WINDOWS
@@ -103,12 +105,20 @@ def test_the_deepest_gets_windows_before_the_others() -> None:
     of_domain = deeper(wide, Measured(2.4, 0.016, 8))
     # t(7) * 0.016 = 0.0378 is 1.28 times what is wanted: 1.28² * 1.05 * 8 = 13.8, and one
     assert sizes(until(Evaluation()), of_domain)[0] == {"prose": {2: 15}}
-    undecided = sizes(until(Evaluation(), is_decided=False), of_domain)[0]
+    undecided = sizes(until(Evaluation(), undecided=2), of_domain)[0]
     assert undecided == {"prose": {2: 15}}, "it gets more windows already"
     used_up = sizes(until(Evaluation()), deeper(wide, wide), available={"prose": 16})
     assert used_up == ({}, Ended.TEXT)
     shallow = deeper(Measured(2.4, 0.1, 8), wide)
     assert sizes(until(Evaluation()), shallow, available={"prose": 16})[0] == {"prose": {1: 16}}
+
+
+def test_an_undecided_depth_gets_twice_as_many_and_the_deepest_no_fewer() -> None:
+    few, many = deeper(Measured(2.1, 0.001, 4), NARROW), deeper(Measured(2.1, 0.001, 12), NARROW)
+    assert sizes(until(Evaluation(), undecided=1), few)[0] == {"prose": {1: 8}}
+    assert sizes(until(Evaluation(), undecided=1), many)[0] == {"prose": {2: 24}}
+    known = sizes(until(Evaluation(), undecided=1), few, available={"prose": 4})
+    assert known == ({}, Ended.TEXT)
 
 
 def test_each_depth_gets_as_many_windows_as_it_lacks() -> None:

@@ -9,27 +9,28 @@ from pathlib import Path
 
 import pytest
 
-from pruning.checkpoints.store import CheckpointStore, Manifest
+from pruning.checkpoints.store import CheckpointStore, Manifest, verify
 from pruning.checkpoints.trajectory import legend
 from pruning.evaluation.probe import Item, digest
 from pruning.evaluation.probe_run import answer
 from pruning.evaluation.quality import DomainQuality, Measured, Quality
-from pruning.evaluation.quality_gate import QualityGateFailed, gated
+from pruning.evaluation.quality_gate import Judged, QualityGateFailed, gated, undecided
 from pruning.evaluation.results import ItemResult, Kind, ProbeComparison, compare, summary
 from pruning.jobs.job import JobStatus
 from pruning.jobs.store import JobStore
 from pruning.models.forward import InMemoryForward
 from pruning.models.store import ModelStore, load
 from pruning.pipeline import prune
+from pruning.repair.record import repair_file
 from pruning.spec import InvalidSpec
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.evaluation import Evaluation, Gate, GateAction, gate_of
-from pruning.spec.prune import PruneSpec, Resident
+from pruning.spec.prune import PruneSpec, Repair, Resident
 from pruning.worker import task
 from tests.support.pruning_runs import RUN
 from tests.support.recorder import Recorder
 
-WARN, REFUSE = GateAction.WARN, GateAction.REFUSE
+WARN, REFUSE, DEEPEST = GateAction
 SPEC = PruneSpec(
     "tiny",
     num_remove=2,
@@ -39,36 +40,46 @@ SPEC = PruneSpec(
 QUALITY = Quality((1.0, 2.0, 3.0), (10.0, 12.0, 15.0), "some text")
 
 
-def lost_half() -> ProbeComparison:
+def lost_half(_num_removed: int) -> ProbeComparison:
     """Both answers of each of four are right, then one of both: a drop of 0.5 ± 0."""
     right = [ItemResult(Kind.JSON, is_chosen=True, is_written=True)] * 4
     half = [ItemResult(Kind.JSON, is_chosen=True, is_written=False)] * 4
     return compare(right, half, "d")
 
 
-def never() -> ProbeComparison:
+def never(_num_removed: int) -> ProbeComparison:
     raise AssertionError("asked, though no limit needs it")
+
+
+def judge(
+    gate: Gate,
+    quality: Quality,
+    ask: Callable[[int], ProbeComparison],
+    control: float | None = None,
+) -> Quality:
+    judged = Judged(quality, ask, control=control)
+    return gated(gate, judged, range(1, quality.num_removed + 1))
 
 
 @pytest.mark.parametrize("action", GateAction)
 @pytest.mark.parametrize("gate", [Gate(max_perplexity_ratio=1.5), Gate(max_perplexity_ratio=1e9)])
 def test_what_is_at_a_limit_or_below_passes(gate: Gate, action: GateAction) -> None:
-    assert gated(replace(gate, action=action), QUALITY, never) == QUALITY
-    with_probe = gated(Gate(0.5, 1.5, action), QUALITY, lost_half)
-    assert with_probe == replace(QUALITY, probe=lost_half())
+    assert judge(replace(gate, action=action), QUALITY, never) == QUALITY
+    with_probe = judge(Gate(0.5, 1.5, action), QUALITY, lost_half)
+    assert with_probe == replace(QUALITY, probe=lost_half(2))
 
 
 def test_what_is_beyond_a_limit_is_said_with_its_numbers() -> None:
-    found = gated(Gate(0.4, 1.4), QUALITY, lost_half).warnings
+    found = judge(Gate(0.4, 1.4), QUALITY, lost_half).warnings
     assert found == (
         "the probe's score went from 1.000 to 0.500, a drop of 0.500 ± 0.000 where 0.4 is allowed",
         "perplexity went from 10 to 15 on some text, 1.5 times as much where 1.4 is allowed",
     )
     with pytest.raises(QualityGateFailed, match=r"a drop of 0\.500.*; perplexity went") as caught:
-        gated(Gate(0.4, 1.4, REFUSE), QUALITY, lost_half)
+        judge(Gate(0.4, 1.4, REFUSE), QUALITY, lost_half)
     assert caught.value.param == "gate.max_probe_drop"
     with pytest.raises(QualityGateFailed) as caught:
-        gated(Gate(0.5, 1.4, REFUSE), QUALITY, lost_half)
+        judge(Gate(0.5, 1.4, REFUSE), QUALITY, lost_half)
     assert caught.value.param == "gate.max_perplexity_ratio"
 
 
@@ -85,7 +96,7 @@ def test_each_domain_has_its_own_limit() -> None:
         )
     )
     quality = replace(QUALITY, domains=(prose, code))
-    found = gated(Gate(max_perplexity_ratio_of={"prose": 1.8, "code": 3.0}), quality, never)
+    found = judge(Gate(max_perplexity_ratio_of={"prose": 1.8, "code": 3.0}), quality, never)
     [warning] = found.warnings
     assert warning == (
         "perplexity on prose went from 7.389 to 13.46 (packaged prose, 3 windows of 8 tokens), "
@@ -93,15 +104,15 @@ def test_each_domain_has_its_own_limit() -> None:
         "interval contains the limit"
     )
     undecided = Gate(max_perplexity_ratio_of={"prose": 1.8}, action=REFUSE)
-    assert gated(undecided, quality, never).warnings == (warning,)
+    assert judge(undecided, quality, never).warnings == (warning,)
     beyond = Gate(max_perplexity_ratio_of={"prose": 1.1}, action=REFUSE)
     with pytest.raises(QualityGateFailed, match=r"where 1\.1 is allowed\. Remove"):
-        gated(beyond, quality, never)
+        judge(beyond, quality, never)
     kept = Gate(max_perplexity_ratio_of={"prose": 2.9}, action=REFUSE)
-    assert gated(kept, quality, never).warnings == ()
+    assert judge(kept, quality, never).warnings == ()
     strict = Gate(max_perplexity_ratio_of={"prose": 2, "code": 1.05}, action=REFUSE)
     with pytest.raises(QualityGateFailed, match=r"on code went from 7\.389 to 9\.0") as caught:
-        gated(strict, quality, never)
+        judge(strict, quality, never)
     assert caught.value.param == "gate.max_perplexity_ratio_of.code"
 
 
@@ -120,13 +131,85 @@ def test_a_control_that_is_better_than_the_dense_model_takes_its_place() -> None
     )
     quality = replace(QUALITY, perplexities=(10.0, 12.0), domains=(of_domain,))
     gate = Gate(max_perplexity_ratio=1.3, max_perplexity_ratio_of={"prose": 1.3})
-    on_all, on_prose = gated(gate, quality, never, control=8.0).warnings
+    on_all, on_prose = judge(gate, quality, never, control=8.0).warnings
     assert on_all.startswith("perplexity went from 8 of the control to 12 on")
     assert "1.5 times as much" in on_all
     assert "perplexity on prose went from 4.482 of the control to 9.025" in on_prose
     assert "2.014 times as much" in on_prose
     worse = replace(of_domain, control=Measured.against(dense, healed))
-    assert not gated(gate, replace(quality, domains=(worse,)), never, control=11.0).warnings
+    assert not judge(gate, replace(quality, domains=(worse,)), never, control=11.0).warnings
+
+
+def of_text(*served: Measured) -> Quality:
+    """As many removals as there are models, on one domain of 4 windows."""
+    dense = Measured(2.0, 0.1)
+    domain = DomainQuality("prose", "packaged prose", 4, 8, "d", dense, served)
+    losses = tuple(1.0 + number for number in range(len(served) + 1))
+    curve = (10.0, *(10 * math.exp(each.loss - 2.0) for each in served))
+    return Quality(losses, curve, "some text", domains=(domain,), raw_perplexities=curve)
+
+
+CURVE = of_text(Measured(2.1, 0.01), Measured(2.2, 0.01), Measured(2.6, 0.01))
+
+
+def test_the_most_removals_that_keep_the_limits_are_taken() -> None:
+    kept = judge(Gate(max_perplexity_ratio=1.3, action=DEEPEST), CURVE, never)
+    assert kept == replace(CURVE.up_to(2), warnings=kept.warnings)
+    assert (kept.num_removed, len(kept.domains[0].raw)) == (2, 2)
+    assert kept.has_depths(2)
+    [warning] = kept.warnings
+    assert warning == (
+        "not deeper: without 3 blocks, perplexity went from 10 to 18.22 on some text, "
+        "1.822 times as much where 1.3 is allowed"
+    )
+    of_domain = Gate(max_perplexity_ratio_of={"prose": 1.2}, action=DEEPEST)
+    taken = judge(of_domain, CURVE, never)
+    assert taken.num_removed == 1
+    assert "not deeper: without 2 blocks, perplexity on prose went from" in taken.warnings[0]
+    assert judge(replace(of_domain, max_perplexity_ratio_of={"prose": 2}), CURVE, never) == CURVE
+
+
+def test_what_is_not_shown_to_keep_a_limit_is_not_taken() -> None:
+    wide = of_text(Measured(2.1, 0.001), Measured(2.2, 0.05))
+    gate = Gate(max_perplexity_ratio_of={"prose": 1.25}, action=DEEPEST)
+    taken = judge(gate, wide, never)
+    assert taken.num_removed == 1
+    assert "undecided" in taken.warnings[0]
+
+
+def test_no_depth_that_keeps_the_limits_is_an_error() -> None:
+    gate = Gate(max_perplexity_ratio=1.05, action=DEEPEST)
+    with pytest.raises(QualityGateFailed, match=r"no depth is shown.*without 1 block, perplexity"):
+        judge(gate, CURVE, never)
+    with pytest.raises(QualityGateFailed, match="without 3 blocks"):  # the only one that is trained
+        gated(Gate(max_perplexity_ratio=1.3, action=DEEPEST), Judged(CURVE, never), [3])
+
+
+def test_the_probe_is_asked_from_the_deepest_where_the_text_allows_it() -> None:
+    asked = []
+
+    def ask(num_removed: int) -> ProbeComparison:
+        asked.append(num_removed)
+        right = [ItemResult(Kind.JSON, is_chosen=True, is_written=True)] * 4
+        return lost_half(0) if num_removed > 1 else compare(right, right, "d")
+
+    taken = judge(Gate(0.1, 1.3, DEEPEST), CURVE, ask)
+    assert asked == [2, 1]
+    assert taken.num_removed == 1
+    assert taken.probe == ask(1)
+    assert "not deeper: without 2 blocks, the probe's score went" in taken.warnings[0]
+
+
+def test_windows_are_asked_for_where_they_decide_the_depth() -> None:
+    def open_at(limit: float, action: GateAction = DEEPEST) -> int | None:
+        gate = Gate(max_perplexity_ratio_of={"prose": limit}, action=action)
+        return undecided(gate, CURVE, lambda _: None)
+
+    assert open_at(1.22) == 2
+    assert open_at(1.822) == 3
+    assert open_at(1.3) is None
+    assert open_at(1.01) is None, "all of them exceed it"
+    assert open_at(1.22, WARN) is None, "the deepest exceeds it"
 
 
 def test_a_gate_without_domains_leaves_the_digest_as_it_was() -> None:
@@ -139,7 +222,7 @@ def test_a_gate_without_domains_leaves_the_digest_as_it_was() -> None:
 
 def test_a_perplexity_that_is_no_number_is_beyond_any_limit() -> None:
     broken = replace(QUALITY, perplexities=(10.0, 12.0, math.nan))
-    assert len(gated(Gate(max_perplexity_ratio=1e9), broken, never).warnings) == 1
+    assert len(judge(Gate(max_perplexity_ratio=1e9), broken, never).warnings) == 1
 
 
 @pytest.mark.parametrize(
@@ -185,7 +268,7 @@ def test_a_spec_comes_back_from_json_with_its_gate() -> None:
 
 
 def test_manifests_keep_it_and_old_ones_have_none() -> None:
-    quality = gated(Gate(0.4), QUALITY, lost_half)
+    quality = judge(Gate(0.4), QUALITY, lost_half)
     manifest = replace(RUN, quality=quality)
     assert Manifest.from_json(manifest.to_json()) == manifest
     told = legend(manifest, ())
@@ -270,3 +353,22 @@ def test_a_job_beyond_its_gate_fails_and_publishes_nothing(
     events = [event.message for event in job_store.events(warned.id) if event.level == "warn"]
     assert events == [warning]
     assert warning in refused.error.message
+
+
+def test_a_run_publishes_no_more_removals_than_keep_its_gate(tiny_models_dir: Path) -> None:
+    gate = Gate(max_perplexity_ratio_of={"self": 1.5}, action=DEEPEST)
+    spec = replace(SPEC, num_remove=3, repair=Repair.RIDGE, gate=gate)
+    manifest = run(tiny_models_dir, spec, observer := Recorder())
+    target = tiny_models_dir.parent / "checkpoints" / manifest.name
+    assert verify(target) == manifest
+    assert len(manifest.removed_blocks) == 1
+    assert len(json.loads((target / "removal.json").read_text())) == 1
+    assert [path.name for path in (target / "repair").iterdir()] == [repair_file(1).split("/")[1]]
+    assert load(target).model.config.num_hidden_layers == manifest.num_blocks - 1
+    [domain] = [each for each in manifest.quality.domains if each.domain == "self"]
+    high = domain.ratio(domain.served_after(1)).high
+    assert high is not None
+    assert high <= 1.5
+    assert observer.warnings == list(manifest.quality.warnings)
+    assert observer.warnings[0].startswith("not deeper: without 2 blocks, perplexity on self")
+    assert observer.warnings[0] in (target / "README.md").read_text()

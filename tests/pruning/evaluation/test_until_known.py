@@ -50,7 +50,7 @@ class Outcome:
 
 def evaluated(windows: Sequence[Sequence[float]], *, has_control: bool) -> Outcome:
     deepest = len(NATS)
-    until = UntilKnown(Evaluation(margin=0.05), lambda _domains: True, lambda: 0.0)
+    until = UntilKnown(Evaluation(margin=0.05), lambda _domains: None, lambda: 0.0)
     sizes = dict.fromkeys(range(1, deepest + 1), FIRST_WINDOWS)
     while True:
         losses = {depth: [each[depth] for each in windows[:size]] for depth, size in sizes.items()}
