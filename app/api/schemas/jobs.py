@@ -300,8 +300,8 @@ class PruneJobBody(Body):
     heal: HealBody | None = optional(
         "Train the pruned model in the end and publish the result beside it, as "
         "NAME@JOB+healed, which pruned_model names then. Needs resident=model. The gate acts on "
-        "the healed models alone. A job that is cancelled or fails after it has published the pruned "
-        "model keeps that."
+        "the healed models alone. A job that is cancelled or fails after it has published the "
+        "pruned model keeps that."
     )
     metadata: Metadata = Field(default_factory=dict, max_length=16, description=METADATA)
     webhook: WebhookBody | None = optional("Where to send messages about the job.")
