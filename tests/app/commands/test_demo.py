@@ -189,12 +189,15 @@ def ctrl_c_when_submitted(redis_client: redis.Redis) -> Iterator[JobStore]:
         wait_until(lambda: store.list(1).jobs, "the demo has submitted its job")
         os.kill(os.getpid(), signal.SIGINT)
 
+    # shells have their background jobs ignore it, and Python leaves that as it is
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     thread = threading.Thread(target=interrupt)
     thread.start()
     try:
         yield store
     finally:
         thread.join()
+        signal.signal(signal.SIGINT, before)
 
 
 def test_it_ends_with_the_addresses_and_commands_to_go_on_with() -> None:
