@@ -157,7 +157,8 @@ def _published(
     for warning in quality.warnings:
         observer.warned(warning)
     observer.phase("publish")
-    run = run.up_to(quality.num_removed).in_dtype(spec.published_dtype)
+    run = run.up_to(quality.num_removed)
+    run = replace(run, dense=run.dense.in_dtype(spec.published_dtype))
     manifest = replace(run.manifest(name, quality), tenant=tenant)
     check = partial(
         verify_portable, dense=run.dense, keep=manifest.keep, own=run.own, how=verify, ask=confirm
@@ -213,9 +214,6 @@ class _Run:
         """The same with so many removals."""
         repair = self.repair and self.repair.up_to(num_removed)
         return replace(self, removals=self.removals[:num_removed], repair=repair)
-
-    def in_dtype(self, dtype: str) -> Self:
-        return replace(self, dense=self.dense.in_dtype(dtype))
 
     def manifest(self, name: str, quality: Quality) -> Manifest:
         model, depth = self.dense.model, num_blocks(self.dense.model)
