@@ -45,6 +45,7 @@ FIXTURES = (
     "tests.support.simcuda.fixtures",
     "tests.support.worker_fixtures",
 )
+pytest.register_assert_rewrite(*FIXTURES)  # before a conftest of a folder imports one of them
 
 
 def pytest_configure(config: pytest.Config) -> None:
