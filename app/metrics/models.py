@@ -52,7 +52,8 @@ class ModelCollector(Collector):
         yield GaugeMetricFamily(
             "sleb_batch_size", "Sequences in the latest decode step.", value=stats.batch_size
         )
-        caches = {name: variant.kv_cache_bytes for name, variant in stats.variants.items()}
+        caches = {variant.name: 0 for variant in self.registry.loaded_variants()}
+        caches |= {name: variant.kv_cache_bytes for name, variant in stats.variants.items()}
         yield _by_model("sleb_kv_cache_bytes", "KV cache held for running sequences.", caches)
         weights = self.registry.weight_bytes()
         yield _by_model("sleb_model_weight_bytes", "Weights in memory.", weights)

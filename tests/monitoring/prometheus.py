@@ -62,6 +62,10 @@ class Prometheus:
         [sample] = self.query(expr)
         return sample.value
 
+    def names(self) -> set[str]:
+        """The metrics that were scraped or recorded."""
+        return set(self._client.get("/api/v1/label/__name__/values").json()["data"])
+
     def rules(self) -> list[dict[str, Any]]:
         groups = self._client.get("/api/v1/rules").json()["data"]["groups"]
         return [rule for group in groups for rule in group["rules"]]

@@ -202,6 +202,7 @@ def test_variants_in_memory_show_that_nothing_runs_on_them(
         each = {"model_name": name, "variant": variant}
         assert found.value("sleb_num_requests_running", **each) == 0
         assert found.value("sleb_num_requests_waiting", **each) == 0
+        assert found.value("sleb_kv_cache_bytes", model_name=name) == 0
 
 
 def test_it_says_whether_traffic_should_come(client: TestClient) -> None:

@@ -299,4 +299,4 @@ def test_the_cache_of_running_requests_is_told_and_goes_with_them(
         engine.gate.set()
         assert all(future.result().status_code == 200 for future in running)
         assert not any(model(client, name)["kv_cache_bytes"] for name in names)
-        assert "sleb_kv_cache_bytes{" not in client.get("/metrics").text
+        assert 'sleb_kv_cache_bytes{model_name="tiny"} 0.0' in client.get("/metrics").text
