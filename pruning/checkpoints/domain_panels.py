@@ -30,7 +30,7 @@ _STYLES: Mapping[str, Mapping[str, Any]] = {
 _BESIDE: Mapping[str, Mapping[str, Any]] = {
     "pruned": {"xytext": (5, 3), "va": "bottom"},
     "repaired": {"xytext": (12, -3), "va": "top"},  # behind the point of a healed model
-    "healed": {"xytext": (-6, -3), "va": "top", "ha": "right"},
+    "healed": {"xytext": (5, -13), "va": "top"},  # below the perplexity of the repaired one
 }
 
 

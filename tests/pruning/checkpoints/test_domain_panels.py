@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -57,6 +57,17 @@ TIMED = {
 LONGER = replace(PROSE, raw=PROSE.raw * 5, repaired=PROSE.repaired * 5)
 TEN = replace(with_domains([LONGER] * 3, range(1, 11)), block_times=BlockTimes(0.1, 1.0, 0.5))
 MANIFESTS |= {**TIMED, "ten, timed": TEN, "healed": healed_run(MANIFESTS["two"], 4.5)}
+
+
+def rising(loss: float) -> list[tuple[float, float, float]]:
+    """Losses of six depths, each of which loses so many nats more, with a little spread."""
+    return [(3 + loss * at, 4 + 1.1 * loss * at, 5 + 0.9 * loss * at) for at in range(1, 7)]
+
+
+HEALED = replace(
+    domain_of("prose", rising(0.12), rising(0.055)),
+    healed=tuple(Measured.against((3.0, 4.0, 5.0), losses) for losses in rising(0.043)),
+)
 
 
 def drawn(figure: Figure, panel: int) -> dict[str, list[tuple[float, float, float]]]:
@@ -159,6 +170,22 @@ def test_nothing_is_cut_off_and_no_texts_overlap(name: str) -> None:
         assert not any(one.overlaps(other) for one, other in pairwise(ends))
     cores = [text.get_window_extent().shrunk(0.8, 0.8) for text in (*named, *figure.texts)]
     assert not any(one.overlaps(other) for one, other in pairwise(cores))
+
+
+def test_no_curve_covers_a_perplexity() -> None:
+    figure = draw(with_domains([HEALED] * 3, range(1, 7)))
+    figure.draw_without_rendering()
+    for axes in figure.axes[:-1]:
+        ends = [text for text in axes.texts if text.get_text().replace(".", "").isdigit()]
+        assert len(ends) == 3
+        boxes = [text.get_window_extent() for text in ends]
+        assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+        for container in axes.containers:
+            assert isinstance(container, ErrorbarContainer)
+            line = axes.transData.transform(container.lines[0].get_xydata())
+            for one, other in pairwise(line):
+                between = one + np.linspace(0, 1, 50)[:, None] * (other - one)
+                assert not any(box.count_contains(between) for box in boxes)
 
 
 @settings(max_examples=12, deadline=None)
