@@ -57,7 +57,7 @@ def test_a_fit_on_prose_alone_harms_no_code(dense: DenseModel) -> None:
     assert choose(both).method is (Method.RIDGE if is_better else Method.NONE)
 
 
-def test_ten_repaired_depths_take_at_most_0_3_of_the_dense_weights(demo_data_dir: Path) -> None:
+def test_ten_repaired_depths_take_at_most_half_of_the_dense_weights(demo_data_dir: Path) -> None:
     """And their raw forms nothing."""
     models_dir = demo_data_dir / "models"
     spec = PruneSpec(
@@ -79,4 +79,4 @@ def test_ten_repaired_depths_take_at_most_0_3_of_the_dense_weights(demo_data_dir
         for parameter in registry.get(name).variant.model.parameters()
     }
     weight_bytes = registry.weight_bytes()
-    assert sum(tensors.values()) == sum(weight_bytes.values()) <= 1.3 * weight_bytes[NAME]
+    assert sum(tensors.values()) == sum(weight_bytes.values()) <= 1.5 * weight_bytes[NAME]
