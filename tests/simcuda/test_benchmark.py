@@ -11,7 +11,6 @@ import pytest
 from benchmarks.gpu.__main__ import PARTS, Run
 from benchmarks.gpu.plan import small
 from tests.support.processes import environment
-from tests.support.simcuda import build
 from tests.support.simcuda.device import SimulatedCuda
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +30,6 @@ def test_one_part_leaves_the_card_to_the_next_sizes(cuda: SimulatedCuda) -> None
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_all_parts_run_to_their_end(tmp_path: Path) -> None:
-    build.library()
     command = [sys.executable, "-m", "tests.support.simcuda.gpu_benchmark", "--small"]
     done = subprocess.run(
         [*command, "--out", str(tmp_path / "out"), "--minutes", "60"],

@@ -20,7 +20,6 @@ from pruning.spec.prune import Metric, PruneSpec, Quantize, Repair, Resident, Se
 from tests.support.job_waits import wait_for_end
 from tests.support.quick import slow_but
 from tests.support.recorder import Recorder
-from tests.support.simcuda import build
 from tests.support.simcuda.device import SimulatedCuda
 from tests.support.waiting import wait_until
 from tests.support.worker_fixtures import Workers
@@ -103,7 +102,6 @@ def test_the_child_of_a_worker_prunes_on_its_card(
     tiny_models_dir: Path,
     text: Path,
 ) -> None:
-    build.library()
     assert tiny_models_dir == workers.data_dir / "models"
     calibration = CalibrationSpec(Dataset.FILE, num_samples=4, seqlen=16, path=str(text))
     spec = PruneSpec("tiny", 2, calibration=calibration)
