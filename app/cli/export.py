@@ -37,6 +37,10 @@ def export(
         str | None,
         typer.Option(help="Write the directory to this URL as well, as s3://BUCKET/NAME."),
     ] = None,
+    accept: Annotated[
+        bool,
+        typer.Option(help="Write quantized weights that raise perplexity by more than 5 % too."),
+    ] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing model or file.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -48,5 +52,5 @@ def export(
     with starting():
         from app.commands.export import Export, run_export
 
-    wanted = Export(model, out_dir, gguf, dtype, shard_bytes, overwrite, quantize, url)
+    wanted = Export(model, out_dir, gguf, dtype, shard_bytes, overwrite, quantize, url, accept)
     run_export(wanted, WorkerSettings(), as_json=as_json)

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from transformers import PreTrainedModel
 
+from app.commands.export_cost import cost_of, is_costly, refusal
 from app.commands.subject import NotEvaluable, Subject, subject_of
 from app.models.measured_speedups import MeasuredSpeedups
 from app.terminal import print_json
 from pruning.checkpoints.card import Exported, QuantizedText, export_card
+from pruning.checkpoints.domain_tables import with_interval
 from pruning.checkpoints.llama_cpp import GgufUnsupported
 from pruning.checkpoints.publish import CheckpointExists, check_place, place
 from pruning.checkpoints.quantized import (
@@ -69,14 +72,15 @@ class Export:
     overwrite: bool
     quantize: Quantize | None = None  # of the directory's weights
     to: StoreUrl | None = None  # for the directory
+    accept: bool = False  # quantized weights that cost more than the limit
 
 
 def run_export(export: Export, settings: WorkerSettings, *, as_json: bool) -> None:
     """Write the directory, the GGUF file or both, and print where they are.
 
     Raises ``CheckpointExists``, ``GgufUnsupported``, ``ExtraMissing``, ``CannotQuantize``
-    and what ``subject_of`` raises before any weights are read, and ``CheckpointNotPortable`` if
-    the verification fails.
+    and what ``subject_of`` raises before any weights are read, ``CheckpointNotPortable`` if
+    the verification fails, and ``QuantizationCostly`` for a cost that is not accepted.
     """
     set_up_torch(settings.threads)
     subject = _rounded(subject_of(export.model, settings), export)
@@ -122,6 +126,7 @@ def _export(
         subject.keep or dense.every_block,
         subject.own_tensors(dense),
         settings,
+        export.accept,
     )
     exported = exporter.exported
     if out is not None:
@@ -140,6 +145,7 @@ class _Exporter:
     keep: Blocks
     own: Own
     settings: WorkerSettings
+    accept: bool
 
     @property
     def exported(self) -> Exported:
@@ -202,13 +208,29 @@ class _Exporter:
         return written[-1]
 
     def _measured(self, directory: Path) -> Exported:
-        """With the perplexities of the quantized weights as transformers loads them."""
-        if self.subject.weights is None or self.settings.verify is Verify.OFF:
+        """With the perplexities of the quantized weights as transformers loads them.
+
+        Without a verification, a cost that is accepted is not measured. Raises
+        ``QuantizationCostly``.
+        """
+        weights = self.subject.weights
+        if weights is None or (self.settings.verify is Verify.OFF and self.accept):
             return self.exported
-        loaded = load_quantized(directory, pick_device(self.settings.device))
+        texts = self._texts(load_quantized(directory, pick_device(self.settings.device)))
+        if is_costly(texts) and not self.accept:
+            raise refusal(weights, texts, self._milder(weights))
+        return replace(self.exported, perplexities=texts)
+
+    def _milder(self, weights: Quantize) -> list[QuantizedText]:
+        """The same with int8 weights, which are not written. Nothing for int8 weights."""
+        if weights is Quantize.INT8:
+            return []
+        return self._texts(self.dense.forward(self.keep, Quantize.INT8, self.own).model)
+
+    def _texts(self, model: PreTrainedModel) -> list[QuantizedText]:
         plain = self.dense.forward(self.keep, own=self.own)
-        pairs = compared_perplexities(plain, loaded, self.dense.tokenizer)
-        return replace(self.exported, perplexities=[QuantizedText.of(*pair) for pair in pairs])
+        measured = compared_perplexities(plain, model, self.dense.tokenizer)
+        return [QuantizedText.of(*each) for each in measured]
 
     def write_gguf(self, file: Path) -> None:
         """Write beside the target first, and rename once transformers has read it back."""
@@ -298,5 +320,8 @@ def _print_result(
         console.print(path, markup=False, soft_wrap=True)  # in one piece
     console.print(verified)
     for one in exported.perplexities:
-        text = f"perplexity on {one.text}: {one.plain:.3f} before, {one.quantized:.3f} as loaded"
-        console.print(text, markup=False)
+        change = f"{one.plain:.3f} before, {one.quantized:.3f} as loaded"
+        values = f"{change} ({with_interval(one.ratio)} ×)"
+        console.print(f"perplexity on {one.text}: {values}", markup=False)
+    if exported.quantized is not None and exported.perplexities:
+        console.print(f"{cost_of(exported.quantized, exported.perplexities)}.", markup=False)

@@ -101,7 +101,7 @@ class Exports:
     async def _export(self, entry: ModelEntry, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         export = [sys.executable, "-m", "app", "export", entry.pinned_name, str(path)]
-        export += ["--dtype", self._dtype_of(entry)]
+        export += ["--dtype", self._dtype_of(entry), "--accept"]  # a +int8 name was asked for
         scratch = path.parent / ".scratch"  # which the keeper removes
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", keeper.__name__, str(scratch), *export),

@@ -209,16 +209,17 @@ def _dtypes(manifest: Manifest, spec: PruneSpec) -> str:
 class QuantizedText:
     """Perplexity on one text, with plain weights and with the quantized ones that were loaded."""
 
+    domain: str
     text: str  # with its windows
     plain: float
     quantized: float
     ratio: Interval
 
     @classmethod
-    def of(cls, plain: Perplexity, quantized: Perplexity) -> Self:
+    def of(cls, domain: str, plain: Perplexity, quantized: Perplexity) -> Self:
         assert quantized.ratio is not None
         text = text_of(plain.text, plain.num_windows, plain.seqlen)
-        return cls(text, plain.perplexity, quantized.perplexity, quantized.ratio)
+        return cls(domain, text, plain.perplexity, quantized.perplexity, quantized.ratio)
 
 
 @dataclass(frozen=True)

@@ -83,10 +83,10 @@ def load_quantized(directory: Path, device: str) -> PreTrainedModel:
 
 def compared_perplexities(
     forward: Forward, loaded: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> Iterator[tuple[Perplexity, Perplexity]]:
+) -> Iterator[tuple[str, Perplexity, Perplexity]]:
     """Perplexities of a model with plain weights, and of its quantized form as it was loaded.
 
-    On the packaged texts, one after another; the second has its ratio to the first.
+    On the packaged texts, one after another, by name; the second has its ratio to the first.
     """
     seqlen = min(_SEQLEN, default_seqlen(loaded))
     for text in PACKAGED:
@@ -95,7 +95,7 @@ def compared_perplexities(
         )
         plain = measure_perplexity(forward, windows)
         quantized = measure_perplexity(InMemoryForward(loaded, batch_tokens=seqlen), windows)
-        yield plain, quantized.against(plain)
+        yield text.value, plain, quantized.against(plain)
 
 
 def _stored(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:

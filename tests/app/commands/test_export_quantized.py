@@ -1,6 +1,7 @@
 """``sleb export --quantize`` writes what was measured, and plain transformers loads it as that."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from app.cli.main import app as command_line
+from app.commands.export_cost import QuantizationCostly, cost_of, is_costly, refusal
 from app.commands.subject import NotEvaluable
+from pruning.checkpoints.card import QuantizedText
 from pruning.checkpoints.llama_cpp import GgufUnsupported
 from pruning.checkpoints.quantized import load_quantized, save_quantized
 from pruning.checkpoints.store import Manifest, repair_of
 from pruning.checkpoints.verify import CheckpointNotPortable
+from pruning.evaluation.quality import Interval
 from pruning.extras import ExtraMissing
 from pruning.models.architectures import ARCHITECTURES, CannotQuantize
 from pruning.models.blocks import view
@@ -147,3 +151,62 @@ def test_what_cannot_be_written_is_refused_before_weights_are_read(
     with pytest.raises(ExtraMissing, match=r"pip install 'sleb-serve\[quantize\]'"):
         run("tiny", out, "--quantize", "int8")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("manifest")
+def test_weights_that_cost_too_much_are_written_only_if_that_is_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "parent" / "out"
+    words = ("tiny@-2", str(out), "--quantize", "int4")
+    monkeypatch.setattr("app.commands.export_cost.MAX_RATIO", 0.5)
+    monkeypatch.setenv("SLEB_VERIFY", "off")  # which spares no measurement of what it decides
+    with pytest.raises(QuantizationCostly, match=r"int4 weights .*; int8 weights .* --accept"):
+        run(*words)
+    assert [*out.parent.iterdir()] == []
+    assert "| text |" not in written(run(*words, "--accept"), out)
+    monkeypatch.setenv("SLEB_VERIFY", "inline")
+    accepted = run(*words, "--accept", "--overwrite")
+    assert "int4 weights" in accepted.stdout.splitlines()[-1]
+    assert "| text |" in written(accepted, out)
+
+
+def written(printed: Any, out: Path) -> str:
+    """The card of an export that has succeeded."""
+    assert printed.exit_code == 0
+    return (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("ratios", "says", "costs"),
+    [
+        ((1.0033, 1.001), "raise perplexity by up to 0.3 % (on prose)", False),
+        ((1.48, 1.41), "raise perplexity by up to 48 % (on prose)", True),
+        ((1.01, 1.051), "raise perplexity by up to 5.1 % (on code)", True),
+        ((1.0, 0.99), "do not raise perplexity on any text", False),
+        ((math.nan, 1.0), "", True),
+    ],
+)
+def test_a_cost_is_said_as_a_share(ratios: tuple[float, ...], says: str, costs: bool) -> None:
+    texts = [
+        QuantizedText(domain, domain, 20.0, 20.0 * ratio, Interval(ratio, None, None))
+        for domain, ratio in zip(("prose", "code"), ratios, strict=True)
+    ]
+    assert is_costly(texts) is costs
+    assert says in cost_of(Quantize.INT4, texts)
+
+
+def test_a_refusal_names_the_weights_that_would_do() -> None:
+    def texts(ratio: float) -> list[QuantizedText]:
+        return [QuantizedText("prose", "prose", 20.0, 20 * ratio, Interval(ratio, None, None))]
+
+    both = str(refusal(Quantize.INT4, texts(1.48), texts(1.003)))
+    assert both.startswith(
+        "int4 weights raise perplexity by up to 48 % (on prose); int8 weights raise perplexity by "
+        "up to 0.3 % (on prose). The limit is 5 %, so nothing was written: use --quantize int8, or"
+    )
+    for refused in (
+        refusal(Quantize.INT8, texts(1.1), []),
+        refusal(Quantize.INT4, *[texts(2)] * 2),
+    ):
+        assert "export plain weights, or write the int" in str(refused)
