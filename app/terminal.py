@@ -2,21 +2,26 @@
 start at once.
 """
 
-import json
 import sys
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from pydantic_core import to_json
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 
-def print_json(data: Any) -> None:  # noqa: ANN401 - whatever JSON can say
-    Console().print_json(json.dumps(data))
+def json_text(data: object, indent: int | None = None) -> str:
+    """Dataclasses, enums and pydantic models too, by the serialiser of the REST API."""
+    return to_json(data, indent=indent, inf_nan_mode="null").decode()
+
+
+def print_json(data: object) -> None:
+    Console().print_json(json_text(data))
 
 
 def local_time(seconds: float) -> str:

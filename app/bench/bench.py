@@ -1,6 +1,5 @@
 """``sleb bench``: measure the speed-up of pruned variants over their dense model."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -36,7 +35,7 @@ from app.models.demo_bar import demo_model_with_bar
 from app.models.entry import ModelEntry
 from app.models.measured_speedups import MeasuredSpeedups
 from app.results.store import ResultKind, ResultStore
-from app.terminal import print_json, saying
+from app.terminal import json_text, print_json, saying
 from pruning.checkpoints.store import CheckpointStore
 from pruning.config import Settings
 from pruning.models.demo_model import NAME
@@ -263,6 +262,6 @@ def _in_turns(
 
 def _write(bench: Bench, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(to_wire(bench), indent=2) + "\n"
+    text = json_text(to_wire(bench), indent=2) + "\n"
     (out / REPORT_FILE).write_text(text, encoding="utf-8")
     (out / TABLE_FILE).write_text(markdown(bench), encoding="utf-8")

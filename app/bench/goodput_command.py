@@ -3,7 +3,6 @@
 The report has sentences, JSON values, and a picture of the saturation.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +21,7 @@ from app.bench.open_loop import Arrival, Promise, poisson, read_trace, serve
 from app.bench.plan import AGAIN, DENSE, BenchPlan, BenchSubject
 from app.bench.result import facts_of
 from app.compare.speedup import prompt_reading
-from app.terminal import print_json
+from app.terminal import json_text, print_json
 from pruning.checkpoints.trajectory_plot import png
 from pruning.config import Settings
 from pruning.extras import has_extra, missing_extra
@@ -79,7 +78,7 @@ def run_goodput(
 
         goodput = measure_goodput(subject, goodput_plan, start, show)
     wire = {"model": subject.name, **to_wire(goodput), **facts_of(asked.dtype)}
-    (out / REPORT_FILE).write_text(json.dumps(wire, indent=2) + "\n", encoding="utf-8")
+    (out / REPORT_FILE).write_text(json_text(wire, indent=2) + "\n", encoding="utf-8")
     if has_extra("plots"):
         (out / PLOT_FILE).write_bytes(plot(goodput))
     if as_json:

@@ -1,6 +1,5 @@
 """``sleb jobs``: list and control the jobs of a running service. Imports are lazy."""
 
-import json
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,7 +23,7 @@ from app.cli.options import (
     spec_of,
     spec_options,
 )
-from app.terminal import print_json
+from app.terminal import json_text, print_json
 from pruning.jobs.job import JobStatus
 from pruning.spec.calibration import DEFAULT
 
@@ -159,7 +158,7 @@ def watch(
             if as_json:
                 from app.commands.client import follow
 
-                follow(client, job_id, lambda event: typer.echo(json.dumps(event)))
+                follow(client, job_id, lambda event: typer.echo(json_text(event)))
             else:
                 from app.commands.jobs import watch as watch_job
 

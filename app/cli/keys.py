@@ -231,7 +231,7 @@ def _row(key: ApiKey) -> dict[str, Any]:
         "tenant": key.owner,
         "created_at": key.created_at,
         "expires_at": key.expires_at,
-        "quota": asdict(key.quota),
+        "quota": key.quota,
     }
 
 

@@ -1,7 +1,6 @@
 """The ``sleb`` command. It starts without torch, as commands import what they run lazily."""
 
 import sys
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -151,7 +150,7 @@ def config(as_json: AsJson = False) -> None:
     check_ports(serve_settings(), WorkerSettings())
     settings = effective_settings()
     if as_json:
-        print_json([asdict(setting) for setting in settings])
+        print_json(settings)
         return
     headings = ("variable", "value", "source")
     rows = ((setting.variable, setting.value, setting.source) for setting in settings)

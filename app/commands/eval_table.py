@@ -4,10 +4,9 @@ One table has a column for each model. Another one has a section for each text, 
 columns.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -17,7 +16,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from app.commands.domain_table import fits, print_sections
-from app.terminal import filled, print_json
+from app.terminal import filled, json_text, print_json
 from pruning.checkpoints.domain_tables import INTERVALS, NARROW, text_line, too_few, with_interval
 from pruning.checkpoints.trajectory import NONE, Cells
 from pruning.evaluation.json_questions import JsonScore
@@ -57,11 +56,11 @@ def print_evaluations(
     ``texts`` are the names of those that perplexities were measured on.
     """
     report = {
-        "evaluations": [asdict(evaluation) for evaluation in evaluations],
+        "evaluations": evaluations,
         "versions": {name: version(name) for name in ("sleb-serve", "torch", "transformers")},
     }
     if out is not None:
-        out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        out.write_text(json_text(report, indent=2) + "\n", encoding="utf-8")
     if as_json:
         print_json(report)
         return

@@ -1,13 +1,14 @@
 """``sleb models`` and ``sleb advise``: all models, their curves and aliases, and which to take."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from app.api.formats.advice import advice_view
 from app.commands.domain_table import fits
 from app.config import ServeSettings
 from app.models.advice import advice_on
@@ -94,7 +95,7 @@ def print_advice(settings: ServeSettings, model: str, limits: Limits, *, as_json
     """Raises ``UnknownModel``."""
     advice = advice_on(model, catalog_of(settings), limits)
     if as_json:
-        print_json(asdict(advice))
+        print_json(advice_view(advice))
         return
     console = Console(highlight=False)
     console.print(advice.sentence, markup=False, style="bold")
@@ -272,7 +273,7 @@ def _entry_json(catalog: Catalog, entry: ModelEntry, aliases: Mapping[str, str])
         "removed_blocks": list(entry.removed_blocks),
         "repair": _repair_json(entry),
         "predicted_speedup": entry.predicted_speedup,
-        "measured_speedup": (speedup := catalog.measured_speedup(entry)) and asdict(speedup),
+        "measured_speedup": catalog.measured_speedup(entry),
         "perplexity": entry.perplexity,
         "evaluated_on": entry.evaluated_on,
         "domains": [_domain_json(entry, domain) for domain in entry.domains],
@@ -288,9 +289,9 @@ def _domain_json(entry: ModelEntry, domain: DomainQuality) -> dict[str, Any]:
         "digest": domain.digest,
         "perplexity": measured.perplexity,
         "dense_perplexity": domain.dense.perplexity,
-        "ratio": asdict(domain.ratio(measured)),
+        "ratio": domain.ratio(measured),
         "control_perplexity": control.perplexity if control else None,
-        "control_ratio": asdict(domain.ratio(control)) if control else None,
+        "control_ratio": domain.ratio(control) if control else None,
     }
 
 

@@ -227,7 +227,7 @@ def print_run(
         print_json(
             {
                 **_where(place),
-                "trajectory": [asdict(row) for row in trajectory],
+                "trajectory": trajectory,
                 **asdict(manifest),
             }
         )

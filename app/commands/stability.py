@@ -1,6 +1,5 @@
 """``sleb stability``: one search over several samples of text, and the agreement of the results."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from rich.table import Table
 from app.commands.progress import search_progress
 from app.commands.prune import models_for, new_place
 from app.results.store import ResultKind, ResultStore
-from app.terminal import filled, plain_table, print_json
+from app.terminal import filled, json_text, plain_table, print_json
 from pruning.checkpoints.trajectory import Cells
 from pruning.config import WorkerSettings
 from pruning.search.dense_model import Resources, load_dense_model
@@ -86,7 +85,7 @@ def run_stability(
 
 def _write(out: Path, report: Stability) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(to_wire(report), indent=2) + "\n"
+    text = json_text(to_wire(report), indent=2) + "\n"
     (out / REPORT_FILE).write_text(text, encoding="utf-8")
 
 

@@ -1,7 +1,7 @@
 """Findings: the result of one check of the doctor, and how findings are printed."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 
 from rich.console import Console
@@ -56,8 +56,7 @@ def print_findings(findings: Iterable[Finding], console: Console, *, as_json: bo
             console.print(_line(finding))
     num_wrong = sum(finding.level is Level.WRONG for finding in printed)
     if as_json:
-        listed = [asdict(finding) for finding in printed]
-        print_json({"healthy": not num_wrong, "findings": listed})
+        print_json({"healthy": not num_wrong, "findings": printed})
     else:
         console.print(f"wrong: {num_wrong}" if num_wrong else "no problems found")
     return not num_wrong

@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from app.terminal import json_text
 from pruning.records import BROKEN_BY, check_time, read_record, read_stored, reason_of, replace_file
 
 logger = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ class ResultStore:
             "tenants": sorted(tenants),
             "report": report,
         }
-        replace_file(self._path(result_id), (json.dumps(content, indent=2) + "\n").encode())
+        replace_file(self._path(result_id), (json_text(content, indent=2) + "\n").encode())
         return result_id
 
     def page(self, limit: int, after: str | None = None, tenant: str | None = None) -> ResultPage:

@@ -2,15 +2,15 @@
 
 import asyncio
 from contextlib import suppress
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
-from pydantic import BaseModel, Field
 
 from app.api.deps import GeneratorDep, ModelOrAlias, ServicesDep
+from app.api.formats.advice import advice_view
 from app.api.formats.models import model_view
 from app.api.openapi import responses_for
-from app.api.schemas.bodies import kind, view_of
+from app.api.schemas.advice import AdviceView
 from app.api.schemas.generate import AliasBody, ModelList, ModelView
 from app.api.unload import RAISES, NotDeletable, delete_dense, unload
 from app.engine.async_engine import EngineStopped
@@ -18,7 +18,7 @@ from app.generation.generator import GENERATOR_LOAD_RAISES
 from app.models.advice import advice_on
 from app.models.aliases import AliasTaken, InvalidAlias, InvalidAliasFile
 from app.models.catalog import UnknownModel
-from pruning.evaluation.advice import AdvisedDepth, Limits
+from pruning.evaluation.advice import Limits
 from pruning.jobs.redis import JobStoreUnavailable
 from pruning.spec import InvalidSpec
 
@@ -33,63 +33,6 @@ MinSpeedup = Annotated[float, Query(ge=1, description="Minimum speed-up per toke
 MinProbe = Annotated[
     float | None, Query(ge=0, le=1, description="Minimum score of the probe; null for none.")
 ]
-
-
-class LimitsView(BaseModel):
-    max_ratio: float = Field(description="Maximum of pruned / dense perplexity, on every text.")
-    min_speedup: float = Field(description="Minimum speed-up per token.")
-    min_probe: float | None = Field(description="Minimum score of the probe; null for none.")
-
-
-class EstimateWithEnds(BaseModel):
-    value: float = Field(description="The estimate.")
-    low: float | None = Field(description="Lower end of its 95 % interval; null if not known.")
-    high: float | None = Field(description="Upper end of that interval.")
-
-
-class AdvisedDepthView(BaseModel):
-    name: str = Field(description="The name to generate with.")
-    short_name: str = Field(description="The same without the model, as @-3.")
-    num_removed: int = Field(description="Number of removed blocks.")
-    num_blocks: int = Field(description="Number of remaining blocks.")
-    speedup: EstimateWithEnds | None = Field(
-        description="Time per token, dense over pruned; null if not known."
-    )
-    is_measured: bool = Field(description="Whether speedup was measured; else it is predicted.")
-    ratios: dict[str, EstimateWithEnds] = Field(
-        description="Perplexity over that of the dense model, by domain of text."
-    )
-    parameters: float | None = Field(
-        description="Number of parameters over that of the dense model; null if not counted."
-    )
-    probe_score: float | None = Field(description="Score of the probe; null if not measured.")
-    dense_probe_score: float | None = Field(description="The same of the dense model.")
-    verdict: Literal["kept", "exceeded", "undecided"] = Field(
-        description="Whether it keeps the limits, as far as intervals show."
-    )
-    failing: list[str] = Field(
-        description="What it does not keep: speed, quality, a domain of text, or probe."
-    )
-    because: str = Field(description="Why it does not; empty if it does.")
-
-
-class AdviceView(BaseModel):
-    """Which depth of a model to take."""
-
-    object: Literal["advice"] = kind("advice")
-    model: str = Field(description="The dense model.")
-    limits: LimitsView = Field(description="What a depth has to keep.")
-    taken: str | None = Field(
-        description="The depth to take; null if none is shown to keep the limits."
-    )
-    nearest: str | None = Field(
-        description="The depth that the sentence describes where none is to be taken."
-    )
-    sentence: str = Field(description="The advice in words.")
-    depths: list[AdvisedDepthView] = Field(
-        description="Those of the newest removal order and healed ones, the least pruned first."
-    )
-    missing: list[str] = Field(description="What is not known, with the command that measures it.")
 
 
 @router.get("")
@@ -126,22 +69,7 @@ def get_advice(
     Measured speed-ups count before predicted ones. Of a variant, the advice is about its dense
     model.
     """
-    advice = advice_on(name, services.catalog, Limits(max_ratio, min_speedup, min_probe))
-    return view_of(AdviceView, advice, depths=[_depth_view(depth) for depth in advice.depths])
-
-
-def _depth_view(depth: AdvisedDepth) -> AdvisedDepthView:
-    candidate = depth.candidate
-    probe = candidate.probe
-    return view_of(
-        AdvisedDepthView,
-        candidate,
-        probe_score=probe.pruned.score if probe else None,
-        dense_probe_score=probe.dense.score if probe else None,
-        verdict=depth.verdict.value,
-        failing=depth.failing,
-        because=depth.because,
-    )
+    return advice_view(advice_on(name, services.catalog, Limits(max_ratio, min_speedup, min_probe)))
 
 
 @router.put(
