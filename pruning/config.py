@@ -5,6 +5,7 @@
 
 import json
 import os
+import re
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -45,6 +46,16 @@ def _store_url(text: str) -> str:
 
 def _object_store_url(text: str) -> str:
     return str(StoreUrl.parse(text))
+
+
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?", re.ASCII)
+DEVICES = "auto, cpu, cuda or cuda:NUMBER"
+
+
+def _device(text: str) -> str:
+    if _DEVICE.fullmatch(text) is None:
+        raise ValueError(f"{text!r} is not supported: set it to {DEVICES}")
+    return text
 
 
 class Verify(StrEnum):
@@ -98,7 +109,7 @@ class Settings(BaseSettings):
         default="text",
         description="`text`, or `json` for one object per line; with the id of the request or job",
     )
-    device: str = Field(
+    device: Annotated[str, AfterValidator(_device)] = Field(
         default="auto",
         description="`cpu`, `cuda`, `cuda:1`, ...; `auto` uses CUDA if it is available",
     )

@@ -89,6 +89,7 @@ def bench(
     """
     _check(model, random_weights, slo, trace)
     _check_engine(engine, random_weights, dtype, slo)
+    settings, out = Settings(), out.expanduser().absolute()
     with starting():
         from app.bench.bench import bench_model, print_bench
         from app.bench.plan import BenchPlan
@@ -106,7 +107,6 @@ def bench(
         seed=seed,
     )
     names = tuple(name for name in variants.split(",") if name)
-    settings, out = Settings(), out.expanduser().absolute()
     if slo is not None:
         from app.bench.goodput_command import Asked, run_goodput
 

@@ -70,10 +70,10 @@ def evaluate(
     On texts, a pruned model is compared with its dense parent, and a repaired one also with its
     raw form.
     """
+    settings = WorkerSettings()
     with starting():
         from app.commands.evaluate import Tasks, run_evaluation
 
-    settings = WorkerSettings()
     wanted = replace(
         Tasks.parse([name for listed in tasks for name in listed.split(",")]),
         seqlen=seqlen,

@@ -49,8 +49,9 @@ def export(
         raise typer.BadParameter("expected OUT_DIR, --gguf FILE or --to URL, or several of them")
     url = None if to is None else url_of(to)
     shard_bytes = num_bytes(max_shard_size)
+    settings = WorkerSettings()
     with starting():
         from app.commands.export import Export, run_export
 
     wanted = Export(model, out_dir, gguf, dtype, shard_bytes, overwrite, quantize, url, accept)
-    run_export(wanted, WorkerSettings(), as_json=as_json)
+    run_export(wanted, settings, as_json=as_json)

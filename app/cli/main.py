@@ -232,12 +232,12 @@ def cluster(
 @app.command()
 def worker() -> None:
     """Run a worker, which runs pruning jobs one at a time."""
+    settings = WorkerSettings()
     with starting():
         from app.models.measured_speedups import MeasuredSpeedups
         from app.server.valkey import redis_url
         from pruning.worker.entrypoints import run_worker
 
-    settings = WorkerSettings()
     check_device(settings)
     with redis_url(settings) as url:
         run_worker(settings, url, speedup_of=MeasuredSpeedups(settings.data_dir).of_checkpoint)

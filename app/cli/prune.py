@@ -96,11 +96,11 @@ def heal(
     The dense model has to be there: it teaches, and shares its weights with the pruned one. After
     Ctrl-C, the same command goes on where it stopped.
     """
-    wanted = heal_from(values)
+    wanted, settings = heal_from(values), WorkerSettings()
     with starting():
         from app.commands.heal import run_heal  # imports torch, after the checks above
 
-    run_heal(wanted, checkpoint, out, WorkerSettings(), overwrite=overwrite, as_json=as_json)
+    run_heal(wanted, checkpoint, out, settings, overwrite=overwrite, as_json=as_json)
 
 
 @spec_options(
@@ -138,10 +138,11 @@ def stability(
     texts = {text: source_of(text, source) for text in calibration}
     _check_runs(texts, calibration, numbers)
     spec = spec_of(model, texts[calibration[0]], {**values, "num_remove": num_remove})
+    settings = WorkerSettings()
     with starting():
         from app.commands.stability import run_stability  # imports torch, after the checks above
 
-    run_stability(spec, texts, numbers, out, WorkerSettings(), as_json=as_json)
+    run_stability(spec, texts, numbers, out, settings, as_json=as_json)
 
 
 def _check_runs(texts: dict[str, CalibrationSpec], names: list[str], seeds: list[int]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from pruning.config import DEVICES
 from pruning.cpus import usable_cpus
 from pruning.models.architectures import (
     ARCHITECTURES,
@@ -60,7 +61,6 @@ COMPANION_FILES = (
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # a tokenizer has one of them
 # Bytes of a number, by the torch name of its type.
 DTYPE_BYTES = MappingProxyType({"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8})
-_DEVICES = "auto, cpu, cuda or cuda:NUMBER"
 
 
 class UnusableDevice(ValueError):
@@ -325,17 +325,14 @@ def pick_device(device: str) -> str:
     """The torch device that a value of ``SLEB_DEVICE`` means. Raises ``UnusableDevice``."""
     import torch  # noqa: PLC0415 - takes seconds
 
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        wanted = torch.device(device)
-    except RuntimeError as error:
-        raise UnusableDevice(f"{device!r} is no device: set SLEB_DEVICE to {_DEVICES}") from error
     num_usable = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if wanted.type == "cuda" and (wanted.index or 0) >= num_usable:
+    if device == "auto":
+        return "cuda" if num_usable else "cpu"
+    kind, _, index = device.partition(":")
+    if kind == "cuda" and int(index or 0) >= num_usable:
         raise UnusableDevice(
             f"SLEB_DEVICE is {device}, and torch can use {counted(num_usable, 'GPU')} here: set it "
-            f"to {_DEVICES}; `sleb doctor` says what is missing"
+            f"to {DEVICES}; `sleb doctor` says what is missing"
         )
     return device
 

@@ -292,18 +292,46 @@ def test_a_busy_port_is_reported_before_anything_starts(data_dir: Path, command:
     assert not (data_dir / "valkey").exists()
 
 
-@pytest.mark.parametrize("device", ["cuda:97", "gpu"])
 @pytest.mark.parametrize(
     "command", ["up", "serve", "worker", "prune tiny --num-remove 1 --out out", "eval tiny"]
 )
 def test_a_device_that_is_not_here_is_one_message(
-    data_dir: Path, command: str, device: str, monkeypatch: pytest.MonkeyPatch
+    data_dir: Path, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SLEB_DEVICE", device)
+    monkeypatch.setenv("SLEB_DEVICE", "cuda:97")
     ran = sleb(data_dir, *command.split())
     assert ran.returncode == 1
     assert "\nerror: " in f"\n{ran.stderr}"
     assert "auto, cpu, cuda or cuda:NUMBER" in ran.stderr
+
+
+@pytest.mark.parametrize("device", ["mps", "hpu", "cuda:x"])
+def test_a_device_of_another_kind_is_refused_before_torch_is_imported(
+    data_dir: Path, device: str
+) -> None:
+    code = """
+import sys
+from app.cli.main import main
+for command in ("serve", "worker", "up", "prune tiny --num-remove 1", "heal tiny@1", "eval tiny", "export tiny x",
+                "stability tiny --num-remove 1 --out x", "bench tiny", "demo", "models"):
+    sys.argv[1:] = command.split()
+    try:
+        main()
+    except SystemExit as end:
+        print(end.code)
+print("torch" in sys.modules)
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**environment(data_dir), "SLEB_DEVICE": device},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=200,
+    )
+    assert ran.stdout.split() == [*["2"] * 11, "False"]
+    said = f"{device!r} is not supported: set it to auto, cpu, cuda or cuda:NUMBER"
+    assert {*ran.stderr.splitlines()} == {f"error: setting device (SLEB_DEVICE): {said}"}
 
 
 def test_the_settings_of_a_service_that_runs_can_be_printed(data_dir: Path) -> None:

@@ -114,6 +114,7 @@ def test_everything_that_is_wrong_is_in_the_table_with_what_to_do(
     [
         ("SLEB_PROT", "1", "did you mean SLEB_PORT"),
         ("SLEB_THREADS", "x", "threads"),
+        ("SLEB_DEVICE", "mps", "(SLEB_DEVICE): 'mps' is not supported: set it to auto, cpu"),
         ("SLEB_SHADOW_DIRECTION", "@-6", "SLEB_SHADOW_SHARE"),
         ("SLEB_SECRETS_DIR", "/nowhere", "is not a readable folder"),
     ],
@@ -261,8 +262,6 @@ NEW_DRIVER = Gpus((80 * 10**9,), "13.0", "12.8", 1)
         ("cuda:0", NEW_DRIVER, Level.OK, "1 of 1"),
         ("cuda:1", NEW_DRIVER, Level.WRONG, "can use 1"),
         ("cuda", Gpus(), Level.WRONG, "can use 0"),
-        ("tpu", NEW_DRIVER, Level.WRONG, "expected auto"),
-        ("cuda:x", NEW_DRIVER, Level.WRONG, "expected auto"),
         ("auto", Gpus((1,), "13.0", None, 0), Level.WRONG, "built without CUDA"),
         ("auto", Gpus((1,), "12.4", "12.8", 0), Level.WRONG, "CUDA 12.4, but torch was built"),
         ("auto", Gpus((1,), "13.0", "12.8", 0), Level.WRONG, "torch can use none"),
