@@ -10,7 +10,7 @@ SOAK ?= tests/soak
 DEMO := $(VENV)/.with-demo
 ALL := $(VENV)/.with-all
 # by name, as pip tries far more releases behind the extra `all`
-EXTRAS := cluster,datasets,dev,eval,gcs,gguf,gpu,heal,mlflow,otel,plots,quantize,s3
+EXTRAS := cluster,datasets,dev,eval,gcs,gguf,heal,mlflow,otel,plots,quantize,s3
 UV := $(or $(shell command -v uv),$(BUILD)/uv/bin/uv)
 INSTALL := $(BIN)/python -m tools.install $(UV)
 # with bytecode, which processes of the tests share, whatever the environment says; at the priority
@@ -121,7 +121,7 @@ lock: setup | $(UV)  ## write requirements.lock: what the image installs, with h
 		| sed 's/+.*//' > $(BUILD)/installed.txt
 	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
 		--custom-compile-command 'make lock' --constraints $(BUILD)/installed.txt \
-		$(addprefix --extra ,datasets gcs gguf gpu heal otel plots s3) \
+		$(addprefix --extra ,datasets gcs gguf heal otel plots s3) \
 		--output-file requirements.lock pyproject.toml
 
 sbom: setup  ## write build/sbom.json, a software bill of materials

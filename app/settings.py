@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from app.config import ClusterSettings, ServeSettings
 from pruning.config import Settings, WorkerSettings, secret_files, set_variables
+from pruning.models.nvidia_driver import driver_version
 
 _PREFIX = "SLEB_"
 _TEST_PREFIX = "SLEB_TEST_"
@@ -112,8 +113,12 @@ def check_port(settings: ServeSettings) -> None:
 
 
 def check_device(settings: Settings) -> None:
-    """Raise ``UnusableDevice`` at the start of a service, and not at its first request."""
-    if settings.device not in ("auto", "cpu"):
+    """Raise ``UnusableDevice`` at the start of a service, and not at its first request.
+
+    Warn there of a driver that is too old.
+    """
+    needs_torch = settings.device.startswith("cuda") or driver_version() is not None
+    if settings.device != "cpu" and needs_torch:
         from pruning.models.store import pick_device  # noqa: PLC0415 - imports torch, for seconds
 
         pick_device(settings.device)

@@ -16,7 +16,6 @@ EXTRAS = (
     "datasets",
     "gcs",
     "gguf",
-    "gpu",
     "heal",
     "otel",
     "plots",

@@ -49,12 +49,11 @@ def _object_store_url(text: str) -> str:
 
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?", re.ASCII)
-DEVICES = "auto, cpu, cuda or cuda:NUMBER"
 
 
 def _device(text: str) -> str:
     if _DEVICE.fullmatch(text) is None:
-        raise ValueError(f"{text!r} is not supported: set it to {DEVICES}")
+        raise ValueError(f"{text!r} is not supported: set it to auto, cpu, cuda or cuda:NUMBER")
     return text
 
 
@@ -258,6 +257,23 @@ def child_environment(settings: Settings, redis_url: str | None = None) -> dict[
     unset = {f"SLEB_{name.upper()}" for name, value in fields.items() if value is None}
     kept = {name: value for name, value in os.environ.items() if name.upper() not in unset}
     return {**kept, **texts}
+
+
+def visible_gpus() -> tuple[str, ...] | None:
+    """``CUDA_VISIBLE_DEVICES``: a number, the UUID of a GPU or that of a MIG device for each.
+
+    The position in it is the index that torch and ``SLEB_DEVICE`` use. None if all are visible.
+    """
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is None:
+        return None
+    return tuple(name.strip() for name in listed.split(",")) if listed.strip() else ()
+
+
+def environment_of_gpu(index: int) -> dict[str, str]:
+    """The variable with which a child process sees only the GPU that is ``index`` here."""
+    visible = visible_gpus()
+    return {"CUDA_VISIBLE_DEVICES": str(index) if visible is None else visible[index]}
 
 
 def offline_environment() -> dict[str, str]:

@@ -22,7 +22,6 @@ EXTRAS: Mapping[str, Extra] = {
     "eval": Extra("zero-shot tasks of lm-eval", ("lm_eval",)),
     "gcs": Extra("stores in Google Cloud Storage", ("gcsfs",)),
     "gguf": Extra("files for llama.cpp, and the demo model", ("gguf",)),
-    "gpu": Extra("memory and energy of NVIDIA GPUs", ("pynvml",)),
     "heal": Extra("healing by training", ("peft",)),
     "mlflow": Extra("runs in MLflow", ("mlflow",)),
     "otel": Extra(

@@ -1,7 +1,7 @@
 """The doctor's checks of the GPU: what the driver reports, what torch can use, what is set."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,10 @@ import psutil
 import torch
 from packaging.version import Version
 
-from app.doctor.finding import Finding, fine, size, wrong
-from pruning.worker.gpu import read_driver
+from app.doctor.finding import Finding, fine, note, size, wrong
+from pruning.models.nvidia_driver import driver_version, old_driver
+from pruning.plural import counted
+from pruning.worker.gpu import read_driver, visible_handles
 
 _CHECK = "device"
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container, cgroup v2
@@ -20,10 +22,13 @@ _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container, cgroup v2
 class Gpus:
     """GPUs and CUDA versions such as "12.8": the driver's newest, and that of torch."""
 
-    total_bytes: tuple[int, ...] = ()  # of each GPU of the driver
+    total_bytes: tuple[int, ...] = ()  # of each GPU that CUDA_VISIBLE_DEVICES shows
     driver_cuda: str | None = None
     torch_cuda: str | None = None
     num_usable: int = 0  # with torch
+    num_installed: int = 0
+    driver: str | None = None
+    torch_rocm: str | None = None
 
 
 def gpus() -> Gpus:
@@ -31,15 +36,24 @@ def gpus() -> Gpus:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the finding says what torch would warn about
         num_usable = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    torch_cuda = torch.version.cuda
+    of_torch = Gpus(
+        torch_cuda=torch.version.cuda,
+        num_usable=num_usable,
+        driver=driver_version(),
+        torch_rocm=torch.version.hip,
+    )
 
     def read(nvml: Any) -> Gpus:  # noqa: ANN401 - a module
-        handles = map(nvml.nvmlDeviceGetHandleByIndex, range(nvml.nvmlDeviceGetCount()))
-        total = tuple(int(nvml.nvmlDeviceGetMemoryInfo(handle).total) for handle in handles)
+        infos = map(nvml.nvmlDeviceGetMemoryInfo, visible_handles(nvml))
         newest = int(nvml.nvmlSystemGetCudaDriverVersion())
-        return Gpus(total, f"{newest // 1000}.{newest % 1000 // 10}", torch_cuda, num_usable)
+        return replace(
+            of_torch,
+            total_bytes=tuple(int(info.total) for info in infos),
+            driver_cuda=f"{newest // 1000}.{newest % 1000 // 10}",
+            num_installed=int(nvml.nvmlDeviceGetCount()),
+        )
 
-    return read_driver(read, Gpus(torch_cuda=torch_cuda, num_usable=num_usable))
+    return read_driver(read, of_torch)
 
 
 def device(wanted: str, cards: Gpus) -> Finding:
@@ -47,14 +61,27 @@ def device(wanted: str, cards: Gpus) -> Finding:
     kind, _, index = wanted.partition(":")
     if kind == "cpu":
         return fine(_CHECK, "the CPU, as set by SLEB_DEVICE")
-    if cards.total_bytes and not cards.num_usable:
+    if not cards.num_usable and (old := old_driver(cards.driver, cards.torch_cuda)):
+        return wrong(_CHECK, old.said, f"{old.advice}; or set SLEB_DEVICE=cpu")
+    if not cards.num_usable and cards.total_bytes:
         return _unusable(cards)
     if kind == "cuda" and int(index or 0) >= cards.num_usable:
         said = f"SLEB_DEVICE is {wanted}, but torch can use {cards.num_usable} GPUs"
         return wrong(_CHECK, said, "set it to an existing GPU, or to auto")
+    return _used(cards)
+
+
+def _used(cards: Gpus) -> Finding:
+    if not cards.num_usable and cards.num_installed:
+        said = f"the CPU: CUDA_VISIBLE_DEVICES shows none of {counted(cards.num_installed, 'GPU')}"
+        return note(_CHECK, said, "unset it, or list numbers or UUIDs as `nvidia-smi -L` does")
     if not cards.num_usable:
         return fine(_CHECK, "the CPU: torch can use no GPU")
-    return fine(_CHECK, f"{cards.num_usable} of {len(cards.total_bytes)} GPUs can be used")
+    usable = f"{cards.num_usable} of {max(len(cards.total_bytes), cards.num_usable)} GPUs"
+    if cards.torch_rocm is not None:
+        said = f"{usable} can be used, by torch for ROCm {cards.torch_rocm}"
+        return note(_CHECK, said, "compare results with SLEB_DEVICE=cpu: ROCm has not been tested")
+    return fine(_CHECK, f"{usable} can be used")
 
 
 def room_bytes(wanted: str, cards: Gpus) -> int:
@@ -73,7 +100,7 @@ def _unusable(cards: Gpus) -> Finding:
     if cards.torch_cuda is None:
         said = f"{seen}, but this torch was built without CUDA"
         return wrong(_CHECK, said, "install torch with CUDA, or set SLEB_DEVICE=cpu")
-    if Version(cards.driver_cuda or "0") < Version(cards.torch_cuda):
+    if Version(cards.driver_cuda or "0").major < Version(cards.torch_cuda).major:
         said = f"{seen} and CUDA {cards.driver_cuda}, but torch was built for {cards.torch_cuda}"
         advice = f"update the driver, or install a torch for CUDA {cards.driver_cuda}"
         return wrong(_CHECK, said, advice)

@@ -7,7 +7,7 @@ from math import prod
 from pathlib import Path
 
 from app.config import ServeSettings
-from pruning.config import foreign_environment
+from pruning.config import environment_of_gpu, foreign_environment
 from pruning.models.store import pick_device
 
 _GPU_SHARE = 0.9  # of the memory of a card, which all servers share
@@ -111,7 +111,7 @@ class VllmOptions:
         if threads is not None:
             ours["OMP_NUM_THREADS"] = str(threads)
         if device.startswith("cuda:"):
-            ours["CUDA_VISIBLE_DEVICES"] = device.removeprefix("cuda:")
+            ours |= environment_of_gpu(int(device.removeprefix("cuda:")))
         # all cores: by itself it leaves one out
         return {"VLLM_CPU_OMP_THREADS_BIND": "nobind"} | foreign_environment() | ours
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from pruning.config import DEVICES
 from pruning.cpus import usable_cpus
 from pruning.models.architectures import (
     ARCHITECTURES,
@@ -29,6 +28,7 @@ from pruning.models.load_checks import (
     refuse_wrong_buffers,
 )
 from pruning.models.names import is_name
+from pruning.models.nvidia_driver import warn_of_old_driver
 from pruning.models.safetensors_headers import NotAModel as NotAModel  # noqa: PLC0414 - for importers
 from pruning.models.safetensors_headers import check_weights
 from pruning.models.stored_buffers import as_parameters
@@ -327,12 +327,14 @@ def pick_device(device: str) -> str:
 
     num_usable = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "auto":
+        if not num_usable:
+            warn_of_old_driver(torch.version.cuda)
         return "cuda" if num_usable else "cpu"
     kind, _, index = device.partition(":")
     if kind == "cuda" and int(index or 0) >= num_usable:
         raise UnusableDevice(
             f"SLEB_DEVICE is {device}, and torch can use {counted(num_usable, 'GPU')} here: set it "
-            f"to {DEVICES}; `sleb doctor` says what is missing"
+            "to auto, to cpu or to a GPU that torch can use; `sleb doctor` says what is missing"
         )
     return device
 

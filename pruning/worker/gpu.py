@@ -1,16 +1,19 @@
-"""Memory and energy of the GPUs of this machine, read from the NVIDIA driver by NVML.
+"""Memory and energy of the visible GPUs, read from the NVIDIA driver by NVML.
 
-Needs the extra ``gpu``. NVML needs no CUDA context, which would take GPU memory in the parent of a
+NVML needs no CUDA context, which would take GPU memory in the parent of a
 worker. All figures are of the whole device, for all processes together.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import pynvml
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from pruning.extras import has_extra
+from pruning.config import visible_gpus
 
 if TYPE_CHECKING:
     import torch
@@ -21,12 +24,8 @@ _Read = TypeVar("_Read")
 def read_driver(read: Callable[[Any], _Read], otherwise: _Read) -> _Read:
     """What ``read`` returns of the module ``pynvml``, connected.
 
-    ``otherwise`` without the extra ``gpu`` or a working driver, and where the driver refuses.
+    ``otherwise`` without a working driver, and where the driver refuses.
     """
-    if not has_extra("gpu"):
-        return otherwise
-    import pynvml  # noqa: PLC0415 - an extra
-
     try:
         pynvml.nvmlInit()
         try:
@@ -37,12 +36,33 @@ def read_driver(read: Callable[[Any], _Read], otherwise: _Read) -> _Read:
         return otherwise
 
 
+def visible_handles(nvml: Any) -> list[Any]:  # noqa: ANN401 - a module, and what it defines
+    """Those of the GPUs that CUDA shows this process, in the order of their indices there."""
+    handles = [nvml.nvmlDeviceGetHandleByIndex(each) for each in range(nvml.nvmlDeviceGetCount())]
+    visible = visible_gpus()
+    if visible is None:
+        return handles
+    found = (_handle(nvml, name, handles) for name in visible)
+    return list(takewhile(lambda handle: handle is not None, found))  # CUDA stops there too
+
+
+def _handle(nvml: Any, name: str, handles: Sequence[Any]) -> Any | None:  # noqa: ANN401 - as above
+    """Of a number, of the UUID of a GPU or the beginning of it, or of that of a MIG device."""
+    if name.startswith("MIG-"):
+        with suppress(nvml.NVMLError):
+            return nvml.nvmlDeviceGetHandleByUUID(name)
+        return None
+    if name.isdecimal():
+        return handles[int(name)] if int(name) < len(handles) else None
+    alike = [each for each in handles if name and nvml.nvmlDeviceGetUUID(each).startswith(name)]
+    return alike[0] if len(alike) == 1 else None
+
+
 def gpu_memory() -> list[tuple[int, int]]:
-    """The used and all bytes of each GPU; empty without a working NVIDIA driver, or the extra."""
+    """The used and all bytes of each visible GPU; empty without a working NVIDIA driver."""
 
     def read(nvml: Any) -> list[tuple[int, int]]:  # noqa: ANN401 - a module
-        handles = map(nvml.nvmlDeviceGetHandleByIndex, range(nvml.nvmlDeviceGetCount()))
-        infos = map(nvml.nvmlDeviceGetMemoryInfo, handles)
+        infos = map(nvml.nvmlDeviceGetMemoryInfo, visible_handles(nvml))
         return [(int(info.used), int(info.total)) for info in infos]
 
     return read_driver(read, [])
@@ -70,8 +90,7 @@ class GpuMemoryCollector(Collector):
 def energy_j(device: "torch.device") -> float | None:
     """Joules since the driver was loaded; None without a GPU, a driver or an energy counter.
 
-    None without the extra ``gpu`` as well. GPUs since Volta have the counter, which is updated
-    about ten times a second.
+    GPUs since Volta have the counter, which is updated about ten times a second.
     """
     if device.type != "cuda":
         return None

@@ -41,7 +41,7 @@ def ranges() -> list[str]:
     """The requirements of the image, as the project has them."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    names = ("datasets", "gcs", "gguf", "gpu", "heal", "otel", "plots", "s3")
+    names = ("datasets", "gcs", "gguf", "heal", "otel", "plots", "s3")
     return [*project["dependencies"], *chain.from_iterable(extras[name] for name in names)]
 
 

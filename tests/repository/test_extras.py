@@ -59,7 +59,6 @@ from pruning.search.ray_scoring import import_ray
 from pruning.spec.calibration import Dataset
 from pruning.storage.location import file_system
 from pruning.store_url import StoreUrl
-from pruning.worker.gpu import gpu_memory
 from pruning.worker.tracking import MlflowRuns
 
 settings = ServeSettings(otlp_endpoint="http://127.0.0.1:1")
@@ -82,7 +81,6 @@ for name, ask in asked.items():
     except Exception as error:
         assert type(error).__module__.startswith("pruning."), error
         print(f"{name}: {error}")
-print(f"gpu: {gpu_memory()}")
 """
 # what each extra is for, as far as it needs no server and no network
 USES: Mapping[str, str] = {
@@ -105,7 +103,6 @@ from lm_eval.models.huggingface import HFLM
 """,
     "gcs": "import aiohttp, fsspec; fsspec.get_filesystem_class('gs')",
     "gguf": "import pruning.checkpoints.gguf",
-    "gpu": "import pynvml; from pruning.worker.gpu import gpu_memory; gpu_memory()",
     "heal": """
 from transformers import LlamaConfig, LlamaForCausalLM
 from pruning.healing.adapter import adapted
@@ -148,7 +145,7 @@ def said(extras: tuple[str, ...], code: str, directory: Path) -> str:
 
 def test_the_extras_are_those_of_the_project() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    named = {*project["optional-dependencies"]} - {"all", "demo", "dev", "stores"}
+    named = {*project["optional-dependencies"]} - {"all", "demo", "dev", "gpu", "stores"}
     assert named == set(EXTRAS) == set(USES)
     [everything] = project["optional-dependencies"]["all"]
     assert everything == f"sleb-serve[{','.join(EXTRAS)}]"
@@ -182,8 +179,7 @@ def test_the_base_imports_every_module_and_prunes(of_base: list[str]) -> None:
 def test_the_base_names_the_extra_of_what_it_lacks(of_base: list[str]) -> None:
     refused, *_ = of_base
     lines = dict(line.split(": ", 1) for line in refused.splitlines())
-    assert lines.pop("gpu") == "[]"  # a figure that is missing, and nothing that was asked for
-    assert set(lines) == set(EXTRAS) - {"gpu"}
+    assert set(lines) == set(EXTRAS)
     for name, line in lines.items():
         assert re.search(rf"needs the extra `{name}`: {re.escape(install_command(name))}", line)
 

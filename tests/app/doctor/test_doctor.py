@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -251,6 +252,7 @@ def test_too_few_open_files_are_told() -> None:
 
 
 NEW_DRIVER = Gpus((80 * 10**9,), "13.0", "12.8", 1)
+OLD_DRIVER = Gpus(torch_cuda="13.0", driver="470.57.02")
 
 
 @pytest.mark.parametrize(
@@ -263,7 +265,11 @@ NEW_DRIVER = Gpus((80 * 10**9,), "13.0", "12.8", 1)
         ("cuda:1", NEW_DRIVER, Level.WRONG, "can use 1"),
         ("cuda", Gpus(), Level.WRONG, "can use 0"),
         ("auto", Gpus((1,), "13.0", None, 0), Level.WRONG, "built without CUDA"),
-        ("auto", Gpus((1,), "12.4", "12.8", 0), Level.WRONG, "CUDA 12.4, but torch was built"),
+        ("auto", Gpus((1,), "12.4", "13.0", 0), Level.WRONG, "CUDA 12.4, but torch was built"),
+        ("auto", Gpus((1,), "12.4", "12.8", 0), Level.WRONG, "torch can use none"),
+        ("auto", OLD_DRIVER, Level.WRONG, "CUDA 13.0, which needs driver 580 or newer"),
+        ("cuda:1", OLD_DRIVER, Level.WRONG, "the NVIDIA driver is 470.57.02"),
+        ("cpu", OLD_DRIVER, Level.OK, "the CPU"),
         ("auto", Gpus((1,), "13.0", "12.8", 0), Level.WRONG, "torch can use none"),
     ],
 )
@@ -274,6 +280,15 @@ def test_a_device_that_cannot_be_had_is_told(
     assert said.level is level
     assert word in said.said
     assert bool(said.advice) == (level is Level.WRONG)
+
+
+def test_gpus_that_are_hidden_or_not_tested_are_told() -> None:
+    hidden = device("auto", replace(NEW_DRIVER, total_bytes=(), num_usable=0, num_installed=2))
+    assert hidden.level is Level.NOTE
+    assert "CUDA_VISIBLE_DEVICES shows none of 2 GPUs" in hidden.said
+    of_amd = device("cuda:1", Gpus(num_usable=2, torch_rocm="6.4"))
+    assert of_amd.level is Level.NOTE
+    assert of_amd.said == "2 of 2 GPUs can be used, by torch for ROCm 6.4"
 
 
 def test_the_room_is_that_of_the_device() -> None:

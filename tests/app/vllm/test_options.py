@@ -74,3 +74,29 @@ def test_a_card_is_divided_before_a_server_starts(
     made._check_card("m", torch.device("cuda"), room - 1)
     with pytest.raises(VllmStartFailed, match=f"{room} there, {share:.0%} of the card"):
         made._check_card("m", torch.device("cuda"), room)
+
+
+@pytest.mark.parametrize(
+    ("visible", "device", "seen"),
+    [
+        (None, "cuda:1", "1"),
+        ("4,5", "cuda:1", "5"),
+        ("4, 5", "cuda:0", "4"),
+        ("GPU-8932f937,MIG-c6d4f1ef", "cuda:1", "MIG-c6d4f1ef"),
+        ("4,5", "cuda", "4,5"),
+        ("4,5", "auto", "4,5"),
+        (None, "cuda", None),
+    ],
+)
+def test_vllm_sees_the_card_that_the_service_would_use(
+    visible: str | None,
+    device: str,
+    seen: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    environment = options_of(tmp_path, device=device).environment("key", 0)
+    assert environment.get("CUDA_VISIBLE_DEVICES") == seen

@@ -12,8 +12,15 @@ from prometheus_client import CollectorRegistry, generate_latest
 from pruning.worker.gpu import GpuMemoryCollector, gpu_memory
 from tests.support.exposition import Scrape
 
-USED = {0: 3 * 2**30, 1: 5}
+USED = {0: 3 * 2**30, 1: 5, 2: 7}  # 2: a MIG device
+UUIDS = {0: "GPU-8932f937-d72c", 1: "GPU-89aa01b2-1c3d"}
 TOTAL = 80 * 2**30
+
+
+def handle_of_mig(uuid: str) -> int:
+    if uuid == "MIG-c6d4f1ef":
+        return 2
+    raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
 
 
 @pytest.fixture
@@ -22,8 +29,11 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     calls: list[str] = []
     monkeypatch.setattr(pynvml, "nvmlInit", lambda: calls.append("init"))
     monkeypatch.setattr(pynvml, "nvmlShutdown", lambda: calls.append("shutdown"))
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", lambda: len(USED))
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", lambda: len(UUIDS))
     monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", lambda device: device)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetUUID", UUIDS.get)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", handle_of_mig)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(
         pynvml,
         "nvmlDeviceGetMemoryInfo",
@@ -57,3 +67,26 @@ def test_without_an_answer_there_are_none(
     assert gpu_memory() == []
     assert driver.count("init") == driver.count("shutdown")
     assert scraped().names == set()
+
+
+@pytest.mark.usefixtures("driver")
+@pytest.mark.parametrize(
+    ("visible", "shown"),
+    [
+        ("1", [1]),
+        ("1, 0", [1, 0]),
+        ("GPU-89a,GPU-8932f937-d72c", [1, 0]),
+        ("MIG-c6d4f1ef", [2]),
+        ("0,-1,1", [0]),  # as CUDA does it
+        ("0,7,1", [0]),
+        ("GPU-89", []),  # of two
+        ("MIG-unknown,0", []),
+        ("", []),
+        ("0,,1", [0]),
+    ],
+)
+def test_they_are_those_that_cuda_shows(
+    monkeypatch: pytest.MonkeyPatch, visible: str, shown: list[int]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert [used for used, _ in gpu_memory()] == [USED[each] for each in shown]
