@@ -2,7 +2,6 @@
 
 import sys
 from importlib.metadata import version
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -81,9 +80,16 @@ Insecure = Annotated[
 ]
 
 
-ModelDirectory = Annotated[
-    Path | None,
-    typer.Argument(metavar="[MODEL]", help="A directory: check only this model, by its config."),
+CheckedModel = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[MODEL]",
+        help="Check only this model, by its config: a name in the data directory, a directory, or "
+        "ORG/NAME of the hub.",
+    ),
+]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", help="Print details too, as the kernels and their timings.")
 ]
 
 
@@ -158,7 +164,7 @@ def config(as_json: AsJson = False) -> None:
 
 
 @app.command()
-def doctor(model: ModelDirectory = None, as_json: AsJson = False) -> None:
+def doctor(model: CheckedModel = None, verbose: Verbose = False, as_json: AsJson = False) -> None:
     """Check whether the service can work on this machine; exit code 1 if something is wrong.
 
     With MODEL, tell whether this model is supported, how it is served, and what repairs it allows.
@@ -166,18 +172,18 @@ def doctor(model: ModelDirectory = None, as_json: AsJson = False) -> None:
     with starting():
         from app.doctor.doctor import diagnose
         from app.doctor.finding import print_findings
-        from app.doctor.models import family
+        from app.doctor.named import named_model
         from pruning.models.store import set_up_torch
 
         set_up_torch()
     console = Console(highlight=False)
     with console.status("Checking") as status:
         findings = (
-            family(model)
+            named_model(model, serve_settings())
             if model is not None
             else diagnose(lambda what: status.update(f"Checking {what}"))
         )
-        is_fine = print_findings(findings, console, as_json=as_json)
+        is_fine = print_findings(findings, console, as_json=as_json, is_verbose=verbose)
     if not is_fine:
         raise typer.Exit(1)
 

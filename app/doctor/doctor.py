@@ -38,7 +38,7 @@ def diagnose(starting: Callable[[str], object] = lambda _what: None) -> Iterator
 
 def _checks(api: ServeSettings, worker: WorkerSettings) -> Iterator[Check]:
     yield "packages", lambda: [machine.packages(), fine("settings", "valid")]
-    yield "extras", lambda: [machine.extras(_needed_extras(api, worker))]
+    yield "extras", lambda: machine.extras(_needed_extras(api, worker))
     yield "processor, GPU and memory", lambda: _hardware(api)
     yield "directories", lambda: _directories(api)
     yield "keys", lambda: [_keys(api)]

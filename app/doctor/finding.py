@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from app.terminal import print_json
+from pruning.plural import counted
 
 
 class Level(StrEnum):
@@ -22,16 +23,24 @@ _COLOURS = {Level.OK: "green", Level.NOTE: "yellow", Level.WRONG: "red"}
 
 @dataclass(frozen=True)
 class Finding:
-    """``said`` is what was found; ``advice`` is empty if there is nothing to do."""
+    """``said`` is what was found; ``advice`` is empty if there is nothing to do.
+
+    A detail is printed only with ``--verbose``, and always as JSON.
+    """
 
     check: str
     level: Level
     said: str
     advice: str = ""
+    is_detail: bool = False
 
 
 def fine(check: str, said: str) -> Finding:
     return Finding(check, Level.OK, said)
+
+
+def detail(check: str, said: str) -> Finding:
+    return Finding(check, Level.OK, said, is_detail=True)
 
 
 def note(check: str, said: str, advice: str) -> Finding:
@@ -47,18 +56,22 @@ def size(num_bytes: float) -> str:
     return f"{num_bytes / 1e9:.1f} GB"
 
 
-def print_findings(findings: Iterable[Finding], console: Console, *, as_json: bool) -> bool:
+def print_findings(
+    findings: Iterable[Finding], console: Console, *, as_json: bool, is_verbose: bool = False
+) -> bool:
     """Print each finding as it comes. Returns whether none is wrong."""
     printed = []
     for finding in findings:
         printed.append(finding)
-        if not as_json:
+        if not as_json and (is_verbose or not finding.is_detail):
             console.print(_line(finding))
     num_wrong = sum(finding.level is Level.WRONG for finding in printed)
     if as_json:
         print_json({"healthy": not num_wrong, "findings": printed})
     else:
-        console.print(f"wrong: {num_wrong}" if num_wrong else "no problems found")
+        num_hidden = 0 if is_verbose else sum(finding.is_detail for finding in printed)
+        more = f"; --verbose shows {counted(num_hidden, 'detail')}" if num_hidden else ""
+        console.print((f"wrong: {num_wrong}" if num_wrong else "no problems found") + more)
     return not num_wrong
 
 

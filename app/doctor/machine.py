@@ -16,7 +16,7 @@ import httpx2
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from app.doctor.finding import Finding, fine, note, size, wrong
+from app.doctor.finding import Finding, detail, fine, note, size, wrong
 from app.engine.autotuning import Choice
 from app.engine.kernels.compiled.compilation import CompilationState, kept_state
 from app.engine.kernels.compiled.model import BLOCKS
@@ -43,29 +43,32 @@ def packages(required: Sequence[str] | None = None) -> Finding:
     return fine("packages", f"Python {python}, {shown}, all {len(needed)} as required")
 
 
-def extras(needed: Mapping[str, str]) -> Finding:
+def extras(needed: Mapping[str, str]) -> list[Finding]:
     """List all extras. ``needed``: some, each with the setting that requires it."""
     absent = [name for name in EXTRAS if not has_extra(name)]
     if lacking := [name for name in needed if name in absent]:
         said = "; ".join(f"{needed[name]} is set, but {name} is not installed" for name in lacking)
-        return wrong("extras", said, f"{install_command(*lacking)}, or unset the variable")
+        return [wrong("extras", said, f"{install_command(*lacking)}, or unset the variable")]
     installed = ", ".join(name for name in EXTRAS if name not in absent) or "none"
-    others = [f"\n{name}, for {EXTRAS[name].purpose}: not installed" for name in absent]
-    return fine("extras", f"installed: {installed}{''.join(others)}")
+    others = [f"{name}, for {EXTRAS[name].purpose}" for name in absent]
+    return [
+        fine("extras", f"installed: {installed}"),
+        *([detail("extras not installed", "\n".join(others))] if others else []),
+    ]
 
 
 def kernels(choices: Mapping[str, Choice]) -> Finding:
     """Which kernels were chosen on this processor, and by how much."""
     if not choices:
         said = "none chosen on this processor yet: they are while a model is served"
-        return fine("kernels", said)
-    return fine("kernels", "\n".join(itertools.starmap(_choice, choices.items())))
+        return detail("kernels", said)
+    return detail("kernels", "\n".join(itertools.starmap(_choice, choices.items())))
 
 
 def compiled(setting: str, data_dir: Path) -> Finding:
     """For which types of models blocks are compiled, for steps on a CPU."""
     if setting == "off":
-        return fine("compiled blocks", "none: SLEB_TUNE is off")
+        return detail("compiled blocks", "none: SLEB_TUNE is off")
     if not has_openmp():
         said = "none: torch runs on another OpenMP than that of GCC"
         return note("compiled blocks", said, "steps on a CPU take longer; torch for Linux has it")
@@ -75,20 +78,20 @@ def compiled(setting: str, data_dir: Path) -> Finding:
         said = f"compiling broke off: {state.reason}"
         return note("compiled blocks", said, f"steps run torch's operations; {_next(state)}")
     if state is not None and state.state == "compiling":
-        return fine("compiled blocks", "they are compiled now, or a service ended meanwhile")
+        return detail("compiled blocks", "they are compiled now, or a service ended meanwhile")
     kept = [str(dtype).removeprefix("torch.") for dtype, each in BLOCKS.items() if each.is_kept]
     if not kept:
         said = "none yet: they are compiled while a model is served for the first time"
-        return fine("compiled blocks", said)
-    return fine("compiled blocks", f"kept for {' and '.join(kept)}")
+        return detail("compiled blocks", said)
+    return detail("compiled blocks", f"kept for {' and '.join(kept)}")
 
 
 def products(fastest: str) -> Finding:
     """In which type, as ``fastest_dtype`` says, the device multiplies matrices faster."""
     if fastest == "bfloat16":
-        return fine("products", "bfloat16 is multiplied faster than float32")
+        return detail("products", "bfloat16 is multiplied faster than float32")
     said = "float32 is multiplied faster than bfloat16: with dtype float32, a job of a model in"
-    return fine("products", f"{said} bfloat16 takes less time and twice the memory")
+    return detail("products", f"{said} bfloat16 takes less time and twice the memory")
 
 
 def writable(directory: Path) -> Finding:

@@ -85,7 +85,7 @@ HERE: Mapping[str, Callable[[Place], list[str]]] = {
         *("--out", str(at.out / "bench"), *SMALL),
     ],
     "config": lambda _: [],
-    "doctor": lambda at: [str(at.data_dir / "models" / "tiny")],
+    "doctor": lambda _: ["tiny"],
     "demo": lambda _: [
         *("--num-remove", "1", "--port", "0", "--evaluate-s", "0", "--measure-s", "0"),
     ],

@@ -225,12 +225,13 @@ def test_packages_that_do_not_fit_are_told() -> None:
 
 
 def test_extras_that_settings_ask_for_are_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert extras({"s3": "SLEB_X"}).level is Level.OK
+    assert extras({"s3": "SLEB_X"})[0].level is Level.OK
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    unused = extras({})
-    assert unused.level is Level.OK
-    assert "\ns3, for stores in S3: not installed" in unused.said
-    found = extras({"s3": "SLEB_X"})
+    installed, absent = extras({})
+    assert (installed.level, absent.level) == (Level.OK, Level.OK)
+    assert "s3" not in installed.said
+    assert "s3, for stores in S3" in absent.said.splitlines()
+    [found] = extras({"s3": "SLEB_X"})
     assert found.level is Level.WRONG
     assert "SLEB_X is set, but s3 is not installed" in found.said
     assert found.advice.startswith("pip install 'sleb-serve[s3]'")
@@ -336,7 +337,8 @@ def test_findings_have_a_line_each_in_a_narrow_terminal(
     choice = Choice("fused attention", {"fused attention": 2e-4, "products": 3e-4})
     choices = {f"a token each {n}x3x3x64x64 bfloat16": choice for n in (1, 4)}
     findings = [fine("settings", "valid"), kernels(choices), wrong("disk", "[/b] full", "free it")]
-    assert not print_findings(findings, Console(highlight=False), as_json=False)
+    console = Console(highlight=False)
+    assert not print_findings(findings, console, as_json=False, is_verbose=True)
     assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == [
         "ok     settings: valid",
         "ok     kernels:",
@@ -347,4 +349,11 @@ def test_findings_have_a_line_each_in_a_narrow_terminal(
         "wrong  disk: [/b] full",
         "       what to do: free it",
         "wrong: 1",
+    ]
+    assert not print_findings(findings, console, as_json=False)
+    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == [
+        "ok     settings: valid",
+        "wrong  disk: [/b] full",
+        "       what to do: free it",
+        "wrong: 1; --verbose shows 1 detail",
     ]
