@@ -18,7 +18,6 @@ from app.commands.subject import NotEvaluable, Subject, subject_of
 from app.models.measured_speedups import MeasuredSpeedups
 from app.terminal import print_json
 from pruning.checkpoints.card import Exported, QuantizedText, export_card
-from pruning.checkpoints.domain_tables import with_interval
 from pruning.checkpoints.llama_cpp import GgufUnsupported
 from pruning.checkpoints.publish import CheckpointExists, check_place, place
 from pruning.checkpoints.quantized import (
@@ -320,8 +319,7 @@ def _print_result(
         console.print(path, markup=False, soft_wrap=True)  # in one piece
     console.print(verified)
     for one in exported.perplexities:
-        change = f"{one.plain:.3f} before, {one.quantized:.3f} as loaded"
-        values = f"{change} ({with_interval(one.ratio)} ×)"
+        values = f"{one.plain:.3f} before, {one.quantized:.3f} as loaded, ratio {one.ratio}"
         console.print(f"perplexity on {one.text}: {values}", markup=False)
     if exported.quantized is not None and exported.perplexities:
         console.print(f"{cost_of(exported.quantized, exported.perplexities)}.", markup=False)

@@ -1,7 +1,7 @@
 """Add models from the Hugging Face hub, an object store, a directory or a GGUF file.
 
-Only safetensors, config and tokenizer files are fetched or copied, none of which can run code.
-A GGUF file is converted to them.
+Only safetensors, config and tokenizer files and the model card are fetched or copied, none of which
+can run code. A GGUF file is converted to them.
 """
 
 import json
@@ -31,7 +31,7 @@ from pruning.models.dequantize import (
     inspect_gguf,
     quantized_by,
 )
-from pruning.models.lineage import ORIGIN_FILE
+from pruning.models.lineage import CARD_FILE, ORIGIN_FILE, Provenance
 from pruning.models.names import is_name
 from pruning.models.store import (
     COMPANION_FILES,
@@ -89,15 +89,16 @@ def add_model(
     sweep(settings.models_dir)
     try:
         with staged(target) as staging:
+            said = Provenance()  # a model card is fetched with the other files
             if files is None:
-                conversion: str | None = _converted(Path(source), revision, staging)
+                conversion, said = _converted(Path(source), revision, staging)
             else:
                 _fetch(files, source, staging)
                 conversion = _made_plain(staging, source)
             _check(staging, source)
             commit = files.commit if isinstance(files, HubModel) else None
             origin = Origin(source, revision, commit, time.time(), conversion)
-            _publish(staging, target, origin)
+            _publish(staging, target, origin, said)
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
@@ -198,7 +199,7 @@ def _on_hub(repo_id: str, settings: ServeSettings, revision: str | None) -> Mode
 def _fetch(files: ModelFiles, source: str, staging: Path) -> None:
     """Fetch the small files first, and the weights only if the config is supported."""
     sizes = files.sizes
-    small = ("config.json", SAFE_WEIGHTS_INDEX_NAME, *COMPANION_FILES)
+    small = ("config.json", SAFE_WEIGHTS_INDEX_NAME, CARD_FILE, *COMPANION_FILES)
     if "config.json" not in sizes:
         raise ModelNotAdded(f"{source} is not a transformers model: it has no config.json")
     files.fetch([name for name in small if name in sizes], staging)
@@ -246,8 +247,8 @@ def _is_gguf(source: str) -> bool:
     return source.endswith(GGUF_SUFFIX) and Path(source).is_file()
 
 
-def _converted(file: Path, revision: str | None, staging: Path) -> str:
-    """Convert a GGUF file, and say what its weights were."""
+def _converted(file: Path, revision: str | None, staging: Path) -> tuple[str | None, Provenance]:
+    """Convert a GGUF file. Returns what its weights were, and what it says of its model."""
     if revision is not None:
         raise ModelNotAdded(f"{file} is a file, which has no revisions: leave out --revision")
     set_up_torch()
@@ -260,7 +261,7 @@ def _converted(file: Path, revision: str | None, staging: Path) -> str:
         raise _refused(str(file), staging, error) from error
     said = f"The weights of {file} are {weights.kind}: they are written as bfloat16."
     Console(stderr=True).print(said, markup=False, soft_wrap=True)
-    return f"converted from GGUF ({weights.kind}) to bfloat16"
+    return f"converted from GGUF ({weights.kind}) to bfloat16", weights.provenance
 
 
 def _made_plain(staging: Path, source: str) -> str | None:
@@ -297,8 +298,9 @@ def _refused(source: str, staging: Path, error: Exception) -> ModelNotAdded:
     return ModelNotAdded(str(error).replace(str(staging), source))
 
 
-def _publish(staging: Path, target: Path, origin: Origin) -> None:
-    text = json.dumps(asdict(origin), indent=2) + "\n"
+def _publish(staging: Path, target: Path, origin: Origin, said: Provenance) -> None:
+    known = {name: value for name, value in asdict(said).items() if value}
+    text = json.dumps({**asdict(origin), **known}, indent=2) + "\n"
     (staging / ORIGIN_FILE).write_text(text, encoding="utf-8")
     for file in staging.iterdir():
         file.chmod(0o644)  # another user may serve it

@@ -4,6 +4,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from huggingface_hub import EvalResult
+
+from pruning.checkpoints.card_metadata import (
+    card_head,
+    domain_results,
+    measured_of,
+    perplexity_results,
+    probe_results,
+)
 from pruning.checkpoints.card_sections import (
     advice_section,
     healed_by,
@@ -37,17 +46,6 @@ from pruning.removal import Removal
 from pruning.repair.record import Method
 from pruning.spec.prune import Metric, PruneSpec, Quantize, Resident, Search
 
-_HEAD = """\
----
-library_name: transformers
-pipeline_tag: {task}
-base_model: {base_model}
-base_model_relation: finetune
-tags: [sleb, depth-pruning]
-{licence_line}---
-
-# {name}
-"""
 _LOADING = """\
 This is a regular Hugging Face model:
 
@@ -175,7 +173,7 @@ def model_card(
     repair = manifest.repaired_by
     return _CARD.format(
         it=manifest,
-        head=_head(manifest, lineage),
+        head=card_head(manifest.name, manifest.parent, lineage, measured_of(manifest.quality)),
         loading=_loading(manifest, repair, lineage),
         changed=_CHANGED[repair]
         if manifest.healing is None
@@ -248,7 +246,7 @@ def export_card(exported: Exported, lineage: Lineage) -> str:
         kept = f"without {len(exported.removed_blocks)} of its"
     return _EXPORT.format(
         it=exported,
-        head=_head(exported, lineage),
+        head=card_head(exported.name, exported.parent, lineage, _results(exported)),
         loading=_loading(exported, exported.repair, lineage),
         changed=_changed(exported),
         kept=kept,
@@ -256,6 +254,19 @@ def export_card(exported: Exported, lineage: Lineage) -> str:
         speed=_speed(exported),
         quantized=_quantized(exported),
     )
+
+
+def _results(exported: Exported) -> list[EvalResult]:
+    """Those of the files: their quantized weights, or else what the job has measured."""
+    if exported.perplexities:
+        return [
+            result
+            for one in exported.perplexities
+            for result in perplexity_results(
+                one.domain, one.text, one.quantized, one.ratio.value, "plain weights"
+            )
+        ]
+    return [*domain_results(exported.domains), *probe_results(exported.probe)]
 
 
 def _changed(exported: Exported) -> str:
@@ -317,13 +328,6 @@ def _domains(domains: Sequence[DomainQuality]) -> str:
     )
 
 
-def _head(model: Manifest | Exported, lineage: Lineage) -> str:
-    licence_line = f"license: {lineage.licence}\n" if lineage.licence else ""
-    task = "image-text-to-text" if lineage.tower else "text-generation"
-    base = lineage.source or model.parent
-    return _HEAD.format(name=model.name, base_model=base, licence_line=licence_line, task=task)
-
-
 def _loading(model: Manifest | Exported, repair: Method, lineage: Lineage) -> str:
     lines = [*_lineage(model, repair, lineage)]
     if lineage.tower:
@@ -334,7 +338,9 @@ def _loading(model: Manifest | Exported, repair: Method, lineage: Lineage) -> st
 
 def _lineage(model: Manifest | Exported, repair: Method, lineage: Lineage) -> Iterator[str]:
     parent = model.parent
-    source = f", from {lineage.source}" if lineage.source else ""
+    said = lineage.provenance
+    source = f" ({said.name})" if said.name else ""
+    source += f", from {lineage.source}" if lineage.source else ""
     source += f" at commit {lineage.commit}" if lineage.commit else ""
     source += f", {lineage.conversion}" if lineage.conversion else ""
     yield f"- Parent: {parent}{source}, with {counted(model.num_blocks, 'block')}."
@@ -346,5 +352,5 @@ def _lineage(model: Manifest | Exported, repair: Method, lineage: Lineage) -> It
     else:
         yield from training_lines(parent, model.healing)
     text = ", see LICENSE" if lineage.has_licence_text else ""
-    named = f" ({lineage.licence})" if lineage.licence else ""
+    named = f" ({said.licence_name or said.licence})" if said.licence else ""
     yield f"- The licence is that of {parent}{named}{text}."

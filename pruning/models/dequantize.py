@@ -6,7 +6,6 @@ made from.
 
 import re
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pruning.extras import require_extra
+from pruning.models.gguf_metadata import provenance_in, weight_type
+from pruning.models.lineage import Provenance
 from pruning.models.load_checks import foreign_code, load_strictly
 from pruning.models.safetensors_headers import NotAModel
 from pruning.models.towers import auto_class, whole_config
@@ -38,8 +39,9 @@ _READING = threading.Lock()  # of what ``_read_once`` changes
 class GgufWeights:
     """What is in a GGUF file."""
 
-    kind: str  # the type that most of its bytes have, such as ``Q4_K``
+    kind: str  # the name of its mixture of types, such as ``Q4_K_M``
     plain_bytes: int  # of the same weights in bfloat16
+    provenance: Provenance
 
 
 def quantized_by(path: Path) -> str | None:
@@ -80,15 +82,13 @@ def inspect_gguf(file: Path) -> GgufWeights:
     require_extra("gguf", "reading a GGUF file")
     if _PART.search(file.name):
         raise NotAModel(f"{file} is a part of a model: merge the parts by llama-gguf-split --merge")
-    num_bytes: Counter[str] = Counter()
-    num_weights = 0
     with foreign_code(f"{file} cannot be read as a model"):
-        for tensor in _plain_reader()(file).tensors:
-            num_bytes[tensor.tensor_type.name] += int(tensor.n_bytes)
-            num_weights += int(tensor.n_elements)
-    if not num_bytes:
+        reader = _plain_reader()(file)
+        num_weights = sum(int(tensor.n_elements) for tensor in reader.tensors)
+        kind, provenance = weight_type(reader), provenance_in(reader)
+    if kind is None:
         raise NotAModel(f"{file} has no weights")
-    return GgufWeights(num_bytes.most_common(1)[0][0], 2 * num_weights)
+    return GgufWeights(kind, 2 * num_weights, provenance)
 
 
 def convert_gguf(file: Path, directory: Path) -> None:

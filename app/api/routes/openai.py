@@ -27,10 +27,11 @@ from app.api.schemas.sampling import sampling_params
 from app.engine.scheduling.sequence import InvalidSampling, SamplingParams
 from app.generation.request import Chat, GenerationRequest
 from app.generation.vocabulary import Vocabulary
-from app.models.catalog import UnknownModel
+from app.models.catalog import Catalog, UnknownModel
 from app.models.entry import ModelEntry
 from pruning.jobs.redis import JobStoreUnavailable
-from pruning.models.store import NotAModel
+from pruning.models.lineage import added_at
+from pruning.models.store import ModelNotFound, NotAModel
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=SheddingRoute)
 _not_offered = APIRouter()  # these need no place in the queue
@@ -76,10 +77,10 @@ router.include_router(_not_offered)
 def list_openai_models(services: ServicesDep) -> ModelCardList:
     """All variants that can be served, and all aliases."""
     catalog, vllm = services.catalog, services.generation.vllm
-    cards = [_card(entry) for entry in catalog.entries() if not error_of(entry, vllm)]
+    cards = [_card(entry, catalog) for entry in catalog.entries() if not error_of(entry, vllm)]
     for alias in catalog.aliases():
         with suppress(UnknownModel, JobStoreUnavailable):  # its target is gone
-            cards.append(_card(catalog.resolve(alias), alias))
+            cards.append(_card(catalog.resolve(alias), catalog, alias))
     return ModelCardList(data=cards)
 
 
@@ -88,7 +89,7 @@ def retrieve_openai_model(model: ModelOrAlias, services: ServicesDep) -> ModelCa
     entry = services.catalog.resolve(model)
     if error := error_of(entry, services.generation.vllm):
         raise NotAModel(error)
-    return _card(entry, model)
+    return _card(entry, services.catalog, model)
 
 
 @router.post("/completions", response_model=CompletionView, responses=_RESPONSES)
@@ -188,11 +189,23 @@ def _stop(body: GenerationBody) -> list[str]:
     return [body.stop] if isinstance(body.stop, str) else body.stop or []
 
 
-def _card(entry: ModelEntry, name: str | None = None) -> ModelCard:
+def _card(entry: ModelEntry, catalog: Catalog, name: str | None = None) -> ModelCard:
     return ModelCard(
         id=name or entry.name,
         root=entry.name,
-        created=int(entry.order.created_at) if entry.order and entry.is_pruned else 0,
+        created=int(_created_at(entry, catalog)),
         parent=entry.parent,
         max_model_len=entry.info.max_positions if entry.info else None,
     )
+
+
+def _created_at(entry: ModelEntry, catalog: Catalog) -> float:
+    """In seconds since the epoch; 0 for a model of another server, which does not say it."""
+    if entry.external is not None:
+        return 0
+    if entry.order is not None and entry.is_pruned:
+        return entry.order.created_at
+    try:
+        return added_at(catalog.directory(entry.base))
+    except (ModelNotFound, OSError):  # it has just been deleted
+        return 0

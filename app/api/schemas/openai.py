@@ -304,7 +304,8 @@ class ModelCard(BaseModel):
     root: str = Field(description="The model that an alias means; else the id.")
     object: Literal["model"] = kind("model")
     created: int = Field(
-        description="Publication time in seconds since the epoch; 0 for a dense model."
+        description="When a dense model was added or a checkpoint was published, in seconds since "
+        "the epoch; 0 for a model of another server."
     )
     owned_by: Literal["sleb-serve"] = documented("sleb-serve", "Always this service.")
     parent: str | None = Field(description="The dense model that a variant was made of.")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from app.config import ServeSettings
 from app.models.add import ModelNotAdded, add_model
 from app.models.hub import HubError
-from pruning.models.lineage import ORIGIN_FILE
+from pruning.models.lineage import ORIGIN_FILE, Lineage, Provenance, lineage_of
 from pruning.models.store import ModelStore
 from tests.support.command_line import sleb
 from tests.support.hub_server import TOKEN, Hub, Repo, hub_server
@@ -34,6 +34,7 @@ def hub(tiny_models_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]
     files = tiny_models_dir / "tiny"
     for name in ("pytorch_model.bin", "modeling_tiny.py", "optimizer.pt", "more.safetensors"):
         (files / name).write_bytes(PICKLE)
+    (files / "README.md").write_text("---\nlicense: mit\nlanguage: [en, fr]\n---\n# tiny\n")
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     with hub_server() as hub:
@@ -104,12 +105,14 @@ def test_a_model_of_the_hub_is_fetched_without_what_could_run_code(
     assert ran.returncode == 0, ran.stderr
     assert str(data_dir / "models" / "tiny") in ran.stdout
     fetched = {"config.json", "generation_config.json", "model.safetensors", "chat_template.jinja"}
-    fetched |= {"tokenizer.json", "tokenizer_config.json"}
+    fetched |= {"tokenizer.json", "tokenizer_config.json", "README.md"}
     assert set(hub.fetched) == fetched
     files = [f"tiny/{name}" for name in (*fetched, ORIGIN_FILE)]
     assert left_behind(data_dir) == sorted(["tiny", *files])
     origin = origin_of(data_dir / "models" / "tiny")
     assert (origin["source"], origin["revision"], origin["commit"]) == (ID, None, "c" * 40)
+    said = Provenance("mit", languages=("en", "fr"))
+    assert lineage_of(data_dir / "models" / "tiny") == Lineage(ID, "c" * 40, said)
     assert ModelStore(data_dir / "models").load("tiny").model is not None
     assert [model["id"] for model in json.loads(sleb(data_dir, "models", "--json").stdout)] == [
         "tiny"

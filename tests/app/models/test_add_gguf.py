@@ -3,21 +3,25 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import gguf
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
 from app.config import ServeSettings
 from app.models.add import ModelNotAdded, add_model
+from pruning.checkpoints.card import model_card
 from pruning.checkpoints.gguf import FAMILIES, write_gguf
 from pruning.models.dequantize import _read_once, inspect_gguf
-from pruning.models.lineage import ORIGIN_FILE
+from pruning.models.lineage import ORIGIN_FILE, lineage_of
 from pruning.models.store import ModelStore
 from pruning.search.dense_model import Resources, load_dense_model
 from pruning.spec.prune import Resident
 from tests.support.command_line import sleb
 from tests.support.logits import logits_of, token_ids
+from tests.support.pruning_runs import RUN
 from tests.support.tiny import NUM_BLOCKS
 from tests.support.tiny_directory import edit_config, write_tiny_model
 
@@ -48,6 +52,59 @@ def test_it_is_the_model_that_was_written(
     assert torch.equal(logits_of(added.model, token_ids()), logits_of(expected.model, token_ids()))
     text = "7 lazy dogs"
     assert added.tokenizer(text).input_ids == expected.tokenizer(text).input_ids
+
+
+class DescribedFile(gguf.GGUFWriter):
+    """A mixed file of a model that was converted from the hub, as llama.cpp describes it."""
+
+    def add_name(self, name: str) -> None:
+        del name
+        super().add_name("Tiny Instruct")
+        self.add_license("Apache-2.0")
+        self.add_languages(["en", "fr"])
+        self.add_base_model_count(1)
+        self.add_base_model_repo_url(0, "https://huggingface.co/org/Tiny-Instruct")
+        self.add_dataset_count(2)
+        self.add_dataset_repo_url(0, "https://huggingface.co/datasets/org/texts")
+        self.add_dataset_repo_url(1, "https://elsewhere.example/org/texts")
+
+    def add_file_type(self, ftype: int) -> None:
+        del ftype
+        super().add_file_type(gguf.LlamaFileType.MOSTLY_Q4_K_M)
+
+
+class UndescribedFile(gguf.GGUFWriter):
+    def add_name(self, name: str) -> None:
+        """Without one."""
+
+    def add_file_type(self, ftype: int) -> None:
+        """Without one."""
+
+
+def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[gguf.GGUFWriter]) -> Any:
+    """The card of what is made of a model that was added from such a file."""
+    monkeypatch.setattr("pruning.checkpoints.gguf.GGUFWriter", kind)
+    path = add_model(str(written(tmp_path, "llama")), ServeSettings(data_dir=tmp_path / "data"))
+    return ModelCard(model_card(RUN, (), lineage_of(path)))
+
+
+def test_what_the_file_says_of_its_model_is_in_the_cards_of_pruned_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = added(tmp_path, monkeypatch, DescribedFile)
+    assert card.data.license == "apache-2.0"
+    assert card.data.base_model == "org/Tiny-Instruct"
+    assert (card.data.language, card.data.datasets) == (["en", "fr"], ["org/texts"])
+    assert "(Tiny Instruct), converted from GGUF (Q4_K_M) to bfloat16" in card.text
+    assert str(tmp_path) not in card.content
+
+
+def test_a_file_that_says_nothing_is_named_as_its_parent_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = added(tmp_path, monkeypatch, UndescribedFile)
+    assert (card.data.license, card.data.base_model) == (None, RUN.parent)
+    assert "Parent: tiny, converted from GGUF (BF16) to bfloat16" in card.text
 
 
 def test_the_file_is_read_once_for_a_check_and_once_for_the_model(

@@ -1,18 +1,27 @@
 """The card of a checkpoint shows its trajectory and how it was found."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
 
-from pruning.checkpoints.card import Exported, export_card, model_card
+from pruning.checkpoints.card import Exported, QuantizedText, export_card, model_card
 from pruning.checkpoints.trajectory_plot import PLOT_FILE
+from pruning.evaluation.quality import Interval
+from pruning.evaluation.results import ItemResult, Kind, compare
 from pruning.models.demo_model import ORIGIN
-from pruning.models.lineage import ORIGIN_FILE, Lineage, lineage_of
+from pruning.models.lineage import ORIGIN_FILE, Lineage, Provenance, added_at, lineage_of
 from pruning.repair.record import DepthRepair, Method
-from pruning.spec.prune import Metric, Resident, Search
+from pruning.spec.prune import Metric, Quantize, Resident, Search
 from tests.support.pruning_runs import RUN, manifest_of, removals_of_run
+
+RIGHT, HALF = (ItemResult(Kind.CODE, True, written) for written in (True, False))
+WRONG = ItemResult(Kind.CODE, False, False)
+PROBE = compare([RIGHT, RIGHT], [HALF, WRONG], "d1g")  # the pruned model has a quarter
 
 
 def test_the_card_shows_the_plot_and_the_table() -> None:
@@ -60,7 +69,8 @@ def test_the_card_says_by_which_metric(metric: Metric, chosen: str, margin: str)
 
 
 def test_the_card_says_where_the_parent_is_from_and_what_may_be_done_with_it() -> None:
-    card = model_card(RUN, (), Lineage("org/tiny", "c0ffee", "apache-2.0", has_licence_text=True))
+    said = Provenance("apache-2.0")
+    card = model_card(RUN, (), Lineage("org/tiny", "c0ffee", said, has_licence_text=True))
     head = card.split("---\n")[1]
     assert "base_model: org/tiny\n" in head
     assert "license: apache-2.0\n" in head
@@ -109,10 +119,14 @@ def test_a_card_says_what_a_repair_has_changed(method: Method, said: str, change
 def test_lineage_is_what_the_directory_says(tmp_path: Path) -> None:
     assert lineage_of(tmp_path) == Lineage()
     (tmp_path / "LICENSE").write_text("do as you like")
-    (tmp_path / "README.md").write_text("---\ntags: [x]\nlicense: mit\n---\nlicense: none\n")
+    (tmp_path / "README.md").write_text(
+        "---\ntags: [x]\nlicense: mit\nlanguage: en\ndatasets: [org/texts, org/more]\n---\n"
+        "license: none\n"
+    )
     origin = {"source": "org/tiny", "commit": "c0ffee", "revision": None, "added_at": 1.0}
     (tmp_path / "sleb-origin.json").write_text(json.dumps(origin))
-    assert lineage_of(tmp_path) == Lineage("org/tiny", "c0ffee", "mit", has_licence_text=True)
+    said = Provenance("mit", languages=("en",), datasets=("org/texts", "org/more"))
+    assert lineage_of(tmp_path) == Lineage("org/tiny", "c0ffee", said, has_licence_text=True)
 
 
 def test_the_card_of_the_demo_model_names_source_conversion_and_licence(tmp_path: Path) -> None:
@@ -120,16 +134,75 @@ def test_the_card_of_the_demo_model_names_source_conversion_and_licence(tmp_path
     card = model_card(RUN, (), lineage_of(tmp_path))
     assert "base_model: HuggingFaceTB/SmolLM2-135M-Instruct\n" in card
     assert "license: apache-2.0\n" in card
+    assert "language:\n- en\n" in card
     assert "from HuggingFaceTB/SmolLM2-135M-Instruct, dequantized from Q4_1, as the" in card
     assert "The licence is that of tiny (apache-2.0)." in card
 
 
 @pytest.mark.parametrize(
-    "card", ["license: mit", "---\nlicense: [a, b]\n---\n", "---\nx: 1\n---\n"]
+    "card",
+    [
+        "license: mit",
+        "---\nlicense: {a: b}\nlanguage: 3\ndatasets: [4]\n---\n",
+        "---\nx: 1\n---\n",
+        "---\n- x\n---\n",
+        "---\nx: [\n---\n",
+        "---\nlicense: 'a b\n  c: d'\n---\n",
+    ],
 )
-@pytest.mark.parametrize("origin", ["{", "[]", '{"source": "/home/me/tiny", "commit": null}'])
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "{",
+        "[]",
+        '{"source": "/home/me/tiny", "commit": null}',
+        '{"source": "/home/me/tiny.gguf", "base_models": ["a file.gguf", 5], "licence": ["\\n"]}',
+    ],
+)
 def test_what_cannot_be_told_is_not_guessed(tmp_path: Path, card: str, origin: str) -> None:
     """And a directory that was copied is not named."""
     (tmp_path / "README.md").write_text(card)
     (tmp_path / "sleb-origin.json").write_text(origin)
     assert lineage_of(tmp_path) == Lineage()
+
+
+def test_the_metadata_is_what_the_hub_reads() -> None:
+    """Its library parses it, with every value that was measured."""
+    said = Provenance(
+        "other", "Tiny: licence", "LICENSE", languages=("en", "no"), datasets=("o/t",)
+    )
+    manifest = replace(RUN, quality=replace(RUN.quality, probe=PROBE))
+    data: Any = ModelCard(model_card(manifest, (), Lineage("org/tiny", "c0ffee", said))).data
+    assert (data.base_model, data.license, data.license_name) == (
+        "org/tiny",
+        "other",
+        said.licence_name,
+    )
+    assert (data.language, data.datasets) == (["en", "no"], ["o/t"])
+    assert data.model_name == manifest.name
+    found = {(one.dataset_type, one.metric_type): one for one in data.eval_results}
+    assert found["text", "perplexity"].metric_value == RUN.quality.perplexities[-1]
+    assert found["text", "perplexity"].dataset_name == RUN.quality.evaluated_on
+    assert found["probe", "accuracy"].metric_value == 0.25
+    assert {one.task_type for one in found.values()} == {"text-generation"}
+
+
+def test_the_metadata_of_a_quantized_export_is_of_its_files() -> None:
+    text = QuantizedText("prose", "some prose", 20.0, 29.6, Interval(1.48, 1.4, 1.5))
+    exported = Exported("tiny", "tiny", 6, (), "float16", quantized=Quantize.INT4)
+    plain: Any = ModelCard(export_card(exported, Lineage())).data
+    assert plain.eval_results is None
+    data: Any = ModelCard(export_card(replace(exported, perplexities=[text]), Lineage())).data
+    assert [one.metric_value for one in data.eval_results] == [29.6, 1.48]
+    assert data.eval_results[1].metric_name == "ratio of perplexity to plain weights"
+
+
+def test_a_model_came_when_its_origin_says_or_its_config_was_written(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text("{}")
+    os.utime(config, (0, 1000))
+    for origin in ('{"added_at": null}', '{"added_at": NaN}', "{"):
+        (tmp_path / ORIGIN_FILE).write_text(origin)
+        assert added_at(tmp_path) == 1000
+    (tmp_path / ORIGIN_FILE).write_text('{"added_at": 2000.5}')
+    assert added_at(tmp_path) == 2000.5

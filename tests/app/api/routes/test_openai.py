@@ -1,5 +1,6 @@
 """OpenAI's API as its own client sees it, compared with what ``/generate`` answers."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,12 +53,15 @@ def test_models_are_those_that_can_be_served(api: openai.OpenAI, client: TestCli
     data_dir = client.app_state["services"].settings.data_dir
     manifest = publish_pruned(data_dir)
     (data_dir / "models" / "odd").mkdir()
+    os.utime(data_dir / "models" / "tiny" / "config.json", (0, 1_700_000_000))
     (data_dir / "models" / "odd" / "config.json").write_text("{}")
     names = [model.id for model in api.models.list()]
     assert names == ["tiny", "tiny@-1", "tiny@-2", "tiny@-3", manifest.name]
     model = api.models.retrieve("tiny@-2")
     assert (model.id, model.object, model.owned_by) == ("tiny@-2", "model", "sleb-serve")
     assert model.created == int(manifest.created_at)
+    for dense in ("tiny", "tiny+int8"):
+        assert api.models.retrieve(dense).created == 1_700_000_000
     with pytest.raises(openai.NotFoundError) as missing:
         api.models.retrieve("tiny@-4")
     assert missing.value.code == "model_not_found"
