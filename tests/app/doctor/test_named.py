@@ -65,7 +65,7 @@ def test_a_directory_is_taken_as_it_is(
 def test_of_a_model_of_the_hub_only_the_config_is_fetched(data_dir: Path, hub: Hub) -> None:
     code, [family, *_] = doctor(data_dir, "org/tiny")
     assert (code, family["said"]) == (0, LLAMA)
-    assert set(hub.fetched) == {"config.json"}
+    assert set(hub.fetched) <= {"config.json"}  # or it is in the cache of the hub
 
 
 def test_a_hub_that_does_not_answer_is_asked_once(data_dir: Path, hub: Hub) -> None:
