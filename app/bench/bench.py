@@ -48,6 +48,11 @@ from pruning.sleb import Blocks
 from pruning.storage.checkpoints import current_checkpoints
 
 REPORT_FILE, TABLE_FILE = "bench.json", "bench.md"
+_OF_A_SHAPE = "@-6"  # the variant of a model with random weights
+
+
+class NothingPublished(LookupError):
+    """A model has no pruned variant that could be measured by default."""
 
 
 def run_bench(
@@ -93,7 +98,7 @@ def stored_subject(
 ) -> BenchSubject:
     """A model of the data directory, and variants of its published removal orders.
 
-    Raises ``UnknownModel``,
+    Without ``variants``, the deepest published one. Raises ``NothingPublished``, ``UnknownModel``,
     ``ModelNotFound``, ``NotAModel`` or ``CheckpointCorrupt``.
     """
     set_up_torch(settings.threads)
@@ -104,7 +109,7 @@ def stored_subject(
     catalog = Catalog(models, checkpoints)
     entries = [
         catalog.resolve(variant if variant.startswith(name) else f"{name}{variant}")
-        for variant in variants
+        for variant in variants or [_deepest(name, catalog)]
         if variant != DENSE  # every bench measures it twice
     ]
     for entry in entries:
@@ -125,6 +130,17 @@ def stored_subject(
     )
 
 
+def _deepest(name: str, catalog: Catalog) -> str:
+    """The variant of all removals of the newest published order."""
+    order = catalog.resolve(name).order
+    if order is None:
+        raise NothingPublished(
+            f"no pruned variant of {name!r} is published: prune it with "
+            f"`sleb jobs submit {name} --num-remove 1`, or choose with --variants, as +int8"
+        )
+    return f"@-{order.depth}"
+
+
 def random_subject(
     shape: str, variants: Sequence[str], dtype: str, settings: Settings
 ) -> BenchSubject:
@@ -138,7 +154,7 @@ def random_subject(
     dense = make_variant(shape, shape, random_model(shape, weight_dtype, device=settings.device))
     num_blocks = len(dense.keep)
     removed: dict[str, Blocks] = {}
-    for variant in variants:
+    for variant in variants or [_OF_A_SHAPE]:
         if variant == DENSE:
             continue  # every bench measures it twice
         name = VariantName.parse(variant)

@@ -48,7 +48,7 @@ class Asked:
     seconds: float  # of arrivals at each rate; a trace is served whole
     model: str | None
     shape: str | None
-    variants: tuple[str, ...]
+    variants: tuple[str, ...]  # none: the default
     dtype: str
 
 

@@ -26,12 +26,14 @@ def bench(
         "bench"
     ),
     variants: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Compared with the dense model: @-3, unrepaired @-3+raw, +int8 or @-3+int8 with "
-            "int8 weights. The dense model itself always runs twice, as the control."
+            "int8 weights. The dense model itself always runs twice, as the control. By default "
+            "the deepest published variant; of a SHAPE @-6.",
+            show_default=False,
         ),
-    ] = "@-6",
+    ] = None,
     random_weights: Annotated[
         str | None,
         typer.Option(
@@ -106,7 +108,7 @@ def bench(
         repeats=repeats,
         seed=seed,
     )
-    names = tuple(name for name in variants.split(",") if name)
+    names = tuple(name for name in (variants or "").split(",") if name)
     if slo is not None:
         from app.bench.goodput_command import Asked, run_goodput
 

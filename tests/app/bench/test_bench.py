@@ -134,6 +134,20 @@ def test_variants_are_those_of_the_published_order(
     assert kept.report["variants"] == found["variants"]
 
 
+def test_the_deepest_published_variant_is_measured_by_default(
+    tiny_models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLEB_DATA_DIR", str(tiny_models_dir.parent))
+    command = ["bench", "tiny", "--out", str(tmp_path / "out"), "--scenarios", "prompt"]
+    result = CliRunner().invoke(command_line, [*command, *SMALL])
+    assert isinstance(result.exception, bench.NothingPublished)
+    assert "`sleb jobs submit tiny --num-remove 1`" in str(result.exception)
+    removed = list(publish_pruned(tiny_models_dir.parent, 2).removed_blocks)
+    assert run(*command[1:])["variants"] == {"tiny@-2": removed}
+    publish_pruned(tiny_models_dir.parent, 1, "prn-2")
+    assert run(*command[1:])["variants"] == {"tiny@-1": removed[:1]}
+
+
 def test_raw_and_repaired_are_measured_side_by_side(
     tiny_models_dir: Path,
     tiny_loaded: LoadedModel,
