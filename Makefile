@@ -31,16 +31,17 @@ $(BIN)/python:
 
 # not into the environment, which has only what the project needs; pip installs where there is no uv
 $(BUILD)/uv/bin/uv: | $(BIN)/python
+	@echo 'Downloading uv, which installs the packages: 18 MB.'
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $(BUILD)/uv 'uv>=0.9,<1'
 
 # a file for each set of extras, so that none is installed twice
 $(DEMO): pyproject.toml | $(BIN)/python $(UV)
-	@echo 'Installing what the demo needs, torch among it; the download may take minutes.'
+	@echo 'Installing what the demo needs, torch among it. The download may take minutes.'
 	$(INSTALL) --editable '.[demo]'
 	@touch $@
 
 $(ALL): pyproject.toml | $(BIN)/python $(UV)
-	@echo 'Installing the extras and what the tests need; the download may take minutes.'
+	@echo 'Installing the extras and what the tests need. The download may take minutes.'
 	$(INSTALL) --editable '.[$(EXTRAS)]'
 	@touch $(DEMO) $@
 

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from tools.downloads import announcement
+
 # pip's name and uv's; several values are parted by white space in pip, and in uv as said here
 _NAMES = {
     "cert": ("SSL_CERT_FILE", " "),
@@ -66,7 +68,11 @@ def of_uv(settings: Mapping[str, str]) -> dict[str, str]:
 def _is_installed_by(uv: str, arguments: list[str], settings: Mapping[str, str]) -> bool:
     options = ["--compile-bytecode"] if sys.dont_write_bytecode else []
     command = [uv, "pip", "install", "--python", sys.executable, *options, *arguments]
-    return _run(*command, env={**settings, **os.environ}) == 0
+    environment = {**settings, **os.environ}
+    wanted = [argument for argument in arguments if not argument.startswith("-")]
+    if wanted and (said := announcement(uv, wanted, environment)):
+        sys.stdout.write(f"{said}\n")
+    return _run(*command, env=environment) == 0
 
 
 def _run(*command: str, env: Mapping[str, str] | None = None) -> int:

@@ -23,6 +23,9 @@ def bars_on(progress: Progress) -> Callable[[str, int, int], None]:
         if what not in tasks:
             for task in tasks.values():  # what follows says that it is there
                 progress.update(task, visible=False)
+            if total:  # before the first byte, and in a log too
+                size = f"{total // _MB} MB ({total:,} bytes)"
+                progress.console.print(f"{_WORDS[what]}: {size}", soft_wrap=True)
             tasks[what] = progress.add_task(_WORDS[what], total=None, size="")
         if done:
             size = f"{done // _MB} of {total // _MB} MB"

