@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from app.bench.plan import DENSE, BenchPlan, BenchSubject, Scenario
+from app.bench.plan import AGAIN, DENSE, BenchPlan, BenchSubject, Scenario
 from app.bench.result import (
     HEADINGS,
     Bench,
@@ -24,7 +24,7 @@ from app.bench.result import (
     to_wire,
 )
 from app.bench.runs import Measure, OwnRuns, Sample
-from app.compare.speedup import alternate
+from app.compare.speedup import alternate, is_firm
 from app.engine.autotuning import Autotuner
 from app.engine.engine import Engine
 from app.engine.kernels.compiled.openmp import keep_compiled_in
@@ -218,16 +218,18 @@ def keep(bench: Bench, settings: Settings) -> None:
 
 
 def _record_speedups(bench: Bench, settings: Settings) -> None:
-    """Of a token at every depth."""
-    speedups = {}
-    for row in bench.rows():
-        removed = bench.subject.removed.get(row.variant, ())
-        if row.variant in bench.subject.int8:
-            continue
-        if row.time == "tpot" and removed:  # the last scenario counts: requests of many clients
-            speedups[len(removed)] = row.speedup.record(
-                bench.subject.num_blocks, row.scenario.value
-            )
+    """Of a token at every depth, where it is known well. The last scenario that knows it counts:
+    requests of many clients.
+    """
+    rows = [row for row in bench.rows() if row.time == "tpot"]
+    control = {row.scenario: row.speedup for row in rows if row.variant == AGAIN}
+    speedups = {
+        len(removed): row.speedup.record(bench.subject.num_blocks, row.scenario.value)
+        for row in rows
+        if (removed := bench.subject.removed.get(row.variant, ()))
+        and row.variant not in bench.subject.int8
+        and is_firm(row.speedup, control[row.scenario])
+    }
     if speedups:
         MeasuredSpeedups(settings.data_dir).record(bench.subject.name, speedups)
 

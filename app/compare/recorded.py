@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 
 from app.compare.compare import Comparison, speedup_per_token
+from app.compare.speedup import Speedup, is_firm
 from app.models.catalog import Catalog
 from app.models.measured_speedups import COMPARISON, MeasuredSpeedup
 from app.models.registry import ServedModel
@@ -12,7 +13,6 @@ logger = logging.getLogger(__name__)
 
 MIN_PAIRS = 3  # with two, an interval says nothing
 MIN_TOKENS = 16  # of an output: shorter ones are mostly the start
-MAX_NOISE = 0.1  # how far the control's interval may reach from 1: it is wide on a busy machine
 
 
 def record_speedups(comparison: Comparison, catalog: Catalog) -> None:
@@ -24,10 +24,10 @@ def record_speedups(comparison: Comparison, catalog: Catalog) -> None:
         return
     base = comparison.baseline.served.entry
     measured = dict(_measured(comparison))
-    if base.is_pruned or base.is_int8 or not measured or not _is_quiet(comparison):
+    if base.is_pruned or base.is_int8 or not measured:
         return
     try:
-        catalog.record_compared(base.base, measured)
+        catalog.record_speedups(base.base, measured)
     except OSError as error:  # the comparison itself is worth as much without
         logger.warning("speed-ups of a comparison are not kept: %s", error)
 
@@ -42,14 +42,10 @@ def _measured(comparison: Comparison) -> Iterator[tuple[int, MeasuredSpeedup]]:
         per_token = speedup_per_token(comparison, variant)
         if per_token is None or per_token.num_pairs < MIN_PAIRS:
             continue
-        yield entry.num_removed, per_token.record(entry.order.num_blocks, COMPARISON)
+        if is_firm(per_token, _noise(comparison)):
+            yield entry.num_removed, per_token.record(entry.order.num_blocks, COMPARISON)
 
 
-def _is_quiet(comparison: Comparison) -> bool:
-    """Judged by the control alone, so that what is kept does not depend on what was found."""
-    if comparison.control is None:
-        return False
-    noise = speedup_per_token(comparison, comparison.control)
-    if noise is None or noise.low is None or noise.high is None:
-        return False
-    return noise.low >= 1 - MAX_NOISE and noise.high <= 1 + MAX_NOISE
+def _noise(comparison: Comparison) -> Speedup | None:
+    control = comparison.control
+    return None if control is None else speedup_per_token(comparison, control)

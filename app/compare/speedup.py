@@ -17,6 +17,7 @@ from app.models.measured_speedups import MeasuredSpeedup
 from pruning.student_t import quantile
 
 EQUAL_WITHIN = 0.03  # ratios no further from 1 than this count as no difference
+FIRM_WITHIN = 0.1  # how far an interval may reach, relative: it is wide on a busy machine
 
 _REMEDY = "repeat it more often, or on a quieter machine"
 
@@ -133,6 +134,19 @@ def beyond_noise(measured: Speedup, control: Speedup | None) -> Speedup:
     if not objection:
         return measured
     return replace(measured, verdict=Verdict.UNDECIDED, reason=f"{objection}: {_REMEDY}")
+
+
+def is_firm(measured: Speedup, control: Speedup | None) -> bool:
+    """Whether a speed-up is known well enough to be kept, by the control and by its own interval.
+
+    The widths alone decide: what is kept does not depend on which way it went.
+    """
+    if control is None or control.low is None or control.high is None:
+        return False
+    if measured.low is None or measured.high is None:
+        return False
+    is_quiet = control.low >= 1 - FIRM_WITHIN and control.high <= 1 + FIRM_WITHIN
+    return is_quiet and measured.high - measured.low <= 2 * FIRM_WITHIN * measured.ratio
 
 
 def _interval(low: float, high: float) -> str:

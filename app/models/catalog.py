@@ -166,10 +166,10 @@ class Catalog:
             return None  # of int8: plain weights were measured
         return self._speedups.of(entry.base, entry.order.num_blocks, entry.num_removed)
 
-    def record_compared(self, base: str, measured: Mapping[int, MeasuredSpeedup]) -> None:
-        """Keep the speed-ups of a comparison, by number of removed blocks. Raises ``OSError``."""
+    def record_speedups(self, base: str, measured: Mapping[int, MeasuredSpeedup]) -> None:
+        """Keep measured speed-ups, by number of removed blocks. Raises ``OSError``."""
         if self._speedups is not None:
-            self._speedups.record_compared(base, measured)
+            self._speedups.record(base, measured)
 
     def aliases(self) -> Mapping[str, str]:
         """The target of each alias that can be used; none if their file is broken."""

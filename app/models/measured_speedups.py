@@ -1,11 +1,13 @@
 """Speed-ups that benchmarks and comparisons have measured here, by dense model and depth.
 
 Which blocks are missing, and how the others are repaired, makes no difference to the speed. So all
-variants of a depth share one measurement: the latest benchmark, or else the latest comparison of
-those with the most pairs. Which one counts never depends on what was measured.
+variants of a depth share one measurement: that of a benchmark before that of a comparison, and the
+one that is known most closely. A ratio that the one before excludes replaces it: the machine or the
+software has changed.
 """
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -69,30 +71,24 @@ class MeasuredSpeedups:
         return None if speedup is None else speedup.interval
 
     def record(self, model: str, measured: Mapping[int, MeasuredSpeedup]) -> None:
-        """Replace what was measured before at these depths. Raises ``OSError``."""
+        """Keep what was measured at these depths, unless it is known better. Raises ``OSError``."""
         with self._file.changing():
-            self._replace(model, {str(depth): speedup for depth, speedup in measured.items()})
-
-    def record_compared(self, model: str, measured: Mapping[int, MeasuredSpeedup]) -> None:
-        """The same for comparisons: a benchmark stays, and so do more pairs. Raises ``OSError``."""
-        with self._file.changing():
-            known = self._all().get(model, {})
-            kept = {
+            models = self._all()
+            known = models.get(model, {})
+            better = {
                 str(depth): speedup
                 for depth, speedup in measured.items()
-                if _gives_way(known.get(str(depth)), speedup)
+                if _replaces(speedup, known.get(str(depth)))
             }
-            if kept:
-                self._replace(model, kept)
+            if better:
+                self._write({**models, model: {**known, **better}})
 
-    def _replace(self, model: str, measured: Mapping[str, MeasuredSpeedup]) -> None:
-        known = self._all()
-        changed = {**known, model: {**known.get(model, {}), **measured}}
-        models = {
+    def _write(self, models: _ByDepth) -> None:
+        rows = {
             name: {depth: asdict(speedup) for depth, speedup in depths.items()}
-            for name, depths in changed.items()
+            for name, depths in models.items()
         }
-        self._file.replace({"format": _FORMAT, "models": models})
+        self._file.replace({"format": _FORMAT, "models": rows})
 
     def _all(self) -> _ByDepth:
         try:
@@ -102,10 +98,20 @@ class MeasuredSpeedups:
             return {}
 
 
-def _gives_way(known: MeasuredSpeedup | None, speedup: MeasuredSpeedup) -> bool:
-    if known is None or known.num_blocks != speedup.num_blocks:
+def _replaces(new: MeasuredSpeedup, known: MeasuredSpeedup | None) -> bool:
+    if known is None or known.num_blocks != new.num_blocks:
         return True
-    return known.scenario == COMPARISON and (known.num_pairs or 0) <= (speedup.num_pairs or 0)
+    if (new.scenario == COMPARISON) != (known.scenario == COMPARISON):
+        return known.scenario == COMPARISON
+    (low, high), (known_low, known_high) = _ends(new), _ends(known)
+    return high - low <= known_high - known_low or high < known_low or low > known_high
+
+
+def _ends(speedup: MeasuredSpeedup) -> tuple[float, float]:
+    """Of the interval; without one, anything may be true."""
+    if speedup.low is None or speedup.high is None:
+        return 0.0, math.inf
+    return speedup.low, speedup.high
 
 
 def _parsed(content: bytes) -> _ByDepth:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 
 from pruning.checkpoints.trajectory import NONE, Cells, short
 from pruning.evaluation.quality import (
-    CONFIDENCE,
     MIN_WINDOWS,
     Compared,
     DomainAtDepth,
@@ -20,8 +19,8 @@ _MEASURED = ("pruned", "pruned × dense", "repaired", "repaired × dense", "came
 _HEALED = ("healed", "healed × dense", "healed: came back", "control × dense")
 NARROW = ("", "perplexity", "× dense", "came back")
 INTERVALS = (
-    f"in parentheses: intervals of {100 * CONFIDENCE:.0f} %, by Student's t over windows; those of "
-    "× dense from differences to the dense model on the same windows."
+    "95 % intervals in parentheses hold however many windows are added; those of × dense are from "
+    "differences to the dense model on the same windows."
 )
 
 

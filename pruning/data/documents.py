@@ -8,8 +8,9 @@ import gzip
 import hashlib
 import json
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -52,33 +53,54 @@ def split_documents(documents: Sequence[str]) -> dict[Split, list[str]]:
     }
 
 
+@dataclass(frozen=True)
+class Passage:
+    """A part of a document, or several short documents that were joined.
+
+    ``document`` is the place of the document. Documents that share a passage have one place.
+    """
+
+    text: str
+    document: int
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Windows ``[num_windows, seqlen]``, with the kind and the document of each."""
+
+    token_ids: torch.Tensor
+    kinds: tuple[str, ...]
+    documents: tuple[str, ...]
+
+
 def draw(
     documents: Sequence[str],
     num_windows: int,
     seqlen: int,
     seed: int,
     tokenizer: PreTrainedTokenizerBase,
-) -> torch.Tensor:
-    """Windows ``[num_windows, seqlen]``, or fewer if the documents give no more.
+) -> list[tuple[torch.Tensor, int]]:
+    """Windows ``[seqlen]``, each with its document, or fewer if the documents give no more.
 
     Passages are tokenized in random order and only as far as needed. Each gives its first window
     before any gives a second one. The first windows of a larger draw are those of a smaller one.
     """
-    texts = passages(documents, CHARACTERS_PER_TOKEN * seqlen)
+    found = passages(documents, CHARACTERS_PER_TOKEN * seqlen)
     rng = random.Random(seed)  # noqa: S311 - a reproducible sample, not a secret
-    tokenized: list[torch.Tensor] = []
-    chosen: list[torch.Tensor] = []
-    for windows in windows_of_texts(rng.sample(texts, len(texts)), seqlen, tokenizer):
-        tokenized.append(windows)
-        chosen.extend(windows[:1])
+    shuffled = rng.sample(found, len(found))
+    by_passage = windows_of_texts((each.text for each in shuffled), seqlen, tokenizer)
+    tokenized: list[tuple[torch.Tensor, int]] = []
+    chosen: list[tuple[torch.Tensor, int]] = []
+    for passage, windows in zip(shuffled, by_passage, strict=True):
+        tokenized.append((windows, passage.document))
+        chosen.extend((window, passage.document) for window in windows[:1])
         if len(chosen) >= num_windows:
             break
-    for nth in range(1, max(map(len, tokenized), default=0)):
+    for nth in range(1, max((len(windows) for windows, _ in tokenized), default=0)):
         if len(chosen) >= num_windows:
             break
-        chosen.extend(windows[nth] for windows in tokenized if nth < len(windows))
-    empty = torch.empty((0, seqlen), dtype=torch.int64)
-    return torch.stack(chosen[:num_windows]) if chosen else empty
+        chosen.extend((of[nth], document) for of, document in tokenized if nth < len(of))
+    return chosen[:num_windows]
 
 
 def draw_kinds(
@@ -87,24 +109,23 @@ def draw_kinds(
     seqlen: int,
     seed: int,
     tokenizer: PreTrainedTokenizerBase,
-) -> tuple[torch.Tensor, tuple[str, ...]]:
-    """Windows as of ``draw``, and the kind of text of each, for documents by kind.
+) -> Drawn:
+    """Windows as of ``draw``, of documents by kind.
 
     The kinds take turns as their lengths have them, so any first few windows represent all.
     """
     turns = _turns({kind: sum(map(len, texts)) for kind, texts in documents.items()}, num_windows)
     drawn = {
-        kind: list(draw(documents[kind], number, seqlen, seed, tokenizer))
+        kind: deque(draw(documents[kind], number, seqlen, seed, tokenizer))
         for kind, number in Counter(turns).items()
     }
-    chosen: list[torch.Tensor] = []
-    kinds: list[str] = []
-    for kind in turns:
-        if drawn[kind]:
-            chosen.append(drawn[kind].pop(0))
-            kinds.append(kind)
+    chosen = [(*drawn[kind].popleft(), kind) for kind in turns if drawn[kind]]
     empty = torch.empty((0, seqlen), dtype=torch.int64)
-    return (torch.stack(chosen) if chosen else empty), tuple(kinds)
+    return Drawn(
+        token_ids=torch.stack([window for window, _, _ in chosen]) if chosen else empty,
+        kinds=tuple(kind for _, _, kind in chosen),
+        documents=tuple(f"{kind} {document}" for _, document, kind in chosen),
+    )
 
 
 def _turns(sizes: Mapping[str, int], number: int) -> list[str]:
@@ -118,28 +139,27 @@ def _turns(sizes: Mapping[str, int], number: int) -> list[str]:
     return turns
 
 
-def passages(documents: Sequence[str], min_characters: int) -> list[str]:
+def passages(documents: Sequence[str], min_characters: int) -> list[Passage]:
     """Texts of this many characters, and less than twice as many where lines allow it.
 
     Long documents are cut between lines, or else between words; short ones are joined. Only a text
     that is shorter as a whole gives a shorter passage.
     """
-    pieces: list[str] = []
-    rest = ""
-    for document in documents:
-        rest = f"{rest}{SEPARATOR}{document}" if rest else document
+    pieces: list[Passage] = []
+    rest, first = "", 0
+    for number, document in enumerate(documents):
+        rest, first = (f"{rest}{SEPARATOR}{document}", first) if rest else (document, number)
         while len(rest) >= 2 * min_characters:
             at = _boundary(rest, min_characters)
-            pieces.append(rest[:at])
+            pieces.append(Passage(rest[:at], first))
             rest = rest[at:].lstrip("\n")
         if len(rest) >= min_characters:
-            pieces.append(rest)
+            pieces.append(Passage(rest, first))
             rest = ""
     if rest and pieces:
-        pieces[-1] += SEPARATOR + rest
-    elif rest:
-        pieces.append(rest)
-    return pieces
+        last = pieces.pop()
+        rest, first = last.text + SEPARATOR + rest, last.document
+    return [*pieces, Passage(rest, first)] if rest else pieces
 
 
 def _boundary(text: str, min_characters: int) -> int:

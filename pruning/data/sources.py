@@ -319,8 +319,13 @@ class _DocumentText:
         documents = self.documents[split]
         if use in (Use.REPAIR, Use.HEALING):
             documents = {**documents, **self.forms()}
-        token_ids, kinds = draw_kinds(documents, wanted, seqlen, seed, self.tokenizer)
-        return Windows(token_ids, f"{self.name}, {split} documents", kinds=kinds)
+        drawn = draw_kinds(documents, wanted, seqlen, seed, self.tokenizer)
+        return Windows(
+            drawn.token_ids,
+            f"{self.name}, {split} documents",
+            kinds=drawn.kinds,
+            documents=drawn.documents,
+        )
 
 
 # ``windows`` may be fewer than wanted, and none for selection. ``pool`` has those for an evaluation

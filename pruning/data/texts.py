@@ -63,7 +63,7 @@ def text_windows(
     if name in PACKAGED:
         wanted = num_windows or MAX_PACKAGED_TOKENS // seqlen
         documents = packaged_documents(Dataset(name))[Split.EVALUATION]
-        windows, _ = draw_kinds(documents, wanted, seqlen, 0, tokenizer)
+        windows = draw_kinds(documents, wanted, seqlen, 0, tokenizer).token_ids
         named = behind_beginning(f"packaged {name}", tokenizer)
         source = f"{named}, {Split.EVALUATION} documents"
     else:

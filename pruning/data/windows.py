@@ -19,13 +19,15 @@ class Windows:
     """Token ids ``[num_windows, seqlen]`` (int64) and where they come from.
 
     ``kinds`` has the kind of text of each window where a source has several, as fiction and news.
-    ``origins`` has the source and the domain of each window of a mix.
+    ``documents`` has the document of each window where they are known. ``origins`` has the source
+    and the domain of each window of a mix.
     """
 
     token_ids: torch.Tensor
     source: str
     domain: str = ""  # empty for a mix
     kinds: tuple[str, ...] = ()
+    documents: tuple[str, ...] = ()
     origins: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -41,10 +43,15 @@ class Windows:
 
     def first(self, num_windows: int) -> "Windows":
         """The first of these windows."""
-        token_ids, kinds = self.token_ids[:num_windows], self.kinds[:num_windows]
         origins = self.origins[:num_windows]
-        source = _named([source for source, _ in origins]) or self.source
-        return replace(self, token_ids=token_ids, source=source, kinds=kinds, origins=origins)
+        return Windows(
+            token_ids=self.token_ids[:num_windows],
+            source=_named([source for source, _ in origins]) or self.source,
+            domain=self.domain,
+            kinds=self.kinds[:num_windows],
+            documents=self.documents[:num_windows],
+            origins=origins,
+        )
 
     def by_kind(self) -> dict[str, torch.Tensor]:
         """The token ids of each kind, or all of them as one without a name."""
@@ -66,6 +73,7 @@ def mixed(parts: Sequence[Windows]) -> Windows:
         token_ids=torch.stack([parts[number].token_ids[at] for _, number, at in order]),
         source=_named([part.source for part in parts for _ in part.token_ids]),
         kinds=tuple(_kind(parts[number], at) for _, number, at in order),
+        documents=tuple(_document(parts[number], number, at) for _, number, at in order),
         origins=tuple((parts[number].source, parts[number].domain) for _, number, _ in order),
     )
 
@@ -86,6 +94,10 @@ def with_repeats(windows: Windows, tokenizer: PreTrainedTokenizerBase) -> Window
 
 def _kind(windows: Windows, at: int) -> str:
     return windows.kinds[at] if windows.kinds else ""
+
+
+def _document(windows: Windows, part: int, at: int) -> str:
+    return f"{part} {windows.documents[at] if windows.documents else at}"
 
 
 def _named(sources: Sequence[str]) -> str:

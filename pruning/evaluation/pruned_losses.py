@@ -4,7 +4,7 @@ Two models that have the same blocks up to some block share the hidden states in
 prefixes of a removal order, raw and repaired, cost less than one by one. Each block is loaded once.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -40,14 +40,6 @@ class PrunedModel:
     own: Own = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Part:
-    """Windows [num_windows, seqlen], and the positions of the models that are measured on them."""
-
-    windows: torch.Tensor
-    models: Sequence[int]
-
-
 def pruned_losses(
     dense: DenseModel, models: Sequence[PrunedModel], windows: torch.Tensor
 ) -> list[Losses]:
@@ -55,27 +47,26 @@ def pruned_losses(
 
     Raises ``StateBudgetTooSmall``.
     """
-    return losses_of_parts(dense, models, [Part(windows, range(len(models)))])[0]
+    return losses_of_parts(dense, models, [windows])[0]
 
 
 def losses_of_parts(
-    dense: DenseModel, models: Sequence[PrunedModel], parts: Sequence[Part]
+    dense: DenseModel, models: Sequence[PrunedModel], parts: Sequence[torch.Tensor]
 ) -> list[list[Losses]]:
-    """The losses of each part, for each of its models. All windows have one length.
+    """The losses of each model on each part, which is windows ``[num_windows, seqlen]``.
 
-    Hidden states take at most the state budget of the run; windows that exceed it have a pass of
-    their own. Raises ``StateBudgetTooSmall``.
+    All windows have one length. Hidden states take at most the state budget of the run; windows
+    that exceed it have a pass of their own. Raises ``StateBudgetTooSmall``.
     """
-    config, seqlen = dense.model.config, parts[0].windows.shape[1]
-    most = max(len(part.models) for part in parts)
-    needed = (most + 1) * seqlen * config.hidden_size * dense.model.dtype.itemsize
+    config, seqlen = dense.model.config, parts[0].shape[1]
+    needed = (len(models) + 1) * seqlen * config.hidden_size * dense.model.dtype.itemsize
     budget = state_budget(
         dense.visited().device,
         dense.resources.state_budget,
         least=needed,
-        of=f"one window of {seqlen} tokens in {counted(most, 'model')}",
+        of=f"one window of {seqlen} tokens in {counted(len(models), 'model')}",
     )
-    losses_by_part: list[list[list[float]]] = [[[] for _ in part.models] for part in parts]
+    losses_by_part: list[list[list[float]]] = [[[] for _ in models] for _ in parts]
     for pieces in _passes(parts, budget // needed):
         for number, of_piece in _one_pass(dense, models, pieces):
             for losses, more in zip(losses_by_part[number], of_piece, strict=True):
@@ -83,18 +74,18 @@ def losses_of_parts(
     return [list(of_part) for of_part in losses_by_part]
 
 
-_Pieces = Sequence[tuple[int, Part]]  # each with the number of the part that it is from
+_Pieces = Sequence[tuple[int, torch.Tensor]]  # each with the number of the part that it is from
 
 
-def _passes(parts: Sequence[Part], most_windows: int) -> Iterator[_Pieces]:
+def _passes(parts: Sequence[torch.Tensor], most_windows: int) -> Iterator[_Pieces]:
     """What fits into memory at once: parts, some of them in pieces."""
-    pieces: list[tuple[int, Part]] = []
+    pieces: list[tuple[int, torch.Tensor]] = []
     room = most_windows
     for number, part in enumerate(parts):
-        windows = part.windows
+        windows = part
         while len(windows):
             piece, windows = windows[:room], windows[room:]
-            pieces.append((number, Part(piece, part.models)))
+            pieces.append((number, piece))
             room -= len(piece)
             if not room:
                 yield pieces
@@ -107,20 +98,19 @@ def _passes(parts: Sequence[Part], most_windows: int) -> Iterator[_Pieces]:
 def _one_pass(
     dense: DenseModel, models: Sequence[PrunedModel], pieces: _Pieces
 ) -> list[tuple[int, list[list[float]]]]:
-    """The losses of each model of a piece on its windows, in order."""
+    """The losses of each model on the windows of each piece, in order."""
     visited = dense.visited()
-    batch_size = max(1, dense.resources.batch_tokens // pieces[0][1].windows.shape[1])
+    batch_size = max(1, dense.resources.batch_tokens // pieces[0][1].shape[1])
     with visited.embeddings():
         batches = [
-            (number, _Batch(visited.model, token_ids.to(visited.device), piece.models))
+            (number, _Batch(visited.model, token_ids.to(visited.device), len(models)))
             for number, piece in pieces
-            for token_ids in torch.split(piece.windows, batch_size)
+            for token_ids in torch.split(piece, batch_size)
         ]
-    used = {at for _, piece in pieces for at in piece.models}
-    needed = sorted({block for at in used for block in models[at].keep})
+    needed = sorted({block for model in models for block in model.keep})
     with closing(visited.blocks(needed)) as loaded:
         for block in loaded:
-            modules = dict(_modules(visited, block, {at: models[at] for at in sorted(used)}))
+            modules = list(_modules(visited, block, models))
             for _, batch in batches:
                 batch.run(block, modules)
     with visited.head():
@@ -128,20 +118,20 @@ def _one_pass(
 
 
 def _modules(
-    visited: VisitedModel, block: int, models: Mapping[int, PrunedModel]
-) -> Iterator[tuple[int, nn.Module | None]]:
+    visited: VisitedModel, block: int, models: Sequence[PrunedModel]
+) -> Iterator[nn.Module | None]:
     """What each pruned model runs in place of a block: one module for equal tensors, or None."""
     known: list[tuple[Own, nn.Module]] = [(NO_OWN, block_list(visited.model)[block])]
-    for at, pruned in models.items():
+    for pruned in models:
         if block not in pruned.keep:
-            yield at, None
+            yield None
             continue
         own = own_of_block(visited.model, block, pruned.own, visited.device)
         module = next((module for tensors, module in known if _are_equal(tensors, own)), None)
         if module is None:
             module = with_own(known[0][1], own)
             known.append((own, module))
-        yield at, module
+        yield module
 
 
 def _are_equal(one: Own, other: Own) -> bool:
@@ -149,26 +139,22 @@ def _are_equal(one: Own, other: Own) -> bool:
 
 
 class _Batch:
-    """Windows that go through a block together, in the models at these positions.
+    """Windows that go through a block together, in all models.
 
     Models may share the tensors of their states.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, token_ids: torch.Tensor, models: Sequence[int]
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, token_ids: torch.Tensor, num_models: int) -> None:
         self._token_ids = token_ids
-        self._models = models
         hidden, self._calls = block_calls(model, token_ids)
-        self._states = [hidden] * len(models)
+        self._states = [hidden] * num_models
 
-    def run(self, block: int, modules: Mapping[int, nn.Module | None]) -> None:
+    def run(self, block: int, modules: Sequence[nn.Module | None]) -> None:
         """Advance each model by its module, once for models with the same state and module."""
         call = self._calls[block]
         outputs: dict[tuple[int, int], torch.Tensor] = {}
         states = []
-        for at, hidden in zip(self._models, self._states, strict=True):
-            module = modules[at]
+        for module, hidden in zip(modules, self._states, strict=True):
             if module is None:
                 states.append(hidden)
                 continue

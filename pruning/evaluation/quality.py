@@ -9,24 +9,25 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, Literal
 
-from pruning.evaluation.estimate import Kinds, estimate
+from pruning.confidence import MIN_DEGREES, reach
+from pruning.evaluation.estimate import UNKNOWN_STRATA, Strata, estimate
 from pruning.evaluation.results import Extent, ProbeComparison, Sample, ZeroShot
 from pruning.plural import counted
 from pruning.records import read_record
 from pruning.removal import Losses, paired_gaps
-from pruning.student_t import quantile
 
 Shares = Mapping[str, int]  # of each domain in a text, in any unit
 
-CONFIDENCE = 0.95  # of every interval
-MIN_WINDOWS = 3  # with two, Student's t makes an interval so wide that it says nothing
-MIN_DEGREES = MIN_WINDOWS - 1  # of freedom
+MIN_WINDOWS = MIN_DEGREES + 1  # for an interval
 MAX_NATS = 700.0  # exp of a larger loss, as of a broken model, overflows a float
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and the ends of its interval of 95 % confidence; None if it is unknown."""
+    """An estimate and the ends of its interval of 95 % confidence; None if it is unknown.
+
+    Intervals hold however often more windows are added, see ``pruning.confidence``.
+    """
 
     value: float
     low: float | None
@@ -64,37 +65,22 @@ class Measured:
 
     ``standard_error`` is that of the mean of the differences to the dense model, window by window;
     for the dense model, that of its own mean. None with a single window or a broken model.
-    ``num_windows`` are those with differences, where the dense model was measured on more: then
-    ``loss`` is that of the dense model and the mean difference, which ``estimate`` gives with the
-    ``degrees`` of freedom of its error, and with the ``control_error`` that is part of it.
     """
 
     loss: float
     standard_error: float | None
-    num_windows: int | None = None
-    degrees: int | None = None  # None: one less than the windows
-    control_error: float | None = None  # None without a control, and in old manifests
+    degrees: int | None = None  # of freedom of the error; None: one less than the windows
 
     @classmethod
-    def of_dense(cls, losses: Losses) -> "Measured":
-        return cls(fmean(losses), estimate(losses).error)
+    def of_dense(cls, losses: Losses, strata: Strata = UNKNOWN_STRATA) -> "Measured":
+        found = estimate(losses, strata)
+        return cls(found.mean, found.error, found.degrees)
 
     @classmethod
-    def against(
-        cls, dense: Losses, losses: Losses, control: Losses = (), kinds: Kinds = ()
-    ) -> "Measured":
-        """The model with ``losses`` on the first of the windows of the dense model.
-
-        ``control`` are the losses of a model that was measured on more of them, and ``kinds`` are
-        those of their text.
-        """
-        gaps = paired_gaps(losses, dense)
-        gap = estimate(gaps, paired_gaps(control, dense), kinds)
-        degrees = None if gap.degrees == len(gaps) - 1 else gap.degrees
-        if len(losses) == len(dense):
-            return cls(fmean(losses), gap.error, degrees=degrees)
-        loss = fmean(dense) + gap.mean
-        return cls(loss, gap.error, len(gaps), degrees, gap.control_error)
+    def against(cls, dense: Losses, losses: Losses, strata: Strata = UNKNOWN_STRATA) -> "Measured":
+        """The model with ``losses`` on the windows of the dense model, which are of ``strata``."""
+        gap = estimate(paired_gaps(losses, dense), strata)
+        return cls(fmean(losses), gap.error, gap.degrees)
 
     @property
     def perplexity(self) -> float:
@@ -203,10 +189,6 @@ class DomainQuality:
         nats = measured.loss - self.dense.loss
         return _exp_interval(nats, measured.standard_error, self.degrees(measured))
 
-    def num_windows_after(self, num_removed: int) -> int:
-        """On how many windows this depth was measured as it is served."""
-        return self.served_after(num_removed).num_windows or self.num_windows
-
     def margin_after(self, num_removed: int) -> float | None:
         """How far the interval of the ratio reaches, on the scale of the loss, as it is served.
 
@@ -218,16 +200,16 @@ class DomainQuality:
         degrees = self.degrees(served)
         if served.standard_error is None or degrees < MIN_DEGREES:
             return None
-        return _margin(served.standard_error, degrees)
+        return reach(degrees) * served.standard_error
 
     def degrees(self, measured: Measured) -> int:
         """The degrees of freedom of its error."""
-        return measured.degrees or (measured.num_windows or self.num_windows) - 1
+        return self.num_windows - 1 if measured.degrees is None else measured.degrees
 
     def dense_perplexity(self) -> Interval:
         """The perplexity of the dense model on text like this one."""
         error = self.dense.standard_error
-        return _exp_interval(self.dense.loss, error, self.num_windows - 1, least_nats=0.0)
+        return _exp_interval(self.dense.loss, error, self.degrees(self.dense), least_nats=0.0)
 
     def recovered_after(self, num_removed: int) -> float | None:
         """The share of the lost nats that repair gives back; None if nothing was lost."""
@@ -338,7 +320,8 @@ def perplexity_of(loss: float) -> float:
 
 def interval_of(losses: Losses) -> Interval:
     """The perplexity on text like these windows."""
-    return _exp_interval(fmean(losses), estimate(losses).error, len(losses) - 1, least_nats=0.0)
+    found = estimate(losses)
+    return _exp_interval(found.mean, found.error, found.degrees, least_nats=0.0)
 
 
 def ratio_of(dense: Losses, losses: Losses) -> Interval:
@@ -354,19 +337,15 @@ def text_of(source: str, num_windows: int, seqlen: int) -> str:
 def _exp_interval(
     nats: float, error: float | None, degrees: int, least_nats: float = -math.inf
 ) -> Interval:
-    """exp of a mean over windows and of the ends of its interval, by Student's t.
+    """exp of a mean over windows and of the ends of its interval.
 
     With too few degrees of freedom the interval is unknown. A loss has at least ``least_nats``.
     """
     if error is None or degrees < MIN_DEGREES:
         return Interval(perplexity_of(nats), None, None)
-    margin = _margin(error, degrees)
+    margin = reach(degrees) * error
     ends = max(least_nats, nats - margin), nats + margin
     return Interval(perplexity_of(nats), *map(perplexity_of, ends))
-
-
-def _margin(error: float, degrees: int) -> float:
-    return quantile((1 + CONFIDENCE) / 2, degrees) * error
 
 
 def overall_ratio(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pruning.data.documents import passages
+from pruning.data.documents import Passage, passages
 from pruning.evaluation.probe import Item, probe_items
 from pruning.models import random_models
 from pruning.models.store import LoadedModel, load
@@ -20,7 +20,7 @@ def _texts_are_cut_once() -> Iterator[None]:
     """A run on a tiny model cuts packaged texts into passages for a tenth of its time."""
 
     @lru_cache(maxsize=200)
-    def cut(documents: Sequence[str], min_characters: int) -> Sequence[str]:
+    def cut(documents: Sequence[str], min_characters: int) -> Sequence[Passage]:
         return passages(documents, min_characters)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -6,13 +6,11 @@ from typing import Any
 import pytest
 from _pytest.mark.structures import ParameterSet
 
-from pruning.evaluation.estimate import MIN_PAIRS
+from pruning.evaluation.enough import FIRST_WINDOWS
 
 LIMITS: Mapping[str, int] = {
-    # of a domain: random models are never told apart, however many are measured. As many as an
-    # interval takes, and all at once: taken in turns, they are a third of a run
-    "pruning.spec.evaluation.MAX_WINDOWS": MIN_PAIRS,
-    "pruning.evaluation.enough.FIRST_WINDOWS": MIN_PAIRS,
+    # of a domain: random models are never told apart, however many are measured
+    "pruning.spec.evaluation.MAX_WINDOWS": FIRST_WINDOWS,
     # that a repair is fitted on: tiny models have 48 columns at most
     "pruning.data.sources.REPAIR_TOKENS": 2**11,
     # of each sample text: whole ones are a fifth of a pruning run

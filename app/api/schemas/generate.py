@@ -151,8 +151,8 @@ class DomainView(BaseModel):
     raw_perplexity: float = Field(description="Without repair; the same for an unrepaired model.")
     dense_perplexity: float = Field(description="Of the dense model on the same windows.")
     dense_perplexity_low: float | None = Field(
-        description="Lower end of its 95 % interval on text like this, by Student's t over "
-        "windows. Null, as all ends of intervals, if there are fewer than three windows."
+        description="Lower end of its 95 % interval on text like this. Null, as all ends of "
+        "intervals, if there are fewer than five documents or windows."
     )
     dense_perplexity_high: float | None = Field(description="Upper end of that interval.")
     ratio: float = Field(description="perplexity / dense_perplexity.")

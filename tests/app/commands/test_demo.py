@@ -253,6 +253,6 @@ def test_what_the_demo_measured_is_known_to_the_ordinary_service(tmp_path: Path)
     found = {depth: MeasuredSpeedup(1.1, 1.0, 1.2, 30, COMPARISON, 1.0, 5) for depth in (3, 6)}
     keep_speedups(tmp_path / "none", tmp_path)
     assert not [*tmp_path.iterdir()]
-    MeasuredSpeedups(tmp_path / "demo").record_compared(NAME, found)
+    MeasuredSpeedups(tmp_path / "demo").record(NAME, found)
     keep_speedups(tmp_path / "demo", tmp_path)
     assert MeasuredSpeedups(tmp_path).of_model(NAME) == found

@@ -5,7 +5,7 @@ from statistics import fmean
 
 import pytest
 
-from app.compare.speedup import Speedup, Verdict, alternate, beyond_noise, speedup
+from app.compare.speedup import Speedup, Verdict, alternate, beyond_noise, is_firm, speedup
 
 
 def times(mean_s: float, noise: float, number: int, seed: int) -> list[float]:
@@ -116,3 +116,23 @@ def test_every_subject_comes_first_equally_often() -> None:
         assert all(sorted(order) == list(range(number)) for order in orders)
         for place in range(number):
             assert {order[place] for order in orders} == set(range(number))
+
+
+@pytest.mark.parametrize(
+    ("variant_s", "again_s", "expected"),
+    [
+        ([1.0, 1.01, 1.0], [1.2, 1.21, 1.19], True),
+        ([1.3, 1.31, 1.29], [1.2, 1.21, 1.19], True),  # it is slower
+        ([1.0, 1.4, 1.1], [1.2, 1.21, 1.19], False),
+        ([1.0, 1.01, 1.0], [1.2, 1.6, 1.1], False),
+        ([1.0], [1.2], False),
+    ],
+    ids=["faster", "slower", "a vague one", "a noisy control", "one pair"],
+)
+def test_a_speedup_is_firm_by_the_widths_of_intervals_alone(
+    variant_s: list[float], again_s: list[float], expected: bool
+) -> None:
+    baseline_s = [1.2, 1.2, 1.21][: len(variant_s)]
+    measured, control = speedup(baseline_s, variant_s), speedup(baseline_s, again_s)
+    assert is_firm(measured, control) is expected
+    assert not is_firm(measured, None)

@@ -21,11 +21,15 @@ def test_most_documents_are_for_calibration() -> None:
     assert sizes == {Split.CALIBRATION: 6, Split.SELECTION: 2, Split.EVALUATION: 2}
 
 
+def texts_of(documents: list[str], min_characters: int) -> list[str]:
+    return [each.text for each in passages(documents, min_characters)]
+
+
 @given(some_documents, st.integers(1, 30))
 def test_passages_lose_no_letter_and_are_long_enough(
     documents: list[str], min_characters: int
 ) -> None:
-    found = passages(documents, min_characters)
+    found = texts_of(documents, min_characters)
     letters = "".join("".join(found).split())
     assert letters == "".join("".join(documents).split())
     assert all(len(text) >= min_characters for text in found) or len(found) == 1
@@ -33,5 +37,12 @@ def test_passages_lose_no_letter_and_are_long_enough(
 
 
 def test_long_documents_are_cut_between_lines_or_else_between_words() -> None:
-    assert passages(["one two\n  three four five"], 6) == ["one two", "  three", " four five"]
-    assert passages(["onetwothreefour"], 4) == ["onet", "woth", "reefour"]
+    assert texts_of(["one two\n  three four five"], 6) == ["one two", "  three", " four five"]
+    assert texts_of(["onetwothreefour"], 4) == ["onet", "woth", "reefour"]
+
+
+def test_passages_of_one_document_have_one_place_and_so_have_joined_documents() -> None:
+    found = passages(["a" * 25, "bb", "c" * 12, "d" * 10, "e"], 10)
+    assert [each.document for each in found] == [0, 0, 1, 3]
+    assert found[2].text.startswith("bb")
+    assert found[3].text.endswith("e")

@@ -180,7 +180,7 @@ def num_kept(documents: Sequence[str], tokenizer: Any) -> int:
 def test_a_draw_gives_all_windows_if_there_are_no_more(tiny_loaded: LoadedModel) -> None:
     documents = ["the quick brown fox jumps over the lazy dog\n" * 30] * 3
     texts = passages(documents, 8 * 16)
-    lengths = [len(tiny_loaded.tokenizer(text).input_ids) for text in texts]
+    lengths = [len(tiny_loaded.tokenizer(each.text).input_ids) for each in texts]
     expected = sum(length // 16 for length in lengths)
     assert num_kept(documents, tiny_loaded.tokenizer) == expected
 

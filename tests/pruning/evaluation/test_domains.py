@@ -12,8 +12,8 @@ import torch
 from pruning.data.calibration import evaluation_windows
 from pruning.data.windows import Windows
 from pruning.evaluation.domains import measure_domains, perplexity_curve
-from pruning.evaluation.enough import Sizes, UntilKnown
-from pruning.evaluation.estimate import MIN_PAIRS
+from pruning.evaluation.enough import UntilKnown
+from pruning.evaluation.estimate import Strata
 from pruning.evaluation.quality import DomainQuality, Measured
 from pruning.models.blocks import view
 from pruning.models.store import ModelStore, load
@@ -89,61 +89,41 @@ def test_each_domain_is_measured_dense_raw_and_repaired(
 
 
 class InPasses(UntilKnown):
-    """Takes some windows of each domain at first, and then what it is given for the depths."""
+    """Takes two windows of each domain at first, and then these numbers of the first domain."""
 
-    def __init__(self, *sizes: Mapping[int, int], first: int = 2) -> None:
+    def __init__(self, *sizes: int) -> None:
         self._sizes = [*sizes]
-        self._first = first
 
     def at_first(self, _available: int) -> int:
-        return self._first
+        return 2
 
-    def next_sizes(self, domains: Sequence[DomainQuality], _: object) -> Sizes:
+    def next_sizes(self, domains: Sequence[DomainQuality], _: object) -> Mapping[str, int]:
         return {one.domain: self._sizes.pop(0) for one in domains[:1]} if self._sizes else {}
 
 
-def test_windows_are_added_for_depths_that_lack_them(dense: DenseModel) -> None:
-    found, other = measure_domains(dense, TEXTS, REMOVED, {}, InPasses({2: 3}))
-    first = TEXTS[found.domain].first(3)
+def test_windows_are_added_to_a_domain_at_all_depths(dense: DenseModel) -> None:
+    found, other = measure_domains(dense, TEXTS, REMOVED, {}, InPasses(3, 4))
+    first = TEXTS[found.domain].first(4)
     [whole] = measure_domains(dense, {found.domain: first}, REMOVED, {})
-    assert (found.num_windows, found.digest) == (3, first.digest)
-    same(found.dense, whole.dense)
-    same(found.raw[1], whole.raw[1])
-    assert [one.num_windows for one in found.raw] == [2, None]
-    [short] = measure_domains(dense, {found.domain: first.first(2)}, REMOVED, {})
-    gap = short.raw[0].loss - short.dense.loss
-    assert found.raw[0].loss == pytest.approx(whole.dense.loss + gap, abs=1e-5)
+    assert (found.num_windows, found.digest) == (4, first.digest)
+    for mine, expected in zip((found.dense, *found.raw), (whole.dense, *whole.raw), strict=True):
+        same(mine, expected)
     assert other.num_windows == 2
 
 
-def test_each_depth_goes_on_behind_its_own_windows(dense: DenseModel) -> None:
-    found, _ = measure_domains(dense, TEXTS, REMOVED, {}, InPasses({2: 3}, {1: 3, 2: 4}, {1: 4}))
-    [whole] = measure_domains(dense, {found.domain: TEXTS[found.domain].first(4)}, REMOVED, {})
-    assert [one.num_windows for one in found.raw] == [None, None]
-    for mine, expected in zip((found.dense, *found.raw), (whole.dense, *whole.raw), strict=True):
-        same(mine, expected)
-
-
-def test_the_deepest_model_is_the_control_of_depths_with_fewer_windows(
-    dense: DenseModel, tiny_model_dir: Path
-) -> None:
+def test_errors_are_those_of_kinds_and_documents(dense: DenseModel, tiny_model_dir: Path) -> None:
     kinds = ("fiction", "news") * 15
-    text = {"prose": Windows(windows(30, 2), "some prose", kinds=kinds)}
-    [found] = measure_domains(dense, text, REMOVED, {}, InPasses({2: 30}, first=MIN_PAIRS))
-    whole = load(tiny_model_dir).model
-    of_dense, shallow, deep = (
-        PlainScorer(whole, text["prose"].token_ids).losses(kept(NUM_BLOCKS, REMOVED[:number]))
+    documents = tuple(f"{kind} {at // 6}" for at, kind in enumerate(kinds))
+    text = Windows(windows(30, 2), "some prose", kinds=kinds, documents=documents)
+    [found] = measure_domains(dense, {"prose": text}, REMOVED, {})
+    of_dense, shallow, _ = (
+        PlainScorer(load(tiny_model_dir).model, text.token_ids).losses(
+            kept(NUM_BLOCKS, REMOVED[:number])
+        )
         for number in (0, 1, 2)
     )
-    expected = Measured.against(of_dense, shallow[:MIN_PAIRS], deep, kinds)
-    assert expected.degrees != Measured.against(of_dense, shallow[:MIN_PAIRS], deep).degrees
-    same(found.raw[0], expected)
-    assert (found.raw[0].num_windows, found.raw[0].degrees) == (MIN_PAIRS, expected.degrees)
-    assert expected.loss != pytest.approx(
-        Measured.against(of_dense, shallow[:MIN_PAIRS]).loss, abs=1e-4
-    )
-    same(found.raw[1], Measured.against(of_dense, deep, kinds=kinds))
-    assert found.raw[1].degrees == 28
+    same(found.raw[0], Measured.against(of_dense, shallow, Strata(kinds, documents)))
+    assert [each.degrees for each in (found.dense, *found.raw)] == [8, 8, 8]
 
 
 def same(found: Measured, expected: Measured) -> None:

@@ -49,10 +49,7 @@ def test_advice_joins_what_a_comparison_measured(
         }
         measured = client.get("/models/tiny@-1").json()["measured_speedup"]
         assert (measured["ratio"], measured["scenario"]) == (tpot["ratio"], COMPARISON)
-        compare(client, **BODY, max_new_tokens=16, repeats=3)
-        kept = MeasuredSpeedups(data_dir).of("tiny", 6, 1)
-        assert kept is not None
-        assert kept.num_pairs == 4, "fewer pairs do not replace more"
+        assert MeasuredSpeedups(data_dir).of("tiny", 6, 1) is not None
 
 
 @pytest.mark.slow
