@@ -17,7 +17,7 @@ def martingale(t: float, num_samples: int) -> float:
     degrees = num_samples - 1
     share = 1 / (1 + num_samples)
     ratio = (1 + t**2 / degrees) / (1 + share * t**2 / degrees)
-    return math.sqrt(share) * ratio ** (num_samples / 2)
+    return math.sqrt(share) * math.pow(ratio, num_samples / 2)
 
 
 @given(st.integers(MIN_DEGREES, 5_000), st.sampled_from([0.8, 0.95, 0.99]))

@@ -63,8 +63,11 @@ def manifest_of(
 def domain_of(
     name: str, raw: Sequence[Losses], repaired: Sequence[Losses | None] = ()
 ) -> DomainQuality:
-    """A domain whose dense model has a loss of 3, 4 and 5 nats on its three windows."""
-    dense = (3.0, 4.0, 5.0)
+    """A domain whose dense model has a loss of 3, 4 and 5 nats on its windows.
+
+    There are two of each, as an interval takes five, and of the other losses as well.
+    """
+    dense = (3.0, 4.0, 5.0) * 2
     return DomainQuality(
         domain=name,
         source=f"some {name}",
@@ -72,8 +75,10 @@ def domain_of(
         seqlen=8,
         digest=f"digest of {name}",
         dense=Measured.of_dense(dense),
-        raw=tuple(Measured.against(dense, losses) for losses in raw),
-        repaired=tuple(Measured.against(dense, found) if found else None for found in repaired),
+        raw=tuple(Measured.against(dense, (*losses, *losses)) for losses in raw),
+        repaired=tuple(
+            Measured.against(dense, (*found, *found)) if found else None for found in repaired
+        ),
     )
 
 
@@ -86,7 +91,7 @@ def healed_run(manifest: Manifest, loss: float) -> Manifest:
     run = Run(1, 64, 1.0, check, (check,), (0.5,))
     settings = Heal(num_tokens=64, depths=Depths.DEEPEST)
     heal = Healing(manifest.name, settings, Method.RIDGE, run, None, (), (), 0)
-    dense = (3.0, 4.0, 5.0)
+    dense = (3.0, 4.0, 5.0) * 2
     healed = Measured.against(dense, (loss,) * len(dense))
     depths = (*(None for _ in manifest.removed_blocks[1:]), healed)
     domains = tuple(replace(domain, healed=depths) for domain in manifest.quality.domains)

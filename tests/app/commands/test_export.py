@@ -121,7 +121,7 @@ def test_the_card_of_an_export_has_the_quality_that_its_job_has_measured(
     for name in ("tiny@-2", manifest.name):
         assert f"|   repaired | {short(found.repaired.perplexity)} |" in cards[name]
         assert with_interval(found.repaired.ratio) in cards[name]
-        assert "prose: some prose, 3 windows of 8 tokens (sha256" in cards[name]
+        assert "prose: some prose, 6 windows of 8 tokens (sha256" in cards[name]
     assert with_interval(found.raw.ratio) in cards["tiny@-2+raw"]
     assert "repaired |" not in cards["tiny@-2+raw"]
     assert "Quality" not in cards["tiny"]

@@ -66,7 +66,7 @@ def rising(loss: float) -> list[tuple[float, float, float]]:
 
 HEALED = replace(
     domain_of("prose", rising(0.12), rising(0.055)),
-    healed=tuple(Measured.against((3.0, 4.0, 5.0), losses) for losses in rising(0.043)),
+    healed=tuple(Measured.against((3.0, 4.0, 5.0) * 2, losses * 2) for losses in rising(0.043)),
 )
 
 
@@ -120,7 +120,7 @@ def test_a_panel_names_its_text() -> None:
     texts = [text.get_text() for text in figure.axes[1].texts]
     assert "code" in texts
     assert "some code" in texts
-    assert f"3 windows of 8 tokens, dense {math.exp(4):.2f}" in texts
+    assert f"6 windows of 8 tokens, dense {math.exp(4):.2f}" in texts
     ticks = [label.get_text() for label in figure.axes[0].get_xticklabels()]
     assert ticks == ["0", "1\n(3)", "2\n(1)"]
 

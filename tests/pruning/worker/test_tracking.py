@@ -28,7 +28,7 @@ from tests.support.mlflow_server import Tracking, tracking_server
 DOMAIN = DomainQuality(
     domain="prose",
     source="a text",
-    num_windows=3,
+    num_windows=5,
     seqlen=8,
     digest="d",
     dense=Measured(1.0, 0.1),

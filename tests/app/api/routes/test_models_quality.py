@@ -94,7 +94,7 @@ def test_each_variant_has_the_quality_of_each_domain(data_dir: Path, client: Tes
         ratio, raw_ratio = prose.ratio(of_model), prose.ratio(prose.raw_after(number))
         assert found == {
             "domain": "prose",
-            "text": "some prose, 3 windows of 8 tokens",
+            "text": "some prose, 6 windows of 8 tokens",
             "digest": "digest of prose",
             "perplexity": of_model.perplexity,
             "raw_perplexity": prose.raw_after(number).perplexity,
