@@ -2,6 +2,7 @@
 address.
 
 Beyond the limits, a connection is still accepted, but only questions about health are answered.
+These do not wait for other requests.
 """
 
 import asyncio
@@ -10,12 +11,15 @@ import resource
 import ssl
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from starlette.responses import JSONResponse
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.utils import get_remote_addr
+
+from app.server.fair_queue import FairQueue
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +32,7 @@ RESTRICTED_S = 2.0  # for the headers of a connection beyond the limits
 NUM_RESERVED = 32  # connections beyond the limits that are open at once
 MAX_CONNECTIONS = 2_048
 _NUM_OWN_FILES = 64  # that this process may open later
+_STARTS_PER_TURN = 4  # of requests, whose first steps take up to a millisecond
 _OPEN_TO_ALL = "/health/"
 
 _TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
@@ -82,9 +87,10 @@ class ConnectionLimits:
 class GuardedProtocol(HttpToolsProtocol):
     """HTTP of uvicorn, with deadlines for what a client sends and reads."""
 
-    def __init__(self, limits: ConnectionLimits, **arguments: Any) -> None:  # noqa: ANN401 - uvicorn's
+    def __init__(self, limits: ConnectionLimits, queue: FairQueue, **arguments: Any) -> None:  # noqa: ANN401 - uvicorn's
         super().__init__(**arguments)
         self._limits = limits
+        self._queue = queue
         self._reading: asyncio.TimerHandle | None = None
         self._writing: asyncio.TimerHandle | None = None
         self._is_admitted: bool | None = None  # None: not counted
@@ -154,11 +160,19 @@ class GuardedProtocol(HttpToolsProtocol):
         self.transport.close()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:  # noqa: ANN401 - uvicorn's
+        is_health = cycle.scope["path"].startswith(_OPEN_TO_ALL)
         if not self._is_admitted:
             cycle.keep_alive = False
-            is_open = cycle.scope["path"].startswith(_OPEN_TO_ALL)
-            app = app if is_open else _REFUSAL
-        super()._start_asgi_task(cycle, app)
+            app = app if is_health else _REFUSAL
+        start = partial(self._start, cycle, app)
+        if is_health:
+            start()
+        else:
+            self._queue.add(self._address, start)
+
+    def _start(self, cycle: RequestResponseCycle, app: Any) -> None:  # noqa: ANN401 - uvicorn's
+        if not cycle.disconnected:
+            super()._start_asgi_task(cycle, app)
 
     def _expect(self, timeout_s: float, *, is_body: bool = False) -> None:
         """Cut the client if the headers, or the body, have not arrived by then."""
@@ -268,9 +282,10 @@ def protocol_of(
     limits: ConnectionLimits, context: ssl.SSLContext | None
 ) -> Callable[..., asyncio.Protocol]:
     """What uvicorn calls for each connection, with the arguments of its protocols."""
+    queue = FairQueue(_STARTS_PER_TURN)
 
     def protocol(**arguments: Any) -> asyncio.Protocol:  # noqa: ANN401 - uvicorn's
-        http = GuardedProtocol(limits, **arguments)
+        http = GuardedProtocol(limits, queue, **arguments)
         return http if context is None else Handshake(http, context)
 
     return protocol

@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from types import FrameType
 from typing import NoReturn
 
@@ -20,6 +21,7 @@ from app.config import ServeSettings
 from app.main import create_app
 from app.readiness import Readiness
 from app.request_id import current_request_id
+from app.server.accepting import Acceptor
 from app.server.connections import ConnectionLimits, limits_of, protocol_of
 from app.server.tls import Certificates
 from app.server.valkey import redis_url
@@ -44,6 +46,7 @@ def run_api(settings: ServeSettings) -> None:
             create_app(settings, redis_url=url, describe_early=True),
             host=str(settings.host),
             port=settings.port,
+            loop="asyncio",  # where connections can be accepted in the turns of their addresses
             log_config=None,  # keeps the logging of this process
             log_level=settings.log_level,
             access_log=settings.log_level == "debug",
@@ -66,7 +69,8 @@ class ApiServer(uvicorn.Server):
     """On shutdown, reports that it drains and finishes running requests while still listening.
 
     It does not wait for clients that follow events. The whole shutdown has one deadline.
-    It cuts slow clients. With ``certificates``, it serves HTTPS.
+    It cuts slow clients, and accepts from one address after the other. With ``certificates``, it
+    serves HTTPS.
     """
 
     def __init__(
@@ -78,7 +82,21 @@ class ApiServer(uvicorn.Server):
         super().__init__(config)
         config.load()
         self._tls = None if certificates is None else certificates.context
-        config.http_protocol_class = protocol_of(limits, self._tls)  # type: ignore[assignment]  # made with limits
+        self._protocol = protocol_of(limits, self._tls)
+        self._acceptor: Acceptor | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        protocol = partial(
+            self._protocol,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        self._acceptor = Acceptor(protocol)
+        for server in self.servers:
+            for listening in server.sockets:
+                self._acceptor.take_over(listening)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         services = services_of(self.lifespan.state)
@@ -88,6 +106,8 @@ class ApiServer(uvicorn.Server):
         await services.generation.engine.stop()  # unfinished requests get what was generated so far
         services.generation.generator.abort()
         self.config.timeout_graceful_shutdown = max(1, round(services.readiness.drain_s))
+        if self._acceptor is not None:
+            self._acceptor.close()
         await super().shutdown(sockets)
 
     def _log_started_message(self, listeners: Sequence[socket.SocketType]) -> None:

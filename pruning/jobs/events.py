@@ -46,6 +46,11 @@ class EventFeed:
         self._num_watchers = 0
         self._is_stopped = False
 
+    def check_room(self) -> None:
+        """Raises ``TooManyWatchers`` if another watcher would be refused."""
+        if self._num_watchers >= self.max_watchers:
+            raise TooManyWatchers(self.max_watchers)
+
     def stop(self) -> None:
         """End all streams within ``poll_s`` seconds."""
         self._is_stopped = True
@@ -61,8 +66,7 @@ class EventFeed:
         events may have ended the job as well, before it was retried. Raises ``TooManyWatchers``;
         the iterator raises ``JobStoreUnavailable``.
         """
-        if self._num_watchers >= self.max_watchers:
-            raise TooManyWatchers(self.max_watchers)
+        self.check_room()
         self._num_watchers += 1
         client = Redis.from_url(
             self._redis_url,

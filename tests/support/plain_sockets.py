@@ -17,9 +17,10 @@ MODELS = b"GET /models HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 @contextmanager
-def connected(url: str, *parts: bytes) -> Iterator[socket.socket]:
-    address = urlsplit(url)
-    with socket.create_connection((address.hostname, address.port), 30) as connection:
+def connected(url: str, *parts: bytes, source: str = "127.0.0.1") -> Iterator[socket.socket]:
+    """A connection from the address ``source``."""
+    to = urlsplit(url)
+    with socket.create_connection((to.hostname, to.port), 30, (source, 0)) as connection:
         for part in parts:
             connection.sendall(part)
         yield connection

@@ -34,7 +34,7 @@ def serving(
 ) -> Iterator[tuple[ApiServer, str]]:
     """The API as ``sleb serve`` runs it, in a thread; stopped at the end, if it is not by then."""
     config = uvicorn.Config(
-        create_app(settings, redis_url=redis_url, engine=engine), log_config=None
+        create_app(settings, redis_url=redis_url, engine=engine), loop="asyncio", log_config=None
     )
     certificates = Certificates.of(settings)
     server = ApiServer(config, limits_of(settings.address_connections), certificates)

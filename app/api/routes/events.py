@@ -49,6 +49,7 @@ async def list_prune_job_events(
     With ``Accept: text/event-stream``, a stream of server-sent events that ends with the job.
     """
     if STREAM in request.headers.get("accept", ""):
+        services.jobs.events.check_room()  # refused without a thread, which others wait for
         await run_in_threadpool(services.jobs.store.get, job_id)  # raises before the stream starts
         return EventStream(services.jobs.events.watch(job_id, last_event_id or after), _lines)
     events = await run_in_threadpool(services.jobs.store.events, job_id, after, limit + 1)

@@ -2,6 +2,7 @@
 
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -146,3 +147,31 @@ def test_half_bodies_do_not_use_up_the_files_of_a_process(data_dir: Path) -> Non
             assert answer_to(url, LIVE) == 200
         process.terminate()
         process.wait(100)
+
+
+def test_health_is_answered_before_hundreds_of_requests_that_were_sent_earlier(
+    api: tuple[ApiServer, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them arrive while the event loop is busy, so they are there in one turn of it."""
+    server, url = api
+    answered: list[str] = []
+    on_response = GuardedProtocol.on_response_complete
+
+    def note(connection: GuardedProtocol) -> None:
+        answered.append(connection.scope["path"])
+        on_response(connection)
+
+    monkeypatch.setattr(GuardedProtocol, "on_response_complete", note)
+    go_on = threading.Event()
+    server.servers[0].get_loop().call_soon_threadsafe(go_on.wait)
+    with ExitStack() as stack:
+        try:
+            others = [
+                stack.enter_context(connected(url, MODELS, source="127.0.0.2")) for _ in range(300)
+            ]
+            probe = stack.enter_context(connected(url, LIVE))
+        finally:
+            go_on.set()
+        assert {status_of(each) for each in (probe, *others)} == {200}
+    wait_until(lambda: len(answered) == 301, "all are answered")
+    assert answered.index("/health/live") < 30
