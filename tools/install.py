@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tools.downloads import announcement
+from tools.torch_backend import BACKEND, with_torch_backend
 
 # pip's name and uv's; several values are parted by white space in pip, and in uv as said here
 _NAMES = {
@@ -35,7 +36,7 @@ def main(uv: str, arguments: list[str]) -> int:
     others = sorted(settings.keys() - _NAMES - _OF_PIP_ALONE)
     if others:
         sys.stdout.write(f"pip installs, as uv does not know its settings {', '.join(others)}.\n")
-    elif Path(uv).is_file() and _is_installed_by(uv, arguments, of_uv(settings)):
+    elif Path(uv).is_file() and _is_installed_by(uv, arguments, environment_of_uv(uv, settings)):
         return 0
     # without bytecode, as uv does it: Python compiles the part that is imported, if it may
     options = [] if sys.dont_write_bytecode else ["--no-compile"]
@@ -65,14 +66,23 @@ def of_uv(settings: Mapping[str, str]) -> dict[str, str]:
     return {variable: separator.join(value.split()) for variable, separator, value in named}
 
 
-def _is_installed_by(uv: str, arguments: list[str], settings: Mapping[str, str]) -> bool:
+def environment_of_uv(uv: str, settings: Mapping[str, str]) -> dict[str, str]:
+    """That of uv, with pip's settings and a build of torch. Empty variables of uv remove settings.
+
+    ``UV_TORCH_BACKEND=`` takes torch from where the other packages are.
+    """
+    variables = {**of_uv(settings), **os.environ}
+    found = {name: value for name, value in variables.items() if value or name[:3] != "UV_"}
+    return found if BACKEND in variables else with_torch_backend(uv, found)
+
+
+def _is_installed_by(uv: str, arguments: list[str], variables: Mapping[str, str]) -> bool:
     options = ["--compile-bytecode"] if sys.dont_write_bytecode else []
     command = [uv, "pip", "install", "--python", sys.executable, *options, *arguments]
-    environment = {**settings, **os.environ}
     wanted = [argument for argument in arguments if not argument.startswith("-")]
-    if wanted and (said := announcement(uv, wanted, environment)):
+    if wanted and (said := announcement(uv, wanted, variables)):
         sys.stdout.write(f"{said}\n")
-    return _run(*command, env=environment) == 0
+    return _run(*command, env=variables) == 0
 
 
 def _run(*command: str, env: Mapping[str, str] | None = None) -> int:
