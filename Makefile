@@ -18,7 +18,7 @@ INSTALL := $(BIN)/python -m tools.install $(UV)
 PYTEST := PYTHONDONTWRITEBYTECODE= nice -n 18 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dashboards docs demo test pytest test-slow image-test soak lint fmt serve worker up bench vllm audit lock sbom clean
+.PHONY: help setup dashboards docs demo test pytest test-pypi test-slow image-test soak lint fmt serve worker up bench vllm audit lock sbom clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -59,6 +59,14 @@ $(VENV)/.compiled: $(ALL)
 # four processes for two cores: many tests wait for leases and for processes
 pytest: $(VENV)/.compiled
 	$(PYTEST) -n 4 --dist worksteal -m 'not slow'
+
+# an environment of its own, in which torch is PyPI's: on Linux, it is built for CUDA
+test-pypi:  ## the demo and all tests except the slow ones, with torch from PyPI (PYTHON=python3.13)
+	rm -rf $(BUILD)/pypi
+	UV_TORCH_BACKEND= UV_FIND_LINKS= PIP_FIND_LINKS= $(MAKE) VENV=$(BUILD)/pypi setup
+	$(BUILD)/pypi/bin/python -c 'import torch; print("torch", torch.__version__, "for CUDA", torch.version.cuda)'
+	$(MAKE) VENV=$(BUILD)/pypi demo
+	$(MAKE) VENV=$(BUILD)/pypi test
 
 test-slow: setup  ## the slow tests: the demo model, the search (SHARE=K/N)
 	$(PYTEST) -m 'slow and not soak and not image' --timeout 1500 --share $(SHARE) --mutations $(MUTATIONS)
