@@ -42,13 +42,18 @@ def _has_own_sources(variables: Mapping[str, str]) -> bool:
 
 
 def _has_torch(uv: str, variables: Mapping[str, str]) -> bool:
-    """Whether uv finds a build of torch for this machine. Nothing is installed."""
+    """Whether uv finds a build of torch for this machine, installed or not. Installs nothing."""
     project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
     [torch] = [each for each in project["dependencies"] if each.startswith("torch>")]
-    command = [uv, "pip", "install", "--python", sys.executable, "--dry-run", "--no-deps", torch]
+    command = [uv, "pip", "install", "--python", sys.executable, "--no-deps"]
+    command += ["--dry-run", "--reinstall", torch]
     try:
         asked = subprocess.run(  # noqa: S603 - uv
-            command, env=variables, check=False, capture_output=True, timeout=_ASK_S
+            command,
+            env={"UV_HTTP_RETRIES": "1", **variables},
+            check=False,
+            capture_output=True,
+            timeout=_ASK_S,
         )
     except subprocess.TimeoutExpired:
         return False

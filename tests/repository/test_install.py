@@ -12,7 +12,7 @@ from tools.install import environment_of_uv, of_uv, settings_in
 
 # prints its arguments and variables of its environment; asked for torch, it does what is said here
 UV = """#!/bin/sh
-case "$*" in *--dry-run*) {asked};; esac
+case "$*" in *"--dry-run --reinstall torch>"*) {asked};; esac
 echo "$@" "$UV_FIND_LINKS" "$UV_CONSTRAINT" "$UV_DEFAULT_INDEX" "$UV_TORCH_BACKEND"
 exit {code}
 """
