@@ -80,12 +80,12 @@ def comparison(report: Mapping[str, Any], plan: GpuPlan) -> list[str]:
 
 
 def assumptions(cards: Sequence[Card]) -> str:
-    """The shares and times that the table is made with."""
+    """The shares of peak throughput and the launch times that the table assumes."""
     shares = ", ".join(f"{card.flops_share} of the peak of an {card.name}" for card in cards)
     return (
-        f"Large products reach {shares}; reads {BANDWIDTH_SHARE} of the bandwidth; recorded "
-        f"kernels begin {1e6 * KERNEL_GAP_S:g} µs after each other, and others take the host "
-        f"{1e6 * LAUNCH_S:g} µs each."
+        f"Large matrix products reach {shares}, and reads {BANDWIDTH_SHARE} of the bandwidth. "
+        f"Kernels in a CUDA graph start {1e6 * KERNEL_GAP_S:g} µs apart; other kernels take "
+        f"{1e6 * LAUNCH_S:g} µs of host time each."
     )
 
 
