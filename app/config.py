@@ -77,44 +77,45 @@ class ServeSettings(Settings):
         "PEM file with the key of `SLEB_TLS_CERT`, without a passphrase"
     )
     tls_client_ca: AbsolutePath | None = _unset(
-        "PEM file with CAs; only clients with a certificate of one of them can connect"
+        "PEM file with CAs; only clients with a certificate from one of them can connect"
     )
     insecure: bool = Field(
         default=False,
         description="`true` allows listening beyond this machine without API keys",
     )
     address_connections: PositiveInt | None = _unset(
-        "open connections allowed to each address; beyond them only `/health` is "
-        "answered; unset is half of what the limit of open files allows. A proxy is one address"
+        "open connections allowed per address; beyond them only `/health` is answered; "
+        "unset is half of what the limit of open files allows. A proxy counts as one "
+        "address"
     )
     key_rate: PositiveInt | None = _unset(
-        "requests per minute allowed to each key without a `--rate` of its own; "
-        "more are refused with 429; unset is no limit",
+        "requests per minute for each key without its own `--rate`; more are refused "
+        "with 429; unset is no limit",
         le=100_000,
     )
     key_concurrent: PositiveInt | None = _unset(
-        "concurrent generations allowed to each key without a `--concurrent` of its "
-        "own; more are refused with 429; unset is no limit"
+        "concurrent generations for each key without its own `--concurrent`; more are "
+        "refused with 429; unset is no limit"
     )
     tenant_queued_jobs: PositiveInt | None = _unset(
-        "jobs that may wait or be paused, for each tenant without a quota of its own; "
-        "more are refused with 429; unset is no limit"
+        "jobs that may wait or be paused, for each tenant without its own quota; more "
+        "are refused with 429; unset is no limit"
     )
     tenant_running_jobs: PositiveInt | None = _unset(
-        "jobs that run at once, for each tenant without a quota of its own; others "
-        "wait; unset is no limit"
+        "jobs that run at once, for each tenant without its own quota; others wait; "
+        "unset is no limit"
     )
     tenant_checkpoint_bytes: Annotated[ByteSize, Field(gt=0)] | None = _unset(
-        "size of all checkpoints, in bytes or as `10GB`, for each tenant without a "
-        "quota of its own; jobs that may write more are refused with 507; unset is no limit"
+        "size of all checkpoints, in bytes or as `10GB`, for each tenant without its "
+        "own quota; jobs that may write more are refused with 507; unset is no limit"
     )
     tenant_tokens_per_min: PositiveInt | None = _unset(
-        "tokens of prompts and outputs per minute, for each tenant without a quota of "
-        "its own; more generations are refused with 429; unset is no limit"
+        "prompt and output tokens per minute, for each tenant without its own quota; "
+        "more generations are refused with 429; unset is no limit"
     )
     audit_log: AbsolutePath | None = _unset(
-        "file that gets a line of JSON for each request, before it is handled, and one "
-        "for its response; unset writes none"
+        "file for the audit log: one line of JSON for each request before it is "
+        "processed, and one for its response; unset writes none"
     )
     api_key: Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,512}$")] | None = _unset(
         "key that `sleb jobs` sends to the service", repr=False
@@ -139,25 +140,26 @@ class ServeSettings(Settings):
     )
     max_batch_tokens: PositiveInt = Field(
         default=512,
-        description="tokens of prompts that one step reads, of one or several prompts, and up to "
-        "an eighth more where a prompt ends with them; fewer let running outputs wait less",
+        description="prompt tokens processed per step, from one or several prompts, and up to an "
+        "eighth more to finish a prompt; lower values reduce the latency of running "
+        "outputs",
     )
     kv_cache_bytes: Annotated[ByteSize, Field(gt=0)] | None = _unset(
-        "memory for keys and values, for models whose keys have one shape, in bytes "
-        "or as `8GiB`; unset is a quarter of the free memory of a CPU, and 0.8 of what the largest "
-        "step leaves on a GPU, when the first such model is loaded; on a CPU it is taken as it is "
-        "used, 64 MiB ahead"
+        "memory for keys and values, for models whose keys have the same shape, in "
+        "bytes or as `8GiB`; unset is a quarter of the free memory on a CPU, and 0.8 of "
+        "the memory that the largest step leaves on a GPU, when the first such model is "
+        "loaded; on a CPU it is allocated as needed, 64 MiB ahead"
     )
     prefix_cache: PrefixCache = Field(
         default="on",
-        description="`on` keeps what was read of prompts, and a prompt that begins alike is read "
-        "from there on; with API keys, within a tenant. `shared` shares it between tenants, who "
-        "can then learn from times what others asked. `off` reads each prompt in full",
+        description="`on` caches prompt prefixes for later prompts that start with them; with API "
+        "keys, within a tenant. `shared` shares the cache between tenants, who can then "
+        "infer from timings what others have sent. `off` processes every prompt in full",
     )
     reproducible: bool = Field(
         default=False,
-        description="`true` computes each output by itself: it depends on no other request, no "
-        "measurement and no restart, bit for bit, on processors of one kind",
+        description="`true` makes each output bit-for-bit independent of other requests, timings "
+        "and restarts, on processors of the same kind",
     )
     cuda_graphs: bool = Field(
         default=True,
@@ -166,43 +168,43 @@ class ServeSettings(Settings):
     )
     engine: Literal["own", "vllm"] = Field(
         default="own",
-        description="`own` generates in this process; `vllm` starts `vllm serve` for each model or "
-        "variant that is asked for",
+        description="`own` generates in this process; `vllm` starts `vllm serve` for each "
+        "requested model or variant",
     )
     vllm: AbsolutePath | None = _unset(
-        "the program `vllm` of vLLM's own environment; unset is the one on the PATH"
+        "path of the `vllm` program in its own environment; unset is the one on the PATH"
     )
     vllm_models: tuple[str, ...] = Field(
         default=(),
-        description="JSON list of dense models that vLLM serves, with their variants, although "
+        description="JSON list of dense models that vLLM serves, with their variants, even if "
         "`SLEB_ENGINE` is `own`",
     )
     vllm_args: Annotated[str, AfterValidator(_command_line)] = Field(
         default="",
-        description="options for `vllm serve`, as `--tensor-parallel-size 2`; they take precedence "
-        "over those that this service sets",
+        description="options for `vllm serve`, such as `--tensor-parallel-size 2`; they override "
+        "those that this service sets",
     )
     vllm_servers: PositiveInt = Field(
         default=2,
-        description="vLLM servers that run at once, each with its part of the memory; the one that "
-        "was not used for longest is stopped for another model",
+        description="vLLM servers that run at once, each with an equal share of the memory; the "
+        "least recently used one is stopped for another model",
     )
     vllm_start_s: PositiveFloat = Field(
-        default=600.0, description="seconds that vLLM may take from its start to a token"
+        default=600.0, description="seconds that a vLLM server may take from start to first token"
     )
     vllm_cache_bytes: Annotated[ByteSize, Field(gt=0)] = Field(
         default=ByteSize(50 * 2**30),
-        description="maximum size of the variants that are exported for vLLM, in bytes or as "
-        "`50GiB`; those that were not used for longest are removed",
+        description="maximum size of the variants exported for vLLM, in bytes or as `50GiB`; the "
+        "least recently used are removed",
     )
     max_waiting: NonNegativeInt = Field(
         default=256,
-        description="sequences that may wait until others end; more are refused with 429",
+        description="sequences that may wait for a free slot; more are refused with 429",
     )
     max_waiting_tokens: PositiveInt = Field(
         default=131_072,
-        description="tokens that waiting requests may need, prompts and outputs; more are "
-        "refused with 429",
+        description="prompt and output tokens that waiting requests may need; more are refused "
+        "with 429",
     )
     max_model_len: Annotated[int, Field(ge=2)] | None = _unset(  # one of prompt, one of output
         "maximum tokens of prompt and output together; unset is the model's limit"
@@ -222,8 +224,8 @@ class ServeSettings(Settings):
         "`1GiB`; larger ones are refused with 422",
     )
     webhook_secret: Annotated[str, AfterValidator(_signing_secret)] | None = _unset(
-        "key that signs webhooks: `whsec_` and the base64 of 24 to 64 random bytes; "
-        "unset refuses jobs with a webhook",
+        "key that signs webhooks: `whsec_` and 24 to 64 random bytes in base64; unset "
+        "refuses jobs with a webhook",
         repr=False,
     )
     webhook_allow_private: bool = Field(
@@ -236,7 +238,8 @@ class ServeSettings(Settings):
         "seconds to keep the checkpoint of a job after its end; unset is forever"
     )
     request_timeout_s: PositiveFloat | None = _unset(
-        "maximum duration of a generation in seconds; then its finish reason is `timeout`"
+        "maximum duration of a generation in seconds; an output that reaches it has the "
+        "finish reason `timeout`"
     )
     shadow_share: float = Field(
         default=0.0,
@@ -260,7 +263,7 @@ class ServeSettings(Settings):
         description="seconds that one engine step may take before `/health/live` responds with 503",
     )
     drain_s: NonNegativeFloat = Field(
-        default=30.0, description="seconds that running requests have to finish at shutdown"
+        default=30.0, description="seconds that running requests may take to finish at shutdown"
     )
 
     @model_validator(mode="after")
@@ -330,13 +333,14 @@ class ClusterSettings(ServeSettings):
         default=1, description="`sleb cluster`: minimum number of replicas of the engine"
     )
     max_replicas: PositiveInt | None = _unset(
-        "maximum number of replicas; unset is `SLEB_REPLICAS`, which does not scale"
+        "maximum number of replicas; unset is `SLEB_REPLICAS`, without autoscaling"
     )
     replica_gpus: NonNegativeFloat | None = _unset(
         "GPUs per replica; unset is 1 if the cluster has GPUs"
     )
     replica_cpus: NonNegativeFloat = Field(
-        default=1.0, description="CPUs per replica, and its threads if `SLEB_THREADS` is unset"
+        default=1.0,
+        description="CPUs per replica, and its number of threads if `SLEB_THREADS` is unset",
     )
     gates: PositiveInt = Field(
         default=1,

@@ -106,7 +106,7 @@ class Settings(BaseSettings):
     )
     log_format: LogFormat = Field(
         default="text",
-        description="`text`, or `json` for one object per line; with the id of the request or job",
+        description="`text`, or `json` for one object per line, with the ID of the request or job",
     )
     device: Annotated[str, AfterValidator(_device)] = Field(
         default="auto",
@@ -114,25 +114,26 @@ class Settings(BaseSettings):
     )
     threads: PositiveInt | None = Field(
         default=None,
-        description="CPU threads of torch in each process; unset uses the CPUs that it may use",
+        description="CPU threads of torch in each process; unset uses all CPUs available to the "
+        "process",
     )
     tune: str = Field(
         default="on",
-        description="`on` times kernels that compute the same on this CPU while models are first "
-        "served, and keeps the choices and compiled code in the data directory; `off` times and "
-        "compiles none; or a file for the choices",
+        description="`on` times equivalent kernels on this CPU when a model is first served, and "
+        "keeps the choices and compiled code in the data directory; `off` skips timing "
+        "and compilation; or the path of a file for the choices",
     )
 
     checkpoint_store: Annotated[str, AfterValidator(_object_store_url)] | None = Field(
         default=None,
         description="object store for published checkpoints: `s3://BUCKET/PREFIX`, "
-        "`gs://BUCKET/PREFIX`, `hf://ORG/NAME` or `file:///FOLDER`; unset keeps them on this disk "
-        "only. The first two need the extras `s3` and `gcs`",
+        "`gs://BUCKET/PREFIX`, `hf://ORG/NAME` or `file:///FOLDER`; unset keeps them "
+        "only on the local disk. The first two need the extras `s3` and `gcs`",
     )
     store_cache_bytes: Annotated[ByteSize, Field(gt=0)] = Field(
         default=ByteSize(50 * 2**30),
-        description="maximum size of the files that are fetched from the object store, in bytes "
-        "or as `50GiB`; those that were not used for longest are removed",
+        description="maximum size of the files downloaded from the object store, in bytes or as "
+        "`50GiB`; the least recently used are removed",
     )
 
     @classmethod
@@ -176,7 +177,7 @@ class WorkerSettings(Settings):
     )
     num_actors: NonNegativeInt = Field(
         default=0,
-        description="Ray actors that share a search; with 0 it runs in the process of the job",
+        description="Ray actors that share a search; 0 runs it in the process of the job",
     )
     verify: Verify = Field(
         default=Verify.PROCESS,
@@ -185,19 +186,20 @@ class WorkerSettings(Settings):
     )
     tasks_dir: AbsolutePath | None = Field(
         default=None,
-        description="folder with tasks of lm-eval that replace its own in jobs and `sleb eval`; "
-        "their code is executed",
+        description="folder with lm-eval tasks that replace the built-in ones in jobs and `sleb "
+        "eval`; their code is executed",
     )
     worker_metrics_port: int = Field(
         default=0, ge=0, le=65535, description="port of a worker's own `/metrics`; 0 disables it"
     )
     mlflow_uri: str | None = Field(
         default=None,
-        description="MLflow server, as `http://HOST:5000`, that gets a run for each job that has "
-        "succeeded; unset records none; needs the extra `mlflow`",
+        description="MLflow server, such as `http://HOST:5000`, that records a run for each "
+        "succeeded job; unset records none; needs the extra `mlflow`",
     )
     mlflow_experiment: str = Field(
-        default="sleb-serve", description="name of the experiment in MLflow, made if there is none"
+        default="sleb-serve",
+        description="name of the MLflow experiment, created if it does not exist",
     )
     cancel_s: NonNegativeFloat = Field(
         default=30.0,
