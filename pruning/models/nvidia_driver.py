@@ -15,6 +15,7 @@ VERSION_FILE = Path("/proc/driver/nvidia/version")
 _VERSION = re.compile(r"^NVRM version:.*?\s(\d+\.\d+(?:\.\d+)?)\s", re.MULTILINE)
 # NVIDIA's table of minor version compatibility, for Linux, by the major version of CUDA
 _OLDEST = MappingProxyType({11: "450.80.02", 12: "525.60.13", 13: "580"})
+_OLDEST_CUDA = 12  # of the builds of torch that this project supports
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,9 @@ class OldDriver:
 
     @property
     def advice(self) -> str:
+        oldest = _OLDEST[_OLDEST_CUDA]
+        if Version(self.version) < Version(oldest):
+            return f"update the driver: torch 2.9 and newer need driver {oldest} or newer"
         return (
             "update the driver, or install a torch for this driver with "
             "`uv pip install --reinstall --torch-backend auto torch`"

@@ -73,5 +73,11 @@ def test_the_start_of_a_service_says_it_once(
     assert pick_device("auto") == "cpu"
     [said] = caplog.messages
     assert "the NVIDIA driver is 470.57.02, but torch was built for CUDA 13.0" in said
-    assert "needs driver 580 or newer: the CPU is used; update the driver, or" in said
-    assert "`uv pip install --reinstall --torch-backend auto torch`" in said
+    assert "needs driver 580 or newer: the CPU is used; update the driver: torch 2.9" in said
+
+
+def test_another_torch_is_proposed_where_there_is_one() -> None:
+    for driver, word in (("470.57.02", "525.60.13 or newer"), ("535.54", "--torch-backend auto")):
+        found = old_driver(driver, "13.0")
+        assert found is not None
+        assert word in found.advice
