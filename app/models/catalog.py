@@ -16,7 +16,8 @@ from app.models.dense import DenseModels
 from app.models.entry import ModelEntry, RemovalOrder
 from app.models.external import ExternalModel
 from app.models.measured_speedups import MeasuredSpeedup, MeasuredSpeedups
-from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound, CheckpointStore
+from app.models.published import PublishedOrders
+from pruning.checkpoints.store import CheckpointStore
 from pruning.jobs.job import Job, JobNotFound, JobStatus
 from pruning.models.architectures import (
     CannotQuantize,
@@ -67,8 +68,7 @@ class Catalog:
         self._speedups = speedups
         self._tenant = tenant
         self._dense_models = DenseModels(models)
-        self._published: dict[str, RemovalOrder] = {}
-        self._broken: dict[str, str] = {}  # why checkpoints are not served
+        self._published = PublishedOrders(checkpoints)
 
     def aliases_of(self, name: str) -> list[str]:
         """The aliases of a model, of a checkpoint or of their variants."""
@@ -224,7 +224,7 @@ class Catalog:
         if self._tenant() is None:  # whom a broken one belongs to is not known
             entries += [
                 ModelEntry(name, VariantName.of_checkpoint(name).model, None, None, error=reason)
-                for name, reason in self._broken.items()
+                for name, reason in self._published.broken().items()
             ]
         entries = [entry for entry in entries if entry.name not in self._external]
         entries += map(self._external_entry, self._external.values())
@@ -346,32 +346,11 @@ class Catalog:
         return {order.parent: order for order in wanted}
 
     def _published_orders(self) -> list[RemovalOrder]:
-        names = self._checkpoints.names()
-        for gone in self._broken.keys() - {*names}:
-            self._broken.pop(gone, None)
-        orders = (self._published_order(name) for name in names)
-        return [order for order in orders if order is not None]
+        return [order for order in self._published.all() if self._sees(order.tenant)]
 
     def _published_order(self, name: str) -> RemovalOrder | None:
-        """Read once: a published checkpoint never changes, but may be deleted."""
-        if not self._checkpoints.holds(name):
-            self._published.pop(name, None)
-            self._broken.pop(name, None)
-            return None
-        if name not in self._published:
-            try:
-                manifest = self._checkpoints.manifest(name)
-                self._published[name] = RemovalOrder.of_checkpoint(manifest)
-            except CheckpointNotFound:
-                return None
-            except CheckpointCorrupt as error:
-                if self._broken.get(name) != str(error):  # once
-                    logger.warning("a corrupt checkpoint is not served: %s", error)
-                self._broken[name] = str(error)
-                return None
-            self._broken.pop(name, None)
-        order = self._published[name]
-        return order if self._sees(order.tenant) else None
+        order = self._published.get(name)
+        return order if order is not None and self._sees(order.tenant) else None
 
     def _order_and_depth(self, name: str) -> tuple[RemovalOrder | None, int]:
         """Of ``NAME@-k`` the newest order of the model, of ``CHECKPOINT-k`` its own."""

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from pruning.checkpoints.manifest_bounds import check_lengths
 from pruning.checkpoints.staging import remove
 from pruning.evaluation.quality import Quality
 from pruning.healing.record import Healing
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-MAX_BLOCKS = 10_000  # of a dense model
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,246}(\+healed)?")
 
 
@@ -125,6 +125,7 @@ class Manifest:
         data = parse_record(text)
         if "broken" in data:  # as a listing keeps those that it could not read
             raise InvalidRecord(str(data["broken"]))
+        check_lengths(data)
         needed = {"quality": Quality.from_dict(data["quality"]), "files": data["files"]}
         if healing := data.get("healing"):
             needed["healing"] = {**healing, "settings": Heal.from_dict(healing["settings"])}
@@ -141,7 +142,6 @@ def _check_manifest(manifest: Manifest) -> None:
     check_time("created_at", manifest.created_at)
     for name, is_so in {
         "name": is_checkpoint_name(manifest.name),
-        "num_blocks": 1 <= num_blocks <= MAX_BLOCKS,
         "removed_blocks": 1 <= num_removed == len({*removed}) < num_blocks
         and all(0 <= block < num_blocks for block in removed),
         "dtype": manifest.dtype in DTYPE_BYTES,

@@ -55,6 +55,8 @@ def _sampled_at_once(
     start = model.generation_config.bos_token_id
     if start is None:
         start = model.config.bos_token_id or 0
+    if not 0 <= start < model.config.vocab_size:  # as in some published configs
+        start = 0
     token_ids = torch.full((num_windows, 1), int(start), device=model.device)
     sampled: torch.Tensor = model.generate(
         token_ids,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pruning.extras import require_extra
+from pruning.models.gguf_header import check_gguf_header
 from pruning.models.gguf_metadata import provenance_in, weight_type
 from pruning.models.lineage import Provenance
 from pruning.models.load_checks import foreign_code, load_strictly
@@ -83,6 +84,7 @@ def inspect_gguf(file: Path) -> GgufWeights:
     if _PART.search(file.name):
         raise NotAModel(f"{file} is a part of a model: merge the parts by llama-gguf-split --merge")
     with foreign_code(f"{file} cannot be read as a model"):
+        check_gguf_header(file)
         reader = _plain_reader()(file)
         num_weights = sum(int(tensor.n_elements) for tensor in reader.tensors)
         kind, provenance = weight_type(reader), provenance_in(reader)

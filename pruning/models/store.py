@@ -20,6 +20,7 @@ from pruning.models.architectures import (
     architecture,
     unknown_architecture,
 )
+from pruning.models.config_bounds import MAX_NUMBER, check_config, check_sizes
 from pruning.models.inspection_record import InspectionRecord, Stamp
 from pruning.models.load_checks import (
     check_size,
@@ -215,7 +216,7 @@ def _check_values(path: Path, config: "PreTrainedConfig") -> None:
     for field in ("num_hidden_layers", "vocab_size", "hidden_size", "max_position_embeddings"):
         value = getattr(config, field, None)
         is_optional = value is None and field == "max_position_embeddings"
-        if not is_optional and not (type(value) is int and 0 < value < 2**31):
+        if not is_optional and not (type(value) is int and 0 < value <= MAX_NUMBER):
             raise NotAModel(
                 f"{path}/config.json: {field}={value!r}, expected a number from 1 to 2**31 - 1"
             )
@@ -245,6 +246,12 @@ def parse_config(path: Path) -> "PreTrainedConfig":
 
     Raises ``NotAModel``, or ``UnknownArchitecture`` for a type that transformers does not know.
     """
+    try:
+        check_config(path / "config.json")
+        check_sizes(path)
+    except (InvalidRecord, OSError) as error:
+        said = error.strerror if isinstance(error, OSError) else error
+        raise NotAModel(f"{path}/config.json cannot be read: {said}") from error
     try:
         return language_config(whole_config(path))
     except Exception as error:  # the code of a config runs on whatever the file holds

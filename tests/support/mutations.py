@@ -31,6 +31,19 @@ def changed(record: Any, choose: random.Random) -> Any:
     return copied
 
 
+def damaged(content: bytes, number: int, size: int, seed: int = 0) -> Iterator[bytes]:
+    """So many copies of a binary file, of which each differs in its first ``size`` bytes."""
+    choose = random.Random(seed)
+    for _ in range(number):
+        copied = bytearray(content)
+        for _ in range(choose.choice((1, 1, 2, 3))):
+            at = choose.randrange(min(size, len(content)))
+            value = choose.choice((0, 1, 9, 255, 2**31, 2**32 - 1, 2**40, 2**63, 2**64 - 1))
+            width = choose.choice((1, 4, 8))
+            copied[at : at + width] = (value % 256**width).to_bytes(width, "little")
+        yield bytes(copied[: choose.randrange(len(copied))] if choose.random() < 0.05 else copied)
+
+
 def _change(record: Any, choose: random.Random) -> None:
     """Replace, remove or add something somewhere in the record."""
     places = list(_places(record))

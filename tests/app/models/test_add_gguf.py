@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from pruning.checkpoints.card import model_card
 from pruning.checkpoints.gguf import FAMILIES, write_gguf
 from pruning.models.dequantize import _read_once, inspect_gguf
 from pruning.models.lineage import ORIGIN_FILE, lineage_of
-from pruning.models.store import ModelStore
+from pruning.models.store import ModelStore, NotAModel
 from pruning.search.dense_model import Resources, load_dense_model
 from pruning.spec.prune import Resident
 from tests.support.command_line import sleb
+from tests.support.hostile_models import GGUF_FILES, limited
 from tests.support.logits import logits_of, token_ids
+from tests.support.mutations import damaged
 from tests.support.pruning_runs import RUN
 from tests.support.tiny import NUM_BLOCKS
 from tests.support.tiny_directory import edit_config, write_tiny_model
@@ -161,3 +164,43 @@ def test_a_file_that_is_not_there_is_no_model(tmp_path: Path) -> None:
     ran = sleb(tmp_path, "models", "add", "none.gguf")
     assert ran.returncode == 1
     assert "a GGUF file" in ran.stderr
+
+
+_INSPECT = """
+import json, sys
+from pathlib import Path
+from pruning.models.dequantize import inspect_gguf
+from pruning.models.safetensors_headers import NotAModel
+
+said = {}
+for path in map(Path, sys.argv[1:]):
+    try:
+        inspect_gguf(path)
+        said[path.stem] = "accepted"
+    except NotAModel as error:
+        said[path.stem] = str(error)
+print(json.dumps(said))
+"""
+
+
+def test_no_count_makes_the_reader_go_beyond_the_file(tmp_path: Path) -> None:
+    for name, content in GGUF_FILES.items():
+        (tmp_path / f"{name}.gguf").write_bytes(content)
+    ran = limited(_INSPECT, *map(str, sorted(tmp_path.iterdir())))
+    assert ran.returncode == 0, (ran.returncode, ran.stderr[-2_000:])
+    said = json.loads(ran.stdout)
+    assert said.keys() == GGUF_FILES.keys()
+    assert all("cannot be read as a model" in reason for reason in said.values()), said
+
+
+def test_no_damage_of_a_header_stops_the_check(tmp_path: Path, num_mutations: int) -> None:
+    """Beginning with files that announce more than they hold."""
+    content = written(tmp_path, "llama").read_bytes()
+    file = tmp_path / "damaged.gguf"
+    num_good = 0
+    for each in (*GGUF_FILES.values(), *damaged(content, num_mutations, size=20_000)):
+        file.write_bytes(each)
+        with suppress(NotAModel):
+            inspect_gguf(file)
+            num_good += 1
+    assert 0 < num_good < num_mutations

@@ -7,12 +7,13 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import pytest
 
 from app.config import ServeSettings
+from tests.support.hostile_models import CONFIGS
 from tests.support.mutations import mutations
 from tests.support.quick import slow_but
 from tests.support.serving import LocalClient, local_api
@@ -39,11 +40,12 @@ def client(data_dir: Path, settings: ServeSettings, redis_url: str) -> Iterator[
 def test_no_config_breaks_what_others_ask_for(
     client: LocalClient, data_dir: Path, tmp_path: Path, kind: str, num_mutations: int
 ) -> None:
-    """The numbers are shared among three families."""
+    """The numbers are shared among three families. Those that take all memory come first."""
     source = write_source(tmp_path, kind)
     config = json.loads((source / CONFIG).read_text())
+    hostile = [json.dumps({**config, **changes}) for changes in CONFIGS.values()]
     texts = mutations(config, num_mutations // 3)
-    assert ask_all(client, data_dir, source, CONFIG, texts)
+    assert ask_all(client, data_dir, source, CONFIG, chain(hostile, texts))
 
 
 def test_half_a_character_in_a_config_breaks_no_list(

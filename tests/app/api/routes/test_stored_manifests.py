@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -133,3 +134,33 @@ def ask(client: LocalClient, data_dir: Path, good: str, texts: dict[str, str]) -
     for file in files:
         file.unlink()
         file.parent.rmdir()
+
+
+def test_a_manifest_of_a_million_removals_is_refused_before_it_is_read(
+    client: LocalClient, manifest: Manifest, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lengths alone rule it out, and the same content is parsed once."""
+    good, many = json.loads(manifest.to_json()), 10**6
+    quality = {**good["quality"], "losses": [1.0] * many}
+    hostile: dict[str, dict[str, Any]] = {
+        "blocks": {"removed_blocks": [*range(many)], "num_blocks": many + 1},
+        "removed": {"removed_blocks": [*range(many)]},
+        "losses": {"quality": quality},
+    }
+    for name, changes in hostile.items():
+        write(data_dir, f"tiny@{name}", json.dumps({**good, **changes}))
+    parsed: list[str] = []
+
+    def parse(content: bytes, place: str) -> Manifest:
+        parsed.append(place)
+        return parse_manifest(content, place)
+
+    monkeypatch.setattr("app.models.published.parse_manifest", parse)
+    began_s = time.process_time()
+    for path in LISTS * 3:
+        assert client.get(path).status_code == 200
+    assert time.process_time() - began_s < 5
+    assert len(parsed) == len({*parsed})
+    reasons = [each["error"] for each in client.get("/models").json()["data"] if each["error"]]
+    assert len(reasons) == 3
+    assert all("expected" in reason for reason in reasons)
