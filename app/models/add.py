@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Protocol
 
 from rich.console import Console
-from rich.markup import escape
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from app.config import ServeSettings
 from app.models.aliases import Aliases
 from app.models.hub import HubModel, is_repo_id
+from app.models.local import LinkRefused, LocalModel, Modes, modes_of
 from app.models.stored import stored_files
 from pruning.checkpoints.staging import make_directory, staged, sweep, sync_directory
 from pruning.models.architectures import UnknownArchitecture, UnsupportedConfig, architecture
@@ -86,9 +86,11 @@ def add_model(
     source = _without_scheme(source)
     target = _target(settings, name or default_name(source))
     files = None if _is_gguf(source) else _files(source, settings, revision)
+    modes = files.modes if isinstance(files, LocalModel) else modes_of(Path(source))
     sweep(settings.models_dir)
     try:
         with staged(target) as staging:
+            staging.chmod(0o700)  # until its files have their modes
             said = Provenance()  # a model card is fetched with the other files
             if files is None:
                 conversion, said = _converted(Path(source), revision, staging)
@@ -98,7 +100,7 @@ def add_model(
             _check(staging, source)
             commit = files.commit if isinstance(files, HubModel) else None
             origin = Origin(source, revision, commit, time.time(), conversion)
-            _publish(staging, target, origin, said)
+            _publish(staging, target, origin, said, modes)
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
@@ -184,7 +186,10 @@ def _local(path: str, settings: ServeSettings, revision: str | None) -> ModelFil
         raise ModelNotAdded(f"{path} is a directory, which has no revisions: leave out --revision")
     if Path(path).resolve().is_relative_to(settings.models_dir.resolve()):
         raise ModelNotAdded(f"{path} is in the models directory already")
-    return LocalModel(Path(path))
+    try:
+        return LocalModel(Path(path))
+    except LinkRefused as error:
+        raise ModelNotAdded(str(error)) from error
 
 
 def _on_hub(repo_id: str, settings: ServeSettings, revision: str | None) -> ModelFiles:
@@ -298,14 +303,15 @@ def _refused(source: str, staging: Path, error: Exception) -> ModelNotAdded:
     return ModelNotAdded(str(error).replace(str(staging), source))
 
 
-def _publish(staging: Path, target: Path, origin: Origin, said: Provenance) -> None:
+def _publish(staging: Path, target: Path, origin: Origin, said: Provenance, modes: Modes) -> None:
     known = {name: value for name, value in asdict(said).items() if value}
     text = json.dumps({**asdict(origin), **known}, indent=2) + "\n"
     (staging / ORIGIN_FILE).write_text(text, encoding="utf-8")
     for file in staging.iterdir():
-        file.chmod(0o644)  # another user may serve it
+        file.chmod(modes.of(file.name))
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
+    staging.chmod(modes.directory)
     sync_directory(staging)
     make_directory(target.parent)
     try:
@@ -315,16 +321,3 @@ def _publish(staging: Path, target: Path, origin: Origin, said: Provenance) -> N
             raise
         raise ModelNotAdded(f"another process has just created {target}") from error
     sync_directory(target.parent)
-
-
-class LocalModel:
-    """The files of a directory."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.sizes = {file.name: file.stat().st_size for file in path.iterdir() if file.is_file()}
-
-    def fetch(self, names: Sequence[str], directory: Path) -> None:
-        with Console(stderr=True).status(f"Copying {escape(str(self._path))}"):
-            for name in names:
-                shutil.copyfile(self._path / name, directory / name)

@@ -287,6 +287,54 @@ def test_a_directory_is_copied(tiny_models_dir: Path, data_dir: Path) -> None:
     assert all(file.stat().st_mode & 0o044 for file in target.iterdir())
 
 
+@pytest.mark.parametrize("name", ["LICENSE", "vocab.json", "notes.txt", "model.safetensors"])
+def test_a_link_out_of_a_directory_is_refused_by_name(
+    tiny_models_dir: Path, data_dir: Path, tmp_path: Path, name: str
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("a secret")
+    secret.chmod(0o600)
+    files = tiny_models_dir / "tiny"
+    (files / name).unlink(missing_ok=True)
+    (files / name).symlink_to(secret)
+    ran = sleb(data_dir, "models", "add", str(files))
+    said = " ".join(ran.stderr.split())
+    assert (ran.returncode, f"{name} is a link out of the directory" in said) == (1, True), said
+    assert "Traceback" not in said
+    assert left_behind(data_dir) == []
+
+
+def test_the_links_of_a_hub_cache_and_within_a_directory_are_followed(
+    tiny_models_dir: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "models--org--tiny"
+    snapshot, blobs = cache / "snapshots" / "c0ffee", cache / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for number, file in enumerate(sorted((tiny_models_dir / "tiny").iterdir())):
+        file.rename(blobs / str(number))
+        (snapshot / file.name).symlink_to(Path("../../blobs") / str(number))
+    (snapshot / "LICENSE").symlink_to("config.json")
+    target = add_model(str(snapshot), settings_of(data_dir), name="cached")
+    assert ModelStore(data_dir / "models").load("cached").model is not None
+    assert not any(file.is_symlink() for file in target.iterdir())
+
+
+def test_what_others_may_not_read_they_may_not_read_in_the_copy(
+    tiny_models_dir: Path, data_dir: Path
+) -> None:
+    files = tiny_models_dir / "tiny"
+    for file in files.iterdir():
+        file.chmod(0o666)
+    (files / "model.safetensors").chmod(0o640)
+    files.chmod(0o750)
+    target = add_model(str(files), settings_of(data_dir))
+    modes = {file.name: file.stat().st_mode & 0o777 for file in target.iterdir()}
+    assert modes.pop("model.safetensors") == modes.pop(ORIGIN_FILE) == 0o640
+    assert set(modes.values()) == {0o644}
+    assert target.stat().st_mode & 0o777 == 0o750
+
+
 def test_a_directory_has_no_revision_and_is_not_added_twice(tiny_models_dir: Path) -> None:
     settings = ServeSettings(data_dir=tiny_models_dir.parent)
     path = str(tiny_models_dir / "tiny")
@@ -307,7 +355,7 @@ def test_a_full_disk_is_told_before_and_while_files_come(
         patch.setattr(shutil, "disk_usage", lambda _path: usage)
         with pytest.raises(ModelNotAdded, match=r"needs \d+ bytes, and 99 are free"):
             add_model(path, settings)
-    monkeypatch.setattr(shutil, "copyfile", lambda *_: Path("/dev/full").write_bytes(b"x"))
+    monkeypatch.setattr(shutil, "copyfileobj", lambda *_: Path("/dev/full").write_bytes(b"x"))
     with pytest.raises(ModelNotAdded, match="is full"):
         add_model(path, settings)
     assert left_behind(data_dir) == []
