@@ -61,7 +61,7 @@ pytest: $(VENV)/.compiled
 	$(PYTEST) -n 4 --dist worksteal -m 'not slow'
 
 # an environment of its own, in which torch is PyPI's: on Linux, it is built for CUDA
-test-pypi:  ## the demo and all tests except the slow ones, with torch from PyPI (PYTHON=python3.13)
+test-pypi:  ## demo and tests with torch from PyPI (PYTHON=python3.13)
 	rm -rf $(BUILD)/pypi
 	UV_TORCH_BACKEND= UV_FIND_LINKS= PIP_FIND_LINKS= $(MAKE) VENV=$(BUILD)/pypi setup
 	$(BUILD)/pypi/bin/python -c 'import torch; print("torch", torch.__version__, "for CUDA", torch.version.cuda)'

@@ -1,4 +1,4 @@
-"""What equal models read: the dense model against itself by shadow traffic, /compare and bench.
+"""The noise floor: the dense model against itself by shadow traffic, /compare and bench.
 
 Each instrument measures the time per token of both sides of its pairs. An instrument that is true
 reads 1, idle and beside a pruning job.

@@ -2,7 +2,7 @@
 
 The variants take turns under the load that the service has, and the order rotates. Requests of
 several variants at once would wait for each other's steps and look equally fast. The baseline takes
-two turns: the second one is the control, which shows what equal models read.
+two turns: the second one is the control, which measures the noise floor.
 """
 
 import secrets

@@ -108,7 +108,7 @@ class SpeedupsView(BaseModel):
 
 
 class ControlView(SpeedupsView):
-    """The baseline against itself, measured like the others: what equal models read.
+    """The baseline measured against itself, in the same way: the noise floor.
 
     A speed-up whose interval overlaps that of the control has no verdict.
     """
