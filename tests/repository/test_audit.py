@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,7 +61,7 @@ def advisories(*vulnerable: str) -> Iterator[tuple[str, set[str]]]:
 
 
 def make_audit(
-    url: str, build: Path, *done: str, bin_dir: str = ".venv/bin"
+    url: str, build: Path, *done: str, bin_dir: str = f"{sys.prefix}/bin"
 ) -> "subprocess.CompletedProcess[str]":
     """Run `make audit` in this folder, without `setup` and the targets that are ``done``."""
     service = f"AUDIT=--vulnerability-service osv --osv-url {url}"

@@ -17,7 +17,7 @@ import httpx2
 import pytest
 
 from tests.support.api_fixtures import publish_pruned
-from tests.support.pages import GUIDES, ROOT, Block, blocks
+from tests.support.pages import GUIDES, Block, blocks
 from tests.support.processes import environment, free_port, is_ready, processes_of
 from tests.support.tiny_directory import write_tiny_model
 from tests.support.waiting import wait_until
@@ -87,7 +87,7 @@ def checkout(tmp_path: Path, data_dir: Path) -> Path:
     """The directory of the reader, with the environment and the files that the guides use."""
     here = tmp_path / "here"
     here.mkdir()
-    (here / ".venv").symlink_to(ROOT / ".venv")
+    (here / ".venv").symlink_to(sys.prefix)
     shutil.copytree(data_dir / "models" / MODEL, here / "my-model")
     for name in TEXTS:
         (here / name).write_text(text(3000))

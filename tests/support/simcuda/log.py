@@ -7,7 +7,7 @@ from pathlib import Path
 
 _ROOT = Path(__file__).parents[3]
 _HERE = str(Path(__file__).parent)
-_OTHERS = str(_ROOT / ".venv")
+_OTHERS = sys.prefix
 
 
 @dataclass(frozen=True)
