@@ -32,7 +32,7 @@ from pruning.healing.places import ADAPTER_FOLDER, CONTROL, CONTROL_FOLDER, HEAL
 from pruning.healing.record import Healing, NotHealable, Progress, Run, TrainedText, check_healable
 from pruning.healing.state import read_state, save_state
 from pruning.healing.students import Students, alone, of_order
-from pruning.healing.train import Training
+from pruning.healing.train import HealingDiverged, Training
 from pruning.models.blocks import NO_OWN, Own, view
 from pruning.models.lineage import lineage_of
 from pruning.models.safetensors_headers import fingerprint
@@ -214,7 +214,14 @@ class _Healing:
             students = of_order(dense, self.source.removed_blocks, self.repairs, heal)
         else:
             students = alone(dense, self.source.keep, self.repaired, heal)
-        return self._trained(HEALED, students, heal)
+        trained = self._trained(HEALED, students, heal)
+        if trained.progress.step and not trained.progress.best.step:
+            raise HealingDiverged(
+                f"the healing brought {self.source.name} no nearer to {self.source.parent} on "
+                "held-out text than it was before: choose a lower learning rate than "
+                f"{heal.rate(dense.config.hidden_size):g}"
+            )
+        return trained
 
     def control(self, healed: Progress) -> _Trained:
         """The dense model after as many steps as the healed one that is kept, and no other end."""

@@ -20,6 +20,7 @@ from pruning.heal_checkpoint import heal_checkpoint, healing_digest, help_heal
 from pruning.healing.lock import HealingInProgress, locked
 from pruning.healing.peers import launched
 from pruning.healing.places import HealedPlaces
+from pruning.healing.train import HealingDiverged
 from pruning.models.names import healed_name
 from pruning.models.store import ModelStore, set_up_torch
 from pruning.plural import counted
@@ -76,7 +77,7 @@ def _left_in_order(places: HealedPlaces, console: Console) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if places.is_begun and not isinstance(error, HealingInProgress):
+        if places.is_begun and not isinstance(error, HealingInProgress | HealingDiverged):
             console.print("The training is kept: the same command goes on with it.")
         raise
     finally:

@@ -38,7 +38,7 @@ _EPSILON = 1e-6  # of Adam: with less, rounding errors of a gradient of zero bec
 
 
 class HealingDiverged(RuntimeError):
-    """A loss of the training is not a finite number."""
+    """A loss of the training is not a finite number, or none is lower than at its beginning."""
 
 
 class Training:
