@@ -118,12 +118,14 @@ def _share(nodeid: str, num_shares: int) -> int:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _imports_are_no_garbage() -> None:
+def _imports_are_no_garbage() -> Iterator[None]:
     """A pruning run collects garbage: without this, 0.2 s each time over what was imported. Tests
     make many objects, among which a collection for each 700 takes up to a tenth of their time."""
     gc.freeze()
     gc.set_threshold(5_000)
     gc.enable()
+    yield
+    gc.unfreeze()  # else triton's bindings list their types as leaks when the process ends
 
 
 @pytest.fixture(autouse=True, scope="session")
