@@ -1,6 +1,9 @@
 """Markup in names, results and jobs that others have written: pages show it as text."""
 
+import hashlib
+import importlib
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
@@ -11,17 +14,21 @@ import redis
 from app.config import ServeSettings
 from app.models.aliases import FILE
 from app.results.store import ResultKind, ResultStore
+from app.web.routes import PAGES
 from pruning.checkpoints.store import MANIFEST
 from pruning.jobs import transitions
+from pruning.jobs.conditions import Conditions
 from pruning.jobs.job import JobError
 from pruning.jobs.keys import RECORD
 from pruning.jobs.store import JobStore
 from pruning.spec.calibration import CalibrationSpec, Dataset
-from pruning.spec.prune import PruneSpec
+from pruning.spec.prune import PruneSpec, Repair
 from tests.support.api_fixtures import publish_pruned
 from tests.support.browser import browser_page
 from tests.support.external import DONE, declare, fake_server, head, says, text, usage
+from tests.support.job_lives import succeed
 from tests.support.serving import serving
+from tests.support.tiny_directory import edit_config, write_tiny_model
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -69,6 +76,35 @@ def write_job(store: JobStore, client: redis.Redis) -> str:
     store.fail(job_id, JobError("broken", MARKUP, MARKUP))
     client.hset(RECORD.format(id=job_id), "pruned_model", f"tiny@{IMAGE}")
     return job_id
+
+
+def write_checkpoint(data_dir: Path, store: JobStore) -> str:
+    """A job whose checkpoint has markup in its texts, in its domains and as its card."""
+    calibration = CalibrationSpec(Dataset.SELF, num_samples=4, seqlen=12)
+    job_id = store.create(PruneSpec("tiny", 2), conditions=Conditions(owner=MARKUP)).id
+    spec = PruneSpec("tiny", 2, calibration=calibration, repair=Repair.NONE)
+    manifest = json.loads(publish_pruned(data_dir, job=job_id, spec=spec).to_json())
+    folder = data_dir / "checkpoints" / f"tiny@{job_id}"
+    card = f"<!doctype html><html><body>{MARKUP}</body></html>".encode()
+    (folder / "README.md").write_bytes(card)
+    manifest["files"]["README.md"] |= {
+        "num_bytes": len(card),
+        "sha256": hashlib.sha256(card).hexdigest(),
+    }
+    quality = manifest["quality"]
+    quality |= {"evaluated_on": MARKUP, "warnings": [MARKUP]}
+    for number, domain in enumerate(quality["domains"]):
+        domain |= {"domain": f"{number} {MARKUP}", "source": MARKUP}
+    (folder / MANIFEST).write_text(json.dumps({**manifest, "repair_notes": [MARKUP]}))
+    succeed(store, job_id, folder.name)
+    return job_id
+
+
+def write_models(models_dir: Path) -> None:
+    """Models whose name, and whose architecture, are markup."""
+    for name in ("odd", IMAGE):
+        write_tiny_model(models_dir / name.replace("/", ""))
+    edit_config(models_dir / "odd", model_type=IMAGE, architectures=[IMAGE])
 
 
 def shows(page: "Page", path: str, *parts: str) -> None:
@@ -125,3 +161,38 @@ def test_markup_of_others_is_text(
         for path in ("/ui/curve", "/ui/jobs/new", "/ui/compare"):
             shows(page, f"{path}?{urlencode({'model': MARKUP, 'prompt': MARKUP})}")
         assert (watched.complaints, watched.foreign) == ([], [])
+
+
+def test_markup_of_models_cards_and_tenants_is_text_on_every_page(
+    data_dir: Path, redis_url: str, redis_client: redis.Redis, job_store: JobStore
+) -> None:
+    assert redis_client.ping()
+    write_models(data_dir / "models")
+    job_id = write_checkpoint(data_dir, job_store)
+    result = write_results(data_dir)[ResultKind.EVAL]
+    texts = {"/ui": ["odd"], "/ui/jobs/{job_id}": [MARKUP], "/ui/results": [MARKUP]}
+    settings = ServeSettings(data_dir=data_dir, drain_s=0)
+    with serving(settings, redis_url) as (_, url), browser_page(url) as (page, watched):
+        watched.may_fail = True  # such as the models of other names
+        query = urlencode(
+            {"model": f"tiny@{job_id}", "prompt": MARKUP, "next": f"javascript:{HIT}"}
+        )
+        for each in PAGES:
+            path = each.path.format(job_id=job_id, result_id=result)
+            page.goto(f"{path}?{query}", wait_until="networkidle")
+            shows(page, f"{path}?{query}", *texts.get(each.path, []))
+        files = page.request.get(f"/prune-jobs/{job_id}/checkpoints").json()["data"][0]["files"]
+        [card] = [file["url"] for file in files if file["name"] == "README.md"]
+        with suppress(playwright_error()):  # the browser may save what it does not show
+            page.goto(card)
+        has_made_nothing(page)
+        answer = page.request.get(card)
+        assert MARKUP in answer.text()
+        assert "html" not in answer.headers["content-type"]
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert (watched.complaints, watched.foreign) == ([], [])
+
+
+def playwright_error() -> type[Exception]:
+    found: type[Exception] = importlib.import_module("playwright.sync_api").Error
+    return found
