@@ -6,7 +6,7 @@ import gc
 import hashlib
 import os
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch reads it, and for every thread and process
@@ -17,6 +17,7 @@ from hypothesis import settings
 
 from pruning.checkpoints.store import Manifest
 from pruning.checkpoints.trajectory_plot import plot
+from pruning.plural import counted
 from tests.support.families import EVERYWHERE, is_slow
 from tests.support.quick import LIMITS
 from tests.support.waiting import LIMIT_S
@@ -115,6 +116,14 @@ def _is_of_others(item: pytest.Item, which: int, num_shares: int) -> bool:
 def _share(nodeid: str, num_shares: int) -> int:
     """From 1: the share that a slow test belongs to, which other tests do not change."""
     return int(hashlib.sha256(nodeid.encode()).hexdigest(), 16) % num_shares + 1
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say in the last lines what was skipped, in one line for each reason."""
+    reports = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in reports)
+    for reason, number in reasons.items():
+        terminalreporter.write_line(f"SKIPPED {counted(number, 'test')}: {reason}")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -4,7 +4,7 @@ Logits of a batch may take gigabytes, and so may their gradient. So both are mad
 at a time, and only the gradient of the hidden states is kept.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,8 +28,9 @@ def divergences(
     ``hidden`` of each and ``dense`` ``[rows, width]`` are inputs of the head, which is that of
     ``model`` for all of them and is not trained. Dense logits are made once for all.
     """
-    totals: torch.Tensor = _SummedDivergence.apply(dense, model, *hidden)  # type: ignore[no-untyped-call]  # of torch
-    return totals / len(dense)
+    # a name with a type, as only newer releases of torch give ``apply`` one
+    summed: Callable[..., torch.Tensor] = _SummedDivergence.apply
+    return summed(dense, model, *hidden) / len(dense)
 
 
 def hidden_error(hidden: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
