@@ -123,6 +123,11 @@ class Settings(BaseSettings):
         "keeps the choices and compiled code in the data directory; `off` skips timing "
         "and compilation; or the path of a file for the choices",
     )
+    sandbox: Literal["process", "off"] = Field(
+        default="process",
+        description="`process` renders the chat templates of models in a process with limits of "
+        "time and memory; `off` does so in the process that serves them",
+    )
 
     checkpoint_store: Annotated[str, AfterValidator(_object_store_url)] | None = Field(
         default=None,
@@ -205,6 +210,11 @@ class WorkerSettings(Settings):
         default=30.0,
         description="seconds that a job may take to cancel or pause before its process is killed",
     )
+
+
+def is_sandboxed() -> bool:
+    """Whether files of models that others have written run in processes with limits."""
+    return set_variables().get("SLEB_SANDBOX") != "off"
 
 
 def set_variables() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Signals of a process, its end with its parent, its full disks, and its libraries' progress bars.
+"""A process: signals, limits, its end with its parent, full disks, and bars of its libraries.
 
 Commands and workers use it. It knows neither models nor jobs.
 """
@@ -6,6 +6,7 @@ Commands and workers use it. It knows neither models nor jobs.
 import ctypes
 import errno
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -89,6 +90,33 @@ def be_killed_first() -> None:
     """Have Linux end this process, and not the service, where memory runs out (proc(5))."""
     with suppress(OSError):  # of a system without it
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+
+
+def limit_memory(num_bytes: int) -> None:
+    """Have the kernel refuse this process more memory than what it has and so many bytes.
+
+    What it prints at its end is dropped, and no core is written.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    with suppress(OSError):  # of a system without it
+        num_pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        most = num_pages * resource.getpagesize() + num_bytes
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def limit_time(cpu_s: float, real_s: float) -> None:
+    """Have the kernel end this process after so many seconds of processors, or of all clocks.
+
+    0 lifts the limits.
+    """
+    signal.setitimer(signal.ITIMER_PROF, cpu_s)
+    signal.setitimer(signal.ITIMER_REAL, real_s)
+
+
+def took_longer(status: int) -> bool:
+    """Whether a process with this status of ``waitpid`` was ended by ``limit_time``."""
+    return os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGPROF, signal.SIGALRM)
 
 
 def lower_priority(niceness: int) -> None:

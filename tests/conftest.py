@@ -143,6 +143,7 @@ def _quick_by_default() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLEB_VERIFY", "inline")
         patch.setenv("SLEB_TUNE", "off")
+        patch.setenv("SLEB_SANDBOX", "off")
         for name, limit in LIMITS.items():
             patch.setattr(name, limit)
         # memory of pages that an idle engine takes, of which a test needs next to none

@@ -64,10 +64,12 @@ class EngineBackend:
         self.completions = Completions()
 
     async def aclose(self) -> None:
+        await self._tokenizers.aclose()
         await self._grammars.aclose()
 
     async def prepare(self, served: ServedModel) -> None:
-        """Build what the first schema of this model would wait for."""
+        """Build what the first messages and the first schema of this model would wait for."""
+        await self._tokenizers.prepare(served.tokenizer)
         await self._grammars.prepare(served.tokenizer, served.variant)
 
     def check_room(self) -> None:

@@ -30,7 +30,8 @@ from app.engine.grammar import (
 from app.engine.scheduling.admission import Overloaded
 from app.engine.scheduling.sequence import ResponseFormat
 from app.engine.variant import Variant
-from app.generation.schema_client import SchemaClient, SchemaServerEnded, TakesLonger, Vocabulary
+from app.generation.limited_process import ProcessEnded
+from app.generation.schema_client import SchemaClient, TakesLonger, Vocabulary
 from pruning.plural import counted
 
 _Result = TypeVar("_Result")
@@ -128,7 +129,7 @@ class Grammars:
     ) -> Grammar:
         """A new grammar of this format for the tokens of this variant.
 
-        Raises ``ResponseFormatRefused``, ``SchemaServerEnded``, and ``Overloaded`` if too many
+        Raises ``ResponseFormatRefused``, ``ProcessEnded``, and ``Overloaded`` if too many
         others of the same API key are being made.
         """
         making = asyncio.create_task(self._made(response_format, tokenizer, variant))
@@ -152,7 +153,7 @@ class Grammars:
             preparing = self._client.prepare(tokens.name, tokens.vocabulary)
             self._sent[tokens.name] = asyncio.create_task(preparing)
             self._keep(self._sent[tokens.name])
-        with suppress(SchemaServerEnded):  # another one is started for the schema
+        with suppress(ProcessEnded):  # another one is started for the schema
             await asyncio.shield(self._sent[tokens.name])
         return tokens
 

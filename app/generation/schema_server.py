@@ -1,12 +1,10 @@
 """A process that checks schemas, each in a fork of its own with limits of time and memory.
 
-It imports neither torch nor transformers, so it starts soon and forks are cheap. Requests and
-answers are JSON, behind its length in four bytes, as connections of ``multiprocessing`` have it.
+It imports neither torch nor transformers, so it starts soon and forks are cheap.
 """
 
 import json
 import os
-import resource
 import selectors
 import signal
 import sys
@@ -15,7 +13,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 from llguidance import LLTokenizer
@@ -27,14 +24,19 @@ from app.engine.grammar import (
     grammar_tokens,
     schema_refused,
 )
-from pruning.process import be_killed_first, end_with_parent, lower_priority
+from pruning.process import (
+    be_killed_first,
+    end_with_parent,
+    limit_memory,
+    limit_time,
+    lower_priority,
+    took_longer,
+)
 
 DEADLINE_S = 20.0  # of one schema, on a busy machine
 MEMORY_BYTES = 2**29  # beside what the process has
 _MAX_TOKENIZERS = 4
 _NICENESS = 5
-LENGTH_BYTES = 4
-_TIMERS = (signal.SIGPROF, signal.SIGALRM)
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,6 @@ class _Job:
     request_id: int
     pid: int
     pipe: Connection
-
-
-def framed(message: dict[str, Any]) -> bytes:
-    body = json.dumps(message).encode()
-    return len(body).to_bytes(LENGTH_BYTES) + body
 
 
 class SchemaServer:
@@ -127,20 +124,13 @@ def _checked(schema: str, tokens: LLTokenizer) -> dict[str, str]:
 
 
 def _limit(cpu_s: float) -> None:
-    """Have the kernel end this process at its limits."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what is printed at an abort
-    with suppress(OSError):  # of a system without it
-        num_pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-        most = num_pages * resource.getpagesize() + MEMORY_BYTES
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.setitimer(signal.ITIMER_PROF, cpu_s)
-    signal.setitimer(signal.ITIMER_REAL, DEADLINE_S)
+    limit_memory(MEMORY_BYTES)
+    limit_time(cpu_s, DEADLINE_S)
 
 
 def _ended(status: int) -> dict[str, Any]:
     """The answer for a fork that has given none."""
-    if os.WIFSIGNALED(status) and os.WTERMSIG(status) in _TIMERS:
+    if took_longer(status):
         return {"takes_longer": True}
     reason = f"it takes more than {MEMORY_BYTES // 2**20} MB of memory to compile"
     return {"refused": str(schema_refused(reason))}

@@ -24,6 +24,8 @@ from app.engine.engine import PromptLimit
 from app.engine.sampling.text import render_chat
 from app.engine.scheduling.admission import Overloaded
 from app.generation.request import Chat, Prompt
+from app.generation.template_client import TemplateClient
+from pruning.config import is_sandboxed
 
 MAX_BYTES_IN_WORK = 2**20  # a longer text is encoded alone
 MAX_BYTES_WAITING = 2**26
@@ -34,7 +36,16 @@ _USUAL_BYTES_PER_S = 2**20
 _MAX_NFC_SHRINKAGE = 4  # characters that become one (Unicode FAQ on normalization)
 _LOSSLESS_SPLITS = ("ByteLevel", "Metaspace", "Digits")
 
+_APPLY = PreTrainedTokenizerBase.apply_chat_template
+
 TokenIds = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Rendered:
+    """Messages as the chat template has them, special tokens included."""
+
+    text: str
 
 
 class TokenizerPool:
@@ -42,6 +53,7 @@ class TokenizerPool:
 
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(_NUM_THREADS, "tokenizer")
+        self._templates = TemplateClient()
         self._num_free = MAX_BYTES_IN_WORK
         self._freed = asyncio.Event()
         self._turn = asyncio.Lock()  # first come, first served
@@ -55,13 +67,33 @@ class TokenizerPool:
         Raises ``PromptTooLong``, ``Overloaded``, and the errors of ``render_chat``.
         """
         num_bytes = max(map(_num_bytes, prompts), default=0)
-        work = partial(_encode_all, prompts, tokenizer, limit)
+        rendered: Sequence[Prompt | _Rendered] = prompts
+        if is_sandboxed():
+            rendered = [await self._rendered(prompt, tokenizer) for prompt in prompts]
+        work = partial(_encode_all, rendered, tokenizer, limit)
         if not num_bytes:
             return work()
         if num_bytes <= _SHORT_BYTES:
             return await asyncio.to_thread(work)
         await asyncio.to_thread(_check_lengths, prompts, tokenizer, limit)
         return await self._in_turn(work, num_bytes)
+
+    async def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Start the process that the first messages to this model would wait for."""
+        if is_sandboxed() and tokenizer.chat_template:
+            await self._templates.start()
+
+    async def aclose(self) -> None:
+        await self._templates.aclose()
+
+    async def _rendered(
+        self, prompt: Prompt, tokenizer: PreTrainedTokenizerBase
+    ) -> "Prompt | _Rendered":
+        """The text of messages by a process with limits; what is no chat as it is."""
+        is_plain = type(tokenizer).apply_chat_template is _APPLY  # not by code of its own
+        if not isinstance(prompt, Chat) or not is_plain:
+            return prompt
+        return _Rendered(await self._templates.render(tokenizer, prompt))
 
     async def _in_turn(self, work: Callable[[], list[TokenIds]], num_bytes: int) -> list[TokenIds]:
         if self._num_waiting + num_bytes > MAX_BYTES_WAITING:
@@ -113,18 +145,20 @@ def _check_lengths(
 
 
 def _encode_all(
-    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, limit: PromptLimit
+    prompts: Sequence[Prompt | _Rendered], tokenizer: PreTrainedTokenizerBase, limit: PromptLimit
 ) -> list[TokenIds]:
     return [_encode(prompt, tokenizer, limit) for prompt in prompts]
 
 
-def _encode(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, limit: PromptLimit) -> TokenIds:
-    if not isinstance(prompt, str | Chat):
+def _encode(
+    prompt: Prompt | _Rendered, tokenizer: PreTrainedTokenizerBase, limit: PromptLimit
+) -> TokenIds:
+    if isinstance(prompt, Chat):
+        prompt = _Rendered(render_chat(tokenizer, prompt.messages, prompt.tools))
+    if not isinstance(prompt, str | _Rendered):
         return tuple(prompt)
-    is_chat = isinstance(prompt, Chat)
-    text = (
-        prompt if isinstance(prompt, str) else render_chat(tokenizer, prompt.messages, prompt.tools)
-    )
+    is_chat = isinstance(prompt, _Rendered)
+    text = prompt.text if isinstance(prompt, _Rendered) else prompt
     _check_text(text, tokenizer, limit)
     # a chat template writes the special tokens itself
     if not isinstance(tokenizer, PreTrainedTokenizerFast):

@@ -143,6 +143,7 @@ class VllmBackend(ExternalBackend):
         return f"fp_{sha256(what.encode()).hexdigest()[:12]}"
 
     async def aclose(self) -> None:
+        await self._tokenizers.aclose()
         await self.servers.aclose()
         await super().aclose()
 

@@ -48,6 +48,17 @@ def _array(kind: int, count: int) -> bytes:
 
 
 _TOKENS = _text(b"tokenizer.ggml.tokens")
+_TENS = "{% for b in range(99999) %}"
+# Chat templates that do not end, or take all memory, of which some do so in one call of C.
+TEMPLATES: Mapping[str, str] = {
+    "loops": _TENS * 5 + "{% endfor %}" * 5,
+    "doubles": "{% set n = namespace(t='aaaaaaaa') %}{% for i in range(60) %}"
+    "{% set n.t = n.t ~ n.t %}{% endfor %}",
+    "multiplies": "{{ messages[0].content * 10**11 }}",
+    "pads": "{{ '%99999999999d' % (messages | length) }}",
+    "powers": "{% set n = namespace(x=messages | length) %}{% for i in range(40) %}"
+    "{% set n.x = (n.x + 3) ** 9 %}{% endfor %}",
+}
 # GGUF files of some bytes that announce far more.
 GGUF_FILES: Mapping[str, bytes] = {
     "numbers": _gguf(_TOKENS + _array(0, 2**40)),

@@ -36,10 +36,7 @@ def render_chat(
 
     Raises ``NoChatTemplate`` or ``MessagesRefused``.
     """
-    if not tokenizer.chat_template:
-        raise NoChatTemplate(
-            "this model's tokenizer has no chat template: send a prompt instead of messages"
-        )
+    check_template(tokenizer)
     try:
         text = tokenizer.apply_chat_template(
             [dict(message) for message in messages],
@@ -50,6 +47,14 @@ def render_chat(
     except (TemplateError, TypeError, ValueError) as error:
         raise MessagesRefused(f"the chat template cannot render them: {error}") from error
     return str(text)
+
+
+def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises ``NoChatTemplate``."""
+    if not tokenizer.chat_template:
+        raise NoChatTemplate(
+            "this model's tokenizer has no chat template: send a prompt instead of messages"
+        )
 
 
 def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:

@@ -26,7 +26,7 @@ from app.engine.scheduling.sequence import ResponseFormat
 from app.engine.variant import Variant, make_variant
 from app.generation import grammars, schema_server
 from app.generation.grammars import Grammars, Turns
-from app.generation.schema_client import SchemaServerEnded
+from app.generation.limited_process import ProcessEnded
 from pruning.models.store import LoadedModel
 
 SLOW = {"type": "integer", "multipleOf": 999_983}  # minutes to compile
@@ -249,7 +249,7 @@ async def test_a_process_that_ends_is_started_again(
             await waiting
         monkeypatch.setattr(schema_server, "__name__", "app.no_such_module")
         os.kill(serving.made._client._process.pid, signal.SIGKILL)  # type: ignore[union-attr]
-        with pytest.raises(SchemaServerEnded):
+        with pytest.raises(ProcessEnded):
             await serving.get({"const": 13})
 
 
