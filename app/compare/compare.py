@@ -28,10 +28,11 @@ from app.engine.async_engine import StillWarmingUp
 from app.engine.scheduling.sequence import FinishReason, SamplingParams, Timings
 from app.engine.variant import Variant
 from app.generation.engine_backend import ENGINE_RAISES
-from app.generation.generator import GENERATOR_LOAD_RAISES, Generator
+from app.generation.generator import GENERATOR_LOAD_RAISES
 from app.generation.openai_client import EXTERNAL_RAISES
 from app.generation.output import Output
 from app.generation.request import GenerationRequest, Served, ServedElsewhere
+from app.models.entry import ModelEntry
 from app.models.registry import ServedModel
 from pruning.plural import counted
 
@@ -113,15 +114,10 @@ class Speedups:
 
 async def run_comparison(request: ComparisonRequest, scorer: Scorer) -> Comparison:
     """Raises the errors in ``RAISES``."""
-    # first the models: whether the rest fits together is of no use without them
-    served = [await _served(name, scorer.generator) for name in request.models]
-    if len({one.entry.base for one in served}) > 1:
-        raise NotComparable(
-            f"{', '.join(request.models)} are variants of different models: name variants of "
-            f"one model, which share a tokenizer"
-        )
-    _check_engines(served, scorer.generator.max_vllm_servers)
     _check(request)
+    _check_models([await scorer.generator.entry(name) for name in request.models])
+    served = [await scorer.generator.load(name) for name in request.models]
+    _check_engines(served, scorer.generator.max_vllm_servers)
     params = request.params
     if not params.is_greedy and params.seed is None:
         params = replace(params, seed=secrets.randbelow(MAX_DRAWN_SEED + 1))
@@ -145,14 +141,20 @@ async def run_comparison(request: ComparisonRequest, scorer: Scorer) -> Comparis
     return Comparison(asked, asked[at], control, objection, params.seed)
 
 
-async def _served(name: str, generator: Generator) -> Served:
-    served = await generator.load(name)
-    if isinstance(served, ServedElsewhere) and served.vllm is None:
+def _check_models(entries: Sequence[ModelEntry]) -> None:
+    """Before weights are read. Raises ``NotComparable``."""
+    for entry in entries:
+        if entry.external is not None:
+            raise NotComparable(
+                f"another server generates for {entry.name!r}: only models of this service, under "
+                f"the same load, can be compared"
+            )
+    if len({entry.base for entry in entries}) > 1:
+        names = ", ".join(entry.name for entry in entries)
         raise NotComparable(
-            f"another server generates for {name!r}: only models of this service, under the "
-            f"same load, can be compared"
+            f"{names} are variants of different models: name variants of one model, which share a "
+            "tokenizer"
         )
-    return served
 
 
 def _check_engines(served: Sequence[Served], max_servers: int) -> None:

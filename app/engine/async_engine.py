@@ -139,6 +139,13 @@ class AsyncEngine:
         """
         return self.streams([request], on_end)[0]
 
+    def check(self, requests: Sequence[Request]) -> None:
+        """Raise ``RequestRefused`` for requests that could never run, or ``EngineStopped``."""
+        if not self.is_accepting:
+            raise EngineStopped("the engine is not taking requests: it is stopping or has stopped")
+        for request in requests:
+            self._engine.check(request)
+
     def streams(self, requests: Sequence[Request], on_end: OnEnd | None = None) -> list[Stream]:
         """Hand all of these requests to the engine, or none.
 
@@ -146,10 +153,8 @@ class AsyncEngine:
         If the engine crashes later, the iterations raise ``EngineStopped``. ``on_end`` is called
         once per request with its last event, even if the stream was left before.
         """
-        if not self.is_accepting:
-            raise EngineStopped("the engine is not taking requests: it is stopping or has stopped")
+        self.check(requests)
         for request in requests:
-            self._engine.check(request)
             if request.request_id in self._streams:
                 raise RequestRefused(f"request {request.request_id} is already open")
         self.admission.admit(requests)

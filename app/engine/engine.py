@@ -141,7 +141,7 @@ class Engine:
         if biased >= variant.vocab_size:
             expected = f"token ids from 0 to {variant.vocab_size - 1}"
             raise InvalidSampling("logit_bias", biased, expected)
-        if request.grammar is not None and request.params.ignore_eos:
+        if request.params.response_format is not None and request.params.ignore_eos:
             expected = "false with a response_format, which says where an output ends"
             raise InvalidSampling("ignore_eos", True, expected)
         if self._is_reproducible(request) and self.kernels.are_awaited(variant):

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from uuid import uuid4
@@ -151,15 +152,13 @@ class EngineBackend:
     ) -> list[tuple[GenerationRequest, Stream]]:
         """The request for each output alone, and the stream of its events.
 
-        Places are reserved while prompts are tokenized: a request that is refused costs no work.
+        Places are reserved while prompts are tokenized. A schema is compiled, which may take long,
+        only for a request that nothing else refuses.
         """
         if (unparsed := _unparsed.get()) is not None:
             unparsed.close()
         max_new_tokens = 1 if request.fills_context else request.params.max_new_tokens
         with self._engine.admission.reserve(len(request.prompts) * request.n) as places:
-            grammar = None
-            if (wanted := request.params.response_format) is not None:
-                grammar = await self._grammars.get(wanted, served.tokenizer, served.variant)
             prompts = await self.encode(request.prompts, [served], max_new_tokens)
             alone = request.alone(prompts, self._engine.max_len(served.variant))
             engine_requests = [
@@ -169,12 +168,15 @@ class EngineBackend:
                     ids,
                     one.params,
                     deadline_s=deadline_s,
-                    grammar=grammar,
                     cache_scope=request.cache_scope(self._prefix_cache),
                     tenant=calling_tenant(),
                 )
                 for one, ids in alone
             ]
+            self._engine.check(engine_requests)
+            if (wanted := request.params.response_format) is not None:
+                grammar = await self._grammars.get(wanted, served.tokenizer, served.variant)
+                engine_requests = [replace(each, grammar=grammar) for each in engine_requests]
             places.close()
             streams = self._engine.streams(engine_requests, partial(self._count, labels))
             return [(one, stream) for (one, _), stream in zip(alone, streams, strict=True)]

@@ -5,8 +5,14 @@ Independent of HTTP: each failure has an exception of its own.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractContextManager, aclosing, asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import (
+    AbstractContextManager,
+    aclosing,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
 from dataclasses import dataclass
 
 from app.engine.scheduling.sequence import SamplingParams
@@ -19,6 +25,7 @@ from app.generation.tokenization import TokenIds
 from app.generation.vllm_backend import VllmBackend
 from app.metrics.metrics import Metrics
 from app.models.catalog import UnknownModel
+from app.models.entry import ModelEntry
 from app.models.registry import LOAD_RAISES, ModelRegistry, ServedModel
 from app.vllm.server import VllmUnavailable
 
@@ -65,6 +72,19 @@ class Generator:
         is_vllm_chosen = self.vllm is not None and self.vllm.servers.is_chosen
         return self.external.has_models or is_vllm_chosen
 
+    async def entry(self, name: str) -> ModelEntry:
+        """The entry of this name, without loading it. Raises as ``Catalog.resolve`` does."""
+        with self._counted_refusals():
+            return await asyncio.to_thread(self.registry.catalog.resolve, name)
+
+    @contextmanager
+    def _counted_refusals(self) -> Iterator[None]:
+        try:
+            yield
+        except UnknownModel:
+            self.metrics.rejected_unparsed("unknown_model")
+            raise
+
     async def load(self, name: str) -> Served:
         """The model of this name. Weights that are not loaded yet are read by another thread.
 
@@ -73,15 +93,12 @@ class Generator:
         external = self.registry.catalog.external_name(name)
         if external and (served := self.external.served(external)) is not None:
             return served
-        try:
-            if self.vllm is not None:
-                entry = await asyncio.to_thread(self.registry.catalog.resolve, name)
-                if self.vllm.servers.serves(entry):
-                    return await self.vllm.load(entry)
+        if self.vllm is not None:
+            entry = await self.entry(name)
+            if self.vllm.servers.serves(entry):
+                return await self.vllm.load(entry)
+        with self._counted_refusals():
             loading = await asyncio.to_thread(self.registry.begin, name)
-        except UnknownModel:
-            self.metrics.rejected_unparsed("unknown_model")
-            raise
         loaded = await asyncio.wrap_future(loading)
         await self.engine.prepare(loaded)
         return loaded

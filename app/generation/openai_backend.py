@@ -6,8 +6,8 @@ Text is passed on as it arrives. Timings are moments of arrival here.
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 from app.config import PrefixCache
@@ -106,6 +106,21 @@ class ExternalBackend:
         ]
         return self._admitted(requests, served, request.traffic, deadline_s)
 
+    def _check_room(self, request: GenerationRequest, served: ServedElsewhere) -> None:
+        """Raises ``RequestRefused`` or ``Overloaded``."""
+        labels = labels_of(served.entry, request.traffic, served.model.backend)
+        with self._counted_refusals(labels):
+            limiter = self._servers[served.model.name].limiter
+            limiter.check_room(len(request.prompts) * request.n)
+
+    @contextmanager
+    def _counted_refusals(self, labels: Labels) -> Iterator[None]:
+        try:
+            yield
+        except Overloaded as refusal:
+            self._metrics.rejected(labels, refusal.reason)
+            raise
+
     def _salt(self, request: GenerationRequest, model: ExternalModel) -> str | None:
         """Raises ``NoCacheSalt``."""
         if model.takes_cache_salt:
@@ -139,11 +154,8 @@ class ExternalBackend:
     ) -> list["ExternalOutputStream"]:
         server = self._servers[served.model.name]
         labels = labels_of(served.entry, traffic, served.model.backend)
-        try:
+        with self._counted_refusals(labels):
             server.limiter.admit(len(requests))
-        except Overloaded as refusal:
-            self._metrics.rejected(labels, refusal.reason)
-            raise
         return [
             ExternalOutputStream(index, one, server, self._metrics, labels, deadline_s)
             for index, one in enumerate(requests)
@@ -314,11 +326,8 @@ class ConcurrencyLimiter:
         rounds = math.ceil(self.num_waiting / self._max_running)
         return min(max(rounds * self._mean_s, _MIN_RETRY_S), _MAX_RETRY_S)
 
-    def admit(self, num_requests: int) -> None:
-        """Admit all of them or none. Each must be released.
-
-        Raises ``RequestRefused`` or ``Overloaded``.
-        """
+    def check_room(self, num_requests: int) -> None:
+        """Raises ``RequestRefused`` for more than are ever admitted at once, or ``Overloaded``."""
         if num_requests > self._max_open:
             raise RequestRefused(
                 f"{num_requests} outputs in one request: this model takes at most "
@@ -330,6 +339,10 @@ class ConcurrencyLimiter:
                 f"{num_requests} more would exceed the limit of {self._max_open}"
             )
             raise Overloaded(what, "queue_full", self.retry_after_s)
+
+    def admit(self, num_requests: int) -> None:
+        """Admit all of them or none. Each must be released. Raises as ``check_room`` does."""
+        self.check_room(num_requests)
         self._num_open += num_requests
 
     def release(self) -> None:

@@ -101,6 +101,7 @@ class VllmBackend(ExternalBackend):
             raise NotOnVllm
         served = await self.load(served.entry)
         assert served.vllm is not None
+        self._check_room(request, served)
         max_new_tokens = 1 if request.fills_context else request.params.max_new_tokens
         prompts = await self.encode(request.prompts, [served.vllm], max_new_tokens)
         scope = request.cache_scope(self._prefix_cache)

@@ -97,9 +97,8 @@ async def create_completion(
     body: CompletionBody, generator: GeneratorDep, request: Request
 ) -> CompletionView | Response:
     """Continue one or many prompts, generated together as one batch."""
+    params, prompts = _completion_params(body), _prompts(body)
     served = await generator.load(body.model)
-    params = _completion_params(body)
-    prompts = _prompts(body)
     generation_request = GenerationRequest(
         served, prompts, params, _stop(body), n=body.n or 1, cache_salt=body.cache_salt or ""
     )
@@ -116,14 +115,14 @@ async def create_chat_completion(
     body: ChatBody, generator: GeneratorDep, request: Request
 ) -> ChatView | Response:
     """Generate the next message, with the model's own chat template."""
-    served = await generator.load(body.model)
     limit, tools = _chat_limit(body), tool_use(body)
-    if may_call := leaves_choice(body):
-        check_choice(served)
     if tools is not None:
         body = body.model_copy(update={"response_format": tools.response_format})
     num_logprobs = (body.top_logprobs or 0) if body.logprobs else None
     params = _params(body, max_new_tokens=limit or DEFAULT_CHAT_TOKENS, num_logprobs=num_logprobs)
+    served = await generator.load(body.model)
+    if may_call := leaves_choice(body):
+        check_choice(served)
     chat = Chat(
         [message.as_template_input() for message in body.messages],
         tuple(tool.model_dump(exclude_none=True) for tool in body.tools or ()),
