@@ -16,6 +16,7 @@ from app.api.job_checks import JobChecks, TextsFolder
 from app.api.lifespan import running
 from app.api.middleware import AuthMiddleware, MetricsMiddleware, SecurityHeadersMiddleware
 from app.api.openapi import describe_api
+from app.api.query import with_known_parameters
 from app.api.routes import (
     checkpoints,
     compare,
@@ -151,8 +152,9 @@ def _add_middleware(app: FastAPI, settings: ServeSettings, authorizer: Authorize
 
 def _add_routes(app: FastAPI) -> None:
     """Operations have the names of their functions, for links between them."""
-    for module in (*_ROUTES, web):
-        app.router.routes.extend(module.router.routes)
+    for module in _ROUTES:
+        app.router.routes.extend(map(with_known_parameters, module.router.routes))
+    app.router.routes.extend(web.router.routes)  # whose pages read their parameters themselves
     for route in app.routes:
         if isinstance(route, APIRoute):
             route.operation_id = route.name

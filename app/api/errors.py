@@ -16,6 +16,7 @@ from starlette.routing import Match
 
 from app.api.job_checks import MemoryTooSmall
 from app.api.problems import BodyTooLarge, NotOffered, Problem, is_openai, problem_response
+from app.api.query import UNKNOWN_PARAMETER, parameters_of
 from app.api.schemas.calibration import without_tags
 from app.api.schemas.response_format import without_format_tags
 from app.api.unload import ModelInUse, NotDeletable
@@ -297,6 +298,8 @@ def _pointed_at(error: Mapping[str, Any], request: Request) -> dict[str, str]:
     what = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "json_invalid":
         what = f"this is not JSON: {error['ctx']['error']}, at character {where.pop()}"
+    elif error["type"] == UNKNOWN_PARAMETER:
+        what = f"unknown query parameter: {_parameter_suggestion(request, error['loc'][1])}"
     elif error["type"] == "extra_forbidden":
         what = f"unknown field: {_field_suggestion(request, error['loc'])}"
     elif error["loc"] == ("body",) and error["type"] in ("missing", "model_attributes_type"):
@@ -310,6 +313,19 @@ def _allowed(request: Request) -> Iterator[str]:
         scope = {**request.scope, "method": method}
         if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes):
             yield method
+
+
+def _parameter_suggestion(request: Request, name: str) -> str:
+    """What to do about an unknown query parameter."""
+    route = request.scope["route"]
+    known = parameters_of(route.dependant)
+    if near := _nearest(name, known):
+        return f"did you mean {near}?"
+    body = route.body_field
+    models = [] if body is None else _models_in(body.field_info.annotation)
+    if any(name in model.model_fields for model in models):
+        return "send it as a field of the body"
+    return f"expected {', '.join(sorted(known))}" if known else "leave it out"
 
 
 def _field_suggestion(request: Request, loc: Sequence[int | str]) -> str:

@@ -17,10 +17,10 @@ PAGE = """\
 # REST
 
 This page has the content of `/openapi.json`; `/docs` of a running service shows it with examples
-and a search. A request with an unknown field is refused, except on `/v1`, which ignores some fields
-as OpenAI's API does. Where scopes are named, the request needs a [key](guides/keys.md) with one of
-them, unless the service requires no keys. Guides: [jobs](guides/jobs.md),
-[generating and comparing](guides/serve.md).
+and a search. A request with an unknown query parameter or field is refused, except that `/v1`
+ignores some fields as OpenAI's API does. Where scopes are named, the request needs a
+[key](guides/keys.md) with one of them, unless the service requires no keys. Guides:
+[jobs](guides/jobs.md), [generating and comparing](guides/serve.md).
 
 {routes}"""
 
