@@ -8,7 +8,7 @@ from functools import cache
 from math import exp, inf, log, sqrt
 
 CONFIDENCE = 0.95
-MIN_DEGREES = 4  # of freedom: with fewer, the interval has no ends
+MIN_DEGREES = 4  # of freedom for the ends of an interval of 95 %
 
 
 @cache
@@ -18,12 +18,12 @@ def reach(degrees: int, confidence: float = CONFIDENCE) -> float:
     With this ``confidence`` the mean is in the intervals of all sample sizes at once, for normal
     samples of unknown variance. The test martingale mixes over a normal prior of the mean in units
     of the standard deviation that is worth one sample (Wang and Ramdas, arXiv 2310.03722).
-    ``inf`` below ``MIN_DEGREES``.
+    ``inf`` for too few degrees of freedom: with 95 %, below ``MIN_DEGREES``.
     """
-    if degrees < MIN_DEGREES:
-        return inf
     num_samples = degrees + 1
     share = 1 / (1 + num_samples)  # of the prior in the posterior of the mean
     bound = exp(2 / num_samples * (-log(1 - confidence) - log(share) / 2))
+    if bound * share >= 1:  # few samples exclude nothing
+        return inf
     # The martingale is below 1 / (1 - confidence) for squares of the t statistic below this.
     return sqrt(degrees * (bound - 1) / (1 - bound * share))

@@ -20,7 +20,7 @@ def martingale(t: float, num_samples: int) -> float:
     return math.sqrt(share) * math.pow(ratio, num_samples / 2)
 
 
-@given(st.integers(MIN_DEGREES, 5_000), st.sampled_from([0.8, 0.95, 0.99]))
+@given(st.integers(MIN_DEGREES + 2, 5_000), st.sampled_from([0.8, 0.95, 0.99]))
 def test_at_its_ends_the_martingale_is_one_over_the_error(degrees: int, confidence: float) -> None:
     limit = 1 / (1 - confidence)
     assert martingale(reach(degrees, confidence), degrees + 1) == pytest.approx(limit)
@@ -33,6 +33,7 @@ def test_it_reaches_further_than_an_interval_for_one_look(degrees: int) -> None:
 
 def test_with_too_few_degrees_it_has_no_ends() -> None:
     assert reach(MIN_DEGREES - 1) == math.inf
+    assert reach(MIN_DEGREES, 0.99) == math.inf
 
 
 def test_the_mean_is_in_the_intervals_of_all_sizes_at_once() -> None:
