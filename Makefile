@@ -18,7 +18,7 @@ INSTALL := $(BIN)/python -m tools.install $(UV)
 PYTEST := PYTHONDONTWRITEBYTECODE= nice -n 18 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup dashboards docs demo test pytest test-pypi test-slow image-test soak lint fmt serve worker up bench vllm audit lock sbom clean
+.PHONY: help setup dashboards docs readme demo test pytest test-pypi test-slow image-test soak lint fmt serve worker up bench vllm audit lock sbom clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -107,7 +107,11 @@ vllm: setup  ## an environment with vLLM for CPUs, in build/vllm
 dashboards: setup  ## generate the Grafana dashboards from dashboards/
 	$(BIN)/python -m dashboards
 
+readme: setup  ## run the demo, and quote its output in README.md
+	$(BIN)/python -m tools.docs.demo --run
+
 docs: setup  ## generate pages of docs/ from the code
+	$(BIN)/python -m tools.docs.demo
 	$(BIN)/python -m tools.docs.settings
 	$(BIN)/python -m tools.docs.rest
 	$(BIN)/python -m tools.docs.families

@@ -48,6 +48,7 @@ PROMPTS = (
 MAX_NEW_TOKENS = 32
 REPEATS = 5  # odd, so that a median is one of the times; the advice needs intervals
 MAX_COMPARISONS = 2  # a measurement can change the advice, and so what is shown
+MAX_WAITS = 3  # for the kernels of a comparison
 TIMEOUT_S = 300.0  # of a request; a comparison takes the longest
 START_TIMEOUT_S = 120.0  # until the service is ready
 STOP_TIMEOUT_S = 60.0
@@ -93,7 +94,8 @@ def run_demo(
         with console.status("Generating with the dense and the pruned models in turn"):
             advice, names, prompts = measured_advice(client, job, measure_s)
         keep_speedups(place.data_dir, settings.data_dir)
-        print_report(job, _figures(client, names, prompts), PROMPTS[0], as_json=as_json)
+        figures = _figures(client, names, prompts)
+        print_report(job, advice, figures, PROMPTS[0], as_json=as_json)
         console.print(f"\n[bold]{escape(advice['sentence'])}[/]")
         _print_next_steps(console, service.url, job, is_running=keep)
 
@@ -321,6 +323,9 @@ def _compared(client: ServiceClient, names: Sequence[str], measure_s: float) -> 
         "repeats": REPEATS,
         "max_seconds": measure_s,
     }
+    for _ in range(MAX_WAITS):  # each for minutes, while a slow machine compiles kernels
+        with suppress(ServiceUnavailable):
+            return client.request("POST", "/compare", body=body, timeout_s=TIMEOUT_S)
     return client.request("POST", "/compare", body=body, timeout_s=TIMEOUT_S)
 
 
@@ -328,12 +333,15 @@ def _print_next_steps(console: Console, url: str, job: dict[str, Any], *, is_run
     hint = "" if is_running else " (needs a running service: make demo KEEP=1)"
     name = variants_of(job)[0]
     console.print(
-        f"\n[bold]Next steps[/]{hint}\n  web page           {url}/ui\n  choose a depth     "
-        f"sleb advise {NAME}\n  serve it           make up, then open "
-        f"http://localhost:8000/ui\n  API documentation  {url}/docs\n  metrics            "
-        f"{url}/metrics\n  job                curl {url}/prune-jobs/{job['id']}\n  all "
-        f"variants       curl {url}/models\n  completion         curl {url}/generate -H "
-        "'content-type: application/json' \\\n                       -d '{\"model\": "
-        f'"{name}", "prompt": "The sea is"}}\'',
+        f"\n[bold]Next steps[/]{hint}\n"
+        f"  web page           {url}/ui\n"
+        f"  choose a depth     sleb advise {NAME}\n"
+        f"  serve it           make up, then open http://localhost:8000/ui\n"
+        f"  API documentation  {url}/docs\n"
+        f"  metrics            {url}/metrics\n"
+        f"  job                curl {url}/prune-jobs/{job['id']}\n"
+        f"  all variants       curl {url}/models\n"
+        f"  completion         curl {url}/generate -H 'content-type: application/json' \\\n"
+        f"""                       -d '{{"model": "{name}", "prompt": "The sea is"}}'""",
         soft_wrap=True,  # so that a line can be copied
     )

@@ -41,21 +41,31 @@ def figures_of(model: dict[str, Any], outputs: Sequence[dict[str, Any]]) -> Mode
 
 
 def print_report(
-    job: dict[str, Any], models: Sequence[ModelFigures], prompt: str, *, as_json: bool
+    job: dict[str, Any],
+    advice: dict[str, Any],
+    models: Sequence[ModelFigures],
+    prompt: str,
+    *,
+    as_json: bool,
 ) -> None:
     """``models``: the dense one first. ``prompt`` is that of the completions."""
     if as_json:
         dense = models[0]
         sides = [{**asdict(side), "speedup": _speedups(dense, side)} for side in models]
-        print_json({"job": job, "models": sides})
+        print_json({"job": job, "advice": advice, "models": sides})
         return
     console = Console(highlight=False)
-    console.print(_table(models))
-    for text in _explained(models[1:]):
-        console.print(text, markup=False)
+    print_table(models, console)
     for side in models:
         text = f"[dim]{escape(prompt)}[/]{escape(side.completion)}"
         console.print(Panel(text, title=escape(side.model["id"]), title_align="left"))
+
+
+def print_table(models: Sequence[ModelFigures], console: Console) -> None:
+    """The table, and what its rows mean."""
+    console.print(_table(models))
+    for text in _explained(models[1:]):
+        console.print(text, markup=False)
 
 
 def _speedups(dense: ModelFigures, side: ModelFigures) -> dict[str, Any]:

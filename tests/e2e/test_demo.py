@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -15,11 +16,13 @@ from typing import Any
 import httpx2
 import pytest
 
+from app.models.measured_speedups import NOT_MEASURED
 from app.server.valkey import embedded_valkey
 from pruning.models.demo_model import NAME
 from tests.support import tiny_directory
 from tests.support.processes import environment, free_port, is_ready, processes_of, running
 from tests.support.waiting import wait_until
+from tools.docs.demo import record, table
 
 NUM_REMOVE = 2
 
@@ -29,9 +32,19 @@ def test_the_demo_prunes_serves_compares_and_cleans_up(tiny_demo_dir: Path) -> N
     report = demo(tiny_demo_dir)
     check_job(report["job"], tiny_directory.NUM_BLOCKS)
     check_sides(report["models"], tiny_directory.NUM_BLOCKS)
+    assert form_of(report) == form_of(record()["report"]), "README quotes another form"
     left_behind = {path.name for path in tiny_demo_dir.iterdir()}
     kept = {"speedups.json", "speedups.json.lock"}  # unless the machine is too busy to measure
     assert left_behind - kept == {"models", "demo", "checkpoints"}, "what is served next, no more"
+
+
+def form_of(report: dict[str, Any]) -> tuple[list[str], set[int], list[str]]:
+    """The rows of the table, the numbers of their cells, and what is explained below."""
+    above, _, below = table(report).rpartition("┘")
+    rows = [line.strip("│").split("│") for line in above.splitlines() if line.startswith("│")]
+    explained = re.findall(r"^([a-z ]+): ", below, re.MULTILINE)
+    known = [name for name in explained if name != NOT_MEASURED]  # as on a busy machine
+    return [row[0].strip() for row in rows], {len(row) for row in rows}, known
 
 
 @pytest.mark.slow

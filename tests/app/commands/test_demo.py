@@ -13,7 +13,7 @@ import pytest
 import redis
 from rich.console import Console
 
-from app.commands.client import ServiceClient
+from app.commands.client import ServiceClient, ServiceUnavailable
 from app.commands.demo import (
     MAX_NEW_TOKENS,
     REPEATS,
@@ -76,7 +76,7 @@ def test_all_models_are_compared_by_the_service(
         assert 0 < figures.ttft_s < 60
         assert figures.tokens_per_s > 0
         assert figures.completion
-    print_report(job, models, "a prompt", as_json=False)
+    print_report(job, {}, models, "a prompt", as_json=False)
     report = capsys.readouterr().out
     table = report.partition("╭")[0]  # below it are outputs of a random model
     assert max(map(len, table.splitlines())) <= 80
@@ -102,7 +102,7 @@ def test_the_table_says_of_speed_what_the_advice_counts_with(
         ModelFigures({**model, "id": f"{NAME}@-3", "num_blocks": 27, **busy}, 0.01, 0.01, 9.0, "b"),
         ModelFigures({**model, "id": f"{NAME}@-4", "num_blocks": 26, **quiet}, 0.1, 0.02, 9.0, "c"),
     ]
-    print_report({}, sides, "a prompt", as_json=False)
+    print_report({}, {}, sides, "a prompt", as_json=False)
     lines = capsys.readouterr().out
     cells = {
         row[1]: row[3:]
@@ -114,7 +114,7 @@ def test_the_table_says_of_speed_what_the_advice_counts_with(
     assert cells["speed-up, predicted"][:2] == ["1.08×", "1.17×"]
     assert "3.48" not in lines
     assert "not measured: every comparison was too noisy" in lines
-    print_report({}, [sides[0], sides[2]], "a prompt", as_json=False)
+    print_report({}, {}, [sides[0], sides[2]], "a prompt", as_json=False)
     assert "too noisy" not in capsys.readouterr().out
 
 
@@ -139,6 +139,25 @@ class _Advised:
             for k in (2, 3, 4, 5, 6)
         ]
         return {"taken": None, "nearest": f"{NAME}@-{about}", "depths": depths}
+
+
+class _Compiling:
+    """A service whose kernels are compiled after so many requests."""
+
+    def __init__(self, num_refusals: int) -> None:
+        self._left = num_refusals
+
+    def request(self, *_words: str, **_options: object) -> dict[str, Any]:
+        self._left -= 1
+        if self._left >= 0:
+            raise ServiceUnavailable("the kernels are still compiled: retry later")
+        return {"prompts": []}
+
+
+def test_a_comparison_waits_while_a_slow_machine_compiles_kernels() -> None:
+    assert _compared(_Compiling(3), [NAME], 0) == {"prompts": []}  # type: ignore[arg-type]  # of one method of a client
+    with pytest.raises(ServiceUnavailable, match="still compiled"):
+        _compared(_Compiling(4), [NAME], 0)  # type: ignore[arg-type]  # as above
 
 
 @pytest.mark.parametrize(
@@ -205,8 +224,8 @@ def test_it_ends_with_the_addresses_and_commands_to_go_on_with() -> None:
     job = {"id": "prn-1", "pruned_model": "m@prn-1", "removed_blocks": [1, 2]}
     _print_next_steps(Console(file=said, width=40), "http://127.0.0.1:8000", job, is_running=True)
     lines = [line.split() for line in said.getvalue().splitlines()]
-    assert ["the", "page", "http://127.0.0.1:8000/ui"] in lines
-    assert ["which", "depth", "sleb", "advise", NAME] in lines
+    assert ["web", "page", "http://127.0.0.1:8000/ui"] in lines
+    assert ["choose", "a", "depth", "sleb", "advise", NAME] in lines
 
 
 def test_ctrl_c_cancels_the_job(
