@@ -61,7 +61,7 @@ def test_the_changelog_begins_with_what_is_not_released() -> None:
     assert re.search(r"^- \S", unreleased, re.MULTILINE)
 
 
-def test_the_missing_licence_is_said_in_one_place(metadata: Message) -> None:
-    said = [page for page in ROOT.glob("*.md") if "no licence yet" in page.read_text()]
+def test_the_missing_license_is_said_in_one_place(metadata: Message) -> None:
+    said = [page for page in ROOT.glob("*.md") if "no license yet" in page.read_text()]
     assert [page.name for page in said] == ["README.md"]
     assert metadata["License-Expression"] is None

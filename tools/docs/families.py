@@ -33,7 +33,7 @@ PAGE = """\
 
 # Families of models
 
-A family is the `model_type` in `config.json`. `sleb doctor MODEL` says the same of a directory.
+A family is the `model_type` in `config.json`. `sleb doctor MODEL` says the same of one model.
 
 | families | served | `+int8` | only with |
 |---|---|---|---|

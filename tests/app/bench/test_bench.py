@@ -34,15 +34,12 @@ from pruning.models.store import LoadedModel
 from pruning.repair.record import Method
 from pruning.worker.gpu import energy_j
 from tests.support.api_fixtures import publish_pruned
+from tests.support.bench_options import SMALL
 from tests.support.engine_requests import variant
 from tests.support.logits import logits_of, token_ids
 from tests.support.repairs import repair_checkpoint
 from tests.support.tiny import NUM_BLOCKS
 
-SMALL = [
-    *("--batch-size", "3", "--prompt-tokens", "4", "--new-tokens", "5", "--long-prompt", "9"),
-    *("--concurrency", "2", "--requests", "5", "--served-tokens", "3", "--repeats", "2"),
-]
 PLAN = BenchPlan(
     batch_size=3,
     prompt_tokens=4,

@@ -15,8 +15,8 @@ from app.config import ServeSettings
 from pruning.jobs.store import JobStore
 from pruning.models.demo_model import NAME as DEMO_MODEL
 from pruning.spec.prune import PruneSpec
-from tests.app.bench.test_bench import SMALL
 from tests.support.api_fixtures import publish_pruned
+from tests.support.bench_options import SMALL
 from tests.support.command_line import sleb
 from tests.support.job_lives import succeed
 from tests.support.serving import serving

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 from huggingface_hub import close_session
 
-from tests.app.models.test_add import use_hub
 from tests.support.api_fixtures import publish_pruned
 from tests.support.command_line import sleb
-from tests.support.hub_server import Hub, Repo, hub_server
+from tests.support.hub_server import Hub, Repo, hub_server, use_hub
 
 LLAMA = "llama is supported; the model has 6 blocks"
 

@@ -19,7 +19,7 @@ from app.models.hub import HubError
 from pruning.models.lineage import ORIGIN_FILE, Lineage, Provenance, lineage_of
 from pruning.models.store import ModelStore
 from tests.support.command_line import sleb
-from tests.support.hub_server import TOKEN, Hub, Repo, hub_server
+from tests.support.hub_server import TOKEN, Hub, Repo, hub_server, use_hub
 from tests.support.quantized_files import write_compressed_tensors, write_fp8, write_mxfp4
 from tests.support.tiny_checkpoints import write_checkpoint
 from tests.support.tiny_directory import edit_config
@@ -43,13 +43,6 @@ def hub(tiny_models_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]
         hub.repos[ID] = Repo(files.rename(tiny_models_dir.parent / "on the hub"))
         yield hub
         close_session()
-
-
-def use_hub(patch: pytest.MonkeyPatch, url: str) -> None:
-    """Set what HF_ENDPOINT sets when a process starts."""
-    patch.setattr(constants, "ENDPOINT", url)
-    template = url + "/{repo_id}/resolve/{revision}/{filename}"
-    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
 @pytest.fixture
