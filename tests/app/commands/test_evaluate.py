@@ -16,6 +16,7 @@ from app.cli.main import app as command_line
 from app.commands.evaluate import InvalidTasks, Tasks, run_evaluation
 from app.commands.subject import NotEvaluable
 from pruning.checkpoints.store import CheckpointCorrupt, Manifest
+from pruning.confidence import reach
 from pruning.config import WorkerSettings
 from pruning.data.texts import TextUnusable
 from pruning.evaluation.json_questions import JsonQuestion
@@ -25,7 +26,6 @@ from pruning.models.quantize import int8_form, quantized
 from pruning.models.store import LoadedModel, ModelStore, load
 from pruning.repair.record import Method
 from pruning.spec.prune import Quantize, Repair
-from pruning.student_t import quantile
 from tests.support.api_fixtures import publish_pruned
 from tests.support.perplexity import TEXT, perplexity_by_hand
 from tests.support.repairs import repair_checkpoint
@@ -95,7 +95,7 @@ def test_by_default_each_domain_is_measured_dense_raw_and_repaired(
 ) -> None:
     checkpoint = data_dir / "checkpoints" / published.name
     repair_checkpoint(checkpoint, tiny_loaded.model, [Method.NONE, Method.RIDGE])
-    found = run("tiny@-2", "--num-windows", "4")
+    found = run("tiny@-2", "--num-windows", "5")
     assert [each["model"] for each in found] == ["tiny", "tiny@-2+raw", "tiny@-2"]
     for at, domain in enumerate(("prose", "code", "documentation")):
         dense, raw, repaired = (each["perplexities"][at] for each in found)
@@ -175,7 +175,7 @@ def test_a_pruned_model_is_compared_with_its_parent_on_the_same_windows(
             after - before for before, after in zip(whole["losses"], cut["losses"], strict=True)
         ]
         error = stdev(gaps) / sqrt(len(gaps))
-        margin = quantile(0.975, len(gaps) - 1) * error
+        margin = reach(len(gaps) - 1) * error
         assert cut["ratio"] == {
             "value": pytest.approx(exp(fmean(gaps))),
             "low": pytest.approx(exp(fmean(gaps) - margin)),
@@ -360,7 +360,7 @@ def test_what_cannot_be_evaluated_is_one_message(data_dir: Path, published: Mani
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("wikitext", "did you mean wikitext2?"), ("notes.txt", "data sets are prose, code")],
+    [("wikitext", "did you mean wikitext2?"), ("notes.txt", "available data sets: prose, code")],
 )
 def test_an_unknown_text_is_refused_before_any_model_is_read(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str

@@ -16,7 +16,7 @@ from tests.support.api_fixtures import publish_pruned
 BODY: dict[str, Any] = {
     "model": "tiny@-2",
     "texts": ["prose", "code"],
-    "num_windows": 4,
+    "num_windows": 5,
     "seqlen": 24,
 }
 
@@ -39,7 +39,7 @@ def test_the_result_is_that_of_plain_forwards_and_is_kept(
             tiny_loaded.model,
             tiny_loaded.tokenizer,
             seqlen=24,
-            num_windows=4,
+            num_windows=5,
         )
         dense, pruned = (
             measure_perplexity(InMemoryForward(model), windows)
@@ -73,7 +73,7 @@ def test_a_result_that_cannot_be_written_is_in_the_message(
         507,
         "result-not-kept",
     )
-    assert "It was: tiny: prose " in response.json()["detail"]
+    assert "The result was: tiny: prose " in response.json()["detail"]
 
 
 @pytest.mark.parametrize(
