@@ -53,9 +53,7 @@ class TokenCheck:
             return str(error)
         if reasons[-1] is FinishReason.TIMEOUT:
             return self._too_late
-        return (
-            None if reasons[-1] is FinishReason.LENGTH else "the engine failed: see the service log"
-        )
+        return None if reasons[-1] is FinishReason.LENGTH else "the engine failed: see its log"
 
     @property
     def _too_late(self) -> str:

@@ -30,9 +30,8 @@ class DiskTooSmall(ValueError):
         self, least_bytes: int, free_bytes: int, place: str = "in the data directory"
     ) -> None:
         super().__init__(
-            f"not enough disk space: the pruned checkpoint needs at least {least_bytes} "
-            f"bytes, but only {free_bytes} are free {place}; free space, or choose a "
-            "smaller model or dtype"
+            f"the pruned checkpoint needs at least {least_bytes} bytes, and {free_bytes} are free "
+            f"{place}: free some, or choose a smaller model or dtype"
         )
 
 

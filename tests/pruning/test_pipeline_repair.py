@@ -224,7 +224,7 @@ def test_a_method_that_is_not_sound_is_refused_before_weights_are_read(
 ) -> None:
     write_checkpoint(tmp_path / "models" / "opt", "opt.do_layer_norm_before")
     recorder = Recorder()
-    for repair, instead in ((Repair.RIDGE, "use auto or none"), (Repair.SCALE, "ridge or auto")):
+    for repair, instead in ((Repair.RIDGE, "one of auto, none"), (Repair.SCALE, "ridge or auto")):
         asked = replace(spec, model="opt", repair=repair)
         with pytest.raises(InvalidSpec, match=f"choose {instead}") as refused:
             prune_tiny(tmp_path / "models", asked, "opt@x", recorder)

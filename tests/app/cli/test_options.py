@@ -113,7 +113,7 @@ def test_an_option_that_is_not_given_has_the_default_of_the_spec() -> None:
     ("message", "shown"),
     [
         (
-            "expected exactly one of num_remove, sparsity",
+            "give exactly one of num_remove, sparsity",
             "give exactly one of --num-remove, --sparsity",
         ),
         (

@@ -134,7 +134,7 @@ def test_a_checkpoint_that_is_cut_short_is_told(tiny_models_dir: Path) -> None:
     cut(directory / "tiny@prn-1")
     [found] = checkpoints(directory)
     assert found.level is Level.WRONG
-    assert "model.safetensors changed after it was published" in found.said
+    assert "model.safetensors is not as it was published" in found.said
 
 
 def test_a_file_of_external_models_that_cannot_be_read_is_told(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_a_program_that_is_asked_for_and_missing_is_wrong() -> None:
     for settings in (ServeSettings(engine="vllm"), ServeSettings(vllm_models=("m",))):
         found = vllm(settings)
         assert found.level is Level.WRONG
-        assert "no program `vllm` is on the PATH" in found.said
+        assert "no program `vllm` on the PATH" in found.said
     missing = vllm(ServeSettings(vllm=Path("/no/such/vllm")))
     assert "SLEB_VLLM=/no/such/vllm does not exist" in missing.said
 
@@ -82,7 +82,7 @@ STATES = [
     (
         {"state": "restarting", "num_restarts": 2, "detail": "vLLM ended with code 137"},
         Level.NOTE,
-        "restarting, restarted 2 times: vLLM ended with code 137",
+        "restarting, started again 2 times: vLLM ended with code 137",
     ),
     ({"state": "failed", "detail": "no kernel"}, Level.WRONG, "failed: no kernel"),
 ]

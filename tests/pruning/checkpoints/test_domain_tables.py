@@ -26,7 +26,7 @@ NUM_REMOVED = 1
 def test_a_row_for_each_domain_at_one_depth() -> None:
     headings, rows = depth_table([PROSE, CODE], NUM_REMOVED)
     assert headings[:4] == ("domain", "dense", "pruned", "pruned × dense")
-    assert headings[4:] == ("repaired", "repaired × dense", "recovered")
+    assert headings[4:] == ("repaired", "repaired × dense", "came back")
     prose, code = rows
     dense = PROSE.dense_perplexity()
     assert prose[:3] == ("prose", with_interval(dense), f"{exp(4.5):.2f}")
@@ -52,7 +52,7 @@ def test_too_few_windows_are_said() -> None:
 def test_a_narrow_table_has_a_row_for_each_model() -> None:
     domains = [PROSE.at_depth(NUM_REMOVED), CODE.at_depth(NUM_REMOVED)]
     headings, rows = narrow_table(domains)
-    assert headings == ("", "perplexity", "× dense", "recovered")
+    assert headings == ("", "perplexity", "× dense", "came back")
     _, wide = depth_table([PROSE, CODE], NUM_REMOVED)
     (_, *prose), (_, *code) = wide
     assert rows == [
@@ -75,7 +75,7 @@ def test_a_healed_model_and_its_control_have_columns_and_rows() -> None:
     )
     domain = replace(PROSE, healed=(*(None,) * (NUM_REMOVED - 1), healed), control=control)
     headings, [row] = depth_table([domain], NUM_REMOVED)
-    assert headings[7:] == ("healed", "healed × dense", "healed: recovered", "control × dense")
+    assert headings[7:] == ("healed", "healed × dense", "healed: came back", "control × dense")
     assert row[7] == f"{healed.perplexity:.2f}"
     assert row[8:] == (
         with_interval(domain.ratio(healed)),
@@ -92,7 +92,7 @@ def test_columns_of_repair_are_left_out_where_nothing_was_repaired() -> None:
     headings, rows = depth_table([CODE], NUM_REMOVED)
     assert headings == ("domain", "dense", "pruned", "pruned × dense")
     assert [len(row) for row in rows] == [4]
-    assert not any("recovered" in text for text in explained([CODE]))
+    assert not any("came back" in text for text in explained([CODE]))
 
 
 def test_a_row_for_each_depth_of_one_domain() -> None:

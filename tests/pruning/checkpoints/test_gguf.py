@@ -185,7 +185,7 @@ def test_a_vocabulary_is_filled_up_and_not_cut(tmp_path: Path) -> None:
 
 def test_other_tokenizers_are_refused(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
-    with pytest.raises(GgufUnsupported, match=r"requires a tokenizer\.json"):
+    with pytest.raises(GgufUnsupported, match=r"needs a tokenizer\.json"):
         vocabulary_of(tmp_path, tokenizer, 400)
     (tmp_path / "tokenizer.json").write_text('{"model": {"type": "Unigram"}}')
     with pytest.raises(GgufUnsupported, match="byte-level BPE"):

@@ -210,7 +210,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a foreign tokenizer": (foreign_tokenizer, "tokenizer.json differs from the parent's"),
     "a missing template": (no_template, "chat_template.jinja is missing"),
     "a file too many": (more_vocabulary, "vocab.json does not exist in the parent"),
-    "another rotation": (another_rotation, "logits for fixed token ids differ by up to"),
+    "another rotation": (another_rotation, "logits of fixed token ids differ by up to"),
 }
 
 
@@ -359,7 +359,7 @@ def test_what_has_no_room_is_loaded_block_by_block(
     assert len(loaded) == 1
     with pytest.raises(CheckpointNotPortable, match="2 weights not as expected"):
         publish_at(tmp_path / "tiny@prn-2", dense, swap_two_blocks)
-    with pytest.raises(CheckpointNotPortable, match="logits for fixed token ids"):
+    with pytest.raises(CheckpointNotPortable, match="logits of fixed token ids"):
         publish_at(tmp_path / "tiny@prn-2", dense, another_rotation)
 
 

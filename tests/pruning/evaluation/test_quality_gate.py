@@ -72,8 +72,8 @@ def test_what_is_at_a_limit_or_below_passes(gate: Gate, action: GateAction) -> N
 def test_what_is_beyond_a_limit_is_said_with_its_numbers() -> None:
     found = judge(Gate(0.4, 1.4), QUALITY, lost_half).warnings
     assert found == (
-        "the probe score went from 1.000 to 0.500, a drop of 0.500 ± 0.000 (limit 0.4)",
-        "perplexity went from 10 to 15 on some text, a ratio of 1.5, limit 1.4",
+        "the probe's score went from 1.000 to 0.500, a drop of 0.500 ± 0.000 where 0.4 is allowed",
+        "perplexity went from 10 to 15 on some text, 1.5 times as much where 1.4 is allowed",
     )
     with pytest.raises(QualityGateFailed, match=r"a drop of 0\.500.*; perplexity went") as caught:
         judge(Gate(0.4, 1.4, REFUSE), QUALITY, lost_half)
@@ -104,13 +104,13 @@ def test_each_domain_has_its_own_limit() -> None:
     [warning] = found.warnings
     assert warning == (
         "perplexity on prose went from 7.389 to 13.46 (packaged prose, 5 windows of 8 tokens), "
-        "a ratio of 1.822 (1.068 to 3.11), limit 1.8; undecided, because the interval contains "
-        "the limit"
+        "1.822 (1.068 to 3.11) times as much where 1.8 is allowed; undecided, because the "
+        "interval contains the limit"
     )
     undecided = Gate(max_perplexity_ratio_of={"prose": 1.8}, action=REFUSE)
     assert judge(undecided, quality, never).warnings == (warning,)
     beyond = Gate(max_perplexity_ratio_of={"prose": 1.01}, action=REFUSE)
-    with pytest.raises(QualityGateFailed, match=r", limit 1\.01\. Remove"):
+    with pytest.raises(QualityGateFailed, match=r"where 1\.01 is allowed\. Remove"):
         judge(beyond, quality, never)
     kept = Gate(max_perplexity_ratio_of={"prose": 3.5}, action=REFUSE)
     assert judge(kept, quality, never).warnings == ()

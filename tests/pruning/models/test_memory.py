@@ -44,8 +44,7 @@ def test_main_memory_that_torch_cannot_have() -> None:
     assert is_out_of_memory(error)
     said = shortage(error)
     assert re.fullmatch(
-        r"out of memory in main memory: tried to allocate 1 PiB, but only [\d.]+ [KMG]iB were free",
-        said,
+        r"out of memory in main memory: asked for 1 PiB at once, and [\d.]+ [KMG]iB were free", said
     )
 
 
@@ -67,14 +66,14 @@ def test_memory_of_a_gpu(free: str, told: str) -> None:
     error = torch.OutOfMemoryError(ON_GPU.format(free=free))
     assert is_out_of_memory(error)
     assert shortage(error) == (
-        f"out of memory on the GPU: tried to allocate 1.95 GiB, but only {told} were free"
+        f"out of memory on the GPU: asked for 1.95 GiB at once, and {told} were free"
     )
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="would tell what is free there")
 def test_memory_of_a_gpu_that_is_out_of_sight() -> None:
     said = shortage(RuntimeError("CUDA error: out of memory"))
-    assert said == "out of memory on the GPU: tried to allocate more than available"
+    assert said == "out of memory on the GPU: asked for more than there was at once"
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), ValueError("out of memory")])

@@ -48,14 +48,14 @@ def test_a_model_whose_files_are_not_whole_is_refused_before_it_is_loaded(
     tokenizer = (path / "tokenizer.json").read_bytes()
     (path / "tokenizer.json").unlink()
     with pytest.raises(
-        NotAModel, match=r"has no tokenizer \(tokenizer\.json, .* next to the weights"
+        NotAModel, match=r"has no tokenizer \(tokenizer\.json, .* beside the weights"
     ):
         store.inspect("tiny")
     (path / "tokenizer.json").write_bytes(tokenizer)
     assert store.inspect("tiny").num_blocks == NUM_BLOCKS
     weights = path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.raises(NotAModel, match="bytes, but its header says"):
+    with pytest.raises(NotAModel, match="bytes, its header says"):
         store.inspect("tiny")
 
 
@@ -130,7 +130,7 @@ def test_quantized_models_never_load_and_it_says_what_to_give(
     tiny_models_dir: Path, method: str
 ) -> None:
     quantize_config(tiny_models_dir / "tiny", method)
-    with pytest.raises(UnsupportedConfig, match=rf"\({method}\).*the original unquantized"):
+    with pytest.raises(UnsupportedConfig, match=rf"\({method}\).*give the unquantized model"):
         load(tiny_models_dir / "tiny")
     with pytest.raises(UnsupportedConfig, match=method):
         ModelStore(tiny_models_dir).inspect("tiny")

@@ -148,4 +148,4 @@ def test_what_warms_up_meanwhile_gives_no_verdict(
     assert len(waits) == 1 + 3 * (len(MODELS) + 1)  # before the first turn, and before each
     for result in results:
         assert result["tpot"]["verdict"] == "undecided"
-        assert "compiled or selected during the comparison" in result["tpot"]["reason"]
+        assert "compiled or chosen meanwhile" in result["tpot"]["reason"]

@@ -72,8 +72,8 @@ def test_a_waiting_job_can_be_cancelled_once(client: TestClient) -> None:
 
 
 BAD: list[tuple[dict[str, Any], int, str]] = [
-    ({"model": "other"}, 404, "existing models"),
-    ({"model": "/etc"}, 404, "existing models"),
+    ({"model": "other"}, 404, "known ones are"),
+    ({"model": "/etc"}, 404, "known ones are"),
     ({"model": "odd"}, 422, "safetensors"),
     ({"num_remove": 5}, 422, "4 can go"),
     ({"num_remove": 10**40}, 422, "can go"),
@@ -88,7 +88,7 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
     ({"num_remove": None, "target_speedup": 0.9}, 422, "above 1"),
     ({"num_remove": None, "target_speedup": 10**400}, 422, "valid number"),
     ({"num_remove": None, "target_speedup": 3.5}, 422, "gives at most 3"),
-    ({"num_remove": None, "target_bytes": 10}, 422, "cannot be reached"),
+    ({"num_remove": None, "target_bytes": 10}, 422, "out of reach"),
     ({"num_remove": None, "target_bytes": 10**9}, 422, "needs no removal"),
     ({"num_remove": None, "target_speedup": 1.5, "max_perplexity_ratio": 2}, 422, "exactly one"),
     ({"num_remove": None, "target_speedup": 1.5, "protect_last": 5}, 422, "0 can go"),
@@ -112,7 +112,7 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
     ({"calibration": {"dataset": "file", "path": "a" * 300}}, 422, "texts folder"),
     ({"calibration": {"dataset": "file", "path": "loop"}}, 422, "texts folder"),
     ({"calibration": {"dataset": "file", "path": "short"}}, 422, "128 tokens, needed: 32"),
-    ({"calibration": {"dataset": "file", "path": "empty"}}, 422, "contains no text"),
+    ({"calibration": {"dataset": "file", "path": "empty"}}, 422, "holds no text"),
     ({"calibration": {"dataset": "file", "path": "latin"}}, 422, "not UTF-8"),
     (
         {"calibration": {"dataset": "documentation", "num_samples": 100000, "seqlen": 64}},
@@ -135,7 +135,7 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
     (
         {"calibration": [{"dataset": "c4"}, {"dataset": "self", "seqlen": 9}]},
         422,
-        "must have the same value",
+        "same in every source",
     ),
     (
         {"calibration": [{"dataset": "c4"}, {"dataset": "self", "num_samples": 0}]},
@@ -147,7 +147,7 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
         422,
         "too few",
     ),
-    ({"calibration": [{"dataset": "self"}, {"dataset": "self"}]}, 422, "increase its weight"),
+    ({"calibration": [{"dataset": "self"}, {"dataset": "self"}]}, 422, "more weight"),
     ({"calibration": [{"dataset": "self"}], "resident": "stream"}, 422, "the default"),
     ({"calibration": [{"dataset": "code", "seqlen": MAX_POSITIONS + 1}]}, 422, "positions"),
     ({"metric": "l2"}, 422, "one_shot"),
@@ -181,7 +181,7 @@ def test_a_job_that_can_never_run_is_refused_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("text", "word", "field"),
     [
-        ("", "contains no text", "path"),
+        ("", "holds no text", "path"),
         ("hello world", "gives 0 windows of 16 tokens, needed: 4", "num_samples"),
     ],
 )

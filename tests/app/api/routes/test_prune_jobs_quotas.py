@@ -97,7 +97,7 @@ def test_checkpoints_that_would_not_fit_are_refused_until_one_is_deleted(
     refused = post(client, keys["ann"])
     assert (refused.status_code, refused.json()["type"]) == (507, "checkpoint-quota-reached")
     assert "retry-after" not in refused.headers
-    for part in (f"write {at_most} bytes", f"is {at_most - 1} bytes", "delete a job"):
+    for part in (f"write {at_most} bytes", f"{at_most - 1} are allowed", "delete a job"):
         assert part in refused.json()["detail"]
     assert post(client, keys["eve"]).status_code == 202
     file.change_quota("team", Quota(checkpoint_bytes=at_most))
@@ -141,7 +141,7 @@ def test_a_job_tells_that_it_waits_for_another_of_its_tenant(
     assert taken == [jobs[0]["id"], jobs[2]["id"]]
     conditions = client.get(jobs[1]["urls"]["self"], headers=keys["ann"]).json()["conditions"]
     assert [found["reason"] for found in conditions] == ["Quota"]
-    assert conditions[0]["message"] == "the tenant already runs 1 job, the maximum of its quota"
+    assert conditions[0]["message"] == "the tenant runs 1 job, as many as its quota allows"
 
 
 def test_settings_are_the_quota_of_tenants_without_their_own(

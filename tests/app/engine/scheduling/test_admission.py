@@ -45,7 +45,7 @@ def test_tokens_are_counted_until_the_first_one_is_generated() -> None:
     first = asking()
     admission.admit([first])
     admission.admit([asking()])
-    with pytest.raises(Overloaded, match="40 tokens are waiting, more than the limit") as refusal:
+    with pytest.raises(Overloaded, match="40 tokens are waiting, and the limit is 50") as refusal:
         admission.admit([asking()])
     assert refusal.value.reason == "queue_tokens_full"
     admission.take([token(first)], busy_s=0.1)
