@@ -1,4 +1,5 @@
-"""Generations as responses: whole, or as server-sent events in the format of the route.
+"""Generations as responses: whole, or as server-sent events in the format of the route. Other work
+is followed by events of its progress.
 
 They are refused before they are parsed while the queue is full, and cancelled when their client
 disconnects.
@@ -7,18 +8,20 @@ disconnects.
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any, Protocol, TypeVar
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
-from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse
+from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
+from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from app.api.deps import services_of
 from app.api.errors import problem_of
 from app.api.problems import error_event
+from app.api.schemas.compare import CompareProgressView
 from app.generation.generator import Generation, Generator
 from app.generation.output import Delta, Output
 from app.generation.request import GenerationRequest
@@ -31,6 +34,7 @@ _Opened = TypeVar("_Opened")
 _Result = TypeVar("_Result")
 _View_co = TypeVar("_View_co", covariant=True)
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+Observe = Callable[[int, int], object]  # called with the steps that are done, and their total
 
 
 class SheddingRoute(APIRoute):
@@ -162,6 +166,70 @@ async def _events(
         yield error_event(problem, path)
     finally:
         waking.cancel()
+
+
+@asynccontextmanager
+async def followed(work: "Followed") -> AsyncIterator["Followed"]:
+    """Start the work, and cancel it at the end. Raises what it raises before its first progress."""
+    try:
+        await work.begin()
+        yield work
+    finally:
+        await work.aclose()
+
+
+class Followed:
+    """Work that reports how many of its steps are done, and in the end has a result."""
+
+    def __init__(
+        self, work: Callable[[Observe], Coroutine[Any, Any, BaseModel]], path: str
+    ) -> None:
+        self._work = work
+        self._path = path
+        self._progress = CompareProgressView(done=0, total=0)
+        self._changed = asyncio.Event()
+        self._task: asyncio.Task[BaseModel] | None = None
+
+    async def begin(self) -> None:
+        """Wait for the first progress. Raises the failure of the work."""
+        self._task = asyncio.create_task(self._work(self._observe))
+        self._task.add_done_callback(lambda _: self._changed.set())
+        await self._changed.wait()
+        if self._task.done():
+            self._task.result()
+
+    def _observe(self, done: int, total: int) -> None:
+        self._progress = CompareProgressView(done=done, total=total)
+        self._changed.set()
+
+    async def events(self) -> AsyncIterator[bytes]:
+        """``progress`` whenever it changes, then ``done`` with the result, or ``error``."""
+        assert self._task is not None
+        try:
+            while True:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(KEEP_ALIVE_S):
+                        await self._changed.wait()
+                if self._task.done():
+                    break
+                is_news = self._changed.is_set()
+                self._changed.clear()
+                yield _event("progress", self._progress) if is_news else KEEPALIVE_COMMENT
+            yield _event("done", self._task.result())
+        except Exception as error:
+            problem = problem_of(error)
+            if problem.status >= 500:
+                logger.exception("a stream ends with an error")
+            yield error_event(problem, self._path)
+
+    async def aclose(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+
+def _event(name: str, view: BaseModel) -> bytes:
+    return format_sse_event(event=name, data_str=view.model_dump_json(ensure_ascii=True))
 
 
 async def _gone(receive: Receive) -> None:

@@ -75,9 +75,10 @@ class ServiceClient:
         *,
         headers: dict[str, str] | None = None,
         body: dict[str, Any] | None = None,
+        timeout_s: float = STREAM_TIMEOUT_S,
     ) -> Iterator[str]:
         """The data of each server-sent event, by POST if there is a body."""
-        timeout = httpx2.Timeout(RESPONSE_TIMEOUT_S, read=STREAM_TIMEOUT_S)
+        timeout = httpx2.Timeout(RESPONSE_TIMEOUT_S, read=timeout_s)
         method = "GET" if body is None else "POST"
         with (
             self._connection_errors(),
@@ -89,6 +90,32 @@ class ServiceClient:
                 source.response.read()
             self._check_success(source.response)
             yield from (event.data for event in source if event.data)
+
+    def work(
+        self,
+        path: str,
+        body: dict[str, Any],
+        observe: Callable[[int, int], object],
+        timeout_s: float,
+    ) -> dict[str, Any]:
+        """The result of a request that streams its progress, which calls ``observe(done, total)``.
+
+        ``timeout_s`` is the longest time without any data.
+        """
+        result: dict[str, Any] | None = None
+        for data in self.events(path, body={**body, "stream": True}, timeout_s=timeout_s):
+            with self._connection_errors():
+                event = self._object(json.loads(data))
+            if "object" not in event:  # a problem document
+                kind = ServiceUnavailable if event["status"] in _TEMPORARY else Refused
+                raise kind(event.get("detail", event["title"]))
+            if event["object"].endswith(".progress"):
+                observe(event["done"], event["total"])
+            else:
+                result = event
+        if result is None:
+            raise ServiceUnavailable(f"{self._url} ended the stream without a result: try again")
+        return result
 
     def get(self, job_id: str) -> dict[str, Any]:
         return self.request("GET", job_path(job_id))

@@ -9,16 +9,21 @@ from rich.console import Console
 from rich.markup import escape
 
 from app.commands.client import service_client
+from app.commands.progress import search_progress
 from app.terminal import plain_table, print_json
 
-TIMEOUT_S = 600.0  # all prompts of all models, several times
+TIMEOUT_S = 600.0  # until the models are loaded, and between two events
 
 
 def run_compare(url: str | None, body: dict[str, Any], *, as_json: bool) -> None:
     """Raises ``ServiceUnavailable`` or ``Refused``."""
-    waiting = Console(stderr=True).status("Generating with each model, in turn")
-    with service_client(url) as client, waiting:
-        comparison = client.request("POST", "/compare", body=body, timeout_s=TIMEOUT_S)
+    with service_client(url) as client, search_progress(Console(stderr=True)) as progress:
+        task = progress.add_task("Turns of the models", total=None)
+
+        def observe(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        comparison = client.work("/compare", body, observe, TIMEOUT_S)
     if as_json:
         print_json(comparison)
     else:

@@ -112,8 +112,16 @@ class Speedups:
     e2e: Speedup | None
 
 
-async def run_comparison(request: ComparisonRequest, scorer: Scorer) -> Comparison:
-    """Raises the errors in ``RAISES``."""
+async def run_comparison(
+    request: ComparisonRequest,
+    scorer: Scorer,
+    observe: Callable[[int, int], object] = lambda _done, _total: None,
+) -> Comparison:
+    """Raises the errors in ``RAISES``.
+
+    Calls ``observe(done, total)`` before the first turn and after each. With ``max_seconds``, the
+    total may grow.
+    """
     _check(request)
     _check_models([await scorer.generator.entry(name) for name in request.models])
     served = [await scorer.generator.load(name) for name in request.models]
@@ -129,8 +137,9 @@ async def run_comparison(request: ComparisonRequest, scorer: Scorer) -> Comparis
         GenerationRequest(one, prompts, params, request.stop, traffic="bench") for one in sides
     ]
     variants = {one.variant for one in served if isinstance(one, ServedModel)}
+    progress = _Turns(len(sides), request.repeats, observe)
     rounds, objection = await _rounds(
-        scorer, generations, variants, partial(_is_enough, request, at)
+        scorer, generations, variants, partial(_is_enough, request, at), progress
     )
     firsts = [first for first, *_ in rounds[: len(served)]]
     scores = await scorer.mean_logprobs(served, prompts, firsts)
@@ -172,17 +181,32 @@ def _check_engines(served: Sequence[Served], max_servers: int) -> None:
         )
 
 
+@dataclass(frozen=True)
+class _Turns:
+    """The turns of a comparison, as far as they are known: each side once in a repeat."""
+
+    num_sides: int
+    num_repeats: int
+    observe: Callable[[int, int], object]
+
+    def show(self, done: int) -> None:
+        repeats = max(self.num_repeats, -(-done // self.num_sides))
+        self.observe(done, repeats * self.num_sides)
+
+
 async def _rounds(
     scorer: Scorer,
     requests: Sequence[GenerationRequest],
     variants: Collection[Variant],
     is_enough: Callable[[Sequence[Sequence[Round]], float], bool],
+    progress: "_Turns",
 ) -> tuple[list[list[Round]], str | None]:
     """The rounds of each request, after an uncounted warm-up of two tokens.
 
     ``is_enough`` is called after every repeat, with the seconds since the warm-up. The other result
     is an objection to their times. Raises ``StillWarmingUp``.
     """
+    progress.show(0)
     await scorer.engine.warmed_up(variants, WARM_UP_LIMIT_S)
     for request in requests:
         few = replace(request.params, max_new_tokens=min(2, request.params.max_new_tokens))
@@ -194,6 +218,7 @@ async def _rounds(
         for request, outputs in turns(sides, repeat):
             await scorer.engine.warmed_up(variants, WARM_UP_LIMIT_S)
             outputs.append(await scorer.generator.generate(request))
+            progress.show(sum(map(len, rounds)))
             if any(scorer.engine.is_warming_up(variant) for variant in variants):
                 objection = "kernels were compiled or chosen meanwhile: compare again"
         if is_enough(rounds, time.monotonic() - began_s):

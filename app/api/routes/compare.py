@@ -6,11 +6,18 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from statistics import fmean
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 
 from app.api.deps import GeneratorDep, ServicesDep
-from app.api.generations import SheddingRoute, unless_gone
-from app.api.openapi import responses_for
+from app.api.generations import (
+    EventStream,
+    Followed,
+    Observe,
+    SheddingRoute,
+    followed,
+    unless_gone,
+)
+from app.api.openapi import EVENT_STREAM, Responses, responses_for
 from app.api.schemas.bodies import view_of
 from app.api.schemas.compare import (
     CompareBody,
@@ -43,11 +50,13 @@ from app.request_id import current_request_id
 
 router = APIRouter(tags=["generate"], route_class=SheddingRoute)
 
+_RESPONSES: Responses = {**responses_for(*RAISES, has_body=True), 200: {"content": EVENT_STREAM}}
 
-@router.post("/compare", responses=responses_for(*RAISES, has_body=True))
+
+@router.post("/compare", response_model=CompareView, responses=_RESPONSES)
 async def compare(
     body: CompareBody, generator: GeneratorDep, services: ServicesDep, request: Request
-) -> CompareView:
+) -> CompareView | Response:
     """Run the same prompts on every model in turn, and compare outputs and times.
 
     The models run one after another in the same engine, and another one is first in each repeat.
@@ -62,8 +71,26 @@ async def compare(
     depth, from three repeats and 16 tokens on, unless ``sleb bench`` or more repeats measured it,
     or the control reads more than 10 % of noise. With ``max_seconds``, a noisy comparison takes
     more repeats, until its intervals are narrow.
+
+    With ``stream``, the response is a stream of server-sent events: ``progress`` with the number of
+    finished turns, and at the end ``done`` with the body of a response without ``stream``, or
+    ``error`` with a problem document.
     """
-    comparison_request = ComparisonRequest(
+    comparison_request = _comparison_request(body)
+    scorer = Scorer(generator, services.generation.engine, services.key_limits.scored)
+
+    async def compared(observe: Observe = lambda _done, _total: None) -> CompareView:
+        comparison = await run_comparison(comparison_request, scorer, observe)
+        await asyncio.to_thread(record_speedups, comparison, services.catalog)
+        return _compare_view(comparison)
+
+    if body.stream:
+        return EventStream(followed(Followed(compared, request.url.path)), Followed.events)
+    return await unless_gone(request.receive, compared())
+
+
+def _comparison_request(body: CompareBody) -> ComparisonRequest:
+    return ComparisonRequest(
         models=body.models,
         baseline=body.baseline or body.models[0],
         prompts=body.prompts,
@@ -72,10 +99,6 @@ async def compare(
         repeats=body.repeats,
         max_seconds=body.max_seconds,
     )
-    scorer = Scorer(generator, services.generation.engine, services.key_limits.scored)
-    comparison = await unless_gone(request.receive, run_comparison(comparison_request, scorer))
-    await asyncio.to_thread(record_speedups, comparison, services.catalog)
-    return _compare_view(comparison)
 
 
 def _compare_view(comparison: Comparison) -> CompareView:

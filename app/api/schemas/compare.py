@@ -33,6 +33,19 @@ class CompareBody(PromptsBody):
         "More repeats, until every interval per token is within 3 % of its ratio, the "
         "control's too, or so many seconds have passed.",
     )
+    stream: bool = documented(
+        False,
+        "Send server-sent events: progress with the turns that are done, then done with the "
+        "comparison, or error with a problem document.",
+    )
+
+
+class CompareProgressView(BaseModel):
+    """How far a comparison is. In a turn, one model generates the outputs of all prompts."""
+
+    object: Literal["comparison.progress"] = kind("comparison.progress")
+    done: int = Field(description="Turns that have ended.")
+    total: int = Field(description="All turns; max_seconds may add some.")
 
 
 class TokenTextView(BaseModel):

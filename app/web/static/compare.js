@@ -1,12 +1,12 @@
 // Two to four variants side by side: the same prompts, streaming, and the paired verdict on speed.
 
-import { json, post, Problem } from "./api.js";
+import { json, Problem } from "./api.js";
 import { byId, el, fill, say, shortened, table, text } from "./dom.js";
 import { noModel } from "./empty.js";
 import { count, interval, number, ratio, shortName } from "./format.js";
 import { act, begin } from "./live.js";
 import { Output } from "./outputs.js";
-import { generate } from "./streams.js";
+import { compared, generate } from "./streams.js";
 
 const MIN_SIDES = 2;
 const MAX_SIDES = 4;
@@ -164,7 +164,10 @@ async function compare() {
   fill(byId("result"), el("p", { class: "note", role: "status" }, `Each of ${count(sides().length, "variant")} generates ${REPEATS} times, in turns.`));
   try {
     const asked = prompts();
-    const found = await post("/compare", { models: sides(), prompt: asked, repeats: REPEATS, ...sampling() }, { timeoutMs: TIMEOUT_MS });
+    const found = await compared({ models: sides(), prompt: asked, repeats: REPEATS, ...sampling() },
+      (done, total) => fill(byId("result"), el("p", { class: "note", role: "status" }, `${done} of ${count(total, "turn")} done.`, " ",
+        el("progress", { value: done, max: total, "aria-label": "Turns of the comparison" }))),
+      AbortSignal.timeout(TIMEOUT_MS));
     showTexts(found, asked);
     fill(byId("result"), resultOf(found));
   } catch (error) {

@@ -1,4 +1,4 @@
-// Streams of generated text: of `/generate`, or of the chat route, in one form.
+// Streams of generated text, of `/generate` or of the chat route, in one form; and of a comparison.
 
 import { events, Problem, request } from "./api.js";
 
@@ -10,6 +10,17 @@ export async function* generate({ model, prompt, sampling, isChat, signal }) {
   const started = performance.now();
   yield* isChat ? chat(model, prompt, sampling, signal, started)
     : plain(model, prompt, sampling, signal);
+}
+
+/** The result of a comparison. `onProgress` has the turns that are done, and all. Raises `Problem`. */
+export async function compared(body, onProgress, signal) {
+  const response = await request("/compare", { method: "POST", signal, body: { ...body, stream: true } });
+  for await (const { event, data } of events(response)) {
+    if (event === "error") throw new Problem(data.status, data);
+    if (event === "done") return data;
+    if (event === "progress") onProgress(data.done, data.total);
+  }
+  throw new Problem(0, { title: "The comparison ended without a result.", detail: "Compare again." });
 }
 
 async function* plain(model, prompt, sampling, signal) {

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from app.commands.chat import Conversation, WrappedWords
-from app.commands.client import Refused, ServiceClient
+from app.commands.client import STREAM_TIMEOUT_S, Refused, ServiceClient
 
 
 class Echo(ServiceClient):
@@ -26,8 +26,9 @@ class Echo(ServiceClient):
         *,
         headers: dict[str, str] | None = None,
         body: dict[str, Any] | None = None,
+        timeout_s: float = STREAM_TIMEOUT_S,
     ) -> Iterator[str]:
-        assert (path, headers) == ("/v1/chat/completions", None)
+        assert (path, headers, timeout_s) == ("/v1/chat/completions", None, STREAM_TIMEOUT_S)
         assert body is not None
         if body["model"] == "unknown":
             raise Refused("no model named 'unknown'")

@@ -38,6 +38,13 @@ WATCH_OUTPUTS = """() => {
   const options = { childList: true, subtree: true };
   new MutationObserver(look).observe(document.getElementById("outputs"), options);
 }"""
+WATCH_TURNS = """() => {
+  window.turns = new Set();
+  new MutationObserver(() => {
+    const bar = document.querySelector("#result progress");
+    if (bar) window.turns.add(`${bar.value} of ${bar.max}`);
+  }).observe(document.getElementById("result"), {childList: true, subtree: true});
+}"""
 
 
 def cells(page: "Page", selector: str) -> list[list[str]]:
@@ -168,6 +175,21 @@ def test_long_lists_come_in_pages(
             button.click()
             rows.nth(last - 1).wait_for()
             assert (rows.count(), button.count()) == (last, 0), path
+        assert (watched.complaints, watched.foreign) == ([], [])
+
+
+def test_a_comparison_says_how_far_it_is(settings: ServeSettings, redis_url: str) -> None:
+    publish_pruned(settings.data_dir, 2)
+    query = "model=tiny&model=tiny@-2&prompt=the%20dog&max_new_tokens=60"
+    with serving(settings, redis_url) as (_, url), browser_page(url) as (page, watched):
+        page.goto(f"/ui/compare?{query}")
+        page.get_by_label("variant 2").wait_for()
+        page.evaluate(WATCH_TURNS)
+        page.get_by_role("button", name="Compare speed").click()
+        page.locator("#result table").wait_for()
+        seen = page.evaluate("() => [...window.turns]")
+        assert seen[0] == "0 of 15", "two variants and the control, five times"
+        assert len(seen) > 2
         assert (watched.complaints, watched.foreign) == ([], [])
 
 
