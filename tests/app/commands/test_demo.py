@@ -223,9 +223,9 @@ def test_it_ends_with_the_addresses_and_commands_to_go_on_with() -> None:
     said = StringIO()
     job = {"id": "prn-1", "pruned_model": "m@prn-1", "removed_blocks": [1, 2]}
     _print_next_steps(Console(file=said, width=40), "http://127.0.0.1:8000", job, is_running=True)
-    lines = [line.split() for line in said.getvalue().splitlines()]
-    assert ["web", "page", "http://127.0.0.1:8000/ui"] in lines
-    assert ["choose", "a", "depth", "sleb", "advise", NAME] in lines
+    lines = said.getvalue().splitlines()
+    for ending in ("page           http://127.0.0.1:8000/ui", f"  sleb advise {NAME}"):
+        assert [line for line in lines if line.endswith(ending)], ending
 
 
 def test_ctrl_c_cancels_the_job(

@@ -137,13 +137,13 @@ def test_what_cannot_be_written_is_refused_before_weights_are_read(
 ) -> None:
     write_checkpoint(data_dir / "models" / "experts", "mixtral")
     out = str(tmp_path / "out")
-    with pytest.raises(CannotQuantize, match="cannot load quantized mixtral models"):
+    with pytest.raises(CannotQuantize, match=r"mixtral\b.*: leave int8 or int4 out"):
         run("experts", out, "--quantize", "int4")
     write_checkpoint(data_dir / "models" / "other", "gpt2")
     with pytest.raises(CannotQuantize, match="'gpt2' cannot be quantized"):
         run("other", out, "--quantize", "int4")
     write_checkpoint(data_dir / "models" / "falcon", "falcon")
-    with pytest.raises(CannotQuantize, match="cannot load quantized falcon models"):
+    with pytest.raises(CannotQuantize, match=r"falcon\b.*: leave int8 or int4 out"):
         run("falcon", out, "--quantize", "int4")
     with pytest.raises(GgufUnsupported, match="llama-quantize"):
         run("tiny", out, "--quantize", "int4", "--gguf", str(tmp_path / "file.gguf"))
