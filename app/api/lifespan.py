@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 SWEEP_EVERY_S = 60
 LOOK_FOR_LIMITS_EVERY_S = 5
 REPEAT_LIMITS_S = 60
+COUNT_WORKERS_EVERY_S = 1
 
 
 @asynccontextmanager
@@ -48,6 +49,7 @@ async def running(
         for work, name, every_s in (
             (retention.sweep, "expired jobs are deleted", SWEEP_EVERY_S),
             (_publishing(services), "limits of jobs are published", LOOK_FOR_LIMITS_EVERY_S),
+            (services.jobs.stats.count_workers, "workers are counted", COUNT_WORKERS_EVERY_S),
         )
     ]
     try:

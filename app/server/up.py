@@ -1,74 +1,89 @@
-"""``sleb up``: the embedded Valkey, one worker and the API, started and stopped together."""
+"""``sleb up``: the embedded Valkey, one worker and the API, started and stopped together.
 
-import os
+Each of the three is started again if it dies, and the others go on meanwhile.
+"""
+
 import signal
 import socket
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 
 from rich.console import Console
 
 from app.auth.scopes import check_address
 from app.config import ServeSettings
+from app.server.child import Child, Command, command_of
 from app.server.valkey import redis_url
 from pruning.config import child_environment
-from pruning.process import deferred_signal, end_with_parent
+from pruning.jobs.redis import JobStoreUnavailable, connect
+from pruning.jobs.workers import Workers
+from pruning.logs import set_up_logging
+from pruning.process import deferred_signal
 
 GRACE_S = 15.0  # after its drain, a child that is still alive is killed
-
-
-class ChildEnded(RuntimeError):
-    """A process ended unexpectedly, so the others were stopped."""
+_POLL_S = 0.2
+_STORE_TIMEOUT_S = 1.0
 
 
 def run_up(settings: ServeSettings) -> None:
-    """Run until SIGTERM, Ctrl-C or the end of any child.
+    """Run until SIGTERM or Ctrl-C.
 
-    Raises ``ChildEnded`` or ``UnprotectedAddress``.
+    Raises ``UnprotectedAddress``, and ``ChildEnded`` if the worker or the API cannot start.
     """
     check_address(settings)
+    set_up_logging(settings.log_level, settings.log_format)
     console = Console(stderr=True, highlight=False)
     console.print("starting Valkey, a worker and the API; Ctrl-C stops all of them")
     with (
-        redis_url(settings),
+        redis_url(settings) as url,
         deferred_signal(signal.SIGTERM) as is_ended,
         deferred_signal(signal.SIGINT) as is_interrupted,
+        closing(connect(url, num_retries=0, timeout_s=_STORE_TIMEOUT_S)) as client,
+        _stopped_at_the_end(
+            [_worker(settings, Workers(client)), _api(settings, console)]
+        ) as children,
     ):
-        environment = child_environment(settings)  # each child holds the embedded Valkey itself
-        with (
-            _child("worker", environment, GRACE_S) as worker,
-            _child("serve", environment, settings.drain_s + GRACE_S) as api,
-        ):
-            look = partial(_say_once_ready, settings, console)
-            _watch([worker, api], lambda: is_ended() or is_interrupted(), look)
+        pause = threading.Event()
+        while not (is_ended() or is_interrupted()):
+            for child in children:
+                child.look()
+            pause.wait(_POLL_S)
 
 
-def _watch(
-    children: Sequence["subprocess.Popen[bytes]"],
-    is_stopped: Callable[[], bool],
-    look: Callable[[], bool],
-) -> None:
-    """Until it is stopped. ``look`` is called until it returns true. Raises ``ChildEnded``."""
-    is_ready, pause = False, threading.Event()
-    while not pause.wait(0.2) and not is_stopped():
-        is_ready = is_ready or look()
-        for child in children:
-            if (code := child.poll()) is not None:
-                raise ChildEnded(f"a process ended with code {code}: see its output above")
+def _worker(settings: ServeSettings, workers: Workers) -> Child:
+    """Readers of the job store would take a dead worker for a living one until its lease ends."""
 
-
-def _say_once_ready(settings: ServeSettings, console: Console) -> bool:
-    """Print the addresses and what to do next, if the API answers."""
-    scheme = "http" if settings.tls_cert is None else "https"
-    try:
-        with socket.create_connection(("localhost", settings.port), timeout=0.2):
-            pass
-    except OSError:
+    def is_registered(pid: int) -> bool:
+        with suppress(JobStoreUnavailable):
+            return workers.has_registered(pid)
         return False
+
+    def forget(pid: int) -> None:
+        with suppress(JobStoreUnavailable):
+            workers.forget(pid)
+
+    line, environment = command_of("worker"), child_environment(settings)
+    return Child(Command("worker", line, environment, GRACE_S, is_registered, forget))
+
+
+def _api(settings: ServeSettings, console: Console) -> Child:
+    def answers(_pid: int) -> bool:
+        """Print the addresses and what to do next, once the API answers."""
+        try:
+            with socket.create_connection(("localhost", settings.port), timeout=_POLL_S):
+                pass
+        except OSError:
+            return False
+        _print_addresses(settings, console)
+        return True
+
+    line, environment = command_of("serve"), child_environment(settings)
+    return Child(Command("API", line, environment, settings.drain_s + GRACE_S, answers))
+
+
+def _print_addresses(settings: ServeSettings, console: Console) -> None:
+    scheme = "http" if settings.tls_cert is None else "https"
     url = f"{scheme}://localhost:{settings.port}"
     console.print(
         f"page {url}/ui, REST API {url}/docs, for OpenAI clients {url}/v1\n"
@@ -77,26 +92,13 @@ def _say_once_ready(settings: ServeSettings, console: Console) -> bool:
         markup=False,
         soft_wrap=True,
     )
-    return True
 
 
 @contextmanager
-def _child(
-    command: str, environment: dict[str, str], timeout_s: float
-) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run a command in its own session, so that only this process passes Ctrl-C on to it."""
-    child = subprocess.Popen(  # noqa: S603 - an own command
-        [sys.executable, "-m", "app", command],
-        env=environment,
-        start_new_session=True,
-        preexec_fn=partial(end_with_parent, os.getpid(), signal.SIGTERM),  # noqa: PLW1509 - no threads here
-    )
+def _stopped_at_the_end(children: Sequence[Child]) -> Iterator[Sequence[Child]]:
+    """Stop the last one first: the API is drained before the worker ends."""
     try:
-        yield child
+        yield children
     finally:
-        child.terminate()
-        try:
-            child.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+        for child in reversed(children):
+            child.stop()

@@ -1,10 +1,12 @@
 """The embedded Valkey: one server per data directory, shared by all processes that use it.
 
 The server survives the process that started it. Every user holds one named connection. The last
-user to leave sees no other such connection, and stops the server.
+user to leave sees no other such connection, and stops the server. If the server dies, a user starts
+it again from its file, and all users connect again.
 """
 
 import hashlib
+import logging
 import os
 import stat
 import subprocess
@@ -28,8 +30,12 @@ HOLDER = "sleb-holder"  # the name of every user's connection
 MAX_SOCKET_PATH_BYTES = 103  # sun_path has 104 bytes on macOS, 108 on Linux, with a final zero
 START_TIMEOUT_S = 15.0  # until a new server answers; loading a big file may take longer
 STOP_TIMEOUT_S = 30.0
+MAX_PAUSE_S = 30.0  # between two attempts to start a server again
 _POLL_S = 0.02
+_LOOK_EVERY_S = 0.5  # between two looks at whether the server is alive
 _SHORT_DIR = Path("/tmp")  # noqa: S108 - TMPDIR may differ between users of one server
+
+logger = logging.getLogger(__name__)
 
 
 class ValkeyUnavailable(RuntimeError):
@@ -54,15 +60,57 @@ def embedded_valkey(data_dir: Path) -> Iterator[str]:
     """
     directory = data_dir.absolute() / "valkey"
     directory.mkdir(parents=True, exist_ok=True)
-    socket = socket_path(directory)
-    lock = FileLock(directory / "start.lock")
-    with lock:
-        holder = _hold(socket) or _start(directory, socket)
+    user = _User(directory)
+    user.enter()
+    is_leaving = threading.Event()
+    keeper = threading.Thread(target=user.keep_until, args=(is_leaving,), daemon=True)
+    keeper.start()
     try:
-        yield f"unix://{quote(str(socket))}"
+        yield f"unix://{quote(str(user.socket))}"
     finally:
-        with lock:
-            _leave(holder, socket)
+        is_leaving.set()
+        keeper.join()
+        user.leave()
+
+
+class _User:
+    """One of the users of a server: its named connection. The lock is that of all users."""
+
+    def __init__(self, directory: Path) -> None:
+        self.socket = socket_path(directory)
+        self._directory = directory
+        self._lock = FileLock(directory / "start.lock")
+        self._holder: redis.Redis
+
+    def enter(self) -> None:
+        """Connect, and start the server if necessary. Raises ``ValkeyUnavailable``."""
+        with self._lock:
+            self._holder = _hold(self.socket) or _start(self._directory, self.socket)
+
+    def keep_until(self, is_leaving: threading.Event) -> None:
+        """Enter again whenever the server has died."""
+        pause_s = _LOOK_EVERY_S
+        while not is_leaving.wait(pause_s):
+            try:
+                self._reconnect()
+                pause_s = _LOOK_EVERY_S
+            except (ValkeyUnavailable, OSError, redis_errors.RedisError) as error:
+                pause_s = min(2 * pause_s, MAX_PAUSE_S)
+                logger.error("the embedded Valkey has died; trying again: %s", error)
+
+    def _reconnect(self) -> None:
+        """Enter again if the connection is lost."""
+        try:
+            self._holder.dbsize()  # a PING is refused while the disk is full
+        except redis_errors.ConnectionError:
+            self._holder.close()
+            self.enter()
+            logger.warning("the embedded Valkey had died; it runs again, with its data")
+
+    def leave(self) -> None:
+        """Close the connection, and stop the server if it was the last one."""
+        with self._lock:
+            _leave(self._holder, self.socket)
 
 
 def socket_path(directory: Path) -> Path:
@@ -130,7 +178,6 @@ def server_binary() -> Path:
 
 
 def _leave(holder: redis.Redis, socket: Path) -> None:
-    """Close the connection, and stop the server if it was the last one."""
     try:
         if [client["name"] for client in holder.client_list()].count(HOLDER) == 1:
             holder.shutdown()

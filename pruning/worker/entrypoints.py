@@ -1,9 +1,7 @@
 """Entry points of the two processes of a worker: the parent, and its child for each job."""
 
 import os
-import secrets
 import signal
-import socket
 import sys
 
 from rq.executions import Execution
@@ -13,6 +11,7 @@ from pruning.config import WorkerSettings, child_environment, share_cpus
 from pruning.jobs.outbox import SinkOutbox
 from pruning.jobs.queue import LEASE_S
 from pruning.jobs.redis import connect
+from pruning.jobs.workers import new_worker_name
 from pruning.logs import set_up_logging
 from pruning.process import end_with_parent
 from pruning.worker.parent import PruneWorker
@@ -44,8 +43,7 @@ def run_worker(
     set_up_logging(settings.log_level, settings.log_format)
     share_cpus()
     client = connect(redis_url)
-    name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
-    worker = worker_class(name, client, lease_s=lease_s)
+    worker = worker_class(new_worker_name(), client, lease_s=lease_s)
     worker.environment = child_environment(settings, redis_url)
     worker.cancel_s = settings.cancel_s
     worker.log.addFilter(worker.is_news)

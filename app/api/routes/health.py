@@ -92,7 +92,7 @@ async def ready(services: ServicesDep, response: Response) -> ReadyView:
     """503 while models are loading and while the process shuts down.
 
     A vLLM server that has failed is named in the body and does not change the status: other models
-    are still served.
+    are still served. A missing worker does not change it either: jobs wait, and models are served.
     """
     engine, vllm = services.generation.engine, services.generation.vllm
     states = {} if vllm is None else vllm.states()
@@ -102,7 +102,13 @@ async def ready(services: ServicesDep, response: Response) -> ReadyView:
         response.status_code = 503
         response.headers["Retry-After"] = "1"
     status = "ready" if reason is None else "not ready"
-    return ReadyView(status=status, detail=reason, kernels=engine.kernels_state, vllm=servers)
+    return ReadyView(
+        status=status,
+        detail=reason,
+        kernels=engine.kernels_state,
+        num_workers=services.jobs.stats.last_num_workers,
+        vllm=servers,
+    )
 
 
 @router.get("/health/generate", responses={503: {"model": HealthView}})

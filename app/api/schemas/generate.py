@@ -315,6 +315,10 @@ class ReadyView(HealthView):
         description="What is done for the kernels of loaded models, while requests run. Where "
         "compiling has failed, it is tried again, and steps run torch's operations."
     )
+    num_workers: int | None = Field(
+        description="Workers of pruning jobs that are alive, counted once a second; null if the "
+        "job store does not answer. Text is generated without any."
+    )
     vllm: dict[str, ServerView] = Field(
         default_factory=dict, description="The vLLM servers of this service, by model."
     )

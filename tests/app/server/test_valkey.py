@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 import redis
+from filelock import FileLock
 
-from app.server.valkey import ValkeyUnavailable, embedded_valkey, redis_url, socket_path
+from app.server.valkey import HOLDER, ValkeyUnavailable, embedded_valkey, redis_url, socket_path
 from pruning.config import Settings
 from tests.support.waiting import wait_until
 
-HOLD = """
+USER = """
 import sys
 from pathlib import Path
 from app.server.valkey import embedded_valkey
@@ -31,7 +32,7 @@ with embedded_valkey(Path(sys.argv[1])) as url:
 @contextmanager
 def another_user(data_dir: Path) -> Iterator["subprocess.Popen[str]"]:
     """A process in its own session that uses the server until its input is closed."""
-    command = [sys.executable, "-c", HOLD, str(data_dir)]
+    command = [sys.executable, "-c", USER, str(data_dir)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
@@ -142,16 +143,61 @@ def test_many_that_start_at_once_share_one(tmp_path: Path) -> None:
     wait_until(lambda: not servers_of(tmp_path), "the server has ended")
 
 
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not is_alive(pid), "the server has ended")
+
+
+def answers(client: redis.Redis) -> bool:
+    with suppress(redis.ConnectionError):
+        return bool(client.ping())
+    return False
+
+
 def test_a_server_that_was_killed_comes_back_with_its_data(tmp_path: Path) -> None:
     with embedded_valkey(tmp_path) as url, redis.Redis.from_url(url) as client:
         client.set("name", "value")
-        client.execute_command("WAITAOF", 1, 0, 5000)
         pid = server_pid(url)
-        os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not is_alive(pid), "the server has ended")
-        with embedded_valkey(tmp_path) as url_again, redis.Redis.from_url(url_again) as reader:
-            assert reader.get("name") == b"value"
-            assert server_pid(url_again) != pid
+        kill(pid)
+        wait_until(lambda: answers(client), "the server is back")
+        assert client.get("name") == b"value"
+        assert server_pid(url) != pid
+    wait_until(lambda: not servers_of(tmp_path), "the server has ended")
+
+
+def test_all_users_of_a_server_that_was_killed_hold_the_next_one(tmp_path: Path) -> None:
+    with another_user(tmp_path) as first, another_user(tmp_path) as second:
+        (url, _) = release(first, second)
+        kill(server_pid(url))
+        with redis.Redis.from_url(url) as client:
+            wait_until(lambda: answers(client), "the server is back")
+            wait_until(lambda: num_holders(client) == 2, "both hold it")
+            leave(first)
+            assert answers(client)
+        leave(second)
+    wait_until(lambda: not servers_of(tmp_path), "the server has ended")
+
+
+def num_holders(client: redis.Redis) -> int:
+    return [each["name"] for each in client.client_list()].count(HOLDER)
+
+
+def test_a_server_that_cannot_come_back_is_tried_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.server.valkey.START_TIMEOUT_S", 1)
+    with embedded_valkey(tmp_path) as url, redis.Redis.from_url(url) as client:
+        client.set("name", "value")
+        data, aside = tmp_path / "valkey" / "appendonlydir", tmp_path / "aside"
+        with FileLock(tmp_path / "valkey" / "start.lock"):
+            kill(server_pid(url))
+            data.rename(aside)
+            data.write_text("in the way")
+        wait_until(lambda: "trying again" in caplog.text, "an attempt has failed")
+        data.unlink()
+        aside.rename(data)
+        wait_until(lambda: answers(client), "the server is back")
+        assert client.get("name") == b"value"
 
 
 def test_a_long_path_gets_a_short_private_socket(tmp_path: Path) -> None:

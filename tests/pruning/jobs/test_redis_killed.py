@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import redis
 from fastapi.testclient import TestClient
+from filelock import FileLock
 
 from app.config import ServeSettings
 from app.main import create_app
@@ -136,18 +137,18 @@ def test_redis_that_is_killed_costs_no_job_and_no_removal(tmp_path: Path, spec: 
         second, third = api.submit(**KEY), api.submit()
         client.post(f"/prune-jobs/{third}/cancel")
         api.wait_for(first, EVALUATIONS // 4)
-        kill_server(redis_client)
-        back_at = time.monotonic() + LEASE_S + 1  # by then no lease is valid
-        workers.start()
-        while time.monotonic() < back_at:
-            api.check_without_store(first)
-        with embedded_valkey(tmp_path):
-            jobs = {job_id: api.wait_for_end(job_id) for job_id in (third, second, first)}
-            assert [job["id"] for job in client.get("/prune-jobs").json()["data"]] == list(jobs)
-            assert api.submit(**KEY) == second
-            statuses = [job["status"] for job in jobs.values()]
-            assert statuses == ["cancelled", "succeeded", "succeeded"]
-            assert [job["attempt"] for job in jobs.values()] == [0, 1, 1]  # no job ran again
-            assert found(tmp_path, jobs[first]) == found(tmp_path, jobs[second])
-            workers.kill_all()
-            assert disorder(redis_client) == []
+        with FileLock(tmp_path / "valkey" / "start.lock"):  # else it would be back at once
+            kill_server(redis_client)
+            back_at = time.monotonic() + LEASE_S + 1  # by then no lease is valid
+            workers.start()
+            while time.monotonic() < back_at:
+                api.check_without_store(first)
+        jobs = {job_id: api.wait_for_end(job_id) for job_id in (third, second, first)}
+        assert [job["id"] for job in client.get("/prune-jobs").json()["data"]] == list(jobs)
+        assert api.submit(**KEY) == second
+        statuses = [job["status"] for job in jobs.values()]
+        assert statuses == ["cancelled", "succeeded", "succeeded"]
+        assert [job["attempt"] for job in jobs.values()] == [0, 1, 1]  # no job ran again
+        assert found(tmp_path, jobs[first]) == found(tmp_path, jobs[second])
+        workers.kill_all()
+        assert disorder(redis_client) == []

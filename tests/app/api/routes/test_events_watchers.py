@@ -8,6 +8,7 @@ import httpx2
 import pytest
 import redis
 from fastapi.testclient import TestClient
+from filelock import FileLock
 
 from app.config import ServeSettings
 from app.main import create_app
@@ -47,8 +48,8 @@ def num_waiting(redis_client: redis.Redis) -> int:
 
 @pytest.fixture
 def mortal_store(tmp_path: Path) -> Iterator[str]:
-    """The URL of a server of its own, which a test may stop."""
-    with embedded_valkey(tmp_path / "mortal") as url:
+    """The URL of a server of its own, which a test may stop: nothing starts it again."""
+    with embedded_valkey(tmp_path) as url, FileLock(tmp_path / "valkey" / "start.lock"):
         yield url
 
 
