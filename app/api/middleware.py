@@ -10,6 +10,7 @@ from app.api.deps import services_of
 from app.api.errors import problem_of
 from app.api.problems import problem_response
 from app.auth.audit import AuditLog, AuditUnavailable
+from app.auth.clients import client_address
 from app.auth.keys import ApiKey, KeyRefused, ScopeMissing, caller
 from app.auth.limits import Lease, LimitReached, TokenQuotaReached
 from app.auth.scopes import Authorizer, NotLocal, generates
@@ -133,7 +134,7 @@ class AuthMiddleware:
         except _RAISES as error:
             await self._refuse(error, key, scope, receive, send)
             return
-        token = caller.set(key)
+        token, address = caller.set(key), client_address.set((scope["client"] or (None,))[0])
         try:
             if self._audit is not None:
                 self._audit.asked(scope, key)
@@ -144,6 +145,7 @@ class AuthMiddleware:
             if lease is not None:
                 await asyncio.shield(lease.release())
             caller.reset(token)
+            client_address.reset(address)
 
     async def _refuse(
         self, error: Exception, key: ApiKey | None, scope: Scope, receive: Receive, send: Send

@@ -1,7 +1,7 @@
-"""Grammars of requests: their schemas are checked in other processes, a share for each API key.
+"""Grammars of requests: their schemas are checked in other processes, a share for each client.
 
 A schema is compiled here only after it was compiled there, within limits of time and memory. What
-takes long waits apart, so that it delays no usual schema, not even of the same key.
+takes long waits apart, so that it delays no usual schema, not even of the same client.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary, WeakSet
 from llguidance import LLTokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from app.auth.keys import caller
+from app.auth.clients import calling_client
 from app.engine.grammar import (
     Grammar,
     ResponseFormatRefused,
@@ -38,9 +38,9 @@ _Result = TypeVar("_Result")
 
 DEADLINE_S = 10.0  # for a turn
 MAX_CHECKED = 128  # schemas that are remembered
-MAX_WAITING = 64  # requests of one key
+MAX_WAITING = 64  # requests of one client
 NUM_AT_ONCE = 8
-NUM_OF_KEY = 2  # at once
+NUM_OF_CLIENT = 2  # at once
 USUAL_CPU_S = 0.1
 MAX_CPU_S = 1.0
 _MAX_TOKEN_BYTES = 1023  # of llguidance
@@ -65,47 +65,46 @@ class _Tokens:
 
 
 class Turns:
-    """Work of several keys: a few at once, and at most a share of them for one key.
+    """Work of several clients: a few at once, and at most a share of them for one client.
 
-    Each key waits in a line of its own, so a key with much work delays the others little.
+    Each client waits in a line of its own, so a client with much work delays the others little.
     """
 
     def __init__(self, deadline_s: float, cpu_s: float) -> None:
         self._deadline_s = deadline_s
         self._cpu_s = cpu_s  # of one
-        self.executor = ThreadPoolExecutor(NUM_OF_KEY, "grammar")
+        self.executor = ThreadPoolExecutor(NUM_OF_CLIENT, "grammar")
         self._all = asyncio.Semaphore(NUM_AT_ONCE)
-        self._of_key: dict[str | None, asyncio.Semaphore] = {}
-        self._num_open: Counter[str | None] = Counter()
+        self._of_client: dict[str, asyncio.Semaphore] = {}
+        self._num_open: Counter[str] = Counter()
 
     @asynccontextmanager
-    async def turn(self, key: str | None) -> AsyncIterator[None]:
-        """Raises ``Overloaded`` if too much of this key waits, or waits for too long."""
-        if self._num_open[key] >= MAX_WAITING:
-            raise self._overloaded(key)
-        self._num_open[key] += 1
-        own = self._of_key.setdefault(key, asyncio.Semaphore(NUM_OF_KEY))
+    async def turn(self, client: str) -> AsyncIterator[None]:
+        """Raises ``Overloaded`` if too much of this client waits, or waits for too long."""
+        if self._num_open[client] >= MAX_WAITING:
+            raise self._overloaded(client)
+        self._num_open[client] += 1
+        own = self._of_client.setdefault(client, asyncio.Semaphore(NUM_OF_CLIENT))
         try:
             try:
                 async with asyncio.timeout(self._deadline_s) as deadline, own, self._all:
                     deadline.reschedule(None)  # it is for the wait only
                     yield
             except TimeoutError:
-                raise self._overloaded(key) from None
+                raise self._overloaded(client) from None
         finally:
-            self._num_open[key] -= 1
-            if not self._num_open[key]:
-                del self._num_open[key], self._of_key[key]
+            self._num_open[client] -= 1
+            if not self._num_open[client]:
+                del self._num_open[client], self._of_client[client]
 
     async def run(self, work: Callable[[], _Result]) -> _Result:
         """Do the work of a turn in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self.executor, work)
 
-    def _overloaded(self, key: str | None) -> Overloaded:
-        num_open = self._num_open[key]
-        whose = "clients without a key" if key is None else "this key"
-        what = f"{counted(num_open, 'schema')} of {whose} are compiled or wait for it"
-        return Overloaded(what, "grammars_full", 1 + num_open * self._cpu_s / NUM_OF_KEY)
+    def _overloaded(self, client: str) -> Overloaded:
+        num_open = self._num_open[client]
+        what = f"{counted(num_open, 'schema')} of {client} are compiled or wait for it"
+        return Overloaded(what, "grammars_full", 1 + num_open * self._cpu_s / NUM_OF_CLIENT)
 
 
 class Grammars:
@@ -130,7 +129,7 @@ class Grammars:
         """A new grammar of this format for the tokens of this variant.
 
         Raises ``ResponseFormatRefused``, ``ProcessEnded``, and ``Overloaded`` if too many
-        others of the same API key are being made.
+        others of the same client are being made.
         """
         making = asyncio.create_task(self._made(response_format, tokenizer, variant))
         self._keep(making)
@@ -160,12 +159,11 @@ class Grammars:
     async def _made(
         self, response_format: ResponseFormat, tokenizer: PreTrainedTokenizerBase, variant: Variant
     ) -> Grammar:
-        api_key = caller.get()
-        key = None if api_key is None else api_key.name
+        client = calling_client()
         tokens = await self._ready(tokenizer, variant)  # not in a turn, whose time is limited
         schema = response_format.schema
         for turns, cpu_s in ((self._usual, USUAL_CPU_S), (self._long, MAX_CPU_S)):
-            async with turns.turn(key):
+            async with turns.turn(client):
                 verdict = self._known(_digest(tokens.name, schema))
                 verdict = verdict or await self._checked_within(cpu_s, schema, tokens)
                 if verdict is None or (verdict.is_long and turns is self._usual):

@@ -19,6 +19,7 @@ from llguidance import LLTokenizer
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from app.auth.clients import client_address
 from app.auth.keys import ApiKey, caller
 from app.engine.grammar import Grammar, ResponseFormatRefused, grammar_tokens
 from app.engine.scheduling.admission import Overloaded
@@ -59,7 +60,10 @@ class Service:
         self.made = made
         self._arguments = loaded.tokenizer, variant
 
-    async def get(self, value: object, key: str | None = None) -> Grammar:
+    async def get(
+        self, value: object, key: str | None = None, address: str | None = None
+    ) -> Grammar:
+        client_address.set(address)
         caller.set(None if key is None else ApiKey(key, frozenset(), "", 0.0))
         return await self.made.get(schema(value), *self._arguments)
 
@@ -183,12 +187,37 @@ async def test_a_key_has_a_share_and_is_told_how_much_of_it_is_in_use(
     async with service(tiny_loaded, tiny) as serving:
         await serving.get(VALUES)  # the process has the tokens
         slow = [serving.start({**SLOW, "title": f"{n}"}, "bad") for n in range(3)]
-        while serving.made._usual._num_open["bad"] < len(slow):
+        while serving.made._usual._num_open["the key 'bad'"] < len(slow):
             await asyncio.sleep(0)
-        with pytest.raises(Overloaded, match="3 schemas of this key are compiled or wait") as told:
+        with pytest.raises(
+            Overloaded, match="3 schemas of the key 'bad' are compiled or wait"
+        ) as told:
             await serving.get(VALUES, "bad")
         assert told.value.retry_after_s == pytest.approx(1.15)
         assert await serving.get(VALUES, "good")
+        await asyncio.gather(*slow, return_exceptions=True)
+
+
+@in_loop
+async def test_clients_without_a_key_have_a_share_for_each_address(
+    tiny: Variant, tiny_loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grammars, "MAX_CPU_S", SOON_S)
+    monkeypatch.setattr(grammars, "MAX_WAITING", 3)
+    async with service(tiny_loaded, tiny) as serving:
+        await serving.get(VALUES)  # the process has the tokens
+        bad = [f"2001:db8::{number}" for number in range(3)]  # of one network
+        slow = [
+            asyncio.create_task(serving.get({**SLOW, "title": address}, address=address))
+            for address in bad
+        ]
+        whose = "clients without a key at 2001:db8::/64"
+        while serving.made._usual._num_open[whose] < len(slow):
+            await asyncio.sleep(0)
+        with pytest.raises(Overloaded, match=f"3 schemas of {whose} are compiled or wait"):
+            await serving.get(VALUES, address="2001:db8::9")
+        for address in ("2001:db8:0:1::1", "192.0.2.7", None):
+            assert await serving.get(VALUES, address=address)
         await asyncio.gather(*slow, return_exceptions=True)
 
 

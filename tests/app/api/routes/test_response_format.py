@@ -1,18 +1,25 @@
 """``response_format`` over HTTP: the routes, streams, choices, refusals."""
 
+import asyncio
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx2
 import jsonschema
 import openai
 import pytest
 from fastapi.testclient import TestClient
 
 from app.config import ServeSettings
+from app.generation import grammars
+from app.generation.schema_client import SchemaClient
+from tests.support.processes import is_ready
 from tests.support.response_formats import PERSON, json_schema
-from tests.support.serving import local_api
+from tests.support.serving import local_api, serving
 from tests.support.tiny_directory import edit_config, tiny_tokenizer
+from tests.support.waiting import wait_until
 
 ASK: dict[str, Any] = {"model": "tiny", "seed": 3, "temperature": 1.0, "max_tokens": 120}
 USER: Any = [{"role": "user", "content": "the dog"}]
@@ -158,3 +165,37 @@ def test_text_is_the_default(client: TestClient) -> None:
     plain = client.post("/generate", json=body).json()["outputs"][0]["text"]
     same = client.post("/generate", json={**body, "response_format": {"type": "text"}}).json()
     assert same["outputs"][0]["text"] == plain
+
+
+def test_clients_without_keys_are_told_apart_by_their_addresses(
+    settings: ServeSettings, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also behind a proxy on this machine, which names them in X-Forwarded-For."""
+    monkeypatch.setattr(grammars, "MAX_WAITING", 2)
+    source, is_released = SchemaClient.source, threading.Event()
+
+    async def held(self: SchemaClient, schema: str, *rest: Any) -> str:
+        while "held" in schema and not is_released.is_set():
+            await asyncio.sleep(0.01)
+        return await source(self, schema, *rest)
+
+    monkeypatch.setattr(SchemaClient, "source", held)
+    with (
+        serving(settings, redis_url) as (server, url),
+        httpx2.Client(base_url=url, timeout=100) as client,
+        ThreadPoolExecutor(2) as threads,
+    ):
+        wait_until(lambda: is_ready(client), "the API is ready")
+
+        def ask(schema: Any, address: str) -> int:
+            body = {"messages": USER, "response_format": json_schema(schema), **ASK}
+            headers = {"X-Forwarded-For": address}
+            return client.post("/v1/chat/completions", json=body, headers=headers).status_code
+
+        two = [threads.submit(ask, {"const": f"held {n}"}, "192.0.2.1") for n in range(2)]
+        backend = server.lifespan.state["services"].generation.generator.engine
+        wait_until(lambda: backend._grammars._usual._num_open.total() == 2, "its line is full")
+        refused = ask(PERSON, "192.0.2.1")
+        other = ask(PERSON, "192.0.2.2")
+        is_released.set()
+        assert [refused, other, *(each.result() for each in two)] == [429, 200, 200, 200]
