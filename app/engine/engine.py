@@ -16,6 +16,7 @@ import torch
 from app.engine.autotuning import OFF, Autotuner
 from app.engine.cache.block_table import BlockTable
 from app.engine.cache.caches import Caches
+from app.engine.cache.paged_cache import PagedCache
 from app.engine.launching import Launched, Launcher, landed
 from app.engine.running.cuda_graphs import Recorder, recorder_on
 from app.engine.running.prepared_kernels import Kernels
@@ -54,6 +55,7 @@ class EngineStats:
     batch_size: int  # sequences in the latest decode forward
     variants: Mapping[str, VariantStats]  # by name, of all with requests
     cache_counts: Mapping[str, CacheCounts]  # by name, since the start
+    num_rebuilds: int = 0  # of caches whose account of pages was broken, since the start
 
 
 class PromptTooLong(RequestRefused):
@@ -118,6 +120,7 @@ class Engine:
         self._launcher = Launcher(self._scheduler, self._caches, self.kernels)
         self._ahead: Launched | None = None  # launched before the tokens in front of it were read
         self._batch_size = 0
+        self._num_rebuilds = 0
 
     @property
     def has_work(self) -> bool:
@@ -204,11 +207,11 @@ class Engine:
         A failure ends only the sequences of its batch. A failure of the device raises
         ``torch.AcceleratorError``, since no later forward can succeed. Raises ``StepInterrupted``.
         """
-        events = self._expire()
+        events = self._expire() + self._mended()
         launched, self._ahead = self._ahead, None
         batch = self._scheduler.next_batch() if launched is None else launched.batch
-        if batch is None:
-            return events
+        if batch is None or self._broken_caches():
+            return events  # the next step rebuilds a broken one
         try:
             launched = launched or self._run(batch, interruption)
             self._ahead = self._launcher.ahead_of(launched)
@@ -245,6 +248,7 @@ class Engine:
                 for variant in {**running, **waiting}
             },
             cache_counts={name: replace(counts) for name, counts in self._scheduler.counts.items()},
+            num_rebuilds=self._num_rebuilds,
         )
 
     def _cache_bytes(self, variant: Variant, running: Iterable[Sequence]) -> int:
@@ -258,9 +262,34 @@ class Engine:
         used = sum(cache.pool.num_used * cache.shape.num_bytes for cache in caches)
         return used / max(1, sum(cache.num_bytes for cache in caches))
 
-    def check_idle(self) -> None:
-        """Raise ``AssertionError`` if an engine without requests has pages in use."""
-        assert not any(cache.pool.num_used for cache in self._caches.every()), "a page is lost"
+    def mend_idle(self) -> bool:
+        """Rebuild caches that have pages in use although there is no request. Returns whether there
+        were any."""
+        every = self._caches.every()
+        lost = [cache for cache in every if cache.pool.num_used or cache.pool.is_broken]
+        for cache in lost:
+            self._rebuild(cache)
+        return bool(lost)
+
+    def _broken_caches(self) -> list[PagedCache]:
+        return [cache for cache in self._caches.every() if cache.pool.is_broken]
+
+    def _mended(self) -> list[TokenEvent]:
+        """Rebuild broken caches. Requests whose pages were wrong end, and others read their tokens
+        again."""
+        events = []
+        for cache in self._broken_caches():
+            self._ahead = None
+            self._scheduler.leave_pages(cache.pool)
+            wrong = [seq for seq in self._sequences.values() if seq.pages.is_broken]
+            events += [self._finish(seq, FinishReason.ERROR) for seq in wrong]
+            self._rebuild(cache)
+        return events
+
+    def _rebuild(self, cache: PagedCache) -> None:
+        cache.rebuild()
+        self._num_rebuilds += 1
+        logger.error("the account of pages was wrong: the cache of keys and values was rebuilt")
 
     def take_ahead(self) -> bool:
         """Take a part of the memory that new pages will need next. False: enough is taken."""
@@ -317,11 +346,16 @@ class Engine:
         if seq.first_token_s is None:
             seq.first_token_s = self._clock()
         reason = seq.finish_reason()
+        timings = None if reason is None else self._end(seq)
+        if timings is not None and seq.pages.is_broken:
+            del seq.tokens[-1]
+            timings = seq.timings(self._clock())
+            return TokenEvent(seq.request.request_id, None, FinishReason.ERROR, timings)
         return TokenEvent(
             seq.request.request_id,
             choice.token_id,
             reason,
-            None if reason is None else self._end(seq),
+            timings,
             choice.logprob,
             choice.top_logprobs,
             seq.take_scored(),
@@ -341,6 +375,8 @@ class Engine:
         if reason is FinishReason.ERROR:  # its numbers may not be finite
             self._caches.of(seq.request.variant).clear(seq.pages.forget())
         timings = self._end(seq)
+        if seq.pages.is_broken:
+            reason, prompt = FinishReason.ERROR, ()
         return TokenEvent(seq.request.request_id, None, reason, timings, prompt=prompt)
 
     def _end(self, seq: Sequence) -> Timings:

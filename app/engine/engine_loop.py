@@ -202,7 +202,7 @@ class EngineThread:
         self._interruption.clear()  # before reading the queue, so that no later command is missed
         wait_s: float | None = 0.0
         if not self._loop.has_work:
-            self._engine.check_idle()
+            self._engine.mend_idle()
             while self._commands.empty() and self._engine.take_ahead():
                 pass
             wait_s = self._engine.kernels.warm_up.wait_s

@@ -49,6 +49,11 @@ class ModelCollector(Collector):
             value=stats.kv_cache_usage,
         )
         yield from _of_cache(stats, self.registry.loaded_variants())
+        yield CounterMetricFamily(
+            "sleb_kv_cache_rebuilds",
+            "Caches that were rebuilt, as the account of their pages was wrong.",
+            value=stats.num_rebuilds,
+        )
         yield GaugeMetricFamily(
             "sleb_batch_size", "Sequences in the latest decode step.", value=stats.batch_size
         )

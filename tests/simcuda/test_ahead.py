@@ -133,7 +133,7 @@ def test_a_token_behind_the_end_is_thrown_away_with_its_pages(cuda: SimulatedCud
     }
     assert found["1"][-1].finish_reason is FinishReason.STOP
     assert cuda.num_replays - num_replays == 19  # three rows of which one was thrown away
-    engine.check_idle()
+    assert not engine.mend_idle()
     for each in asked(of):
         engine.add(each)
     for _ in range(6):
@@ -143,7 +143,7 @@ def test_a_token_behind_the_end_is_thrown_away_with_its_pages(cuda: SimulatedCud
         engine.cancel(str(row))
         check_engine(engine)
     assert (is_ahead(engine), engine.has_work) == (False, False)
-    engine.check_idle()
+    assert not engine.mend_idle()
 
 
 @cache
@@ -181,7 +181,7 @@ class Traffic:
             self.step()
         while self.engine.has_work:
             self.step()
-        self.engine.check_idle()
+        assert not self.engine.mend_idle()
         assert self.found == self.expected
 
     def add(self, name: str) -> None:

@@ -1,13 +1,17 @@
 """The pages of one sequence, in the order of its tokens."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
 from hashlib import blake2b
 from itertools import takewhile
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.engine.cache.pages import PAGE_TOKENS, Page, PagePool, pages_of
+from app.engine.cache.pages import PAGE_TOKENS, Page, PageAccountBroken, PagePool, pages_of
+
+logger = logging.getLogger(__name__)
 
 _DIGEST_BYTES = 16
 
@@ -23,7 +27,7 @@ class BlockTable:
 
     ``root`` is the key in front of its first page, with all that keys and values depend on beside
     the tokens. Without it, its pages are not kept for others. With ``can_find``, it takes pages
-    of others.
+    of others. Where the account of the pool contradicts its pages, it ``is_broken``.
     """
 
     def __init__(
@@ -37,6 +41,7 @@ class BlockTable:
         self.can_find = can_find and root is not None
         self.pool = pool
         self.num_blocks = num_blocks
+        self.is_broken = False
         self.pages: list[Page] = []
         self._units = np.zeros((0, num_blocks), np.int64)
         self._root = root
@@ -59,7 +64,7 @@ class BlockTable:
     def grow(self, num_tokens: int) -> bool:
         """Make room for so many tokens. Returns whether there was; pages that it got it keeps."""
         while len(self.pages) * PAGE_TOKENS < num_tokens:
-            page = self.pool.allocate(self.num_blocks)
+            page = self._changed(partial(self.pool.allocate, self.num_blocks))
             if page is None:
                 return False
             self._append(page)
@@ -81,12 +86,13 @@ class BlockTable:
 
     def reuse(self, tokens: Sequence[int], num_cached: int) -> int:
         """Take the pages of these tokens. Returns their number."""
-        keys = self._found(tokens, num_cached)
-        for key in keys:
-            page = self.pool.find(key)
-            assert page is not None
+        before = len(self.pages)
+        for key in self._found(tokens, num_cached):
+            page = self._changed(partial(self.pool.find, key))
+            if page is None:
+                break
             self._append(page)
-        return PAGE_TOKENS * len(keys)
+        return PAGE_TOKENS * (len(self.pages) - before)
 
     def num_needed(self, tokens: Sequence[int]) -> int:
         """The units that these tokens need of those that are available. It must have no page."""
@@ -112,7 +118,7 @@ class BlockTable:
     def release(self) -> None:
         """Leave all pages, the last one first."""
         for page in reversed(self.pages):
-            self.pool.release(page)
+            self._changed(partial(self.pool.release, page))
         self.pages.clear()
 
     def forget(self) -> list[int]:
@@ -120,6 +126,15 @@ class BlockTable:
         for page in self.pages:
             self.pool.forget(page)
         return [unit for page in self.pages if page.num_users == 1 for unit in page.units]
+
+    def _changed(self, change: Callable[[], Page | None]) -> Page | None:
+        """The page that a change of the account gives; None if the account is broken."""
+        try:
+            return change()
+        except PageAccountBroken:
+            logger.exception("the account of the pages of keys and values is broken")
+            self.is_broken = True
+            return None
 
     def _append(self, page: Page) -> None:
         at = len(self.pages)

@@ -211,6 +211,11 @@ class PagedCache(Cache):
         self.keys[:, units] = 0
         self.values[:, units] = 0
 
+    def rebuild(self) -> None:
+        """Forget all pages, whose numbers may not be finite. No sequence may have one."""
+        self.clear(range(1, 1 + self.pool.num_touched))
+        self.pool.reset()
+
     @torch.inference_mode()
     def take_ahead(self) -> bool:
         """Take a part of the memory that new pages will need next. False: enough is taken."""

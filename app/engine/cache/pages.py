@@ -15,6 +15,10 @@ def pages_of(num_tokens: int) -> int:
     return -(-num_tokens // PAGE_TOKENS)
 
 
+class PageAccountBroken(RuntimeError):
+    """What the pool has noted about its pages contradicts itself, so it must be reset."""
+
+
 @dataclass(eq=False, slots=True)
 class Page:
     """A page that is in use or kept. Once it has a key, it is full and never written again."""
@@ -30,11 +34,12 @@ class PagePool:
 
     Full pages with a key are kept after their last user, until their units are needed. The one that
     was used least recently goes first. A sequence leaves its last page first, so a page goes after
-    those that continue it.
+    those that continue it. Methods that take or leave pages raise ``PageAccountBroken``.
     """
 
     num_units: int
     num_touched: int = 0  # units that were ever in use: 1 to this number
+    is_broken: bool = False  # once ``PageAccountBroken`` was raised, until it is reset
     _free: list[int] = field(default_factory=list)  # used before, the last one is taken first
     _by_key: dict[bytes, Page] = field(default_factory=dict)
     _kept: OrderedDict[bytes, Page] = field(default_factory=OrderedDict)  # without users
@@ -68,7 +73,8 @@ class PagePool:
         page = self._by_key.get(key)
         if page is not None:
             if not page.num_users:
-                del self._kept[key]
+                if self._kept.pop(key, None) is None:
+                    raise self._broken("a page without users is not kept")
                 self._num_kept_units -= len(page.units)
             page.num_users += 1
         return page
@@ -89,6 +95,8 @@ class PagePool:
 
     def release(self, page: Page) -> None:
         """Count one user less. A page without a user is kept if it has a key."""
+        if page.num_users < 1:
+            raise self._broken("a page is left by more sequences than have it")
         page.num_users -= 1
         if page.num_users:
             return
@@ -101,12 +109,25 @@ class PagePool:
     def forget(self, page: Page) -> None:
         """Let nothing find a page any more."""
         if page.key is not None:
-            del self._by_key[page.key]
+            self._by_key.pop(page.key, None)
             page.key = None
 
+    def reset(self) -> None:
+        """Forget all pages. No sequence may have one."""
+        self._free = [*range(self.num_touched, 0, -1)]
+        self._by_key.clear()
+        self._kept.clear()
+        self._num_kept_units, self.is_broken = 0, False
+
+    def _broken(self, reason: str) -> PageAccountBroken:
+        self.is_broken = True
+        return PageAccountBroken(reason)
+
     def _evict(self) -> None:
+        if not self._kept:
+            raise self._broken("units are counted as free that no page has left")
         key, page = self._kept.popitem(last=False)
-        del self._by_key[key]
+        self._by_key.pop(key, None)
         page.key = None
         self._num_kept_units -= len(page.units)
         self._free += reversed(page.units)

@@ -134,6 +134,11 @@ class Scheduler:
             self._background.appendleft(seq)
         return seq
 
+    def leave_pages(self, pool: PagePool) -> None:
+        """Let all sequences that have pages of this pool wait again."""
+        for seq in [*self._running_in(pool)]:
+            self._preempt(seq)
+
     def remove(self, seq: Sequence) -> None:
         """Remove a sequence, which leaves its pages."""
         if seq in self._background:
@@ -230,11 +235,13 @@ class Scheduler:
 
     def _preempt_last(self, seqs: Iterable[Sequence]) -> None:
         """Let that of these running sequences wait again which comes last."""
-        last = max(seqs, key=self._rank)
-        self._leave(last)
-        last.restart()
-        self._enqueue(last)
-        self._counts_of(last).num_preemptions += 1
+        self._preempt(max(seqs, key=self._rank))
+
+    def _preempt(self, seq: Sequence) -> None:
+        self._leave(seq)
+        seq.restart()
+        self._enqueue(seq)
+        self._counts_of(seq).num_preemptions += 1
 
     def _running_in(self, pool: PagePool) -> Iterator[Sequence]:
         seqs = chain.from_iterable(self.running.values())
