@@ -79,6 +79,13 @@ class ServeSettings(Settings):
     tls_client_ca: AbsolutePath | None = _unset(
         "PEM file with CAs; only clients with a certificate from one of them can connect"
     )
+    metrics_port: int = Field(
+        default=0,
+        ge=0,
+        le=65535,
+        description="port of `/metrics` alone, by HTTP and without keys, for a network that only "
+        "Prometheus reaches; 0 answers `/metrics` on the port of the API, to all who reach it",
+    )
     insecure: bool = Field(
         default=False,
         description="`true` allows listening beyond this machine without API keys",

@@ -80,6 +80,7 @@ from pruning.jobs.stats import JobStatsReader
 from pruning.jobs.store import JobStore
 from pruning.models.memory import total_bytes
 from pruning.models.store import ModelStore, pick_device
+from pruning.scraping import metrics_served
 from pruning.storage.checkpoints import checkpoints_of
 
 if TYPE_CHECKING:
@@ -120,8 +121,10 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
         services = _services(app, settings, redis_url, engine, declared, vllm)
-        async with running(services, tracing, app.openapi if describe_early else None):
-            yield {"services": services}
+        registry, host = services.metrics.registry, str(settings.host)
+        with metrics_served(registry, host, settings.metrics_port, "SLEB_METRICS_PORT"):
+            async with running(services, tracing, app.openapi if describe_early else None):
+                yield {"services": services}
 
     app = FastAPI(
         title="sleb-serve",
@@ -134,7 +137,7 @@ def create_app(
     )
     authorizer = authorizer_of(settings)
     _add_middleware(app, settings, authorizer)
-    _add_routes(app)
+    _add_routes(app, settings)
     describe_api(app, authorizer, is_audited=settings.audit_log is not None)
     return app
 
@@ -150,10 +153,13 @@ def _add_middleware(app: FastAPI, settings: ServeSettings, authorizer: Authorize
     app.add_middleware(SecurityHeadersMiddleware)
 
 
-def _add_routes(app: FastAPI) -> None:
+def _add_routes(app: FastAPI, settings: ServeSettings) -> None:
     """Operations have the names of their functions, for links between them."""
-    for module in _ROUTES:
-        app.router.routes.extend(map(with_known_parameters, module.router.routes))
+    routers = [module.router for module in _ROUTES]
+    if not settings.metrics_port:
+        routers.append(health.metrics_router)
+    for router in routers:
+        app.router.routes.extend(map(with_known_parameters, router.routes))
     app.router.routes.extend(web.router.routes)  # whose pages read their parameters themselves
     for route in app.routes:
         if isinstance(route, APIRoute):

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import Enum
+from itertools import combinations
 
 from pydantic import AliasChoices, ValidationError
 from pydantic.fields import FieldInfo
@@ -102,14 +103,19 @@ def check_port(settings: ServeSettings) -> None:
     """Raise ``PortTaken`` at once if another process listens there, and not after seconds."""
     host = str(settings.host)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        socket.create_server((host, settings.port), family=family).close()
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise PortTaken(
-                f"port {settings.port} of {host} is in use: another service may be running, so "
-                f"stop it, or choose another port with --port or SLEB_PORT"
-            ) from error
+    options = {
+        "--port or SLEB_PORT": settings.port,
+        "SLEB_METRICS_PORT": settings.metrics_port,
+    }
+    for option, port in options.items():
+        try:
+            socket.create_server((host, port), family=family).close()
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise PortTaken(
+                    f"port {port} of {host} is in use: another service may be running, so "
+                    f"stop it, or choose another port with {option}"
+                ) from error
 
 
 def check_device(settings: Settings) -> None:
@@ -125,12 +131,18 @@ def check_device(settings: Settings) -> None:
 
 
 def check_ports(api: ServeSettings, worker: WorkerSettings) -> None:
-    """Check that an API and a worker on one machine have a port each. Raises ``PortTaken``."""
-    if api.port and api.port == worker.worker_metrics_port:
-        raise PortTaken(
-            f"SLEB_PORT and SLEB_WORKER_METRICS_PORT are both {api.port}: the API and the "
-            "worker's metrics need a port each"
-        )
+    """Check that all that listens on one machine has a port each. Raises ``PortTaken``."""
+    ports = {
+        "SLEB_PORT": api.port,
+        "SLEB_METRICS_PORT": api.metrics_port,
+        "SLEB_WORKER_METRICS_PORT": worker.worker_metrics_port,
+    }
+    for (name, port), (other_name, other) in combinations(ports.items(), 2):
+        if port and port == other:
+            raise PortTaken(
+                f"{name} and {other_name} are both {port}: the API, its metrics and the worker's "
+                "metrics need a port each"
+            )
 
 
 def check_cluster(settings: ClusterSettings) -> None:
@@ -139,6 +151,11 @@ def check_cluster(settings: ClusterSettings) -> None:
         raise NoCluster(
             "the ingress of a cluster serves HTTP only: unset SLEB_TLS_CERT, SLEB_TLS_KEY and "
             "SLEB_TLS_CLIENT_CA, and put a proxy with TLS in front"
+        )
+    if settings.metrics_port:
+        raise NoCluster(
+            "the ingress of a cluster answers /metrics for all replicas: unset SLEB_METRICS_PORT, "
+            "and block that path in the proxy in front"
         )
     if settings.redis_url is None:
         raise NoCluster(  # each machine would have its own job store

@@ -14,6 +14,7 @@ from pruning.jobs.redis import connect
 from pruning.jobs.workers import new_worker_name
 from pruning.logs import set_up_logging
 from pruning.process import end_with_parent
+from pruning.scraping import metrics_served
 from pruning.worker.parent import PruneWorker
 from pruning.worker.senders import senders_of
 from pruning.worker.sinks import sending
@@ -50,7 +51,12 @@ def run_worker(
     outbox = SinkOutbox(connect(redis_url, num_retries=0))
     try:
         with (
-            worker.metrics.served(str(settings.host), settings.worker_metrics_port),
+            metrics_served(
+                worker.metrics.registry,
+                str(settings.host),
+                settings.worker_metrics_port,
+                "SLEB_WORKER_METRICS_PORT",
+            ),
             sending(senders_of(settings, speedup_of), outbox, worker.metrics.sent),
         ):
             # at info, RQ logs a line at every maintenance

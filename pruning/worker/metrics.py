@@ -1,4 +1,4 @@
-"""The metrics of a worker, and the port that serves them.
+"""The metrics of a worker.
 
 Jobs run in child processes, so the parent counts, from the progress in the job's record. It reads
 the record whenever it renews the lease, and once more when the child has ended. So a dead child
@@ -6,19 +6,13 @@ loses no counts, no counter lives in Redis, and a scrape never waits.
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Summary, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Summary
 
 from pruning.jobs.job import Job, JobStatus, Pace, Sink
 from pruning.worker.gpu import GpuMemoryCollector
 
 _RESULTS = {True: "sent", False: "failed"}
-
-
-class MetricsPortUnavailable(RuntimeError):
-    """The worker cannot listen on the port of its metrics."""
 
 
 class WorkerMetrics:
@@ -64,26 +58,6 @@ class WorkerMetrics:
         up = Gauge("sleb_worker_up", "1 while it reaches the job store.", registry=registry)
         up.set_function(lambda: time.monotonic() - self._last_beat_s < lease_s)
         registry.register(GpuMemoryCollector())
-
-    @contextmanager
-    def served(self, host: str, port: int) -> Iterator[None]:
-        """Serve ``/metrics`` on ``port``, unless it is 0. Raises ``MetricsPortUnavailable``."""
-        if port == 0:
-            yield
-            return
-        try:
-            server, thread = start_http_server(port, host, self.registry)
-        except OSError as error:
-            raise MetricsPortUnavailable(
-                f"the worker cannot serve its metrics on port {port} of {host} ({error}): set "
-                "SLEB_WORKER_METRICS_PORT to another port, or to 0 for none"
-            ) from error
-        try:
-            yield
-        finally:
-            server.shutdown()
-            thread.join()
-            server.server_close()
 
     def heartbeat(self) -> None:
         """The worker has reached the job store."""

@@ -157,7 +157,11 @@ def test_settings_that_fit_together_are_taken(given: dict[str, Any]) -> None:
 
 def test_api_and_worker_need_a_port_each(monkeypatch: pytest.MonkeyPatch) -> None:
     check_ports(ServeSettings(port=0), WorkerSettings(worker_metrics_port=0))
-    check_ports(ServeSettings(port=8000), WorkerSettings(worker_metrics_port=9101))
+    check_ports(
+        ServeSettings(port=8000, metrics_port=9102), WorkerSettings(worker_metrics_port=9101)
+    )
+    with pytest.raises(PortTaken, match="SLEB_PORT and SLEB_METRICS_PORT are both 8000"):
+        check_ports(ServeSettings(port=8000, metrics_port=8000), WorkerSettings())
     monkeypatch.setenv("SLEB_WORKER_METRICS_PORT", "8000")
     for command in ("up", "config"):
         result = CliRunner().invoke(command_line, [command])

@@ -19,6 +19,7 @@ from pruning.jobs.stats import JobStatsReader
 from pruning.models.memory import free_bytes
 
 router = APIRouter(tags=["health"])
+metrics_router = APIRouter(tags=["health"])  # left out if metrics have a port of their own
 
 
 class EngineStatusView(BaseModel):
@@ -131,7 +132,7 @@ _METRICS: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.get("/metrics", response_class=Response, responses=_METRICS)
+@metrics_router.get("/metrics", response_class=Response, responses=_METRICS)
 def metrics(services: ServicesDep, request: Request) -> Response:
     """Return metrics in Prometheus' text format, or in OpenMetrics if the scraper accepts it."""
     try:

@@ -12,8 +12,9 @@ from prometheus_client import generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
 
 from pruning.jobs.job import Job, JobStatus, Pace
+from pruning.scraping import MetricsPortUnavailable, metrics_served
 from pruning.spec.prune import PruneSpec
-from pruning.worker.metrics import MetricsPortUnavailable, WorkerMetrics
+from pruning.worker.metrics import WorkerMetrics
 from tests.support.exposition import Scrape
 from tests.support.waiting import wait_until
 
@@ -26,6 +27,7 @@ JOB = Job(
     attempt=1,
     worker="me",
 )
+SETTING = "SLEB_WORKER_METRICS_PORT"
 EVALUATIONS = "sleb_prune_evaluations_total"
 SECONDS = "sleb_prune_evaluation_seconds"
 
@@ -114,15 +116,18 @@ def test_a_port_shows_them_and_is_free_afterwards(metrics: WorkerMetrics) -> Non
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         with (
-            pytest.raises(MetricsPortUnavailable, match="SLEB_WORKER_METRICS_PORT"),
-            metrics.served("127.0.0.1", port),
+            pytest.raises(MetricsPortUnavailable, match=SETTING),
+            metrics_served(metrics.registry, "127.0.0.1", port, SETTING),
         ):
             pass
     for _ in range(2):
-        with metrics.served("127.0.0.1", port), urlopen(f"http://127.0.0.1:{port}/metrics") as page:
+        with (
+            metrics_served(metrics.registry, "127.0.0.1", port, SETTING),
+            urlopen(f"http://127.0.0.1:{port}/metrics") as page,
+        ):
             assert Scrape(page.read().decode()).value("sleb_worker_busy") == 0
 
 
 def test_port_0_is_none(metrics: WorkerMetrics) -> None:
-    with metrics.served("no such host", 0):
+    with metrics_served(metrics.registry, "no such host", 0, SETTING):
         pass

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx2
 import pytest
 from fastapi import Response
 from fastapi.testclient import TestClient
@@ -18,6 +19,7 @@ from app.engine.engine import Engine
 from app.metrics.metrics import latency_buckets
 from app.readiness import Readiness
 from tests.support.api_fixtures import publish_pruned
+from tests.support.processes import free_port
 from tests.support.serving import local_api
 
 
@@ -123,3 +125,18 @@ def test_a_process_that_shuts_down_is_alive() -> None:
         asyncio.run(live(parts, response))
         assert response.status_code == status
         readiness.drain(30.0)
+
+
+def test_metrics_have_a_port_of_their_own_if_it_is_set(
+    settings: ServeSettings, redis_url: str
+) -> None:
+    port = free_port()
+    with local_api(settings, redis_url, metrics_port=port) as client:
+        assert client.get("/metrics").status_code == 404
+        assert "/metrics" not in client.get("/openapi.json").json()["paths"]
+        page = httpx2.get(f"http://127.0.0.1:{port}/metrics")
+        assert "sleb_ready 1.0" in page.text.splitlines()
+    with pytest.raises(httpx2.ConnectError):
+        httpx2.get(f"http://127.0.0.1:{port}/metrics")
+    with local_api(settings, redis_url) as client:
+        assert client.get("/metrics").status_code == 200
