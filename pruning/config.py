@@ -1,4 +1,4 @@
-"""Settings from the environment and from secret files; no other file of this package reads them.
+"""Settings from the environment and from secret files; only ``environment`` reads some, too.
 
 ``Settings`` are those of every process, and ``WorkerSettings`` add those of a search.
 """
@@ -125,8 +125,8 @@ class Settings(BaseSettings):
     )
     sandbox: Literal["process", "off"] = Field(
         default="process",
-        description="`process` renders the chat templates of models in a process with limits of "
-        "time and memory; `off` does so in the process that serves them",
+        description="`process` opens a model for the first time, and renders its chat template, in "
+        "processes with limits of time and memory; `off` does so in the process that serves it",
     )
 
     checkpoint_store: Annotated[str, AfterValidator(_object_store_url)] | None = Field(
@@ -212,11 +212,6 @@ class WorkerSettings(Settings):
     )
 
 
-def is_sandboxed() -> bool:
-    """Whether files of models that others have written run in processes with limits."""
-    return set_variables().get("SLEB_SANDBOX") != "off"
-
-
 def set_variables() -> dict[str, str]:
     """The environment variables of this process that are not empty, by name in upper case."""
     return {name.upper(): value for name, value in os.environ.items() if value}
@@ -286,11 +281,6 @@ def environment_of_gpu(index: int) -> dict[str, str]:
     """The variable with which a child process sees only the GPU that is ``index`` here."""
     visible = visible_gpus()
     return {"CUDA_VISIBLE_DEVICES": str(index) if visible is None else visible[index]}
-
-
-def offline_environment() -> dict[str, str]:
-    """The environment of a process that loads models without access to a hub."""
-    return {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 
 def foreign_environment() -> dict[str, str]:

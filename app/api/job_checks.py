@@ -156,7 +156,7 @@ class JobChecks:
         _check_memory(_needs(spec, info, sizes, needed), self.memory_bytes)
         copies = 1 if spec.heal is None else 2
         free_bytes = self._checked_disk(needed.least_checkpoint_bytes * copies)
-        check_text(spec.calibration, _tokenizer(info.path, _changed_at(info.path)))
+        self._check_text(spec, info)
         _check_storable(spec)
         return Checked(spec, num_evaluations, info.num_blocks, sizes, needed, free_bytes)
 
@@ -172,8 +172,12 @@ class JobChecks:
         sizes = weight_sizes(info.path, ARCHITECTURES[info.model_type].writes.fitted)
         *_, of_healing = _needs(spec, info, sizes, footprint(spec, info, sizes))
         _check_memory((of_healing,), self.memory_bytes)
-        check_text(spec.calibration, _tokenizer(info.path, _changed_at(info.path)))
+        self._check_text(spec, info)
         return CheckedHealing(spec, manifest, info.num_blocks, sizes)
+
+    def _check_text(self, spec: PruneSpec, info: ModelInfo) -> None:
+        self.models.check_opened(info.path)
+        check_text(spec.calibration, _tokenizer(info.path, _changed_at(info.path)))
 
     def _checked_disk(self, needed_bytes: int) -> int:
         """The bytes that are free for checkpoints. Raises ``DiskTooSmall``."""

@@ -25,7 +25,7 @@ from app.engine.sampling.text import render_chat
 from app.engine.scheduling.admission import Overloaded
 from app.generation.request import Chat, Prompt
 from app.generation.template_client import TemplateClient
-from pruning.config import is_sandboxed
+from pruning.environment import is_sandboxed
 
 MAX_BYTES_IN_WORK = 2**20  # a longer text is encoded alone
 MAX_BYTES_WAITING = 2**26

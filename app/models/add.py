@@ -33,6 +33,7 @@ from pruning.models.dequantize import (
 )
 from pruning.models.lineage import CARD_FILE, ORIGIN_FILE, Provenance
 from pruning.models.names import is_name
+from pruning.models.opening import Openings
 from pruning.models.store import (
     COMPANION_FILES,
     NotAModel,
@@ -88,6 +89,7 @@ def add_model(
     files = None if _is_gguf(source) else _files(source, settings, revision)
     modes = files.modes if isinstance(files, LocalModel) else modes_of(Path(source))
     sweep(settings.models_dir)
+    openings = Openings(settings.models_dir)
     try:
         with staged(target) as staging:
             staging.chmod(0o700)  # until its files have their modes
@@ -95,9 +97,9 @@ def add_model(
             if files is None:
                 conversion, said = _converted(Path(source), revision, staging)
             else:
-                _fetch(files, source, staging)
+                _fetch(files, source, staging, openings)
                 conversion = _made_plain(staging, source)
-            _check(staging, source)
+            _check(staging, source, openings)
             commit = files.commit if isinstance(files, HubModel) else None
             origin = Origin(source, revision, commit, time.time(), conversion)
             _publish(staging, target, origin, said, modes)
@@ -201,7 +203,7 @@ def _on_hub(repo_id: str, settings: ServeSettings, revision: str | None) -> Mode
     return HubModel(repo_id, revision)
 
 
-def _fetch(files: ModelFiles, source: str, staging: Path) -> None:
+def _fetch(files: ModelFiles, source: str, staging: Path, openings: Openings) -> None:
     """Fetch the small files first, and the weights only if the config is supported."""
     sizes = files.sizes
     small = ("config.json", SAFE_WEIGHTS_INDEX_NAME, CARD_FILE, *COMPANION_FILES)
@@ -209,6 +211,7 @@ def _fetch(files: ModelFiles, source: str, staging: Path) -> None:
         raise ModelNotAdded(f"{source} is not a transformers model: it has no config.json")
     files.fetch([name for name in small if name in sizes], staging)
     try:
+        openings.check(staging)
         config = parse_config(staging)
         if quantized_by(staging) is not None:  # it will not be any more
             config.__dict__.pop("quantization_config", None)
@@ -290,10 +293,11 @@ def _made_plain(staging: Path, source: str) -> str | None:
     return f"dequantized from {method} to bfloat16"
 
 
-def _check(staging: Path, source: str) -> None:
+def _check(staging: Path, source: str, openings: Openings) -> None:
     """Check the config and the names and shapes of all tensors, without reading weights."""
     set_up_torch()
     try:
+        openings.check(staging)
         load(staging, device="meta")
     except NotAModel as error:
         raise _refused(source, staging, error) from error

@@ -29,6 +29,7 @@ from pruning.checkpoints.store import CheckpointStore
 from pruning.config import child_environment
 from pruning.models.architectures import ARCHITECTURES, UnsupportedConfig
 from pruning.models.memory import free_bytes, total_bytes
+from pruning.models.opening import Openings
 from pruning.models.store import load_tokenizer, pick_device
 from pruning.plural import counted
 
@@ -154,6 +155,7 @@ class VllmServers:
         self._settings = options.settings
         self._exports = exports
         self._servers: dict[str, VllmServer] = {}
+        self._openings = Openings()
         self._turn = asyncio.Lock()  # held while a server is started or stopped for another
         self.num_open: Callable[[str], int] = lambda _name: 0
 
@@ -195,6 +197,7 @@ class VllmServers:
         facts = await server.ready()
         if server.tokenizer is None:
             directory = await self._exports.directory(entry)
+            await asyncio.to_thread(self._openings.check, directory)
             server.tokenizer = await asyncio.to_thread(load_tokenizer, directory)
         return self._ready(server.model, server.tokenizer, facts)
 

@@ -20,6 +20,7 @@ from pruning.evaluation.quality import Quality
 from pruning.healing.record import Healing
 from pruning.models.block_times import BlockTimes
 from pruning.models.names import VariantName
+from pruning.models.opening import Openings
 from pruning.models.store import DTYPE_BYTES, LoadedModel, load
 from pruning.records import (
     InvalidRecord,
@@ -168,13 +169,14 @@ def is_checkpoint_name(text: str) -> bool:
 
 
 class CheckpointStore:
-    """The checkpoints under one directory, named by their directories. Keeps no state.
+    """The checkpoints under one directory, named by their directories.
 
     ``storage.checkpoints`` has one that knows those of an object store as well.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._openings = Openings(root)
 
     def path(self, name: str) -> Path:
         """The path for a checkpoint of this name. Raises ``CheckpointNotFound`` for a bad name."""
@@ -183,10 +185,9 @@ class CheckpointStore:
         return self.root / name
 
     def names(self) -> list[str]:
-        try:
+        with suppress(PermissionError):
             return sorted(path.parent.name for path in self.root.glob(f"[!.]*/{MANIFEST}"))
-        except PermissionError:
-            return []
+        return []
 
     def holds(self, name: str) -> bool:
         try:
@@ -272,7 +273,7 @@ class CheckpointStore:
         """Know all checkpoints as they are now. Raises ``StoreError`` if there is a store."""
 
     def refresh_within(self, wait_s: float) -> None:
-        """As ``refresh``, but wait for a store no longer than that, and raise nothing."""
+        """As ``refresh``, but wait no longer than that for a store, and raise nothing."""
 
     def delete(self, name: str) -> None:
         """Delete the checkpoint wherever it is. It is no error if it is nowhere."""
@@ -282,7 +283,8 @@ class CheckpointStore:
     def open(self, name: str, *, device: str = "auto") -> LoadedModel:
         """Load a checkpoint after verifying it. Its files stay as long as the model is loaded."""
         with ExitStack() as holding:
-            loaded = open_checkpoint(holding.enter_context(self.held(name)), device=device)
+            self._openings.check(path := holding.enter_context(self.held(name)))
+            loaded = open_checkpoint(path, device=device)
             weakref.finalize(loaded.model, holding.pop_all().close)
         return loaded
 

@@ -29,7 +29,8 @@ from pruning.checkpoints.verify_expected import (
     others_of,
     sample_ids,
 )
-from pruning.config import Verify, offline_environment
+from pruning.config import Verify
+from pruning.environment import offline_environment
 from pruning.models.blocks import NO_OWN, Own, num_blocks
 from pruning.models.forward import StreamedForward
 from pruning.models.store import load_tokenizer, load_whole, read_config, set_up_torch

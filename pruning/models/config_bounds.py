@@ -14,7 +14,7 @@ from pruning.records import InvalidRecord, parse_record, read_stored
 MAX_BLOCKS = 1_000  # of a dense model
 MAX_NUMBER = 2**31 - 1
 _MAX_BYTES = 2**22  # of config.json and other small files
-_MAX_TOKENIZER_BYTES = 2**27
+MAX_TOKENIZER_BYTES = 2**27
 _SMALL = (
     "generation_config.json", "tokenizer_config.json", "special_tokens_map.json",
     "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
@@ -63,7 +63,7 @@ def check_sizes(path: Path) -> None:
     """
     limits = {
         **dict.fromkeys(_SMALL, _MAX_BYTES),
-        **dict.fromkeys(_OF_TOKENIZER, _MAX_TOKENIZER_BYTES),
+        **dict.fromkeys(_OF_TOKENIZER, MAX_TOKENIZER_BYTES),
     }
     for name, most in limits.items():
         file = path / name

@@ -39,7 +39,7 @@ class InspectionRecord:
         """Replace the file atomically, unless the directory is read-only."""
         entries = {**self._entries(), name: {"stamp": stamp, "fields": fields}}
         present = {key: entry for key, entry in entries.items() if self._is_here(key)}
-        content = json.dumps({"versions": _versions(), "models": present})
+        content = json.dumps({"versions": package_versions(), "models": present})
         with suppress(OSError):
             replace_file(self._file, content.encode(), 0o666)
 
@@ -49,7 +49,7 @@ class InspectionRecord:
     def _entries(self) -> dict[str, dict[str, Any]]:
         try:
             content = parse_record(read_stored(self._file))
-            is_valid = content["versions"] == _versions()
+            is_valid = content["versions"] == package_versions()
             entries: dict[str, dict[str, Any]] = dict(content["models"]) if is_valid else {}
         except (OSError, ValueError, KeyError, TypeError):
             return {}
@@ -57,5 +57,5 @@ class InspectionRecord:
 
 
 @cache
-def _versions() -> list[str]:
+def package_versions() -> list[str]:
     return [version(name) for name in _PACKAGES]

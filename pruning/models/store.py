@@ -20,6 +20,7 @@ from pruning.models.architectures import (
     architecture,
     unknown_architecture,
 )
+from pruning.models.companions import COMPANION_FILES as COMPANION_FILES  # noqa: PLC0414 - for importers
 from pruning.models.config_bounds import MAX_NUMBER, check_config, check_sizes
 from pruning.models.inspection_record import InspectionRecord, Stamp
 from pruning.models.load_checks import (
@@ -30,6 +31,7 @@ from pruning.models.load_checks import (
 )
 from pruning.models.names import is_name
 from pruning.models.nvidia_driver import warn_of_old_driver
+from pruning.models.opening import Openings
 from pruning.models.safetensors_headers import NotAModel as NotAModel  # noqa: PLC0414 - for importers
 from pruning.models.safetensors_headers import check_weights
 from pruning.models.stored_buffers import as_parameters
@@ -41,24 +43,6 @@ if TYPE_CHECKING:  # both take seconds to import
     from torch.nn import Parameter
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-# Files of a model beside config and weights: tokenizer, what prepares images, generation config and
-# licence.
-COMPANION_FILES = (
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-    "merges.txt",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "video_preprocessor_config.json",
-    "vocab.json",
-    "LICENSE",
-)
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # a tokenizer has one of them
 # Bytes of a number, by the torch name of its type.
 DTYPE_BYTES = MappingProxyType({"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8})
@@ -106,6 +90,7 @@ class ModelStore:
         self._allow_paths = allow_paths
         self._inspected: dict[str, tuple[Stamp, ModelInfo]] = {}
         self._record = InspectionRecord(root)
+        self._openings, self._elsewhere = Openings(root), Openings()
 
     def names(self) -> list[str]:
         try:
@@ -142,17 +127,26 @@ class ModelStore:
     def _info(self, name: str, path: Path, stamp: Stamp) -> ModelInfo:
         """From the record, which needs no transformers, else from the config."""
         if path != self._root / name:  # given as a path
+            self.check_opened(path)
             return _info(name, path)
         if (fields := self._record.read(name, stamp)) is not None:
             with suppress(TypeError, InvalidRecord):  # of a checkout of the same version, or broken
                 return _checked(ModelInfo(path=path, **fields), name)
+        self.check_opened(path)
         info = _info(name, path)
         fields = {key: value for key, value in asdict(info).items() if key != "path"}
         self._record.write(name, stamp, fields)
         return info
 
     def load(self, name: str, *, dtype: str = "auto", device: str = "auto") -> LoadedModel:
-        return load(self.path(name), dtype=dtype, device=device)
+        path = self.path(name)
+        self.check_opened(path)
+        return load(path, dtype=dtype, device=device)
+
+    def check_opened(self, path: Path) -> None:
+        """Open the model in a process with limits, unless that was done. Raises ``NotAModel``."""
+        own = path.parent == self._root
+        (self._openings if own else self._elsewhere).check(path)
 
 
 def _checked(info: ModelInfo, name: str) -> ModelInfo:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pruning.config import foreign_environment, offline_environment, share_cpus
+from pruning.config import foreign_environment, share_cpus
 from pruning.cpus import cpu_quotas, usable_cpus
+from pruning.environment import offline_environment
 
 V1 = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
 

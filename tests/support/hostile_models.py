@@ -103,3 +103,47 @@ def write_changed(source: Path, directory: Path, name: str, changes: Mapping[str
     fields = json.loads((source / name).read_text())
     (directory / name).write_text(json.dumps({**fields, **changes}))
     return directory
+
+
+def tokenizers() -> dict[str, dict[str, Any]]:
+    """Changed fields of a ``tokenizer.json``, each of which would take memory or all tokens."""
+    ids = [1] * 5_000
+    special = {"<s>": {"id": "<s>", "ids": ids, "tokens": ["<s>"] * len(ids)}}
+    many = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}] * 200_000,
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": special,
+    }
+    padding = {"direction": "Right", "pad_id": 0, "pad_type_id": 0, "pad_token": "<s>"}
+    return {
+        "nested replacements": {"normalizer": _replaced([("a", "a" * 1_000)] * 5)},
+        "of a rare letter": {"normalizer": _replaced([("☃", "☃" * 1_000)] * 5)},
+        "of nothing": {"normalizer": _replaced([("x*", "y" * 1_000)] * 4, "Regex")},
+        "of an output": {"decoder": _replaced([("a", "a" * 1_000)] * 5, key="decoders")},
+        "many tokens": {"post_processor": many},
+        "padding": {
+            "padding": {**padding, "strategy": {"Fixed": 10**9}, "pad_to_multiple_of": None}
+        },
+        "padding to a multiple": {
+            "padding": {**padding, "strategy": "BatchLongest", "pad_to_multiple_of": 10**9}
+        },
+        "truncation": {
+            "truncation": {
+                "direction": "Right",
+                "max_length": 0,
+                "strategy": "LongestFirst",
+                "stride": 0,
+            }
+        },
+        "prepended": {"normalizer": {"type": "Prepend", "prepend": "a" * 10**6}},
+    }
+
+
+def _replaced(
+    pairs: list[tuple[str, str]], kind: str = "String", key: str = "normalizers"
+) -> dict[str, Any]:
+    rules = [
+        {"type": "Replace", "pattern": {kind: before}, "content": after} for before, after in pairs
+    ]
+    return {"type": "Sequence", key: rules}

@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pruning.models.opening import OpeningProcess
 from tests.support.waiting import wait_until
 
 
@@ -76,3 +77,14 @@ def _belongs_to(process: psutil.Process, before: set[int]) -> bool:
     ourselves = psutil.Process()
     outside = {ourselves.pid, *(parent.pid for parent in ourselves.parents())}
     return any(parent.pid in before - outside for parent in process.parents())
+
+
+@pytest.fixture
+def opening_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[OpeningProcess]:
+    """Models are first opened by this process, which ends one that takes 3 s."""
+    monkeypatch.setenv("SLEB_SANDBOX", "process")
+    process = OpeningProcess()
+    monkeypatch.setattr("pruning.models.opening._PROCESS", process)
+    monkeypatch.setattr("pruning.models.opening.MAX_CPU_S", 3.0)
+    yield process
+    process.end()

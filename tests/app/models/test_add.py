@@ -19,6 +19,7 @@ from app.models.hub import HubError
 from pruning.models.lineage import ORIGIN_FILE, Lineage, Provenance, lineage_of
 from pruning.models.store import ModelStore
 from tests.support.command_line import sleb
+from tests.support.hostile_models import tokenizers, write_changed
 from tests.support.hub_server import TOKEN, Hub, Repo, hub_server, use_hub
 from tests.support.quantized_files import write_compressed_tensors, write_fp8, write_mxfp4
 from tests.support.tiny_checkpoints import write_checkpoint
@@ -295,6 +296,23 @@ def test_a_link_out_of_a_directory_is_refused_by_name(
     assert (ran.returncode, f"{name} is a link out of the directory" in said) == (1, True), said
     assert "Traceback" not in said
     assert left_behind(data_dir) == []
+
+
+@pytest.mark.usefixtures("opening_process")
+def test_a_model_that_takes_all_memory_is_first_opened_by_another_process(
+    tiny_models_dir: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is added is not opened again: its verdict is kept with the models."""
+    source = tiny_models_dir / "tiny"
+    changes = tokenizers()["of a rare letter"]
+    hostile = write_changed(source, tmp_path / "hostile", "tokenizer.json", changes)
+    settings = settings_of(data_dir)
+    with pytest.raises(ModelNotAdded, match=rf"{hostile}: .* times as long"):
+        add_model(str(hostile), settings)
+    assert [name for name in left_behind(data_dir) if name != ".opened.json"] == []
+    add_model(str(source), settings)
+    monkeypatch.setattr("pruning.models.opening._PROCESS", None)
+    assert ModelStore(settings.models_dir).load("tiny").model is not None
 
 
 def test_the_links_of_a_hub_cache_and_within_a_directory_are_followed(
