@@ -134,7 +134,7 @@ class AuthMiddleware:
         except _RAISES as error:
             await self._refuse(error, key, scope, receive, send)
             return
-        token, address = caller.set(key), client_address.set((scope["client"] or (None,))[0])
+        token, address = caller.set(key), client_address.set((scope.get("client") or (None,))[0])
         try:
             if self._audit is not None:
                 self._audit.asked(scope, key)
