@@ -69,8 +69,8 @@ class Tasks:
         texts = [name.removeprefix(_TEXT) for name in asked if name.startswith(_TEXT)]
         if not asked or "" in texts:
             raise InvalidTasks(
-                f"tasks={','.join(names)!r}: expected ppl:TEXT, probe, json, zeroshot or names of "
-                f"lm-eval"
+                f"tasks={','.join(names)!r}: expected a comma-separated list of ppl:TEXT, "
+                "probe, json, zeroshot and lm-eval tasks"
             )
         own = (_PROBE, _JSON)
         others = (name for name in asked if name not in own and not name.startswith(_TEXT))
@@ -97,7 +97,7 @@ def run_evaluation(
     for text in tasks.texts:
         check_text_name(text, texts_dir)
     if tasks.zero_shot:
-        with saying(console, "Looking up the tasks of lm-eval"):
+        with saying(console, "Looking up lm-eval tasks"):
             check_tasks(tasks.zero_shot, tasks.tasks_dir)
     with saying(console, f"Looking up {', '.join(names)}"):
         set_up_torch(settings.threads)
@@ -182,8 +182,9 @@ def _evaluated(
         is_rounded = any(one.weights for one in columns if one.subject.path == path)
         if resident is Resident.STREAM and (tasks.zero_shot or is_rounded):
             raise NotEvaluable(
-                f"{path} is streamed, and tasks of lm-eval and quantized weights need the whole "
-                "model in memory: leave them out, or use --resident model"
+                f"{path} does not fit into memory and is streamed, but lm-eval tasks and "
+                "quantized weights need the whole model in memory: leave them out, or use "
+                "--resident model"
             )
         with saying(console, f"Loading {path.name}"):
             dense = load_dense_model(path, resident, resources, dtype=tasks.dtype)

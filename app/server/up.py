@@ -32,7 +32,7 @@ def run_up(settings: ServeSettings) -> None:
     """
     check_address(settings)
     console = Console(stderr=True, highlight=False)
-    console.print("starting Valkey, a worker and the API; Ctrl-C stops all of them")
+    console.print("starting Valkey, a worker and the API; press Ctrl-C to stop them")
     with (
         redis_url(settings),
         deferred_signal(signal.SIGTERM) as is_ended,
@@ -58,7 +58,7 @@ def _watch(
         is_ready = is_ready or look()
         for child in children:
             if (code := child.poll()) is not None:
-                raise ChildEnded(f"a process ended with code {code}: see its output above")
+                raise ChildEnded(f"a process exited with code {code}: see its output above")
 
 
 def _say_once_ready(settings: ServeSettings, console: Console) -> bool:
@@ -71,9 +71,9 @@ def _say_once_ready(settings: ServeSettings, console: Console) -> bool:
         return False
     url = f"{scheme}://localhost:{settings.port}"
     console.print(
-        f"page {url}/ui, REST API {url}/docs, for OpenAI clients {url}/v1\n"
-        f"next: open the page, or `sleb jobs submit MODEL --num-remove 6 --watch`; `sleb models` "
-        "lists the models",
+        f"web page {url}/ui, REST API {url}/docs, OpenAI API {url}/v1\nnext: open the "
+        "web page, or run `sleb jobs submit MODEL --num-remove 6 --watch`; `sleb "
+        "models` lists the models",
         markup=False,
         soft_wrap=True,
     )

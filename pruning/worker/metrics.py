@@ -75,8 +75,8 @@ class WorkerMetrics:
             server, thread = start_http_server(port, host, self.registry)
         except OSError as error:
             raise MetricsPortUnavailable(
-                f"the worker cannot serve its metrics on port {port} of {host} ({error}): set "
-                "SLEB_WORKER_METRICS_PORT to another port, or to 0 for none"
+                f"cannot serve worker metrics on port {port} of {host} ({error}): set "
+                "SLEB_WORKER_METRICS_PORT to another port, or to 0 to disable it"
             ) from error
         try:
             yield
