@@ -33,7 +33,7 @@ from app.engine.variant import make_variant
 from app.models.catalog import Catalog, UnknownModel
 from app.models.demo_bar import demo_model_with_bar
 from app.models.entry import ModelEntry
-from app.models.measured_speedups import MeasuredSpeedups
+from app.models.measured_speedups import Measurand, MeasuredSpeedups
 from app.results.store import ResultKind, ResultStore
 from app.terminal import json_text, print_json, saying
 from pruning.checkpoints.store import CheckpointStore
@@ -218,17 +218,17 @@ def keep(bench: Bench, settings: Settings) -> None:
 
 
 def _record_speedups(bench: Bench, settings: Settings) -> None:
-    """Of a token at every depth, where it is known well. The last scenario that knows it counts:
-    requests of many clients.
+    """Of a token at every depth with plain and int8 weights, where it is known well. The last
+    scenario that knows it counts: requests of many clients.
     """
     rows = [row for row in bench.rows() if row.time == "tpot"]
     control = {row.scenario: row.speedup for row in rows if row.variant == AGAIN}
     speedups = {
-        len(removed): row.speedup.record(bench.subject.num_blocks, row.scenario.value)
+        Measurand(
+            len(bench.subject.removed[row.variant]), row.variant in bench.subject.int8
+        ): row.speedup.record(bench.subject.num_blocks, row.scenario.value)
         for row in rows
-        if (removed := bench.subject.removed.get(row.variant, ()))
-        and row.variant not in bench.subject.int8
-        and is_firm(row.speedup, control[row.scenario])
+        if row.variant != AGAIN and is_firm(row.speedup, control[row.scenario])
     }
     if speedups:
         MeasuredSpeedups(settings.data_dir).record(bench.subject.name, speedups)

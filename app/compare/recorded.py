@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from app.compare.compare import Comparison, speedup_per_token
 from app.compare.speedup import Speedup, is_firm
 from app.models.catalog import Catalog
-from app.models.measured_speedups import COMPARISON, MeasuredSpeedup
+from app.models.measured_speedups import COMPARISON, Measurand, MeasuredSpeedup
 from app.models.registry import ServedModel
 
 logger = logging.getLogger(__name__)
@@ -16,7 +16,7 @@ MIN_TOKENS = 16  # of an output: shorter ones are mostly the start
 
 
 def record_speedups(comparison: Comparison, catalog: Catalog) -> None:
-    """Keep what the comparison says of depths of a dense model, if that was its baseline.
+    """Keep what the comparison says of variants of a dense model, if that was its baseline.
 
     Speeds are those of the own engine: what vLLM gains is another number.
     """
@@ -32,18 +32,19 @@ def record_speedups(comparison: Comparison, catalog: Catalog) -> None:
         logger.warning("speed-ups of a comparison are not kept: %s", error)
 
 
-def _measured(comparison: Comparison) -> Iterator[tuple[int, MeasuredSpeedup]]:
+def _measured(comparison: Comparison) -> Iterator[tuple[Measurand, MeasuredSpeedup]]:
     for variant in comparison.variants:
         entry = variant.served.entry
-        is_depth = entry.is_pruned and entry.is_view and not entry.is_int8
+        is_other = (entry.is_pruned or entry.is_int8) and entry.is_view
         lengths = (output.num_tokens for outputs in variant.rounds for output in outputs)
-        if not is_depth or entry.order is None or min(lengths) < MIN_TOKENS:
+        if not is_other or min(lengths) < MIN_TOKENS:
             continue
         per_token = speedup_per_token(comparison, variant)
         if per_token is None or per_token.num_pairs < MIN_PAIRS:
             continue
         if is_firm(per_token, _noise(comparison)):
-            yield entry.num_removed, per_token.record(entry.order.num_blocks, COMPARISON)
+            what = Measurand(entry.num_removed, entry.is_int8)
+            yield what, per_token.record(entry.num_blocks + entry.num_removed, COMPARISON)
 
 
 def _noise(comparison: Comparison) -> Speedup | None:

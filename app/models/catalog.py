@@ -15,7 +15,7 @@ from app.models.aliases import Aliases, AliasTaken, InvalidAlias
 from app.models.dense import DenseModels
 from app.models.entry import ModelEntry, RemovalOrder
 from app.models.external import ExternalModel
-from app.models.measured_speedups import MeasuredSpeedup, MeasuredSpeedups
+from app.models.measured_speedups import Measurand, MeasuredSpeedup, MeasuredSpeedups
 from app.models.published import PublishedOrders
 from pruning.checkpoints.store import CheckpointStore
 from pruning.jobs.job import Job, JobNotFound, JobStatus
@@ -161,13 +161,14 @@ class Catalog:
         return tenant is None or self._tenant() in (None, tenant)
 
     def measured_speedup(self, entry: ModelEntry) -> MeasuredSpeedup | None:
-        """What was measured at this depth; None for a dense model."""
-        if self._speedups is None or not entry.is_pruned or entry.order is None or entry.is_int8:
-            return None  # of int8: plain weights were measured
-        return self._speedups.of(entry.base, entry.order.num_blocks, entry.num_removed)
+        """What was measured at this depth with these weights; None for a plain dense model."""
+        if self._speedups is None or not (entry.is_pruned or entry.is_int8) or entry.external:
+            return None
+        whole = entry.num_blocks + entry.num_removed
+        return self._speedups.of(entry.base, whole, entry.num_removed, is_int8=entry.is_int8)
 
-    def record_speedups(self, base: str, measured: Mapping[int, MeasuredSpeedup]) -> None:
-        """Keep measured speed-ups, by number of removed blocks. Raises ``OSError``."""
+    def record_speedups(self, base: str, measured: Mapping[Measurand, MeasuredSpeedup]) -> None:
+        """Keep measured speed-ups. Raises ``OSError``."""
         if self._speedups is not None:
             self._speedups.record(base, measured)
 

@@ -1,16 +1,18 @@
-"""Speed-ups that benchmarks and comparisons have measured here, by dense model and depth.
+"""Speed-ups that were measured here, by dense model, depth, weights and load.
 
 Which blocks are missing, and how the others are repaired, makes no difference to the speed. So all
-variants of a depth share one measurement: that of a benchmark before that of a comparison, and the
-one that is known most closely. A ratio that the one before excludes replaces it: the machine or the
-software has changed.
+variants of a depth with the same weights share one measurement: that of a benchmark before that of
+a comparison, and the one that is known most closely. A ratio that the one before excludes replaces
+it: the machine or the software has changed.
 """
 
 import logging
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Self
 
 from app.json_file import JsonFile
 from pruning.checkpoints.store import Manifest
@@ -22,7 +24,30 @@ logger = logging.getLogger(__name__)
 FILE = "speedups.json"
 NOT_MEASURED = "not measured"
 COMPARISON = "comparison"  # the scenario of what ``POST /compare`` measured
+ONE_STREAM = "stream"  # the load of a single sequence
 _FORMAT = 1
+_KEY = re.compile(r"(?P<depth>[0-9]{1,4})(?P<int8>\+int8)?(?: (?P<load>.+))?")
+
+
+@dataclass(frozen=True)
+class Measurand:
+    """What a speed-up was measured of. ``str`` is its key in the file."""
+
+    num_removed: int
+    is_int8: bool = False
+    load: str = ""  # of `sleb frontier`; empty for that of a benchmark or a comparison
+
+    @classmethod
+    def parse(cls, key: str) -> Self:
+        """Raises ``InvalidRecord``."""
+        match = _KEY.fullmatch(key)
+        if match is None:
+            raise InvalidRecord(f"{key!r} is no depth")
+        return cls(int(match["depth"]), match["int8"] is not None, match["load"] or "")
+
+    def __str__(self) -> str:
+        load = self.load and f" {self.load}"
+        return f"{self.num_removed}{'+int8' if self.is_int8 else ''}{load}"
 
 
 @dataclass(frozen=True)
@@ -33,7 +58,7 @@ class MeasuredSpeedup:
     low: float | None
     high: float | None
     num_blocks: int  # of the dense model
-    scenario: str  # of the benchmark, or ``COMPARISON``
+    scenario: str  # of the benchmark, ``COMPARISON``, or the load
     measured_at: float  # seconds since the epoch
     num_pairs: int | None = None  # None in old files
 
@@ -46,23 +71,35 @@ class MeasuredSpeedup:
         return f"{self.ratio:.2f}{ends}"
 
 
-_ByDepth = dict[str, dict[str, MeasuredSpeedup]]  # by model, then by number of removed blocks
+_ByModel = dict[str, dict[Measurand, MeasuredSpeedup]]
 
 
 class MeasuredSpeedups:
     """The measurements of one data directory. Without a readable file, there are none."""
 
     def __init__(self, data_dir: Path) -> None:
-        self._file: JsonFile[_ByDepth] = JsonFile(data_dir / FILE, _parsed, dict)
+        self._file: JsonFile[_ByModel] = JsonFile(data_dir / FILE, _parsed, dict)
 
-    def of(self, model: str, num_blocks: int, num_removed: int) -> MeasuredSpeedup | None:
-        """None if this depth was not measured, or on a model of another depth."""
-        speedup = self._all().get(model, {}).get(str(num_removed))
+    def of(
+        self, model: str, num_blocks: int, num_removed: int, *, is_int8: bool = False
+    ) -> MeasuredSpeedup | None:
+        """That of one stream if it was measured, else that of a benchmark or a comparison.
+
+        None if this depth was not measured with such weights, or on a model of another depth.
+        """
+        for load in (ONE_STREAM, ""):
+            found = self.at(model, num_blocks, Measurand(num_removed, is_int8, load))
+            if found is not None:
+                return found
+        return None
+
+    def at(self, model: str, num_blocks: int, what: Measurand) -> MeasuredSpeedup | None:
+        """None if it was not measured, or on a model of another depth."""
+        speedup = self._all().get(model, {}).get(what)
         return speedup if speedup and speedup.num_blocks == num_blocks else None
 
-    def of_model(self, model: str) -> Mapping[int, MeasuredSpeedup]:
-        """By number of removed blocks."""
-        return {int(depth): speedup for depth, speedup in self._all().get(model, {}).items()}
+    def of_model(self, model: str) -> Mapping[Measurand, MeasuredSpeedup]:
+        return self._all().get(model, {})
 
     def of_checkpoint(self, manifest: Manifest) -> Interval | None:
         """With all of its removals. None as above."""
@@ -70,27 +107,27 @@ class MeasuredSpeedups:
         speedup = self.of(manifest.parent, manifest.num_blocks, depth)
         return None if speedup is None else speedup.interval
 
-    def record(self, model: str, measured: Mapping[int, MeasuredSpeedup]) -> None:
-        """Keep what was measured at these depths, unless it is known better. Raises ``OSError``."""
+    def record(self, model: str, measured: Mapping[Measurand, MeasuredSpeedup]) -> None:
+        """Keep what was measured, unless it is known better. Raises ``OSError``."""
         with self._file.changing():
             models = self._all()
             known = models.get(model, {})
             better = {
-                str(depth): speedup
-                for depth, speedup in measured.items()
-                if _replaces(speedup, known.get(str(depth)))
+                what: speedup
+                for what, speedup in measured.items()
+                if _replaces(speedup, known.get(what))
             }
             if better:
                 self._write({**models, model: {**known, **better}})
 
-    def _write(self, models: _ByDepth) -> None:
+    def _write(self, models: _ByModel) -> None:
         rows = {
-            name: {depth: asdict(speedup) for depth, speedup in depths.items()}
-            for name, depths in models.items()
+            name: {str(what): asdict(speedup) for what, speedup in of_model.items()}
+            for name, of_model in models.items()
         }
         self._file.replace({"format": _FORMAT, "models": rows})
 
-    def _all(self) -> _ByDepth:
+    def _all(self) -> _ByModel:
         try:
             return self._file.read()
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -114,15 +151,15 @@ def _ends(speedup: MeasuredSpeedup) -> tuple[float, float]:
     return speedup.low, speedup.high
 
 
-def _parsed(content: bytes) -> _ByDepth:
+def _parsed(content: bytes) -> _ByModel:
     data = parse_record(content)
-    by_depth = {
-        name: {depth: read_record(MeasuredSpeedup, row) for depth, row in depths.items()}
-        for name, depths in data["models"].items()
+    by_model = {
+        name: {Measurand.parse(key): read_record(MeasuredSpeedup, row) for key, row in rows.items()}
+        for name, rows in data["models"].items()
     }
-    for depths in by_depth.values():
-        for speedup in depths.values():
+    for of_model in by_model.values():
+        for speedup in of_model.values():
             check_time("measured_at", speedup.measured_at)
             if (speedup.low is None) != (speedup.high is None):
                 raise InvalidRecord("an interval has one end")
-    return by_depth
+    return by_model

@@ -16,7 +16,7 @@ from app.engine.autotuning import Autotuner, Choice
 from app.engine.kernels.compiled.compilation import CompilationState, kept_state
 from app.engine.kernels.compiled.openmp import compiled_folder
 from app.models.aliases import Aliases, InvalidAliasFile
-from app.models.measured_speedups import FILE, MeasuredSpeedup, MeasuredSpeedups
+from app.models.measured_speedups import FILE, Measurand, MeasuredSpeedup, MeasuredSpeedups
 from pruning.models import inspection_record
 from pruning.models.store import ModelStore
 from tests.support.mutations import mutations
@@ -51,7 +51,7 @@ def aliases_in(folder: Path) -> tuple[Path, Read]:
 
 def speedups_in(folder: Path) -> tuple[Path, Read]:
     speedups = MeasuredSpeedups(folder)
-    speedups.record("tiny", {1: MeasuredSpeedup(1.5, 1.4, 1.6, 6, "decode", 1.0)})
+    speedups.record("tiny", {Measurand(1): MeasuredSpeedup(1.5, 1.4, 1.6, 6, "decode", 1.0)})
 
     def read() -> object:
         found = speedups.of("tiny", 6, 1)

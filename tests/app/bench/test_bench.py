@@ -110,7 +110,7 @@ def test_variants_are_those_of_the_published_order(
     monkeypatch.setenv("SLEB_DATA_DIR", str(tiny_models_dir.parent))
     monkeypatch.setattr("app.compare.speedup.FIRM_WITHIN", math.inf)  # of a tiny model on any host
     removed = list(publish_pruned(tiny_models_dir.parent).removed_blocks)
-    names = "@-1,@prn-1,tiny@-2"
+    names = "@-1,@prn-1,tiny@-2,+int8,@-2+int8"
     found = run(
         "tiny", "--variants", names, "--out", str(tmp_path / "out"), "--scenarios", "generation"
     )
@@ -118,6 +118,8 @@ def test_variants_are_those_of_the_published_order(
         "tiny@-1": removed[:1],
         "tiny@prn-1": removed,
         "tiny@-2": removed[:2],
+        "tiny+int8": [],
+        "tiny@-2+int8": removed[:2],
     }
     per_token = {
         row["variant"]: row["speedup"]["ratio"] for row in found["results"] if row["time"] == "tpot"
@@ -129,6 +131,10 @@ def test_variants_are_those_of_the_published_order(
     assert (measured.ratio, measured.scenario) == (per_token["tiny@-1"], "generation")
     assert speedups.of("tiny", NUM_BLOCKS, len(removed)) is not None
     assert speedups.of("tiny", NUM_BLOCKS, len(removed) + 1) is None
+    for name, depth in {"tiny+int8": 0, "tiny@-2+int8": 2}.items():
+        int8 = speedups.of("tiny", NUM_BLOCKS, depth, is_int8=True)
+        assert int8 is not None
+        assert int8.ratio == per_token[name]
     [kept] = ResultStore(tiny_models_dir.parent).page(9).results
     assert kept.report["variants"] == found["variants"]
 

@@ -31,7 +31,7 @@ from app.commands.demo import (
 )
 from app.commands.demo_report import ModelFigures, figures_of, print_report
 from app.config import ServeSettings
-from app.models.measured_speedups import COMPARISON, MeasuredSpeedup, MeasuredSpeedups
+from app.models.measured_speedups import COMPARISON, Measurand, MeasuredSpeedup, MeasuredSpeedups
 from pruning.config import child_environment
 from pruning.jobs.job import JobStatus
 from pruning.jobs.store import JobStore
@@ -269,7 +269,9 @@ def test_the_checkpoint_of_the_demo_is_served_by_the_ordinary_service_too(tmp_pa
 
 
 def test_what_the_demo_measured_is_known_to_the_ordinary_service(tmp_path: Path) -> None:
-    found = {depth: MeasuredSpeedup(1.1, 1.0, 1.2, 30, COMPARISON, 1.0, 5) for depth in (3, 6)}
+    found = {
+        Measurand(depth): MeasuredSpeedup(1.1, 1.0, 1.2, 30, COMPARISON, 1.0, 5) for depth in (3, 6)
+    }
     keep_speedups(tmp_path / "none", tmp_path)
     assert not [*tmp_path.iterdir()]
     MeasuredSpeedups(tmp_path / "demo").record(NAME, found)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from app.cli.main import app as command_line
 from app.commands.export import EXPORT_FILE, Export
-from app.models.measured_speedups import MeasuredSpeedup, MeasuredSpeedups
+from app.models.measured_speedups import Measurand, MeasuredSpeedup, MeasuredSpeedups
 from pruning.checkpoints.domain_tables import with_interval
 from pruning.checkpoints.gguf import FAMILIES
 from pruning.checkpoints.llama_cpp import GgufUnsupported
@@ -132,7 +132,7 @@ def test_the_card_of_an_export_has_the_speed_that_is_known(
 ) -> None:
     monkeypatch.setenv("SLEB_VERIFY", "off")
     measured = MeasuredSpeedup(1.25, 1.1, 1.4, manifest.num_blocks, "mixed", 1.8e9)
-    MeasuredSpeedups(tiny_models_dir.parent).record("tiny", {1: measured})
+    MeasuredSpeedups(tiny_models_dir.parent).record("tiny", {Measurand(1): measured})
     cards = []
     for name in ("tiny@-1", "tiny@-2", "tiny"):
         run(name, str(tmp_path / name))

@@ -14,7 +14,7 @@ from app.commands.progress import SearchBar, search_progress
 from app.commands.prune import print_run, run_prune
 from app.config import ServeSettings
 from app.models.add import ModelNotAdded
-from app.models.measured_speedups import MeasuredSpeedup, MeasuredSpeedups
+from app.models.measured_speedups import Measurand, MeasuredSpeedup, MeasuredSpeedups
 from pruning.checkpoints.publish import CheckpointExists, DiskFull
 from pruning.checkpoints.store import MANIFEST, read_manifest
 from pruning.checkpoints.trajectory_plot import PLOT_FILE
@@ -190,7 +190,7 @@ def test_the_legend_has_what_bench_has_measured(
     settings: WorkerSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     measured = MeasuredSpeedup(1.21, 1.15, 1.27, 6, "served", 1.8e9)
-    MeasuredSpeedups(settings.data_dir).record("tiny", {2: measured})
+    MeasuredSpeedups(settings.data_dir).record("tiny", {Measurand(2): measured})
     run_prune(SPEC, tmp_path / "out", settings, as_json=False)
     told = " ".join(capsys.readouterr().out.split())
     assert "`sleb bench`: 1.21 (1.15 to 1.27) without 2. Not measured yet: without 1." in told

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from app.cli.main import app as command_line
 from app.commands.prune import print_run
-from app.models.measured_speedups import MeasuredSpeedup, MeasuredSpeedups
+from app.models.measured_speedups import Measurand, MeasuredSpeedup, MeasuredSpeedups
 from pruning.checkpoints.store import MANIFEST
 from pruning.evaluation.quality import DomainQuality
 from pruning.models.block_times import BlockTimes
@@ -123,9 +123,9 @@ def test_a_measured_speed_up_is_beside_the_predicted_one(data_dir: Path) -> None
     assert (1 < float(predicted) < 2, words) == (True, "not measured")
     assert cells(shown(), "tiny")[4:6] == ["", ""]
     measured = MeasuredSpeedup(1.21, 1.15, 1.27, 6, "served", 1.8e9)
-    MeasuredSpeedups(data_dir).record("tiny", {1: measured})
+    MeasuredSpeedups(data_dir).record("tiny", {Measurand(1): measured})
     MeasuredSpeedups(data_dir).record(
-        "tiny", {2: replace(measured, ratio=1.5, low=None, high=None)}
+        "tiny", {Measurand(2): replace(measured, ratio=1.5, low=None, high=None)}
     )
     assert cells(shown(), "tiny@-1")[5] == "1.21 (1.15 to 1.27)"
     assert cells(shown(), "tiny@prn-1")[5] == "1.50"
@@ -139,7 +139,7 @@ def test_a_measured_speed_up_is_beside_the_predicted_one(data_dir: Path) -> None
 def test_a_speed_up_of_a_model_of_another_depth_is_none_of_this_one(data_dir: Path) -> None:
     publish(data_dir, "prn-1", [PROSE])
     other = MeasuredSpeedup(1.21, 1.15, 1.27, 30, "served", 1.8e9)
-    MeasuredSpeedups(data_dir).record("tiny", {1: other})
+    MeasuredSpeedups(data_dir).record("tiny", {Measurand(1): other})
     assert cells(shown(), "tiny@-1")[5] == "not measured"
     (data_dir / "speedups.json").write_text("{")
     assert cells(shown(), "tiny@-1")[5] == "not measured"

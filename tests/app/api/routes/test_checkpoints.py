@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from app.models.measured_speedups import MeasuredSpeedup, MeasuredSpeedups
+from app.models.measured_speedups import Measurand, MeasuredSpeedup, MeasuredSpeedups
 from pruning.checkpoints.store import CheckpointStore, verify
 from pruning.jobs.store import JobStore
 from pruning.models.store import load
@@ -48,7 +48,7 @@ def test_the_list_names_files_and_prefixes(
     client: TestClient, job: dict[str, Any], data_dir: Path
 ) -> None:
     found = MeasuredSpeedup(**SPEEDUP, num_blocks=6, measured_at=1.0)
-    MeasuredSpeedups(data_dir).record("tiny", {2: found})
+    MeasuredSpeedups(data_dir).record("tiny", {Measurand(2): found})
     checkpoint = checkpoint_of(client, job)
     name = f"tiny@{job['id']}"
     assert (checkpoint["id"], checkpoint["num_blocks"]) == (name, 3)

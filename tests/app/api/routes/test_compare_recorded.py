@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from app.config import ServeSettings
 from app.engine.async_engine import AsyncEngine
 from app.engine.variant import Variant
-from app.models.measured_speedups import COMPARISON, MeasuredSpeedup, MeasuredSpeedups
+from app.models.measured_speedups import COMPARISON, Measurand, MeasuredSpeedup, MeasuredSpeedups
 from tests.support.api_fixtures import publish_pruned
 from tests.support.clock import Clock
 from tests.support.comparisons import Uneven, compare
@@ -87,7 +87,7 @@ def test_other_kernels_and_benchmarks_are_not_replaced(
         assert MeasuredSpeedups(data_dir).of_model("tiny") == {}
         engine.scripted = {}
         bench = MeasuredSpeedup(1.1, 1.0, 1.2, 6, "served", time.time(), num_pairs=2)
-        MeasuredSpeedups(data_dir).record("tiny", {1: bench})
+        MeasuredSpeedups(data_dir).record("tiny", {Measurand(1): bench})
         compare(client, **BODY, max_new_tokens=16, repeats=4)
     assert MeasuredSpeedups(data_dir).of("tiny", 6, 1) == bench
 

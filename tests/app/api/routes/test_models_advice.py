@@ -8,7 +8,7 @@ from fastapi.testclient import TestClient
 
 from app.commands.models import print_advice
 from app.config import ServeSettings
-from app.models.measured_speedups import MeasuredSpeedup, MeasuredSpeedups
+from app.models.measured_speedups import Measurand, MeasuredSpeedup, MeasuredSpeedups
 from pruning.checkpoints.store import Manifest
 from pruning.evaluation.advice import Limits
 from pruning.spec.calibration import CalibrationSpec, Dataset
@@ -27,7 +27,7 @@ def manifest(data_dir: Path) -> Manifest:
 
 def measured(data_dir: Path, ratio: float) -> None:
     found = MeasuredSpeedup(ratio, ratio - 0.01, ratio + 0.01, 6, "generation", time.time())
-    MeasuredSpeedups(data_dir).record("tiny", {3: found})
+    MeasuredSpeedups(data_dir).record("tiny", {Measurand(3): found})
 
 
 def test_the_depths_of_the_newest_order_are_judged(

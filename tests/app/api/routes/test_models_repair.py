@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from app.models.measured_speedups import MeasuredSpeedup, MeasuredSpeedups
+from app.models.measured_speedups import Measurand, MeasuredSpeedup, MeasuredSpeedups
 from pruning.checkpoints.store import Manifest
 from pruning.models.store import LoadedModel
 from pruning.repair.record import Method
@@ -76,7 +76,7 @@ def test_a_measured_speed_up_is_that_of_the_depth(client: TestClient, data_dir: 
     publish_pruned(data_dir, 2)
     assert model(client, "tiny@-1")["measured_speedup"] is None
     found = MeasuredSpeedup(1.21, 1.15, 1.27, 6, "served", 1.8e9)
-    MeasuredSpeedups(data_dir).record("tiny", {1: found})
+    MeasuredSpeedups(data_dir).record("tiny", {Measurand(1): found})
     assert model(client, "tiny@-1")["measured_speedup"] == {
         "ratio": 1.21,
         "low": 1.15,

@@ -15,7 +15,7 @@ from app.config import ServeSettings
 from app.models.aliases import FILE as ALIASES
 from app.models.aliases import Aliases
 from app.models.measured_speedups import FILE as SPEEDUPS
-from app.models.measured_speedups import MeasuredSpeedup, MeasuredSpeedups
+from app.models.measured_speedups import Measurand, MeasuredSpeedup, MeasuredSpeedups
 from app.results.store import ResultKind, ResultStore
 from pruning.models.inspection_record import FILE as INSPECTIONS
 from pruning.models.store import ModelStore
@@ -64,7 +64,7 @@ ABOUT = {  # what may be refused, as the file is about it
 def data(data_dir: Path) -> Path:
     publish_pruned(data_dir)
     measured = MeasuredSpeedup(1.5, 1.4, 1.6, 6, "decode", 1.0)
-    MeasuredSpeedups(data_dir).record("tiny", {1: measured, 3: measured})
+    MeasuredSpeedups(data_dir).record("tiny", {Measurand(1): measured, Measurand(3): measured})
     ResultStore(data_dir).keep(ResultKind.BENCH, "tiny", "faster", {"runs": [1]})
     return data_dir
 
