@@ -182,6 +182,8 @@ class _Body:
     async def receive(self) -> Message:
         message = await self._receive()
         part: bytes = message.get("body", b"")
+        if self._num_bytes > _LARGE_BYTES:
+            await self._turns.next_part()
         self._num.update({mark: part.count(mark) for mark in _MARKS})
         if self.has_too_many:
             raise HTTPException(413)  # whatever the response to it is, it is replaced
@@ -196,7 +198,13 @@ class _Turns:
 
     def __init__(self) -> None:
         self._lock = asyncio.Lock()
+        self._parts = asyncio.Lock()
         self._next_s = 0.0  # by the clock of the event loop
+
+    async def next_part(self) -> None:
+        """Wait until one part of a large body, of all that are received, is handled in a step."""
+        async with self._parts:
+            await asyncio.sleep(0)
 
     async def wait(self) -> None:
         """Wait for a turn, which lasts until this task waits for something else."""

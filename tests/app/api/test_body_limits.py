@@ -3,8 +3,9 @@
 import asyncio
 import gc
 import json
+from collections import Counter
 from functools import partial
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any
 from unittest.mock import AsyncMock
 
@@ -110,6 +111,41 @@ def test_the_engine_has_most_of_the_time_between_two_large_bodies(body: bytes) -
     pauses_s = [later[0] - earlier[1] for earlier, later in pairwise(times_s)]
     assert times_s[0][0] == 0
     assert pauses_s == pytest.approx([0.5] * 3)
+
+
+def test_a_step_of_the_loop_handles_one_part_of_all_large_bodies() -> None:
+    """Else a question about health, which needs several steps, waits for each of all clients."""
+    steps = count()
+    step, is_over = 0, False
+    part = b"a" * 2**17
+    parts_of_step: Counter[int] = Counter()
+
+    async def receive_all(_scope: Scope, receive: Receive, _send: Send) -> None:
+        await receive()  # no body is large before its first part
+        for _ in range(4):
+            await receive()
+            parts_of_step[step] += 1
+
+    async def next_of() -> Message:
+        return {"type": "http.request", "body": part, "more_body": True}
+
+    async def tick() -> None:
+        nonlocal step
+        while not is_over:
+            step = next(steps)
+            await asyncio.sleep(0)
+
+    async def serve_all() -> None:
+        nonlocal is_over
+        limit, nothing = BodyTooLarge(receive_all), AsyncMock()
+        ticking = asyncio.create_task(tick())
+        await asyncio.gather(*(limit({}, next_of, nothing) for _ in range(16)))
+        is_over = True
+        await ticking
+
+    asyncio.run(serve_all())
+    assert parts_of_step.total() == 64
+    assert max(parts_of_step.values()) == 1
 
 
 def test_no_garbage_is_collected_between_the_values_of_a_body() -> None:
