@@ -5,8 +5,6 @@ It imports neither torch nor transformers, so it starts soon and forks are cheap
 
 import json
 import os
-import selectors
-import signal
 import sys
 from collections import OrderedDict
 from contextlib import suppress
@@ -24,14 +22,8 @@ from app.engine.grammar import (
     grammar_tokens,
     schema_refused,
 )
-from pruning.process import (
-    be_killed_first,
-    end_with_parent,
-    limit_memory,
-    limit_time,
-    lower_priority,
-    took_longer,
-)
+from app.generation.forking_server import ForkingServer, fork_and_do, serve
+from pruning.process import limit_memory, limit_time, lower_priority, took_longer
 
 DEADLINE_S = 20.0  # of one schema, on a busy machine
 MEMORY_BYTES = 2**29  # beside what the process has
@@ -48,70 +40,48 @@ class _Job:
     pipe: Connection
 
 
-class SchemaServer:
-    """Answers until its requests end."""
-
+class SchemaServer(ForkingServer[_Job]):
     def __init__(self, requests: Connection, answers: Connection) -> None:
-        self._requests = requests
-        self._answers = answers
+        super().__init__(requests, answers)
         self._tokens: OrderedDict[str, LLTokenizer] = OrderedDict()
-        self._selector = selectors.DefaultSelector()
 
-    def run(self) -> None:
-        self._selector.register(self._requests, selectors.EVENT_READ)
-        with suppress(EOFError):
-            while True:
-                for key, _ in self._selector.select():
-                    if isinstance(key.data, _Job):
-                        self._receive(key.data)
-                    else:
-                        self._take(json.loads(self._requests.recv_bytes()))
-
-    def _answer(self, request_id: int, answer: dict[str, Any]) -> None:
-        self._answers.send_bytes(json.dumps({"id": request_id, **answer}).encode())
-
-    def _take(self, request: dict[str, Any]) -> None:
+    def take(self, request: dict[str, Any]) -> None:
         request_id, name = request["id"], request["tokens"]
         if "tokenizer" in request:
             try:
                 self._tokens[name] = grammar_tokens(**request["tokenizer"])
             except ResponseFormatRefused as error:
-                self._answer(request_id, {"refused": str(error)})
+                self.answer(request_id, {"refused": str(error)})
                 return
             if len(self._tokens) > _MAX_TOKENIZERS:
                 self._tokens.popitem(last=False)
         if name not in self._tokens:
-            self._answer(request_id, {"needs_tokenizer": True})
+            self.answer(request_id, {"needs_tokenizer": True})
             return
         if "schema" not in request:
-            self._answer(request_id, {})
+            self.answer(request_id, {})
             return
         self._tokens.move_to_end(name)
         self._fork(request_id, request["schema"], self._tokens[name], request["cpu_s"])
 
     def _fork(self, request_id: int, schema: str, tokens: LLTokenizer, cpu_s: float) -> None:
         own, of_fork = Pipe(duplex=False)
-        parent = os.getpid()
-        pid = os.fork()
-        if pid:
-            of_fork.close()
-            self._selector.register(own, selectors.EVENT_READ, _Job(request_id, pid, own))
-            return
-        try:
-            end_with_parent(parent, signal.SIGKILL)
+
+        def check() -> None:
             _limit(cpu_s)
             of_fork.send_bytes(json.dumps(_checked(schema, tokens)).encode())
-            os._exit(0)
-        finally:
-            os._exit(1)  # never back to the loop of the parent
 
-    def _receive(self, job: _Job) -> None:
-        self._selector.unregister(job.pipe)
+        pid = fork_and_do(check)
+        of_fork.close()
+        self.watch(own, _Job(request_id, pid, own))
+
+    def receive(self, fork: _Job) -> None:
+        self.forget(fork.pipe)
         answer = b""
-        with job.pipe, suppress(EOFError, OSError):  # of a fork that has ended before
-            answer = job.pipe.recv_bytes()
-        _, status = os.waitpid(job.pid, 0)
-        self._answer(job.request_id, _ended(status) if status else json.loads(answer))
+        with fork.pipe, suppress(EOFError, OSError):  # of a fork that has ended before
+            answer = fork.pipe.recv_bytes()
+        _, status = os.waitpid(fork.pid, 0)
+        self.answer(fork.request_id, _ended(status) if status else json.loads(answer))
 
 
 def _checked(schema: str, tokens: LLTokenizer) -> dict[str, str]:
@@ -137,11 +107,8 @@ def _ended(status: int) -> dict[str, Any]:
 
 
 def main(parent: str) -> None:
-    end_with_parent(int(parent), signal.SIGKILL)
     lower_priority(_NICENESS)
-    be_killed_first()
-    requests = Connection(sys.stdin.fileno(), writable=False)
-    SchemaServer(requests, Connection(sys.stdout.fileno(), readable=False)).run()
+    serve(SchemaServer, parent)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ limits is ended by the kernel, and the messages behind it are rendered by anothe
 
 import json
 import os
-import selectors
 import signal
 import sys
 from collections import deque
@@ -18,13 +17,8 @@ from typing import Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from pruning.process import (
-    be_killed_first,
-    end_with_parent,
-    limit_memory,
-    limit_time,
-    took_longer,
-)
+from app.generation.forking_server import ForkingServer, fork_and_do, serve
+from pruning.process import limit_memory, limit_time, took_longer
 
 MAX_CPU_S = 3.0  # of one prompt
 DEADLINE_S = 30.0  # of the same, on a busy machine
@@ -42,26 +36,12 @@ class _Renderer:
     waiting: deque[dict[str, Any]] = field(default_factory=deque)
 
 
-class TemplateServer:
-    """Answers until its requests end."""
-
+class TemplateServer(ForkingServer[_Renderer]):
     def __init__(self, requests: Connection, answers: Connection) -> None:
-        self._requests = requests
-        self._answers = answers
+        super().__init__(requests, answers)
         self._renderers: dict[str, _Renderer] = {}  # by template, the last used at the end
-        self._selector = selectors.DefaultSelector()
 
-    def run(self) -> None:
-        self._selector.register(self._requests, selectors.EVENT_READ)
-        with suppress(EOFError):
-            while True:
-                for key, _ in self._selector.select():
-                    if isinstance(key.data, _Renderer):
-                        self._receive(key.data)
-                    else:
-                        self._take(json.loads(self._requests.recv_bytes()))
-
-    def _take(self, request: dict[str, Any]) -> None:
+    def take(self, request: dict[str, Any]) -> None:
         template = request["chat_template"]
         renderer = self._renderers.pop(template, None) or self._fork(template)
         self._renderers[template] = renderer
@@ -78,44 +58,37 @@ class TemplateServer:
 
     def _fork(self, template: str) -> _Renderer:
         own, of_fork = Pipe()
-        parent = os.getpid()
-        pid = os.fork()
-        if pid:
-            of_fork.close()
-            renderer = _Renderer(template, pid, own)
-            self._selector.register(own, selectors.EVENT_READ, renderer)
-            return renderer
-        try:
+
+        def render() -> None:
             own.close()
-            end_with_parent(parent, signal.SIGKILL)
             limit_memory(MEMORY_BYTES)
             _render_all(of_fork)
-        finally:
-            os._exit(1)  # never back to the loop of the parent
 
-    def _receive(self, renderer: _Renderer) -> None:
+        renderer = _Renderer(template, fork_and_do(render), own)
+        of_fork.close()
+        self.watch(own, renderer)
+        return renderer
+
+    def receive(self, fork: _Renderer) -> None:
         try:
-            answer: dict[str, Any] = json.loads(renderer.pipe.recv_bytes())
+            answer: dict[str, Any] = json.loads(fork.pipe.recv_bytes())
         except (EOFError, OSError):
-            answer = {"refused": _ended(self._end(renderer))}
-            if renderer.waiting:
-                self._answer(renderer.waiting.popleft(), answer)
-            if renderer.waiting:
-                again = self._renderers[renderer.template] = self._fork(renderer.template)
-                again.waiting = renderer.waiting
+            answer = {"refused": _ended(self._end(fork))}
+            if fork.waiting:
+                self.answer(fork.waiting.popleft()["id"], answer)
+            if fork.waiting:
+                again = self._renderers[fork.template] = self._fork(fork.template)
+                again.waiting = fork.waiting
                 self._send(again)
             return
-        self._answer(renderer.waiting.popleft(), answer)
-        if renderer.waiting:
-            self._send(renderer)
-
-    def _answer(self, request: dict[str, Any], answer: dict[str, Any]) -> None:
-        self._answers.send_bytes(json.dumps({"id": request["id"], **answer}).encode())
+        self.answer(fork.waiting.popleft()["id"], answer)
+        if fork.waiting:
+            self._send(fork)
 
     def _end(self, renderer: _Renderer) -> int:
         """End the fork, and return its status."""
         self._renderers.pop(renderer.template, None)
-        self._selector.unregister(renderer.pipe)
+        self.forget(renderer.pipe)
         renderer.pipe.close()
         os.kill(renderer.pid, signal.SIGKILL)  # one that is idle; others keep their status
         return os.waitpid(renderer.pid, 0)[1]
@@ -155,12 +128,5 @@ def _ended(status: int) -> str:
     return f"it takes more than {MAX_CPU_S:g} s" if took_longer(status) else _TOO_LARGE
 
 
-def main(parent: str) -> None:
-    end_with_parent(int(parent), signal.SIGKILL)
-    be_killed_first()
-    requests = Connection(sys.stdin.fileno(), writable=False)
-    TemplateServer(requests, Connection(sys.stdout.fileno(), readable=False)).run()
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    serve(TemplateServer, *sys.argv[1:])
