@@ -23,12 +23,13 @@ Models = Annotated[
 def evaluate(
     models: Models,
     tasks: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             help="Comma-separated: ppl:prose, ppl:code, ppl:documentation, ppl:wikitext2, ppl:c4, "
-            "ppl:FILE, probe, json, zeroshot (the paper's five tasks), or any task of lm-eval.",
+            "ppl:FILE, probe, json, zeroshot (the paper's five tasks), or any task of lm-eval. "
+            "By default probe, json and the first three texts, or with --task-data its tasks.",
         ),
-    ] = ["probe,json,ppl:prose,ppl:code,ppl:documentation"],  # noqa: B006 - typer needs a list
+    ] = None,
     seqlen: Annotated[
         int | None,
         typer.Option(help="Tokens per window of a text: 2048, or what the model takes if less."),
@@ -46,6 +47,13 @@ def evaluate(
     tasks_dir: Annotated[
         Path | None,
         typer.Option(help="Directory with your own tasks for lm-eval [SLEB_TASKS_DIR]."),
+    ] = None,
+    task_data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Directory with the questions of lm-eval's tasks as TASK.jsonl, instead of the "
+            "network [SLEB_TASK_DATA]."
+        ),
     ] = None,
     dtype: Annotated[
         Dtype, typer.Option(help="Of the weights; auto is the checkpoint's own.")
@@ -75,10 +83,11 @@ def evaluate(
         from app.commands.evaluate import Tasks, run_evaluation
 
     wanted = replace(
-        Tasks.parse([name for listed in tasks for name in listed.split(",")]),
+        Tasks.parse_lists(tasks, task_data),
         seqlen=seqlen,
         num_windows=num_windows,
         tasks_dir=tasks_dir or settings.tasks_dir,
+        task_data=task_data or (None if tasks_dir else settings.task_data),
         limit=limit,
         dtype=dtype,
         resident=resident,

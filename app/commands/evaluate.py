@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from pruning.evaluation.probe import digest, probe_items
 from pruning.evaluation.probe_run import answer
 from pruning.evaluation.quality import Perplexity
 from pruning.evaluation.results import PAPER_TASKS, ProbeScore, TaskScore, mean_accuracy, summary
+from pruning.evaluation.task_data import task_folder, tasks_in
 from pruning.evaluation.zero_shot import check_tasks, score_tasks
 from pruning.models.forward import Forward, InMemoryForward
 from pruning.models.quantize import int8_form
@@ -37,6 +38,7 @@ _TEXT = "ppl:"
 _PROBE = "probe"
 _JSON = "json"
 _PAPER = "zeroshot"
+_DEFAULT = "probe,json,ppl:prose,ppl:code,ppl:documentation"
 
 
 class InvalidTasks(ValueError):
@@ -55,12 +57,20 @@ class Tasks:
     has_json: bool = False
     seqlen: int | None = None  # None: 2048, or all positions of a model that has fewer
     num_windows: int | None = None
-    tasks_dir: Path | None = None
+    tasks_dir: Path | None = None  # has definitions of tasks
+    task_data: Path | None = None  # has questions for tasks that lm-eval defines
     limit: int | None = None
     dtype: str = "auto"
     resident: Resident | None = None  # None: stream if it does not fit into memory
     texts_dir: Path | None = None  # None: texts in the data directory
     quantize: Quantize | None = None  # measures each model with such weights too
+
+    @classmethod
+    def parse_lists(cls, lists: Sequence[str] | None, task_data: Path | None) -> "Tasks":
+        """Parse comma-separated names. None are the tasks in ``task_data``, or the default."""
+        if lists is None:
+            lists = [_DEFAULT] if task_data is None else tasks_in(task_data)
+        return cls.parse([name for listed in lists for name in listed.split(",")])
 
     @classmethod
     def parse(cls, names: Sequence[str]) -> "Tasks":
@@ -96,17 +106,37 @@ def run_evaluation(
     texts_dir = tasks.texts_dir or settings.data_dir / "texts"
     for text in tasks.texts:
         check_text_name(text, texts_dir)
-    if tasks.zero_shot:
-        with saying(console, "Looking up the tasks of lm-eval"):
-            check_tasks(tasks.zero_shot, tasks.tasks_dir)
+    with _definitions(tasks) as tasks_dir:
+        tasks = replace(tasks, tasks_dir=tasks_dir)
+        if tasks.zero_shot:
+            with saying(console, "Looking up the tasks of lm-eval"):
+                check_tasks(tasks.zero_shot, tasks.tasks_dir)
+        columns, evaluated = _evaluate(names, tasks, texts_dir, settings, console)
+    evaluations = [_against_parent(column, evaluated) for column in columns]
+    print_evaluations(evaluations, tasks.texts, as_json=as_json, out=out)
+
+
+def _definitions(tasks: Tasks) -> AbstractContextManager[Path | None]:
+    """A directory with definitions of tasks, if they are not lm-eval's own with its data."""
+    if tasks.task_data is None or not tasks.zero_shot:
+        return nullcontext(tasks.tasks_dir)
+    return task_folder(tasks.task_data, tasks.zero_shot)
+
+
+def _evaluate(
+    names: Sequence[str],
+    tasks: Tasks,
+    texts_dir: Path,
+    settings: WorkerSettings,
+    console: Console,
+) -> tuple[Sequence["_Column"], Mapping["_Column", Evaluation]]:
     with saying(console, f"Looking up {', '.join(names)}"):
         set_up_torch(settings.threads)
         subjects = [subject_of(name, settings) for name in names]
-    is_compared = bool(tasks.texts) or tasks.has_json
-    columns = _columns(subjects, tasks.quantize, compared=is_compared)
-    evaluated = dict(_evaluated(columns, tasks, texts_dir, settings, console))
-    evaluations = [_against_parent(column, evaluated) for column in columns]
-    print_evaluations(evaluations, tasks.texts, as_json=as_json, out=out)
+    with_raw = bool(tasks.texts) or tasks.has_json
+    with_dense = with_raw or bool(tasks.zero_shot)
+    columns = _columns(subjects, tasks.quantize, with_dense=with_dense, with_raw=with_raw)
+    return columns, dict(_evaluated(columns, tasks, texts_dir, settings, console))
 
 
 @dataclass(frozen=True)
@@ -121,18 +151,18 @@ class _Column:
 
 
 def _columns(
-    subjects: Sequence[Subject], quantize: Quantize | None, *, compared: bool
+    subjects: Sequence[Subject], quantize: Quantize | None, *, with_dense: bool, with_raw: bool
 ) -> list[_Column]:
     """A column for each model, and with ``quantize`` another one with such weights.
 
-    The control of a healed model is added behind it. If models are ``compared``, or some are
-    quantized, those that are not among them are added as well: dense parents come first, and the
-    raw form of a repaired model in front of it.
+    The control of a healed model is added behind it. Models that are not named are added as well:
+    dense parents come first, if requested or if a model is quantized, and the raw form of a
+    repaired model in front of it, if requested.
     """
     columns = []
     unrepaired = {(one.path, one.keep, one.weights) for one in subjects if one.repaired_by is None}
     for subject in subjects:
-        raw = subject.raw if compared else None
+        raw = subject.raw if with_raw else None
         if raw is not None and (raw.path, raw.keep, raw.weights) not in unrepaired:
             unrepaired.add((raw.path, raw.keep, raw.weights))
             columns.append(_Column(raw, raw.weights))
@@ -142,7 +172,7 @@ def _columns(
         if subject.control is not None:
             columns.append(_Column(subject.control, subject.weights))
     is_rounded = any(column.weights is not None for column in columns)
-    if not compared and not is_rounded:
+    if not with_dense and not is_rounded:
         return columns
     named = {one.path for one in subjects if not one.removed_blocks and one.weights is None}
     wholes = (one.parent if one.removed_blocks else one.path for one in subjects)
@@ -264,13 +294,14 @@ class _ModelEvaluation:
     def _zero_shot(self) -> list[TaskScore]:
         if not self.tasks.zero_shot:
             return []
-        with self._observed(", ".join(self.tasks.zero_shot)):
+        with self._observed(", ".join(self.tasks.zero_shot)) as observe:
             return score_tasks(
                 self._forward.model,
                 self.dense.tokenizer,
                 self.tasks.zero_shot,
                 tasks_dir=self.tasks.tasks_dir,
                 limit=self.tasks.limit,
+                observe=observe,
             )
 
     @contextmanager

@@ -5,7 +5,9 @@ without examples, length-normalised for tasks that define it.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -63,24 +65,26 @@ def score_tasks(
     *,
     tasks_dir: Path | None = None,
     limit: int | None = None,
-    batch_size: int = 16,
+    observe: Callable[[int, int], object] = lambda _done, _total: None,
 ) -> list[TaskScore]:
     """Evaluate tasks of lm-eval, or of the YAML files under ``tasks_dir``.
 
-    ``limit`` is the number of samples for each task, all by default. Raises ``ZeroShotUnavailable``
-    or ``TaskUnusable``.
+    ``limit`` is the number of samples for each task, all by default. Calls ``observe(done, total)``
+    with numbers of scored answers. Raises ``ZeroShotUnavailable`` or ``TaskUnusable``.
     """
     manager = fetch_tasks(tasks, tasks_dir)
     from lm_eval import simple_evaluate  # noqa: PLC0415 - an extra, and slow to import
-    from lm_eval.models.huggingface import HFLM  # noqa: PLC0415 - as above
 
-    evaluated = simple_evaluate(
-        HFLM(pretrained=_detached(model), tokenizer=tokenizer, batch_size=batch_size),
-        tasks=list(tasks),
-        task_manager=manager,
-        limit=limit,
-        log_samples=False,
-    )
+    from pruning.evaluation.log_likelihoods import SharedContexts  # noqa: PLC0415 - as above
+
+    with redirect_stdout(sys.stderr):  # it prints there what it does
+        evaluated = simple_evaluate(
+            SharedContexts(_detached(model), tokenizer, observe),
+            tasks=list(tasks),
+            task_manager=manager,
+            limit=limit,
+            log_samples=False,
+        )
     assert evaluated is not None  # only on other ranks of a distributed run
     return [_score(name, evaluated) for name in evaluated["results"]]
 

@@ -29,6 +29,7 @@ from pruning.spec.prune import Quantize, Repair
 from tests.support.api_fixtures import publish_pruned
 from tests.support.perplexity import TEXT, perplexity_by_hand
 from tests.support.repairs import repair_checkpoint
+from tests.support.task_files import write_task_files
 
 Run = Callable[..., Any]
 PPL = ["--tasks", "ppl:wikitext2,ppl:own.txt", "--seqlen", "16", "--num-windows", "9"]
@@ -332,6 +333,24 @@ def test_valid_json_of_a_pruned_model_stands_beside_that_of_its_parent(
     assert "valid JSON: 0 to 1" in shown.stdout
     [streamed] = run("tiny", "--tasks", "json", "--resident", "stream")
     assert streamed["valid_json"] is None
+
+
+def test_tasks_are_read_from_files_and_compared_with_the_dense_parent(
+    data_dir: Path, published: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_task_files(data_dir / "tasks", "arc_easy", "lambada_openai", "openbook_qa")
+    names = ["arc_easy", "lambada_openai", "openbookqa"]
+    found = run(f"{published.parent}@-2", "--task-data", folder)
+    assert [each["model"] for each in found] == ["tiny", "tiny@-2"]
+    for each in found:
+        assert [task["task"] for task in each["tasks"]] == names
+        assert [task["num_samples"] for task in each["tasks"]] == [6, 3, 4]
+        assert (each["perplexities"], each["probe"], each["valid_json"]) == ([], None, None)
+    monkeypatch.setenv("SLEB_TASK_DATA", str(folder))
+    [limited] = run("tiny", "--tasks", "arc_easy", "--limit", "2")
+    assert [task["num_samples"] for task in limited["tasks"]] == [2]
+    with pytest.raises(TaskUnusable, match=r"has no file piqa\.jsonl"):
+        run("tiny", "--tasks", "arc_easy,piqa")
 
 
 def test_tasks_are_told_apart() -> None:

@@ -58,7 +58,7 @@ def test_scores_are_those_of_a_loop_for_dense_and_pruned(
     found = []
     for model in (tiny_loaded.model, view(tiny_loaded.model, KEEP)):
         tokenizer = tiny_loaded.tokenizer
-        (score,) = score_tasks(model, tokenizer, ["toy"], tasks_dir=tasks_dir, batch_size=5)
+        (score,) = score_tasks(model, tokenizer, ["toy"], tasks_dir=tasks_dir)
         assert score.metrics == pytest.approx(by_hand(model, tiny_loaded))
         assert (score.task, score.metric, score.num_samples) == ("toy", "acc_norm", len(DOCUMENTS))
         assert score.value == score.metrics["acc_norm"]
