@@ -56,6 +56,7 @@ from app.metrics.models import ModelCollector
 from app.models.aliases import Aliases
 from app.models.catalog import Catalog
 from app.models.external import ExternalModel, read_external_models
+from app.models.measured_qualities import MeasuredQualities
 from app.models.measured_speedups import MeasuredSpeedups
 from app.models.registry import ModelRegistry
 from app.readiness import Readiness
@@ -186,15 +187,15 @@ def _services(
 ) -> Services:
     metrics, readiness = Metrics(), Readiness()
     metrics.watch_readiness(readiness)
-    models = ModelStore(settings.models_dir)
-    checkpoints = checkpoints_of(settings)
-    aliases, speedups = Aliases(settings.data_dir), MeasuredSpeedups(settings.data_dir)
+    models, checkpoints = ModelStore(settings.models_dir), checkpoints_of(settings)
+    aliases = Aliases(settings.data_dir)
+    measured = MeasuredSpeedups(settings.data_dir), MeasuredQualities(settings.data_dir)
     jobs = _jobs(app, settings, redis_url, models, checkpoints, aliases)
     metrics.registry.register(JobCollector(jobs.stats.read))
     tuner = _tuner(settings)
     async_engine = _engine(settings, engine, tuner)
     registry = ModelRegistry(
-        Catalog(models, checkpoints, jobs.store, declared, aliases, speedups, seen_tenant),
+        Catalog(models, checkpoints, jobs.store, declared, aliases, *measured, seen_tenant),
         models,
         checkpoints,
         device=settings.device,

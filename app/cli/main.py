@@ -14,6 +14,7 @@ from app.cli.ask import chat, compare
 from app.cli.bench import bench
 from app.cli.eval import evaluate
 from app.cli.export import export
+from app.cli.frontier import frontier
 from app.cli.jobs import jobs
 from app.cli.keys import keys
 from app.cli.models import advise, models
@@ -61,6 +62,7 @@ app.command()(prune)
 app.command()(heal)
 app.command("eval")(evaluate)
 app.command()(advise)
+app.command()(frontier)
 app.command()(export)
 app.command()(stability)
 app.command()(bench)

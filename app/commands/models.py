@@ -16,6 +16,7 @@ from app.models.aliases import Aliases
 from app.models.catalog import Catalog
 from app.models.entry import ModelEntry
 from app.models.external import read_external_models
+from app.models.measured_qualities import MeasuredQualities
 from app.models.measured_speedups import NOT_MEASURED, MeasuredSpeedups
 from app.terminal import filled, print_json
 from pruning.checkpoints.orders_plot import MAX_ORDERS, NothingToPlot, plot_orders
@@ -37,6 +38,7 @@ def catalog_of(settings: ServeSettings) -> Catalog:
         external=read_external_models(settings.external_models_file),
         aliases=Aliases(settings.data_dir),
         speedups=MeasuredSpeedups(settings.data_dir),
+        qualities=MeasuredQualities(settings.data_dir),
     )
 
 

@@ -15,9 +15,11 @@ from app.models.aliases import Aliases, AliasTaken, InvalidAlias
 from app.models.dense import DenseModels
 from app.models.entry import ModelEntry, RemovalOrder
 from app.models.external import ExternalModel
+from app.models.measured_qualities import MeasuredQualities
 from app.models.measured_speedups import Measurand, MeasuredSpeedup, MeasuredSpeedups
 from app.models.published import PublishedOrders
 from pruning.checkpoints.store import CheckpointStore
+from pruning.evaluation.quality import Interval
 from pruning.jobs.job import Job, JobNotFound, JobStatus
 from pruning.models.architectures import (
     CannotQuantize,
@@ -58,6 +60,7 @@ class Catalog:
         external: Sequence[ExternalModel] = (),
         aliases: Aliases | None = None,
         speedups: MeasuredSpeedups | None = None,
+        qualities: MeasuredQualities | None = None,
         tenant: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._models = models
@@ -66,6 +69,7 @@ class Catalog:
         self._external = {model.name: model for model in external}
         self._aliases = aliases
         self._speedups = speedups
+        self._qualities = qualities
         self._tenant = tenant
         self._dense_models = DenseModels(models)
         self._published = PublishedOrders(checkpoints)
@@ -166,6 +170,13 @@ class Catalog:
             return None
         whole = entry.num_blocks + entry.num_removed
         return self._speedups.of(entry.base, whole, entry.num_removed, is_int8=entry.is_int8)
+
+    def ratios(self, entry: ModelEntry) -> Mapping[str, Interval]:
+        """The perplexity divided by the dense one, by domain; of int8 as `sleb frontier` knows."""
+        if entry.is_int8:
+            known = self._qualities
+            return {} if known is None else known.of(entry.base, entry.pinned_name)
+        return {domain.domain: domain.ratio(entry.measured_on(domain)) for domain in entry.domains}
 
     def record_speedups(self, base: str, measured: Mapping[Measurand, MeasuredSpeedup]) -> None:
         """Keep measured speed-ups. Raises ``OSError``."""

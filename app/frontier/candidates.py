@@ -1,0 +1,149 @@
+"""The candidates of the frontier, and what they cost in perplexity."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from app.bench.plan import DENSE
+from app.engine.variant import Variant
+from app.frontier.qualities import measure_qualities, windows_for
+from app.models.candidates import int8_forms, pruned_variants
+from app.models.catalog import Catalog
+from app.models.entry import ModelEntry
+from app.models.measured_qualities import MeasuredQualities
+from app.models.measured_speedups import Measurand
+from pruning.config import Settings
+from pruning.evaluation.frontier import Load, Point, quality_of, ratio_verdict
+from pruning.evaluation.quality import Interval
+from pruning.evaluation.verdict import Verdict
+from pruning.models.names import int8_name
+from pruning.models.store import LoadedModel, ModelStore, load_tokenizer
+from pruning.storage.checkpoints import current_checkpoints
+
+_DENSE_RATIO = {"every text": Interval(1.0, 1.0, 1.0)}
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The published depths of a model, and what can have int8 weights."""
+
+    model: str
+    pruned: Sequence[ModelEntry]
+    int8: Sequence[ModelEntry]
+
+    left_out: Sequence[str] = ()  # int8 weights of depths that lose too much without them
+
+    @classmethod
+    def of(cls, model: str, catalog: Catalog, max_ratio: float) -> "Candidates":
+        pruned, int8 = pruned_variants(model, catalog), [*int8_forms(model, catalog)]
+        beyond = {
+            int8_name(entry.name)
+            for entry in pruned
+            if ratio_verdict(catalog.ratios(entry), max_ratio) is Verdict.EXCEEDED
+        }
+        left_out = [entry.name for entry in int8 if entry.name in beyond]
+        return cls(model, pruned, [one for one in int8 if one.name not in beyond], left_out)
+
+    @property
+    def loaded(self) -> list[str]:
+        """The names of what is timed, and of all int8 weights."""
+        names = [*(entry.name for entry in self.int8), *self.sides().values()]
+        return [*dict.fromkeys(names)] or [DENSE]
+
+    def sides(self) -> dict[Measurand, str]:
+        """One name for each depth and kind of weights, which are as fast.
+
+        Healed weights are as fast as raw ones, which need no loading.
+        """
+        sides: dict[Measurand, str] = {}
+        for entry in sorted((*self.pruned, *self.int8), key=_is_healed):
+            name = entry.raw.name if _is_healed(entry) else entry.name
+            sides.setdefault(Measurand(entry.num_removed, entry.is_int8), name)
+        return sides
+
+    def points(self, catalog: Catalog) -> Iterator[Point]:
+        """Without speeds, the dense model first."""
+        yield Point(self.model, ratios=_DENSE_RATIO)
+        for entry in (*self.int8, *self.pruned):
+            yield Point(
+                entry.name,
+                entry.num_removed,
+                is_int8=entry.is_int8,
+                is_healed=_is_healed(entry),
+                ratios=catalog.ratios(entry),
+                checkpoint=entry.order.name if entry.order else "",
+            )
+
+
+def _is_healed(entry: ModelEntry) -> bool:
+    return entry.repair is not None and entry.repair.is_healed
+
+
+def measure_int8(
+    candidates: Candidates,
+    sides: Mapping[str, Variant],
+    settings: Settings,
+    max_ratio: float,
+    until_s: float,
+    say: Callable[[str], object],
+) -> None:
+    """Measure the perplexities of int8 weights that are not known, and keep them.
+
+    ``sides`` has the dense model, and the int8 candidates by name.
+    """
+    qualities, checkpoints = MeasuredQualities(settings.data_dir), current_checkpoints(settings)
+    known = qualities.of_model(candidates.model)
+    newest = candidates.pruned[0].order if candidates.pruned else None
+    by_order: dict[str | None, list[ModelEntry]] = {}
+    for entry in candidates.int8:
+        order = (entry.order if entry.num_removed else newest) or newest
+        if entry.pinned_name not in known:
+            by_order.setdefault(order.name if order else None, []).append(entry)
+    dense = sides[DENSE].model
+    path = ModelStore(settings.models_dir).path(candidates.model)
+    for checkpoint, entries in by_order.items():
+        measured = measure_qualities(
+            dense,
+            {entry.pinned_name: sides[entry.name].model for entry in entries},
+            windows_for(LoadedModel(dense, load_tokenizer(path), path), checkpoints, checkpoint),
+            max_ratio,
+            until_s,
+            lambda variant: say(f"Measuring the perplexity of {variant}"),
+        )
+        qualities.record(candidates.model, measured)
+
+
+@dataclass(frozen=True)
+class MayBeTaken:
+    """Which candidates may be taken, by their speeds at a load: those within the limit that are not
+    surely slower than another one.
+    """
+
+    points: Sequence[Point]
+    max_ratio: float
+
+    def __call__(self, known: Mapping[Measurand, Interval]) -> Collection[Measurand]:
+        verdicts: dict[Measurand, set[Verdict]] = {}
+        for point in self.points:
+            of = Measurand(point.num_removed, point.is_int8)
+            verdicts.setdefault(of, set()).add(quality_of(point, self.max_ratio))
+        kept = [each for what, each in known.items() if Verdict.KEPT in verdicts[what]]
+        least = max(kept, key=lambda each: each.value, default=Interval(0.0, 0.0, 0.0)).low or 0.0
+        return [
+            what
+            for what, each in known.items()
+            if each.high is not None and each.high >= least and verdicts[what] != {Verdict.EXCEEDED}
+        ]
+
+
+def with_speeds(
+    points: Sequence[Point], speeds: Mapping[Load, Mapping[Measurand, Interval]]
+) -> list[Point]:
+    """The points with what was measured of their depths and weights."""
+    return [replace(point, speeds=_speeds_of(point, speeds)) for point in points]
+
+
+def _speeds_of(
+    point: Point, speeds: Mapping[Load, Mapping[Measurand, Interval]]
+) -> dict[str, Interval]:
+    what = Measurand(point.num_removed, point.is_int8)
+    return {load.name: known[what] for load, known in speeds.items() if what in known}

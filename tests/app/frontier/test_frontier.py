@@ -1,0 +1,117 @@
+"""``sleb frontier`` on a tiny random model: real runs, what it prints and what it keeps."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from app.bench.plan import AGAIN, DENSE, BenchPlan, Scenario
+from app.bench.runs import Sample
+from app.cli.main import app as command_line
+from app.frontier.loads import plans_of
+from app.frontier.speeds import FIRST_PAIRS, MOST_PAIRS, Speeds, measure_speeds
+from app.models.measured_qualities import MeasuredQualities
+from app.models.measured_speedups import Measurand, MeasuredSpeedups
+from pruning.spec import InvalidSpec
+from tests.support.api_fixtures import publish_pruned
+from tests.support.tiny import NUM_BLOCKS
+
+INT8, DEPTH = Measurand(0, is_int8=True), Measurand(3)
+
+
+def test_int8_and_all_depths_are_measured_and_kept(
+    tiny_models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data_dir = tiny_models_dir.parent
+    monkeypatch.setenv("SLEB_DATA_DIR", str(data_dir))
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr("app.compare.speedup.FIRM_WITHIN", float("inf"))
+    monkeypatch.setattr("app.frontier.speeds.MOST_PAIRS", 3)
+    publish_pruned(data_dir)
+    publish_pruned(data_dir, 2, "prn-2")
+    out = tmp_path / "frontier.json"
+    command = ["frontier", "tiny", "--loads", "stream,prompt", "--max-ratio", "1e6"]
+    command += ["--price-per-hour", "1", "--out", str(out)]
+    result = CliRunner().invoke(command_line, command)
+    assert result.exit_code == 0, f"{result.output}{result.exception}"
+    found = json.loads(out.read_text())
+    assert " ".join(result.stdout.split()).startswith(found["sentence"])
+    points = {point["name"]: point for point in found["points"]}
+    assert {"tiny", "tiny+int8", "tiny@-1", "tiny@-1+int8", "tiny@prn-1"} <= points.keys()
+    assert set(found["taken"]) == {"stream", "prompt"}
+    for name, point in points.items():
+        assert point["speeds"].keys() == {"stream", "prompt"}, name
+        assert point["price_per_million_tokens"] > 0
+        is_known = point["worst"]["low"] is not None
+        assert point["limit"] == ("kept" if is_known else "undecided")
+    assert points["tiny@-1+int8"]["weight_bytes"] < points["tiny+int8"]["weight_bytes"]
+    speedups = MeasuredSpeedups(data_dir)
+    measured = speedups.at("tiny", NUM_BLOCKS, Measurand(1, is_int8=True, load="stream"))
+    assert measured is not None
+    assert measured.ratio == points["tiny@-1+int8"]["speeds"]["stream"]["value"]
+    ratios = MeasuredQualities(data_dir).of("tiny", "tiny+int8")
+    worst = max(ratio.value for ratio in ratios.values())
+    assert worst == pytest.approx(points["tiny+int8"]["worst"]["value"])
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["tiny+int8"], "name the dense model"),
+        (["tiny@-1"], "name the dense model"),
+        (["tiny", "--loads", "many"], "'many' is no load"),
+        (["tiny", "--loads", "0"], "'0' is no load"),
+        (["tiny", "--loads", ","], "loads is empty"),
+        (["tiny", "--max-ratio", "0.5"], "1 or more"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(words: list[str], says: str) -> None:
+    result = CliRunner().invoke(command_line, ["frontier", *words])
+    assert isinstance(result.exception, InvalidSpec)
+    assert says in str(result.exception)
+
+
+def test_loads_fit_the_model() -> None:
+    plans = plans_of("stream,8,prompt", 48)
+    lengths = [plan.prompt_tokens + plan.new_tokens for plan in plans.values()]
+    assert max(lengths[:2]) <= 48
+    assert [load.words for load in plans] == [
+        "at one stream",
+        "at 8 streams",
+        "on a prompt of 47 tokens",
+    ]
+
+
+def scripted(order: list[str], clock: list[float]) -> object:
+    """Runs that take a second of ``clock`` each, of known times."""
+
+    def measure(side: str, _scenario: Scenario, _plan: BenchPlan) -> Sample:
+        order.append(side)
+        clock[0] += 1
+        noise = 0.2 * (len(order) % 2)
+        return Sample({"tpot": {"int8": 0.5}.get(side, 1.0) + noise}, 8, 1.0, None, None)
+
+    return measure
+
+
+def test_only_what_may_be_taken_gets_more_turns() -> None:
+    order, clock = list[str](), [0.0]
+    speeds = Speeds(plans_of("stream", 512), {INT8: "int8", DEPTH: "depth"})
+    measure = scripted(order, clock)
+    measure_speeds(speeds, measure, lambda _known: [INT8], 1e9, lambda *_: None)  # type: ignore[arg-type]  # a callable
+    [samples] = speeds.samples.values()
+    assert len(samples["depth"]) == FIRST_PAIRS
+    assert FIRST_PAIRS < len(samples["int8"]) <= MOST_PAIRS
+    assert len(samples[DENSE]) == len(samples[AGAIN]) == len(samples["int8"])
+
+
+def test_the_time_is_kept_and_what_was_measured_counts() -> None:
+    order, clock = list[str](), [0.0]
+    speeds = Speeds(plans_of("stream", 512), {INT8: "int8", DEPTH: "depth"})
+    measure = scripted(order, clock)
+    measure_speeds(speeds, measure, lambda _known: [], 13, lambda *_: None, lambda: clock[0])  # type: ignore[arg-type]  # a callable
+    assert speeds.is_cut_short
+    assert len(order) == 13
+    [load] = speeds.plans
+    assert speeds.of(load).keys() == {INT8, DEPTH}

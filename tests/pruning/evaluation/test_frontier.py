@@ -1,0 +1,151 @@
+"""The frontier of quality and speed, and the verdict that a person reads."""
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pruning.evaluation.frontier import Load, Point, dominates, frontier, judge
+from pruning.evaluation.quality import Interval
+
+STREAM, MANY, PROMPT = (
+    Load("stream", "at one stream"),
+    Load("32", "at 32 streams"),
+    Load("prompt", "on a prompt of 2,048 tokens"),
+)
+LOADS = (STREAM, MANY, PROMPT)
+NAMES = [load.name for load in LOADS]
+
+
+def about(value: float, half: float = 0.01) -> Interval:
+    return Interval(value, value - half, value + half)
+
+
+def point(name: str, ratio: float, *speeds: float, half: float = 0.01) -> Point:
+    depth = name.partition("@-")[2].removesuffix("+healed").removesuffix("+int8")
+    return Point(
+        name,
+        int(depth or 0),
+        is_int8=name.endswith("+int8"),
+        is_healed=name.endswith("+healed"),
+        ratios={"prose": about(ratio, half)},
+        speeds={load.name: about(speed) for load, speed in zip(LOADS, speeds, strict=False)},
+        checkpoint="m@prn-1",
+    )
+
+
+DENSE = replace(point("m", 1, 1, 1, 1), ratios={"prose": Interval(1, 1, 1)})
+INT8 = point("m+int8", 1.006, 1.77, 1.08, 0.9, half=0.004)
+SHALLOW = point("m@-1", 1.03, 1.04, 1.03, 1.04)
+DEEP = point("m@-3", 1.2, 1.12, 1.11, 1.13)
+BOTH = point("m@-3+int8", 1.21, 2.3, 1.25, 1.0)
+ALL = (DENSE, INT8, SHALLOW, DEEP, BOTH)
+
+
+def test_int8_is_taken_where_no_depth_that_keeps_the_limit_is_faster() -> None:
+    verdict = judge("m", ALL, LOADS, 1.05)
+    assert verdict.sentence == (
+        "Take int8: 1.77 × as fast at one stream for 0.6 % more perplexity; no pruned depth that "
+        "costs at most 5 % beats it at one stream or 32 streams. On a prompt of 2,048 tokens take "
+        "@-1 (1.04 × for 3.0 % more)."
+    )
+    assert verdict.taken == {"stream": "m+int8", "32": "m+int8", "prompt": "m@-1"}
+    assert verdict.undecided == ()
+
+
+def test_depths_are_taken_where_they_are_faster_and_keep_the_limit() -> None:
+    points = (DENSE, INT8, DEEP, replace(BOTH, speeds={**BOTH.speeds, "stream": about(1.6)}))
+    verdict = judge("m", points, LOADS, 1.3)
+    assert verdict.sentence.startswith("Take int8: 1.77 × as fast at one stream for 0.6 % more")
+    assert "no pruned depth that costs at most 30 % beats it at one stream." in verdict.sentence
+    assert "At 32 streams take @-3+int8 (1.25 × for 21 % more)." in verdict.sentence
+    assert verdict.next_step is not None
+    assert verdict.next_step.command == "sleb models alias prod m+int8"
+
+
+def test_do_not_prune_is_an_answer() -> None:
+    slow = point("m@-1", 1.03, 1.0, 1.0, 1.0)
+    verdict = judge("m", (DENSE, slow), LOADS, 1.05)
+    assert verdict.sentence == (
+        "Do not prune this model: nothing that costs at most 5 % perplexity is surely faster at "
+        "one stream and 32 streams and on a prompt of 2,048 tokens."
+    )
+    assert verdict.next_step is None
+    partly = judge("m", (DENSE, point("m@-1", 1.03, 1.0, 1.1, 1.0)), LOADS, 1.05)
+    assert partly.sentence.startswith("Do not prune this model at one stream and on a prompt")
+    assert partly.sentence.endswith("At 32 streams take @-1 (1.10 × for 3.0 % more).")
+
+
+def test_no_healed_variant_is_taken_on_noise() -> None:
+    healed = replace(SHALLOW, name="m@-1+healed", is_healed=True, ratios={"prose": about(1.02)})
+    assert judge("m", (DENSE, SHALLOW, healed), LOADS, 1.05).taken["stream"] == "m@-1"
+    better = replace(healed, ratios={"prose": about(1.005)})
+    assert judge("m", (DENSE, SHALLOW, better), LOADS, 1.05).taken["stream"] == "m@-1+healed"
+
+
+def test_the_next_step_is_one_that_can_change_the_verdict() -> None:
+    unpruned = judge("m", (DENSE, INT8), LOADS, 1.05).next_step
+    assert unpruned is not None
+    assert unpruned.command == "sleb jobs submit m --num-remove 4"
+    healable = judge("m", (DENSE, INT8, DEEP), LOADS, 1.05).next_step
+    assert healable is not None
+    assert healable.command == "sleb jobs heal m@prn-1", "it would win on prompts"
+    slower = replace(DEEP, speeds={name: about(1.0) for name in NAMES})
+    decided = judge("m", (DENSE, INT8, slower), LOADS, 1.05).next_step
+    assert decided is not None
+    assert decided.command == "sleb models alias prod m+int8"
+
+
+def test_what_may_change_the_verdict_is_said() -> None:
+    vague = point("m@-3", 1.04, 2.2, 1, 1, half=0.1)
+    verdict = judge("m", (DENSE, INT8, vague), LOADS, 1.05)
+    assert (
+        verdict.undecided
+        == (
+            "@-3 at one stream: its perplexity is not known closely enough",
+            "@-3 on a prompt of 2,048 tokens: its perplexity is not known closely enough",
+        )[:1]
+    )
+    assert verdict.next_step is not None
+    assert "--evaluation-max-seconds" in verdict.next_step.command
+    unmeasured = judge("m", (replace(DENSE, speeds={}), INT8), LOADS[:1], 1.05)
+    assert unmeasured.taken == {"stream": "m+int8"}
+    nothing = judge("m", (DENSE, replace(INT8, speeds={})), LOADS[:1], 1.05)
+    assert nothing.undecided == ("at one stream: not measured",)
+    assert nothing.next_step is not None
+    assert nothing.next_step.command.startswith("sleb frontier m ")
+
+
+@st.composite
+def intervals(draw: st.DrawFn) -> Interval:
+    value = draw(st.integers(5, 40)) / 10
+    if draw(st.integers(0, 9)) == 0:
+        return Interval(value, None, None)
+    return about(value, draw(st.sampled_from([0.0, 0.1, 0.3])))
+
+
+@st.composite
+def some_points(draw: st.DrawFn) -> list[Point]:
+    return [
+        Point(
+            f"m@-{number}",
+            number,
+            ratios=draw(st.dictionaries(st.sampled_from(["prose", "code"]), intervals())),
+            speeds=draw(st.dictionaries(st.sampled_from(NAMES), intervals())),
+        )
+        for number in range(draw(st.integers(1, 8)))
+    ]
+
+
+@given(some_points(), st.randoms(use_true_random=False))
+def test_exactly_what_is_dominated_is_dropped_in_any_order(
+    points: list[Point], random: st.DataObject
+) -> None:
+    kept = frontier(points, NAMES)
+    assert kept
+    for one in points:
+        assert (one in kept) == (not any(dominates(other, one, NAMES) for other in points))
+        assert one in kept or any(dominates(other, one, NAMES) for other in kept)
+    shuffled = [*points]
+    random.shuffle(shuffled)  # type: ignore[attr-defined]  # a Random
+    assert {one.name for one in frontier(shuffled, NAMES)} == {one.name for one in kept}
