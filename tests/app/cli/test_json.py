@@ -75,6 +75,7 @@ HERE: Mapping[str, Callable[[Place], list[str]]] = {
     "heal": lambda at: [at.checkpoint, "--out", str(at.out / "healed"), *ONE_STEP],
     "eval": lambda at: [at.checkpoint, "--tasks", "ppl:prose", "--seqlen", "8", *WINDOWS],
     "advise": lambda _: ["tiny"],
+    "frontier": lambda _: ["tiny", "--loads", "stream", "--max-minutes", "0.2"],
     "export": lambda at: ["tiny@-1", str(at.out / "exported")],
     "stability": lambda at: [
         *("tiny", "--num-remove", "1", "--seeds", "0,1", "--out", str(at.out / "stability")),
