@@ -140,7 +140,7 @@ class ChatBody(GenerationBody):
     tools: Tools | None = optional("Functions that an output may call.")
     tool_choice: ToolChoice | None = optional(
         "A function, or required: an output calls one. none: an output is text. auto, "
-        "the default, leaves that to the model: only in vLLM with a parser of calls."
+        "the default, leaves that to the model, if its chat template has calls of tools."
     )
     functions: NoTools = optional("Not supported: see tools.")
     function_call: NoToolChoice = optional("Has no effect without functions.")

@@ -14,9 +14,10 @@ class FunctionSpec(Body):
     name: SchemaName = Field(description="Its name.")
     description: str | None = optional("What it does, for a chat template that tells the model.")
     parameters: dict[str, Any] | None = optional(
-        "A JSON schema of its arguments, which is enforced; by default, of any object."
+        "A JSON schema of its arguments; by default, of any object. It is enforced unless "
+        "tool_choice is auto."
     )
-    strict: StrictBool | None = optional("Has no effect: the schema is always enforced.")
+    strict: StrictBool | None = optional("Has no effect.")
 
 
 class Tool(Body):
