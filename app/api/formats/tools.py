@@ -81,22 +81,20 @@ def leaves_choice(body: ChatBody) -> bool:
 def check_choice(served: Served, body: ChatBody) -> None:
     """Raise ``ToolsRefused`` if the calls that the model chooses cannot be found in its output."""
     if not isinstance(served, ServedElsewhere):
-        return _check_choice_here(served, body)
-    in_vllm = served.vllm
-    if in_vllm is None:
+        _check_choice_here(served, body)
+    elif served.vllm is None:
         raise ToolsRefused(
             "tool_choice",
             "tool_choice: whether to call a tool cannot be left to a model of another server: "
             "name a function, or send `required`, or `none`",
         )
-    if not in_vllm.finds_calls:
+    elif not served.vllm.finds_calls:
         raise ToolsRefused(
             "tool_choice",
             "tool_choice: whether to call a tool can be left to this model only if its vLLM has a "
             "parser of calls: add `--enable-auto-tool-choice --tool-call-parser NAME` to "
             "SLEB_VLLM_ARGS, or name a function, or send `required`, or `none`",
         )
-    return None
 
 
 def _check_choice_here(served: ServedModel, body: ChatBody) -> None:
