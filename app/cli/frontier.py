@@ -32,7 +32,7 @@ def frontier(
     """Measure int8, every published depth and both together, and say what to take.
 
     All candidates take turns with the dense model on each load. Those that lose too much or are
-    surely slower get few turns. What is measured is kept for `sleb advise`.
+    surely slower get few turns. What is measured is kept in the data directory.
     """
     with starting():
         from app.commands.frontier import run_frontier
