@@ -131,7 +131,7 @@ class MeasuredSpeedups:
         try:
             return self._file.read()
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            logger.warning("%s is not used: %s", self._file.path, reason_of(error))
+            logger.warning("%s is ignored: %s", self._file.path, reason_of(error))
             return {}
 
 
@@ -161,5 +161,5 @@ def _parsed(content: bytes) -> _ByModel:
         for speedup in of_model.values():
             check_time("measured_at", speedup.measured_at)
             if (speedup.low is None) != (speedup.high is None):
-                raise InvalidRecord("an interval has one end")
+                raise InvalidRecord("only one bound of the interval is set")
     return by_model
