@@ -1,13 +1,16 @@
 """Small files of the data directory that several processes read. They are replaced as a whole."""
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from filelock import FileLock
 
-from pruning.records import read_stored, replace_file
+from pruning.records import read_stored, reason_of, replace_file
+
+logger = logging.getLogger(__name__)
 
 _Content = TypeVar("_Content")
 
@@ -37,6 +40,14 @@ class JsonFile(Generic[_Content]):
         except FileNotFoundError:
             self._content, self._version = self._empty(), None
         return self._content
+
+    def read_or_empty(self) -> _Content:
+        """The content, or that of a missing file if this one cannot be read, with a warning."""
+        try:
+            return self.read()
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            logger.warning("%s is not used: %s", self.path, reason_of(error))
+            return self._empty()
 
     def changing(self) -> FileLock:
         """Hold this lock from ``read`` to ``replace``."""

@@ -15,11 +15,11 @@ from pruning.checkpoints.store import CheckpointStore
 from pruning.data.calibration import evaluation_windows
 from pruning.data.corpora import CalibrationError
 from pruning.data.windows import Windows
+from pruning.evaluation.domains import domain_quality
 from pruning.evaluation.enough import FIRST_WINDOWS
-from pruning.evaluation.estimate import Strata
 from pruning.evaluation.frontier import worst_of
 from pruning.evaluation.perplexity import measure_perplexity
-from pruning.evaluation.quality import DomainQuality, Interval, Measured
+from pruning.evaluation.quality import DomainQuality, Interval
 from pruning.evaluation.verdict import Verdict
 from pruning.models.forward import InMemoryForward
 from pruning.models.store import LoadedModel
@@ -124,14 +124,4 @@ class _Losses:
     def _domain(self, model: str, domain: str) -> DomainQuality:
         losses = self._known[model, domain]
         dense = self._known["", domain][: len(losses)]
-        used = self._windows[domain].first(len(losses))
-        strata = Strata(used.kinds, used.documents)
-        return DomainQuality(
-            domain=domain,
-            source=used.source,
-            num_windows=len(losses),
-            seqlen=used.token_ids.shape[1],
-            digest=used.digest,
-            dense=Measured.of_dense(dense, strata),
-            raw=(Measured.against(dense, losses, strata),),
-        )
+        return domain_quality(domain, self._windows[domain], [dense, losses])

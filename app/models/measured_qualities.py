@@ -3,16 +3,13 @@
 The manifest of a checkpoint has those of plain weights only. Both are of the same windows of text.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from app.json_file import JsonFile
 from pruning.evaluation.quality import DomainQuality, Interval
-from pruning.records import InvalidRecord, parse_record, reason_of
-
-logger = logging.getLogger(__name__)
+from pruning.records import InvalidRecord, parse_record
 
 FILE = "qualities.json"
 _FORMAT = 1
@@ -29,31 +26,24 @@ class MeasuredQualities:
 
     def of(self, model: str, variant: str) -> Mapping[str, Interval]:
         """The ratios to the dense perplexity, by domain. None are known of another variant."""
-        domains = self._all().get(model, {}).get(variant, ())
+        domains = self._file.read_or_empty().get(model, {}).get(variant, ())
         return {domain.domain: domain.ratio(domain.raw[0]) for domain in domains}
 
     def of_model(self, model: str) -> Mapping[str, Sequence[DomainQuality]]:
-        return self._all().get(model, {})
+        return self._file.read_or_empty().get(model, {})
 
     def record(self, model: str, measured: Mapping[str, Sequence[DomainQuality]]) -> None:
         """Keep what was measured of these variants. Raises ``OSError``."""
         if not measured:
             return
         with self._file.changing():
-            known: dict[str, Mapping[str, Sequence[DomainQuality]]] = {**self._all()}
+            known: dict[str, Mapping[str, Sequence[DomainQuality]]] = {**self._file.read_or_empty()}
             known[model] = {**known.get(model, {}), **measured}
             rows = {
                 name: {variant: [*map(asdict, domains)] for variant, domains in variants.items()}
                 for name, variants in known.items()
             }
             self._file.replace({"format": _FORMAT, "models": rows})
-
-    def _all(self) -> _ByModel:
-        try:
-            return self._file.read()
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            logger.warning("%s is not used: %s", self._file.path, reason_of(error))
-            return {}
 
 
 def _parsed(content: bytes) -> _ByModel:

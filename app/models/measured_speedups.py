@@ -6,7 +6,6 @@ a comparison, and the one that is known most closely. A ratio that the one befor
 it: the machine or the software has changed.
 """
 
-import logging
 import math
 import re
 from collections.abc import Mapping
@@ -17,9 +16,7 @@ from typing import Self
 from app.json_file import JsonFile
 from pruning.checkpoints.store import Manifest
 from pruning.evaluation.quality import Interval
-from pruning.records import InvalidRecord, check_time, parse_record, read_record, reason_of
-
-logger = logging.getLogger(__name__)
+from pruning.records import InvalidRecord, check_time, parse_record, read_record
 
 FILE = "speedups.json"
 NOT_MEASURED = "not measured"
@@ -95,11 +92,11 @@ class MeasuredSpeedups:
 
     def at(self, model: str, num_blocks: int, what: Measurand) -> MeasuredSpeedup | None:
         """None if it was not measured, or on a model of another depth."""
-        speedup = self._all().get(model, {}).get(what)
+        speedup = self._file.read_or_empty().get(model, {}).get(what)
         return speedup if speedup and speedup.num_blocks == num_blocks else None
 
     def of_model(self, model: str) -> Mapping[Measurand, MeasuredSpeedup]:
-        return self._all().get(model, {})
+        return self._file.read_or_empty().get(model, {})
 
     def of_checkpoint(self, manifest: Manifest) -> Interval | None:
         """With all of its removals. None as above."""
@@ -110,7 +107,7 @@ class MeasuredSpeedups:
     def record(self, model: str, measured: Mapping[Measurand, MeasuredSpeedup]) -> None:
         """Keep what was measured, unless it is known better. Raises ``OSError``."""
         with self._file.changing():
-            models = self._all()
+            models = self._file.read_or_empty()
             known = models.get(model, {})
             better = {
                 what: speedup
@@ -126,13 +123,6 @@ class MeasuredSpeedups:
             for name, of_model in models.items()
         }
         self._file.replace({"format": _FORMAT, "models": rows})
-
-    def _all(self) -> _ByModel:
-        try:
-            return self._file.read()
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            logger.warning("%s is not used: %s", self._file.path, reason_of(error))
-            return {}
 
 
 def _replaces(new: MeasuredSpeedup, known: MeasuredSpeedup | None) -> bool:

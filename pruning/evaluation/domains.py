@@ -37,7 +37,7 @@ def measure_domains(
     while sizes:
         _measure(dense, models, windows, sizes, losses)
         measured = tuple(
-            _domain(name, windows[name], of_domain, tuple(own), len(raw))
+            domain_quality(name, windows[name], of_domain, tuple(own), len(raw))
             for name, of_domain in losses.items()
         )
         sizes = enough.next_sizes(measured, available) if enough else {}
@@ -112,15 +112,17 @@ def perplexity_curve(
     )
 
 
-def _domain(
+def domain_quality(
     name: str,
     windows: Windows,
     losses: Sequence[Losses],
-    repaired_depths: Sequence[int],
-    num_raw: int,
+    repaired_depths: Sequence[int] = (),
+    num_raw: int = 2,
 ) -> DomainQuality:
-    """``losses`` are of the dense model, of each depth, and of the repaired ones, on the first of
-    the ``windows``.
+    """The quality on the first ``windows`` of a domain, as many as there are losses of a model.
+
+    The first ``num_raw`` of the ``losses`` are of the dense model and after 1, 2 ... removals, the
+    others of ``repaired_depths``.
     """
     dense, *depths = losses[:num_raw]
     used = windows.first(len(dense))
