@@ -20,6 +20,9 @@ _LIMIT = {Verdict.KEPT: "", Verdict.EXCEEDED: "beyond", Verdict.UNDECIDED: "open
 
 def run_frontier(asked: Asked, settings: Settings, *, as_json: bool, out: Path | None) -> None:
     """Measure and print. Raises as ``measure_frontier``, and ``OSError`` for ``out``."""
+    if out is not None:  # an error now, and not after the measurements
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.touch()
     errors = Console(stderr=True, highlight=False)
     with errors.status("") as status:
 
@@ -30,7 +33,6 @@ def run_frontier(asked: Asked, settings: Settings, *, as_json: bool, out: Path |
 
         frontier = measure_frontier(asked, settings, say)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json_text(to_wire(frontier), indent=2) + "\n", encoding="utf-8")
     if as_json:
         print_json(to_wire(frontier))

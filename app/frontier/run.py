@@ -1,5 +1,6 @@
 """One measurement of the frontier: quality first, then speeds for what may still be taken."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,13 +18,15 @@ from app.frontier.loads import plans_of, streams_of
 from app.frontier.speeds import DENSE_MODEL, Open, Speeds, measure_speeds
 from app.models.catalog import Catalog
 from app.models.measured_qualities import MeasuredQualities
-from app.models.measured_speedups import Measurand, MeasuredSpeedups
+from app.models.measured_speedups import Measurand, MeasuredSpeedup, MeasuredSpeedups
 from pruning.config import Settings
 from pruning.evaluation.frontier import FrontierVerdict, Load, Point, judge, quality_of
 from pruning.evaluation.verdict import Verdict
 from pruning.models.store import ModelStore
 from pruning.spec import InvalidSpec, refused
 from pruning.storage.checkpoints import current_checkpoints
+
+logger = logging.getLogger(__name__)
 
 QUALITY_SHARE = 0.25  # of the time, at most, before speeds are measured
 _ANY_LENGTH = 1 << 20
@@ -97,9 +100,16 @@ def measure_frontier(
             lambda load, pairs: say(f"Measuring {load.words.partition(' ')[2]}, turn {pairs + 1}"),
         )
         for load in plans:
-            firm = of.firm(load, subject.num_blocks)
-            MeasuredSpeedups(settings.data_dir).record(asked.model, firm)
+            _keep(asked.model, of.firm(load, subject.num_blocks), settings)
     return _frontier(asked, points, speeds, timed, candidates.left_out)
+
+
+def _keep(model: str, firm: Mapping[Measurand, MeasuredSpeedup], settings: Settings) -> None:
+    """A disk that is full costs no verdict."""
+    try:
+        MeasuredSpeedups(settings.data_dir).record(model, firm)
+    except OSError as error:
+        logger.warning("speed-ups of %s are not kept: %s", model, error)
 
 
 def _split(
