@@ -194,11 +194,6 @@ class WorkerSettings(Settings):
         description="folder with lm-eval tasks that replace the built-in ones in jobs and `sleb "
         "eval`; their code is executed",
     )
-    task_data: AbsolutePath | None = Field(
-        default=None,
-        description="folder with the questions of lm-eval tasks as `TASK.jsonl`, which `sleb eval` "
-        "reads instead of downloading them",
-    )
     worker_metrics_port: int = Field(
         default=0, ge=0, le=65535, description="port of a worker's own `/metrics`; 0 disables it"
     )

@@ -51,8 +51,8 @@ def evaluate(
     task_data: Annotated[
         Path | None,
         typer.Option(
-            help="Directory with the questions of lm-eval's tasks as TASK.jsonl, instead of the "
-            "network [SLEB_TASK_DATA]."
+            help="Directory with the questions of lm-eval's tasks as TASK.jsonl, which are not "
+            "downloaded then. Not with --tasks-dir."
         ),
     ] = None,
     dtype: Annotated[
@@ -78,6 +78,8 @@ def evaluate(
     On texts, a pruned model is compared with its dense parent, and a repaired one also with its
     raw form.
     """
+    if tasks_dir is not None and task_data is not None:
+        raise typer.BadParameter("name --tasks-dir or --task-data, not both")
     settings = WorkerSettings()
     with starting():
         from app.commands.evaluate import Tasks, run_evaluation
@@ -87,7 +89,7 @@ def evaluate(
         seqlen=seqlen,
         num_windows=num_windows,
         tasks_dir=tasks_dir or settings.tasks_dir,
-        task_data=task_data or (None if tasks_dir else settings.task_data),
+        task_data=task_data,
         limit=limit,
         dtype=dtype,
         resident=resident,

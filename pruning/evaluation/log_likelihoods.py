@@ -12,6 +12,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pruning.evaluation.zero_shot import TaskUnusable
 from pruning.models.architectures import architecture
 from pruning.models.loss import last_hidden, token_losses
 from pruning.models.products import float32_products
@@ -114,9 +115,16 @@ class _Row:
 def _wanted(
     number: int, context: Sequence[int], continuation: Sequence[int], max_length: int
 ) -> _Wanted:
-    """Drop the start of a text that is too long, as lm-eval does. The last token is not read."""
+    """Drop the start of a text that is too long, as lm-eval does. The last token is not read.
+
+    Raises ``TaskUnusable`` for an answer that is too long by itself.
+    """
     room = max_length + 1 - len(continuation)
-    assert room > 0, "the continuation is longer than the context length of the model"
+    if room < 1:
+        raise TaskUnusable(
+            f"an answer has {len(continuation)} tokens, and the model takes {max_length} at most: "
+            "leave that question out"
+        )
     return _Wanted(number, tuple(context[-room:]), tuple(continuation))
 
 

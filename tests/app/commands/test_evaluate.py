@@ -336,7 +336,7 @@ def test_valid_json_of_a_pruned_model_stands_beside_that_of_its_parent(
 
 
 def test_tasks_are_read_from_files_and_compared_with_the_dense_parent(
-    data_dir: Path, published: Manifest, monkeypatch: pytest.MonkeyPatch
+    data_dir: Path, published: Manifest
 ) -> None:
     folder = write_task_files(data_dir / "tasks", "arc_easy", "lambada_openai", "openbook_qa")
     names = ["arc_easy", "lambada_openai", "openbookqa"]
@@ -346,11 +346,15 @@ def test_tasks_are_read_from_files_and_compared_with_the_dense_parent(
         assert [task["task"] for task in each["tasks"]] == names
         assert [task["num_samples"] for task in each["tasks"]] == [6, 3, 4]
         assert (each["perplexities"], each["probe"], each["valid_json"]) == ([], None, None)
-    monkeypatch.setenv("SLEB_TASK_DATA", str(folder))
-    [limited] = run("tiny", "--tasks", "arc_easy", "--limit", "2")
+    given = ("--task-data", folder)
+    [limited] = run("tiny", "--tasks", "arc_easy", "--limit", "2", *given)
     assert [task["num_samples"] for task in limited["tasks"]] == [2]
     with pytest.raises(TaskUnusable, match=r"has no file piqa\.jsonl"):
-        run("tiny", "--tasks", "arc_easy,piqa")
+        run("tiny", "--tasks", "arc_easy,piqa", *given)
+    both = ["eval", "tiny", "--task-data", str(folder), "--tasks-dir", str(folder)]
+    refused = CliRunner().invoke(command_line, both)
+    assert refused.exit_code == 2
+    assert "not both" in refused.stderr
 
 
 def test_tasks_are_told_apart() -> None:

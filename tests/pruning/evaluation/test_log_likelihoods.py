@@ -9,7 +9,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from pruning.evaluation.log_likelihoods import SharedContexts, shares_contexts
-from pruning.evaluation.zero_shot import _detached
+from pruning.evaluation.zero_shot import TaskUnusable, _detached
 from pruning.models.store import LoadedModel, load
 from tests.support.tiny_checkpoints import write_checkpoint
 
@@ -70,3 +70,10 @@ def test_a_context_that_is_too_long_loses_its_start(tiny_loaded: LoadedModel) ->
     context = [4 + number % 20 for number in range(most)]
     asked = [(("long", str(at)), context, [5 + at] * (1 + at)) for at in range(3)]
     assert_same(tiny_loaded, asked)
+
+
+def test_an_answer_that_is_too_long_by_itself_is_refused(tiny_loaded: LoadedModel) -> None:
+    most = tiny_loaded.model.config.max_position_embeddings
+    ours = SharedContexts(_detached(tiny_loaded.model), tiny_loaded.tokenizer, lambda *_: None)
+    with pytest.raises(TaskUnusable, match=rf"has {most + 1} tokens.* {most} at most"):
+        ours._loglikelihood_tokens([(("a", "b"), [5], [5] * (most + 1))])
