@@ -92,6 +92,20 @@ def be_killed_first() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 
 
+def fork_and_do(work: Callable[[], None]) -> int:
+    """Do ``work`` in a fork that ends after it and with this process. Returns its process id."""
+    parent = os.getpid()
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        end_with_parent(parent, signal.SIGKILL)
+        work()
+        os._exit(0)
+    finally:
+        os._exit(1)  # never back to the loop of the parent
+
+
 def limit_memory(num_bytes: int) -> None:
     """Have the kernel refuse this process more memory than what it has and so many bytes.
 

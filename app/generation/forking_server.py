@@ -4,12 +4,10 @@ It reads framed JSON from its standard input and writes framed JSON to its stand
 """
 
 import json
-import os
 import selectors
 import signal
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar
@@ -54,20 +52,6 @@ class ForkingServer(ABC, Generic[_Fork]):
 
     def answer(self, request_id: int, answer: dict[str, Any]) -> None:
         self._answers.send_bytes(json.dumps({"id": request_id, **answer}).encode())
-
-
-def fork_and_do(work: Callable[[], None]) -> int:
-    """Do ``work`` in a fork that ends after it and with this process. Returns its process id."""
-    parent = os.getpid()
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        end_with_parent(parent, signal.SIGKILL)
-        work()
-        os._exit(0)
-    finally:
-        os._exit(1)  # never back to the loop of the parent
 
 
 def serve(server: type[ForkingServer[Any]], parent: str) -> None:

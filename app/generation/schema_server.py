@@ -22,8 +22,8 @@ from app.engine.grammar import (
     grammar_tokens,
     schema_refused,
 )
-from app.generation.forking_server import ForkingServer, fork_and_do, serve
-from pruning.process import limit_memory, limit_time, lower_priority, took_longer
+from app.generation.forking_server import ForkingServer, serve
+from pruning.process import fork_and_do, limit_memory, limit_time, lower_priority, took_longer
 
 DEADLINE_S = 20.0  # of one schema, on a busy machine
 MEMORY_BYTES = 2**29  # beside what the process has

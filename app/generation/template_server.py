@@ -17,8 +17,8 @@ from typing import Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from app.generation.forking_server import ForkingServer, fork_and_do, serve
-from pruning.process import limit_memory, limit_time, took_longer
+from app.generation.forking_server import ForkingServer, serve
+from pruning.process import fork_and_do, limit_memory, limit_time, took_longer
 
 MAX_CPU_S = 3.0  # of one prompt
 DEADLINE_S = 30.0  # of the same, on a busy machine

@@ -7,7 +7,6 @@ for a path on a line of JSON, answers on another, and ends when it is not asked 
 import json
 import os
 import select
-import signal
 import string
 import sys
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from typing import Any
 from pruning.models.tokenizer_bounds import check_tokenizer
 from pruning.process import (
     be_killed_first,
-    end_with_parent,
+    fork_and_do,
     limit_memory,
     limit_time,
     lower_priority,
@@ -67,18 +66,17 @@ def _errors_that_return() -> Iterator[None]:
 def opened(path: Path, cpu_s: float) -> dict[str, str]:
     """Open the model in a fork. The answer says why it is refused, if it is."""
     reading, writing = os.pipe()
-    parent = os.getpid()
-    if not (pid := os.fork()):
+
+    def work() -> None:
+        limit_memory(_MEMORY_BYTES + _BYTES_PER_BYTE * _small_bytes(path))
+        limit_time(cpu_s, _DEADLINE_S)
         try:
-            end_with_parent(parent, signal.SIGKILL)
-            limit_memory(_MEMORY_BYTES + _BYTES_PER_BYTE * _small_bytes(path))
-            limit_time(cpu_s, _DEADLINE_S)
             open_model(path)
-            os._exit(0)
         except InvalidRecord as error:
             os.write(writing, str(error).encode()[:1_000])
-        finally:
-            os._exit(1)  # never back to the loop of the parent
+            raise
+
+    pid = fork_and_do(work)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
         reason = pipe.read().decode(errors="replace")
