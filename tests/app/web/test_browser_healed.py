@@ -147,7 +147,7 @@ def test_a_key_that_may_only_generate_is_not_offered_jobs_and_asks_once(
 def test_a_key_without_the_scope_sees_the_overview_while_a_job_runs(
     settings: ServeSettings, redis_url: str, job_store: JobStore
 ) -> None:
-    spec = PruneSpec("tiny", 2, calibration=CalibrationSpec(Dataset.SELF, num_samples=4, seqlen=8))
+    spec = PruneSpec("tiny", 2, calibration=CalibrationSpec(Dataset.SELF, num_samples=8, seqlen=8))
     publish_pruned(settings.data_dir, 2, job="done", spec=spec)
     running = job_store.create(spec).id
     job_store.start(running, "worker-1")
