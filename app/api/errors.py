@@ -56,7 +56,7 @@ from app.webhooks.target import InvalidWebhook, WebhooksOff
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointNotFound
 from pruning.data.corpora import CalibrationError
 from pruning.data.texts import TextUnusable
-from pruning.evaluation.zero_shot import ZeroShotUnavailable
+from pruning.evaluation.task_errors import ZeroShotUnavailable
 from pruning.extras import ExtraMissing
 from pruning.healing.record import NotHealable
 from pruning.jobs.conditions import CheckpointQuotaReached, QueueFull, QueueQuotaReached

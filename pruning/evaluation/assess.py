@@ -25,7 +25,8 @@ from pruning.evaluation.quality import (
 from pruning.evaluation.quality_gate import Judged, Probe, gated, undecided
 from pruning.evaluation.results import PAPER_TASKS, ZeroShot
 from pruning.evaluation.samples import sample_texts
-from pruning.evaluation.zero_shot import fetch_tasks, require_lm_eval, score_tasks
+from pruning.evaluation.task_errors import require_lm_eval
+from pruning.evaluation.zero_shot import fetch_tasks, score_tasks
 from pruning.models.architectures import ARCHITECTURES, check_quantizable
 from pruning.models.blocks import NO_OWN, Own, num_blocks
 from pruning.models.forward import Forward

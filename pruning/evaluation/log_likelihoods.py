@@ -12,7 +12,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning.evaluation.zero_shot import TaskUnusable
+from pruning.evaluation.task_errors import TaskUnusable
 from pruning.models.architectures import architecture
 from pruning.models.loss import last_hidden, token_losses
 from pruning.models.products import float32_products

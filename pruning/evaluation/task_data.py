@@ -14,7 +14,7 @@ from string import ascii_uppercase
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from pruning.evaluation.zero_shot import TaskUnusable, require_lm_eval
+from pruning.evaluation.task_errors import TaskUnusable, require_lm_eval
 
 _Fields = Mapping[str, Any]
 _QUESTION = "Question: "  # lm-eval's prompts begin with it, and so do the queries of llm-foundry

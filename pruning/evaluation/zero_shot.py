@@ -14,24 +14,10 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.evaluation.results import TaskScore
-from pruning.extras import has_extra, missing_extra
+from pruning.evaluation.task_errors import TaskUnusable, require_lm_eval
 from pruning.models.blocks import num_blocks, view
 
 _PREFERRED = ("acc_norm", "acc")
-
-
-class ZeroShotUnavailable(RuntimeError):
-    """lm-eval is not installed."""
-
-
-class TaskUnusable(ValueError):
-    """lm-eval has no such task, or cannot load its data."""
-
-
-def require_lm_eval() -> None:
-    """Raise ``ZeroShotUnavailable`` unless lm-eval is installed."""
-    if not has_extra("eval"):
-        raise ZeroShotUnavailable(missing_extra("eval", "a zero-shot task"))
 
 
 def check_tasks(tasks: Sequence[str], tasks_dir: Path | None = None) -> None:

@@ -12,7 +12,7 @@ from pruning.checkpoints.verify import CheckpointNotPortable
 from pruning.config import WorkerSettings
 from pruning.data.corpora import CalibrationError
 from pruning.evaluation.quality_gate import QualityGateFailed
-from pruning.evaluation.zero_shot import TaskUnusable, ZeroShotUnavailable
+from pruning.evaluation.task_errors import TaskUnusable, ZeroShotUnavailable
 from pruning.extras import ExtraMissing
 from pruning.healing.adapter import NothingToAdapt
 from pruning.healing.lock import HealingInProgress

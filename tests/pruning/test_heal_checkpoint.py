@@ -20,7 +20,8 @@ from pruning.evaluation.assess import assess_healed
 from pruning.evaluation.pruned_losses import PrunedModel
 from pruning.evaluation.quality_gate import QualityGateFailed
 from pruning.evaluation.results import PAPER_TASKS
-from pruning.evaluation.zero_shot import TaskUnusable, score_tasks
+from pruning.evaluation.task_errors import TaskUnusable
+from pruning.evaluation.zero_shot import score_tasks
 from pruning.healing.lock import HealingInProgress
 from pruning.healing.record import NotHealable, Step
 from pruning.models.blocks import NO_OWN, view

@@ -52,7 +52,7 @@ from app.config import ServeSettings
 from app.main import _tracing
 from pruning.checkpoints.quantized import require_compressed_tensors
 from pruning.data.corpora import HUB_CORPORA, Split
-from pruning.evaluation.zero_shot import require_lm_eval
+from pruning.evaluation.task_errors import require_lm_eval
 from pruning.heal_checkpoint import heal_checkpoint
 from pruning.models.demo_model import ensure_demo_model
 from pruning.search.ray_scoring import import_ray
@@ -96,7 +96,7 @@ except CalibrationError as error:
     assert error.code == "dataset_unreachable", error
 """,
     "eval": """
-from pruning.evaluation.zero_shot import require_lm_eval
+from pruning.evaluation.task_errors import require_lm_eval
 require_lm_eval()
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM

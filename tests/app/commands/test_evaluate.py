@@ -21,7 +21,7 @@ from pruning.config import WorkerSettings
 from pruning.data.texts import TextUnusable
 from pruning.evaluation.json_questions import JsonQuestion
 from pruning.evaluation.results import PAPER_TASKS
-from pruning.evaluation.zero_shot import TaskUnusable
+from pruning.evaluation.task_errors import TaskUnusable
 from pruning.models.quantize import int8_form, quantized
 from pruning.models.store import LoadedModel, ModelStore, load
 from pruning.repair.record import Method

@@ -14,7 +14,8 @@ from pruning.checkpoints.trajectory import legend
 from pruning.data.calibration import held_out
 from pruning.evaluation.quality import Quantized
 from pruning.evaluation.results import PAPER_TASKS, TaskScore, ZeroShot
-from pruning.evaluation.zero_shot import TaskUnusable, ZeroShotUnavailable, score_tasks
+from pruning.evaluation.task_errors import TaskUnusable, ZeroShotUnavailable
+from pruning.evaluation.zero_shot import score_tasks
 from pruning.models.architectures import CannotQuantize
 from pruning.models.blocks import view
 from pruning.models.quantize import quantized

@@ -9,7 +9,8 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from pruning.evaluation.log_likelihoods import SharedContexts, shares_contexts
-from pruning.evaluation.zero_shot import TaskUnusable, _detached
+from pruning.evaluation.task_errors import TaskUnusable
+from pruning.evaluation.zero_shot import _detached
 from pruning.models.store import LoadedModel, load
 from tests.support.tiny_checkpoints import write_checkpoint
 

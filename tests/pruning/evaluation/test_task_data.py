@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from pruning.evaluation.task_data import TASKS_WITH_FILES, task_folder, tasks_in
-from pruning.evaluation.zero_shot import TaskUnusable, fetch_tasks
+from pruning.evaluation.task_errors import TaskUnusable
+from pruning.evaluation.zero_shot import fetch_tasks
 from tests.support.task_files import LINES, write_task_files
 
 

@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 
 from pruning import extras
 from pruning.evaluation.results import PAPER_TASKS, TaskScore, mean_accuracy
-from pruning.evaluation.zero_shot import TaskUnusable, ZeroShotUnavailable, score_tasks
+from pruning.evaluation.task_errors import TaskUnusable, ZeroShotUnavailable
+from pruning.evaluation.zero_shot import score_tasks
 from pruning.models.blocks import view
 from pruning.models.store import LoadedModel, load
 from tests.support.zero_shot_tasks import DOCUMENTS, TASK, write_tasks

@@ -10,7 +10,7 @@ from pruning.checkpoints.publish import CheckpointExists, DiskFull
 from pruning.checkpoints.verify import CheckpointNotPortable
 from pruning.data.corpora import CalibrationError
 from pruning.evaluation.quality_gate import QualityGateFailed
-from pruning.evaluation.zero_shot import TaskUnusable, ZeroShotUnavailable
+from pruning.evaluation.task_errors import TaskUnusable, ZeroShotUnavailable
 from pruning.jobs.job import Job, JobError, JobStatus
 from pruning.jobs.queue import PruneQueue
 from pruning.jobs.store import JobStore
