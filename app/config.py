@@ -37,8 +37,8 @@ def _signing_secret(text: str) -> str:
         key = b""
     if not text.startswith(_SECRET_PREFIX) or not 24 <= len(key) <= 64:
         raise ValueError(
-            "must be whsec_ and the base64 of 24 to 64 random bytes; generate one with: "
-            "echo whsec_$(openssl rand -base64 32)"
+            "must be whsec_ followed by the base64 of 24 to 64 random bytes; generate one "
+            "with: echo whsec_$(openssl rand -base64 32)"
         )
     return text
 
@@ -46,13 +46,13 @@ def _signing_secret(text: str) -> str:
 def _command_line(text: str) -> str:
     for argument in shlex.split(text):  # raises ValueError for an open quote
         if (option := argument.partition("=")[0].replace("_", "-")) in _OF_THE_SERVICE:
-            raise ValueError(f"the service sets {option} itself: leave it out")
+            raise ValueError(f"{option} is set by the service: remove it")
     return text
 
 
 def _shadow_direction(text: str) -> str:
     if text != "dense" and VariantName.parse(text).is_dense:
-        raise ValueError(f"{text!r} is neither `dense` nor the name of a variant, as `NAME@-6`")
+        raise ValueError(f"{text!r}: expected `dense` or a variant, e.g. `NAME@-6`")
     return text
 
 
@@ -71,7 +71,7 @@ class ServeSettings(Settings):
     )
     tls_cert: AbsolutePath | None = _unset(
         "PEM file with the certificate of the API and its chain; unset serves HTTP. "
-        "Read again when it changes"
+        "Reloaded when it changes"
     )
     tls_key: AbsolutePath | None = _unset(
         "PEM file with the key of `SLEB_TLS_CERT`, without a passphrase"
@@ -88,7 +88,7 @@ class ServeSettings(Settings):
     )
     insecure: bool = Field(
         default=False,
-        description="`true` allows listening beyond this machine without API keys",
+        description="`true` accepts connections from other machines without API keys",
     )
     address_connections: PositiveInt | None = _unset(
         "open connections allowed per address; beyond them only `/health` is answered; "
@@ -125,25 +125,25 @@ class ServeSettings(Settings):
         "processed, and one for its response; unset writes none"
     )
     api_key: Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,512}$")] | None = _unset(
-        "key that `sleb jobs` sends to the service", repr=False
+        "API key that `sleb jobs` sends to the service", repr=False
     )
     preload: tuple[str, ...] | None = _unset(
-        "JSON list of models to load before the API is ready; unset is all dense models"
+        "JSON list of models to load before the API is ready; unset loads all dense models"
     )
     max_weight_bytes: Annotated[ByteSize, Field(gt=0)] | None = _unset(
-        "maximum size of all loaded weights, in bytes or as `40GiB`; unset is the "
+        "maximum size of all loaded weights, in bytes or e.g. `40GiB`; unset is the "
         "free memory of the device"
     )
     external_models: AbsolutePath | None = _unset(
-        "file that declares models on other servers; unset is `external.toml` in the "
-        "data directory, if it exists"
+        "file that declares models on external servers; unset is `external.toml` in "
+        "the data directory, if it exists"
     )
     model_sources: tuple[str, ...] | None = _unset(
-        "JSON list of hub models and URLs that `sleb models add` may fetch, as "
+        "JSON list of hub models and URLs that `sleb models add` may download, e.g. "
         '`["my-org/*", "s3://models/*"]`; unset allows all'
     )
     max_num_seqs: PositiveInt = Field(
-        default=64, description="sequences generated concurrently, over all variants"
+        default=64, description="maximum sequences generated concurrently, over all variants"
     )
     max_batch_tokens: PositiveInt = Field(
         default=512,
@@ -170,8 +170,8 @@ class ServeSettings(Settings):
     )
     cuda_graphs: bool = Field(
         default=True,
-        description="`false` launches the kernels of each decode step on a GPU one by one, "
-        "instead of replaying CUDA graphs",
+        description="`false` launches the kernels of each decode step on a GPU one by one, instead "
+        "of replaying CUDA graphs",
     )
     engine: Literal["own", "vllm"] = Field(
         default="own",
@@ -214,21 +214,21 @@ class ServeSettings(Settings):
         "with 429",
     )
     max_model_len: Annotated[int, Field(ge=2)] | None = _unset(  # one of prompt, one of output
-        "maximum tokens of prompt and output together; unset is the model's limit"
+        "maximum prompt and output tokens per sequence; unset is the model's context length"
     )
     max_queued_jobs: PositiveInt = Field(
         default=100,
-        description="pruning jobs that may wait for a worker; more are refused with 429",
+        description="maximum queued pruning jobs; more are rejected with 429",
     )
     max_body_bytes: int = Field(
         default=4 * 2**20,
         ge=64,  # the shortest useful request
-        description="maximum bytes of a request body; larger ones are refused with 413",
+        description="maximum size of a request body in bytes; larger ones are rejected with 413",
     )
     max_text_bytes: Annotated[ByteSize, Field(gt=0)] = Field(
         default=ByteSize(256 * 2**20),
-        description="maximum size of a calibration file in the texts folder, in bytes or as "
-        "`1GiB`; larger ones are refused with 422",
+        description="maximum size of a calibration file in the texts folder, in bytes or e.g. "
+        "`1GiB`; larger ones are rejected with 422",
     )
     webhook_secret: Annotated[str, AfterValidator(_signing_secret)] | None = _unset(
         "key that signs webhooks: `whsec_` and 24 to 64 random bytes in base64; unset "
@@ -239,10 +239,10 @@ class ServeSettings(Settings):
         default=False, description="`true` allows webhooks to private addresses"
     )
     keep_jobs_s: PositiveFloat | None = _unset(
-        "seconds to keep a job after its end; unset is forever"
+        "seconds to keep a job after it ends; unset is forever"
     )
     keep_checkpoints_s: PositiveFloat | None = _unset(
-        "seconds to keep the checkpoint of a job after its end; unset is forever"
+        "seconds to keep the checkpoint of a job after it ends; unset is forever"
     )
     request_timeout_s: PositiveFloat | None = _unset(
         "maximum duration of a generation in seconds; an output that reaches it has the "
@@ -252,7 +252,7 @@ class ServeSettings(Settings):
         default=0.0,
         ge=0,
         le=1,
-        description="share, 0 to 1, of live requests to replay on another variant while the "
+        description="fraction of live requests, 0 to 1, to replay on another variant while the "
         "engine is idle",
     )
     shadow_direction: Annotated[str, AfterValidator(_shadow_direction)] = Field(
@@ -261,13 +261,13 @@ class ServeSettings(Settings):
         "or `@-6` for every model, replays requests for the dense model on that variant",
     )
     otlp_endpoint: AnyHttpUrl | None = _unset(
-        "OpenTelemetry collector to send traces to, as `http://HOST:4318`; unset is "
-        "`OTEL_EXPORTER_OTLP_ENDPOINT`, or no traces; needs the extra `otel`",
+        "OpenTelemetry collector for traces, e.g. `http://HOST:4318`; unset is "
+        "`OTEL_EXPORTER_OTLP_ENDPOINT`, or no traces; requires the extra `otel`",
         validation_alias=AliasChoices("SLEB_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"),
     )
     engine_stall_s: PositiveFloat = Field(
         default=120.0,
-        description="seconds that one engine step may take before `/health/live` responds with 503",
+        description="maximum seconds of an engine step before `/health/live` returns 503",
     )
     drain_s: NonNegativeFloat = Field(
         default=30.0, description="seconds that running requests may take to finish at shutdown"
@@ -278,12 +278,12 @@ class ServeSettings(Settings):
         if self.shadow_direction != "dense" and not self.shadow_share:
             raise ValueError(
                 "SLEB_SHADOW_DIRECTION is set, but SLEB_SHADOW_SHARE is 0, so nothing is "
-                "replayed: set the share, as 0.05, or unset the direction"
+                "replayed: set the share, e.g. 0.05, or unset the direction"
             )
         if self.engine == "vllm" and self.shadow_share and self.vllm_servers < 2:
             raise ValueError(
-                "SLEB_SHADOW_SHARE is set, but SLEB_VLLM_SERVERS is 1, and a request is replayed "
-                "on two models, each with a server of its own: set SLEB_VLLM_SERVERS to 2 or more, "
+                "SLEB_SHADOW_SHARE requires two vLLM servers, because a request is replayed on "
+                "two models, but SLEB_VLLM_SERVERS is 1: set SLEB_VLLM_SERVERS to 2 or more, "
                 "or unset the share"
             )
         return self
@@ -294,13 +294,13 @@ class ServeSettings(Settings):
             self.tls_client_ca is not None and self.tls_cert is None
         ):
             raise ValueError(
-                "SLEB_TLS_CERT and SLEB_TLS_KEY belong together, and SLEB_TLS_CLIENT_CA needs "
-                "both: set all that TLS needs, or none"
+                "incomplete TLS settings: SLEB_TLS_CERT and SLEB_TLS_KEY must be set together, "
+                "and SLEB_TLS_CLIENT_CA requires both"
             )
         if self.webhook_allow_private and self.webhook_secret is None:
             raise ValueError(
-                "SLEB_WEBHOOK_ALLOW_PRIVATE is true, but without SLEB_WEBHOOK_SECRET no webhook "
-                "is sent: set the secret, or unset SLEB_WEBHOOK_ALLOW_PRIVATE"
+                "SLEB_WEBHOOK_ALLOW_PRIVATE is true, but SLEB_WEBHOOK_SECRET is not set, so no "
+                "webhook is sent: set the secret, or unset SLEB_WEBHOOK_ALLOW_PRIVATE"
             )
         return self
 
@@ -351,14 +351,16 @@ class ClusterSettings(ServeSettings):
     )
     gates: PositiveInt = Field(
         default=1,
-        description="ingress processes, which forward requests to replicas and need no GPU",
+        description="number of ingress processes, which forward requests to replicas and need no "
+        "GPU",
     )
     tokens_per_replica: PositiveInt = Field(
         default=8192,
-        description="target number of waiting tokens per replica; more start another replica",
+        description="target number of waiting tokens per replica; above it, another replica is "
+        "started",
     )
     scale_up_s: NonNegativeFloat = Field(
-        default=30.0, description="seconds of higher load before a replica is started"
+        default=30.0, description="seconds of higher load before another replica is started"
     )
     scale_down_s: NonNegativeFloat = Field(
         default=600.0, description="seconds of lower load before a replica is stopped"

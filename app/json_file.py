@@ -46,7 +46,7 @@ class JsonFile(Generic[_Content]):
         try:
             return self.read()
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            logger.warning("%s is not used: %s", self.path, reason_of(error))
+            logger.warning("%s is ignored: %s", self.path, reason_of(error))
             return self._empty()
 
     def changing(self) -> FileLock:

@@ -113,8 +113,8 @@ def check_port(settings: ServeSettings) -> None:
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise PortTaken(
-                    f"port {port} of {host} is in use: another service may be running, so "
-                    f"stop it, or choose another port with {option}"
+                    f"port {port} of {host} is in use, perhaps by another service: stop "
+                    f"it, or choose another port with {option}"
                 ) from error
 
 
@@ -139,18 +139,15 @@ def check_ports(api: ServeSettings, worker: WorkerSettings) -> None:
     }
     for (name, port), (other_name, other) in combinations(ports.items(), 2):
         if port and port == other:
-            raise PortTaken(
-                f"{name} and {other_name} are both {port}: the API, its metrics and the worker's "
-                "metrics need a port each"
-            )
+            raise PortTaken(f"{name} and {other_name} are both {port}: use different ports")
 
 
 def check_cluster(settings: ClusterSettings) -> None:
     """Check what needs no Ray. Raises ``NoCluster``."""
     if settings.tls_cert is not None:
         raise NoCluster(
-            "the ingress of a cluster serves HTTP only: unset SLEB_TLS_CERT, SLEB_TLS_KEY and "
-            "SLEB_TLS_CLIENT_CA, and put a proxy with TLS in front"
+            "the ingress of a cluster supports only HTTP: unset SLEB_TLS_CERT, "
+            "SLEB_TLS_KEY and SLEB_TLS_CLIENT_CA, and use a TLS proxy"
         )
     if settings.metrics_port:
         raise NoCluster(
@@ -159,8 +156,8 @@ def check_cluster(settings: ClusterSettings) -> None:
         )
     if settings.redis_url is None:
         raise NoCluster(  # each machine would have its own job store
-            "SLEB_REDIS_URL has to name a Redis or Valkey server that all machines of the cluster "
-            "can reach: a cluster does not start one"
+            "SLEB_REDIS_URL must be a Redis or Valkey server that all machines of the "
+            "cluster can reach: a cluster does not start one"
         )
 
 
@@ -177,8 +174,8 @@ def _invalid(name: str, message: str) -> str:
 
 def _unknown(name: str, known: Iterable[str]) -> str:
     near = get_close_matches(name, [one for one in known if one.startswith(_PREFIX)], n=1)
-    hint = f"did you mean {near[0]}?" if near else "docs/settings.md lists all settings."
-    return f"there is no setting {name}: {hint} Correct or unset the variable"
+    hint = f"did you mean {near[0]}?" if near else "see docs/settings.md for all settings."
+    return f"unknown setting {name}: {hint} Correct or unset the variable"
 
 
 def _effective(

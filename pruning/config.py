@@ -40,7 +40,7 @@ def _store_url(text: str) -> str:
     except ValueError:
         is_valid = False
     if not is_valid or (parts.scheme == "unix" and not parts.path):
-        raise ValueError("must be redis://HOST:PORT, rediss://HOST:PORT or unix:///PATH")
+        raise ValueError("expected redis://HOST:PORT, rediss://HOST:PORT or unix:///PATH")
     return text
 
 
@@ -85,7 +85,7 @@ class Settings(BaseSettings):
 
     data_dir: AbsolutePath = Field(
         default_factory=lambda: platformdirs.user_data_path("sleb-serve"),
-        description="models, checkpoints, texts and the embedded Valkey",
+        description="directory for models, checkpoints, texts and the embedded Valkey",
     )
     redis_url: Annotated[str, AfterValidator(_store_url)] | None = Field(
         default=None,
@@ -95,7 +95,7 @@ class Settings(BaseSettings):
     secrets_dir: AbsolutePath | None = Field(
         default=None,
         description="folder with one file per secret setting, named like its variable "
-        "(`sleb_redis_url`); the variable takes precedence over the file",
+        "(`sleb_redis_url`); variables take precedence",
     )
     host: IPv4Address | IPv6Address | Literal["localhost"] = Field(
         default=IPv4Address("127.0.0.1"),
@@ -177,8 +177,8 @@ class WorkerSettings(Settings):
 
     state_budget: Annotated[ByteSize, Field(gt=0)] | None = Field(
         default=None,
-        description="memory for the hidden states of a search, in bytes or as `4GiB`; unset "
-        "uses half of the free memory",
+        description="memory for the hidden states of a search, in bytes or e.g. `4GiB`; unset uses "
+        "half of the free memory",
     )
     num_actors: NonNegativeInt = Field(
         default=0,
@@ -186,8 +186,8 @@ class WorkerSettings(Settings):
     )
     verify: Verify = Field(
         default=Verify.PROCESS,
-        description="where a checkpoint is loaded and compared before it is published: in a new "
-        "`process`, `inline` in the process that wrote it, or nowhere (`off`)",
+        description="where a checkpoint is loaded and compared before publication: in a new "
+        "`process`, `inline` in the process that wrote it, or not at all (`off`)",
     )
     tasks_dir: AbsolutePath | None = Field(
         default=None,
@@ -195,7 +195,7 @@ class WorkerSettings(Settings):
         "eval`; their code is executed",
     )
     worker_metrics_port: int = Field(
-        default=0, ge=0, le=65535, description="port of a worker's own `/metrics`; 0 disables it"
+        default=0, ge=0, le=65535, description="port of a worker's `/metrics`; 0 disables it"
     )
     mlflow_uri: str | None = Field(
         default=None,
@@ -208,7 +208,7 @@ class WorkerSettings(Settings):
     )
     cancel_s: NonNegativeFloat = Field(
         default=30.0,
-        description="seconds that a job may take to cancel or pause before its process is killed",
+        description="seconds for a job to cancel or pause before its process is killed",
     )
 
 
@@ -238,12 +238,12 @@ def _secrets_dir() -> Path | None:
         ]
     except OSError as error:
         raise UnreadableSecrets(
-            f"SLEB_SECRETS_DIR={folder} is not a readable folder ({error.strerror}): "
-            "correct or unset the variable"
+            f"cannot read SLEB_SECRETS_DIR={folder} ({error.strerror}): correct or unset "
+            "the variable"
         ) from error
     if unreadable:
         raise UnreadableSecrets(
-            f"{unreadable[0]} cannot be read: allow the user of this process to read it"
+            f"cannot read {unreadable[0]}: give the user of this process read permission"
         )
     return directory
 

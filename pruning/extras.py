@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 
 class ExtraMissing(RuntimeError):
-    """What was asked for needs a package that is not installed."""
+    """A feature needs a package that is not installed."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def require_extra(name: str, what: str) -> None:
 
 def missing_extra(name: str, what: str) -> str:
     """The message for a user who asks for ``what`` without the extra."""
-    return f"{what} needs the extra `{name}`: {install_command(name)}"
+    return f"{what} requires the extra `{name}`: {install_command(name)}"
 
 
 def install_command(*names: str) -> str:

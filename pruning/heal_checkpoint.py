@@ -217,8 +217,8 @@ class _Healing:
         trained = self._trained(HEALED, students, heal)
         if trained.progress.step and not trained.progress.best.step:
             raise HealingDiverged(
-                f"the healing brought {self.source.name} no nearer to {self.source.parent} on "
-                "held-out text than it was before: choose a lower learning rate than "
+                f"the healing did not bring {self.source.name} closer to {self.source.parent} on "
+                "held-out text: choose a learning rate below "
                 f"{heal.rate(dense.config.hidden_size):g}"
             )
         return trained
@@ -296,8 +296,8 @@ class _Healing:
         self.peers.take_first(list(adapter.parameters.values()))
         if (first := self.peers.as_first(step)) != step:
             raise PeerLost(
-                f"the first process goes on from step {first:g}, this one from {step}: all of "
-                "them need the same data directory"
+                f"the first process resumes from step {first:g}, this one from step {step}: all "
+                "processes need the same data directory"
             )
 
     def _save(self, file: Path, training: Training) -> None:
@@ -384,8 +384,8 @@ def _parent_of(source: Manifest, models: ModelStore, resources: Resources) -> De
     path = models.inspect(source.parent).path
     if source.parent_fingerprint not in (None, fingerprint(path)):
         raise NotHealable(
-            f"{source.parent} was replaced since {source.name} was pruned from it, so it cannot "
-            "teach it: prune it again"
+            f"{source.parent} was replaced after {source.name} was pruned from it, so it "
+            "cannot be the teacher: prune the model again"
         )
     dtype = PruneSpec.from_dict(source.spec).dtype
     return load_dense_model(path, Resident.MODEL, replace(resources, num_actors=0), dtype=dtype)

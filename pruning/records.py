@@ -45,7 +45,7 @@ def read_stored(path: Path, most_bytes: int = MAX_BYTES) -> bytes:
     with open_stored(path) as file:
         num_bytes = os.fstat(file.fileno()).st_size
         if num_bytes > most_bytes:
-            reason = f"it has {num_bytes} bytes, and {most_bytes} are the limit"
+            reason = f"it has {num_bytes} bytes, more than the limit of {most_bytes}"
             raise OSError(errno.EFBIG, reason, str(path))
         return file.read(most_bytes)
 
@@ -61,7 +61,7 @@ def open_stored(path: Path, *, is_link_allowed: bool = True) -> BinaryIO:
     if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         return file
     file.close()
-    raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    raise OSError(errno.EINVAL, "it is not a regular file", str(path))
 
 
 def replace_file(path: Path, content: bytes, mode: int = 0o600) -> None:
@@ -80,7 +80,7 @@ def replace_file(path: Path, content: bytes, mode: int = 0o600) -> None:
 def parse_record(content: bytes | str) -> dict[str, Any]:
     """The fields of a record. Raises ``InvalidRecord``."""
     if len(content) > MAX_BYTES:
-        raise InvalidRecord(f"it has {len(content)} bytes, and {MAX_BYTES} are the limit")
+        raise InvalidRecord(f"it has {len(content)} bytes, more than the limit of {MAX_BYTES}")
     try:
         parsed = json.loads(content)
     except RecursionError as error:
@@ -88,7 +88,7 @@ def parse_record(content: bytes | str) -> dict[str, Any]:
     except ValueError as error:
         raise InvalidRecord(f"it is not JSON: {error}") from error
     if not isinstance(parsed, dict):
-        raise InvalidRecord(f"expected a JSON object, and it is {_shown(parsed)}")
+        raise InvalidRecord(f"expected a JSON object, got {_shown(parsed)}")
     return parsed
 
 
@@ -118,7 +118,7 @@ def check_record(record: object) -> None:
 def check_time(name: str, at: float | None) -> None:
     """Raises ``InvalidRecord`` for what is no time in seconds since the epoch."""
     if at is not None and not 0 <= at <= MAX_TIME_S:
-        raise InvalidRecord(f"{name}: expected seconds since the epoch, and it is {_shown(at)}")
+        raise InvalidRecord(f"{name}: expected seconds since the epoch, got {_shown(at)}")
 
 
 def reason_of(error: Exception) -> str:
@@ -260,7 +260,7 @@ def _is_text(text: str) -> bool:
 def _expect(is_so: bool, value: object, expected: str, where: str) -> None:
     if not is_so:
         place = where or "the record"
-        raise InvalidRecord(f"{place}: expected {expected}, and it is {_shown(value)}")
+        raise InvalidRecord(f"{place}: expected {expected}, got {_shown(value)}")
 
 
 def _shown(value: object) -> str:

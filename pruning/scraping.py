@@ -25,8 +25,8 @@ def metrics_served(
         server, thread = start_http_server(port, host, registry)
     except OSError as error:
         raise MetricsPortUnavailable(
-            f"the metrics cannot be served on port {port} of {host} ({error}): set {setting} to "
-            "another port, or to 0 for none"
+            f"cannot serve metrics on port {port} of {host} ({error}): set {setting} to another "
+            "port, or to 0 to disable it"
         ) from error
     try:
         yield

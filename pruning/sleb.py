@@ -55,7 +55,8 @@ def sleb(
     free = max(0, num_blocks - max(1, protect_first + protect_last))  # one block must stay
     if not len(removed) <= num_remove <= free or min(protect_first, protect_last) < 0:
         raise TooManyRemovals(
-            "num_remove", f"cannot remove {num_remove} of {num_blocks} blocks: {free} can go"
+            "num_remove",
+            f"cannot remove {num_remove} of {num_blocks} blocks: only {free} can be removed",
         )
     keep = list(range(num_blocks))
     for block in removed:

@@ -38,8 +38,9 @@ class StoreUrl:
             {".", ".."} & set(path.split("/"))
         ):
             raise InvalidStoreUrl(
-                "must be s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, hf://ORG/NAME or file:///FOLDER; "
-                "credentials are not part of it, but in the environment, as AWS_PROFILE or HF_TOKEN"
+                "must be s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, hf://ORG/NAME or "
+                "file:///FOLDER; set credentials in the environment, e.g. AWS_PROFILE or "
+                "HF_TOKEN, not in the URL"
             )
         return cls(parts.scheme, path)
 

@@ -108,7 +108,9 @@ ServicesDep = Annotated[Services, Depends(_services)]
 async def _generator(services: ServicesDep) -> Generator:
     """Raises ``EngineStopped`` for requests that arrive while the process drains."""
     if services.readiness.is_draining:
-        raise EngineStopped("this process is shutting down: retry, or ask another replica")
+        raise EngineStopped(
+            "this process is shutting down: retry the request, or send it to another replica"
+        )
     return services.generation.generator
 
 
@@ -116,7 +118,7 @@ GeneratorDep = Annotated[Generator, Depends(_generator)]
 
 
 async def _job_id(
-    job_id: Annotated[str, Path(description="Id of the job, as `prn-0123456789abcdef01234`.")],
+    job_id: Annotated[str, Path(description="Id of the job, e.g. `prn-0123456789abcdef01234`.")],
     services: ServicesDep,
 ) -> str:
     """Raises ``JobNotFound`` for a job of another tenant, as for one that does not exist."""
@@ -130,5 +132,5 @@ async def _job_id(
 JobId = Annotated[str, Depends(_job_id)]
 ModelOrAlias = Annotated[
     str,
-    Path(description="A dense model, a variant of one, as `smollm2-135m@-3`, or an alias."),
+    Path(description="A dense model, a variant such as `smollm2-135m@-3`, or an alias."),
 ]

@@ -81,14 +81,18 @@ logger = logging.getLogger(__name__)
 Problems = Mapping[type[Exception], tuple[int, str, str]]
 
 _AUTH: Problems = {
-    NotLocal: (403, "not-local", "Without an API key only requests from this machine are allowed."),
-    KeyRefused: (401, "invalid-api-key", "API key missing or invalid."),
-    NotSameOrigin: (403, "not-same-origin", "A session accepts changes from its own pages only."),
-    SessionsNotKept: (503, "sessions-not-kept", "The files of sessions cannot be used."),
+    NotLocal: (403, "not-local", "Without API keys, only requests from this machine are allowed."),
+    KeyRefused: (401, "invalid-api-key", "The API key is missing or invalid."),
+    NotSameOrigin: (
+        403,
+        "not-same-origin",
+        "Requests with a session cookie must come from this service's own pages.",
+    ),
+    SessionsNotKept: (503, "sessions-not-kept", "Session files cannot be read or written."),
     ScopeMissing: (403, "scope-missing", "The API key lacks the required scope."),
     AuditUnavailable: (503, "audit-unavailable", "The audit log cannot be written."),
-    LimitReached: (429, "key-limit-reached", "Rate limit of this API key exceeded."),
-    TokenQuotaReached: (429, "token-quota-reached", "The quota of tokens per minute is reached."),
+    LimitReached: (429, "key-limit-reached", "The rate limit of this API key is exceeded."),
+    TokenQuotaReached: (429, "token-quota-reached", "The token quota per minute is exceeded."),
 }
 _MODELS: Problems = {
     UnknownModel: (404, "model-not-found", "Model not found."),
@@ -96,13 +100,13 @@ _MODELS: Problems = {
     NotAModel: (422, "not-a-model", "The model directory contains no usable model."),
     UnknownArchitecture: (422, "unknown-architecture", "Model architecture not supported."),
     UnsupportedConfig: (422, "unsupported-config", "Model configuration not supported."),
-    CannotCompute: (422, "cannot-compute", "The model computes no token."),
+    CannotCompute: (422, "cannot-compute", "The model cannot generate a token."),
     CheckpointNotFound: (404, "checkpoint-not-found", "Checkpoint or file not found."),
     ResultNotFound: (404, "result-not-found", "Result not found."),
     CheckpointCorrupt: (422, "checkpoint-corrupt", "The checkpoint is corrupt."),
-    InvalidAlias: (422, "invalid-alias", "The alias cannot be set."),
-    AliasTaken: (409, "alias-taken", "A model has the name of the alias."),
-    InvalidAliasFile: (500, "invalid-alias-file", "The file of aliases is invalid."),
+    InvalidAlias: (422, "invalid-alias", "The alias is invalid."),
+    AliasTaken: (409, "alias-taken", "A model already has this name."),
+    InvalidAliasFile: (500, "invalid-alias-file", "The alias file is invalid."),
     NotDeletable: (409, "not-deletable", "Only dense models and aliases can be deleted here."),
     ModelInUse: (409, "model-in-use", "The model is in use."),
     ModelReplaced: (409, "model-replaced", "The model was replaced after it was loaded."),
@@ -110,18 +114,26 @@ _MODELS: Problems = {
     StoreError: (503, "checkpoint-store-unavailable", "The object store is unavailable."),
     # not 503, which asks clients to retry: first something must be unloaded (RFC 4918, 11.5)
     NoRoomInCache: (507, "no-room-in-cache", "Not enough disk space for the checkpoint."),
-    CacheTooSmall: (507, "cache-too-small", "Not enough memory for keys and values."),
-    CacheTooLarge: (507, "cache-too-large", "The memory for keys and values is set too high."),
+    CacheTooSmall: (507, "cache-too-small", "Not enough memory for the KV cache."),
+    CacheTooLarge: (507, "cache-too-large", "The KV cache is configured too large."),
     NoRoomForWeights: (507, "no-room-for-weights", "Not enough memory to load the model."),
-    ResultNotKept: (507, "result-not-kept", "The result cannot be written."),
+    ResultNotKept: (507, "result-not-kept", "The result cannot be saved."),
 }
 _JOBS: Problems = {
     JobNotFound: (404, "job-not-found", "Job not found."),
-    IllegalTransition: (409, "illegal-transition", "The status of the job does not allow this."),
-    CheckpointInUse: (409, "checkpoint-in-use", "An alias means the checkpoint."),
-    InvalidSpec: (422, "invalid-spec", "A parameter of the job is out of range."),
+    IllegalTransition: (
+        409,
+        "illegal-transition",
+        "The job's status does not allow this operation.",
+    ),
+    CheckpointInUse: (409, "checkpoint-in-use", "An alias refers to the checkpoint."),
+    InvalidSpec: (422, "invalid-spec", "A job parameter is invalid."),
     TooManyRemovals: (422, "too-many-removals", "The model has too few removable blocks."),
-    TargetUnreachable: (422, "target-unreachable", "No number of removals reaches the target."),
+    TargetUnreachable: (
+        422,
+        "target-unreachable",
+        "The target cannot be reached by removing blocks.",
+    ),
     NotHealable: (422, "not-healable", "The checkpoint cannot be healed."),
     CalibrationError: (422, "text-unusable", "The calibration text cannot be used."),
     ExtraMissing: (422, "extra-missing", "An optional package is not installed."),
@@ -141,41 +153,45 @@ _JOBS: Problems = {
         "The idempotency key was used with a different request.",
     ),
     QueueFull: (429, "queue-full", "The job queue is full."),
-    QueueQuotaReached: (429, "queue-quota-reached", "The quota of waiting jobs is reached."),
+    QueueQuotaReached: (429, "queue-quota-reached", "The quota of queued jobs is exceeded."),
     # not 429, which asks clients to retry: first something must be deleted (RFC 4918, 11.5)
     CheckpointQuotaReached: (
         507,
         "checkpoint-quota-reached",
-        "The quota of checkpoints is reached.",
+        "The checkpoint quota is exceeded.",
     ),
-    TooManyWatchers: (429, "too-many-watchers", "Too many clients follow job events."),
+    TooManyWatchers: (429, "too-many-watchers", "Too many clients are following job events."),
     JobStoreUnavailable: (503, "job-store-unavailable", "The job store is unavailable."),
 }
 _GENERATION: Problems = {
     NotOffered: (404, "not-offered", "This service does not do that."),
-    InvalidSampling: (422, "invalid-sampling", "A sampling parameter is out of range."),
+    InvalidSampling: (422, "invalid-sampling", "This feature is not supported."),
     ResponseFormatRefused: (
         422,
         "response-format-refused",
-        "The response format cannot be enforced.",
+        "A sampling parameter is out of range.",
     ),
     PromptTooLong: (422, "prompt-too-long", "Prompt and output exceed the context length."),
     RequestRefused: (422, "request-refused", "The model cannot process this prompt."),
     NoChatTemplate: (422, "no-chat-template", "The model has no chat template."),
     MessagesRefused: (422, "messages-refused", "The chat template rejects the messages."),
     NoTokenIds: (422, "no-token-ids", "Token ids are not available for this model."),
-    StillWarmingUp: (503, "still-warming-up", "Kernels of a model are being compiled or chosen."),
+    StillWarmingUp: (
+        503,
+        "still-warming-up",
+        "Kernels for a model are being compiled or selected.",
+    ),
     NotComparable: (422, "not-comparable", "The models cannot be compared."),
     NotEvaluable: (422, "not-evaluable", "The model cannot be evaluated here."),
     TextUnusable: (422, "text-unusable", "The text cannot be used."),
     Overloaded: (429, "overloaded", "Too many requests are waiting."),
     EngineStopped: (503, "engine-stopped", "The engine is not accepting requests."),
-    NotYetReproducible: (503, "not-yet-reproducible", "The kernels are still compiled."),
+    NotYetReproducible: (503, "not-yet-reproducible", "Kernels are still being compiled."),
     GenerationFailed: (500, "generation-failed", "Generation failed."),
     ClientDisconnect: (499, "client-gone", "The client closed the connection."),
 }
 _EXTERNAL: Problems = {
-    VllmUnavailable: (503, "vllm-unavailable", "vLLM does not serve the model now."),
+    VllmUnavailable: (503, "vllm-unavailable", "vLLM is not serving the model."),
     BackendRefused: (422, "backend-refused", "The external server rejected the request."),
     BackendOverloaded: (429, "backend-overloaded", "The external server is overloaded."),
     BackendUnavailable: (503, "backend-unavailable", "The external server is unavailable."),
@@ -251,7 +267,7 @@ _UNEXPECTED = Problem(
     "internal-error",
     "Internal server error.",
     500,
-    "The log has the details under this request id; please report the error.",
+    "See the service log for this request id, and report the error.",
 )
 
 
@@ -297,13 +313,13 @@ def _pointed_at(error: Mapping[str, Any], request: Request) -> dict[str, str]:
     where = without_format_tags(without_tags(error["loc"][1:]))
     what = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "json_invalid":
-        what = f"this is not JSON: {error['ctx']['error']}, at character {where.pop()}"
+        what = f"not valid JSON: {error['ctx']['error']}, at character {where.pop()}"
     elif error["type"] == UNKNOWN_PARAMETER:
         what = f"unknown query parameter: {_parameter_suggestion(request, error['loc'][1])}"
     elif error["type"] == "extra_forbidden":
         what = f"unknown field: {_field_suggestion(request, error['loc'])}"
     elif error["loc"] == ("body",) and error["type"] in ("missing", "model_attributes_type"):
-        what = "expected a JSON object, sent with Content-Type: application/json"
+        what = "expected a JSON object with Content-Type: application/json"
     return {"pointer": "/" + "/".join(map(str, where)), "detail": what}
 
 
@@ -347,9 +363,9 @@ def _field_suggestion(request: Request, loc: Sequence[int | str]) -> str:
     known = {name for model in models for name in model.model_fields}
     name = str(loc[-1])
     if "num_remove" in known and (reason := REMOVED.get(name)):
-        return f"it was removed, as {reason}; leave it out"
+        return f"this field was removed, because {reason}: remove it from the request"
     near = _nearest(name, known)
-    return f"did you mean {near}?" if near else "leave it out"
+    return f"did you mean {near}?" if near else "remove it from the request"
 
 
 def _path_suggestion(request: Request) -> str:
@@ -358,7 +374,7 @@ def _path_suggestion(request: Request) -> str:
     known = request.app.openapi()["paths"]
     near = _nearest(path, (each for each in known if is_openai(each) == is_openai(path)))
     meant = f"did you mean {near}? " if near else ""
-    return f"no route has the path {path[:128]!r}: {meant}/docs and /openapi.json list all of them"
+    return f"no route matches {path[:128]!r}: {meant}/docs and /openapi.json list all routes"
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

@@ -101,7 +101,7 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, _Result]) -> _
     try:
         await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise ClientDisconnect("the client has closed its connection")
+            raise ClientDisconnect("the client closed the connection")
         return working.result()
     finally:
         for task in (working, watching):
@@ -162,7 +162,7 @@ async def _events(
     except Exception as error:
         problem = problem_of(error)
         if problem.status >= 500:
-            logger.exception("a stream ends with an error")
+            logger.exception("a stream ended with an error")
         yield error_event(problem, path)
     finally:
         waking.cancel()

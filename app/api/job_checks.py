@@ -48,14 +48,15 @@ class TextsFolder:
         if num_bytes is None or not path.resolve().is_relative_to(self.path.resolve()):
             raise InvalidSpec(
                 "calibration.path",
-                f"no file {name[:_MAX_SHOWN_CHARS]!r} in the texts folder of the service: put it "
-                "there first",
+                f"file {name[:_MAX_SHOWN_CHARS]!r} not found in the texts folder of the "
+                "service: add the file to the folder first",
             )
         if num_bytes > self.max_bytes:
             raise InvalidSpec(
                 "calibration.path",
-                f"{name[:_MAX_SHOWN_CHARS]!r} has {num_bytes} bytes, where SLEB_MAX_TEXT_BYTES "
-                f"allows {self.max_bytes}: a part of it is enough for calibration",
+                f"file {name[:_MAX_SHOWN_CHARS]!r} has {num_bytes} bytes, more than the limit "
+                f"of {self.max_bytes} (SLEB_MAX_TEXT_BYTES): use a part of the file, which is "
+                "enough for calibration",
             )
         return path.resolve()
 
@@ -111,8 +112,8 @@ class MemoryTooSmall(ValueError):
 
     def __init__(self, need: "_Need", total_bytes: int) -> None:
         super().__init__(
-            f"{need.what} needs at least {need.num_bytes} bytes of memory, and this machine has "
-            f"{total_bytes}: {need.instead}"
+            f"{need.what} needs at least {need.num_bytes} bytes of memory, but this machine "
+            f"has {total_bytes}: {need.instead}"
         )
         self.param = need.param
 
@@ -216,7 +217,8 @@ def _check_positions(spec: PruneSpec, info: ModelInfo) -> None:
         if info.max_positions is not None and seqlen > info.max_positions:
             raise InvalidSpec(
                 param,
-                f"seqlen={seqlen} is beyond the {info.max_positions} positions of {spec.model}",
+                f"seqlen={seqlen} exceeds the context length of {spec.model}, "
+                f"{info.max_positions} tokens",
             )
 
 
@@ -245,19 +247,17 @@ def _needs(
             "the search",
             "model",
             weights + needed.least_state_bytes,
-            "take a smaller calibration.seqlen" + ("" if is_streamed else ", or resident=stream"),
+            "reduce calibration.seqlen" + ("" if is_streamed else ", or set resident=stream"),
         )
     ]
     if spec.repair is Repair.RIDGE and sizes.num_refit:
         width_in = sizes.num_refit // info.hidden_size
         fit = fit_bytes(width_in, info.hidden_size, num_folds=1)
-        all_needs.append(_Need("repair=ridge", "repair", weights + fit, "take repair=auto"))
+        all_needs.append(_Need("repair=ridge", "repair", weights + fit, "use repair=auto"))
     healing = heal_estimate(spec, info.num_blocks, sizes, succeeded=())
     if healing is not None:
         num_bytes = needed.weight_bytes + healing.training_bytes
-        all_needs.append(
-            _Need("the healing", "heal", num_bytes, "take a lower heal.rank, or no heal")
-        )
+        all_needs.append(_Need("healing", "heal", num_bytes, "reduce heal.rank, or leave heal out"))
     return tuple(all_needs)
 
 

@@ -83,7 +83,7 @@ async def _prepare(services: Services, when_ready: Callable[[], object] | None) 
         try:
             await services.generation.generator.load(name)
         except Exception:
-            logger.exception("model %s is not served", name)
+            logger.exception("model %s cannot be served", name)
     readiness.reason = None
     if when_ready is not None:
         await asyncio.to_thread(when_ready)
@@ -99,7 +99,7 @@ async def repeat(
         except (JobStoreUnavailable, StoreError) as error:
             logger.warning("%s later: %s", name, error)
         except Exception:
-            logger.exception("not done: %s", name)
+            logger.exception("maintenance task failed: %s", name)
         with suppress(TimeoutError):
             await asyncio.wait_for(is_stopping.wait(), every_s)
 

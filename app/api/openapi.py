@@ -38,12 +38,12 @@ _PROBLEM = {
     "title": "Problem",
     "type": "object",
     "properties": {
-        "title": {**_TEXT, "description": "The kind of the problem, in a sentence."},
+        "title": {**_TEXT, "description": "Short description of the kind of problem."},
         "type": {
             **_TEXT,
-            "description": "The kind of the problem, as a word that does not change.",
+            "description": "Stable identifier of the kind of problem.",
         },
-        "status": {"type": "integer", "description": "The status of the response."},
+        "status": {"type": "integer", "description": "HTTP status of the response."},
         "detail": {**_TEXT, "description": "What was wrong, what was expected, and what to do."},
     },
     "required": ["type", "title", "status"],

@@ -111,14 +111,14 @@ _TOO_LARGE = Problem(
     "body-too-large",
     TOO_LARGE_TITLE,
     413,
-    "The body is larger than SLEB_MAX_BODY_BYTES allows: send less text at once.",
+    "The request body exceeds SLEB_MAX_BODY_BYTES: send a smaller request.",
 )
 _TOO_MANY = Problem(
     "too-many-values",
     TOO_LARGE_TITLE,
     413,
-    f"The body has more than {MAX_NESTED} brackets, braces and fields, or more than {MAX_ITEMS} "
-    "commas: send less at once.",
+    f"The body has more than {MAX_NESTED} brackets, braces and fields, or more than "
+    f"{MAX_ITEMS} commas: send a smaller request.",
 )
 
 

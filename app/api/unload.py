@@ -44,8 +44,8 @@ async def unload(name: str, generation: GenerationServices) -> None:
     variants = registry.variants(entry)
     if num_open := generation.engine.num_open(variants):
         raise ModelInUse(
-            f"requests for {name!r} or its views are running or waiting, {num_open} in all: unload "
-            f"it when they have ended"
+            f"{name!r} or a variant of it has running or waiting requests ({num_open}): "
+            "unload it when they have finished"
         )
     registry.drop(entry)
     if shadow is not None:
@@ -61,8 +61,8 @@ async def _stop_vllm(entry: ModelEntry, vllm: VllmServers, shadow: Shadow | None
     # There is no await between check and stop, so no request can start in between.
     if num_open := vllm.num_open(entry.pinned_name):
         raise ModelInUse(
-            f"requests for {entry.name!r} are running or waiting in vLLM, {num_open} in all: "
-            f"unload it when they have ended"
+            f"{entry.name!r} has running or waiting requests in vLLM ({num_open}): unload "
+            "it when they have finished"
         )
     await vllm.unload(entry)
 
@@ -76,11 +76,11 @@ async def delete_dense(name: str, generation: GenerationServices, jobs: JobStore
     entry = await asyncio.to_thread(catalog.resolve, name)
     if entry.is_pruned or entry.external is not None:
         where = (
-            "external.toml declares it"
+            "it is declared in external.toml"
             if entry.external is not None
-            else "the checkpoint of a job is deleted with it, by DELETE /prune-jobs/{id}"
+            else "delete its job with DELETE /prune-jobs/{id}"
         )
-        raise NotDeletable(f"{name!r} is no dense model of this service: {where}")
+        raise NotDeletable(f"{name!r} is not a dense model of this service: {where}")
     await asyncio.to_thread(_check_unused, name, catalog, jobs)
     await unload(name, generation)
     await asyncio.to_thread(remove, catalog.directory(name))
@@ -90,14 +90,16 @@ def _check_unused(name: str, catalog: Catalog, jobs: JobStore) -> None:
     try:
         aliases = catalog.aliases_of(name)
     except InvalidAliasFile as error:
-        raise ModelInUse(f"{name!r} may have an alias: {error}") from error
+        raise ModelInUse(f"cannot check whether {name!r} has an alias: {error}") from error
     if aliases:
         raise ModelInUse(
-            f"{name!r} or a variant of it has the alias {', '.join(aliases)}: give it another "
-            f"target or remove it first"
+            f"{name!r} or a variant of it has the alias {', '.join(aliases)}: change or "
+            "remove the alias first"
         )
     for status in (status for status in JobStatus if not status.is_final):
         for job_id in jobs.ids(status):
             with suppress(JobNotFound):  # deleted since it was listed
                 if jobs.get(job_id).model == name:
-                    raise ModelInUse(f"the job {job_id} prunes {name!r}: wait for it, or cancel it")
+                    raise ModelInUse(
+                        f"job {job_id} is pruning {name!r}: wait until it ends, or cancel it"
+                    )

@@ -76,7 +76,7 @@ class AuditLog:
         try:
             self._line("response", {"status": status})
         except AuditUnavailable:
-            logger.exception("the status of a response is missing in the audit log")
+            logger.exception("the audit log lacks the status of a response")
 
     def _line(self, event: str, fields: Mapping[str, Any]) -> None:
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -95,11 +95,11 @@ class AuditLog:
                 os.close(file)
         except OSError as error:
             raise AuditUnavailable(
-                f"the audit log {self._path} cannot be written ({error.strerror}): free space or "
+                f"cannot write the audit log {self._path} ({error.strerror}): free space, or "
                 "correct SLEB_AUDIT_LOG"
             ) from error
         if num_written < len(line):
-            raise AuditUnavailable(f"no space for the audit log {self._path}: free space")
+            raise AuditUnavailable(f"no space left for the audit log {self._path}: free space")
 
 
 def _user() -> str:

@@ -50,7 +50,7 @@ class KeyRefused(Exception):
     """The key is missing or invalid. The message never repeats it."""
 
     def __init__(self, reason: str, *, is_sent: bool) -> None:
-        super().__init__(f"{reason}: send one as Authorization: Bearer KEY")
+        super().__init__(f"{reason}: send a valid key as Authorization: Bearer KEY")
         self.challenge = 'Bearer error="invalid_token"' if is_sent else "Bearer"  # RFC 6750, 3
 
 
@@ -124,8 +124,8 @@ class ScopeMissing(Exception):
         self.key = key
         wanted = sorted(scopes)
         super().__init__(
-            f"the key {key.name!r} lacks the scope {' or '.join(wanted)}: "
-            "`sleb keys create` makes a key that has it"
+            f"the key {key.name!r} lacks the scope {' or '.join(wanted)}: create a key with "
+            "this scope with `sleb keys create`"
         )
         self.challenge = f'Bearer error="insufficient_scope", scope="{" ".join(wanted)}"'
 
@@ -218,7 +218,7 @@ class KeyFile:
             known = self.known()
             if any(each.name == name for each in known):
                 raise KeysUnchanged(
-                    f"there is a key named {name!r}: revoke it first, or take another"
+                    f"a key named {name!r} already exists: revoke it first, or choose another name"
                 )
             digest, now_s = _digest(key), time.time()
             rest = (rate_per_min, max_concurrent, tenant, expires_at)
@@ -239,7 +239,7 @@ class KeyFile:
                 raise _unknown(name, known)
             if latest.has_ended(now_s):
                 raise KeysUnchanged(
-                    f"the key {name!r} has ended, and a new one would too: revoke it and create "
+                    f"the key {name!r} has expired, and so would a new one: revoke it and create "
                     "another"
                 )
             earlier = [_ending(each, now_s + overlap_s) for each in known if each.name == name]
@@ -266,7 +266,8 @@ class KeyFile:
         _check_name(tenant)
         if not self.exists:  # the file would make all requests need a key
             raise KeysUnchanged(
-                "there are no keys, so no request has a tenant: create one with `sleb keys create`"
+                "there are no API keys, so requests have no tenant: create a key with `sleb "
+                "keys create`"
             )
         with self._file.changing():
             content = self._content()
@@ -282,7 +283,7 @@ class KeyFile:
         try:
             return self._file.read()
         except OSError as error:
-            raise InvalidKeyFile(f"{self._path} cannot be read: {error.strerror}") from error
+            raise InvalidKeyFile(f"cannot read {self._path}: {error.strerror}") from error
 
     def _replace(self, keys: Iterable[ApiKey]) -> None:
         self._file.replace(replace(self._content(), keys=tuple(keys)).to_json())
@@ -298,8 +299,8 @@ def _check_name(name: str) -> None:
     """Raises ``KeysUnchanged``."""
     if not _NAME.fullmatch(name):
         raise KeysUnchanged(
-            f"{name[:128]!r}: expected up to 64 letters, digits, '.', '_' and '-', beginning with "
-            "a letter or a digit"
+            f"invalid name {name[:128]!r}: expected up to 64 letters, digits, '.', '_' and '-', "
+            "beginning with a letter or a digit"
         )
 
 
@@ -314,7 +315,7 @@ def _ending(key: ApiKey, ends_at: float) -> ApiKey:
 
 def _unknown(name: str, known: Iterable[ApiKey]) -> KeysUnchanged:
     names = ", ".join(dict.fromkeys(each.name for each in known)) or "none"
-    return KeysUnchanged(f"no key is named {name[:128]!r}; there are: {names}")
+    return KeysUnchanged(f"no key named {name[:128]!r}; existing keys: {names}")
 
 
 def _digest(key: str) -> str:
@@ -325,13 +326,12 @@ def _parsed(text: bytes, path: Path) -> _Content:
     try:
         data = parse_record(text)
         if (number := data.pop("format")) != _FORMAT:
-            raise ValueError(f"format {number!r} is not {_FORMAT}")
+            raise ValueError(f"format {number!r} is not supported, expected {_FORMAT}")
         content = read_record(_Content, data)
         _check(content)
     except BROKEN_BY as error:
         raise InvalidKeyFile(
-            f"{path} is not as `sleb keys` writes it ({reason_of(error)}): restore it, "
-            "or remove it and make new keys"
+            f"{path} is invalid ({reason_of(error)}): restore it, or remove it and create new keys"
         ) from error
     keys = (replace(key, quota=content.quotas.get(key.owner, NO_QUOTA)) for key in content.keys)
     return replace(content, keys=tuple(keys))
@@ -341,13 +341,13 @@ def _check(content: _Content) -> None:
     """Raises ``ValueError``."""
     names = [*content.quotas, *(name for key in content.keys for name in (key.name, key.owner))]
     if not all(map(_NAME.fullmatch, names)):
-        raise ValueError("the name of a key or a tenant is none")
+        raise ValueError("invalid name of a key or a tenant")
     limits = [limit for quota in content.quotas.values() for limit in quota.limits().values()]
     for key in content.keys:
         if not _DIGEST.fullmatch(key.sha256):
-            raise ValueError("a hash is none")
+            raise ValueError("invalid hash")
         check_time("created_at", key.created_at)
         check_time("expires_at", key.expires_at)
         limits += [key.rate_per_min or 0, key.max_concurrent or 0]
     if min(limits, default=0) < 0:
-        raise ValueError("a limit is below 0")
+        raise ValueError("negative limit")

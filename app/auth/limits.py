@@ -118,8 +118,8 @@ class TokenQuotaReached(RuntimeError):
     def __init__(self, tenant: str, tokens_per_min: int, retry_after_s: float) -> None:
         self.retry_after_s = max(1, math.ceil(retry_after_s))
         super().__init__(
-            f"The tenant {tenant!r} has used its quota of {counted(tokens_per_min, 'token')} per "
-            f"minute. Retry in {self.retry_after_s} s."
+            f"Token quota of tenant {tenant!r} exceeded: {counted(tokens_per_min, 'token')} "
+            f"per minute. Retry in {self.retry_after_s} s."
         )
 
 
@@ -274,7 +274,8 @@ class KeyLimits:
             except RedisError as error:
                 if monotonic() >= self._paused_until_s:
                     logger.warning(
-                        "limits of API keys are not checked: Redis does not answer: %s", error
+                        "limits of API keys are not enforced, because Redis does not respond: %s",
+                        error,
                     )
                 self._paused_until_s = monotonic() + self.pause_s
                 return None

@@ -49,9 +49,9 @@ class NotLocal(Exception):
 
     def __init__(self, header: str) -> None:
         super().__init__(
-            f"the header {header} names another machine, and without API keys this service accepts "
-            "requests from this machine only: use http://localhost, create a key with `sleb keys "
-            "create`, or start it with --insecure"
+            f"the header {header} names another machine, but without API keys this service "
+            "accepts only requests from this machine: use http://localhost, create a key "
+            "with `sleb keys create`, or start the service with --insecure"
         )
 
 
@@ -107,7 +107,7 @@ class Authorizer:
         try:
             return self.sessions.find(cookie)
         except InvalidKeyFile:
-            logger.exception("all sessions are refused: the API keys cannot be read")
+            logger.exception("all sessions are rejected, because the API keys cannot be read")
             return None
 
     def _key(self, method: str, headers: Iterable[tuple[bytes, bytes]]) -> ApiKey:
@@ -124,12 +124,12 @@ class Authorizer:
         try:
             key = self.keys.find(bearer)
         except InvalidKeyFile:
-            logger.exception("all requests are refused: the API keys cannot be read")
+            logger.exception("all requests are rejected, because the API keys cannot be read")
             key = None
         if key is None:
-            raise KeyRefused("there is no such key, or it was revoked", is_sent=True)
+            raise KeyRefused("unknown or revoked key", is_sent=True)
         if key.has_ended(time.time()):
-            raise KeyRefused(f"the key {key.name!r} has ended: ask for a new one", is_sent=True)
+            raise KeyRefused(f"the key {key.name!r} has expired: request a new one", is_sent=True)
         return key
 
 
@@ -152,9 +152,10 @@ def check_address(settings: ServeSettings) -> None:
     keys = KeyFile(settings.keys_file).known()
     if not (keys or is_loopback(settings) or settings.insecure):
         raise UnprotectedAddress(
-            f"without an API key, any client that reaches {settings.host} has full access: create "
-            "one with `sleb keys create NAME --scope admin`, listen on 127.0.0.1, or pass "
-            "--insecure (SLEB_INSECURE=true) if something else restricts access"
+            f"without an API key, any client that can reach {settings.host} has full "
+            "access: create a key with `sleb keys create NAME --scope admin`, listen on "
+            "127.0.0.1, or pass --insecure (SLEB_INSECURE=true) if access is restricted "
+            "otherwise"
         )
 
 
@@ -210,7 +211,7 @@ def _bearer(headers: Iterable[tuple[bytes, bytes]]) -> str:
         raise KeyRefused("this service requires an API key", is_sent=False)
     scheme, _, key = sent[0].partition(b" ")
     if len(sent) > 1 or scheme.lower() != b"bearer" or not key.strip():
-        raise KeyRefused("expected one bearer token", is_sent=True)
+        raise KeyRefused("expected exactly one bearer token", is_sent=True)
     if len(sent[0]) > MAX_HEADER_BYTES or not key.isascii():
         raise KeyRefused("malformed key: too long, or not ASCII", is_sent=True)
     return key.strip().decode("ascii")

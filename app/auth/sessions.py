@@ -37,8 +37,8 @@ class NotSameOrigin(Exception):
 
     def __init__(self) -> None:
         super().__init__(
-            "the header Origin is missing or names another address than Host, and a session only "
-            "makes changes from the pages of this service: send a key instead"
+            "a request with a session cookie must come from this service's own pages, but "
+            "the Origin header is missing or does not match Host: send an API key instead"
         )
 
 
@@ -47,8 +47,8 @@ class SessionsNotKept(Exception):
 
     def __init__(self, error: OSError) -> None:
         super().__init__(
-            f"the files of sessions cannot be read or written ({error.strerror}): free space, or "
-            "correct the data directory, or send the key with each request"
+            f"session files cannot be read or written ({error.strerror}): free space, "
+            "correct the data directory, or send the API key with each request"
         )
 
 
@@ -112,7 +112,7 @@ class Sessions:
         try:
             generations = self._generations.read()
         except OSError as error:
-            logger.warning("no session is accepted: %s", error)
+            logger.warning("all sessions are rejected: %s", error)
             return None
         if generations is None:
             return None
@@ -189,6 +189,6 @@ def _generations(content: bytes) -> Mapping[str, int] | None:
         if not all(type(n) is int and abs(n) <= MAX_INTEGER for n in generations.values()):
             raise InvalidRecord("expected a JSON object of integers")
     except InvalidRecord as error:  # once for each version of the file
-        logger.warning("all sessions are ended, as %s is damaged: %s", GENERATIONS, error)
+        logger.warning("all sessions were ended, because %s is damaged: %s", GENERATIONS, error)
         return None
     return generations

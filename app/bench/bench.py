@@ -65,7 +65,7 @@ def run_bench(
     sides = subject.sides()
     dense = subject.dense.model
     console = Console(stderr=True, highlight=False)
-    with saying(console, "Compiling and timing kernels"):
+    with saying(console, "Compiling and measuring kernels"):
         Engine(tuner=subject.tuner, recorder=no_recorder).kernels.finish(*sides.values())
     with saying(console, "Measuring the parts of a decode step"):
         parts = {scenario: measure_times(dense, plan.rows(scenario)) for scenario in plan.scenarios}
@@ -115,7 +115,7 @@ def stored_subject(
     for entry in entries:
         if not entry.is_view or entry.base != name:
             raise UnknownModel(
-                f"{entry.name!r} is not a variant of the {name!r} in the data directory"
+                f"{entry.name!r} is not a variant of the model {name!r} in the data directory"
             )
     repairs = {each.name: repair for each in entries if (repair := _repair(each, checkpoints))}
     with saying(Console(stderr=True), f"Loading {name}"):
@@ -162,8 +162,8 @@ def random_subject(
         is_known = name == VariantName("", depth=name.depth, is_int8=name.is_int8)
         if not is_known or not (depth or name.is_int8) or depth >= num_blocks or name.depth == 0:
             raise UnknownModel(
-                f"{variant!r}: expected dense, or @-1 to @-{num_blocks - 1}, or +int8, also behind "
-                "one of these"
+                f"invalid variant {variant!r}: expected dense, @-1 to @-{num_blocks - 1}, or "
+                "+int8, alone or appended to one of these"
             )
         removed[f"{shape}{variant}"] = tuple(range(num_blocks - depth, num_blocks))
     return BenchSubject(shape, dense, removed, tuner=_tuner(settings))

@@ -73,7 +73,7 @@ def run_goodput(
         task = progress.add_task("searches", total=len(arrivals) * (2 + len(subject.removed)))
 
         def show(side: str, rate: float) -> None:
-            progress.console.print(f"{side}: {rate:.3g} requests a second keep it", markup=False)
+            progress.console.print(f"{side}: {rate:.3g} requests/s meet it", markup=False)
             progress.advance(task)
 
         goodput = measure_goodput(subject, goodput_plan, start, show)
@@ -92,7 +92,7 @@ def _print(lines: Sequence[str], out: Path) -> None:
     for sentence in lines:
         shown.print(sentence, markup=False)
     has_plot = has_extra("plots")
-    what = "report and picture" if has_plot else "report"
+    what = "report and plot" if has_plot else "report"
     shown.print(f"{what}: {out}", markup=False, soft_wrap=True)
     if not has_plot:
         shown.print(missing_extra("plots", "a plot"), markup=False, soft_wrap=True)
@@ -127,13 +127,16 @@ def sentences(goodput: Goodput) -> list[str]:
 
 def _sentence(goodput: Goodput, side: str) -> str:
     dense, other, gain = fmean(goodput.rates(DENSE)), fmean(goodput.rates(side)), goodput.gain(side)
-    rates = f"dense {dense:.3g}, {side} {other:.3g} requests a second"
+    rates = f"dense {dense:.3g}, {side} {other:.3g} requests/s"
     if gain is None:
         sides = dict.fromkeys((DENSE, AGAIN, side))
         lost = [name for name in sides if min(goodput.rates(name)) <= 0]
-        return f"{rates}: no rate keeps the promise for {' and '.join(lost)}, so there is no ratio"
+        return (
+            f"{rates}: no rate meets the latency target for {' and '.join(lost)}, so there "
+            "is no ratio"
+        )
     ends = "" if gain.low is None else f" ({gain.low:.2f} to {gain.high:.2f})"
-    text = f"{rates}: {gain.ratio:.2f} × the traffic{ends}, {gain.verdict.value}"
+    text = f"{rates}: {gain.ratio:.2f}× the traffic{ends}, {gain.verdict.value}"
     return f"{text}{_machines(gain.low)}" if side != AGAIN else f"control: {text}"
 
 
@@ -144,7 +147,7 @@ def _machines(low: float | None) -> str:
     for before in range(2, _MOST_MACHINES + 1):
         after = -(-Fraction(before) // Fraction(low))
         if after < before:
-            return f"; {after} machines do what {before} did"
+            return f"; {after} machines can replace {before}"
     return ""
 
 
@@ -190,12 +193,12 @@ def draw(goodput: Goodput) -> "Figure":
             axes.plot(rates, strains, mark, color=color, mfc=face, ms=5, alpha=0.8)
         rate = fmean(goodput.rates(side))
         axes.axvline(rate, color=color, lw=1.5, ls="--" if side == AGAIN else "-")
-        axes.plot([], [], f"-{mark}", color=color, label=f"{side}: {rate:.3g} requests a second")
+        axes.plot([], [], f"-{mark}", color=color, label=f"{side}: {rate:.3g} requests/s")
     axes.axhline(1, color="#909090", lw=1)
     axes.set_xlim(left=0)
     axes.set_ylim(0, _MOST_STRAIN * 1.04)
-    axes.set_xlabel("requests a second (open loop); hollow: ended once the promise was lost")
-    axes.set_ylabel(f"time of the slowest {1 - goodput.plan.share:.0%}, × what is promised")
-    axes.set_title(f"Promise: {goodput.plan.promise}; lines: goodput", loc="left", size=10)
+    axes.set_xlabel("requests/s (open loop); hollow: stopped once the latency target was missed")
+    axes.set_ylabel(f"time of the slowest {1 - goodput.plan.share:.0%} / latency target")
+    axes.set_title(f"Latency target: {goodput.plan.promise}; lines: goodput", loc="left", size=10)
     axes.legend(loc="upper left")
     return figure

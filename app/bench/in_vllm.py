@@ -67,8 +67,8 @@ def runs_in_vllm(
     num_servers = 1 + len(subject.removed)
     if num_servers > options.max_servers:
         raise TooManyServers(
-            f"{counted(num_servers, 'model')} in vLLM, of which {options.max_servers} run at once: "
-            f"measure fewer variants, or raise SLEB_VLLM_SERVERS"
+            f"{counted(num_servers, 'model')} in vLLM, but only {options.max_servers} run at "
+            "once: measure fewer variants, or raise SLEB_VLLM_SERVERS"
         )
     checkpoints = current_checkpoints(settings)
     catalog = Catalog(ModelStore(settings.models_dir), checkpoints)

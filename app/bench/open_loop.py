@@ -54,8 +54,8 @@ class Promise:
             match = _LIMIT.fullmatch(part.strip())
             if match is None or not float(match[2]):
                 raise InvalidPromise(
-                    f"{part.strip()!r}: expected ttft, tpot or e2e with a time, as "
-                    "ttft=500ms,tpot=50ms"
+                    f"{part.strip()!r} is not a latency target: expected ttft, tpot or e2e with a "
+                    "time, e.g. ttft=500ms,tpot=50ms"
                 )
             limits[f"{match[1].removesuffix('l')}_s"] = float(match[2]) * _UNITS[match[3]]
         return cls(**limits)
@@ -132,16 +132,15 @@ def read_trace(path: Path) -> list[Arrival]:
         ]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InvalidTrace(
-            f"{path}: expected JSON lines as "
-            '{"arrival": 0.5, "prompt_tokens": 64, "new_tokens": 32}, not '
-            f"{type(error).__name__}: {error}"
+            f'{path} is not a trace: expected JSON lines like {{"arrival": 0.5, '
+            f'"prompt_tokens": 64, "new_tokens": 32}} ({type(error).__name__}: {error})'
         ) from error
     ordered = sorted(arrivals, key=lambda one: one.at_s)
     span_s = ordered[-1].at_s - ordered[0].at_s if ordered else 0.0
     if span_s <= 0 or any(one.prompt_tokens < 1 or one.new_tokens < 1 for one in ordered):
         raise InvalidTrace(
-            f"{path}: expected two or more arrivals at different times, with at least one token "
-            "each"
+            f"{path}: expected at least two arrivals at different times, each with at least "
+            "one token"
         )
     scale = (len(ordered) - 1) / span_s
     return [replace(one, at_s=(one.at_s - ordered[0].at_s) * scale) for one in ordered]

@@ -50,11 +50,11 @@ class BenchPlan:
     def description(self, scenario: Scenario) -> str:
         if scenario is Scenario.GENERATION:
             return (
-                f"batch {self.batch_size}, {counted(self.prompt_tokens, 'prompt token')}, "
-                f"{counted(self.new_tokens, 'new one')}"
+                f"batch size {self.batch_size}, {counted(self.prompt_tokens, 'prompt token')}, "
+                f"{counted(self.new_tokens, 'new token')}"
             )
         if scenario is Scenario.PROMPT:
-            return f"one input of {counted(self.long_prompt, 'token')}"
+            return f"one prompt of {counted(self.long_prompt, 'token')}"
         return (
             f"{counted(self.concurrency, 'client')}, {counted(self.requests, 'request')} of "
             f"{self.prompt_tokens} + {self.served_tokens} tokens"

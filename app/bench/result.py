@@ -266,7 +266,7 @@ def _usage(side: str, runs: Sequence[Sample]) -> list[str]:
         side,
         f"{sum(run.num_tokens for run in runs) / sum(run.seconds for run in runs):,.1f}",
         f"{max(peaks) / 2**30:.2f} GiB" if peaks else "not a GPU",
-        f"{fmean(energies):.3f} J" if energies else "not known",
+        f"{fmean(energies):.3f} J" if energies else "unknown",
     ]
 
 

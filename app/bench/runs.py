@@ -87,8 +87,8 @@ def sample_of(
     for request, timing in zip(requests, timings, strict=True):
         if timing.num_tokens != request.params.max_new_tokens:
             raise WrongLength(
-                f"{request.variant.name} gave {timing.num_tokens} of "
-                f"{counted(request.params.max_new_tokens, 'token')}: the log says why"
+                f"{request.variant.name} generated {timing.num_tokens} of "
+                f"{counted(request.params.max_new_tokens, 'token')}: see the log"
             )
     is_prompt = scenario is Scenario.PROMPT
     return Sample(

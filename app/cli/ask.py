@@ -9,19 +9,23 @@ from app.cli.options import AsJson, Url
 
 def compare(
     models: Annotated[
-        list[str], typer.Argument(help="Two or more variants of one model, the baseline first.")
+        list[str],
+        typer.Argument(help="Two or more variants of one model; the first is the baseline."),
     ],
-    prompt: Annotated[list[str], typer.Option(help="A prompt; can be repeated.")] = ["The sea is"],  # noqa: B006 - typer needs a list, and never changes it
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of every output.")] = 32,
+    prompt: Annotated[list[str], typer.Option(help="Prompt to send; repeatable.")] = ["The sea is"],  # noqa: B006 - typer needs a list, and never changes it
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Number of new tokens per output.")
+    ] = 32,
     repeats: Annotated[
-        int, typer.Option(min=1, help="Repeats of every prompt, by which intervals get narrow.")
+        int, typer.Option(min=1, help="Repeats per prompt; more repeats give narrower intervals.")
     ] = 5,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare outputs and times of several variants in a running service.
+    """Compare outputs and latency of several variants in a running service.
 
-    All outputs have the same length, and the models run in turn. Verdicts need several repeats.
+    All outputs have the same length, and the models generate in turn. Verdicts need several
+    repeats.
     """
     from app.commands.compare import run_compare
 
@@ -39,17 +43,22 @@ def compare(
 
 
 def chat(
-    model: Annotated[str, typer.Argument(help="A model of the service, or an alias.")],
+    model: Annotated[str, typer.Argument(help="Model or alias in the service.")],
     max_tokens: Annotated[
-        int, typer.Option(min=1, help="Longest answer; the rest of the context limits it too.")
+        int,
+        typer.Option(
+            min=1, help="Maximum number of new tokens; the context length is a limit too."
+        ),
     ] = 256,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy decoding.")] = 0.0,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="Sampling temperature; 0 means greedy decoding.")
+    ] = 0.0,
     url: Url = None,
 ) -> None:
-    """Talk to a model of a running service. /compare OTHER has another model answer too.
+    """Chat with a model of a running service; /compare OTHER also asks a second model.
 
-    Below each answer are its tokens per second. Ctrl-C stops an answer, and Ctrl-D the
-    conversation.
+    The speed in tokens per second is shown below each answer. Ctrl-C stops an answer, Ctrl-D ends
+    the chat.
     """
     from app.commands.chat import run_chat
 

@@ -20,74 +20,101 @@ Engine = Literal["own", "vllm"]
 
 def bench(
     model: Annotated[
-        str | None, typer.Argument(help="Name in the data directory.", show_default=False)
+        str | None,
+        typer.Argument(help="Name of a model in the data directory.", show_default=False),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Directory for bench.json and bench.md.")] = Path(
+    out: Annotated[Path, typer.Option(help="Output directory for bench.json and bench.md.")] = Path(
         "bench"
     ),
     variants: Annotated[
         str | None,
         typer.Option(
-            help="Compared with the dense model: @-3, unrepaired @-3+raw, +int8 or @-3+int8 with "
-            "int8 weights. The dense model itself always runs twice, as the control. By default "
-            "the deepest published variant; of a SHAPE @-6.",
+            help="Comma-separated variants to compare with the dense model, e.g. @-3, @-3+raw "
+            "(unrepaired), +int8 or @-3+int8 (int8 weights). The dense model always runs twice, "
+            "as a control. By default the deepest published variant, or @-6 with SHAPE.",
             show_default=False,
         ),
     ] = None,
     random_weights: Annotated[
         str | None,
         typer.Option(
-            help="Shape used instead of a model: llama-2-7b, llama-2-70b or opt-6.7b.",
+            help="Benchmark a model of this shape with random weights instead of MODEL: "
+            "llama-2-7b, llama-2-70b or opt-6.7b.",
             metavar="SHAPE",
         ),
     ] = None,
     scenarios: Annotated[
-        str, typer.Option(help="Any of generation, prompt, served.")
+        str, typer.Option(help="Comma-separated scenarios: generation, prompt, served.")
     ] = "generation,prompt,served",
-    batch_size: Annotated[int, typer.Option(min=1, help="Batch size of generation.")] = 64,
-    prompt_tokens: Annotated[
-        int, typer.Option(min=1, help="Prompt of generation and served.")
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Batch size in the scenario generation.")
     ] = 64,
-    new_tokens: Annotated[int, typer.Option(min=2, help="New tokens of generation.")] = 128,
-    long_prompt: Annotated[int, typer.Option(min=1, help="Tokens of the scenario prompt.")] = 2048,
-    concurrency: Annotated[int, typer.Option(min=1, help="Clients of served.")] = 8,
-    requests: Annotated[int, typer.Option(min=1, help="Requests of all clients of served.")] = 32,
+    prompt_tokens: Annotated[
+        int, typer.Option(min=1, help="Prompt tokens in the scenarios generation and served.")
+    ] = 64,
+    new_tokens: Annotated[
+        int, typer.Option(min=2, help="New tokens in the scenario generation.")
+    ] = 128,
+    long_prompt: Annotated[
+        int, typer.Option(min=1, help="Prompt tokens in the scenario prompt.")
+    ] = 2048,
+    concurrency: Annotated[
+        int, typer.Option(min=1, help="Number of concurrent clients in the scenario served.")
+    ] = 8,
+    requests: Annotated[
+        int, typer.Option(min=1, help="Total requests in the scenario served.")
+    ] = 32,
     slo: Annotated[
         str | None,
         typer.Option(
-            help="Measure goodput instead: the highest rate at which 99 % of the requests keep "
-            "this promise, as ttft=500ms,tpot=50ms.",
+            help="Measure goodput instead: the highest request rate at which 99 % of the "
+            "requests meet this latency target, e.g. ttft=500ms,tpot=50ms.",
             metavar="PROMISE",
         ),
     ] = None,
     slo_requests: Annotated[
         int,
-        typer.Option(min=1, help="Requests at each rate, at least; fewer than 100 allow none."),
+        typer.Option(
+            min=1,
+            help="Minimum number of requests per rate; with fewer than 100, no request may miss "
+            "the target.",
+        ),
     ] = 100,
     slo_seconds: Annotated[
         float,
-        typer.Option(min=0, help="Seconds of arrivals at each rate; many times one request's."),
+        typer.Option(
+            min=0,
+            help="Duration of arrivals per rate, in seconds; use many times the duration of one "
+            "request.",
+        ),
     ] = 20,
     trace: Annotated[
         Path | None,
-        typer.Option(help="JSON lines of arrival, prompt_tokens and new_tokens, for --slo."),
+        typer.Option(
+            help="Replay a trace with --slo: JSON lines with arrival, prompt_tokens and new_tokens."
+        ),
     ] = None,
     served_tokens: Annotated[
-        int, typer.Option(min=2, help="New tokens of each request of served.")
+        int, typer.Option(min=2, help="New tokens per request in the scenario served.")
     ] = 64,
-    repeats: Annotated[int, typer.Option(min=1, help="An interval needs at least two.")] = 5,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Number of repeats; intervals need at least two.")
+    ] = 5,
     seed: Annotated[int, typer.Option(help="Seed of the random prompts.")] = 0,
-    dtype: Annotated[Dtype, typer.Option(help="Of the weights.")] = "auto",
+    dtype: Annotated[
+        Dtype, typer.Option(help="dtype of the weights; auto uses the checkpoint's dtype.")
+    ] = "auto",
     engine: Annotated[
-        Engine, typer.Option(help="vllm measures servers of vLLM, with SLEB_VLLM_ARGS.")
+        Engine,
+        typer.Option(help="own: built-in engine; vllm: vLLM servers, with SLEB_VLLM_ARGS."),
     ] = "own",
     as_json: AsJson = False,
 ) -> None:
-    """Measure speed-ups: dense and pruned in turn, with intervals and verdicts.
+    """Measure speed-ups of pruned models over the dense model, with intervals and verdicts.
 
-    The scenarios are generation and prompt processing as in the paper, and requests of many
-    clients. With --slo, requests arrive at rising rates instead, by a Poisson process or as in
-    --trace, whether earlier ones have an answer or not. Answers have fixed lengths.
+    The models run in turn. The scenarios are generation and prompt processing, as in the paper,
+    and serving many concurrent clients. With --slo, requests arrive at increasing rates instead,
+    from a Poisson process or from --trace, without waiting for answers. Output lengths are fixed.
     """
     _check(model, random_weights, slo, trace)
     _check_engine(engine, random_weights, dtype, slo)
@@ -130,7 +157,9 @@ def _named(scenarios: str) -> "tuple[Scenario, ...]":
 
     names = [name for name in scenarios.split(",") if name]
     if not names or set(names) - set(Scenario):
-        raise typer.BadParameter(f"--scenarios {scenarios}: expected any of {', '.join(Scenario)}")
+        raise typer.BadParameter(
+            f"--scenarios {scenarios}: expected a comma-separated list of {', '.join(Scenario)}"
+        )
     return tuple(scenario for scenario in Scenario if scenario in names)
 
 
@@ -138,9 +167,9 @@ def _check(
     model: str | None, random_weights: str | None, slo: str | None, trace: Path | None
 ) -> None:
     if (model is None) == (random_weights is None):
-        raise typer.BadParameter("expected a MODEL or --random-weights, and not both")
+        raise typer.BadParameter("expected either MODEL or --random-weights")
     if trace is not None and slo is None:
-        raise typer.BadParameter("--trace needs --slo")
+        raise typer.BadParameter("--trace requires --slo")
 
 
 def _check_engine(
@@ -152,8 +181,10 @@ def _check_engine(
     only_own = {"--random-weights": random_weights, "--slo": slo}
     for name, value in only_own.items():
         if value is not None:
-            raise typer.BadParameter(f"{name} is for the engine of this service: leave it out")
+            raise typer.BadParameter(
+                f"{name} requires --engine own: remove it, or use --engine own"
+            )
     if dtype != "auto":
         raise typer.BadParameter(
-            f'--dtype is for --engine own: use SLEB_VLLM_ARGS="--dtype {dtype}"'
+            f'--dtype requires --engine own: set SLEB_VLLM_ARGS="--dtype {dtype}" instead'
         )

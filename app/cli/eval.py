@@ -15,7 +15,8 @@ Models = Annotated[
     list[str],
     typer.Argument(
         metavar="MODEL...",
-        help="NAME, NAME@-3, NAME@JOB, NAME@JOB-3, each also with +raw or +int8, or directories.",
+        help="NAME, NAME@-3, NAME@JOB or NAME@JOB-3, each optionally with +raw or +int8; or "
+        "a directory.",
     ),
 ]
 
@@ -25,28 +26,35 @@ def evaluate(
     tasks: Annotated[
         list[str] | None,
         typer.Option(
-            help="Comma-separated: ppl:prose, ppl:code, ppl:documentation, ppl:wikitext2, ppl:c4, "
-            "ppl:FILE, probe, json, zeroshot (the paper's five tasks), or any task of lm-eval. "
-            "By default probe, json and the first three texts, or with --task-data its tasks.",
+            help="Comma-separated tasks: ppl:prose, ppl:code, ppl:documentation, ppl:wikitext2, "
+            "ppl:c4, ppl:FILE, probe, json, zeroshot (the paper's five tasks), or any "
+            "lm-eval task. By default probe, json and the first three texts, or with --task-data "
+            "its tasks.",
         ),
     ] = None,
     seqlen: Annotated[
         int | None,
-        typer.Option(help="Tokens per window of a text: 2048, or what the model takes if less."),
+        typer.Option(
+            help="Tokens per window; by default 2048, or the model's context length if shorter."
+        ),
     ] = None,
     num_windows: Annotated[
-        int | None, typer.Option(min=1, help="Use only the first windows of a text.")
+        int | None, typer.Option(min=1, help="Evaluate only the first windows of each text.")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Use only the first samples of a task of lm-eval.")
+        int | None,
+        typer.Option(min=1, help="Evaluate only the first samples of each lm-eval task."),
     ] = None,
     texts_dir: Annotated[
         Path | None,
-        typer.Option(help="Has wikitext2-test.txt and c4-validation.jsonl; by default texts."),
+        typer.Option(
+            help="Directory with wikitext2-test.txt and c4-validation.jsonl; by default texts "
+            "in the data directory."
+        ),
     ] = None,
     tasks_dir: Annotated[
         Path | None,
-        typer.Option(help="Directory with your own tasks for lm-eval [SLEB_TASKS_DIR]."),
+        typer.Option(help="Directory with custom lm-eval tasks [SLEB_TASKS_DIR]."),
     ] = None,
     task_data: Annotated[
         Path | None,
@@ -56,27 +64,28 @@ def evaluate(
         ),
     ] = None,
     dtype: Annotated[
-        Dtype, typer.Option(help="Of the weights; auto is the checkpoint's own.")
+        Dtype, typer.Option(help="dtype of the weights; auto uses the checkpoint's dtype.")
     ] = "auto",
     resident: Annotated[
         Resident | None,
         typer.Option(
-            help="model, or stream: one block at a time; by default stream if it does not fit."
+            help="model: load the whole model; stream: load one block at a time. By default, "
+            "stream if the model does not fit into memory."
         ),
     ] = None,
     quantize: Annotated[
         Quantize | None,
-        typer.Option(
-            help="Measure each model with weights of 8 or 4 bits too, beside its dense parent."
-        ),
+        typer.Option(help="Also evaluate each model with int8 or int4 weights."),
     ] = None,
     as_json: AsJson = False,
-    out: Annotated[Path | None, typer.Option(help="Write the JSON into this file too.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write the results to this file, as JSON.")
+    ] = None,
 ) -> None:
-    """Measure the quality of models: perplexity, a probe, valid JSON, and tasks of lm-eval.
+    """Measure the quality of models: perplexity, a probe, valid JSON, and lm-eval tasks.
 
-    On texts, a pruned model is compared with its dense parent, and a repaired one also with its
-    raw form.
+    Perplexities of a pruned model are compared with its dense parent; those of a repaired model
+    also with the unrepaired model.
     """
     if tasks_dir is not None and task_data is not None:
         raise typer.BadParameter("name --tasks-dir or --task-data, not both")

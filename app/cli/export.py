@@ -15,38 +15,46 @@ def export(
     model: Annotated[
         str,
         typer.Argument(
-            help="NAME, NAME@-3, NAME@JOB, NAME@JOB-3, these with +raw or +int8, or a directory."
+            help="NAME, NAME@-3, NAME@JOB or NAME@JOB-3, each optionally with +raw or +int8; or "
+            "a directory."
         ),
     ],
     out_dir: Annotated[
-        Path | None, typer.Argument(help="Directory for the model; optional with --gguf.")
+        Path | None, typer.Argument(help="Output directory; optional with --gguf or --to.")
     ] = None,
     dtype: Annotated[
         Dtype,
-        typer.Option("--dtype", "--merge-dtype", help="Of the weights; auto is the model's own."),
+        typer.Option(
+            "--dtype", "--merge-dtype", help="dtype of the weights; auto uses the model's dtype."
+        ),
     ] = "auto",
     max_shard_size: Annotated[
-        str, typer.Option(help="Maximum size of a safetensors file, as 2GB.", metavar="BYTES")
+        str, typer.Option(help="Maximum size of a safetensors file, e.g. 2GB.", metavar="BYTES")
     ] = "5GB",
-    gguf: Annotated[Path | None, typer.Option(help="Write this file for llama.cpp too.")] = None,
+    gguf: Annotated[Path | None, typer.Option(help="Also write a GGUF file for llama.cpp.")] = None,
     quantize: Annotated[
         Quantize | None,
-        typer.Option(help="Round the blocks' matrices to int8 or int4, and write them for vLLM."),
+        typer.Option(
+            help="Quantize the weight matrices of the blocks to int8 or int4, in the format "
+            "that vLLM reads."
+        ),
     ] = None,
     to: Annotated[
         str | None,
-        typer.Option(help="Write the directory to this URL as well, as s3://BUCKET/NAME."),
+        typer.Option(help="Also upload the directory to this URL, e.g. s3://BUCKET/NAME."),
     ] = None,
     accept: Annotated[
         bool,
-        typer.Option(help="Write quantized weights that raise perplexity by more than 5 % too."),
+        typer.Option(help="Also write quantized weights that raise perplexity by more than 5 %."),
     ] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing model or file.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a dense or pruned model as a Hugging Face directory, and load it to verify it."""
+    """Export a dense or pruned model as a Hugging Face directory, and verify that it loads."""
     if out_dir is None and gguf is None and to is None:
-        raise typer.BadParameter("expected OUT_DIR, --gguf FILE or --to URL, or several of them")
+        raise typer.BadParameter(
+            "no output given: expected at least one of OUT_DIR, --gguf FILE and --to URL"
+        )
     url = None if to is None else url_of(to)
     shard_bytes = num_bytes(max_shard_size)
     settings = WorkerSettings()

@@ -33,28 +33,36 @@ if TYPE_CHECKING:
 jobs = typer.Typer(
     cls=WholeHelp,
     no_args_is_help=True,
-    help="Submit, heal, list, show, watch, pause, resume, retry, cancel and delete the jobs of a "
-    "service.",
+    help="Submit, heal, list, show, watch, pause, resume, retry, cancel and delete the "
+    "jobs of a service.",
 )
 
-JobId = Annotated[str, typer.Argument(metavar="ID", help="The id of the job: prn-...")]
+JobId = Annotated[str, typer.Argument(metavar="ID", help="Job id: prn-...")]
 
 
-Priority = Annotated[int, typer.Option(min=-100, max=100, help="Higher runs first.")]
-WatchIt = Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")]
+Priority = Annotated[
+    int,
+    typer.Option(
+        min=-100, max=100, help="Priority in the queue; jobs with a higher priority run first."
+    ),
+]
+WatchIt = Annotated[bool, typer.Option("--watch", help="Follow the job until it ends.")]
 
 
 @jobs.command()
 @spec_options(*HELP, *HEAL_OF_JOB)
 def submit(
-    model: Annotated[str, typer.Argument(help="A dense model of the service.")],
+    model: Annotated[str, typer.Argument(help="Name of a dense model in the service.")],
     calibration: CalibrationOption = [dataset.value for dataset in DEFAULT],  # noqa: B006 - typer needs a list, and never changes it
     gate_max_perplexity_ratio_of: DomainRatios = [],  # noqa: B006 - as for the calibration
     heal_it: Annotated[
-        bool, typer.Option("--heal", help="Heal the pruned model, as the heal options say.")
+        bool, typer.Option("--heal", help="Heal the pruned model, with the --heal-* options.")
     ] = False,
     reuse_search: Annotated[
-        bool, typer.Option(help="Go on with what an earlier job with the same search has found.")
+        bool,
+        typer.Option(
+            help="Reuse the search results of an earlier job with the same search settings."
+        ),
     ] = True,
     priority: Priority = 0,
     watch_it: WatchIt = False,
@@ -62,10 +70,10 @@ def submit(
     as_json: AsJson = False,
     **values: object,
 ) -> None:
-    """Submit a job. Files of text are names in the texts folder of the service.
+    """Submit a pruning job. Text files are named relative to the texts folder of the service.
 
     Exactly one of --num-remove, --sparsity, --max-perplexity-ratio, --target-speedup and
-    --target-bytes is needed.
+    --target-bytes is required.
     """
     text = calibration_of(calibration, values)
     ratios = ratios_by_domain(gate_max_perplexity_ratio_of)
@@ -81,14 +89,14 @@ def submit(
 @jobs.command("heal")
 @heal_options
 def heal_published(
-    model: Annotated[str, typer.Argument(help="A published checkpoint of the service, NAME@JOB.")],
+    model: Annotated[str, typer.Argument(help="Published checkpoint in the service, as NAME@JOB.")],
     priority: Priority = 0,
     watch_it: WatchIt = False,
     url: Url = None,
     as_json: AsJson = False,
     **values: object,
 ) -> None:
-    """Submit a job that heals a published checkpoint, with the options of `sleb heal`."""
+    """Submit a job that heals a published checkpoint; takes the options of `sleb heal`."""
     heal = heal_from(values)
     with _client(url) as client:
         body = {"model": model, "heal": heal.to_dict(), "priority": priority}
@@ -98,18 +106,22 @@ def heal_published(
 
 @jobs.command()
 def delete(job_id: JobId, url: Url = None) -> None:
-    """Delete a job that has ended, with its checkpoint and all names of its variants."""
+    """Delete a finished job, its checkpoint and all names of its variants."""
     from app.commands.client import job_path
 
     with _client(url) as client:
         client.request("DELETE", job_path(job_id))
-    typer.echo(f"job {job_id} and its checkpoint are deleted")
+    typer.echo(f"deleted job {job_id} and its checkpoint")
 
 
 @jobs.command("list")
 def list_jobs(
-    limit: Annotated[int, typer.Option(min=1, max=100, help="Maximum number, newest first.")] = 20,
-    status: Annotated[JobStatus | None, typer.Option(help="Only jobs with this status.")] = None,
+    limit: Annotated[
+        int, typer.Option(min=1, max=100, help="Maximum number of jobs, newest first.")
+    ] = 20,
+    status: Annotated[
+        JobStatus | None, typer.Option(help="List only jobs with this status.")
+    ] = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
@@ -127,7 +139,7 @@ def list_jobs(
 
 @jobs.command()
 def show(job_id: JobId, url: Url = None, as_json: AsJson = False) -> None:
-    """Show one job, and the deliveries to its webhook."""
+    """Show a job and its webhook deliveries."""
     from app.commands.client import job_path
     from app.commands.jobs import print_deliveries, print_job
 
@@ -149,10 +161,12 @@ def watch(
     job_id: JobId,
     url: Url = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one line of JSON per event.")
+        bool, typer.Option("--json", help="Print each event as one line of JSON.")
     ] = False,
 ) -> None:
-    """Follow a job until it ends; exit code 1 unless it succeeds. Ctrl-C does not stop the job."""
+    """Follow a job until it ends; the exit code is 1 unless it succeeds. Ctrl-C does not stop the
+    job.
+    """
     with _client(url) as client:
         try:
             if as_json:
@@ -164,27 +178,27 @@ def watch(
 
                 watch_job(client, job_id)
         except KeyboardInterrupt:
-            typer.echo(f"stopped watching; job {job_id} keeps running", err=True)
+            typer.echo(f"stopped watching; job {job_id} is still running", err=True)
             raise
 
 
 @jobs.command()
 def cancel(job_id: JobId, url: Url = None, as_json: AsJson = False) -> None:
-    """Cancel a job: at once while it waits, else after its current evaluation."""
+    """Cancel a job. A running job stops after its current evaluation."""
     with _client(url) as client:
         _print_change(client.change(job_id, "cancel"), as_json=as_json)
 
 
 @jobs.command()
 def pause(job_id: JobId, url: Url = None, as_json: AsJson = False) -> None:
-    """Pause a job, which keeps its results so far. A waiting job leaves the queue."""
+    """Pause a job and keep its progress. A queued job leaves the queue."""
     with _client(url) as client:
         _print_change(client.change(job_id, "pause"), as_json=as_json)
 
 
 @jobs.command()
 def resume(job_id: JobId, url: Url = None, as_json: AsJson = False) -> None:
-    """Queue a paused job again. It continues where it stopped."""
+    """Resume a paused job. It continues where it stopped."""
     with _client(url) as client:
         _print_change(client.change(job_id, "resume"), as_json=as_json)
 
@@ -194,17 +208,17 @@ def resume(job_id: JobId, url: Url = None, as_json: AsJson = False) -> None:
 def retry(
     job_id: JobId,
     gate_max_perplexity_ratio_of: DomainRatios = [],  # noqa: B006 - typer needs a list, and never changes it
-    no_gate: Annotated[bool, typer.Option("--no-gate", help="Check no limits.")] = False,
-    no_heal: Annotated[bool, typer.Option("--no-heal", help="Heal nothing.")] = False,
+    no_gate: Annotated[bool, typer.Option("--no-gate", help="Remove the quality gate.")] = False,
+    no_heal: Annotated[bool, typer.Option("--no-heal", help="Remove the healing.")] = False,
     watch_it: WatchIt = False,
     url: Url = None,
     as_json: AsJson = False,
     **values: object,
 ) -> None:
-    """Queue a job again that has failed or was cancelled. No candidate is scored again.
+    """Retry a failed or cancelled job. Candidates that were already scored are not scored again.
 
-    Options change what follows its search. What has none stays as it was; a heal option alone adds
-    a healing.
+    Options change the steps after the search. Settings without an option stay as they were; any
+    --heal-* option adds a healing.
     """
     ratios = ratios_by_domain(gate_max_perplexity_ratio_of) or None
     none = {part: None for part, is_none in (("gate", no_gate), ("heal", no_heal)) if is_none}
@@ -233,5 +247,5 @@ def _print_change(job: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(job)
         return
-    pauses = "; it pauses after this evaluation" if job["pause_requested_at"] else ""
+    pauses = "; it will pause after the current evaluation" if job["pause_requested_at"] else ""
     typer.echo(f"job {job['id']} is {job['status']}{pauses}")

@@ -20,8 +20,7 @@ from app.terminal import filled, local_time, plain_table, print_json
 keys = typer.Typer(
     cls=WholeHelp,
     no_args_is_help=True,
-    help="Create, rotate, list and revoke the keys that clients of the HTTP API send, and set the "
-    "quotas of their tenants.",
+    help="Create, rotate, list and revoke API keys, and set the quotas of tenants.",
 )
 
 _TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M%z"]
@@ -32,32 +31,38 @@ Name = Annotated[str, typer.Argument(help="Name of the key in logs and commands;
 @keys.command()
 def create(
     name: Name,
-    scope: Annotated[list[Scope], typer.Option(help="What the key permits; may be repeated.")],
+    scope: Annotated[list[Scope], typer.Option(help="Scope of the key; repeatable.")],
     rate: Annotated[
         int | None,
         typer.Option(
-            min=0, max=100_000, help="Requests per minute, 0 for no limit [SLEB_KEY_RATE]."
+            min=0, max=100_000, help="Maximum requests per minute; 0 for no limit [SLEB_KEY_RATE]."
         ),
     ] = None,
     concurrent: Annotated[
         int | None,
-        typer.Option(min=0, help="Concurrent generations, 0 for no limit [SLEB_KEY_CONCURRENT]."),
+        typer.Option(
+            min=0, help="Maximum concurrent generations; 0 for no limit [SLEB_KEY_CONCURRENT]."
+        ),
     ] = None,
     tenant: Annotated[
         str | None,
         typer.Option(
-            help="Whose its jobs and checkpoints are, for several keys of one team [its name]."
+            help="Tenant that owns this key's jobs and checkpoints; keys of one team can share "
+            "a tenant [the key's name]."
         ),
     ] = None,
     until: Annotated[
         datetime | None,
-        typer.Option(formats=_TIMES, help="When it ends, local time if it names no zone [never]."),
+        typer.Option(
+            formats=_TIMES, help="Expiry time, in local time unless it has a UTC offset [never]."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Create a key and print it once: only its hash is stored.
+    """Create a key and print it once; only its hash is stored.
 
-    generate: /generate, /compare, /v1. jobs: /prune-jobs. admin: everything.
+    Scopes: generate permits /generate, /compare and /v1; jobs permits /prune-jobs; admin permits
+    everything.
     """
     scopes, ends = sorted(set(scope)), None if until is None else until.timestamp()
     file = _audited("create", name, scopes=scopes, tenant=tenant or name, expires_at=ends)
@@ -76,11 +81,11 @@ def create(
 def rotate(
     name: Name,
     overlap: Annotated[
-        float, typer.Option(min=0, help="Hours that the earlier key is still accepted.")
+        float, typer.Option(min=0, help="Hours for which the old key remains valid.")
     ] = 24.0,
     as_json: AsJson = False,
 ) -> None:
-    """Make a new key of that name and print it once; the earlier one ends after the overlap."""
+    """Replace a key and print the new one once; the old key expires after the overlap."""
     file = _audited("rotate", name, overlap_h=overlap)
     key = file.rotate(name, overlap * 3600)
     scopes = next(each.scopes for each in file.known() if each.name == name)
@@ -89,7 +94,7 @@ def rotate(
 
 @keys.command("list")
 def list_keys(as_json: AsJson = False) -> None:
-    """List names, scopes, limits and times of creation, and the quotas of tenants."""
+    """List keys with their scopes, limits and creation times, and the quotas of tenants."""
     file = _file()
     known_keys, quotas = file.known(), file.quotas()
     if as_json:
@@ -123,25 +128,29 @@ def _print_keys(keys: Sequence[ApiKey]) -> None:
 @keys.command()
 def quota(
     tenant: Annotated[
-        str, typer.Argument(help="The --tenant of keys, or the name of a key without one.")
+        str,
+        typer.Argument(
+            help="Tenant, as set by --tenant; for keys without one, the name of the key."
+        ),
     ],
     queued: Annotated[
         int | None,
         typer.Option(
             min=0,
-            help="Jobs that may wait or be paused, 0 for no limit [SLEB_TENANT_QUEUED_JOBS].",
+            help="Maximum queued and paused jobs; 0 for no limit [SLEB_TENANT_QUEUED_JOBS].",
         ),
     ] = None,
     running: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Jobs that run at once, 0 for no limit [SLEB_TENANT_RUNNING_JOBS]."
+            min=0, help="Maximum running jobs; 0 for no limit [SLEB_TENANT_RUNNING_JOBS]."
         ),
     ] = None,
     checkpoints: Annotated[
         str | None,
         typer.Option(
-            help="Size of all checkpoints, as 10GB, 0 for no limit [SLEB_TENANT_CHECKPOINT_BYTES].",
+            help="Maximum total size of checkpoints, e.g. 10GB; 0 for no limit "
+            "[SLEB_TENANT_CHECKPOINT_BYTES].",
             metavar="BYTES",
         ),
     ] = None,
@@ -149,16 +158,16 @@ def quota(
         int | None,
         typer.Option(
             min=0,
-            help="Tokens of prompts and outputs per minute, 0 for no limit "
+            help="Maximum prompt and output tokens per minute; 0 for no limit "
             "[SLEB_TENANT_TOKENS_PER_MIN].",
         ),
     ] = None,
     reset: Annotated[
-        bool, typer.Option("--reset", help="First forget what was set for this tenant.")
+        bool, typer.Option("--reset", help="Clear this tenant's quotas first.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Set limits for all keys of a tenant together. Without options, print them."""
+    """Set quotas that all keys of a tenant share. Without options, print them."""
     num_checkpoint_bytes = None if checkpoints is None else num_bytes(checkpoints, least=0)
     changes = Quota(queued, running, num_checkpoint_bytes, tokens)
     if reset or changes.limits():
@@ -172,17 +181,17 @@ def quota(
         return
     _print_quotas({tenant: changed})
     if all(key.owner != tenant for key in file.known()):
-        typer.echo(f"no key belongs to the tenant {tenant!r} yet", err=True)
+        typer.echo(f"tenant {tenant!r} has no keys", err=True)
 
 
 @keys.command()
 def revoke(name: Name, as_json: AsJson = False) -> None:
-    """Revoke a key. Running services refuse it from their next request on."""
+    """Revoke a key. Running services reject it from the next request on."""
     _audited("revoke", name).revoke(name)
     if as_json:
         print_json({"name": name, "revoked": True})
     else:
-        typer.echo(f"revoked the key {name!r}")
+        typer.echo(f"revoked key {name!r}")
 
 
 def _print_quotas(quotas: Mapping[str, Quota]) -> None:
@@ -203,8 +212,10 @@ def _print_new(name: str, scopes: Iterable[Scope], key: str, *, as_json: bool) -
         print_json({"name": name, "scopes": permitted, "key": key})
         return
     typer.echo(key)
-    typer.echo(f"this is the key {name!r} for {', '.join(permitted)}", err=True)
-    typer.echo("it is not shown again; clients send it as Authorization: Bearer KEY", err=True)
+    typer.echo(f"key {name!r} with scopes {', '.join(permitted)}", err=True)
+    typer.echo(
+        "save it now, it is not shown again; clients send it as Authorization: Bearer KEY", err=True
+    )
 
 
 def _file() -> KeyFile:

@@ -55,8 +55,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # its tables cut the names of options in narrow terminals
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Make language models cheaper by removing redundant transformer blocks, serve them beside "
-    "the dense models, and measure the difference.",
+    help="Make language models cheaper by removing redundant transformer blocks, serve "
+    "them alongside the dense models, and measure the difference.",
 )
 app.command()(prune)
 app.command()(heal)
@@ -73,11 +73,14 @@ app.add_typer(keys, name="keys")
 app.add_typer(models, name="models")
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on [SLEB_HOST, 127.0.0.1].")]
-Port = Annotated[int | None, typer.Option(help="Port, 0 picks a free one [SLEB_PORT, 8000].")]
+Port = Annotated[
+    int | None, typer.Option(help="Port to listen on; 0 picks a free port [SLEB_PORT, 8000].")
+]
 Insecure = Annotated[
     bool | None,
     typer.Option(
-        "--insecure", help="Listen to other machines without requiring keys [SLEB_INSECURE]."
+        "--insecure",
+        help="Accept connections from other machines without API keys [SLEB_INSECURE].",
     ),
 ]
 
@@ -101,8 +104,9 @@ class NoRoom(Exception):
     def __init__(self, error: OSError) -> None:
         where = "" if error.filename is None else f" {error.filename}"
         super().__init__(
-            f"there is no room to write{where} ({error.strerror}): free some space in the data "
-            "directory, where the command writes, and for temporary files, and repeat it"
+            f"cannot write{where} ({error.strerror}): free space in the data directory, the "
+            "output directory and the directory for temporary files, then run the command "
+            "again"
         )
 
 
@@ -154,7 +158,7 @@ def begin(
 
 @app.command()
 def config(as_json: AsJson = False) -> None:
-    """Print every setting in effect and its source; secrets are masked."""
+    """Print every setting and its source; secrets are masked."""
     check_ports(serve_settings(), WorkerSettings())
     settings = effective_settings()
     if as_json:
@@ -167,9 +171,10 @@ def config(as_json: AsJson = False) -> None:
 
 @app.command()
 def doctor(model: CheckedModel = None, verbose: Verbose = False, as_json: AsJson = False) -> None:
-    """Check whether the service can work on this machine; exit code 1 if something is wrong.
+    """Check whether the service can run on this machine; the exit code is 1 if a check fails.
 
-    With MODEL, tell whether this model is supported, how it is served, and what repairs it allows.
+    With MODEL, check whether the model is supported, how it is served, and which repairs it
+    allows.
     """
     with starting():
         from app.doctor.doctor import diagnose
@@ -192,7 +197,7 @@ def doctor(model: CheckedModel = None, verbose: Verbose = False, as_json: AsJson
 
 @app.command()
 def up(host: Host = None, port: Port = None, insecure: Insecure = None) -> None:
-    """Run everything on this machine: the embedded Valkey, one worker and the API."""
+    """Run the embedded Valkey, one worker and the API on this machine."""
     from app.server.up import run_up
 
     settings = serve_settings(host=host, port=port, insecure=insecure)
@@ -222,11 +227,15 @@ def cluster(
         int | None, typer.Option(min=1, help="Minimum number of replicas [SLEB_REPLICAS, 1].")
     ] = None,
     max_replicas: Annotated[
-        int | None, typer.Option(min=1, help="Maximum number, scaled by load [SLEB_MAX_REPLICAS].")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Maximum number of replicas; the service scales with load [SLEB_MAX_REPLICAS].",
+        ),
     ] = None,
     insecure: Insecure = None,
 ) -> None:
-    """Run the API on a Ray cluster: replicas on all its machines, behind one address."""
+    """Run the API on a Ray cluster, with replicas on its machines behind one address."""
     settings = cluster_settings(
         host=host, port=port, replicas=replicas, max_replicas=max_replicas, insecure=insecure
     )
@@ -239,7 +248,7 @@ def cluster(
 
 @app.command()
 def worker() -> None:
-    """Run a worker, which runs pruning jobs one at a time."""
+    """Run a worker, which processes one pruning job at a time."""
     settings = WorkerSettings()
     with starting():
         from app.models.measured_speedups import MeasuredSpeedups
@@ -253,20 +262,27 @@ def worker() -> None:
 
 @app.command()
 def demo(
-    keep: Annotated[bool, typer.Option(help="Keep the service running at the end.")] = False,
+    keep: Annotated[bool, typer.Option(help="Keep the service running after the demo.")] = False,
     num_remove: Annotated[
-        int, typer.Option(min=1, max=28, help="How many of the 30 blocks to remove.")
+        int, typer.Option(min=1, max=28, help="Number of blocks to remove, of 30.")
     ] = 4,
     port: Port = None,
     evaluate_s: Annotated[
-        float, typer.Option(min=0, help="Seconds of the evaluation; with less it is less sure.")
+        float,
+        typer.Option(
+            min=0, help="Time for the evaluation, in seconds; less time gives wider intervals."
+        ),
     ] = 30,
     measure_s: Annotated[
-        float, typer.Option(min=0, help="Seconds of a measurement of speeds; likewise.")
+        float,
+        typer.Option(
+            min=0,
+            help="Time for each speed measurement, in seconds; less time gives wider intervals.",
+        ),
     ] = 15,
     as_json: AsJson = False,
 ) -> None:
-    """Prune a real model, serve it beside the dense one, and compare the two."""
+    """Prune a real model, serve it alongside the dense model, and compare the two."""
     from app.commands.demo import run_demo
 
     run_demo(

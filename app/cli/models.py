@@ -13,7 +13,7 @@ from pruning.evaluation.advice import Limits
 models = typer.Typer(
     cls=WholeHelp,
     invoke_without_command=True,
-    help="List the models of the data directory and their pruned variants, or add one.",
+    help="List the models in the data directory and their pruned variants, or add a model.",
 )
 
 
@@ -31,20 +31,20 @@ def list_models(
 
 @models.command()
 def alias(
-    name: Annotated[str | None, typer.Argument(metavar="ALIAS", help="As in prod.")] = None,
-    target: Annotated[
-        str | None, typer.Argument(help="A model or variant, as NAME@JOB-3; without it, nothing.")
+    name: Annotated[
+        str | None, typer.Argument(metavar="ALIAS", help="Name of the alias, e.g. prod.")
     ] = None,
+    target: Annotated[str | None, typer.Argument(help="Model or variant, e.g. NAME@JOB-3.")] = None,
     *,
     remove: Annotated[bool, typer.Option("--remove", help="Remove the alias.")] = False,
 ) -> None:
-    """List the aliases, or set, switch or remove one. A running service follows at once."""
+    """List aliases, or set, change or remove one. Running services apply it immediately."""
     from app.commands.models import change_alias, print_aliases
 
     if name is None:
         print_aliases(serve_settings())
     elif (target is None) != remove:
-        raise typer.BadParameter("expected either a TARGET or --remove")
+        raise typer.BadParameter("expected either TARGET or --remove")
     else:
         change_alias(serve_settings(), name, target)
 
@@ -53,11 +53,13 @@ def alias(
 def plot(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[CHECKPOINT]...", help="NAME@JOB, or NAME for all of this model."),
+        typer.Argument(
+            metavar="[CHECKPOINT]...", help="NAME@JOB, or NAME for all checkpoints of a model."
+        ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("models.png"),
+    out: Annotated[Path, typer.Option(help="Output file, as PNG.")] = Path("models.png"),
 ) -> None:
-    """Plot the curves of several checkpoints of a model, text by text, with intervals."""
+    """Plot the perplexity curves of several checkpoints of a model, per text, with intervals."""
     from app.commands.models import plot_models
 
     plot_models(serve_settings(), names or [], out.expanduser())
@@ -65,17 +67,19 @@ def plot(
 
 @models.command()
 def rm(
-    name: Annotated[str, typer.Argument(help="A dense model of a running service.")],
+    name: Annotated[str, typer.Argument(help="Name of a dense model in a running service.")],
     url: Url = None,
 ) -> None:
-    """Delete a model of a running service; refused while requests, jobs or aliases use it."""
+    """Delete a model of a running service. A model that requests, jobs or aliases use is not
+    deleted.
+    """
     from urllib.parse import quote
 
     from app.commands.client import service_client
 
     with service_client(url) as client:
         client.request("DELETE", f"/models/{quote(name, safe='')}")
-    typer.echo(f"{name} is deleted")
+    typer.echo(f"deleted {name}")
 
 
 @models.command()
@@ -88,41 +92,41 @@ def add(
     ],
     name: Annotated[
         str | None,
-        typer.Option(help="Its name in the service; by default the last part of SOURCE."),
+        typer.Option(help="Name of the model in the service; by default the last part of SOURCE."),
     ] = None,
     revision: Annotated[
         str | None,
         typer.Option(help="Branch, tag or commit on the hub; by default the main branch."),
     ] = None,
 ) -> None:
-    """Fetch or copy the safetensors, config and tokenizer files of a model, and no others.
+    """Download or copy the safetensors, config and tokenizer files of a model.
 
-    A GGUF file is written as such files, in bfloat16.
+    Other files are skipped. A GGUF file is converted to this format, in bfloat16.
     """
     with starting():
         from app.models.add import add_model
 
     target = add_model(source, serve_settings(), name=name, revision=revision)
-    typer.echo(f"{target.name} is in {target}")
+    typer.echo(f"added {target.name} in {target}")
 
 
 def advise(
-    model: Annotated[str, typer.Argument(help="A dense model of the data directory.")],
+    model: Annotated[str, typer.Argument(help="Name of a dense model in the data directory.")],
     max_ratio: Annotated[
-        float, typer.Option(help="Maximum of pruned / dense perplexity, on every text.")
+        float, typer.Option(help="Maximum perplexity relative to the dense model, on every text.")
     ] = Limits.max_ratio,
     min_speedup: Annotated[
         float, typer.Option(help="Minimum speed-up per token.")
     ] = Limits.min_speedup,
     min_probe: Annotated[
-        float | None, typer.Option(help="Minimum score of the probe, 0 to 1.")
+        float | None, typer.Option(help="Minimum probe score, from 0 to 1.")
     ] = Limits.min_probe,
     as_json: AsJson = False,
 ) -> None:
-    """Say which depth of a model to take, what it gives and costs, and how sure that is.
+    """Recommend a depth of a pruned model, with its speed-up, its quality and their intervals.
 
-    A depth is taken if its intervals show that it keeps the limits. What is not known is named,
-    with the command that measures it.
+    A depth is recommended if its intervals lie within the limits. Missing measurements are listed
+    with the command that makes them.
     """
     limits = Limits(max_ratio, min_speedup, min_probe)
     from app.commands.models import print_advice

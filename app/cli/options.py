@@ -26,23 +26,29 @@ Command = Callable[..., None]
 _Part = TypeVar("_Part")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text and tables.")]
-ModelArgument = Annotated[str, typer.Argument(help="Name in the data directory, or a directory.")]
+ModelArgument = Annotated[
+    str, typer.Argument(help="Name of a model in the data directory, or a directory.")
+]
 SourceArgument = Annotated[
     str,
-    typer.Argument(help="Name in the data directory, a directory, or ORG/NAME of the hub."),
+    typer.Argument(
+        help="Name of a model in the data directory, a directory, or ORG/NAME on the "
+        "Hugging Face hub."
+    ),
 ]
 CalibrationOption = Annotated[
     list[str],
     typer.Option(
-        help="prose, code, documentation, wikitext2, c4, self, or a text or jsonl file; "
-        "several are mixed, as in --calibration A.txt --calibration B.txt=2.",
+        help="Calibration text: prose, code, documentation, wikitext2, c4, self, or a text "
+        "or jsonl file; repeat to mix several, e.g. --calibration A.txt --calibration "
+        "B.txt=2.",
         metavar="TEXT[=WEIGHT]",
     ),
 ]
 DomainRatios = Annotated[
     list[str],
     typer.Option(
-        help="The same maximum for one domain of text, as in code=1.5; can be repeated.",
+        help="The same limit for one domain of text, e.g. code=1.5; repeatable.",
         metavar="DOMAIN=RATIO",
     ),
 ]
@@ -55,52 +61,56 @@ EVALUATION = "evaluation_"  # those of the held-out text
 HEAL = "heal_"  # and those of a healing, in a command that also prunes
 _FIELD = re.compile(r"(?<![\w.-])(?:[a-z]+(?:_[a-z]+)+\b|[a-z_]+(?==)|sparsity\b)")  # a_b, a=
 HELP: Mapping[str, str] = {
-    "num_remove": "How many blocks to remove.",
-    "sparsity": "Share of the blocks to remove, rounded up.",
-    "max_perplexity_ratio": "Stop before pruned / dense perplexity exceeds this.",
-    "target_speedup": "Remove as few blocks as reach this speed-up in decoding.",
-    "target_bytes": "Remove as few blocks as leave weights of this size.",
-    "sampling": "windows: as in the paper; rows: as in the reference code.",
+    "num_remove": "Number of blocks to remove.",
+    "sparsity": "Fraction of the blocks to remove, rounded up.",
+    "max_perplexity_ratio": "Stop before the perplexity relative to the dense model exceeds this.",
+    "target_speedup": "Remove the fewest blocks that reach this decoding speed-up.",
+    "target_bytes": "Remove the fewest blocks that bring the weights down to this size.",
+    "sampling": "How to sample the text: windows, as in the paper; rows, as in the reference code.",
     "num_samples": "Number of windows, or of rows of raw text.",
     "seqlen": "Tokens per window.",
     "seed": "Seed of the calibration sample.",
-    "protect_first": "Remaining blocks at the start that are kept.",
-    "protect_last": "Remaining blocks at the end that are kept.",
-    "dtype": "auto, float32, bfloat16 or float16.",
-    "save_dtype": "Of the published weights; auto is the model's own.",
-    "evaluate": "Measure the perplexity of every depth at the end.",
-    "metric": "Metric 3 of the paper, 2 or 1, or kl: divergence from the dense model.",
-    "search": "exact, or staged: clearly worse candidates drop out early.",
-    "resident": "model, or stream: read one block at a time from disk.",
-    "gate_max_probe_drop": "Maximum loss of the probe's score, 0 to 1.",
-    "gate_max_perplexity_ratio": "Maximum of pruned / dense perplexity on held-out text.",
-    "gate_action": "Beyond a limit: publish with a warning, refuse, or publish fewer removals.",
-    "quantize": "Measure the pruned model with weights of 8 or 4 bits too.",
-    "zero_shot": "Measure both models on the paper's five tasks.",
-    "evaluation_num_samples": "Held-out windows of each domain; as many as needed by default.",
-    "evaluation_seqlen": "Tokens per held-out window; as in the calibration by default.",
-    "evaluation_margin": "Add held-out windows until every ratio is known to ±3 %, as 0.03.",
-    "evaluation_max_seconds": "Add no held-out windows beyond this time.",
-    "repair": "Correction of the remaining blocks; auto: the best on separate text, or none.",
+    "protect_first": "Number of blocks at the start of the model that are never removed.",
+    "protect_last": "Number of blocks at the end of the model that are never removed.",
+    "dtype": "dtype of the weights: auto, float32, bfloat16 or float16.",
+    "save_dtype": "dtype of the published weights; auto uses the model's dtype.",
+    "evaluate": "Measure the perplexity at every depth after the search.",
+    "metric": "Metric for removing blocks: cosine, one_shot or sleb (metrics 1, 2 and 3 of "
+    "the paper), or kl (divergence from the dense model).",
+    "search": "exact: score every candidate on all windows; staged: drop clearly worse "
+    "candidates early.",
+    "resident": "model: load the whole model; stream: read one block at a time from disk.",
+    "gate_max_probe_drop": "Maximum drop of the probe score, from 0 to 1.",
+    "gate_max_perplexity_ratio": "Maximum ratio of pruned to dense perplexity on held-out text.",
+    "gate_action": "When a limit is exceeded: publish with a warning, refuse to publish, or "
+    "publish with fewer removals.",
+    "quantize": "Also measure the pruned model with int8 or int4 weights.",
+    "zero_shot": "Evaluate both models on the paper's five zero-shot tasks.",
+    "evaluation_num_samples": "Held-out windows per domain; by default as many as needed.",
+    "evaluation_seqlen": "Tokens per held-out window; by default as in the calibration.",
+    "evaluation_margin": "Add held-out windows until ratios are known to this margin; 0.03: ±3 %.",
+    "evaluation_max_seconds": "Stop adding held-out windows after this many seconds.",
+    "repair": "Repair of the remaining blocks; auto keeps the best repair on separate text, "
+    "or none.",
 }
 
 
 HEAL_HELP: Mapping[str, str] = {
-    "num_tokens": "Tokens to train on.",
-    "max_minutes": "Stop after this time even if tokens are left.",
+    "num_tokens": "Number of training tokens.",
+    "max_minutes": "Maximum training time, in minutes.",
     "rank": "Rank of the adapters.",
-    "alpha": "The adapters are scaled by alpha / rank.",
-    "learning_rate": "The highest one; by default it falls with the width of the model.",
-    "batch_tokens": "Tokens of a step of the optimiser.",
-    "warmup": "Share of the training in which the learning rate rises.",
-    "clip_norm": "Maximum norm of the gradient of a step.",
-    "hidden_weight": "Weight of the error of the last hidden state in the loss.",
-    "checkpoint_activations": "Less memory and more time: compute activations again.",
-    "steps_per_check": "Steps between two measurements on held-out text.",
-    "patience": "Stop after so many measurements in a row without a new lowest loss.",
-    "seed": "Seed of the adapters and of the order of the text.",
-    "control": "Train the dense model in the same way, for comparison.",
-    "depths": "all: one adapter for every prefix; deepest: the model of all removals alone.",
+    "alpha": "Scale of the adapters, applied as alpha / rank.",
+    "learning_rate": "Peak learning rate; by default it depends on the width of the model.",
+    "batch_tokens": "Tokens per optimizer step.",
+    "warmup": "Fraction of the training with a rising learning rate.",
+    "clip_norm": "Maximum gradient norm of a step.",
+    "hidden_weight": "Weight of the last hidden state's error in the loss.",
+    "checkpoint_activations": "Recompute activations in the backward pass: less memory, more time.",
+    "steps_per_check": "Steps between measurements on held-out text.",
+    "patience": "Stop after this many measurements without a new lowest loss.",
+    "seed": "Seed of the adapters and of the text order.",
+    "control": "Train the dense model in the same way, as a control.",
+    "depths": "all: train one adapter for all depths; deepest: train only the deepest model.",
 }
 
 
@@ -148,7 +158,7 @@ def heal_of(values: Mapping[str, object], *, is_asked: bool) -> Heal | None:
     if not is_asked and heal != Heal():
         changed = next(name for name in HEAL_HELP if getattr(heal, name) != getattr(Heal, name))
         option = f"--{HEAL}{changed}".replace("_", "-")
-        raise InvalidSpec("heal", f"{option} is given without --heal: add --heal")
+        raise InvalidSpec("heal", f"{option} requires --heal: add --heal")
     return heal if is_asked else None
 
 
@@ -251,8 +261,14 @@ def check_texts_here(names: Sequence[str]) -> None:
         if name in data_sets or Path(name).exists():
             continue
         near = get_close_matches(name, data_sets, n=1)
-        meant = f"did you mean {near[0]}?" if near else f"data sets are {', '.join(data_sets)}"
-        raise InvalidSpec("calibration", f"{name!r} is neither a data set nor a file here: {meant}")
+        meant = (
+            f"did you mean {near[0]}?" if near else f"available data sets: {', '.join(data_sets)}"
+        )
+        raise InvalidSpec(
+            "calibration",
+            f"calibration text {name!r} not found: expected a data set or an existing file; "
+            f"{meant}",
+        )
 
 
 def ratios_by_domain(texts: Sequence[str]) -> dict[str, float]:
@@ -262,7 +278,8 @@ def ratios_by_domain(texts: Sequence[str]) -> dict[str, float]:
         domain, ratio = weighted(text)
         if domain == text:
             raise InvalidSpec(
-                "gate.max_perplexity_ratio_of", f"{text!r}: expected DOMAIN=RATIO, as in code=1.5"
+                "gate.max_perplexity_ratio_of",
+                f"{text!r} is not a ratio of a domain: expected DOMAIN=RATIO, e.g. code=1.5",
             )
         ratios[domain] = ratio
     return ratios
@@ -274,10 +291,10 @@ def num_bytes(text: str, least: int = 1) -> int:
         size = TypeAdapter(ByteSize).validate_python(text)
     except ValidationError as error:
         raise typer.BadParameter(
-            f"{text!r} is not a size: expected bytes, as 2GB or 500MiB"
+            f"{text!r} is not a size: expected bytes, e.g. 2GB or 500MiB"
         ) from error
     if size < least:
-        raise typer.BadParameter(f"{text!r} is not a size: expected {least} bytes or more")
+        raise typer.BadParameter(f"{text!r} is too small: expected {least} bytes or more")
     return int(size)
 
 

@@ -35,21 +35,23 @@ def prune(
     out: Annotated[
         str | None,
         typer.Option(
-            help="Directory for the checkpoint, or a URL as s3://BUCKET/STORE/NAME; by default the "
-            "name of the model with -pruned, in this directory."
+            help="Output directory of the checkpoint, or a URL such as s3://BUCKET/STORE/NAME; "
+            "by default the model's name with -pruned, in the current directory."
         ),
     ] = None,
     calibration: CalibrationOption = [dataset.value for dataset in DEFAULT],  # noqa: B006 - typer needs a list, and never changes it
     gate_max_perplexity_ratio_of: DomainRatios = [],  # noqa: B006 - as for the calibration
     state_budget: Annotated[
         str | None,
-        typer.Option(help="Maximum size of cached hidden states, as 4GiB.", metavar="BYTES"),
+        typer.Option(help="Maximum size of the hidden-state cache, e.g. 4GiB.", metavar="BYTES"),
     ] = None,
     actors: Annotated[
-        int | None, typer.Option(help="Ray actors for the search, 0 for none.")
+        int | None,
+        typer.Option(help="Number of Ray actors for the search; 0 searches in this process."),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the checkpoint at --out at the end.")
+        bool,
+        typer.Option("--overwrite", help="Replace the checkpoint at --out after a successful run."),
     ] = False,
     as_json: AsJson = False,
     **values: object,
@@ -57,8 +59,8 @@ def prune(
     """Prune a model in this process, without a server, and write a Hugging Face checkpoint.
 
     Exactly one of --num-remove, --sparsity, --max-perplexity-ratio, --target-speedup and
-    --target-bytes is needed.
-    After Ctrl-C, the same command goes on where it stopped.
+    --target-bytes is required. After Ctrl-C, run the same command again to continue where it
+    stopped.
     """
     check_texts_here([name for name, _ in map(weighted, calibration)])
     text = calibration_of(calibration, values)
@@ -79,22 +81,25 @@ def prune(
 def heal(
     checkpoint: Annotated[
         str,
-        typer.Argument(help="NAME@JOB in the data directory, or the directory of a checkpoint."),
+        typer.Argument(help="NAME@JOB in the data directory, or a checkpoint directory."),
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="Directory to publish in; by default that of the checkpoint +healed."),
+        typer.Option(
+            help="Output directory; by default the directory of the checkpoint with +healed."
+        ),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the checkpoint at --out at the end.")
+        bool,
+        typer.Option("--overwrite", help="Replace the checkpoint at --out after a successful run."),
     ] = False,
     as_json: AsJson = False,
     **values: object,
 ) -> None:
-    """Train a pruned model to predict what its dense parent predicts, and publish the result.
+    """Train a pruned model to match the predictions of its dense parent, and publish the result.
 
-    The dense model has to be there: it teaches, and shares its weights with the pruned one. After
-    Ctrl-C, the same command goes on where it stopped.
+    The dense model must be in the data directory: it is the teacher, and shares its weights with
+    the pruned model. After Ctrl-C, run the same command again to continue where it stopped.
     """
     wanted, settings = heal_from(values), WorkerSettings()
     with starting():
@@ -109,30 +114,32 @@ def heal(
 )
 def stability(
     model: ModelArgument,
-    out: Annotated[Path, typer.Option(help="Directory for stability.json.")],
-    num_remove: Annotated[int, typer.Option(help="How many blocks to remove.")],
+    out: Annotated[Path, typer.Option(help="Output directory for stability.json.")],
+    num_remove: Annotated[int, typer.Option(help="Number of blocks to remove.")],
     seeds: Annotated[
-        str, typer.Option(help="Seeds of the samples, separated by commas.")
+        str, typer.Option(help="Comma-separated seeds of the calibration samples.")
     ] = "0,1,2,3",
     calibration: Annotated[
         list[str],
         typer.Option(
-            help="prose, code, documentation, wikitext2, c4, self, or a text or jsonl file; "
-            "a search uses one of them.",
+            help="Calibration text: prose, code, documentation, wikitext2, c4, self, or a text "
+            "or jsonl file; repeatable, each search uses one text.",
             metavar="TEXT",
         ),
     ] = [DEFAULT[0].value],  # noqa: B006 - typer needs a list, and never changes it
     as_json: AsJson = False,
     **values: object,
 ) -> None:
-    """Repeat a search over samples and texts, and report which removals are stable.
+    """Repeat a search over several samples and texts, and report which removals are stable.
 
-    Runs one search for every --calibration and every seed, and evaluates all results on other text.
+    Runs one search per --calibration and seed, and evaluates every result on held-out text.
     """
     try:
         numbers = [int(seed) for seed in seeds.split(",")]
     except ValueError as error:
-        raise InvalidSpec("seeds", f"seeds={seeds!r}: expected numbers, as 0,1,2,3") from error
+        raise InvalidSpec(
+            "seeds", f"seeds={seeds!r}: expected comma-separated integers, e.g. 0,1,2,3"
+        ) from error
     source = {**values, "seed": numbers[0]}
     check_texts_here(calibration)
     texts = {text: source_of(text, source) for text in calibration}
@@ -148,8 +155,11 @@ def stability(
 def _check_runs(texts: dict[str, CalibrationSpec], names: list[str], seeds: list[int]) -> None:
     """Check that there are at least two runs, all of them different."""
     if len(texts) < len(names):
-        raise InvalidSpec("calibration", "a text is named twice: give each of them once")
+        raise InvalidSpec("calibration", "a calibration text is given twice: give each text once")
     if len(set(seeds)) < len(seeds):
-        raise InvalidSpec("seeds", f"seeds={seeds}: give each of them once")
+        raise InvalidSpec("seeds", f"seeds={seeds}: a seed is given twice: give each seed once")
     if len(texts) * len(seeds) < 2:
-        raise InvalidSpec("seeds", "one run cannot be compared: give two seeds or two texts")
+        raise InvalidSpec(
+            "seeds",
+            "only one search given, nothing to compare: give at least two seeds or two texts",
+        )

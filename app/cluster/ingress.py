@@ -34,7 +34,7 @@ from app.cluster.messages import (
 
 _PROBLEMS: Problems = {
     ReplicasBusy: (429, "overloaded", "Too many requests are waiting."),
-    NoReplica: (503, "no-replica", "No replica can answer now."),
+    NoReplica: (503, "no-replica", "No replica is available."),
     ReplicaLost: (502, "replica-lost", "The replica that handled the request was lost."),
 }
 
@@ -92,15 +92,15 @@ class Ingress:
                         if request.is_about_health and response.status == 200:
                             break
         except TimeoutError as error:
-            logger.warning("not all replicas answer %s within %.0f s", request.path, timeout_s)
+            logger.warning(
+                "not all replicas responded to %s within %.0f s", request.path, timeout_s
+            )
             if request.method != "GET":
-                raise NoReplica(
-                    f"not all replicas have answered within {timeout_s:.0f} s"
-                ) from error
+                raise NoReplica(f"not all replicas responded within {timeout_s:.0f} s") from error
         except DeploymentUnavailableError as error:
-            raise NoReplica("no replica is ready: wait until one is") from error
+            raise NoReplica("no replica is ready: retry later") from error
         if not responses:
-            raise NoReplica("no replica has answered: wait until one is ready")
+            raise NoReplica("no replica responded: wait until one is ready")
         return responses
 
     async def _arriving(self, request: ForwardedRequest) -> AsyncGenerator[ReplicaResponse]:
@@ -113,7 +113,9 @@ class Ingress:
                 try:
                     yield await arriving
                 except RayError as error:
-                    logger.warning("a replica cannot answer %s: %s", request.path, _reason(error))
+                    logger.warning(
+                        "a replica did not respond to %s: %s", request.path, _reason(error)
+                    )
         finally:
             for task in tasks:
                 task.cancel()
@@ -161,7 +163,7 @@ class ForwardedResponse(Response):
             except RayTaskError:
                 raise  # an error in the replica, which is still alive
             except RayError as error:
-                logger.warning("a replica is lost with a request: %s", _reason(error))
+                logger.warning("a replica was lost while handling a request: %s", _reason(error))
                 is_last = number == MAX_ATTEMPTS
                 if has_begun or not self._request.is_repeatable or is_last:
                     raise _replica_lost(self._request, has_begun=has_begun) from error
@@ -179,9 +181,11 @@ class ForwardedResponse(Response):
                     yield held
                     held = []
         except BackPressureError as error:
-            raise ReplicasBusy("too many requests wait for a replica: retry in 1 s") from error
+            raise ReplicasBusy(
+                "too many requests are waiting for a replica: retry in 1 s"
+            ) from error
         except DeploymentUnavailableError as error:
-            raise NoReplica("the replicas cannot be started; their logs say why") from error
+            raise NoReplica("the replicas cannot be started: see their logs") from error
         except (asyncio.CancelledError, GeneratorExit):
             responses.cancel()  # the client has left
             raise
@@ -241,10 +245,12 @@ def _replica_lost(request: ForwardedRequest, *, has_begun: bool) -> ReplicaLost:
     if has_begun:
         return ReplicaLost("the replica was lost during its response: send the request again")
     if request.is_repeatable:
-        return ReplicaLost(f"{MAX_ATTEMPTS} replicas in a row were lost with this request")
+        return ReplicaLost(
+            f"{MAX_ATTEMPTS} replicas in a row were lost while handling this request"
+        )
     return ReplicaLost(
-        "the replica was lost and may have executed the request: check, then send it again; with "
-        "an Idempotency-Key it would have been sent again"
+        "the replica was lost and may have executed the request: check, then send it "
+        "again; requests with an Idempotency-Key are retried automatically"
     )
 
 

@@ -48,8 +48,8 @@ class Replica:
         if not services.generation.registry.catalog.dense_names():
             await self._shut_down()
             raise NotAModel(
-                f"this machine sees no model in {self._settings.models_dir}: SLEB_DATA_DIR has to "
-                f"be on storage that all machines of the cluster share, under the same path"
+                f"this machine sees no model in {self._settings.models_dir}: SLEB_DATA_DIR must "
+                "be on storage shared by all machines of the cluster, with the same path"
             )
 
     @property

@@ -33,7 +33,7 @@ def run_cluster(settings: ClusterSettings) -> None:
     with suppress(KeyboardInterrupt), connected(import_ray("serve")):
         signal.signal(signal.SIGTERM, leave)  # Ray's handler would skip the cleanup
         with deployed(settings) as url:
-            logger.info("the cluster answers on %s", url)
+            logger.info("the cluster is available at %s", url)
             threading.Event().wait()
 
 

@@ -18,8 +18,8 @@ from app.commands.client import Refused, ServiceClient, service_client
 Messages = list[dict[str, str]]
 _COMPARE, _SHOW_HELP, _BYE, _END = "/compare", "/help", "/bye", "[DONE]"
 _HELP = (
-    "/compare OTHER has another model answer to your last message, /help says this, and /bye or "
-    "Ctrl-D ends."
+    "/compare OTHER sends your last message to another model, /help shows this "
+    "text, and /bye or Ctrl-D ends the chat."
 )
 
 
@@ -60,7 +60,7 @@ class Conversation:
             elif command == _COMPARE:
                 self._compare(argument.strip())
             elif command.startswith("/"):
-                self.console.print(f"{command} is no command. {_HELP}", style="dim", markup=False)
+                self.console.print(f"unknown command {command}. {_HELP}", style="dim", markup=False)
             elif text:
                 self._say(text)
 
@@ -77,7 +77,7 @@ class Conversation:
     def _compare(self, other: str) -> None:
         """Have ``other`` answer to the last message. Its answer is not in the conversation."""
         if not other or len(self.messages) < 2:
-            self.console.print("say something first, then: /compare OTHER", style="dim")
+            self.console.print("send a message first, then use /compare OTHER", style="dim")
             return
         try:
             self._answer(other, self.messages[:-1])
@@ -90,7 +90,7 @@ class Conversation:
         text, began_s, self.num_tokens = "", 0.0, 0
         try:
             deltas = filter(None, self._deltas(model, messages))
-            with self.console.status("waiting for its first token"):
+            with self.console.status("waiting for the first token"):
                 first = next(deltas, "")
             began_s = self.clock()
             words = WrappedWords(self.console)
@@ -103,7 +103,7 @@ class Conversation:
         seconds = self.clock() - began_s
         if self.num_tokens > 1 and seconds > 0:  # of the tokens behind the first one
             pace = (self.num_tokens - 1) / seconds
-            self.console.print(f"{self.num_tokens} tokens, {pace:.1f} a second", style="dim")
+            self.console.print(f"{self.num_tokens} tokens, {pace:.1f} tokens/s", style="dim")
         return text
 
     def _deltas(self, model: str, messages: Messages) -> Iterator[str]:

@@ -165,7 +165,7 @@ class ServiceClient:
     def _check_unfinished(self, job_id: str) -> None:
         status = self.get(job_id)["status"]
         if _is_final(status):
-            raise Refused(f"job {job_id} {status}, but its last events are no longer stored")
+            raise Refused(f"job {job_id} {status}, but its last events have expired")
 
     def _stream(self, job_id: str, last: str | None) -> Iterator[dict[str, Any]]:
         headers = {} if last is None else {"Last-Event-ID": last}
@@ -179,15 +179,15 @@ class ServiceClient:
             return
         detail = _detail(response)
         if response.status_code == _UNAUTHORIZED:
-            detail += "; commands read the key from SLEB_API_KEY"
-        message = f"{self._url} answers {response.status_code}: {detail}"
+            detail += "; set SLEB_API_KEY to a valid API key"
+        message = f"{self._url} returned {response.status_code}: {detail}"
         if response.status_code in _TEMPORARY:
             raise ServiceUnavailable(message)
         raise Refused(message if detail == response.reason_phrase else detail)
 
     def _object(self, content: object) -> dict[str, Any]:
         if not isinstance(content, dict):
-            raise Refused(f"{self._url} is not a service of this kind")
+            raise Refused(f"{self._url} is not a sleb-serve service: check --url")
         return content
 
     @contextmanager
@@ -199,14 +199,14 @@ class ServiceClient:
             if _UNTRUSTED in str(error):
                 raise ServiceUnavailable(
                     f"the certificate of {self._url} is not trusted: set SSL_CERT_FILE to the file "
-                    f"of its CA ({error})"
+                    f"of its CA certificate ({error})"
                 ) from error
             raise ServiceUnavailable(
-                f"no service answers at {self._url}: start one with `sleb up`, or set its URL with "
+                f"cannot connect to a service at {self._url}: start one with `sleb up`, or set "
                 f"--url ({error})"
             ) from error
         except ValueError as error:  # not JSON
-            raise Refused(f"{self._url} is not a service of this kind") from error
+            raise Refused(f"{self._url} is not a sleb-serve service: check --url") from error
 
 
 def _detail(response: httpx2.Response) -> str:

@@ -33,7 +33,7 @@ def run_compare(url: str | None, body: dict[str, Any], *, as_json: bool) -> None
 def print_comparison(comparison: Mapping[str, Any], prompts: list[str]) -> None:
     """Print one row for each model, the reasons of the verdicts, and the outputs."""
     console = Console(highlight=False)
-    table = plain_table("Speed-ups are times of the baseline divided by those of the model")
+    table = plain_table("Speed-up: time of the baseline divided by time of the model")
     for heading in ("model", "ms per token", "speed-up", "first token", "same tokens"):
         table.add_column(heading, justify="left" if heading == "model" else "right", no_wrap=True)
     results = {result["model"]: result for result in comparison["results"]}
@@ -44,12 +44,15 @@ def print_comparison(comparison: Mapping[str, Any], prompts: list[str]) -> None:
     console.print(table)
     if (control := comparison["control"]) is not None:
         console.print(
-            f"control, the baseline against itself: speed-up {_speedup(control['tpot'])}, first "
-            f"token {_speedup(control['ttft'])}, same tokens {control['agreement']:.0%}"
+            f"control (the baseline against itself): speed-up {_speedup(control['tpot'])}, "
+            f"first token {_speedup(control['ttft'])}, same tokens "
+            f"{control['agreement']:.0%}"
         )
     for letter, model in named.items():
         console.print(f"{letter}: {model}{_verdict(results.get(model))}", markup=False)
-    console.print("in parentheses: 95 % intervals; same tokens: before the first difference")
+    console.print(
+        "95 % intervals in parentheses; same tokens: share of tokens before the first difference"
+    )
     for prompt, text in zip(comparison["prompts"], prompts, strict=True):
         console.print(f"\n[bold]{escape(text)}[/]")
         for letter, output in zip(named, prompt["outputs"], strict=True):

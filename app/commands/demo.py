@@ -91,7 +91,7 @@ def run_demo(
         client.request("POST", "/generate", body=first, timeout_s=TIMEOUT_S)
         job = _prune(client, console, num_remove, evaluate_s)
         keep_result(job["pruned_model"], place.checkpoints_dir, settings.checkpoints_dir)
-        with console.status("Generating with the dense and the pruned models, in turn"):
+        with console.status("Generating with the dense and the pruned models in turn"):
             advice, names, prompts = measured_advice(client, job, measure_s)
         keep_speedups(place.data_dir, settings.data_dir)
         figures = _figures(client, names, prompts)
@@ -208,7 +208,7 @@ def _service(settings: ServeSettings, console: Console, *, keep: bool) -> Iterat
         is_done = True
     finally:
         if keep and is_done:
-            console.print(f"The service keeps running; stop it with [bold]kill {process.pid}[/]")
+            console.print(f"The service is still running; stop it with [bold]kill {process.pid}[/]")
         else:
             with console.status("Stopping the service"):
                 _stop(process)
@@ -239,7 +239,7 @@ def _wait_until_ready(url: str, process: "subprocess.Popen[bytes]", log: Path) -
             pass
         pause.wait(POLL_S)
     tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-    raise DemoFailed(f"the service did not become ready; the end of {log}:\n{tail}")
+    raise DemoFailed(f"the service did not start; the last lines of {log}:\n{tail}")
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
@@ -271,7 +271,7 @@ def _prune(
         if is_interrupted():
             raise KeyboardInterrupt
         wanted = counted(num_remove, "block")
-        console.print(f"[green]✓[/] POST /prune-jobs: {job['id']}, {wanted} to remove in {dtype}")
+        console.print(f"[green]✓[/] POST /prune-jobs: {job['id']}, removing {wanted} in {dtype}")
         watch(client, job["id"])
     job = client.get(job["id"])
     removed = ", ".join(map(str, job["removed_blocks"]))
@@ -330,18 +330,18 @@ def _compared(client: ServiceClient, names: Sequence[str], measure_s: float) -> 
 
 
 def _print_next_steps(console: Console, url: str, job: dict[str, Any], *, is_running: bool) -> None:
-    hint = "" if is_running else " (while it runs: make demo KEEP=1)"
+    hint = "" if is_running else " (needs a running service: make demo KEEP=1)"
     name = variants_of(job)[0]
     console.print(
-        f"\n[bold]Where to go next[/]{hint}\n"
-        f"  the page           {url}/ui\n"
-        f"  which depth        sleb advise {NAME}\n"
-        f"  serve it           make up, and then http://localhost:8000/ui\n"
+        f"\n[bold]Next steps[/]{hint}\n"
+        f"  web page           {url}/ui\n"
+        f"  choose a depth     sleb advise {NAME}\n"
+        f"  serve it           make up, then open http://localhost:8000/ui\n"
         f"  API documentation  {url}/docs\n"
         f"  metrics            {url}/metrics\n"
-        f"  the job            curl {url}/prune-jobs/{job['id']}\n"
+        f"  job                curl {url}/prune-jobs/{job['id']}\n"
         f"  all variants       curl {url}/models\n"
-        f"  a completion       curl {url}/generate -H 'content-type: application/json' \\\n"
+        f"  completion         curl {url}/generate -H 'content-type: application/json' \\\n"
         f"""                       -d '{{"model": "{name}", "prompt": "The sea is"}}'""",
         soft_wrap=True,  # so that a line can be copied
     )

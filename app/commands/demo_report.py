@@ -79,7 +79,7 @@ def _speedups(dense: ModelFigures, side: ModelFigures) -> dict[str, Any]:
 
 def _table(models: Sequence[ModelFigures]) -> Table:
     dense, *pruned = models
-    table = Table(title="What pruning bought, and what it cost")
+    table = Table(title="Cost and benefit of pruning")
     table.add_column("")
     table.add_column("dense", justify="right")
     for side in pruned:
@@ -135,8 +135,11 @@ def _perplexities(pruned: Sequence[ModelFigures]) -> Iterator[tuple[str, ...]]:
 def _explained(pruned: Sequence[ModelFigures]) -> Iterator[str]:
     for domain in pruned[-1].model["domains"]:
         yield f"{domain['domain']}: {domain['text']}"
-    yield "in parentheses: times the perplexity of the dense model"
-    yield "times: medians over requests of several prompts, the models in turn"
-    yield "predicted: by the times of the blocks; ideal: blocks of the dense model over its own"
+    yield "in parentheses: ratio to the dense model"
+    yield "times: medians over several prompts; the models generate in turn"
+    yield (
+        "predicted: from the measured times of the blocks; ideal: blocks of the dense "
+        "model / blocks of the pruned model"
+    )
     if any(side.model["measured_speedup"] is None for side in pruned):
-        yield f"{NOT_MEASURED}: no comparison was quiet enough, and the times above say little"
+        yield f"{NOT_MEASURED}: every comparison was too noisy, so the times above are unreliable"

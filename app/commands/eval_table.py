@@ -141,14 +141,14 @@ def _task_rows(evaluation: Evaluation) -> Iterator[_Cell]:
         yield "probe", _with_error(probe.score, probe.standard_error)
         for kind in probe.kinds:
             yield f"  {kind.kind}", _with_error(kind.score, kind.standard_error)
-            yield f"  {kind.kind}: chosen", f"{kind.chosen:.4f}"
-            yield f"  {kind.kind}: written", f"{kind.written:.4f}"
-        yield "  of each kind", " ".join(str(kind.num_items) for kind in probe.kinds)
+            yield f"  {kind.kind}: multiple choice", f"{kind.chosen:.4f}"
+            yield f"  {kind.kind}: generated", f"{kind.written:.4f}"
+        yield "  questions per kind", " ".join(str(kind.num_items) for kind in probe.kinds)
         yield "  questions", probe.digest[:12]
     if (valid := evaluation.valid_json) is not None:
         yield "valid JSON", f"{valid.share:.4f}"
         yield "  95 % interval", f"{valid.low:.2f} to {valid.high:.2f}"
-        yield "  valid, of", f"{valid.num_valid}, {valid.num_questions}"
+        yield "  valid / total", f"{valid.num_valid} / {valid.num_questions}"
     for task in evaluation.tasks:
         yield from _score_rows(task)
     if evaluation.zero_shot_mean is not None:
@@ -160,7 +160,7 @@ def _score_rows(task: TaskScore) -> Iterator[_Cell]:
     for metric, value in task.metrics.items():
         if metric != task.metric:
             yield f"  {task.task}, {metric}", f"{value:.4f}"
-    yield f"  {task.task}: samples, examples in front", f"{task.num_samples}, {task.num_shots}"
+    yield f"  {task.task}: samples, few-shot examples", f"{task.num_samples}, {task.num_shots}"
 
 
 def _with_error(value: float, error: float | None) -> str:
@@ -173,7 +173,10 @@ def _text_legend(sections: Sequence[_Section]) -> Iterator[str]:
         windows = text_of(measured.text, measured.num_windows, measured.seqlen)
         yield text_line(heading, windows, measured.digest)
     if sections:
-        yield "perplexity: over windows that do not overlap, the same ones for all of a section."
+        yield (
+            "perplexity: over non-overlapping windows; all models in a section use the "
+            "same windows."
+        )
     few = [heading for heading, measured in sections if measured.num_windows < MIN_WINDOWS]
     if len(few) < len(sections):
         yield INTERVALS
@@ -185,13 +188,16 @@ def _legend(evaluations: Sequence[Evaluation], sections: Sequence[_Section]) -> 
     """Each text, and a sentence for each kind of number in the tables."""
     yield from _text_legend(sections)
     if any(evaluation.probe for evaluation in evaluations):
-        yield "probe: 0 to 1, the mean share of right answers, chosen among four and written."
+        yield "probe: mean accuracy from 0 to 1, over multiple-choice and generated answers."
     if any(evaluation.valid_json for evaluation in evaluations):
         yield (
-            "valid JSON: 0 to 1, the share of answers that parse and fulfil a schema, generated "
-            "greedily and without response_format; interval by Wilson."
+            "valid JSON: share of answers, from 0 to 1, that parse and match the schema; "
+            "greedy decoding without response_format; Wilson interval."
         )
     if any(evaluation.tasks for evaluation in evaluations):
-        yield "tasks of lm-eval: ± one standard error."
+        yield "lm-eval tasks: ± one standard error."
     if any(evaluation.zero_shot_mean is not None for evaluation in evaluations):
-        yield "zero-shot mean: over the paper's five tasks, by acc_norm if they have it, else acc."
+        yield (
+            "zero-shot mean: mean accuracy over the paper's five tasks; acc_norm where "
+            "available, otherwise acc."
+        )

@@ -79,8 +79,8 @@ class Tasks:
         texts = [name.removeprefix(_TEXT) for name in asked if name.startswith(_TEXT)]
         if not asked or "" in texts:
             raise InvalidTasks(
-                f"tasks={','.join(names)!r}: expected ppl:TEXT, probe, json, zeroshot or names of "
-                f"lm-eval"
+                f"tasks={','.join(names)!r}: expected a comma-separated list of ppl:TEXT, "
+                "probe, json, zeroshot and lm-eval tasks"
             )
         own = (_PROBE, _JSON)
         others = (name for name in asked if name not in own and not name.startswith(_TEXT))
@@ -109,7 +109,7 @@ def run_evaluation(
     with _definitions(tasks) as tasks_dir:
         tasks = replace(tasks, tasks_dir=tasks_dir)
         if tasks.zero_shot:
-            with saying(console, "Looking up the tasks of lm-eval"):
+            with saying(console, "Looking up lm-eval tasks"):
                 check_tasks(tasks.zero_shot, tasks.tasks_dir)
         columns, evaluated = _evaluate(names, tasks, texts_dir, settings, console)
     evaluations = [_against_parent(column, evaluated) for column in columns]
@@ -212,8 +212,9 @@ def _evaluated(
         is_rounded = any(one.weights for one in columns if one.subject.path == path)
         if resident is Resident.STREAM and (tasks.zero_shot or is_rounded):
             raise NotEvaluable(
-                f"{path} is streamed, and tasks of lm-eval and quantized weights need the whole "
-                "model in memory: leave them out, or use --resident model"
+                f"{path} does not fit into memory and is streamed, but lm-eval tasks and "
+                "quantized weights need the whole model in memory: leave them out, or use "
+                "--resident model"
             )
         with saying(console, f"Loading {path.name}"):
             dense = load_dense_model(path, resident, resources, dtype=tasks.dtype)

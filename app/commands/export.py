@@ -55,8 +55,8 @@ from pruning.store_url import StoreUrl
 
 EXPORT_FILE = "sleb-export.json"
 _FORMAT = 1
-_PREDICTED = "times of embeddings, blocks and head on the machine that chose the blocks"
-_MEASURED = "sleb bench or sleb compare on the machine of the export"
+_PREDICTED = "measured times of embeddings, blocks and head, on the machine that pruned the model"
+_MEASURED = "sleb bench or sleb compare, on the machine of the export"
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def run_export(export: Export, settings: WorkerSettings, *, as_json: bool) -> No
         if export.to is not None and out is None:
             sweep(settings.data_dir)
             place = temporary.enter_context(staged(settings.data_dir / "export")) / "model"
-        with Console(stderr=True).status("Writing the model, and reading it back"):
+        with Console(stderr=True).status("Writing and verifying the model"):
             exported = _export(subject, export, place, gguf, settings)
         if export.to is not None and place is not None:
             send_folder(export.to, place, overwrite=export.overwrite)
@@ -274,21 +274,21 @@ def _rounded(subject: Subject, export: Export) -> Subject:
     """The subject with the weights that the directory gets."""
     if export.quantize is not None and subject.weights not in (None, export.quantize):
         raise NotEvaluable(
-            f"{export.model!r} has {subject.weights} weights, which cannot be rounded to "
-            f"{export.quantize}: name the model without +{subject.weights}"
+            f"{export.model!r} has {subject.weights} weights, which cannot be quantized to "
+            f"{export.quantize}: use the model without +{subject.weights}"
         )
     subject = replace(subject, weights=export.quantize or subject.weights)
     if subject.weights is None:
         return subject
     if export.gguf is not None:
         raise GgufUnsupported(
-            "a GGUF file is written with plain weights: leave int8 or int4 out, and quantize the "
-            "file with llama-quantize"
+            "a GGUF file cannot be written from int8 or int4 weights: export without "
+            "quantization, then quantize the file with llama-quantize"
         )
     if (whole := tower_type(subject.path)) is not None:
         raise CannotQuantize(
-            f"a {whole} cannot be written with {subject.weights} weights yet, only plain ones: "
-            "leave int8 or int4 out"
+            f"a {whole} cannot be exported with {subject.weights} weights yet: export it "
+            "without quantization"
         )
     require_compressed_tensors()
     model_type = read_config(subject.path).model_type
@@ -299,7 +299,7 @@ def _rounded(subject: Subject, export: Export) -> Subject:
 
 def _check_file(file: Path, *, overwrite: bool) -> None:
     if file.is_dir() or (file.exists() and not overwrite):
-        raise CheckpointExists(f"{file} exists already: choose another path, or use --overwrite")
+        raise CheckpointExists(f"{file} already exists: choose another path, or use --overwrite")
 
 
 def _print_result(
@@ -310,8 +310,8 @@ def _print_result(
         print_json({**asdict(exported), **paths, "verified": is_verified})
         return
     blocks = exported.num_blocks - len(exported.removed_blocks)
-    weights = f", with {exported.quantized} matrices" if exported.quantized else ""
-    verified = "not verified" if verify is Verify.OFF else "loaded by transformers and verified"
+    weights = f", with {exported.quantized} weights" if exported.quantized else ""
+    verified = "not verified" if verify is Verify.OFF else "verified with transformers"
     console = Console(highlight=False)
     for path in filter(None, paths.values()):
         what = f"{exported.name}, {counted(blocks, 'block')} in {exported.dtype}{weights}"
@@ -319,7 +319,7 @@ def _print_result(
         console.print(path, markup=False, soft_wrap=True)  # in one piece
     console.print(verified)
     for one in exported.perplexities:
-        values = f"{one.plain:.3f} before, {one.quantized:.3f} as loaded, ratio {one.ratio}"
+        values = f"{one.plain:.3f} before, {one.quantized:.3f} after, ratio {one.ratio}"
         console.print(f"perplexity on {one.text}: {values}", markup=False)
     if exported.quantized is not None and exported.perplexities:
         console.print(f"{cost_of(exported.quantized, exported.perplexities)}.", markup=False)

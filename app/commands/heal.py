@@ -78,7 +78,7 @@ def _left_in_order(places: HealedPlaces, console: Console) -> Iterator[None]:
         yield
     except BaseException as error:
         if places.is_begun and not isinstance(error, HealingInProgress | HealingDiverged):
-            console.print("The training is kept: the same command goes on with it.")
+            console.print("The training state is saved: run the same command to continue.")
         raise
     finally:
         remove_empty(places.target.parent)
@@ -122,9 +122,9 @@ def _print(healed: Manifest, out: Path, *, as_json: bool) -> None:
     before, after = run.checks[0].loss, run.best.loss
     for text in (
         *_came_back(healed),
-        f"healed from {healed.healing.parent}: {run.num_tokens:,} tokens in {run.seconds:.0f} s",
+        f"healed {healed.healing.parent}: {run.num_tokens:,} tokens in {run.seconds:.0f} s",
         f"kept: step {run.best.step} of {run.num_steps}, the best one on held-out text",
-        f"divergence from the dense model there: {before:.4g} nats per token, now {after:.4g}",
+        f"divergence from the dense model there: {before:.4g} to {after:.4g} nats per token",
         f"published in {out}",
     ):
         console.print(text, markup=False, soft_wrap=True)
@@ -140,5 +140,5 @@ def _came_back(healed: Manifest) -> Iterator[str]:
             f"{share:.0%} on {name}" for name, share in by_domain.items() if share is not None
         ]
         if shares:
-            lost = f"without {counted(depth, 'block')}, of the lost nats came back"
+            lost = f"with {counted(depth, 'block')} removed, recovered loss:"
             yield f"{lost} {', '.join(shares)}"

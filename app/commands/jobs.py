@@ -39,7 +39,7 @@ def print_jobs(jobs: Sequence[dict[str, Any]], *, has_more: bool) -> None:
         listed.add_row(*(Text(field(job)) for field in fields.values()))
     console.print(listed if jobs else "no jobs")
     if has_more:
-        console.print("there are older jobs: raise --limit to list more")
+        console.print("more jobs exist: raise --limit to list them")
 
 
 def _fields(*, is_wide: bool) -> Mapping[str, Callable[[dict[str, Any]], str]]:
@@ -71,7 +71,9 @@ def print_job(job: dict[str, Any], events: Iterable[dict[str, Any]] = ()) -> Non
             if text:
                 shown.add_row(label, Text(text))
     if job.get("repair_progress") and job["pruned_model"] and job["repair"] is None:
-        shown.add_row("repair", "none: each one that was tried does harm, or an event says why")
+        shown.add_row(
+            "repair", "none: every repair made the model worse; see the events for details"
+        )
     if job.get("predicted_speedup") is not None:  # an older service has none
         shown.add_row("speed-up", _speedup(job))
     console = Console(highlight=False)
@@ -113,12 +115,19 @@ def _print_rounds(
 def print_deliveries(deliveries: Sequence[dict[str, Any]]) -> None:
     """Print one line for each attempt, if there are any, whose names fit into 80 characters."""
     shown = plain_table("webhook messages", padding=0)
-    for heading in ("message", "attempt", "time", "took", "result", "next attempt"):
+    for heading in (
+        "message",
+        "attempt",
+        "time",
+        "took",
+        "result",
+        "loss: nats per token on the calibration text",
+    ):
         shown.add_column(heading, overflow="fold", no_wrap=heading != "result")
     for one in deliveries:
         result = one["error"] or f"delivered, {one['response_status']}"
         next_at = one["next_attempt_at"]
-        next_attempt = _moment(next_at) if next_at else "none: given up" if one["error"] else ""
+        next_attempt = _moment(next_at) if next_at else "none: gave up" if one["error"] else ""
         times = (_moment(one["at"]), f"{one['duration_s']:.2f} s")
         cells = (one["type"], str(one["attempt"]), *times, result, next_attempt)
         shown.add_row(*map(Text, cells))
@@ -194,7 +203,7 @@ def _moment(seconds: float) -> str:
 def _speedup(job: dict[str, Any]) -> str:
     predicted, measured = f"{job['predicted_speedup']:.2f} predicted", job["measured_speedup"]
     if measured is None:
-        return f"{predicted}, not measured (sleb bench and sleb compare do)"
+        return f"{predicted}, not measured (run sleb bench or sleb compare)"
     low, high = measured["low"], measured["high"]
     ends = "" if low is None else f" ({low:.2f} to {high:.2f})"
     return f"{predicted}, {measured['ratio']:.2f}{ends} measured"
@@ -220,7 +229,7 @@ def _sink(delivery: Mapping[str, Any]) -> str:
 _SPECIAL: Mapping[str, Callable[[str, Any], tuple[str, str]]] = {
     "progress": lambda _, progress: ("evaluations", _progress({"progress": progress})),
     "repair_progress": lambda _, found: (
-        "steps of repair",
+        "repair steps",
         f"{found['steps_done']} of {found['steps_total']}",
     ),
     "sinks": lambda _, found: ("sent to", "\n".join(map(_sink, found))),

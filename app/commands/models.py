@@ -83,14 +83,16 @@ def print_models(settings: ServeSettings, *, as_json: bool) -> None:
     for text, heading in texts.items():
         console.print(f"{heading}: perplexity on {text.words}", markup=False)
     if any(entry.is_pruned for entry in entries):
-        console.print("predicted: speed-up of decoding one sequence, by the times of the blocks")
         console.print(
-            "measured: speed-up per token on this machine, by bench or compare, 95 % interval"
+            "predicted: decoding speed-up at batch size 1, from the measured times of the blocks"
+        )
+        console.print(
+            "measured: speed-up per token on this machine, by bench or compare, with 95 % interval"
         )
     if texts:
-        console.print("in parentheses: times the perplexity of the dense model, on the same text")
+        console.print("in parentheses: ratio to the dense model's perplexity on the same text")
     if any(entry.control_on(domain) for entry in entries for domain in entry.domains):
-        console.print("control: the dense model after the training that healed the model")
+        console.print("control: the dense model after the same training")
 
 
 def print_advice(settings: ServeSettings, model: str, limits: Limits, *, as_json: bool) -> None:
@@ -108,8 +110,8 @@ def print_advice(settings: ServeSettings, model: str, limits: Limits, *, as_json
         console.print(filled(depths, headings, rows, ["depth", "keeps"], overflow="fold"))
         console.print(f"limits: {advice.limits}", markup=False)
         console.print(
-            "speed-up per token, and perplexity by text, as multiples of the dense model's; in "
-            "parentheses intervals of 95 %; * predicted",
+            "speed-up per token, and perplexity by text relative to the dense model; 95 % "
+            "intervals in parentheses; *: predicted",
             markup=False,
         )
     for text in advice.missing:
@@ -125,11 +127,11 @@ def plot_models(settings: ServeSettings, names: Sequence[str], out: Path) -> Non
     manifests = _newest_first(current_checkpoints(settings), names)
     parents = sorted({manifest.parent for manifest in manifests})
     if not manifests:
-        raise NothingToPlot("there are no checkpoints: prune a model first")
+        raise NothingToPlot("no checkpoints found: prune a model first")
     if len(parents) > 1:
         raise NothingToPlot(
-            f"these are checkpoints of several models, whose curves cannot be compared: name one "
-            f"of {', '.join(parents)}"
+            "cannot plot checkpoints of several models together: choose one of "
+            f"{', '.join(parents)}"
         )
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(plot_orders(manifests))
@@ -138,7 +140,7 @@ def plot_models(settings: ServeSettings, names: Sequence[str], out: Path) -> Non
         console.print(manifest.name, markup=False, soft_wrap=True)
     if len(manifests) > MAX_ORDERS:
         left_out = counted(len(manifests) - MAX_ORDERS, "older checkpoint")
-        console.print(f"left out: {left_out}; name those that you want")
+        console.print(f"not plotted: {left_out}; give their names to plot them")
     console.print(f"plot: {out}", markup=False, soft_wrap=True)
 
 
@@ -147,7 +149,7 @@ def _newest_first(store: CheckpointStore, names: Sequence[str]) -> list[Manifest
     parents = {manifest.parent for manifest in known}
     for name in names:
         if "@" not in name and name not in parents:
-            raise NothingToPlot(f"{name[:128]} has no checkpoint: a pruning job publishes one")
+            raise NothingToPlot(f"{name[:128]} has no checkpoint: prune the model first")
     chosen = [store.manifest(name) for name in names if name not in parents]
     chosen += [manifest for manifest in known if not names or manifest.parent in names]
     unique = {manifest.name: manifest for manifest in chosen}
@@ -197,7 +199,7 @@ def _lines(
     if entry.external is not None:
         parts.append("on another server")
     if entry.removed_blocks:
-        parts.append(f"without {' '.join(map(str, entry.removed_blocks))}")
+        parts.append(f"removed {' '.join(map(str, entry.removed_blocks))}")
     if entry.repair is not None:
         parts.append(f"repair: {entry.repair.label}")
     yield f"{entry.name}: {', '.join(parts)}"
@@ -255,7 +257,7 @@ def _measured(entry: ModelEntry) -> Iterator[tuple[_Text, str]]:
         )
     if not entry.domains and entry.order is not None and entry.perplexity is not None:
         ratio = entry.perplexity / entry.order.quality.perplexities[0]
-        text = _Text("perplexity", entry.evaluated_on or "an unknown text", entry.base)
+        text = _Text("perplexity", entry.evaluated_on or "unknown text", entry.base)
         yield text, _perplexity(entry, entry.perplexity, ratio)
 
 

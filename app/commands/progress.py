@@ -117,7 +117,7 @@ class SearchBar(Observer):
         self._count(num_tokens, max(num_tokens, round(num_tokens / ratio)))
         if held_out is not None:
             self._progress.console.print(
-                f"  {which}: {num_tokens} tokens, loss {loss:.4f}, on held-out text {held_out:.4f}"
+                f"  {which}: {num_tokens} tokens, loss {loss:.4f}, held-out loss {held_out:.4f}"
             )
 
     def removed(self, removal: Removal) -> None:
@@ -153,4 +153,4 @@ def _lead(removal: Removal) -> str:
         return ""
     error = "" if removal.margin_error is None else f" ± {removal.margin_error:.4f}"
     tie = ", a tie" if is_tie(removal.margin, removal.margin_error) else ""
-    return f", {removal.margin:.4f}{error} before {removal.runner_up}{tie}"
+    return f", margin {removal.margin:.4f}{error} over block {removal.runner_up}{tie}"

@@ -57,12 +57,12 @@ class RecordedBar(SearchBar):
         self._file.begin(plan)
         if plan == self.earlier.plan and done:
             self.removals = list(self.earlier.removals)
-            self._print(f"  continues an interrupted search after {counted(done, 'evaluation')}")
+            self._print(f"  resuming an interrupted search after {counted(done, 'evaluation')}")
         if self._spec.target_speedup is not None and plan.times is not None:
             speedup = plan.times.speedup(self._num_blocks, plan.num_remove)
             self._print(
-                f"  without {plan.num_remove} of {self._num_blocks} blocks, decoding is predicted "
-                f"to be {speedup:.2f} times as fast"
+                f"  predicted decoding speed-up without {plan.num_remove} of {self._num_blocks} "
+                f"blocks: {speedup:.2f}×"
             )
         super().searching(plan, done, total)
 
@@ -89,11 +89,11 @@ def new_place(out: Path, *, overwrite: bool | None = None) -> Path:
         return out
     if not overwrite:
         option = "" if overwrite is None else ", or use --overwrite"
-        raise CheckpointExists(f"{out} exists already: choose another --out{option}")
+        raise CheckpointExists(f"{out} already exists: choose another --out{option}")
     if not (out / MANIFEST).is_file():
         raise CheckpointExists(
-            f"{out} is not overwritten: it is no checkpoint, as it has no {MANIFEST}; choose "
-            f"another --out"
+            f"{out} is not a checkpoint (it has no {MANIFEST}), so it is not overwritten: "
+            "choose another --out"
         )
     return out
 
@@ -141,7 +141,7 @@ def _prune_to_store(
     else:
         run = _prune_here(spec, outgoing.path, settings, overwrite=True)
     console = Console(stderr=True, highlight=False)
-    with console.status(f"Sending the checkpoint to {escape(str(url))}"):
+    with console.status(f"Uploading the checkpoint to {escape(str(url))}"):
         text = outgoing.send()
     console.print(text, markup=False, soft_wrap=True)
     return run
@@ -172,7 +172,7 @@ def _prune_here(
             bar.end()
     except BaseException:
         if file.path.exists():
-            console.print("The search is kept: the same command goes on with it.")
+            console.print("The search state is saved: run the same command to continue.")
         raise
     finally:
         remove_empty(out.parent)
@@ -224,13 +224,7 @@ def print_run(
     """
     trajectory = rows(manifest, removals[: len(manifest.removed_blocks)])
     if as_json:
-        print_json(
-            {
-                **_where(place),
-                "trajectory": trajectory,
-                **asdict(manifest),
-            }
-        )
+        print_json({**_where(place), "trajectory": trajectory, **asdict(manifest)})
         return
     headings, cells = table(trajectory)
     console = Console(highlight=False)
@@ -247,7 +241,10 @@ def print_run(
     if isinstance(place, Path):
         plot = f"plot: {place / PLOT_FILE}"
         lines.append(plot if has_extra("plots") else missing_extra("plots", "a plot"))
-    lines.append(f"{manifest.num_parameters:,} parameters, {share:.1%} less; published in {place}")
+    lines.append(
+        f"{manifest.num_parameters:,} parameters, {share:.1%} fewer than the dense "
+        f"model; published in {place}"
+    )
     for text in lines:
         console.print(text, markup=False, soft_wrap=True)
 

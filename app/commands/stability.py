@@ -101,9 +101,9 @@ def print_report(report: Stability, out: Path, *, as_json: bool) -> None:
         print_json({"path": str(out), **to_wire(report)})
         return
     console = Console(highlight=False)
-    console.print(_printed(f"{report.model}, block by block", *block_table(report)))
+    console.print(_printed(f"{report.model}, by block", *block_table(report)))
     console.print()
-    console.print(_printed("depth by depth", *depth_table(report)))
+    console.print(_printed("by depth", *depth_table(report)))
     for text in conclusions(report):
         console.print(text, markup=False)
     console.print(f"report: {out}", markup=False, soft_wrap=True)

@@ -169,8 +169,8 @@ def _entry(entry: ModelEntry, models: ModelStore, checkpoints: CheckpointStore) 
         return replace(repaired, healed_in=healed_in)
     if entry.order is None or not entry.is_whole_checkpoint:
         raise NotEvaluable(
-            f"{entry.name!r} needs {entry.base!r}, which is not in the models directory: add that "
-            "model, or use the whole checkpoint"
+            f"{entry.name!r} needs its dense model {entry.base!r}, which is not in the "
+            f"models directory: add {entry.base!r}, or use the whole checkpoint"
         )
     return _directory(checkpoints.directory(entry.order.name), entry.name, models)
 

@@ -155,14 +155,14 @@ def _check_models(entries: Sequence[ModelEntry]) -> None:
     for entry in entries:
         if entry.external is not None:
             raise NotComparable(
-                f"another server generates for {entry.name!r}: only models of this service, under "
-                f"the same load, can be compared"
+                f"{entry.name!r} runs on an external server: only models of this service can be "
+                "compared, because they run under the same load"
             )
     if len({entry.base for entry in entries}) > 1:
         names = ", ".join(entry.name for entry in entries)
         raise NotComparable(
-            f"{names} are variants of different models: name variants of one model, which share a "
-            "tokenizer"
+            f"{names} are variants of different models: compare variants of one model, which "
+            "share a tokenizer"
         )
 
 
@@ -171,13 +171,13 @@ def _check_engines(served: Sequence[Served], max_servers: int) -> None:
     in_vllm = {one.model.name for one in served if isinstance(one, ServedElsewhere)}
     if in_vllm and any(isinstance(one, ServedModel) for one in served):
         raise NotComparable(
-            "some of the models run in vLLM and others in the engine of this service, which "
-            "would be compared with each other: name models of one of them"
+            "some of the models run in vLLM and others in the built-in engine: compare "
+            "models of one engine only"
         )
     if len(in_vllm) > max_servers:
         raise NotComparable(
-            f"{counted(len(in_vllm), 'model')} in vLLM, of which {max_servers} run at once: "
-            f"compare fewer, or raise SLEB_VLLM_SERVERS"
+            f"{counted(len(in_vllm), 'model')} in vLLM, but only {max_servers} run at once: "
+            "compare fewer models, or raise SLEB_VLLM_SERVERS"
         )
 
 
@@ -220,7 +220,7 @@ async def _rounds(
             outputs.append(await scorer.generator.generate(request))
             progress.show(sum(map(len, rounds)))
             if any(scorer.engine.is_warming_up(variant) for variant in variants):
-                objection = "kernels were compiled or chosen meanwhile: compare again"
+                objection = "kernels were compiled or selected during the comparison: compare again"
         if is_enough(rounds, time.monotonic() - began_s):
             break
     return rounds, objection
@@ -264,8 +264,8 @@ def _check(request: ComparisonRequest) -> None:
     if (num_outputs := models * prompts * repeats) > MAX_OUTPUTS:
         raise NotComparable(
             f"{counted(prompts, 'prompt')}, {counted(models, 'model')} and "
-            f"{counted(repeats, 'repeat')} make {num_outputs} outputs: at most {MAX_OUTPUTS} are "
-            "allowed",
+            f"{counted(repeats, 'repeat')} make {num_outputs} outputs: expected at most "
+            f"{MAX_OUTPUTS}",
             "repeats",
         )
 
@@ -292,7 +292,7 @@ def speedups(comparison: Comparison, variant: ComparedVariant) -> Speedups:
     baseline, control = comparison.baseline, comparison.control
     objection = comparison.objection or _objection(baseline, variant)
     is_unequal = _lengths(baseline) != _lengths(variant)
-    unequal = "the outputs differ in length: see tpot, or force equal lengths with ignore_eos"
+    unequal = "the outputs differ in length: see tpot, or set ignore_eos for equal lengths"
 
     def of(time_s: Callable[[Timings], float | None], objection: str | None) -> Speedup | None:
         measured = _speedup(baseline.rounds, variant.rounds, time_s, objection)
@@ -320,7 +320,7 @@ def _objection(baseline: ComparedVariant, variant: ComparedVariant) -> str | Non
     every = chain.from_iterable((*baseline.rounds, *variant.rounds))
     reasons = {output.finish_reason.value for output in every}
     if cut := reasons - {FinishReason.STOP, FinishReason.LENGTH}:
-        return f"outputs were cut short ({', '.join(sorted(cut))})"
+        return f"outputs were truncated ({', '.join(sorted(cut))})"
     return different_kernels(baseline.kernels, variant.kernels)
 
 

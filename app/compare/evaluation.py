@@ -71,7 +71,7 @@ async def _served(name: str, generator: Generator) -> Served:
     served = await generator.load(name)
     if isinstance(served, ServedElsewhere) and served.vllm is None:
         raise NotEvaluable(
-            f"another server generates for {name!r}: only models of this service are evaluated"
+            f"{name!r} runs on an external server: only models of this service can be evaluated"
         )
     return served
 

@@ -29,7 +29,7 @@ def record_speedups(comparison: Comparison, catalog: Catalog) -> None:
     try:
         catalog.record_speedups(base.base, measured)
     except OSError as error:  # the comparison itself is worth as much without
-        logger.warning("speed-ups of a comparison are not kept: %s", error)
+        logger.warning("speed-ups of a comparison are not saved: %s", error)
 
 
 def _measured(comparison: Comparison) -> Iterator[tuple[Measurand, MeasuredSpeedup]]:

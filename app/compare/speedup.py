@@ -19,7 +19,7 @@ from pruning.student_t import quantile
 EQUAL_WITHIN = 0.03  # ratios no further from 1 than this count as no difference
 FIRM_WITHIN = 0.1  # how far an interval may reach, relative: it is wide on a busy machine
 
-_REMEDY = "repeat it more often, or on a quieter machine"
+_REMEDY = "use more repeats, or a quieter machine"
 
 
 Kernels = Mapping[str, frozenset[str]]  # by what they compute; several where the choice changed
@@ -61,7 +61,7 @@ class Speedup:
 
 def prompt_reading(num_cached_tokens: int) -> str:
     """How all sides read their prompts, of which so many tokens were not read."""
-    return "from what was there" if num_cached_tokens else "in full"
+    return "from cached prefixes" if num_cached_tokens else "in full"
 
 
 _Subject = TypeVar("_Subject")
@@ -95,11 +95,11 @@ def speedup(
     ``ValueError`` unless both sides have equally many times, all above 0.
     """
     if len(baseline_s) != len(variant_s) or min(*baseline_s, *variant_s, 1.0) <= 0:
-        raise ValueError("expected equally many times of both sides, all above 0")
+        raise ValueError("expected equally many positive times for both models")
     ratio = fmean(baseline_s) / fmean(variant_s)
     num_pairs = len(baseline_s)
     if num_pairs < 2:
-        reason = objection or "one pair has no interval: use more repeats"
+        reason = objection or "a single repeat gives no interval: use more repeats"
         return Speedup(ratio, None, None, num_pairs, Verdict.UNDECIDED, reason)
     residuals = [b - ratio * v for b, v in zip(baseline_s, variant_s, strict=True)]
     variance = sum(residual * residual for residual in residuals) / (num_pairs - 1)
@@ -121,7 +121,7 @@ def beyond_noise(measured: Speedup, control: Speedup | None) -> Speedup:
     if measured.verdict is Verdict.UNDECIDED or measured.low is None or measured.high is None:
         return measured
     if control is None or control.low is None or control.high is None:
-        reason = "there is no control yet: the baseline must be measured against itself more often"
+        reason = "no control yet: the baseline needs more repeats against itself"
         return replace(measured, verdict=Verdict.UNDECIDED, reason=reason)
     low, high = min(control.low, 1.0), max(control.high, 1.0)
     floor = f"the noise floor {low:.3f} to {high:.3f} of the baseline against itself"
@@ -185,7 +185,7 @@ def different_kernels(baseline: Kernels, variant: Kernels) -> str | None:
     What only one side computes is no difference: int8 weights have kernels of their own.
     """
     differing = [
-        f"{what} ({_names(baseline[what])} against {_names(variant[what])})"
+        f"{what} ({_names(baseline[what])} and {_names(variant[what])})"
         for what in baseline.keys() & variant.keys()
         if len(baseline[what] | variant[what]) > 1
     ]

@@ -28,7 +28,7 @@ def diagnose(starting: Callable[[str], object] = lambda _what: None) -> Iterator
         check_ports(api, worker)
     except (UnknownSetting, UnreadableSecrets, PortTaken, ValidationError) as error:
         reason = invalid_settings(error) if isinstance(error, ValidationError) else str(error)
-        advice = "correct the environment and run this again: the other checks were skipped"
+        advice = "correct the settings and run this command again: the other checks were skipped"
         yield from (machine.packages(), wrong("settings", reason, advice))
         return
     for what, check in _checks(api, worker):
@@ -96,14 +96,19 @@ def _keys(api: ServeSettings) -> Finding:
     try:
         check_address(api)
     except (UnprotectedAddress, InvalidKeyFile) as error:
-        return wrong("keys", str(error), "until then neither `sleb serve` nor `sleb up` starts")
+        return wrong(
+            "keys", str(error), "`sleb serve` and `sleb up` do not start until this is fixed"
+        )
     keys = KeyFile(api.keys_file)
     if keys.exists:
-        return fine("keys", f"required; there are {len(keys.known())}")
+        return fine("keys", f"required; {len(keys.known())} configured")
     if is_loopback(api):
-        return fine("keys", "none, and none required: the API listens to this machine only")
-    said = f"none, and insecure: every client that reaches {api.host} has all rights"
-    return note("keys", said, "make sure that something else keeps others out, or create a key")
+        return fine("keys", "no API keys, and none required: the API listens only on this machine")
+    said = (
+        f"no API keys, and SLEB_INSECURE is set: every client that can reach {api.host} "
+        "has full access"
+    )
+    return note("keys", said, "restrict access to the port by other means, or create an API key")
 
 
 def _limits(api: ServeSettings, worker: WorkerSettings) -> list[Finding]:

@@ -71,7 +71,7 @@ def print_findings(
     else:
         num_hidden = 0 if is_verbose else sum(finding.is_detail for finding in printed)
         more = f"; --verbose shows {counted(num_hidden, 'detail')}" if num_hidden else ""
-        console.print((f"wrong: {num_wrong}" if num_wrong else "no problems found") + more)
+        console.print((f"problems found: {num_wrong}" if num_wrong else "no problems found") + more)
     return not num_wrong
 
 
@@ -87,5 +87,5 @@ def _text(finding: Finding) -> str:
     """The check and what was found, below each other if that has several lines, and the advice."""
     space = "\n- " if "\n" in finding.said else " "
     said = escape(finding.said.replace("\n", "\n- "))
-    advice = f"\n[bold]what to do:[/] {escape(finding.advice)}" if finding.advice else ""
+    advice = f"\n[bold]fix:[/] {escape(finding.advice)}" if finding.advice else ""
     return f"{escape(finding.check)}:{space}{said}{advice}"

@@ -60,28 +60,28 @@ def device(wanted: str, cards: Gpus) -> Finding:
     """Check that ``wanted``, a value of ``SLEB_DEVICE``, can be used."""
     kind, _, index = wanted.partition(":")
     if kind == "cpu":
-        return fine(_CHECK, "the CPU, as set by SLEB_DEVICE")
+        return fine(_CHECK, "CPU, as set by SLEB_DEVICE")
     if not cards.num_usable and (old := old_driver(cards.driver, cards.torch_cuda)):
         return wrong(_CHECK, old.said, f"{old.advice}; or set SLEB_DEVICE=cpu")
     if not cards.num_usable and cards.total_bytes:
         return _unusable(cards)
     if kind == "cuda" and int(index or 0) >= cards.num_usable:
-        said = f"SLEB_DEVICE is {wanted}, but torch can use {cards.num_usable} GPUs"
-        return wrong(_CHECK, said, "set it to an existing GPU, or to auto")
+        said = f"SLEB_DEVICE={wanted}, but torch sees only {cards.num_usable} GPUs"
+        return wrong(_CHECK, said, "set SLEB_DEVICE to an available GPU, or to auto")
     return _used(cards)
 
 
 def _used(cards: Gpus) -> Finding:
     if not cards.num_usable and cards.num_installed:
-        said = f"the CPU: CUDA_VISIBLE_DEVICES shows none of {counted(cards.num_installed, 'GPU')}"
-        return note(_CHECK, said, "unset it, or list numbers or UUIDs as `nvidia-smi -L` does")
+        said = f"CPU: CUDA_VISIBLE_DEVICES hides all of {counted(cards.num_installed, 'GPU')}"
+        return note(_CHECK, said, "unset it, or list indices or UUIDs from `nvidia-smi -L`")
     if not cards.num_usable:
-        return fine(_CHECK, "the CPU: torch can use no GPU")
+        return fine(_CHECK, "CPU: torch sees no GPU")
     usable = f"{cards.num_usable} of {max(len(cards.total_bytes), cards.num_usable)} GPUs"
     if cards.torch_rocm is not None:
-        said = f"{usable} can be used, by torch for ROCm {cards.torch_rocm}"
-        return note(_CHECK, said, "compare results with SLEB_DEVICE=cpu: ROCm has not been tested")
-    return fine(_CHECK, f"{usable} can be used")
+        said = f"{usable} are usable, with torch for ROCm {cards.torch_rocm}"
+        return note(_CHECK, said, "ROCm is untested: compare results with SLEB_DEVICE=cpu")
+    return fine(_CHECK, f"{usable} are usable")
 
 
 def room_bytes(wanted: str, cards: Gpus) -> int:
@@ -98,12 +98,12 @@ def _unusable(cards: Gpus) -> Finding:
     sizes = ", ".join(map(size, cards.total_bytes))
     seen = f"the driver reports {len(cards.total_bytes)} GPUs ({sizes})"
     if cards.torch_cuda is None:
-        said = f"{seen}, but this torch was built without CUDA"
-        return wrong(_CHECK, said, "install torch with CUDA, or set SLEB_DEVICE=cpu")
+        said = f"{seen}, but torch was built without CUDA"
+        return wrong(_CHECK, said, "install a CUDA build of torch, or set SLEB_DEVICE=cpu")
     if Version(cards.driver_cuda or "0").major < Version(cards.torch_cuda).major:
         said = f"{seen} and CUDA {cards.driver_cuda}, but torch was built for {cards.torch_cuda}"
-        advice = f"update the driver, or install a torch for CUDA {cards.driver_cuda}"
+        advice = f"update the driver, or install torch for CUDA {cards.driver_cuda}"
         return wrong(_CHECK, said, advice)
-    said = f"{seen}, but torch can use none"
+    said = f"{seen}, but torch cannot use any of them"
     advice = "check CUDA_VISIBLE_DEVICES and nvidia-smi, or set SLEB_DEVICE=cpu"
     return wrong(_CHECK, said, advice)

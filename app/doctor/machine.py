@@ -37,17 +37,19 @@ def packages(required: Sequence[str] | None = None) -> Finding:
     if not SpecifierSet(metadata(_OURS)["Requires-Python"]).contains(python, prereleases=True):
         complaints.append(f"Python {python} is too old")
     if complaints:
-        advice = f"install {_OURS} again, in its own environment and with a supported Python"
+        advice = f"reinstall {_OURS} in its own environment, with a supported Python version"
         return wrong("packages", "; ".join(complaints), advice)
     shown = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
-    return fine("packages", f"Python {python}, {shown}, all {len(needed)} as required")
+    return fine("packages", f"Python {python}, {shown}, all {len(needed)} requirements met")
 
 
 def extras(needed: Mapping[str, str]) -> list[Finding]:
     """List all extras. ``needed``: some, each with the setting that requires it."""
     absent = [name for name in EXTRAS if not has_extra(name)]
     if lacking := [name for name in needed if name in absent]:
-        said = "; ".join(f"{needed[name]} is set, but {name} is not installed" for name in lacking)
+        said = "; ".join(
+            f"{needed[name]} is set, but extra {name} is not installed" for name in lacking
+        )
         return [wrong("extras", said, f"{install_command(*lacking)}, or unset the variable")]
     installed = ", ".join(name for name in EXTRAS if name not in absent) or "none"
     others = [f"{name}, for {EXTRAS[name].purpose}" for name in absent]
@@ -60,7 +62,7 @@ def extras(needed: Mapping[str, str]) -> list[Finding]:
 def kernels(choices: Mapping[str, Choice]) -> Finding:
     """Which kernels were chosen on this processor, and by how much."""
     if not choices:
-        said = "none chosen on this processor yet: they are while a model is served"
+        said = "none selected on this processor yet: kernels are selected when a model is served"
         return detail("kernels", said)
     return detail("kernels", "\n".join(itertools.starmap(_choice, choices.items())))
 
@@ -70,28 +72,34 @@ def compiled(setting: str, data_dir: Path) -> Finding:
     if setting == "off":
         return detail("compiled blocks", "none: SLEB_TUNE is off")
     if not has_openmp():
-        said = "none: torch runs on another OpenMP than that of GCC"
-        return note("compiled blocks", said, "steps on a CPU take longer; torch for Linux has it")
+        said = "none: torch does not use GCC's OpenMP library"
+        return note(
+            "compiled blocks",
+            said,
+            "decoding on the CPU is slower; the Linux builds of torch have it",
+        )
     keep_compiled_in(data_dir)
     state = kept_state(data_dir)
     if state is not None and state.state == "failed":
-        said = f"compiling broke off: {state.reason}"
-        return note("compiled blocks", said, f"steps run torch's operations; {_next(state)}")
+        said = f"compilation failed: {state.reason}"
+        return note("compiled blocks", said, f"decoding uses torch's operations; {_next(state)}")
     if state is not None and state.state == "compiling":
-        return detail("compiled blocks", "they are compiled now, or a service ended meanwhile")
+        return detail("compiled blocks", "being compiled now, or a service stopped while compiling")
     kept = [str(dtype).removeprefix("torch.") for dtype, each in BLOCKS.items() if each.is_kept]
     if not kept:
-        said = "none yet: they are compiled while a model is served for the first time"
+        said = "none yet: blocks are compiled when a model is served for the first time"
         return detail("compiled blocks", said)
-    return detail("compiled blocks", f"kept for {' and '.join(kept)}")
+    return detail("compiled blocks", f"compiled for {' and '.join(kept)}")
 
 
 def products(fastest: str) -> Finding:
     """In which type, as ``fastest_dtype`` says, the device multiplies matrices faster."""
     if fastest == "bfloat16":
-        return detail("products", "bfloat16 is multiplied faster than float32")
-    said = "float32 is multiplied faster than bfloat16: with dtype float32, a job of a model in"
-    return detail("products", f"{said} bfloat16 takes less time and twice the memory")
+        return detail("products", "bfloat16 matrix products are faster than float32")
+    said = (
+        "float32 matrix products are faster than bfloat16: with dtype float32, pruning a bfloat16"
+    )
+    return detail("products", f"{said} model takes less time and twice the memory")
 
 
 def writable(directory: Path) -> Finding:
@@ -102,9 +110,9 @@ def writable(directory: Path) -> Finding:
         with tempfile.NamedTemporaryFile(dir=directory, prefix=".doctor-"):
             pass
     except OSError as error:
-        said = f"{directory} cannot be written: {error.strerror}"
+        said = f"cannot write to {directory}: {error.strerror}"
         return wrong(check, said, "give this user write permission, or set SLEB_DATA_DIR")
-    return fine(check, f"{directory} can be written")
+    return fine(check, f"{directory} is writable")
 
 
 def disk(directory: Path, largest_bytes: int) -> Finding:
@@ -114,7 +122,7 @@ def disk(directory: Path, largest_bytes: int) -> Finding:
     needed = max(largest_bytes, _MIN_FREE_BYTES)
     said = f"{size(free)} free in {existing}"
     if free < needed:
-        advice = f"free {size(needed - free)} for a checkpoint, or set SLEB_DATA_DIR"
+        advice = f"free another {size(needed - free)} for a checkpoint, or set SLEB_DATA_DIR"
         return wrong("disk", said, advice)
     return fine("disk", said)
 
@@ -122,16 +130,21 @@ def disk(directory: Path, largest_bytes: int) -> Finding:
 def memory(weights: Mapping[str, int], preloaded: Sequence[str], memory_bytes: int) -> Finding:
     """``weights``: bytes of each dense model; ``memory_bytes``: the most the device may hold."""
     if too_large := sorted(name for name, num_bytes in weights.items() if num_bytes > memory_bytes):
-        said = f"{', '.join(too_large)}: the weights exceed the {size(memory_bytes)} of memory"
+        said = (
+            f"{', '.join(too_large)}: the weights exceed the available memory of "
+            f"{size(memory_bytes)}"
+        )
         advice = (
-            "these models cannot be served here, only pruned with --resident stream: leave them "
-            "out of SLEB_PRELOAD, add memory, or raise SLEB_MAX_WEIGHT_BYTES"
+            "these models can be pruned with --resident stream, but not served here: "
+            "remove them from SLEB_PRELOAD, add memory, or raise SLEB_MAX_WEIGHT_BYTES"
         )
         return wrong("memory", said, advice)
     wanted = sum(weights.get(name, 0) for name in preloaded)
     said = f"{size(wanted)} of weights to preload, {size(memory_bytes)} of memory"
     if wanted > memory_bytes:
-        return note("memory", said, "they do not all fit: list fewer in SLEB_PRELOAD")
+        return note(
+            "memory", said, "the models do not all fit into memory: list fewer in SLEB_PRELOAD"
+        )
     return fine("memory", said)
 
 
@@ -150,10 +163,10 @@ def port(variable: str, host: str, number: int, metric: str) -> Finding:
             probe.bind((host, number))
     except OSError as error:
         if error.errno == errno.EADDRINUSE and metric in (asked(host, number, "/metrics") or ""):
-            return fine(check, f"{variable}: this service is listening there already")
-        said = f"{variable}: cannot listen on {host}, port {number}: {error.strerror}"
+            return fine(check, f"{variable}: this service is already listening")
+        said = f"{variable}: cannot listen on port {number} of {host}: {error.strerror}"
         return wrong(
-            check, said, f"stop the process that uses it, or change {variable} or SLEB_HOST"
+            check, said, f"stop the process that uses the port, or change {variable} or SLEB_HOST"
         )
     return fine(check, f"{variable}: free on {host}")
 
@@ -163,11 +176,11 @@ def open_files(num_requests: int, limit: int | None = None) -> Finding:
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if limit is None else limit
     needed = num_requests + _OTHER_FILES
     if soft != resource.RLIM_INFINITY and soft < needed:
-        said = f"{soft} open files are allowed, {needed} may be needed"
+        said = f"at most {soft} open files are allowed, but {needed} may be needed"
         advice = f"raise it with ulimit -n {needed}, or lower SLEB_MAX_WAITING"
         return wrong("open files", said, advice)
     allowed = "any number" if soft == resource.RLIM_INFINITY else str(soft)
-    return fine("open files", f"{allowed} allowed, {needed} needed at most")
+    return fine("open files", f"{allowed} allowed, at most {needed} needed")
 
 
 def _choice(key: str, choice: Choice) -> str:
@@ -177,14 +190,14 @@ def _choice(key: str, choice: Choice) -> str:
         f"{seconds / choice.seconds[choice.kernel]:.2f} × as fast as {name}"
         for name, seconds in others.items()
     ]
-    disturbed = [] if choice.is_quiet else ["timed while something else ran"]
+    disturbed = [] if choice.is_quiet else ["measured while other processes were running"]
     return f"{key}: {', '.join([choice.kernel, *ratios, *disturbed])}"
 
 
 def _next(state: CompilationState) -> str:
     if state.retry_at is None:
-        return "a restart of the service tries again"
-    return f"the service tries again in {max(state.retry_at - time.time(), 0):.0f} s"
+        return "restart the service to try again"
+    return f"the service will retry in {max(state.retry_at - time.time(), 0):.0f} s"
 
 
 def _complaint(wanted: Requirement) -> str | None:

@@ -30,7 +30,7 @@ def models(models_dir: Path) -> list[Finding]:
     """A finding for each directory."""
     findings = [_model(models_dir, path) for path in _directories(models_dir)]
     if not findings:
-        advice = "add one with sleb models add, or run sleb demo"
+        advice = "add a model with `sleb models add`, or run `sleb demo`"
         return [note("models", f"no models in {models_dir}", advice)]
     return findings
 
@@ -41,10 +41,11 @@ def family(path: Path) -> list[Finding]:
         config = parse_config(path)
         architecture(config)
     except NotAModel as error:
-        return [wrong("family", str(error), "give a directory with the config.json of a model")]
+        return [wrong("family", str(error), "give a directory that contains a model's config.json")]
     except (UnknownArchitecture, UnsupportedConfig) as error:
         advice = (
-            "docs/families.md lists families, docs/unsupported-families.md why others have no row"
+            "see docs/families.md for supported families, and docs/unsupported-families.md "
+            "for the others"
         )
         return [wrong("family", str(error), advice)]
     blocks = counted(config.num_hidden_layers, "block")
@@ -52,8 +53,8 @@ def family(path: Path) -> list[Finding]:
     said = f"{config.model_type} is supported; the model has {blocks}"
     if whole is not None:
         said = (
-            f"{whole} is supported: its language tower, a {config.model_type} with {blocks}, is "
-            "pruned and served, and the rest is written unchanged"
+            f"{whole} is supported: its language model, a {config.model_type} with "
+            f"{blocks}, is pruned and served; other parts are written unchanged"
         )
     return [
         fine("family", said),
@@ -69,19 +70,21 @@ def _served(config: PreTrainedConfig) -> Finding:
     except UnsupportedAttention as error:
         refusal = refusal or str(error)
     if refusal is not None:
-        return note("served", f"not by the own engine: {refusal}", "serve the checkpoint with vLLM")
+        return note(
+            "served", f"not by the built-in engine: {refusal}", "serve the checkpoint with vLLM"
+        )
     with torch.device("meta"):  # modules without values
         model = AutoModelForCausalLM.from_config(config).eval()
         is_flat = flat_model(model) is not None
     how = "runs the blocks itself" if is_flat else "calls the model's own forward"
-    return fine("served", f"by the own engine, which {how}")
+    return fine("served", f"by the built-in engine, which {how}")
 
 
 def _repairs(config: PreTrainedConfig) -> Finding:
     if (against := refusal(config)) is not None:
         return note("repair", against, "prune fewer blocks, or heal the checkpoint")
     left = limit(config)
-    return fine("repair", f"possible by ridge; {left}" if left else "possible by ridge")
+    return fine("repair", f"ridge is available; {left}" if left else "ridge is available")
 
 
 def checkpoints(checkpoints_dir: Path) -> list[Finding]:
@@ -109,27 +112,32 @@ def weights(models_dir: Path) -> dict[str, int]:
 def _model(models_dir: Path, path: Path) -> Finding:
     check = f"model {path.name}"
     if not is_name(path.name):
-        said = f"{path} is not served: the name is not valid"
-        return wrong(check, said, "use letters, digits, dots, dashes and underscores only")
+        said = f"{path} is not served: invalid model name"
+        return wrong(check, said, "use only letters, digits, dots, dashes and underscores")
     try:
         info = ModelStore(models_dir).inspect(path.name)
     except _REASONS as error:
-        return wrong(check, str(error), "add the model again, or delete the directory")
+        return wrong(check, str(error), "add the model again, or delete its directory")
     return fine(check, f"{info.model_type}, {counted(info.num_blocks, 'block')}, {info.dtype}")
 
 
 def _checkpoint(path: Path) -> Finding:
     check = f"checkpoint {path.name}"
-    advice = "prune again, or delete it: DELETE /prune-jobs/ID, or the directory"
+    advice = (
+        "prune the model again, or delete the checkpoint with DELETE /prune-jobs/ID or "
+        "by removing its directory"
+    )
     try:
         manifest = read_manifest(path)
         if manifest.format != FORMAT:
-            raise CheckpointCorrupt(f"{path}: format {manifest.format}, expected {FORMAT}")
+            raise CheckpointCorrupt(
+                f"{path}: unsupported format {manifest.format}, expected {FORMAT}"
+            )
         for name, entry in manifest.files.items():
             if not (path / name).is_file() or (path / name).stat().st_size != entry.num_bytes:
-                raise CheckpointCorrupt(f"{path}: {name} is not as it was published")
+                raise CheckpointCorrupt(f"{path}: {name} changed after it was published")
     except FileNotFoundError:
-        return wrong(check, f"{path} has no manifest and is not served", advice)
+        return wrong(check, f"{path} has no manifest, so it is not served", advice)
     except (CheckpointCorrupt, OSError) as error:
         return wrong(check, str(error), advice)
     removed = counted(len(manifest.removed_blocks), "block")

@@ -22,30 +22,30 @@ def store(settings: Settings) -> list[Finding]:
     url = settings.redis_url
     place = "the embedded Valkey" if url is None else without_secrets(url)
     advice = (
-        "read valkey.log in the data directory, or set SLEB_REDIS_URL"
+        "see valkey.log in the data directory, or set SLEB_REDIS_URL"
         if url is None
-        else "start it, correct SLEB_REDIS_URL, or unset it for the embedded Valkey"
+        else "start the server, correct SLEB_REDIS_URL, or unset it to use the embedded Valkey"
     )
     try:
         with redis_url(settings) as found_url, _client(found_url) as client:
             server: Any = client.info("server")
             version = server.get("valkey_version", server.get("redis_version", "unknown"))
-            said = f"{place} answers, version {version}"
+            said = f"{place} responds, version {version}"
             return [fine(_CHECK, said), persistence(client), eviction(client), clock(client)]
     except redis_errors.AuthenticationError as error:
-        advice = "put its password into SLEB_REDIS_URL: redis://:PASSWORD@host:6379"
-        return [wrong(_CHECK, f"{place} refuses the login: {error}", advice)]
+        advice = "add the password to SLEB_REDIS_URL: redis://:PASSWORD@host:6379"
+        return [wrong(_CHECK, f"{place} rejected the login: {error}", advice)]
     except (redis_errors.RedisError, ValkeyUnavailable, OSError, ValueError) as error:
-        return [wrong(_CHECK, f"{place} cannot be used: {error}", advice)]
+        return [wrong(_CHECK, f"{place} is unavailable: {error}", advice)]
 
 
 def clock(client: redis.Redis, now_s: float | None = None) -> Finding:
     """Compare the clocks of this machine and the server, which leases and retries rely on."""
     server: Any = client.time()  # seconds, microseconds
     skew_s = (time.time() if now_s is None else now_s) - server[0] - server[1] / 1e6
-    said = f"{abs(skew_s):.1f} s {'ahead of' if skew_s > 0 else 'behind'} that of the job store"
+    said = f"{abs(skew_s):.1f} s {'ahead of' if skew_s > 0 else 'behind'} the job store's clock"
     if abs(skew_s) > MAX_SKEW_S:
-        return wrong("clock", said, "synchronise the clocks of both machines with NTP")
+        return wrong("clock", said, "synchronize the clocks of both machines with NTP")
     return fine("clock", said)
 
 
@@ -56,17 +56,17 @@ def persistence(client: redis.Redis) -> Finding:
     if info.get("aof_enabled"):
         if info.get("aof_last_write_status") == "err":
             said = "the server cannot write its append-only file"
-            return wrong(check, said, "check the disk and the log of the server")
-        return fine(check, "on, an append-only file")
+            return wrong(check, said, "check the server's disk and log")
+        return fine(check, "on, with an append-only file")
     try:
         config: Any = client.config_get("save")
     except redis_errors.ResponseError:
-        said = "no append-only file, and the server does not say whether it takes snapshots"
+        said = "no append-only file, and the server does not report whether it takes snapshots"
         return note(check, said, "make sure that jobs survive a restart: set appendonly yes")
     if config.get("save"):
-        said = "snapshots only: a crash loses the changes since the last one"
+        said = "snapshots only: a crash loses all changes since the last snapshot"
         return note(check, said, advice)
-    said = "off: a restart of the server loses all jobs"
+    said = "off: restarting the server loses all jobs"
     return wrong(check, said, advice)
 
 
@@ -75,9 +75,9 @@ def eviction(client: redis.Redis) -> Finding:
     info: Any = client.info("memory")
     policy = str(info.get("maxmemory_policy", "noeviction"))
     if info.get("maxmemory") and policy != "noeviction":
-        said = f"maxmemory-policy is {policy}: a full server evicts jobs"
+        said = f"maxmemory-policy is {policy}: the server evicts jobs when its memory is full"
         return wrong("eviction", said, "set maxmemory-policy noeviction")
-    return fine("eviction", "no job is evicted when memory is full")
+    return fine("eviction", "jobs are never evicted")
 
 
 def _client(url: str) -> redis.Redis:

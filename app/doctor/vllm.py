@@ -21,9 +21,9 @@ def vllm(api: ServeSettings) -> Finding:
     try:
         options = VllmOptions.of(api)
     except VllmMissing as error:
-        return wrong("vllm", str(error), "until then `sleb serve` does not start")
+        return wrong("vllm", str(error), "`sleb serve` does not start until this is fixed")
     if options is None:
-        return fine("vllm", "not installed, and not needed")
+        return fine("vllm", "not installed, and not required")
     try:
         ran = subprocess.run(  # noqa: S603 - what the user has named
             [options.program, "--version"],
@@ -36,7 +36,7 @@ def vllm(api: ServeSettings) -> Finding:
     except (OSError, subprocess.TimeoutExpired) as error:
         return wrong("vllm", str(error), "install vLLM again, in an environment of its own")
     lines = (ran.stdout if ran.returncode == 0 else ran.stderr).strip().splitlines()
-    said = lines[-1] if lines else "it says nothing"
+    said = lines[-1] if lines else "no output"
     if ran.returncode != 0:
         advice = "install vLLM again, in an environment of its own"
         return wrong("vllm", f"{options.program} --version failed: {said}", advice)
@@ -66,12 +66,12 @@ def _states(text: str | None) -> Mapping[str, Mapping[str, Any]]:
 def _server(name: str, server: Mapping[str, Any], api: ServeSettings) -> Finding:
     check, log = f"vllm of {name}", api.vllm_dir / "logs" / f"{name}.log"
     num_restarts = server.get("num_restarts") or 0
-    restarts = f", started again {counted(num_restarts, 'time')}" if num_restarts else ""
+    restarts = f", restarted {counted(num_restarts, 'time')}" if num_restarts else ""
     said = f"{server['state']}{restarts}"
     if server.get("detail"):
         said += f": {server['detail']}"
     if server["state"] == "failed":
-        advice = f"see its log {log}; it is started again for a request after a minute"
+        advice = f"see its log {log}; the next request after a minute restarts it"
         return wrong(check, said, advice)
     if server["state"] == "restarting":
         return note(check, said, f"see its log {log}")

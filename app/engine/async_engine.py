@@ -34,8 +34,8 @@ class StillWarmingUp(RuntimeError):
     def __init__(self, variants: Collection[Variant], limit_s: float) -> None:
         names = ", ".join(sorted({variant.name for variant in variants}))
         super().__init__(
-            f"the kernels of {names} are still compiled or chosen after {limit_s:.0f} s, where "
-            "times mean nothing: retry later"
+            f"kernels of {names} are still being compiled or selected after {limit_s:.0f} "
+            "s, so timings would be unreliable: retry later"
         )
 
 
@@ -82,11 +82,11 @@ class AsyncEngine:
     def fault(self) -> str | None:
         """A failure that needs a restart, None for a healthy engine."""
         if not self.is_alive:
-            return "the engine's thread has ended: restart"
+            return "the engine thread has stopped: restart the process"
         if (stalled_s := self.stalled_s) > self._stall_s:
             return (
-                f"the engine has work, but no step has ended for {stalled_s:.0f} s, where "
-                f"{self._stall_s:g} s are allowed: restart"
+                f"no engine step has finished for {stalled_s:.0f} s, more than the limit of "
+                f"{self._stall_s:g} s: restart the process"
             )
         return None
 
@@ -110,7 +110,7 @@ class AsyncEngine:
 
     def start(self) -> None:
         """Start the thread. Raises ``RuntimeError`` outside of an event loop or if it runs."""
-        crashed = EngineStopped("the engine has crashed: see its log")
+        crashed = EngineStopped("the engine crashed: see the service log")
         self._thread.start(self._deliver, lambda: self._fail(crashed))
         self._drained.set()
         self.is_accepting = True
@@ -142,7 +142,7 @@ class AsyncEngine:
     def check(self, requests: Sequence[Request]) -> None:
         """Raise ``RequestRefused`` for requests that could never run, or ``EngineStopped``."""
         if not self.is_accepting:
-            raise EngineStopped("the engine is not taking requests: it is stopping or has stopped")
+            raise EngineStopped("the engine is not accepting requests: it is stopping or stopped")
         for request in requests:
             self._engine.check(request)
 
@@ -173,7 +173,7 @@ class AsyncEngine:
         Cancelling the wait ends it. Raises its exceptions, or ``EngineStopped``.
         """
         if not self.is_accepting:
-            raise EngineStopped("the engine is not taking work: it is stopping or has stopped")
+            raise EngineStopped("the engine is not accepting work: it is stopping or stopped")
         self._begin()
         work = Work(increments)
         self._works[work.future] = variant
@@ -223,7 +223,7 @@ class AsyncEngine:
         while live requests wait until others end.
         """
         if not self.is_accepting:
-            raise EngineStopped("the engine is not taking requests: it is stopping or has stopped")
+            raise EngineStopped("the engine is not accepting requests: it is stopping or stopped")
         assert request.is_background
         assert request.deadline_s is None
         self._engine.check(request)

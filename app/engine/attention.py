@@ -234,8 +234,8 @@ def attention_windows(config: PreTrainedConfig) -> Mapping[str, int | None]:
     kinds = set(kinds_of_attention(config))
     if unknown := kinds - windows.keys():
         raise UnsupportedAttention(
-            f"{config.model_type} has blocks of type {', '.join(sorted(unknown))}; "
-            f"the engine knows {', '.join(windows)}"
+            f"{config.model_type} has unsupported attention types: "
+            f"{', '.join(sorted(unknown))}; the engine supports {', '.join(windows)}"
         )
     return {kind: windows[kind] for kind in kinds}
 

@@ -203,7 +203,7 @@ class Autotuner:
                 }
                 replace_file(self._file, json.dumps(kept, indent=1).encode() + b"\n")
         except (OSError, Timeout) as error:  # what is not kept is measured again
-            logger.warning("the choices of kernels are not kept: %s", error)
+            logger.warning("kernel choices cannot be saved: %s", error)
             self._file = None
 
 
@@ -278,7 +278,9 @@ def _read(file: Path) -> dict[str, dict[str, Choice]]:
     except FileNotFoundError:
         return {}
     except (OSError, InvalidRecord) as error:
-        logger.warning("kernels are timed again: %s cannot be read: %s", file, reason_of(error))
+        logger.warning(
+            "cannot read kernel choices, measuring again: %s: %s", file, reason_of(error)
+        )
         return {}
     by_section: dict[str, dict[str, Choice]] = {}
     num_broken = 0
@@ -290,7 +292,7 @@ def _read(file: Path) -> dict[str, dict[str, Choice]]:
             except (InvalidRecord, TypeError, KeyError):
                 num_broken += 1
     if num_broken:
-        logger.warning("%d choices of kernels in %s are broken and left out", num_broken, file)
+        logger.warning("ignored %d damaged kernel choices in %s", num_broken, file)
     return by_section
 
 

@@ -69,7 +69,7 @@ class NotYetReproducible(RuntimeError):
 
     def __init__(self, name: str) -> None:
         super().__init__(
-            f"the kernels that make outputs of {name} reproducible are still compiled: retry later"
+            f"kernels for reproducible outputs of {name} are still being compiled: retry later"
         )
 
 
@@ -85,9 +85,11 @@ class PromptLimit:
         """Raise ``PromptTooLong`` for a prompt of that many tokens, or of at least that many."""
         if num_prompt + self.max_new_tokens > self.max_len:
             raise PromptTooLong(
-                f"a prompt of {'at least ' if is_minimum else ''}{counted(num_prompt, 'token')} "
-                f"and max_new_tokens={self.max_new_tokens} do not fit into the {self.max_len} "
-                f"tokens of {self.variant_name}: shorten the prompt or ask for fewer tokens"
+                "the prompt has "
+                f"{'at least ' if is_minimum else ''}{counted(num_prompt, 'token')}, which "
+                f"together with max_new_tokens={self.max_new_tokens} exceeds the context length "
+                f"of {self.variant_name}, {self.max_len} tokens: shorten the prompt or reduce "
+                "max_new_tokens"
             )
 
 
@@ -145,14 +147,14 @@ class Engine:
             expected = f"token ids from 0 to {variant.vocab_size - 1}"
             raise InvalidSampling("logit_bias", biased, expected)
         if request.params.response_format is not None and request.params.ignore_eos:
-            expected = "false with a response_format, which says where an output ends"
+            expected = "false with a response_format, which determines where it ends"
             raise InvalidSampling("ignore_eos", True, expected)
         if self._is_reproducible(request) and self.kernels.are_awaited(variant):
             raise NotYetReproducible(variant.name)
         if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < variant.vocab_size:
             raise RequestRefused(
-                f"the prompt has token ids {min(request.prompt_ids)} to {max(request.prompt_ids)}: "
-                f"expected 0 to {variant.vocab_size - 1}"
+                f"the prompt has token ids from {min(request.prompt_ids)} to "
+                f"{max(request.prompt_ids)}: expected 0 to {variant.vocab_size - 1}"
             )
 
     def prepare(self, variant: Variant) -> None:

@@ -81,7 +81,7 @@ class Grammar:
         if self._matcher.is_error():
             raise schema_refused(self._matcher.get_error())
         if not any(first):
-            raise schema_refused("no text fulfils the schema")
+            raise schema_refused("no text matches the schema")
 
     def matcher(self) -> "Matcher":
         return Matcher(self._matcher.deep_copy(), self._tokens)
@@ -122,7 +122,7 @@ class Matcher:
 
     def _refusal(self) -> ResponseFormatRefused:
         pointer = pointer_at_end(self._tokens.decode_str(self._token_ids))
-        part = f"the part for {pointer} of the output" if pointer else "the outermost part"
+        part = f"the part for {pointer} of the output" if pointer else "the top level"
         return schema_refused(f"{part}: {self.state.get_error()}")
 
 
@@ -134,8 +134,8 @@ def grammar_tokens(tokenizer: str, vocab_size: int, eos_token_ids: Collection[in
     """
     if not eos_token_ids:
         raise ResponseFormatRefused(
-            "the model has no end-of-text token, with which an output by a schema ends: "
-            "leave out response_format"
+            "the model has no end-of-text token, which a response_format needs: remove "
+            "response_format"
         )
     try:
         return LLTokenizer(tokenizer, n_vocab=vocab_size, eos_token=[*eos_token_ids])
@@ -147,7 +147,7 @@ def _normalized(schema: str) -> str:
     """The schema as llguidance reads it. Raises ``ResponseFormatRefused``."""
     if len(schema) > MAX_SCHEMA_CHARS:
         raise schema_refused(
-            f"it has {len(schema)} characters, and {MAX_SCHEMA_CHARS} are the limit"
+            f"it has {len(schema)} characters, more than the limit of {MAX_SCHEMA_CHARS}"
         )
     try:
         parsed = json.loads(schema)
@@ -158,8 +158,8 @@ def _normalized(schema: str) -> str:
     for pattern in _patterns(parsed):
         if num_repeats(pattern) > MAX_PATTERN_REPEATS:
             raise schema_refused(
-                f"the repetitions of the pattern {pattern[:80]!r} make more than "
-                f"{MAX_PATTERN_REPEATS} copies of a part"
+                f"the pattern {pattern[:80]!r} has repetitions that expand to more than "
+                f"{MAX_PATTERN_REPEATS} copies"
             )
     _simplify(parsed)
     return json.dumps(parsed)
@@ -243,14 +243,15 @@ def schema_refused(reason: str) -> ResponseFormatRefused:
     lines = (line.strip() for line in reason.splitlines())
     reason = " ".join(line for line in lines if line.strip("^ ") and line != _NO_DETAILS)
     if "coerce_one_of" in reason:  # an option of llguidance that no request can set
-        reason = "oneOf is supported only where its schemas exclude each other: use anyOf"
+        reason = "oneOf requires schemas that exclude each other: use anyOf"
     return ResponseFormatRefused(
-        f"this schema cannot be enforced: {reason[:_MAX_MESSAGE_CHARS]}; simplify it"
+        f"the schema cannot be enforced: {reason[:_MAX_MESSAGE_CHARS]}; simplify it"
     )
 
 
 def no_tokens(reason: str) -> ResponseFormatRefused:
     return ResponseFormatRefused(
-        f"the tokenizer of the model does not tell the bytes of its tokens, which a schema needs: "
-        f"{reason[:_MAX_MESSAGE_CHARS]}; leave out response_format"
+        "response_format is not supported, because the model's tokenizer does not "
+        f"provide the bytes of its tokens: {reason[:_MAX_MESSAGE_CHARS]}; remove "
+        "response_format"
     )

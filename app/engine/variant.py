@@ -77,8 +77,8 @@ def _eos_token_ids(model: PreTrainedModel) -> frozenset[int]:
     ids = [*eos] if isinstance(eos, list | tuple) else [] if eos is None else [eos]
     if not all(isinstance(token_id, int) for token_id in ids):
         raise UnsupportedConfig(
-            f"eos_token_id={json.dumps(eos)}: expected the id of a token, or a list of ids, in "
-            f"generation_config.json or config.json"
+            f"eos_token_id={json.dumps(eos)}: expected a token id or a list of token ids, "
+            "in generation_config.json or config.json"
         )
     return frozenset(ids)
 

@@ -258,7 +258,7 @@ class EngineOutputStream(OutputStream):
         if last.failure is not None:
             raise ResponseFormatRefused(last.failure)
         if reason is FinishReason.ERROR:
-            raise GenerationFailed("the engine failed on this request: see its log")
+            raise GenerationFailed("the engine failed on this request: see the service log")
         if not self._detokenized.is_stopped:
             self._text.append(self._detokenized.flush())
         self._finish(self._finish_reason(reason, last), last.timings)

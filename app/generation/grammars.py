@@ -103,7 +103,7 @@ class Turns:
 
     def _overloaded(self, client: str) -> Overloaded:
         num_open = self._num_open[client]
-        what = f"{counted(num_open, 'schema')} of {client} are compiled or wait for it"
+        what = f"{counted(num_open, 'schema')} of {client} being compiled or waiting"
         return Overloaded(what, "grammars_full", 1 + num_open * self._cpu_s / NUM_OF_CLIENT)
 
 
@@ -171,7 +171,7 @@ class Grammars:
                 if verdict.refusal is not None:
                     raise ResponseFormatRefused(verdict.refusal)
                 return await turns.run(partial(Grammar, verdict.source, tokens.tokens))
-        raise AssertionError("within the longest time, there is a verdict")
+        raise AssertionError("expected a result within the time limit")
 
     async def _checked_within(
         self, cpu_s: float, schema: str, tokens: "_Tokens"
@@ -186,7 +186,7 @@ class Grammars:
         except TakesLonger:
             if not is_long:
                 return None
-            refused = schema_refused(f"it takes more than {MAX_CPU_S:g} s to compile")
+            refused = schema_refused(f"compiling it takes more than {MAX_CPU_S:g} s")
             verdict = _Verdict(refusal=str(refused))
         self._checked[_digest(tokens.name, schema)] = verdict
         if len(self._checked) > MAX_CHECKED:
@@ -237,7 +237,7 @@ def _tokens(
     known = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=True)
     longest = max(len(token.encode()) for token in known)
     if longest > _MAX_TOKEN_BYTES:  # llguidance would panic, after minutes for a very long one
-        raise no_tokens(f"one has {longest} bytes, and {_MAX_TOKEN_BYTES} are the limit")
+        raise no_tokens(f"a token has {longest} bytes, more than the limit of {_MAX_TOKEN_BYTES}")
     vocabulary = Vocabulary(
         tokenizer.backend_tokenizer.to_str(), vocab_size, tuple(sorted(eos_token_ids))
     )

@@ -42,8 +42,8 @@ class NoPromptLogprobs(RequestRefused):
 
     def __init__(self) -> None:
         super().__init__(
-            "another server generates for this model, and prompts have no log-probabilities there: "
-            "leave out echo, or logprobs and max_tokens 0"
+            "log probabilities of prompts are not available for models on external "
+            "servers: remove echo, or logprobs and max_tokens 0"
         )
 
 
@@ -54,8 +54,9 @@ class NoCacheSalt(RequestRefused):
 
     def __init__(self, name: str) -> None:
         super().__init__(
-            f"another server generates for {name!r}, and is not declared to separate what it keeps "
-            f"of prompts: leave out cache_salt, or declare takes_cache_salt if the server takes it"
+            f"{name!r} runs on an external server that is not declared to support "
+            "cache_salt: remove cache_salt, or declare takes_cache_salt if the server "
+            "supports it"
         )
 
 
@@ -247,8 +248,8 @@ class ExternalOutputStream(OutputStream):
             self._limit = None
         if self._end is None or self._num_prompt_tokens is None:
             raise BackendFailed(
-                f"the server of {self._server.model.name!r} ended its stream without a "
-                f"finish_reason or usage: it must support stream_options.include_usage"
+                f"the server of {self._server.model.name!r} ended its stream without "
+                "finish_reason or usage: the server must support stream_options.include_usage"
             )
         return self._end[0]
 
@@ -330,12 +331,12 @@ class ConcurrencyLimiter:
         """Raises ``RequestRefused`` for more than are ever admitted at once, or ``Overloaded``."""
         if num_requests > self._max_open:
             raise RequestRefused(
-                f"{num_requests} outputs in one request: this model takes at most "
-                f"{self._max_open}, running and waiting; ask for fewer at once"
+                f"too many outputs: the request has {num_requests}, but this model allows at "
+                f"most {self._max_open} running and waiting requests; send fewer at once"
             )
         if self._num_open + num_requests > self._max_open:
             what = (
-                f"{counted(self._num_open, 'request')} of this model running or waiting, "
+                f"{counted(self._num_open, 'request')} of this model running or waiting; "
                 f"{num_requests} more would exceed the limit of {self._max_open}"
             )
             raise Overloaded(what, "queue_full", self.retry_after_s)

@@ -231,7 +231,7 @@ class ExternalClient:
                 message = f"{self._who} ended its stream with an error"
                 raise await self._failed(message) from cause
             except ValueError as error:
-                raise BackendFailed(f"{self._who} sent an event that is no chunk") from error
+                raise BackendFailed(f"{self._who} sent an invalid event") from error
             yield chunk
         raise self._broken(f"{self._who} closed the stream before the output was complete")
 
@@ -241,15 +241,15 @@ class ExternalClient:
         try:
             yield
         except httpx2.ConnectTimeout as error:
-            message = f"{self._who} accepted no connection within {model.connect_s:g} s"
+            message = f"{self._who} did not accept a connection within {model.connect_s:g} s"
             raise BackendTimedOut(message) from error
         except httpx2.TimeoutException as error:
-            message = f"{self._who} was silent for {model.silence_s:g} s"
+            message = f"{self._who} sent no data for {model.silence_s:g} s"
             raise BackendTimedOut(message) from error
         except httpx2.ConnectError as error:
-            raise BackendUnavailable(f"{self._who} cannot be reached", 1.0) from error
+            raise BackendUnavailable(f"cannot connect to {self._who}", 1.0) from error
         except httpx2.HTTPError as error:
-            message = f"{self._who} broke the connection: {type(error).__name__}"
+            message = f"{self._who} closed the connection: {type(error).__name__}"
             raise self._broken(message) from error
 
     async def _failed(self, message: str) -> BackendError:
@@ -261,7 +261,7 @@ class ExternalClient:
     def _broken(self, message: str) -> BackendError:
         """A vLLM of this service has died, and is started again."""
         if self._model.backend == "vllm":
-            return BackendUnavailable(f"{message}: ask again", 1.0)
+            return BackendUnavailable(f"{message}: retry the request", 1.0)
         return BackendFailed(message)
 
     async def _refusal(self, response: HttpResponse | SocketResponse) -> BackendError:
@@ -270,12 +270,14 @@ class ExternalClient:
         if status in _ABOUT_THE_REQUEST:
             text = (await response.beginning(_MAX_ERROR_BYTES)).decode(errors="replace")
             message = self._without_key(_message(text))
-            return BackendRefused(f"{self._who} refuses the request: {message}")
+            return BackendRefused(f"{self._who} rejected the request: {message}")
         if status in (429, 503):
             kind = BackendOverloaded if status == 429 else BackendUnavailable
-            return kind(f"{responded}: it accepts no more requests now", _retry_after_s(response))
+            return kind(
+                f"{responded}: it accepts no more requests at the moment", _retry_after_s(response)
+            )
         if status in (408, 504):
-            return BackendTimedOut(f"{responded}: it took too long")
+            return BackendTimedOut(f"{responded}: timeout")
         return await self._failed(f"{responded}: {_advice(status)}")
 
     def _without_key(self, text: str) -> str:
@@ -328,10 +330,10 @@ def _response_format(wanted: ResponseFormat) -> dict[str, Any]:
 def _advice(status: int) -> str:
     """Advice to the operator of this service: these statuses are not the client's fault."""
     if status in (401, 403):
-        return "it does not accept the key in api_key_file"
+        return "the server rejected the key in api_key_file"
     if status < 500:
-        return "base_url or model may be declared wrongly"
-    return "its own log says why"
+        return "check base_url and model in external.toml"
+    return "see the server's log"
 
 
 def _message(text: str) -> str:

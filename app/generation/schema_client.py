@@ -38,7 +38,7 @@ class SchemaClient(LimitedProcess):
         try:
             answer = await self._checked(request, vocabulary)
         except ProcessEnded:
-            logger.warning("the process that checks schemas has ended: starting another one")
+            logger.warning("the schema process exited: starting another one")
             answer = await self._checked(request, vocabulary)
         if "takes_longer" in answer:
             raise TakesLonger

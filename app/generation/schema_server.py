@@ -102,7 +102,7 @@ def _ended(status: int) -> dict[str, Any]:
     """The answer for a fork that has given none."""
     if took_longer(status):
         return {"takes_longer": True}
-    reason = f"it takes more than {MEMORY_BYTES // 2**20} MB of memory to compile"
+    reason = f"compiling it takes more than {MEMORY_BYTES // 2**20} MB of memory"
     return {"refused": str(schema_refused(reason))}
 
 

@@ -99,7 +99,7 @@ class SocketClient:
                     lambda: _Connection(self._forget), self._socket
                 )
         except TimeoutError as error:
-            raise httpx2.ConnectTimeout(f"{self._socket} accepts no connection") from error
+            raise httpx2.ConnectTimeout(f"{self._socket} does not accept connections") from error
         except OSError as error:
             raise httpx2.ConnectError(f"{self._socket}: {error}") from error
         self._open.add(connection)
@@ -192,7 +192,7 @@ class SocketResponse:
             async with asyncio.timeout(self._silence_s):
                 await self._news.wait()
         except TimeoutError as error:
-            raise httpx2.ReadTimeout(f"no byte for {self._silence_s:g} s") from error
+            raise httpx2.ReadTimeout(f"no data for {self._silence_s:g} s") from error
 
     def begin(self, status: int) -> None:
         self.status = status
@@ -246,7 +246,7 @@ class _Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
-            self._end(httpx2.RemoteProtocolError(f"this is no HTTP: {error}"))
+            self._end(httpx2.RemoteProtocolError(f"not HTTP: {error}"))
             self.close()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -255,7 +255,11 @@ class _Connection(asyncio.Protocol):
         elif error is not None:
             self._end(httpx2.ReadError(str(error)))
         else:
-            self._end(httpx2.RemoteProtocolError("the connection was closed within a response"))
+            self._end(
+                httpx2.RemoteProtocolError(
+                    "the connection was closed before the response was complete"
+                )
+            )
         self._lost(self)
 
     def _end(self, failure: httpx2.TransportError) -> None:

@@ -53,7 +53,9 @@ class TokenCheck:
             return str(error)
         if reasons[-1] is FinishReason.TIMEOUT:
             return self._too_late
-        return None if reasons[-1] is FinishReason.LENGTH else "the engine failed: see its log"
+        return (
+            None if reasons[-1] is FinishReason.LENGTH else "the engine failed: see the service log"
+        )
 
     @property
     def _too_late(self) -> str:

@@ -97,7 +97,7 @@ class TokenizerPool:
 
     async def _in_turn(self, work: Callable[[], list[TokenIds]], num_bytes: int) -> list[TokenIds]:
         if self._num_waiting + num_bytes > MAX_BYTES_WAITING:
-            what = f"{self._num_waiting} bytes of long prompts wait for the tokenizer"
+            what = f"{self._num_waiting} bytes of long prompts are waiting for the tokenizer"
             raise Overloaded(what, "texts_full", 1 + self._num_waiting / _USUAL_BYTES_PER_S)
         taken = min(num_bytes, MAX_BYTES_IN_WORK)
         self._num_waiting += num_bytes

@@ -40,8 +40,8 @@ class NotOnVllm(RequestRefused):
 
     def __init__(self) -> None:
         super().__init__(
-            "reproducible: vLLM generates for this model and cannot do that: leave it out, or ask "
-            "for a model of the engine of this service"
+            "reproducible: not supported by vLLM, which serves this model: remove it, or "
+            "use a model of the built-in engine"
         )
 
 

@@ -13,8 +13,8 @@ class NoTokenIds(ValueError):
 
     def __init__(self, param: str) -> None:
         super().__init__(
-            f"{param}: another server generates for this model, and does not report token ids: "
-            f"omit this parameter"
+            f"{param}: not supported for models on external servers, which do not report "
+            "token ids: remove it from the request"
         )
         self.param = param
 

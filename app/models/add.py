@@ -107,7 +107,7 @@ def add_model(
         if error.errno not in DISK_FULL:
             raise
         raise ModelNotAdded(
-            f"the disk of {settings.models_dir} is full: free some space"
+            f"the disk of {settings.models_dir} is full: free disk space"
         ) from error
     return target
 
@@ -135,8 +135,9 @@ def ensure_model(repo_id: str, settings: ServeSettings) -> Path:
         source = None
     if source != repo_id:
         raise ModelNotAdded(
-            f"{path} is not {repo_id}, as it was added from {source or 'elsewhere'}: add the model "
-            f"with `sleb models add {repo_id} --name NAME`, and prune NAME"
+            f"{path} is not {repo_id}, because it was added from "
+            f"{source or 'another source'}: add the model with `sleb models add {repo_id} "
+            "--name NAME`, and prune NAME"
         )
     return path
 
@@ -145,13 +146,12 @@ def _target(settings: ServeSettings, name: str) -> Path:
     models_dir = settings.models_dir
     if not is_name(name):
         raise ModelNotAdded(
-            f"a model cannot be named {name!r}: use another --name of letters, digits, '.', '_' "
-            f"and '-'"
+            f"invalid model name {name!r}: choose a --name of letters, digits, '.', '_' and '-'"
         )
     if name in Aliases(settings.data_dir).all():
-        raise ModelNotAdded(f"{name} is an alias: use another --name, or remove the alias")
+        raise ModelNotAdded(f"{name} is an alias: choose another --name, or remove the alias")
     if (models_dir / name).exists():
-        raise ModelNotAdded(f"{models_dir / name} exists already: use another --name")
+        raise ModelNotAdded(f"{models_dir / name} already exists: choose another --name")
     return models_dir / name
 
 
@@ -167,27 +167,28 @@ def _files(source: str, settings: ServeSettings, revision: str | None) -> ModelF
     if not is_store_url(source):
         return _on_hub(source, settings, revision)
     if revision is not None:
-        raise ModelNotAdded(f"{source} has no revisions: leave out --revision")
+        raise ModelNotAdded(f"{source} has no revisions: remove --revision")
     _check_allowed(source, settings)
     try:
         return stored_files(StoreUrl.parse(source))
     except InvalidStoreUrl as error:
-        raise ModelNotAdded(f"{source} is not the URL of a model: it {error}") from error
+        raise ModelNotAdded(f"{source} is not a model URL: it {error}") from error
 
 
 def _check_allowed(source: str, settings: ServeSettings) -> None:
     allowed = settings.model_sources
     if allowed is not None and not any(fnmatchcase(source, pattern) for pattern in allowed):
         raise ModelNotAdded(
-            f"{source} may not be fetched: SLEB_MODEL_SOURCES allows {', '.join(allowed) or 'none'}"
+            f"{source} is not an allowed source: SLEB_MODEL_SOURCES allows "
+            f"{', '.join(allowed) or 'none'}"
         )
 
 
 def _local(path: str, settings: ServeSettings, revision: str | None) -> ModelFiles:
     if revision is not None:
-        raise ModelNotAdded(f"{path} is a directory, which has no revisions: leave out --revision")
+        raise ModelNotAdded(f"{path} is a directory, which has no revisions: remove --revision")
     if Path(path).resolve().is_relative_to(settings.models_dir.resolve()):
-        raise ModelNotAdded(f"{path} is in the models directory already")
+        raise ModelNotAdded(f"{path} is already in the models directory")
     try:
         return LocalModel(Path(path))
     except LinkRefused as error:
@@ -197,7 +198,8 @@ def _local(path: str, settings: ServeSettings, revision: str | None) -> ModelFil
 def _on_hub(repo_id: str, settings: ServeSettings, revision: str | None) -> ModelFiles:
     if not is_repo_id(repo_id):
         raise ModelNotAdded(
-            f"{repo_id!r} is neither a directory, a GGUF file, nor the ORG/NAME of a hub model"
+            f"{repo_id!r} not found: expected a directory, a GGUF file, or ORG/NAME of a "
+            "model on the hub"
         )
     _check_allowed(repo_id, settings)
     return HubModel(repo_id, revision)
@@ -227,8 +229,8 @@ def _check_room(needed: int, source: str, staging: Path) -> None:
     free = shutil.disk_usage(staging).free
     if needed > free:
         raise ModelNotAdded(
-            f"{source} needs {needed} bytes, and {free} are free on the disk of the models "
-            f"directory: free space"
+            f"not enough disk space: {source} needs {needed} bytes, but only {free} are "
+            "free on the disk of the models directory; free disk space and try again"
         )
 
 
@@ -238,8 +240,10 @@ def _weight_files(names: Collection[str], source: str, staging: Path) -> list[st
         return [SAFE_WEIGHTS_NAME]
     if SAFE_WEIGHTS_INDEX_NAME not in names:
         unsafe = sorted(name for name in names if name.endswith(_UNSAFE))
-        instead = f", but {', '.join(unsafe[:3])}: convert them first" if unsafe else ""
-        raise ModelNotAdded(f"{source} has no weights as safetensors{instead}")
+        instead = (
+            f", only {', '.join(unsafe[:3])}: convert them to safetensors first" if unsafe else ""
+        )
+        raise ModelNotAdded(f"{source} has no safetensors weights{instead}")
     try:
         index = json.loads((staging / SAFE_WEIGHTS_INDEX_NAME).read_text(encoding="utf-8"))
         shards = sorted(set(index["weight_map"].values()))
@@ -247,7 +251,7 @@ def _weight_files(names: Collection[str], source: str, staging: Path) -> list[st
     except (ValueError, KeyError, TypeError, AttributeError):
         is_whole = False
     if not is_whole or not all(name.endswith(".safetensors") for name in shards):
-        raise ModelNotAdded(f"{source}: {SAFE_WEIGHTS_INDEX_NAME} does not name its files")
+        raise ModelNotAdded(f"{source}: {SAFE_WEIGHTS_INDEX_NAME} does not list its files")
     return shards
 
 
@@ -258,7 +262,7 @@ def _is_gguf(source: str) -> bool:
 def _converted(file: Path, revision: str | None, staging: Path) -> tuple[str | None, Provenance]:
     """Convert a GGUF file. Returns what its weights were, and what it says of its model."""
     if revision is not None:
-        raise ModelNotAdded(f"{file} is a file, which has no revisions: leave out --revision")
+        raise ModelNotAdded(f"{file} is a file, which has no revisions: remove --revision")
     set_up_torch()
     try:
         weights = inspect_gguf(file)
@@ -267,7 +271,7 @@ def _converted(file: Path, revision: str | None, staging: Path) -> tuple[str | N
         architecture(parse_config(staging))
     except (NotAModel, UnknownArchitecture, UnsupportedConfig) as error:
         raise _refused(str(file), staging, error) from error
-    said = f"The weights of {file} are {weights.kind}: they are written as bfloat16."
+    said = f"The weights of {file} are {weights.kind}; converting them to bfloat16."
     Console(stderr=True).print(said, markup=False, soft_wrap=True)
     return f"converted from GGUF ({weights.kind}) to bfloat16", weights.provenance
 
@@ -277,7 +281,7 @@ def _made_plain(staging: Path, source: str) -> str | None:
     method = quantized_by(staging)
     if method is None:
         return None
-    said = f"The weights of {source} are quantized ({method}): they are written as bfloat16."
+    said = f"The weights of {source} are quantized ({method}); converting them to bfloat16."
     Console(stderr=True).print(said, markup=False, soft_wrap=True)
     set_up_torch()
     plain = staging / "plain"
@@ -323,5 +327,5 @@ def _publish(staging: Path, target: Path, origin: Origin, said: Provenance, mode
     except OSError as error:
         if not target.exists():
             raise
-        raise ModelNotAdded(f"another process has just created {target}") from error
+        raise ModelNotAdded(f"another process just created {target}") from error
     sync_directory(target.parent)

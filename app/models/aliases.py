@@ -84,8 +84,8 @@ class Aliases:
         """From now on ``alias`` means ``target``. Raises ``InvalidAlias``."""
         if not is_name(alias):
             raise InvalidAlias(
-                f"{alias[:_MAX_NAME]!r} cannot be an alias: expected up to {_MAX_NAME} letters, "
-                f"digits, '.', '_' and '-', beginning with a letter or a digit"
+                f"{alias[:_MAX_NAME]!r} is not a valid alias: expected up to {_MAX_NAME} "
+                "letters, digits, '.', '_' and '-', beginning with a letter or a digit"
             )
         with self._changing():
             self._replace({**self._read().stored, alias: target})
@@ -105,7 +105,7 @@ class Aliases:
             with self._file.changing():
                 yield
         except OSError as error:
-            text = f"{self._file.path} cannot be written, and is as it was: {error.strerror}"
+            text = f"cannot write {self._file.path}, which is unchanged: {error.strerror}"
             raise InvalidAliasFile(text) from error
 
     def _replace(self, aliases: Mapping[str, Any]) -> None:
@@ -115,7 +115,7 @@ class Aliases:
         try:
             content = self._file.read()
         except OSError as error:
-            raise InvalidAliasFile(f"{self._file.path} cannot be read: {error.strerror}") from error
+            raise InvalidAliasFile(f"cannot read {self._file.path}: {error.strerror}") from error
         if content.error is not None:
             raise InvalidAliasFile(content.error)
         return content
@@ -126,18 +126,18 @@ class Aliases:
             content = _content_of(parse_record(text))
         except (ValueError, LookupError, TypeError) as error:
             content = _Content(
-                error=f"{self._file.path} is not as `sleb models alias` writes it "
-                f"({reason_of(error)}): restore it, or remove it and set the aliases again"
+                error=f"{self._file.path} is invalid ({reason_of(error)}): restore it, or remove "
+                "it and set the aliases again"
             )
-            logger.warning("no alias can be used: %s", content.error)
+            logger.warning("aliases are unavailable: %s", content.error)
         for alias, reason in content.broken.items():
-            logger.warning("the alias %r cannot be used: %s", alias, reason)
+            logger.warning("alias %r is unavailable: %s", alias, reason)
         return content
 
 
 def _content_of(data: Mapping[str, Any]) -> _Content:
     if data["format"] != _FORMAT:
-        raise ValueError(f"format {data['format']!r} is not {_FORMAT}")
+        raise ValueError(f"format {data['format']!r} is not supported, expected {_FORMAT}")
     stored = data["aliases"]
     if not isinstance(stored, dict):
         raise TypeError("aliases: expected a JSON object")
@@ -151,11 +151,11 @@ def _content_of(data: Mapping[str, Any]) -> _Content:
 
 def _why_broken(alias: str, target: object, stored: Collection[str]) -> str | None:
     if not is_name(alias):
-        return "no alias has such a name: remove it from the file"
+        return "invalid alias name: remove it from the file"
     if not isinstance(target, str) or not 0 < len(target) <= _MAX_TARGET:
-        return "its target is no name of a model: give it another target, or remove it"
+        return "the target is not a valid model name: change the target, or remove the alias"
     if sendable(target) != target:
-        return "its target is no text: give it another one"
+        return "the target is not a string: change the target"
     if split_raw(split_int8(target)[0])[0] in stored:  # which could go round in a circle
-        return "its target is an alias: give it the name of a model, or remove it"
+        return "the target is another alias: use the name of a model, or remove the alias"
     return None

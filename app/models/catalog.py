@@ -102,13 +102,13 @@ class Catalog:
         name = entry.int8.name[:128]
         if entry.external is not None:
             raise UnknownModel(
-                f"no model named {name!r}: another server generates for {entry.name!r}, with the "
-                f"weights that it has: leave +int8 out"
+                f"no model named {name!r}: {entry.name!r} runs on an external server, which has "
+                "only its own weights: remove +int8"
             )
         if entry.order is not None and entry.order.is_healed and not entry.is_raw:
             raise UnknownModel(
-                f"no model named {name!r}: a healed model has weights of its own in all blocks, "
-                f"which are not served as int8: leave +int8 out"
+                f"no model named {name!r}: healed models are not available with int8 weights, "
+                "because all their blocks have their own weights: remove +int8"
             )
         if entry.info is not None:
             try:
@@ -124,10 +124,10 @@ class Catalog:
         if not is_raw or entry.is_raw:
             return entry
         if not entry.is_pruned or entry.external is not None:
-            kind = "of another server" if entry.external else "a dense model"
+            kind = "a model on an external server" if entry.external else "a dense model"
             raise UnknownModel(
-                f"no model named {name[:128]!r}: +raw means a pruned variant without its repair, "
-                f"and {plain!r} is {kind}: leave it out"
+                f"no model named {name[:128]!r}: +raw means a pruned variant without repair, "
+                f"but {plain!r} is {kind}: remove +raw"
             )
         return entry.raw
 
@@ -146,10 +146,13 @@ class Catalog:
             raise self._unknown(name)
         if order.is_healed and not order.is_elastic:
             raise UnknownModel(
-                f"{name!r}: only the model of all removals is healed: ask for {order.name!r}"
+                f"{name!r}: only the deepest model of this checkpoint is healed: use {order.name!r}"
             )
         if not 1 <= depth <= order.depth:
-            raise UnknownModel(f"{name!r}: the last depth of this removal order is {order.depth}")
+            raise UnknownModel(
+                f"{name!r}: the deepest model of this removal order has {order.depth} removed "
+                "blocks"
+            )
         info = self._dense_models.matching(order)
         return ModelEntry.of_model(name, order.parent, info, order, depth)
 
@@ -157,7 +160,7 @@ class Catalog:
         return UnknownModel(
             f"no model named {name[:128]!r}: `sleb models` or GET /models lists all models; the "
             "dense ones are "
-            f"{', '.join(self.dense_names()) or 'none, as the models directory is empty'}"
+            f"{', '.join(self.dense_names()) or 'none, because the models directory is empty'}"
         )
 
     def _sees(self, tenant: str | None) -> bool:
@@ -207,11 +210,11 @@ class Catalog:
         entry = self.resolve(target)
         if not entry.is_published:
             raise InvalidAlias(
-                f"{target!r} is not published yet, and may still change: wait until its job has "
-                f"succeeded"
+                f"{target!r} is not published yet and may still change: wait until its job has "
+                "succeeded"
             )
         if alias not in self.aliases() and self._is_model(alias):
-            raise AliasTaken(f"a model is named {alias!r}: choose another alias")
+            raise AliasTaken(f"{alias!r} is the name of a model: choose another alias")
         self._aliases.set(alias, entry.pinned_name)
         return entry
 
@@ -219,7 +222,7 @@ class Catalog:
         """The target stays. Raises ``UnknownModel`` or ``InvalidAliasFile``."""
         if self._aliases is None or not self._aliases.remove(alias):
             known = ", ".join(self.aliases()) or "none"
-            raise UnknownModel(f"no alias {alias[:128]!r}; the known ones are: {known}")
+            raise UnknownModel(f"no alias {alias[:128]!r}; existing aliases: {known}")
 
     def entries(self) -> list[ModelEntry]:
         """All models, and the prefixes of the newest orders. What is broken has an ``error``."""
@@ -295,7 +298,7 @@ class Catalog:
             return None
         target = self._aliases.all().get(name)
         if target is None and (reason := self._aliases.broken().get(name)) is not None:
-            raise UnknownModel(f"the alias {name!r} is broken: {reason}")
+            raise UnknownModel(f"alias {name!r} is invalid: {reason}")
         return target
 
     def _target_entry(self, alias: str, target: str) -> ModelEntry:
@@ -305,8 +308,8 @@ class Catalog:
             if self._tenant() is not None:  # it may be another tenant's
                 raise self._unknown(alias) from None
             raise UnknownModel(
-                f"the alias {alias!r} means {target!r}, which is gone: give it another target with "
-                f"`sleb models alias {alias} TARGET` or PUT /models/{alias}"
+                f"alias {alias!r} refers to {target!r}, which no longer exists: change its "
+                f"target with `sleb models alias {alias} TARGET` or PUT /models/{alias}"
             ) from error
 
     def _is_model(self, name: str) -> bool:
@@ -322,7 +325,10 @@ class Catalog:
         except NotAModel as error:
             return ModelEntry(name, name, None, None, error=sendable(str(error)))
         except (UnknownArchitecture, UnsupportedConfig) as error:
-            said = f"{sendable(str(error))}; vLLM may serve it, if SLEB_VLLM names its program"
+            said = (
+                f"{sendable(str(error))}; vLLM may be able to serve it: set SLEB_VLLM to its "
+                "program"
+            )
             return ModelEntry(name, name, None, None, error=said, is_foreign=True)
         is_of_this_model = order is not None and self._dense_models.matching(order) is not None
         return ModelEntry.of_model(name, name, info, order if is_of_this_model else None)

@@ -9,8 +9,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from pruning.models.demo_model import NAME, ensure_demo_model
 
 _WORDS: Mapping[str, str] = {
-    "download": f"Downloading {NAME}, once",
-    "convert": f"Converting {NAME}, once",
+    "download": f"Downloading {NAME} (first run only)",
+    "convert": f"Converting {NAME} (first run only)",
 }
 _MB = 1_000_000
 

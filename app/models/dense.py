@@ -36,8 +36,8 @@ class DenseModels:
             if order.name not in self._logged:
                 self._logged.add(order.name)
                 logger.warning(
-                    "%s is served from its own weights, and its prefixes are not served: the dense "
-                    "model %s has been replaced since it was pruned",
+                    "%s is served from its own weights, and its prefixes are not served, because "
+                    "the dense model %s was replaced after pruning",
                     order.name,
                     order.parent,
                 )

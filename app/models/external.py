@@ -58,7 +58,7 @@ def _endpoint(text: str) -> str:
     if url.scheme not in ("http", "https") or not url.host:
         raise ValueError("expected http:// or https:// and a host")
     if url.port is not None and not 0 < url.port < 2**16:
-        raise ValueError(f"there is no port {url.port}")
+        raise ValueError(f"invalid port {url.port}")
     if url.userinfo or url.query or url.fragment:
         raise ValueError("expected no credentials, query or fragment: use api_key_file for the key")
     return str(url).rstrip("/")
@@ -91,11 +91,13 @@ class _Declared(BaseModel):
     def _check_lineage(self) -> Self:
         num_named = len(set(self.removed_blocks))
         if num_named != len(self.removed_blocks):
-            raise ValueError("removed_blocks names a block twice")
+            raise ValueError("removed_blocks contains a block twice")
         if self.num_removed is not None and num_named not in (0, self.num_removed):
-            raise ValueError(f"num_removed is {self.num_removed}, but removed_blocks {num_named}")
+            raise ValueError(
+                f"num_removed is {self.num_removed}, but removed_blocks has {num_named} blocks"
+            )
         if bool(self.parent) != bool(self.num_removed or num_named):
-            raise ValueError("parent goes together with removed_blocks or num_removed")
+            raise ValueError("parent requires removed_blocks or num_removed, and vice versa")
         return self
 
 
@@ -118,7 +120,7 @@ def read_external_models(path: Path | None) -> tuple[ExternalModel, ...]:
         raise InvalidExternalModels(f"{path}: {_reason(error)}") from error
     names = [model.name for model in declared]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InvalidExternalModels(f"{path}: {', '.join(twice)} is declared twice")
+        raise InvalidExternalModels(f"{path}: duplicate models: {', '.join(twice)}")
     return tuple(_model(model, path.parent) for model in declared)
 
 
@@ -144,9 +146,9 @@ def _key(path: Path) -> str:
     try:
         key = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeError) as error:
-        raise InvalidExternalModels(f"the api_key_file {path} cannot be read: {error}") from error
+        raise InvalidExternalModels(f"cannot read the api_key_file {path}: {error}") from error
     if not (key.isascii() and key.isprintable() and key):
         raise InvalidExternalModels(
-            f"the api_key_file {path} must hold one line of printable ASCII characters"
+            f"the api_key_file {path} must contain one line of printable ASCII characters"
         )
     return key

@@ -44,7 +44,7 @@ class HubModel:
         with self._hub_errors():
             info = HfApi().model_info(repo_id, revision=revision, files_metadata=True)
         if info.sha is None:
-            raise HubError(f"{constants.ENDPOINT} names no commit of {repo_id}")
+            raise HubError(f"{constants.ENDPOINT} returned no commit for {repo_id}")
         self.commit = info.sha
         self.sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
 
@@ -66,8 +66,8 @@ class HubModel:
             raise HubError(self._refusal(error)) from error
         except (httpx2.TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
             raise HubError(
-                f"{constants.ENDPOINT} cannot be reached: {error}; to add a model without the hub, "
-                f"name a directory"
+                f"cannot reach {constants.ENDPOINT}: {error}; to add a model without the hub, "
+                "give a directory"
             ) from error
 
     def _refusal(self, error: HfHubHTTPError) -> str:
@@ -76,12 +76,12 @@ class HubModel:
             return f"{url} is gated: accept its terms there, then set HF_TOKEN or log in with hf"
         if isinstance(error, RepositoryNotFoundError):
             return (
-                f"there is no {url}, or it is private: check the name, or set HF_TOKEN to a token "
-                f"that may read it"
+                f"{url} not found, or private: check the name, or set HF_TOKEN to a token with "
+                "read access"
             )
         if isinstance(error, RevisionNotFoundError):
-            return f"{url} has no revision {self._revision!r}: name a branch, tag or commit"
+            return f"{url} has no revision {self._revision!r}: expected a branch, tag or commit"
         status = error.response.status_code
         if status in (401, 403):
-            return f"{url} is refused ({status}): set HF_TOKEN to a token that may read it"
-        return f"{url} answers with status {status}: try again later"
+            return f"access to {url} denied ({status}): set HF_TOKEN to a token with read access"
+        return f"{url} returned status {status}: try again later"

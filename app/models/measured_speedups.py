@@ -151,5 +151,5 @@ def _parsed(content: bytes) -> _ByModel:
         for speedup in of_model.values():
             check_time("measured_at", speedup.measured_at)
             if (speedup.low is None) != (speedup.high is None):
-                raise InvalidRecord("an interval has one end")
+                raise InvalidRecord("only one bound of the interval is set")
     return by_model

@@ -187,7 +187,7 @@ class ModelRegistry:
         expected = entry.order.parent_fingerprint if entry.order and entry.key.keep else None
         if expected not in (None, weights.fingerprint):
             raise ModelReplaced(
-                f"{entry.base!r} was replaced after it had been loaded, and {entry.name!r} belongs "
+                f"{entry.base!r} was replaced after it was loaded, and {entry.name!r} belongs "
                 f"to the new model: POST /models/{weights.name}/unload, then try again"
             )
         self._fetch_repair(entry)
@@ -315,9 +315,9 @@ class ModelRegistry:
             return self._dense_source(entry.base)
         if entry.order is None or not entry.is_whole_checkpoint:
             raise UnknownModel(
-                f"{entry.name!r} needs its dense model {entry.base!r}, which is missing from the "
-                f"models directory or was replaced: without it, a job's full depth can be served, "
-                f"as it was published"
+                f"{entry.name!r} needs its dense model {entry.base!r}, which was replaced or is "
+                "missing from the models directory; without it, only the full depth of a job "
+                "can be served"
             )
         name = entry.order.name
         return WeightSource(

@@ -58,10 +58,10 @@ class Outgoing:
     def check(self) -> None:
         """Raises ``CheckpointExists`` or ``CheckpointNotFound``, and what the store raises."""
         if not is_checkpoint_name(self._url.name):
-            raise CheckpointNotFound(f"no checkpoint can be named {self._url.name[:128]!r}")
+            raise CheckpointNotFound(f"invalid checkpoint name {self._url.name[:128]!r}")
         if self._url.name in self._store.versions() and not self._overwrite:
             raise CheckpointExists(
-                f"{self._url} exists already: choose another --out, or use --overwrite"
+                f"{self._url} already exists: choose another --out, or use --overwrite"
             )
 
     def kept(self, spec_digest: str) -> Manifest | None:
@@ -81,7 +81,8 @@ class Outgoing:
             discard_unnamed(self._store, self.path, self._url.name)
         except StoreError as error:
             raise StoreUnavailable(
-                f"{error}; the checkpoint is kept in {self.path}: the same command sends it"
+                f"{error}; the checkpoint is kept in {self.path}: run the same command again to "
+                "upload it"
             ) from error
         shutil.rmtree(self.path.parent)
-        return f"sent to {self._url}: {counted(sent.num_files, 'file')}, {sent.num_bytes} bytes"
+        return f"uploaded to {self._url}: {counted(sent.num_files, 'file')}, {sent.num_bytes} bytes"

@@ -169,7 +169,9 @@ class LoadedWeights:
         """
         with self._lock:
             if name in self._pending:
-                raise WeightsLoading(f"{name!r} is being loaded: unload it after that has finished")
+                raise WeightsLoading(
+                    f"{name!r} is being loaded: unload it when loading has finished"
+                )
             self._loaded.pop(name, None)
 
     def _sizes(self) -> dict[str, int]:
@@ -228,8 +230,8 @@ class LoadedWeights:
         free, where = min(limits)
         if num_bytes > free - reserved:
             raise NoRoomForWeights(
-                f"{what} take {num_bytes} bytes, and {max(free - reserved, 0)} are free {where}: "
-                f"{self._advice()}"
+                f"not enough memory: {what} need {num_bytes} bytes, but only "
+                f"{max(free - reserved, 0)} are free {where}; {self._advice()}"
             )
 
     def _advice(self) -> str:
@@ -237,10 +239,10 @@ class LoadedWeights:
         sizes = {name: num_bytes + owned[name] for name, num_bytes in self._sizes().items()}
         sizes |= {name: pending.num_bytes for name, pending in self._pending.items()}
         if not sizes:
-            return "no other model is loaded, so this one needs more memory"
+            return "no other model is loaded, so more memory is required"
         largest = sorted(sizes.items(), key=lambda item: -item[1])[:_MAX_NAMED]
         named = ", ".join(f"{name} ({num_bytes} bytes)" for name, num_bytes in largest)
-        return f"unload another model by POST /models/NAME/unload; loaded are {named}"
+        return f"unload another model with POST /models/NAME/unload; loaded models: {named}"
 
 
 def explained(name: str, error: BaseException) -> BaseException:

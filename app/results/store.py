@@ -42,8 +42,8 @@ class ResultNotKept(RuntimeError):
 
     def __init__(self, error: OSError, headline: str) -> None:
         super().__init__(
-            f"the result cannot be written ({error.strerror}): free space in the data directory, "
-            f"then measure again. It was: {headline}"
+            f"cannot save the result ({error.strerror}): free space in the data directory, "
+            f"then measure again. The result was: {headline}"
         )
 
 
@@ -114,14 +114,14 @@ class ResultStore:
 
     def _read(self, result_id: str) -> Result:
         if _ID.fullmatch(result_id) is None:
-            raise ResultNotFound(f"no result has the id {result_id[:64]!r}: see GET /results")
+            raise ResultNotFound(f"no result with id {result_id[:64]!r}: see GET /results")
         try:
             return _parsed(result_id, read_stored(self._path(result_id)))
         except FileNotFoundError as error:
             raise _absent(result_id) from error
         except (OSError, *BROKEN_BY) as error:
             raise ResultNotFound(
-                f"the file of result {result_id} cannot be read ({reason_of(error)}): remove "
+                f"cannot read the file of result {result_id} ({reason_of(error)}): remove "
                 f"{FOLDER}/{result_id}.json from the data directory, and measure again"
             ) from error
 
@@ -132,7 +132,7 @@ class ResultStore:
                 try:
                     result = self._read(result_id)
                 except ResultNotFound as error:
-                    logger.warning("a result is left out: %s", error)
+                    logger.warning("ignored an unreadable result: %s", error)
                     continue
                 if tenant is None or result.tenants <= {tenant}:
                     yield result
@@ -147,7 +147,7 @@ def _new_id(kind: ResultKind, now: float) -> str:
 
 
 def _absent(result_id: str) -> ResultNotFound:
-    return ResultNotFound(f"there is no result {result_id}: see GET /results")
+    return ResultNotFound(f"no result with id {result_id}: see GET /results")
 
 
 def _parsed(result_id: str, content: bytes) -> Result:

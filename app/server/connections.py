@@ -40,8 +40,8 @@ _PROBLEM = {
     "type": "too-many-connections",
     "title": "Too many connections.",
     "status": 503,
-    "detail": "this service, or your address, has as many open connections as are allowed: "
-    "close some, or retry later",
+    "detail": "too many open connections to this service, or from your address: close some, or "
+    "retry later",
 }
 _REFUSAL = JSONResponse(
     _PROBLEM,

@@ -57,9 +57,9 @@ class Certificates:
         try:
             self._current = self._read()
         except InvalidCertificate as error:
-            logger.error("the last good certificate stays in use: %s", error)
+            logger.error("the previous certificate stays in use: %s", error)
         else:
-            logger.info("new connections use the new certificate of %s", self._certificate)
+            logger.info("new connections use the new certificate from %s", self._certificate)
 
     def _read(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -70,8 +70,8 @@ class Certificates:
             context.load_cert_chain(self._certificate, self._key, password="")
         except (OSError, ValueError) as error:
             raise InvalidCertificate(
-                f"{self._certificate} and {self._key}: expected a certificate with its chain and "
-                f"its key without a passphrase, both as PEM ({error})"
+                f"{self._certificate} and {self._key}: expected a PEM certificate with its "
+                f"chain, and its PEM key without a passphrase ({error})"
             ) from error
         if self._client_ca is not None:
             _require_clients(context, self._client_ca)
@@ -88,7 +88,7 @@ def _require_clients(context: ssl.SSLContext, client_ca: Path) -> None:
         context.load_verify_locations(client_ca)
     except (OSError, ValueError) as error:
         raise InvalidCertificate(
-            f"{client_ca}: expected certificates of CAs as PEM ({error})"
+            f"{client_ca}: expected PEM certificates of CAs ({error})"
         ) from error
     context.verify_mode = ssl.CERT_REQUIRED
     # a resumed session would not be checked against a CA that has changed since

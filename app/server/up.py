@@ -34,7 +34,7 @@ def run_up(settings: ServeSettings) -> None:
     check_address(settings)
     set_up_logging(settings.log_level, settings.log_format)
     console = Console(stderr=True, highlight=False)
-    console.print("starting Valkey, a worker and the API; Ctrl-C stops all of them")
+    console.print("starting Valkey, a worker and the API; press Ctrl-C to stop them")
     with (
         redis_url(settings) as url,
         deferred_signal(signal.SIGTERM) as is_ended,
@@ -86,9 +86,9 @@ def _print_addresses(settings: ServeSettings, console: Console) -> None:
     scheme = "http" if settings.tls_cert is None else "https"
     url = f"{scheme}://localhost:{settings.port}"
     console.print(
-        f"page {url}/ui, REST API {url}/docs, for OpenAI clients {url}/v1\n"
-        f"next: open the page, or `sleb jobs submit MODEL --num-remove 6 --watch`; `sleb models` "
-        "lists the models",
+        f"web page {url}/ui, REST API {url}/docs, OpenAI API {url}/v1\nnext: open the "
+        "web page, or run `sleb jobs submit MODEL --num-remove 6 --watch`; `sleb "
+        "models` lists the models",
         markup=False,
         soft_wrap=True,
     )

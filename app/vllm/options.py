@@ -125,8 +125,8 @@ def _missing(settings: ServeSettings) -> str:
     if settings.vllm is not None:
         state = "cannot be executed" if settings.vllm.exists() else "does not exist"
         return f"SLEB_VLLM={settings.vllm} {state}: expected the program `vllm` of its environment"
-    asked = "vLLM is the engine" if settings.engine == "vllm" else "SLEB_VLLM_MODELS is set"
+    asked = "SLEB_ENGINE is vllm" if settings.engine == "vllm" else "SLEB_VLLM_MODELS is set"
     return (
-        f"{asked}, but there is no program `vllm` on the PATH: install vLLM in an environment of "
-        f"its own, and name its program with SLEB_VLLM"
+        f"{asked}, but no program `vllm` is on the PATH: install vLLM in its own "
+        "environment, and set SLEB_VLLM to its program"
     )

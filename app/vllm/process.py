@@ -119,12 +119,12 @@ async def _first_token(process: asyncio.subprocess.Process, launch: Launch) -> F
             return _checked(answer.result())
         if end.done():
             raise VllmStartFailed(
-                f"vLLM ended with code {end.result()} before it generated a token: "
-                f"{_reason(launch.log)} (its log is {launch.log})"
+                f"vLLM exited with code {end.result()} before it generated a token: "
+                f"{_reason(launch.log)} (log: {launch.log})"
             )
         raise VllmStartFailed(
-            f"vLLM generated no token within {launch.start_s:g} s and was stopped: see its log "
-            f"{launch.log}, or raise SLEB_VLLM_START_S"
+            f"vLLM generated no token within {launch.start_s:g} s and was stopped: see its "
+            f"log {launch.log}, or raise SLEB_VLLM_START_S"
         )
     finally:
         answer.cancel()
@@ -167,8 +167,8 @@ def _checked(facts: Facts) -> Facts:
     if not is_new_enough(facts.version):
         least = ".".join(map(str, MIN_VERSION))
         raise VllmStartFailed(
-            f"vLLM {facts.version} is too old, expected {least} or newer: install a newer one in "
-            f"its environment, or name another with SLEB_VLLM"
+            f"vLLM {facts.version} is too old, expected {least} or newer: upgrade it, or "
+            "set SLEB_VLLM to a newer one"
         )
     return facts
 
@@ -186,5 +186,5 @@ def _reason(log: Path) -> str:
     failures = (line for line in lines if not _HARMLESS.search(line))
     errors = [match[1] for line in failures if (match := _ERROR.search(line))]
     causes = [error for error in errors if _SEQUEL not in error]
-    last = next((line for line in reversed(lines) if line.strip()), "it logged nothing")
+    last = next((line for line in reversed(lines) if line.strip()), "its log is empty")
     return (causes or errors or [last])[-1].strip()[:_MAX_REASON_CHARS]

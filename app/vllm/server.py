@@ -76,7 +76,7 @@ class VllmServer:
         if self.state.state == "failed":
             left_s = max(1.0, GIVEN_UP_S - (time.monotonic() - self._failed_s))
             raise VllmUnavailable(
-                f"vLLM does not serve {self._name!r}: {self.state.detail}", left_s
+                f"vLLM is not serving {self._name!r}: {self.state.detail}", left_s
             )
         raise VllmUnavailable(
             f"vLLM for {self._name!r} is {self.state.state}: {self.state.detail or 'ask again'}",
@@ -116,7 +116,7 @@ class VllmServer:
             self._process = process
             self._become("ready", num_restarts=self.state.num_restarts)
             code = await process.process.wait()
-            return f"vLLM ended with code {code}", time.monotonic() - began_s
+            return f"vLLM exited with code {code}", time.monotonic() - began_s
         finally:
             self._process = None
             await process.stop()

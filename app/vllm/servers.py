@@ -262,9 +262,9 @@ class VllmServers:
             idle = [other for other in self._servers if self._is_idle(other)]
             if not idle:
                 raise VllmUnavailable(
-                    f"vLLM cannot start for {name!r}: "
-                    f"{counted(self.options.max_servers, 'server')} may run at once "
-                    f"(SLEB_VLLM_SERVERS), and all are starting or have requests",
+                    f"vLLM cannot start for {name!r}: at most "
+                    f"{counted(self.options.max_servers, 'server')} can run at once "
+                    "(SLEB_VLLM_SERVERS), and all are starting or have requests",
                     _BUSY_S,
                 )
             await self._stop(min(idle, key=lambda other: self._servers[other].used_s))
@@ -292,9 +292,9 @@ class VllmServers:
         kv_cache_bytes = max(2**30, every // self.options.max_servers)
         if weights + kv_cache_bytes > free:
             raise VllmStartFailed(
-                f"{name!r} needs {weights + kv_cache_bytes} bytes in vLLM, weights and cache, and "
-                f"{free} are free: unload other models, or lower SLEB_KV_CACHE_BYTES or "
-                f"SLEB_VLLM_SERVERS"
+                f"not enough memory: {name!r} needs {weights + kv_cache_bytes} bytes in vLLM "
+                f"for weights and cache, but only {free} are free; unload other models, or "
+                "lower SLEB_KV_CACHE_BYTES or SLEB_VLLM_SERVERS"
             )
         return kv_cache_bytes
 
@@ -304,10 +304,10 @@ class VllmServers:
         room = min(int(share * total_bytes(device)), free_bytes(device))
         if weights >= room:
             raise VllmStartFailed(
-                f"{name!r} has {weights} bytes of weights for each card, and a server in vLLM has "
-                f"{room} there, {share:.0%} of the card or what is free: unload other models, "
-                f"lower SLEB_VLLM_SERVERS, or divide the model by --tensor-parallel-size in "
-                f"SLEB_VLLM_ARGS"
+                f"not enough GPU memory: {name!r} has {weights} bytes of weights per GPU, but a "
+                f"vLLM server has only {room} bytes per GPU ({share:.0%} of the GPU, or what is "
+                "free); unload other models, lower SLEB_VLLM_SERVERS, or split the model with "
+                "--tensor-parallel-size in SLEB_VLLM_ARGS"
             )
 
 
@@ -326,9 +326,10 @@ def _check_windows(entry: ModelEntry) -> None:
     family = None if entry.info is None or not entry.is_pruned else entry.info.model_type
     if family is not None and ARCHITECTURES[family].is_by_position_in_vllm:
         raise UnsupportedConfig(
-            f"vLLM gives every other block of a {family} a window, whatever its config says, so it "
-            f"computes something else of {entry.name!r}: leave {entry.base!r} to the engine of "
-            f"this service, by naming the models of vLLM in SLEB_VLLM_MODELS"
+            f"vLLM uses a sliding window in every other block of a {family}, regardless of "
+            f"the config, so its results for {entry.name!r} would be wrong: serve "
+            f"{entry.base!r} with the built-in engine, by listing the other models in "
+            "SLEB_VLLM_MODELS"
         )
 
 

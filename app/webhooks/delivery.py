@@ -89,10 +89,10 @@ class WebhookDeliverer:
             try:
                 await self.claim_due()
             except JobStoreUnavailable as error:
-                logger.warning("webhook messages wait: %s", error)
+                logger.warning("webhook messages are waiting: %s", error)
                 pause_s = OUTAGE_S
             except Exception:
-                logger.exception("webhook messages wait: the outbox has one that cannot be read")
+                logger.exception("webhook messages are waiting: one of them cannot be read")
                 pause_s = OUTAGE_S
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._is_stopping.wait(), pause_s)
@@ -103,7 +103,7 @@ class WebhookDeliverer:
             result = await self._send(message)
         except Exception:
             logger.exception("webhook message %s cannot be sent", message.id)
-            result = SendResult(None, "internal error: see the log of this service")
+            result = SendResult(None, "internal error: see the service log")
         attempt = DeliveryAttempt(
             message_id=message.id,
             type=message.type,

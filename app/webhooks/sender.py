@@ -136,5 +136,5 @@ def _refusal(status: int) -> str | None:
     if 200 <= status < 300:
         return None
     if 300 <= status < 400:
-        return f"answered {status}: redirects are not followed"
-    return f"answered {status}"
+        return f"returned {status}: redirects are not followed"
+    return f"returned {status}"

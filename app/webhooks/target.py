@@ -45,31 +45,28 @@ class WebhooksOff(ValueError):
 
     def __init__(self) -> None:
         super().__init__(
-            "this service has no secret to sign webhooks with: start it with "
-            "SLEB_WEBHOOK_SECRET, which is whsec_ and the base64 of 24 to 64 random bytes, or "
-            "submit the job without webhook"
+            "webhooks require a secret: set SLEB_WEBHOOK_SECRET to whsec_ followed by the "
+            "base64 of 24 to 64 random bytes, or submit the job without a webhook"
         )
 
 
 def parse(url: str) -> httpx2.URL:
     """Parse and check the URL. Raises ``InvalidWebhook``."""
     if len(url) > MAX_URL_CHARS:
-        raise InvalidWebhook(
-            f"the URL has {len(url)} characters: at most {MAX_URL_CHARS} are allowed"
-        )
+        raise InvalidWebhook(f"the URL has {len(url)} characters: expected at most {MAX_URL_CHARS}")
     try:
         parsed = httpx2.URL(url)
     except (httpx2.InvalidURL, ValueError) as error:
         raise InvalidWebhook(f"not a URL: {error}") from error
     if parsed.scheme not in _PORTS or not parsed.host:
-        raise InvalidWebhook("the URL must begin with http:// or https:// and name a host")
+        raise InvalidWebhook("the URL must start with http:// or https:// and contain a host")
     if parsed.userinfo:
         raise InvalidWebhook(
-            "the URL must not contain credentials: messages are signed, and a receiver verifies "
-            "the signature"
+            "the URL must not contain credentials: messages are signed, so that receivers "
+            "can verify them"
         )
     if parsed.port is not None and not 0 < parsed.port < 2**16:
-        raise InvalidWebhook(f"port {parsed.port} is out of range: expected 1 to 65535")
+        raise InvalidWebhook(f"invalid port {parsed.port}: expected 1 to 65535")
     return parsed
 
 
@@ -96,8 +93,8 @@ def allowed_addresses(
     addresses = resolver(host, url.port or _PORTS[url.scheme])
     if not all(is_allowed(address) for address in addresses):
         raise InvalidWebhook(
-            f"the host {host[:256]!r} has an address that is not public: use a public host, or "
-            "start the service with SLEB_WEBHOOK_ALLOW_PRIVATE=true"
+            f"the host {host[:256]!r} has a non-public address: use a public host, or set "
+            "SLEB_WEBHOOK_ALLOW_PRIVATE=true"
         )
     return addresses
 

@@ -22,8 +22,8 @@ _ADVICE = """
 """
 
 _READ = (
-    "speed-up per token, and perplexity by text, as multiples of the dense model's; in "
-    "parentheses intervals of 95 %; * predicted."
+    "speed-up per token, and perplexity by text relative to the dense model; 95 % "
+    "intervals in parentheses; *: predicted."
 )
 _SAMPLES = """
 ## Sample texts

@@ -15,9 +15,9 @@ from pruning.evaluation.quality import (
 )
 
 Table = tuple[Cells, list[Cells]]  # headings, and the cells of each row
-_MEASURED = ("pruned", "pruned × dense", "repaired", "repaired × dense", "came back")
-_HEALED = ("healed", "healed × dense", "healed: came back", "control × dense")
-NARROW = ("", "perplexity", "× dense", "came back")
+_MEASURED = ("pruned", "pruned × dense", "repaired", "repaired × dense", "recovered")
+_HEALED = ("healed", "healed × dense", "healed: recovered", "control × dense")
+NARROW = ("", "perplexity", "× dense", "recovered")
 INTERVALS = (
     "95 % intervals in parentheses hold however many windows are added; those of × dense are from "
     "differences to the dense model on the same windows."
@@ -62,18 +62,16 @@ def explained(domains: Sequence[DomainQuality | DomainAtDepth]) -> Iterator[str]
     if few := [domain.domain for domain in at_depth if domain.dense.low is None]:
         yield too_few(few)
     if any(domain.repaired for domain in domains):
-        yield "came back: share of the lost nats per token that repair gives back."
+        yield "recovered: share of the added loss that repair recovers."
     if any(domain.healed for domain in domains):
-        yield "healed: trained to predict what the dense model predicts, behind any repair."
+        yield "healed: trained to match the dense model's predictions, after any repair."
     if any(domain.control for domain in domains):
-        yield "control: the dense model after the same training, which has nothing to give back."
+        yield "control: the dense model after the same training, which has no loss to recover."
 
 
 def too_few(texts: Sequence[str]) -> str:
     """What is said of texts without intervals."""
-    return (
-        f"no intervals on {', '.join(texts)}: too few windows, as they need at least {MIN_WINDOWS}"
-    )
+    return f"no intervals on {', '.join(texts)}: at least {MIN_WINDOWS} windows are needed"
 
 
 def text_line(name: str, text: str, digest: str) -> str:

@@ -52,14 +52,14 @@ def vocabulary_of(
     try:
         fields = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise GgufUnsupported(f"GGUF needs a tokenizer.json, and {directory} has none") from error
+        raise GgufUnsupported(f"GGUF export requires {directory}/tokenizer.json") from error
     if (fields.get("model") or {}).get("type") != "BPE":
-        raise GgufUnsupported("GGUF is supported for byte-level BPE tokenizers only")
+        raise GgufUnsupported("GGUF export supports only byte-level BPE tokenizers")
     splitting = _splitting(fields)
     by_id = {number: token for token, number in fields["model"]["vocab"].items()}
     added = {entry["id"]: entry for entry in fields["added_tokens"]}
     if (size := max({**by_id, **added}, default=0) + 1) > vocab_size:
-        raise GgufUnsupported(f"the tokenizer has {size} tokens, and the model {vocab_size}")
+        raise GgufUnsupported(f"the tokenizer has {size} tokens, but the model has {vocab_size}")
     tokens = [f"[PAD{number}]" for number in range(vocab_size)]
     kinds = [TokenType.UNUSED] * vocab_size
     for number, token in by_id.items():
@@ -96,9 +96,9 @@ def _splitting(fields: Mapping[str, Any]) -> str:
         if pattern in _SPLITS:
             return _SPLITS[pattern]
     raise GgufUnsupported(
-        f"GGUF identifies a pre-tokenizer by name, and the name of this one "
-        f"({', '.join(map(str, kinds)) or 'none'} in tokenizer.json) is unknown: use "
-        f"convert_hf_to_gguf.py of llama.cpp on the exported directory"
+        f"the pre-tokenizer of this model ({', '.join(map(str, kinds)) or 'none'} in "
+        "tokenizer.json) has no name in GGUF: use convert_hf_to_gguf.py of llama.cpp "
+        "on the exported directory"
     )
 
 
@@ -138,7 +138,7 @@ def check_gguf(config: PreTrainedConfig) -> None:
     """Raise ``GgufUnsupported`` unless llama.cpp computes what a model with this config does."""
     if config.model_type not in FAMILIES:
         raise GgufUnsupported(
-            f"GGUF is supported for {', '.join(FAMILIES)}, and not for {config.model_type}: "
+            f"GGUF export supports {', '.join(FAMILIES)}, not {config.model_type}: "
             f"{conversion_advice(config)}"
         )
     rotation = (config.rope_parameters or {}).get("rope_type", "default")
@@ -150,7 +150,7 @@ def check_gguf(config: PreTrainedConfig) -> None:
     }
     if reasons := [what for what, is_so in unsupported.items() if is_so]:
         raise GgufUnsupported(
-            f"GGUF is not supported for a model with {' and '.join(reasons)}: "
+            f"GGUF export does not support a model with {' and '.join(reasons)}: "
             f"{conversion_advice(config)}"
         )
 

@@ -106,8 +106,7 @@ def _adapted(path: Path, num_removed: int) -> Blocks:
     found = manifest.healing.adapted[num_removed - 1 : num_removed]
     if not found or not set(found[0]) <= set(keep):
         raise CheckpointCorrupt(
-            f"{path}: the blocks that its manifest says to be healed without {num_removed} are "
-            "not blocks of that model"
+            f"{path}: the healed blocks for {num_removed} removals do not match the model"
         )
     return found[0]
 
@@ -116,7 +115,7 @@ def _read(path: Path) -> tuple[Healing, Tensors]:
     manifest = read_manifest(path)
     healing, entry = manifest.healing, manifest.files.get(ADAPTER_FILE)
     if healing is None or not healing.is_elastic or entry is None:
-        raise CheckpointCorrupt(f"{path}: its manifest has no adapter that heals every depth")
+        raise CheckpointCorrupt(f"{path}: its manifest has no adapter for every depth")
     check_file(path, ADAPTER_FILE, entry)
     try:
         return healing, read_adapter(path / ADAPTER_FOLDER)

@@ -58,17 +58,18 @@ def conversion_advice(config: PreTrainedConfig) -> str:
     """Whether to convert a model with this config by llama.cpp's converter, and why not."""
     if config.model_type not in READ:
         return (
-            f"whether {_CONVERTER} is safe for a pruned {config.model_type} is not known: before "
-            f"you rely on its file, compare what it generates with what the directory does"
+            f"it is unknown whether {_CONVERTER} is correct for a pruned "
+            f"{config.model_type}: before using its file, compare its outputs with those of "
+            "the directory"
         )
     if config.model_type in UNKNOWN:
         return f"llama.cpp does not support {config.model_type} either"
     if differences := list(_differences(config)):
         return (
-            f"do not use {_CONVERTER} either, as the file would compute something else without an "
-            f"error: llama.cpp {', and it '.join(differences)}"
+            f"do not use {_CONVERTER} either, because its file would silently give "
+            f"different results: llama.cpp {', and it '.join(differences)}"
         )
-    return f"export a directory, and use {_CONVERTER} on it"
+    return f"export a directory, and convert it with {_CONVERTER}"
 
 
 def slides(config: PreTrainedConfig) -> bool:
@@ -84,12 +85,12 @@ def _differences(config: PreTrainedConfig) -> Iterator[str]:
     family = config.model_type
     cycle = CYCLES.get(family)
     if cycle is not None and not cycle.is_of(config):
-        yield f"assumes {cycle.text}, which is not so here"
+        yield f"assumes {cycle.text}, unlike this model"
     if (depth := SCALED_BY_DEPTH.get(family)) is not None:
         is_assumed = config.query_pre_attn_scalar == config.head_dim
         if not is_assumed and config.num_hidden_layers != depth:
-            yield "derives the scale of attention from the number of blocks of the dense model"
+            yield "derives the attention scale from the dense model's number of blocks"
     if family in WITHOUT_WINDOWS and slides(config):
-        yield f"has no window, which here is {config.sliding_window} tokens"
+        yield f"has no sliding window, unlike this model ({config.sliding_window} tokens)"
     if family in WITH_SILU and config.hidden_act != "silu":
-        yield f"has silu where this model has {config.hidden_act}"
+        yield f"uses silu, but this model has {config.hidden_act}"

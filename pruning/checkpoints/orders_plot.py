@@ -59,7 +59,7 @@ def draw_orders(manifests: Sequence[Manifest]) -> "Figure":
     shown, texts = manifests[:MAX_ORDERS], panels(manifests[:MAX_ORDERS])[:MAX_PANELS]
     if not texts:
         raise NothingToPlot(
-            "no checkpoint was measured on domains of text: prune again without --no-evaluate"
+            "no checkpoint has perplexities by domain: prune again without --no-evaluate"
         )
     num_rows, num_columns = grid(len(texts))
     head = _HEAD + _NAME_HEIGHT * len(shown)

@@ -35,9 +35,9 @@ class DiskFull(RuntimeError):
 
     def __init__(self, needed_bytes: int, free_bytes: int) -> None:
         super().__init__(
-            f"the model does not fit: its weights alone take {needed_bytes} bytes, and "
-            f"{free_bytes} are free on the disk that it goes to, or a quota allows less: free "
-            "some, then try again"
+            f"not enough disk space: the weights alone need {needed_bytes} bytes, but only "
+            f"{free_bytes} are free on the target disk, or a quota is lower; free space, "
+            "then try again"
         )
 
 
@@ -106,8 +106,8 @@ def check_place(target: Path, *, overwrite: bool) -> None:
         raise _taken(target)
     if not (target / "config.json").is_file() or (target / MANIFEST).exists():
         raise CheckpointExists(
-            f"{target} is not overwritten: it is no exported model, as it has no config.json or "
-            f"a {MANIFEST}; choose another place"
+            f"{target} is not an exported model (it has no config.json, or a {MANIFEST}), "
+            "so it is not overwritten: choose another path"
         )
 
 
@@ -171,7 +171,7 @@ def published(target: Path, spec_digest: str) -> Manifest | None:
 
 
 def _taken(target: Path) -> CheckpointExists:
-    return CheckpointExists(f"{target} exists already: choose another place, or use --overwrite")
+    return CheckpointExists(f"{target} already exists: choose another path, or use --overwrite")
 
 
 def _is_of_a_full_disk(error: OSError | SafetensorError) -> bool:

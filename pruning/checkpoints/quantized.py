@@ -41,8 +41,7 @@ def check_readable(model_type: str) -> None:
     """Raise ``CannotQuantize`` if transformers does not read quantized weights of this family."""
     if not ARCHITECTURES[model_type].loads_quantized:
         raise CannotQuantize(
-            f"transformers looks for the plain weights of a {model_type} while it loads quantized "
-            f"ones: leave int8 or int4 out"
+            f"transformers cannot load quantized {model_type} models: leave int8 or int4 out"
         )
 
 

@@ -152,10 +152,10 @@ def _check_manifest(manifest: Manifest) -> None:
         "repair": depths == sorted({*depths}) and all(1 <= each <= num_removed for each in depths),
     }.items():
         if not is_so:
-            raise InvalidRecord(f"{name}: it contradicts the other fields, or cannot be")
+            raise InvalidRecord(f"{name}: inconsistent with other fields, or invalid")
     for file in manifest.files:
         if not _is_inside(file):
-            raise InvalidRecord(f"it names the file {file[:128]!r}")
+            raise InvalidRecord(f"invalid file name {file[:128]!r}")
 
 
 def _is_inside(file: str) -> bool:
@@ -181,7 +181,7 @@ class CheckpointStore:
     def path(self, name: str) -> Path:
         """The path for a checkpoint of this name. Raises ``CheckpointNotFound`` for a bad name."""
         if not is_checkpoint_name(name):
-            raise CheckpointNotFound(f"no checkpoint can be named {name[:128]!r}")
+            raise CheckpointNotFound(f"invalid checkpoint name {name[:128]!r}")
         return self.root / name
 
     def names(self) -> list[str]:
@@ -217,10 +217,9 @@ class CheckpointStore:
             if each.is_seen_by(tenant) and each.parent == model and each.healing is None
         }
         newest = max(there, key=lambda checkpoint: there[checkpoint], default=None)
-        hint = f"the newest of {model} is {newest}" if newest else "prune a model first"
+        hint = f"the newest checkpoint of {model} is {newest}" if newest else "prune a model first"
         raise CheckpointNotFound(
-            f"no checkpoint named {name[:128]!r}: healing needs a whole checkpoint, as NAME@JOB; "
-            f"{hint}"
+            f"no checkpoint named {name[:128]!r}: expected a whole checkpoint, as NAME@JOB; {hint}"
         )
 
     def _manifests(self) -> Iterator[tuple[str, Manifest]]:
@@ -317,7 +316,7 @@ def _manifest_content(path: Path) -> bytes:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise CheckpointCorrupt(f"{file} cannot be read: {error.strerror}") from error
+        raise CheckpointCorrupt(f"cannot read {file}: {error.strerror}") from error
 
 
 def parse_manifest(content: bytes, place: str) -> Manifest:
@@ -391,7 +390,7 @@ def check_file(path: Path, name: str, entry: FileEntry) -> None:
     if not (path / name).is_file():
         raise CheckpointCorrupt(f"{path}: {name} is missing; publish the checkpoint again")
     if file_entry(path / name) != entry:
-        raise CheckpointCorrupt(f"{path}: {name} has changed since it was published")
+        raise CheckpointCorrupt(f"{path}: {name} changed after it was published")
 
 
 def file_entry(path: Path) -> FileEntry:

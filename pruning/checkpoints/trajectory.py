@@ -96,11 +96,11 @@ def legend(
     sentences = {
         "loss": "loss: nats per token on the calibration text.",
         "perplexity": f"perplexity: {served}on held-out text, {evaluated_on}.{until}",
-        "× dense": f"× dense: {compared} divided by that of the dense model.",
+        "× dense": f"× dense: {compared} relative to the dense model.",
         "speed-up": _speedup_sentence(manifest, rows, speedups),
-        "repair": "repair: how the weights of that depth were corrected.",
+        "repair": "repair: how the weights were repaired at that depth.",
         "margin": f"margin: {_MARGINS[metric]} ± standard error over windows.",
-        "in full": "in full: candidates evaluated on all windows, and not only on the first.",
+        "in full": "in full: candidates evaluated on all windows, not only the first ones.",
     }
     explained = [sentence for name, sentence in sentences.items() if name in headings]
     return [
@@ -116,9 +116,9 @@ def ties(margins: Iterable[Margin], num_rounds: int) -> Iterator[str]:
     if num_ties := sum(is_tie(*margin) for margin in margins):
         whose = "Its" if num_ties == 1 else "Their"
         yield (
-            f"ties: {num_ties} of {counted(num_rounds, 'round')}. {whose} margin is inside two "
-            "standard errors, so other text may choose another block: take more text for a "
-            "firmer order."
+            f"ties: {num_ties} of {counted(num_rounds, 'round')}. {whose} margin is within "
+            "two standard errors, so a different text may lead to a different block; use "
+            "more calibration text for a more reliable order."
         )
 
 
@@ -136,26 +136,27 @@ def _speedup_sentence(
     manifest: Manifest, rows: Sequence[Row], speedups: Mapping[int, str] | None
 ) -> str:
     sentence = (
-        "speed-up: predicted for decoding one sequence, by the times of embeddings, blocks and "
-        f"head on the machine of the run. {_measured_speedups(rows, speedups)}"
+        "speed-up: predicted decoding speed-up at batch size 1, from the times of "
+        "embeddings, blocks and head on the machine of the run. "
+        f"{_measured_speedups(rows, speedups)}"
     )
     target = PruneSpec.from_dict(manifest.spec).target_speedup
     predicted = manifest.predicted_speedup(len(manifest.removed_blocks))
     if target is None or predicted is None:
         return sentence
-    return f"{sentence} The target was {target:g}, and {predicted:.2f} is predicted."
+    return f"{sentence} Target: {target:g}, predicted: {predicted:.2f}."
 
 
 def _measured_speedups(rows: Sequence[Row], speedups: Mapping[int, str] | None) -> str:
     if speedups is None:
-        return "`sleb bench` measures it."
+        return "Run `sleb bench` to measure it."
     depths = [row.num_removed for row in rows if row.num_removed]
-    known = [f"{speedups[depth]} without {depth}" for depth in depths if depth in speedups]
+    known = [f"{speedups[depth]} with {depth} removed" for depth in depths if depth in speedups]
     unknown = [str(depth) for depth in depths if depth not in speedups]
     if not known:
-        return "It is not measured yet: `sleb bench` does that."
+        return "Not measured yet: run `sleb bench`."
     sentence = f"Measured by `sleb bench`: {', '.join(known)}."
-    return f"{sentence} Not measured yet: without {', '.join(unknown)}." if unknown else sentence
+    return f"{sentence} Not measured yet: {', '.join(unknown)} removed." if unknown else sentence
 
 
 def _repairs(manifest: Manifest) -> Iterator[str]:
@@ -167,7 +168,7 @@ def _repairs(manifest: Manifest) -> Iterator[str]:
         if depth.method is Method.NONE and any(depth.gains.values())
     ]
     if left:
-        yield f"not repaired, as each repair does harm to a text: {'; '.join(left)}."
+        yield f"not repaired, because every repair made a text worse: {'; '.join(left)}."
 
 
 def _harms(depth: DepthRepair) -> Iterator[str]:
@@ -184,12 +185,12 @@ def _measured(quality: Quality) -> Iterator[str]:
         dense, pruned = (short(quality.perplexities[at]) for at in (0, -1))
         yield (
             f"quantized: perplexity {dense} dense, {pruned} pruned, "
-            f"{short(quantized.perplexity)} pruned with {quantized.weights} weights. The published "
-            "weights are not quantized."
+            f"{short(quantized.perplexity)} pruned with {quantized.weights} weights. The "
+            "published weights are not quantized."
         )
     if (tasks := quality.zero_shot) is not None and tasks.dense_mean and tasks.pruned_mean:
         yield (
-            f"zero-shot: {tasks.dense_mean:.4f} dense, {tasks.pruned_mean:.4f} pruned, the mean "
+            f"zero-shot: {tasks.dense_mean:.4f} dense, {tasks.pruned_mean:.4f} pruned; mean "
             f"accuracy on {', '.join(score.task for score in tasks.pruned)}."
         )
     yield from probe_line(quality.probe)
@@ -200,8 +201,8 @@ def probe_line(probe: ProbeComparison | None) -> Iterator[str]:
     """The scores of both models. Nothing if they were not probed."""
     if probe is not None:
         yield (
-            f"probe: {probe.dense.score:.3f} dense, {probe.pruned.score:.3f} pruned, at most 1; "
-            f"a drop of {probe.drop:.3f} ± {probe.standard_error:.3f}."
+            f"probe: {probe.dense.score:.3f} dense, {probe.pruned.score:.3f} pruned, out of "
+            f"1; a drop of {probe.drop:.3f} ± {probe.standard_error:.3f}."
         )
 
 

@@ -89,7 +89,7 @@ def verify_portable(
             _in_a_fresh_process(directory, expected, ask)
     except CheckpointNotPortable as error:
         raise CheckpointNotPortable(
-            f"not published: what was written is not the model that was measured: {error}"
+            f"not published, because the written files do not match the measured model: {error}"
         ) from error
 
 
@@ -127,17 +127,17 @@ def _ended(process: "subprocess.Popen[bytes]", limit_s: float, ask: Callable[[],
             return process.wait(timeout=POLL_S)
         except subprocess.TimeoutExpired:
             ask()
-    raise CheckpointNotPortable(f"loading it has not ended within {limit_s:.0f} s")
+    raise CheckpointNotPortable(f"loading took longer than {limit_s:.0f} s")
 
 
 def _broken_off(code: int, log: Path) -> str:
     if code < 0:
         return (
-            f"the process that loads it was killed by signal {-code}: if the system did so for "
-            f"want of memory, free some, or set SLEB_VERIFY=inline or off"
+            f"the verification process was killed by signal {-code}: if it ran out of "
+            "memory, free memory, or set SLEB_VERIFY=inline or off"
         )
     said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return f"the process that loads it broke off: {said[-1] if said else f'exit code {code}'}"
+    return f"the verification process failed: {said[-1] if said else f'exit code {code}'}"
 
 
 def compare(directory: Path, expected: Expectation) -> None:
@@ -168,7 +168,7 @@ def _compare_files(actual: Mapping[str, str | None], expected: Expectation) -> N
         how = "is missing" if actual[name] is None else "does not exist in the parent"
         if sha256 is not None and actual[name] is not None:
             how = "differs from the parent's"
-        raise CheckpointNotPortable(f"the tokenizer is not the parent's: {name} {how}")
+        raise CheckpointNotPortable(f"the tokenizer differs from the parent's: {name} {how}")
 
 
 def _compare_config(directory: Path, expected: Expectation) -> None:
@@ -263,13 +263,13 @@ def _compare_logits(actual: torch.Tensor, expected: Expectation) -> None:
     logits = expected.logits.double()
     if not torch.isfinite(logits).all():
         raise CheckpointNotPortable(
-            f"some logits of the model in memory are not finite in {expected.dtype}: its weights "
-            f"or hidden states exceed the range of that dtype, choose another"
+            f"some logits of the model are not finite in {expected.dtype}: its weights or "
+            "hidden states exceed the range of this dtype; choose another dtype"
         )
     difference = float((actual.cpu().double() - logits).abs().max())
     if not difference <= (allowed := _tolerance(logits, expected)):  # also if it is NaN
         raise CheckpointNotPortable(
-            f"logits of fixed token ids differ by up to {difference:.3g}, expected at most "
+            f"logits for fixed token ids differ by up to {difference:.3g}, expected at most "
             f"{allowed:.3g} in {expected.dtype}"
         )
 
@@ -292,7 +292,7 @@ def _compare_continuation(
         if float(scores[wanted] - scores[token]) <= _tolerance(scores, expected):
             return  # a tie: from here on the texts differ
         raise CheckpointNotPortable(
-            f"greedy generation differs at token {step + 1}: found {token}, expected {wanted}"
+            f"greedy generation differs at token {step + 1}: got {token}, expected {wanted}"
         )
 
 
@@ -302,7 +302,7 @@ def _tolerance(logits: torch.Tensor, expected: Expectation) -> float:
 
 def _same(what: str, actual: object, wanted: object) -> None:
     if actual != wanted:
-        raise CheckpointNotPortable(f"{what}: found {actual}, expected {wanted}")
+        raise CheckpointNotPortable(f"{what}: got {actual}, expected {wanted}")
 
 
 def _main(directory: str, expectation: str, verdict: str, parent: str) -> int:

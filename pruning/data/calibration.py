@@ -112,8 +112,8 @@ def check_healable_text(
 def _nothing_to_stop_by(spec: Calibration) -> CalibrationError:
     return CalibrationError(
         NOT_ENOUGH,
-        f"the text gives no window of {spec.seqlen} tokens to train on, or none to stop "
-        "by: add text, or choose a smaller seqlen",
+        f"the text is too short: it gives no window of {spec.seqlen} tokens for "
+        "training, or none for early stopping; add text, or reduce seqlen",
     )
 
 

@@ -86,7 +86,8 @@ class HubCorpus:
             raise CalibrationError(
                 "dataset_unreachable",
                 f"cannot load data set {self.repo}: {type(error).__name__}: {error}. Without a "
-                "network, use packaged text, as dataset 'prose', or 'file' with a text of your own",
+                "network, use packaged text such as dataset 'prose', or dataset 'file' with "
+                "your own text",
             ) from error
         stop = None if self.max_rows is None else part.start + self.max_rows
         return Corpus(list(rows[part.start : stop]), self.separator)  # a shard has millions
@@ -104,12 +105,13 @@ def reading(path: Path) -> Iterator[None]:
     try:
         if (size := path.stat().st_size) > MAX_FILE_BYTES:
             raise CalibrationError(
-                "file_too_large", f"{path} has {size} bytes, the limit is {MAX_FILE_BYTES}"
+                "file_too_large",
+                f"{path} has {size} bytes, more than the limit of {MAX_FILE_BYTES}",
             )
         yield
     except UnicodeDecodeError as error:
         raise CalibrationError(
-            "wrong_encoding", f"{path} is not UTF-8 (byte {error.start}): convert it first"
+            "wrong_encoding", f"{path} is not UTF-8 (byte {error.start}): convert it to UTF-8 first"
         ) from error
     except OSError as error:
         raise CalibrationError("file_unreadable", f"{path}: {error.strerror}") from error
@@ -135,7 +137,7 @@ def read_rows(path: Path) -> list[str]:
 
 
 def no_text(path: Path) -> CalibrationError:
-    return CalibrationError("empty_text", f"{path} holds no text")
+    return CalibrationError("empty_text", f"{path} contains no text")
 
 
 def text_of_record(line: str, path: Path, number: int) -> str:

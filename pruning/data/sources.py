@@ -80,7 +80,7 @@ def check_positions(seqlen: int, model: PreTrainedModel, field: str = "seqlen") 
     if max_positions is not None and seqlen > max_positions:
         raise CalibrationError(
             "seqlen_too_long",
-            f"{field}={seqlen} is beyond the {max_positions} positions of this model",
+            f"{field}={seqlen} exceeds the context length of the model, {max_positions} tokens",
         )
 
 
@@ -254,9 +254,9 @@ class _FileText:
         if evaluation.seqlen not in (None, self._spec.seqlen):
             raise CalibrationError(
                 "seqlen_of_one_text",
-                f"evaluation.seqlen={evaluation.seqlen}: windows of {self._name} are kept apart by "
+                f"evaluation.seqlen={evaluation.seqlen}: {self._name} is split into windows of "
                 f"the calibration's {self._spec.seqlen} tokens; leave evaluation.seqlen out, or "
-                "give a .jsonl file of several documents",
+                "use a .jsonl file with several documents",
             )
         if self._spec.sampling is Sampling.ROWS:
             return self._held_out().first(evaluation.most_windows)
@@ -364,6 +364,7 @@ def check_enough(spec: CalibrationSpec, num_windows: int) -> None:
     if num_windows < least:
         raise CalibrationError(
             NOT_ENOUGH,
-            f"the text gives {counted(num_windows, 'window')} of {spec.seqlen} tokens, needed: "
-            f"{least}; add text, or ask for fewer samples or a smaller seqlen",
+            f"the text is too short: it gives {counted(num_windows, 'window')} of "
+            f"{spec.seqlen} tokens, but {least} are needed; add text, or reduce the number "
+            "of samples or seqlen",
         )

@@ -38,8 +38,8 @@ def check_text_name(name: str, texts_dir: Path) -> None:
     if name in known or (texts_dir / name).is_file() or Path(name).is_file():
         return
     near = get_close_matches(name, known, n=1)
-    meant = f"did you mean {near[0]}?" if near else f"data sets are {', '.join(known)}"
-    raise TextUnusable(f"{name!r} is neither a data set nor a file here: {meant}")
+    meant = f"did you mean {near[0]}?" if near else f"available data sets: {', '.join(known)}"
+    raise TextUnusable(f"text {name!r} not found: expected a data set or an existing file; {meant}")
 
 
 def text_windows(
@@ -59,7 +59,9 @@ def text_windows(
     """
     max_seqlen = model if isinstance(model, int) else _positions(model)
     if not 2 <= seqlen <= (max_seqlen or seqlen):
-        raise TextUnusable(f"seqlen={seqlen}: this model takes windows of 2 to {max_seqlen} tokens")
+        raise TextUnusable(
+            f"seqlen={seqlen}: this model supports windows of 2 to {max_seqlen} tokens"
+        )
     if name in PACKAGED:
         wanted = num_windows or MAX_PACKAGED_TOKENS // seqlen
         documents = packaged_documents(Dataset(name))[Split.EVALUATION]
@@ -73,7 +75,7 @@ def text_windows(
         wanted = min(max_windows or len(windows), num_windows or len(windows))
     if not len(windows):
         raise TextUnusable(
-            f"{source} is shorter than one window of {seqlen} tokens: choose a smaller seqlen, or "
+            f"{source} is shorter than one window of {seqlen} tokens: reduce seqlen, or use "
             "a longer text"
         )
     return Windows(windows[:wanted], source)
@@ -113,6 +115,6 @@ def _evaluation_text(known: HubCorpus, name: str, texts_dir: Path) -> tuple[Corp
         return known.load(Split.EVALUATION), f"{name} {split}"
     except CalibrationError as error:
         raise TextUnusable(
-            f"{name} is not at {path}, and the hub cannot be reached ({error.__cause__}): put the "
-            "file there"
+            f"{name} is not at {path}, and the hub cannot be reached ({error.__cause__}): "
+            "put the file there"
         ) from error

@@ -33,10 +33,12 @@ class Limits:
             raise refused("min_probe", self.min_probe, "0 to 1")
 
     def __str__(self) -> str:
-        probe = "" if self.min_probe is None else f", and a probe of {self.min_probe:g} or more"
+        probe = (
+            "" if self.min_probe is None else f", and a probe score of at least {self.min_probe:g}"
+        )
         return (
-            f"at most {self.max_ratio:g} × the dense perplexity on every text, at least "
-            f"{self.min_speedup:g} × the speed{probe}"
+            f"at most {self.max_ratio:g} × the dense perplexity on every text, a speed-up "
+            f"of at least {self.min_speedup:g} ×{probe}"
         )
 
 
@@ -99,9 +101,9 @@ def advise(model: str, candidates: Sequence[Candidate], limits: Limits) -> Advic
     kept = [depth for depth in depths if depth.verdict is Verdict.KEPT]
     best = max(kept, key=_rank, default=None)
     nearest = None if best else _nearest(depths, limits)
-    sentence = f"{model} has no pruned variant yet."
+    sentence = f"{model} has no pruned variants yet."
     if best is not None:
-        take = f"Take {best.candidate.name}: {described(best.candidate)}."
+        take = f"Use {best.candidate.name}: {described(best.candidate)}."
         sentence = f"{take} {_deeper(best, depths)}".strip()
     elif nearest is not None:
         sentence = _none(model, nearest, len(depths), limits)
@@ -143,11 +145,11 @@ def _findings(candidate: Candidate, limits: Limits) -> Iterator[_Finding]:
     """Every limit that is not kept, or not known to be."""
     speedup = candidate.speedup
     if speedup is None:
-        yield Verdict.UNDECIDED, "speed", "its speed is not known"
+        yield Verdict.UNDECIDED, "speed", "its speed-up is unknown"
     elif (verdict := Verdict.at_least(speedup, limits.min_speedup)) is not Verdict.KEPT:
         yield verdict, "speed", _reason(verdict, "speed", speedup, limits.min_speedup)
     if not candidate.ratios:
-        yield Verdict.UNDECIDED, "quality", "its quality was not measured"
+        yield Verdict.UNDECIDED, "quality", "its quality is not measured"
     for domain, ratio in candidate.ratios.items():
         verdict = Verdict.of(ratio, limits.max_ratio)
         if ratio.low is None and verdict is Verdict.KEPT:
@@ -160,9 +162,9 @@ def _findings(candidate: Candidate, limits: Limits) -> Iterator[_Finding]:
 
 def _of_probe(probe: ProbeComparison | None, least: float) -> Iterator[_Finding]:
     if probe is None:
-        yield Verdict.UNDECIDED, "probe", "it was not probed"
+        yield Verdict.UNDECIDED, "probe", "its probe score is not measured"
     elif probe.pruned.score < least:
-        yield Verdict.EXCEEDED, "probe", f"probe {probe.pruned.score:.2f} is below {least:g}"
+        yield Verdict.EXCEEDED, "probe", f"probe score {probe.pruned.score:.2f} is below {least:g}"
 
 
 def _reason(verdict: Verdict, of: str, interval: Interval, limit: float) -> str:
@@ -184,16 +186,16 @@ def described(candidate: Candidate) -> str:
         parts[0] += f", {100 * (1 - candidate.parameters):.0f} % fewer parameters"
     if candidate.ratios:
         texts = ", ".join(f"{name} {times(ratio)}" for name, ratio in candidate.ratios.items())
-        parts.append(f"perplexity on {texts} the dense model's")
+        parts.append(f"perplexity on {texts} relative to the dense model")
     if (probe := candidate.probe) is not None:
-        parts.append(f"probe {probe.pruned.score:.2f} of {probe.dense.score:.2f}")
+        parts.append(f"probe score {probe.pruned.score:.2f} (dense {probe.dense.score:.2f})")
     return "; ".join(parts)
 
 
 def _speed(candidate: Candidate) -> str:
     speedup = candidate.speedup
     if speedup is None:
-        return "its speed is not known"
+        return "its speed-up is unknown"
     how = "measured" if candidate.is_measured else "predicted"
     ends = "" if speedup.low is None else f", {speedup.low:.2f} to {speedup.high:.2f}"
     return f"{speedup.value:.2f} × as fast per token ({how}{ends})"
@@ -210,7 +212,7 @@ def _deeper(best: AdvisedDepth, depths: Sequence[AdvisedDepth]) -> str:
     gain = ""
     if deeper.candidate.speedup is not None and best.candidate.speedup is not None:
         more = deeper.candidate.speedup.value - best.candidate.speedup.value
-        gain = f" would add {more:.2f} × of speed, but"
+        gain = f" would be another {more:.2f} × faster, but"
     return f"Not deeper: {deeper.candidate.short_name}{gain or ':'} {deeper.because}."
 
 
@@ -219,15 +221,15 @@ def _cost(depth: AdvisedDepth) -> float:
     return max((ratio.value for ratio in depth.candidate.ratios.values()), default=math.inf)
 
 
-_NOT = {Verdict.EXCEEDED: "does not keep", Verdict.UNDECIDED: "is not shown to keep"}
+_NOT = {Verdict.EXCEEDED: "does not meet", Verdict.UNDECIDED: "is not shown to meet"}
 
 
 def _none(model: str, nearest: AdvisedDepth, num_depths: int, limits: Limits) -> str:
     if num_depths > 1:
-        none = f"None of the {num_depths} depths of {model} is shown to keep the limits ({limits})."
-        nearest_one = f"The nearest is {nearest.candidate.short_name}"
+        none = f"None of the {num_depths} depths of {model} is shown to meet the limits ({limits})."
+        nearest_one = f"The closest is {nearest.candidate.short_name}"
     else:
-        none = f"The only known depth of {model} is not shown to keep the limits ({limits})."
+        none = f"The only known depth of {model} is not shown to meet the limits ({limits})."
         nearest_one = f"It is {nearest.candidate.short_name}"
     return (
         f"{none} {nearest_one}: {described(nearest.candidate)}. It "
@@ -239,29 +241,30 @@ def _missing(
     model: str, depths: Sequence[AdvisedDepth], best: AdvisedDepth | None, limits: Limits
 ) -> Iterator[str]:
     if not depths:
-        yield f"nothing is pruned yet: `sleb prune {model} --num-remove 6` does that"
+        yield f"no pruned model: run `sleb prune {model} --num-remove 6`"
         return
     looked_at = [best.candidate] if best else [depth.candidate for depth in depths]
     open_ones = [one.candidate for one in depths if one.verdict is Verdict.UNDECIDED]
     if predicted := [one for one in looked_at if not one.is_measured]:
         bench = _bench(model, predicted)
-        yield f"the speed-up is predicted, not measured: {bench} measures it"
+        yield f"the speed-up is predicted, not measured: run {bench}"
     if vague := [one for one in open_ones if best is None and _is_vague(one, limits)]:
         names, bench = ", ".join(one.short_name for one in vague), _bench(model, vague)
-        yield f"the speed-up of {names} is not known closely enough: {bench} says more"
+        yield f"the speed-up of {names} is too uncertain: run {bench}"
     if any(not one.ratios for one in looked_at):
         yield (
-            f"the quality on held-out text is not known: `sleb eval {looked_at[-1].name}` "
-            "measures it"
+            f"the quality on held-out text is not measured: run `sleb eval {looked_at[-1].name}`"
         )
     if any(ratio.low is None for one in looked_at for ratio in one.ratios.values()):
         yield (
-            "intervals are not known, as there were too few windows: prune again with the "
-            "default evaluation"
+            "intervals are unknown, because there were too few windows: prune again with "
+            "the default evaluation"
         )
     if limits.min_probe is not None and any(one.probe is None for one in looked_at):
         name = looked_at[-1].name
-        yield f"the probe is not known of every depth: `sleb eval {name} --tasks probe` measures it"
+        yield (
+            f"the probe score of some depths is not measured: run `sleb eval {name} --tasks probe`"
+        )
 
 
 def _is_vague(candidate: Candidate, limits: Limits) -> bool:

@@ -57,8 +57,8 @@ def _check_last_block(spec: PruneSpec, model_type: str) -> None:
     if ARCHITECTURES[model_type].keeps_last and not spec.protect_last:
         raise InvalidSpec(
             "protect_last",
-            f"the last block of a {model_type} cannot be removed, as transformers makes the last "
-            "one attend to everything, whatever the config says: set protect_last to 1 or more",
+            f"the last block of a {model_type} cannot be removed, because transformers "
+            "always uses full attention in the last block: set protect_last to 1 or more",
         )
 
 
@@ -226,8 +226,8 @@ def held_out_for(spec: PruneSpec, dense: DenseModel, earlier: Quality) -> Mappin
         if held_out is None or held_out.digest != domain.digest:
             raise CalibrationError(
                 "text_changed",
-                f"the text of the domain {domain.domain!r} is not the one that the checkpoint was "
-                "measured on: restore it, or prune the model again",
+                f"the text of domain {domain.domain!r} has changed since the checkpoint was "
+                "measured: restore it, or prune the model again",
             )
         used[domain.domain] = held_out
     return used
@@ -240,8 +240,8 @@ def _check_limits(gate: Gate | None, domains: Collection[str]) -> None:
         if domain not in domains:
             raise InvalidSpec(
                 f"gate.max_perplexity_ratio_of.{domain}",
-                f"no text of the domain {domain!r} is measured: name one of {known}, or "
-                "add such a text to the calibration",
+                f"no text of domain {domain!r} is evaluated: expected one of {known}, or a "
+                "calibration with such a text",
             )
 
 

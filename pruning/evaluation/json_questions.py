@@ -57,7 +57,7 @@ class JsonScore:
 
 
 def _no_json(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")
 
 
 def wilson(num_hits: int, num_trials: int) -> tuple[float, float]:

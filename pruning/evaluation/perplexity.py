@@ -39,8 +39,8 @@ def measure_perplexity(
         observe(len(losses), num_windows)
     if not all(map(isfinite, losses)):
         raise NonFiniteLoss(
-            f"the loss on {windows.source} is not finite: the model's weights or its dtype are "
-            "broken; try float32"
+            f"the loss on {windows.source} is not finite, so the weights are damaged or "
+            "exceed the range of the dtype: try float32"
         )
     return perplexity_on(windows, windows.source, losses)
 

@@ -76,11 +76,11 @@ def _deepest(gate: Gate, judged: Judged, depths: Iterable[int]) -> Quality:
             return replace(quality, warnings=too_many)
         deeper = f"without {counted(depth, 'block')}"
     reasons = "; ".join(each.reason for each in findings)
-    raise _failed(findings[0].param, f"no depth is shown to keep the limits: {deeper}, {reasons}")
+    raise _failed(findings[0].param, f"no depth is shown to meet the limits: {deeper}, {reasons}")
 
 
 def _failed(param: str, reasons: str) -> QualityGateFailed:
-    advice = "Remove fewer blocks, calibrate on more text, or allow more"
+    advice = "Remove fewer blocks, calibrate on more text, or relax the limit"
     return QualityGateFailed(param, f"not published: {reasons}. {advice}")
 
 
@@ -159,8 +159,9 @@ def _of_probe(limit: float, probe: ProbeComparison) -> _Finding | None:
     reach = _Z * probe.standard_error
     drop = Interval(probe.drop, probe.drop - reach, probe.drop + reach)
     what = (
-        f"the probe's score went from {probe.dense.score:.3f} to {probe.pruned.score:.3f}, "
-        f"a drop of {probe.drop:.3f} ± {probe.standard_error:.3f} where {limit} is allowed"
+        f"the probe score went from {probe.dense.score:.3f} to "
+        f"{probe.pruned.score:.3f}, a drop of {probe.drop:.3f} ± "
+        f"{probe.standard_error:.3f} (limit {limit})"
     )
     return _finding("gate.max_probe_drop", drop, limit, what)
 
@@ -173,8 +174,8 @@ def _of_text(
         return None
     whole, ratio = _compared(curve[0], curve[-1], control, ratio)
     what = (
-        f"perplexity went from {whole} to {curve[-1]:.4g} on {quality.evaluated_on}, "
-        f"{ratio} times as much where {limit} is allowed"
+        f"perplexity went from {whole} to {curve[-1]:.4g} on {quality.evaluated_on}, a "
+        f"ratio of {ratio}, limit {limit}"
     )
     return _finding("gate.max_perplexity_ratio", ratio, limit, what)
 
@@ -189,7 +190,7 @@ def _of_domain(domain: DomainQuality, limit: float) -> _Finding | None:
     )
     what = (
         f"perplexity on {domain.domain} went from {whole} to {served.perplexity:.4g} "
-        f"({domain.text}), {ratio} times as much where {limit} is allowed"
+        f"({domain.text}), a ratio of {ratio}, limit {limit}"
     )
     return _finding(f"gate.max_perplexity_ratio_of.{domain.domain}", ratio, limit, what)
 
@@ -199,7 +200,7 @@ def _compared(
 ) -> tuple[str, Interval]:
     """The perplexity that a model is compared with, in words, and its ratio to that."""
     if control is not None and control < dense:
-        return f"{control:.4g} of the control", Interval(served / control, None, None)
+        return f"{control:.4g} (control)", Interval(served / control, None, None)
     return f"{dense:.4g}", ratio or Interval(served / dense, None, None)
 
 

@@ -178,8 +178,8 @@ class Extent:
         wanted = f"±{100 * self.margin:.3g} %"
         return {
             Ended.MARGIN: f"windows were added until every ratio was known to {wanted}",
-            Ended.TIME: f"{self.max_seconds:g} s were spent before every ratio was known to "
+            Ended.TIME: f"stopped after {self.max_seconds:g} s, before every ratio was known to "
             f"{wanted}",
             Ended.TEXT: f"the text has no more windows, and not every ratio is known to {wanted}",
-            Ended.NUMBER: "the number of windows was asked for",
+            Ended.NUMBER: "the number of windows was set",
         }[self.ended]

@@ -38,8 +38,8 @@ def fetch_tasks(tasks: Sequence[str], tasks_dir: Path | None = None) -> Any:  # 
         manager.load(list(tasks))
     except Exception as error:  # a dozen classes, from DNS to a wrong YAML file
         raise TaskUnusable(
-            f"cannot load the data of {', '.join(tasks)}: {type(error).__name__}: {error}. Without "
-            "a network, give tasks of your own with --tasks-dir"
+            f"cannot load the data of {', '.join(tasks)}: {type(error).__name__}: {error}. "
+            "Without a network, use custom tasks with --tasks-dir"
         ) from error
     return manager
 
@@ -97,8 +97,9 @@ def _task_manager(tasks: Sequence[str], tasks_dir: Path | None) -> Any:  # noqa:
     manager = TaskManager(include_path=folder)
     if unknown := sorted(set(tasks) - set(manager.all_tasks)):
         raise TaskUnusable(
-            f"lm-eval has no task {', '.join(unknown)}: `lm-eval ls tasks` lists its tasks, and "
-            "--tasks-dir adds a folder with your own. Others are probe, json, zeroshot and ppl:TEXT"
+            f"unknown tasks: {', '.join(unknown)}; run `lm-eval ls tasks` to list lm-eval's "
+            "tasks, or add your own with --tasks-dir. Other tasks are probe, json, "
+            "zeroshot and ppl:TEXT"
         )
     return manager
 

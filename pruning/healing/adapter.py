@@ -118,7 +118,7 @@ def read_adapter(directory: Path) -> Tensors:
     try:
         tensors = load_file(directory / ADAPTER_TENSORS)
     except (OSError, SafetensorError) as error:
-        raise AdapterUnreadable(f"{directory} has no adapter that can be read: {error}") from error
+        raise AdapterUnreadable(f"{directory} has no readable adapter: {error}") from error
     return {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
 
 
@@ -222,7 +222,7 @@ def _settings(pruned: PreTrainedModel, heal: Heal) -> dict[str, Any]:
     }
     if not layers:
         raise NothingToAdapt(
-            f"blocks of models of type {pruned.config.model_type} have no linear layers to adapt"
+            f"blocks of type {pruned.config.model_type} have no linear layers for adapters"
         )
     return {
         "r": heal.rank,

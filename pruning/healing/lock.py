@@ -29,8 +29,8 @@ def locked(
     while (lock := _taken(folder)) is None:
         if time.monotonic() >= until_s:
             raise HealingInProgress(
-                f"{what} is being healed by another process: wait for its end, or end it; what it "
-                "has trained is kept"
+                f"{what} is being healed by another process: wait until it ends, or stop it "
+                "(its progress is kept)"
             )
         ask()
         threading.Event().wait(_POLL_S)

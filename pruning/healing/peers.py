@@ -90,6 +90,6 @@ def _loss_of_peers() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise PeerLost(
-            f"another process of this healing has ended, or cannot be reached: {error}: see its "
-            "output, then start all of them again: they go on from the last step that was kept"
+            f"another process of this healing ended or cannot be reached ({error}): see its "
+            "output, then start all processes again; they resume from the last saved step"
         ) from error

@@ -129,4 +129,4 @@ class Healing:
 def check_healable(name: str, healing: Healing | None) -> None:
     """Raises ``NotHealable`` for a checkpoint that is healed already."""
     if healing is not None:
-        raise NotHealable(f"{name} is healed already: heal {healing.parent}, which it was made of")
+        raise NotHealable(f"{name} is already healed: heal {healing.parent} instead")

@@ -59,8 +59,8 @@ def save_state(path: Path, state: TrainingState) -> None:
         staged.replace(path)
     except (OSError, SafetensorError) as error:
         raise TrainingNotSaved(
-            f"the training cannot be kept in {path.parent}: {error}: free some space there, then "
-            "try again: it goes on from the last step that was kept"
+            f"cannot save the training state in {path.parent} ({error}): free disk space, then "
+            "try again; the training resumes from the last saved step"
         ) from error
     finally:
         staged.unlink(missing_ok=True)

@@ -128,7 +128,7 @@ class Training:
         # beside them: a gradient and two moments, and logits with what they are made of
         others = 3 * self._adapter.num_bytes + 2 * GPU_LOGITS_BYTES
         if needed + others > free_bytes(device):
-            logger.info("activations are computed again: %d bytes do not fit", needed)
+            logger.info("recomputing activations, because %d bytes do not fit into memory", needed)
             self._students.checkpoint_activations()
 
     @property
@@ -159,8 +159,8 @@ class Training:
         norm = float(nn.utils.clip_grad_norm_(parameters, self._heal.clip_norm))
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise HealingDiverged(
-                f"step {self.progress.step + 1} of the healing has the loss {loss} and a gradient "
-                f"of the norm {norm}: choose a lower learning rate than {self._rate}"
+                f"step {self.progress.step + 1} of the healing has loss {loss} and gradient "
+                f"norm {norm}: choose a learning rate below {self._rate}"
             )
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
@@ -228,8 +228,8 @@ class Training:
         check = Check(done.step, done.num_tokens, loss, by_domain, by_depth if is_elastic else ())
         if not math.isfinite(check.loss):
             raise HealingDiverged(
-                f"after {counted(done.step, 'step')} of the healing the loss on held-out text is "
-                f"{check.loss}: choose a lower learning rate than {self._rate}"
+                f"after {counted(done.step, 'step')} of the healing, the held-out loss is "
+                f"{check.loss}: choose a learning rate below {self._rate}"
             )
         is_best = not done.checks or check.loss < done.best.loss
         if is_best:

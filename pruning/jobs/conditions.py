@@ -67,8 +67,8 @@ class QueueFull(RuntimeError):
 
     def __init__(self, max_queued: int) -> None:
         super().__init__(
-            f"no more than {counted(max_queued, 'job')} may wait: try again later, or start more "
-            "workers"
+            f"the job queue is full ({counted(max_queued, 'job')}): try again later, or "
+            "start more workers"
         )
         self.retry_after_s = 60.0
 
@@ -96,8 +96,8 @@ class QueueQuotaReached(RuntimeError):
 
     def __init__(self, tenant: str, limit: int) -> None:
         super().__init__(
-            f"no more than {counted(limit, 'job')} of the tenant {tenant!r} may wait, paused ones "
-            "included: try again later, or cancel one"
+            f"the quota of tenant {tenant!r} is reached "
+            f"({counted(limit, 'queued or paused job')}): try again later, or cancel a job"
         )
         self.retry_after_s = 60.0
 
@@ -107,10 +107,10 @@ class CheckpointQuotaReached(RuntimeError):
 
     def __init__(self, tenant: str, quota: JobQuota, needed_bytes: int, pending_bytes: int) -> None:
         super().__init__(
-            f"the job may write {needed_bytes} bytes of checkpoints. Those of the tenant "
-            f"{tenant!r} take {quota.published_bytes}, and its jobs that are not finished or not "
-            f"uploaded may write {pending_bytes}, where {quota.checkpoint_bytes} are allowed: "
-            "delete a job with its checkpoint, or cancel one"
+            f"the job may write {needed_bytes} bytes of checkpoints, but the quota of "
+            f"tenant {tenant!r} is {quota.checkpoint_bytes} bytes, of which its checkpoints "
+            f"use {quota.published_bytes} and its unfinished jobs and uploads may use "
+            f"{pending_bytes}: delete a job with its checkpoint, or cancel a job"
         )
 
 

@@ -120,11 +120,13 @@ class JobDeletion:
         try:
             aliases = self.aliases_of(job.checkpoint_name)
         except ValueError as error:  # they cannot be read
-            raise CheckpointInUse(f"{job.checkpoint_name!r} may have an alias: {error}") from error
+            raise CheckpointInUse(
+                f"cannot check whether {job.checkpoint_name!r} has an alias: {error}"
+            ) from error
         if aliases:
             raise CheckpointInUse(
-                f"{job.checkpoint_name!r} has the alias {', '.join(aliases)}: give it another "
-                f"target or remove it first"
+                f"{job.checkpoint_name!r} has the alias {', '.join(aliases)}: change or remove "
+                "the alias first"
             )
         SinkOutbox(self.client).withdraw(Sink.STORE, job)
         self.checkpoints.refresh()
@@ -180,7 +182,7 @@ class SteadyClock:
             self.steady_since_s = elapsed_s
             if before is not None:
                 logger.warning(
-                    "the clock has jumped by %.0f s: nothing expires for %.0f s",
+                    "the clock jumped by %.0f s: nothing expires for %.0f s",
                     self.offset_s - before,
                     self.steady_s,
                 )

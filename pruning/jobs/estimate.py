@@ -30,8 +30,9 @@ class DiskTooSmall(ValueError):
         self, least_bytes: int, free_bytes: int, place: str = "in the data directory"
     ) -> None:
         super().__init__(
-            f"the pruned checkpoint needs at least {least_bytes} bytes, and {free_bytes} are free "
-            f"{place}: free some, or choose a smaller model or dtype"
+            f"not enough disk space: the pruned checkpoint needs at least {least_bytes} "
+            f"bytes, but only {free_bytes} are free {place}; free space, or choose a "
+            "smaller model or dtype"
         )
 
 

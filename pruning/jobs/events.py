@@ -30,8 +30,8 @@ class TooManyWatchers(RuntimeError):
 
     def __init__(self, max_watchers: int) -> None:
         super().__init__(
-            f"no more than {counted(max_watchers, 'client')} may follow jobs: try again later, or "
-            "read the events in pages, with Accept: application/json"
+            f"too many clients ({counted(max_watchers, 'event stream')}) are following jobs: try "
+            "again later, or page through the events with Accept: application/json"
         )
 
 

@@ -40,7 +40,7 @@ class IdempotencyKeyReused(ValueError):
 
     def __init__(self) -> None:
         super().__init__(
-            "this Idempotency-Key was used with another body: use a new key for a new job"
+            "this Idempotency-Key was used with a different body: use a new key for a new job"
         )
 
 

@@ -121,17 +121,17 @@ class JobNotFound(LookupError):
     """No job has this id."""
 
     def __init__(self, job_id: str) -> None:
-        super().__init__(f"there is no job {job_id[:64]!r}: it was deleted, or the id is mistyped")
+        super().__init__(f"job {job_id[:64]!r} not found: it was deleted, or the id is wrong")
         self.job_id = job_id
 
 
 _EXPECTED = MappingProxyType(
     {
         "cancel": "expected a job that has not ended",
-        "delete": "cancel it, or wait until it has ended",
+        "delete": "cancel it, or wait until it ends",
         "pause": "expected a queued or running job",
-        "resume": "expected a paused job, or one that is about to pause",
-        "retry": "expected a job that has failed or was cancelled",
+        "resume": "expected a paused or pausing job",
+        "retry": "expected a failed or cancelled job",
     }
 )
 

@@ -306,7 +306,9 @@ class PruneQueue:
                     self._redeliver(store, job_id)
 
     def _redeliver(self, store: JobStore, job_id: str) -> None:
-        status = store.requeue(job_id, "delivered again: it had no delivery", is_lost=False)
+        status = store.requeue(
+            job_id, "delivered again, because its delivery was missing", is_lost=False
+        )
         if status is JobStatus.QUEUED:
             with redis_errors_translated():
                 self.rq.connection.delete(Delivery.key_for(job_id))

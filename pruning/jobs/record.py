@@ -25,8 +25,8 @@ def stored_job(job_id: str, record: object) -> Job:
         reason = reason_of(error)
     except RecursionError:
         reason = "it is nested too deeply"
-    logger.warning("the record of job %s is broken: %s", job_id, reason)
-    return _broken(job_id, record, f"the record of this job is broken: {reason}")
+    logger.warning("the record of job %s is damaged: %s", job_id, reason)
+    return _broken(job_id, record, f"the record of this job is damaged: {reason}")
 
 
 def numbers(texts: Iterable[object]) -> list[float]:
@@ -64,7 +64,7 @@ def _parsed(job_id: str, record: object) -> Job:
         "estimated_finish": math.isfinite(job.estimated_finish or 0.0),
     }.items():
         if not is_so:
-            raise InvalidRecord(f"{name}: it contradicts the other fields, or cannot be")
+            raise InvalidRecord(f"{name}: inconsistent with other fields, or invalid")
     return job
 
 

@@ -57,8 +57,8 @@ def redis_errors_translated() -> Iterator[None]:
         yield
     except WritesRefused as error:
         raise JobStoreUnavailable(
-            f"the job store cannot write; free space on its disk or in its memory, or correct its "
-            f"configuration, and it continues by itself: {error}"
+            "the job store cannot write: free disk space or memory, or correct its "
+            f"configuration; the service then continues by itself ({error})"
         ) from error
     except UNAVAILABLE as error:
         raise JobStoreUnavailable(f"the job store does not respond: {error}") from error
@@ -66,8 +66,8 @@ def redis_errors_translated() -> Iterator[None]:
         if not is_wrong_type(error):
             raise
         raise JobStoreUnavailable(
-            "a key of the job store holds something else than this service writes there: restore "
-            f"the job store, or remove the key: {error}"
+            "unexpected content in a key of the job store: restore the job store, or "
+            f"remove the key ({error})"
         ) from error
 
 

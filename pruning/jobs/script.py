@@ -253,7 +253,7 @@ def apply(
     if code == b"missing":
         raise JobNotFound(job_id)
     if code == b"stale":
-        raise StaleAttempt(f"job {job_id} has a newer worker than attempt {attempt}")
+        raise StaleAttempt(f"job {job_id} was taken over by a newer worker after attempt {attempt}")
     before = status_of(status)
     if code == b"refused":
         raise IllegalTransition(job_id, before, changes[0].name)
@@ -285,8 +285,8 @@ def read_event(event_id: str, fields: Mapping[str, str]) -> JobEvent:
         return _event(event_id, fields)
     except BROKEN_BY as error:
         reason = reason_of(error)
-    logger.warning("event %s is broken: %s", event_id, reason)
-    return JobEvent(event_id, 0.0, "warn", f"this event is broken: {reason}", "message", {})
+    logger.warning("event %s is damaged: %s", event_id, reason)
+    return JobEvent(event_id, 0.0, "warn", f"this event is damaged: {reason}", "message", {})
 
 
 def _event(event_id: str, fields: Mapping[str, str]) -> JobEvent:

@@ -236,7 +236,7 @@ def repairing(done: int, total: int) -> Change:
     """``done`` of ``total`` steps of the repair are done. A later worker repeats all of them."""
     data = {"repair_steps_done": done, "repair_steps_total": total}
     fields = {name: str(value) for name, value in data.items()} | {"repaired_at": str(time.time())}
-    event = _step(data, done - 1, f"{done} of {counted(total, 'step')} of the repair")
+    event = _step(data, done - 1, f"repair: {done} of {counted(total, 'step')}")
     return Change("update", _WORKING, fields, event)
 
 
@@ -249,8 +249,8 @@ def healing(progress: HealProgress, *, is_check: bool) -> Change:
     fields = {"heal_progress": json.dumps(data), "healed_at": str(time.time())}
     held_out = "" if progress.held_out_loss is None else f"{progress.held_out_loss:.4f}"
     message = (
-        f"{progress.training}: {progress.num_tokens} tokens, loss {progress.loss:.4f}, on held-out "
-        f"text {held_out or 'not measured'}"
+        f"{progress.training}: {progress.num_tokens} tokens, loss {progress.loss:.4f}, "
+        f"held-out loss {held_out or 'not measured'}"
     )
     event = Event(message, type="metrics", data={"heal": data}) if is_check else None
     return Change("update", _WORKING, fields | _PROGRESSED, event=event)

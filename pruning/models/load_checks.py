@@ -46,16 +46,16 @@ def check_size(path: Path, config: "PreTrainedConfig") -> None:
     num_blocks = max(getattr(tower, "num_hidden_layers", 0) for tower in towers)
     if num_blocks > num_tensors:
         raise NotAModel(
-            f"{path}: config and weights disagree, {num_blocks} blocks and "
-            f"{num_tensors} tensors; save the model again"
+            f"{path}: config and weights do not match ({num_blocks} blocks, {num_tensors} "
+            "tensors): save the model again"
         )
     with torch.device("meta"):
         model = auto_class(config).from_config(config, trust_remote_code=False)
     number = sum(parameter.numel() for parameter in model.parameters())
     if number > 2 * num_stored + _SLACK:
         raise NotAModel(
-            f"{path}: config and weights disagree, {number} parameters and {num_stored} stored "
-            "values; save the model again"
+            f"{path}: config and weights do not match ({number} parameters, {num_stored} "
+            "stored values): save the model again"
         )
 
 
@@ -81,8 +81,9 @@ def refuse_wrong_keys(path: Path, report: dict[str, Any]) -> None:
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if keys := sorted(str(key) for key in report.get(kind, ())):
             raise NotAModel(
-                f"{path}: config and weights disagree, {len(keys)} {kind.replace('_', ' ')} "
-                f"({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}); save the model again"
+                f"{path}: config and weights do not match, {len(keys)} {kind.replace('_', ' ')} "
+                f"({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}): save the model "
+                "again"
             )
 
 

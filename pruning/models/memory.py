@@ -87,8 +87,8 @@ def state_budget(
         budget = min(free // 2, max(free - reserved, least))
     if budget < least:
         raise StateBudgetTooSmall(
-            f"a state budget of {budget} bytes: the hidden states of {of} need {least}; raise the "
-            "budget, free memory, or use a smaller seqlen"
+            f"the state budget of {budget} bytes is too small: hidden states of {of} need "
+            f"{least} bytes; raise the budget, free memory, or reduce seqlen"
         )
     return budget
 
@@ -154,10 +154,10 @@ def shortage(error: BaseException) -> str:
     is_on_gpu = isinstance(error, torch.OutOfMemoryError) or any(m in str(error) for m in _ON_GPU)
     if free is None and (not is_on_gpu or torch.cuda.is_available()):
         free = free_bytes(torch.device("cuda" if is_on_gpu else "cpu"))
-    needed = "more than there was" if asked is None else _in_words(asked)
-    left = "" if free is None else f", and {_in_words(free)} were free"
+    needed = "more than available" if asked is None else _in_words(asked)
+    left = "" if free is None else f", but only {_in_words(free)} were free"
     place = "on the GPU" if is_on_gpu else "in main memory"
-    return f"out of memory {place}: asked for {needed} at once{left}"
+    return f"out of memory {place}: tried to allocate {needed}{left}"
 
 
 def _num_bytes(pattern: re.Pattern[str], error: BaseException) -> float | None:

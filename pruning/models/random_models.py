@@ -70,7 +70,7 @@ def random_model(
     if isinstance(shape, str):
         if shape not in SHAPES:
             known = ", ".join(SHAPES)
-            raise UnknownShape(f"no shape is named {shape!r}; the shapes are {known}")
+            raise UnknownShape(f"unknown shape {shape!r}: expected one of {known}")
         shape = SHAPES[shape]
     torch.manual_seed(seed)
     config = AutoConfig.for_model(**shape)

@@ -47,8 +47,8 @@ def group_size(num_inputs: int, weights: Quantize) -> int:
     size = gcd(num_inputs, MAX_GROUP)
     if size < MIN_GROUP:
         raise CannotQuantize(
-            f"int4 needs groups of at least {MIN_GROUP} inputs that share a scale, and "
-            f"{num_inputs} inputs cannot be divided into such groups: choose int8"
+            f"int4 needs quantization groups of at least {MIN_GROUP} inputs, and "
+            f"{num_inputs} inputs cannot be divided into such groups: use int8"
         )
     return size
 

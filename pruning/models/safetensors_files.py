@@ -75,8 +75,8 @@ class WeightFiles:
             tensor = stored.get(name) or stored.get(twins.get(name, name))
             if tensor is None:
                 raise NotAModel(
-                    f"{path}: {name} is stored in a form that cannot be read on its own; save the "
-                    f"model again with save_pretrained"
+                    f"{path}: {name} is stored in an unsupported form: save the model again with "
+                    "save_pretrained"
                 )
             self._stored[name] = tensor
 

@@ -130,13 +130,13 @@ def _num_refit(in_blocks: Mapping[str, tuple[int, ...]], endings: tuple[str, ...
 def check_weights(path: Path) -> None:
     """Raise ``NotAModel`` if safetensors files are missing, truncated or too long."""
     if absent := sorted(name for name in _shards(path) if not (path / name).is_file()):
-        raise NotAModel(f"{path}: {', '.join(absent)} of {_INDEX} is missing")
+        raise NotAModel(f"{path}: missing files of {_INDEX}: {', '.join(absent)}")
     for file in sorted(path.glob("*.safetensors")):
         header, begins = read_header(file)
         ends = [tensor["data_offsets"][1] for tensor in _tensors(header).values()]
         num_bytes = begins + max(ends, default=0)
         if (actual := file.stat().st_size) != num_bytes:
-            raise NotAModel(f"{file} has {actual} bytes, its header says {num_bytes}")
+            raise NotAModel(f"{file} has {actual} bytes, but its header says {num_bytes}")
 
 
 def read_header(file: Path) -> tuple[dict[str, Any], int]:
@@ -151,8 +151,7 @@ def read_header(file: Path) -> tuple[dict[str, Any], int]:
             _check_tensor(name, tensor)
     except PermissionError as error:
         raise NotAModel(
-            f"{file} may not be read ({error.strerror}): make it readable for the user that runs "
-            "the service"
+            f"cannot read {file} ({error.strerror}): give the user of the service read permission"
         ) from error
     except (OSError, *_WRONG) as error:
         raise NotAModel(
@@ -171,7 +170,7 @@ def _check_tensor(name: str, tensor: Mapping[str, Any]) -> None:
     sizes = [begin, end, *tensor["shape"]]
     are_sizes = all(type(size) is int and 0 <= size <= MAX_INTEGER for size in sizes)
     if not are_sizes or begin > end:
-        raise ValueError(f"{name[:_MAX_SHOWN_CHARS]!r} has no shape or no place")
+        raise ValueError(f"{name[:_MAX_SHOWN_CHARS]!r} has no shape or no offsets")
 
 
 def fingerprint(path: Path) -> str:
@@ -197,7 +196,7 @@ def _shards(path: Path) -> set[str]:
         content = read_stored(index, _MAX_HEADER_BYTES)
         return {str(name) for name in json.loads(content)["weight_map"].values()}
     except OSError as error:
-        raise NotAModel(f"{index} cannot be read: {error.strerror}") from error
+        raise NotAModel(f"cannot read {index}: {error.strerror}") from error
     except _WRONG as error:
         raise NotAModel(f"{index} is not a safetensors index: {error}") from error
 

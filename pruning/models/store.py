@@ -107,7 +107,7 @@ class ModelStore:
         if self._allow_paths and Path(name).is_dir():
             return Path(name)
         known = ", ".join(self.names()) or "none yet"
-        raise ModelNotFound(f"no model named {name[:128]!r}; the known ones are: {known}")
+        raise ModelNotFound(f"no model named {name[:128]!r}; existing models: {known}")
 
     def inspect(self, name: str) -> ModelInfo:
         """Read the config, unless the files are unchanged since the last call.
@@ -121,7 +121,7 @@ class ModelStore:
             if known is None or known[0] != stamp:
                 known = self._inspected[name] = (stamp, self._info(name, path, stamp))
         except OSError as error:
-            raise NotAModel(f"{path} cannot be read: {error.strerror}") from error
+            raise NotAModel(f"cannot read {path}: {error.strerror}") from error
         return known[1]
 
     def _info(self, name: str, path: Path, stamp: Stamp) -> ModelInfo:
@@ -172,8 +172,8 @@ def _info(name: str, path: Path) -> ModelInfo:
     check_weights(path)
     if not any((path / name).is_file() for name in _VOCABULARIES):
         raise NotAModel(
-            f"{path} has no tokenizer ({', '.join(_VOCABULARIES)}): copy the files of the "
-            "tokenizer beside the weights"
+            f"{path} has no tokenizer ({', '.join(_VOCABULARIES)}): copy the tokenizer "
+            "files next to the weights"
         )
     return ModelInfo(
         name=name,
@@ -199,7 +199,7 @@ def usable_config(path: Path) -> "PreTrainedConfig":
     """The config of a supported model, whose values make sense. Raises as ``inspect`` does."""
     config = read_config(path)
     refused = UnknownArchitecture, UnsupportedConfig
-    with foreign_code(f"{path}/config.json cannot be used", *refused):
+    with foreign_code(f"{path}/config.json is invalid", *refused):
         architecture(config)
         _check_values(path, config)
     return config
@@ -212,10 +212,10 @@ def _check_values(path: Path, config: "PreTrainedConfig") -> None:
         is_optional = value is None and field == "max_position_embeddings"
         if not is_optional and not (type(value) is int and 0 < value <= MAX_NUMBER):
             raise NotAModel(
-                f"{path}/config.json: {field}={value!r}, expected a number from 1 to 2**31 - 1"
+                f"{path}/config.json: {field}={value!r}: expected a number from 1 to 2**31 - 1"
             )
     if (dtype := dtype_name(config)) not in DTYPE_BYTES:
-        raise NotAModel(f"{path}/config.json: dtype={dtype}, expected {', '.join(DTYPE_BYTES)}")
+        raise NotAModel(f"{path}/config.json: dtype={dtype}: expected {', '.join(DTYPE_BYTES)}")
 
 
 def dtype_name(config: "PreTrainedConfig") -> str:
@@ -245,15 +245,15 @@ def parse_config(path: Path) -> "PreTrainedConfig":
         check_sizes(path)
     except (InvalidRecord, OSError) as error:
         said = error.strerror if isinstance(error, OSError) else error
-        raise NotAModel(f"{path}/config.json cannot be read: {said}") from error
+        raise NotAModel(f"cannot read {path}/config.json: {said}") from error
     try:
         return language_config(whole_config(path))
     except Exception as error:  # the code of a config runs on whatever the file holds
         needs_code = "trust_remote_code" in str(error)
         if not needs_code and (fields := _fields_without_row(path)) is not None:
             raise unknown_architecture(fields["model_type"], fields) from error
-        reason = "the model needs its own code, which is never run" if needs_code else error
-        raise NotAModel(f"{path}/config.json cannot be read: {reason}") from error
+        reason = "the model requires custom code, which is never executed" if needs_code else error
+        raise NotAModel(f"cannot read {path}/config.json: {reason}") from error
 
 
 def _fields_without_row(path: Path) -> dict[str, Any] | None:
@@ -287,7 +287,7 @@ def load_whole(path: Path, *, dtype: str = "auto", on_meta: bool = False) -> "Pr
     import torch  # noqa: PLC0415 - takes seconds
 
     usable_config(path)
-    with foreign_code(f"{path} cannot be loaded", torch.AcceleratorError):
+    with foreign_code(f"cannot load {path}", torch.AcceleratorError):
         config = whole_config(path)
         check_size(path, config)
         model = load_strictly(
@@ -306,7 +306,7 @@ def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
     """The tokenizer of the model in that directory. Raises ``NotAModel``."""
     from transformers import AutoTokenizer  # noqa: PLC0415 - takes seconds
 
-    with foreign_code(f"the tokenizer of {path} cannot be loaded"):
+    with foreign_code(f"cannot load the tokenizer of {path}"):
         loaded: Any = AutoTokenizer.from_pretrained(
             path, trust_remote_code=False, local_files_only=True
         )
@@ -334,8 +334,8 @@ def pick_device(device: str) -> str:
     kind, _, index = device.partition(":")
     if kind == "cuda" and int(index or 0) >= num_usable:
         raise UnusableDevice(
-            f"SLEB_DEVICE is {device}, and torch can use {counted(num_usable, 'GPU')} here: set it "
-            "to auto, to cpu or to a GPU that torch can use; `sleb doctor` says what is missing"
+            f"SLEB_DEVICE={device}, but torch sees {counted(num_usable, 'GPU')}: set it to auto, "
+            "cpu or an available GPU; run `sleb doctor` for details"
         )
     return device
 

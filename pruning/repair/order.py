@@ -47,8 +47,8 @@ def refusal(config: PreTrainedConfig) -> str | None:
         if getattr(config, key, value) != value:
             actual = json.dumps(getattr(config, key))
             return (
-                f"ridge is not possible for this {config.model_type}: it needs "
-                f"{key}={json.dumps(value)}, and the config has {actual}"
+                f"ridge is not supported for this {config.model_type}: it needs "
+                f"{key}={json.dumps(value)}, but the config has {actual}"
             )
     return None
 
@@ -60,8 +60,8 @@ def limit(config: PreTrainedConfig) -> str | None:
         return None
     layers = " and ".join(each.layer for each in row.writes.refit)
     return (
-        f"ridge fits {layers} of this {config.model_type}: its experts keep their weights, as each "
-        "sees a part of the tokens"
+        f"ridge fits {layers} of this {config.model_type}, but not its experts, because "
+        "each expert sees only a part of the tokens"
     )
 
 
@@ -70,11 +70,11 @@ def check_repair(repair: Repair, config: PreTrainedConfig) -> None:
     if repair is Repair.SCALE:
         raise InvalidSpec(
             "repair",
-            "repair=scale was removed, as it gave back little of what ridge gives back: choose "
-            "ridge or auto",
+            "repair=scale is no longer supported, because it recovered little compared "
+            "with ridge: use ridge or auto",
         )
     if repair is Repair.RIDGE and (against := refusal(config)) is not None:
-        raise InvalidSpec("repair", f"{against}: choose one of auto, none")
+        raise InvalidSpec("repair", f"{against}: use auto or none")
 
 
 def windows_for(
@@ -97,8 +97,8 @@ def windows_for(
     windows = read()
     if not windows.selection:
         reason = (
-            "the calibration text is too short to leave windows that no repair is fitted on: add "
-            "text, or ask for fewer samples or a smaller seqlen"
+            "the calibration text is too short to reserve windows for choosing a repair: "
+            "add text, or reduce the number of samples or seqlen"
         )
         if repair is not Repair.AUTO:
             raise CalibrationError(NOT_ENOUGH, f"repair={repair}: {reason}")
@@ -106,7 +106,9 @@ def windows_for(
         return None
     untested = sorted(windows.train.keys() - windows.selection.keys())
     if untested:
-        warn(f"the repair is chosen without {', '.join(untested)}: there is too little text of it")
+        warn(
+            f"the repair is chosen without {', '.join(untested)}, because there is too little text"
+        )
     return windows
 
 

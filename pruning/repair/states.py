@@ -98,7 +98,7 @@ class States(Generic[_Key]):
 
 def _spill_failed(num_bytes: int, reason: str | None) -> SpillFailed:
     return SpillFailed(
-        f"{num_bytes} bytes of hidden states do not fit in memory, nor in a file in "
-        f"{tempfile.gettempdir()}: {reason}. Free space there, set TMPDIR to a folder on a larger "
-        "disk, give more memory by SLEB_STATE_BUDGET, or ask for fewer samples"
+        f"{num_bytes} bytes of hidden states fit neither into memory nor into a file in "
+        f"{tempfile.gettempdir()}: {reason}. Free space there, set TMPDIR to a larger "
+        "disk, raise SLEB_STATE_BUDGET, or reduce the number of samples"
     )

@@ -50,4 +50,6 @@ def read_repair(directory: Path, num_removed: int) -> Repaired:
         }
         return Repaired(Method(metadata[_METHOD]), {}, tensors, scales)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise RepairUnreadable(f"{file} has no repair: {error}; prune again") from error
+        raise RepairUnreadable(
+            f"{file} has no readable repair: {error}; prune the model again"
+        ) from error

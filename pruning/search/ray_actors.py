@@ -223,9 +223,9 @@ class ActorPool:
     def lost(self) -> ClusterLost:
         reason = str(self._lost_by or "the scorer is closed").splitlines()[0]
         return ClusterLost(
-            f"no actor is left ({reason}), and replacements fail or find no GPU: look for "
-            "processes killed for memory and for lost machines, then resume the search from the "
-            "blocks removed so far"
+            f"no actor is left ({reason}), and replacements failed or found no GPU: check for "
+            "processes killed by the out-of-memory killer and for lost machines, then "
+            "resume the search"
         )
 
     def close(self) -> None:
@@ -242,7 +242,7 @@ class ActorPool:
         loading = [actor.loading for actor in self.actors if actor.loading is not None]
         if not wait(loading, _POLL_S, FIRST_COMPLETED).done:
             logger.warning(
-                "%d of %d actors are not ready: they load the model, or wait for a free GPU",
+                "%d of %d actors are not ready: loading the model, or waiting for a free GPU",
                 len(loading),
                 len(self.actors),
             )

@@ -229,7 +229,7 @@ def _check_asked(num_actors: int, device: str) -> None:
     if num_actors < 1 or device not in {"auto", "cpu", "cuda"}:
         raise ValueError(
             f"num_actors={num_actors}, device={device!r}: expected at least one actor, and "
-            '"auto", "cpu" or "cuda"; Ray chooses the GPU of an actor'
+            '"auto", "cpu" or "cuda"; Ray chooses the GPU of each actor'
         )
 
 
@@ -238,8 +238,8 @@ def _are_on_gpus(num_gpus: int, num_actors: int, device: str) -> bool:
     on_gpus = device == "cuda" or (device == "auto" and num_gpus > 0)
     if on_gpus and num_gpus < num_actors:
         raise ClusterUnavailable(
-            f"num_actors={num_actors}: the Ray cluster has {num_gpus} GPUs, one per actor; "
-            'ask for fewer actors, add machines, or choose device="cpu"'
+            f"num_actors={num_actors}: the Ray cluster has only {num_gpus} GPUs, and each "
+            'actor needs one; use fewer actors, add machines, or choose device="cpu"'
         )
     return on_gpus
 
@@ -266,13 +266,13 @@ def connected(ray: ModuleType) -> Iterator[None]:
         yield
         return
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    logger.info("joining a Ray cluster, or starting Ray on this machine")  # takes seconds
+    logger.info("connecting to a Ray cluster, or starting Ray on this machine")  # takes seconds
     try:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray raises a plain one when its processes are too slow
         raise ClusterUnavailable(
-            f"Ray does not start here, or its cluster does not answer ({error}): if RAY_ADDRESS "
-            "is set, it has to name a cluster that runs; otherwise try again when this machine is "
+            f"cannot start Ray or connect to its cluster ({error}): check that RAY_ADDRESS, "
+            "if set, names a running cluster; otherwise try again when this machine is "
             "less busy"
         ) from error
     finally:

@@ -202,6 +202,6 @@ def _refuse_none(spec: PruneSpec, removal: Removal) -> None:
         raise TargetUnreachable(
             "max_perplexity_ratio",
             f"max_perplexity_ratio={spec.max_perplexity_ratio} is exceeded by the first "
-            f"removal: without block {removal.block} perplexity is {ratio:.4g} times the dense "
-            "one on the calibration text; allow more",
+            f"removal: without block {removal.block}, the perplexity is {ratio:.4g} times "
+            "the dense one on the calibration text; raise the limit",
         )

@@ -53,14 +53,15 @@ class CalibrationSpec:
         if (num_tokens := self.num_samples * self.seqlen) > MAX_CALIBRATION_TOKENS:
             raise InvalidSpec(
                 "calibration.num_samples",
-                f"num_samples x seqlen is {num_tokens} tokens, the limit is "
+                f"num_samples x seqlen is {num_tokens} tokens, more than the limit of "
                 f"{MAX_CALIBRATION_TOKENS}; the paper uses 128 x 2048",
             )
         if not 0 <= self.seed < 2**32:
             raise refused("calibration.seed", self.seed, "0 to 2**32 - 1", "seed")
         if (self.dataset is Dataset.FILE) != (self.path is not None):
             raise InvalidSpec(
-                "calibration.path", "dataset 'file' needs a path, and no other data set takes one"
+                "calibration.path",
+                "dataset 'file' requires a path, and other data sets do not have one",
             )
 
     @property
@@ -106,14 +107,15 @@ class CalibrationMix:
         if len(self.sources) > self.num_samples:
             raise InvalidSpec(
                 "calibration.0.num_samples",
-                f"num_samples={self.num_samples} is too few for {len(self.sources)} sources: the "
-                "mix needs at least one sample of each",
+                f"num_samples={self.num_samples} is too small for {len(self.sources)} sources: "
+                "expected at least one sample per source",
             )
         texts = [(source.dataset, source.path) for source in self.sources]
         for at, text in enumerate(texts):
             if text in texts[:at]:  # held-out text of one would be calibration text of the other
                 raise InvalidSpec(
-                    f"calibration.{at}", "this text is in the mix already: give it more weight"
+                    f"calibration.{at}",
+                    "this text is already in the mix: increase its weight instead",
                 )
 
     def _check_equal(self, name: str) -> None:
@@ -122,8 +124,8 @@ class CalibrationMix:
             if value != values[0]:
                 raise InvalidSpec(
                     f"calibration.{at}.{name}",
-                    f"{name}={value} differs from the first source's {values[0]}: it belongs to "
-                    "the whole mix and has to be the same in every source",
+                    f"{name}={value} differs from the first source's {values[0]}: all sources of a "
+                    "mix must have the same value",
                 )
 
     @property
@@ -197,7 +199,7 @@ def _source(data: Mapping[str, Any]) -> CalibrationSpec:
     if settings.get("dataset") is None:
         names = ", ".join(Dataset)
         raise InvalidSpec(
-            "calibration.dataset", f"a text of a mix has no dataset: name one of {names}"
+            "calibration.dataset", f"a text of the mix has no dataset: expected one of {names}"
         )
     return CalibrationSpec(**settings)
 

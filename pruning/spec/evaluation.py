@@ -33,11 +33,11 @@ class Evaluation:
             raise refused("evaluation.seqlen", self.seqlen, "2 to 1000000 tokens")
         if (self.num_samples or 1) * (self.seqlen or 1) > MAX_TOKENS:
             raise refused(
-                "evaluation.num_samples", self.num_samples, f"at most {MAX_TOKENS} tokens in all"
+                "evaluation.num_samples", self.num_samples, f"at most {MAX_TOKENS} tokens in total"
             )
         if not 0 < self.margin < 1:  # false for NaN
             raise refused(
-                "evaluation.margin", self.margin, "a share between 0 and 1, as 0.03 for ±3 %"
+                "evaluation.margin", self.margin, "a fraction between 0 and 1, e.g. 0.03 for ±3 %"
             )
         if not 0 <= self.max_seconds < math.inf:
             raise refused("evaluation.max_seconds", self.max_seconds, "a finite number of seconds")
@@ -68,7 +68,7 @@ class Gate:
         if drop is None and self.max_perplexity_ratio is None and not self.max_perplexity_ratio_of:
             raise InvalidSpec(
                 "gate",
-                "gate: give at least one of max_probe_drop, max_perplexity_ratio and "
+                "gate: expected at least one of max_probe_drop, max_perplexity_ratio and "
                 "max_perplexity_ratio_of",
             )
         if drop is not None and not 0 <= drop < 1:

@@ -69,7 +69,7 @@ class Heal:
             if value is not None and not 0 < value < math.inf:  # false for NaN
                 raise refused(f"heal.{name}", value, "a finite number above 0")
         if not 0 <= self.warmup < 1:
-            raise refused("heal.warmup", self.warmup, "a share from 0 to below 1")
+            raise refused("heal.warmup", self.warmup, "a fraction of at least 0 and less than 1")
         if not 0 <= self.hidden_weight < math.inf:
             raise refused("heal.hidden_weight", self.hidden_weight, "a finite number, 0 or more")
 

@@ -133,7 +133,9 @@ class PruneSpec:
 
     def __post_init__(self) -> None:
         if not self.model.strip():
-            raise InvalidSpec("model", "model is empty: name a model or a model directory")
+            raise InvalidSpec(
+                "model", "model is empty: expected the name of a model or a model directory"
+            )
         self._check_target()
         if min(self.protect_first, self.protect_last) < 0:
             raise InvalidSpec("protect_first", "protect_first and protect_last must be 0 or more")
@@ -150,15 +152,16 @@ class PruneSpec:
         """Raises ``InvalidSpec`` if this release lacks a setting that an older one had."""
         for name in self.removed:
             raise InvalidSpec(
-                name, f"{name} was removed, as {REMOVED[name]}: submit the job again without it"
+                name,
+                f"{name} was removed, because {REMOVED[name]}: submit the job again without it",
             )
 
     def _check_search(self) -> None:
         if self.search is Search.STAGED and not self.metric.has_rounds:
             raise InvalidSpec(
                 "search",
-                f"search=staged needs the rounds of metric=sleb or kl, and metric={self.metric} "
-                "ranks all candidates once: choose search=exact",
+                f"search=staged is not supported with metric={self.metric}, which ranks all "
+                "candidates only once: use search=exact, or metric=sleb or kl",
             )
 
     def _check_text(self) -> None:
@@ -166,8 +169,9 @@ class PruneSpec:
         if self.resident is Resident.STREAM and Dataset.SELF in datasets:
             raise InvalidSpec(
                 "calibration.dataset",
-                "sampling text from the model needs the whole model in memory: with "
-                "resident=stream, calibrate on any other text, such as the default",
+                "calibration on self is not supported with resident=stream, because sampling "
+                "text needs the whole model in memory: choose another calibration text, e.g. "
+                "the default",
             )
 
     def _check_measures(self) -> None:
@@ -183,13 +187,11 @@ class PruneSpec:
         }
         for name, is_asked in needs_text.items():
             if is_asked and not self.evaluate:
-                raise InvalidSpec(
-                    name, f"{name} needs perplexities on held-out text: leave evaluate on"
-                )
+                raise InvalidSpec(name, f"{name} requires evaluate: leave evaluate on")
         for name, is_asked in needs_model.items():
             if is_asked and self.resident is Resident.STREAM:
                 raise InvalidSpec(
-                    name, f"{name} needs the whole model in memory: choose resident=model"
+                    name, f"{name} requires the whole model in memory: use resident=model"
                 )
 
     def _check_target(self) -> None:
@@ -197,8 +199,8 @@ class PruneSpec:
         if len(targets) != 1:
             raise InvalidSpec(
                 next(reversed(targets), "num_remove"),
-                "give exactly one of num_remove, sparsity, max_perplexity_ratio, target_speedup "
-                f"and target_bytes, not {' and '.join(targets) or 'none'}",
+                "expected exactly one of num_remove, sparsity, max_perplexity_ratio, "
+                f"target_speedup and target_bytes, got {' and '.join(targets) or 'none'}",
             )
         [(name, value)] = targets.items()
         low, high = TARGETS[name]
@@ -242,7 +244,8 @@ class PruneSpec:
             raise TooManyRemovals(
                 self._target,
                 f"cannot remove {max(1, num_remove)} of {num_blocks} blocks: with the first "
-                f"{self.protect_first} and last {self.protect_last} protected, {free} can go",
+                f"{self.protect_first} and the last {self.protect_last} protected, only {free} "
+                "can be removed",
             )
         self._check_reachable(num_blocks, free)
         candidates = max(0, num_blocks - self.protect_first - self.protect_last)  # of round 1
@@ -268,9 +271,9 @@ class PruneSpec:
         if self.target_speedup is not None and self.target_speedup > most:
             raise TargetUnreachable(
                 "target_speedup",
-                f"target_speedup={self.target_speedup} is out of reach: removing all of "
-                f"{counted(free, 'free block')} of {num_blocks} gives at most {most:.4g}; ask "
-                "for less or protect fewer blocks",
+                f"target_speedup={self.target_speedup} cannot be reached: removing all "
+                f"{counted(free, 'removable block')} of {num_blocks} gives at most {most:.4g}; "
+                "reduce the target, or protect fewer blocks",
             )
 
     @property

@@ -51,7 +51,7 @@ def conclusions(report: Stability) -> Iterator[str]:
         )
     if report.window_overlap is not None and report.window_overlap > _MAX_WINDOW_OVERLAP:
         yield (
-            f"Two samples of one text have {report.window_overlap:.0%} of their windows in common, "
+            f"Two samples of one text share {report.window_overlap:.0%} of their windows, "
             "so their agreement means little: use more text or fewer windows."
         )
 

@@ -60,7 +60,7 @@ def unused_windows(
         if not windows:
             raise CalibrationError(
                 NOT_ENOUGH,
-                f"every window of {text} is in a sample, and none is left for evaluation: use a "
+                f"the samples use every window of {text}, so none is left for evaluation: use a "
                 "longer text, or fewer or shorter windows",
             )
     return {

@@ -123,8 +123,8 @@ class CheckpointCache:
                 used -= freed
         if used + needed > self._max_bytes:
             raise NoRoomInCache(
-                f"the checkpoint takes {needed} bytes more in {self.root}, where {used} of "
-                f"{self._max_bytes} bytes are in use: unload a model, or raise "
+                f"not enough room: the checkpoint needs another {needed} bytes in {self.root}, "
+                f"where {used} of {self._max_bytes} bytes are in use; unload a model, or raise "
                 "SLEB_STORE_CACHE_BYTES"
             )
 
@@ -181,7 +181,7 @@ def _full_disk_reported(root: Path) -> Iterator[None]:
         if error.errno not in DISK_FULL:
             raise
         raise NoRoomInCache(
-            f"the disk of {root} is full: free some space, or lower SLEB_STORE_CACHE_BYTES"
+            f"the disk of {root} is full: free disk space, or lower SLEB_STORE_CACHE_BYTES"
         ) from error
 
 

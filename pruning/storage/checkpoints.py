@@ -55,7 +55,7 @@ def current_checkpoints(settings: Settings) -> CheckpointStore:
     try:
         checkpoints.refresh()
     except StoreError as error:
-        logger.warning("checkpoints of the store are listed as they were: %s", error)
+        logger.warning("using the previous list of checkpoints in the store: %s", error)
     return checkpoints
 
 
@@ -267,8 +267,8 @@ class StoredCheckpoints(CheckpointStore):
             if self.listing.age_s >= min_age_s:  # not refreshed by another process
                 self.listing.refresh()
         except (StoreError, OSError) as error:
-            logger.warning("checkpoints of the store are listed as they were: %s", error)
+            logger.warning("using the previous list of checkpoints in the store: %s", error)
         except Exception:
-            logger.exception("checkpoints of the store are listed as they were")
+            logger.exception("using the previous list of checkpoints in the store")
         finally:
             self._refreshing.release()

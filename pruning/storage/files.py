@@ -150,13 +150,13 @@ def file_errors(url: object, verb: str) -> Iterator[None]:
     except StoreError:
         raise
     except FileNotFoundError as error:
-        raise ObjectMissing(f"{url} has nothing to {verb}") from error
+        raise ObjectMissing(f"{url} not found: cannot {verb}") from error
     except Exception as error:  # each file system has errors of its own
         reason = str(error) or type(error).__name__
         if _is_denied(error):
             raise StoreDenied(
-                f"{url} does not allow this process to {verb} ({reason}): correct its "
-                "credentials or the rights that they have"
+                f"{url}: permission denied, cannot {verb} ({reason}): check the credentials and "
+                "their permissions"
             ) from error
         raise StoreUnavailable(f"{url}: cannot {verb} now: {reason}") from error
 

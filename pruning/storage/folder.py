@@ -90,8 +90,8 @@ class StoredFolder:
     def _inside(self, name: str) -> str:
         if {"", ".", ".."} & set(name.split("/")):
             raise FileOutside(
-                f"{self._url} has a file {name[:128]!r}, which leads out of its folder: delete it "
-                "there, and do not trust the rest"
+                f"{self._url} contains a file {name[:128]!r} with a path outside of its folder: "
+                "delete the file, and do not trust the others"
             )
         return name
 
@@ -141,7 +141,7 @@ def check_folder(url: StoreUrl, *, overwrite: bool) -> None:
     if url.scheme != "hf":
         StoredFolder(url).check(overwrite=overwrite)
     elif not _REPOSITORY.fullmatch(url.path):
-        raise NotAModelRepository(f"{url} is no repository of a model: expected hf://ORG/NAME")
+        raise NotAModelRepository(f"{url} is not a model repository: expected hf://ORG/NAME")
 
 
 def _files(directory: Path) -> list[str]:

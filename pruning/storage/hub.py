@@ -150,21 +150,21 @@ def hub_errors(url: str, verb: str) -> Iterator[None]:
         raise
     except RepositoryNotFoundError as error:
         raise StoreDenied(
-            f"there is no {url}, or this token may not {verb}: set HF_TOKEN to one that may; the "
-            "first upload creates the repository"
+            f"cannot {verb}: {url} does not exist, or the token has no permission; set "
+            "HF_TOKEN to a token with permission (the first upload creates the repository)"
         ) from error
     except EntryNotFoundError as error:
-        raise ObjectMissing(f"{url} has nothing to {verb}") from error
+        raise ObjectMissing(f"{url} not found: cannot {verb}") from error
     except HfHubHTTPError as error:
         status = error.response.status_code
         if status in (401, 403):
             raise StoreDenied(
-                f"{url} does not allow this token to {verb} ({status}): set HF_TOKEN to one that "
-                "may"
+                f"{url}: permission denied, cannot {verb} ({status}): set HF_TOKEN to a token "
+                "with permission"
             ) from error
         raise StoreUnavailable(f"{url}: cannot {verb} now: status {status}") from error
     except Exception as error:  # of httpx2, of Xet, or an answer that makes no sense
         reason = str(error) or type(error).__name__
         if "xet-write-token" in reason:
-            reason += "; if this hub does not take files by Xet, set HF_HUB_DISABLE_XET=1"
+            reason += "; if this hub does not support Xet, set HF_HUB_DISABLE_XET=1"
         raise StoreUnavailable(f"{url}: cannot {verb} now: {reason}") from error

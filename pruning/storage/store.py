@@ -38,7 +38,7 @@ def whole(url: str, name: str, parts: Iterable[bytes]) -> bytes:
         content += part
         if len(content) > MAX_BYTES:
             raise ObjectTooLarge(
-                f"{url}: the manifest of {name} has more than {MAX_BYTES} bytes: delete it there"
+                f"{url}: the manifest of {name} has more than {MAX_BYTES} bytes: delete it"
             )
     return content
 

@@ -53,7 +53,7 @@ def send(
             confirm()
             entry = file_entry(path)
             if entry.sha256 != digest:
-                raise CheckpointCorrupt(f"{path} has changed since it was published")
+                raise CheckpointCorrupt(f"{path} changed after it was published")
             num_bytes += entry.num_bytes
             yield digest, path
 
@@ -111,8 +111,8 @@ def receive(store: ObjectStore, name: str, entry: FileEntry, target: Path) -> No
             os.fsync(to.fileno())
         if num_bytes != entry.num_bytes or digest.hexdigest() != entry.sha256:
             raise ObjectCorrupt(
-                f"{store.url}: {target.name} of {name} is not what its manifest says: upload the "
-                "checkpoint again after deleting it there"
+                f"{store.url}: {target.name} of {name} does not match its manifest: delete the "
+                "checkpoint there, and upload it again"
             )
         part.replace(target)
     finally:

@@ -65,7 +65,7 @@ def run_worker(
         worker.log.removeFilter(worker.is_news)
         client.close()
     if not worker.is_stopping:
-        raise WorkerEnded("the worker stopped without a signal: see its log")
+        raise WorkerEnded("the worker stopped unexpectedly: see its log")
 
 
 def run_child(worker_class: type[PruneWorker] = PruneWorker) -> None:

@@ -222,7 +222,7 @@ class PruneWorker(Worker):
         self._is_requeued = True
         if self.is_stopping:
             self._requeue(job, "requeued: its worker is stopping", execution)
-            logger.info("job %s goes on with the next worker, as this one is stopping", job.id)
+            logger.info("job %s is requeued, because this worker is stopping", job.id)
         elif self._is_overdue:
             reason = f"killed: it did not stop within {self.cancel_s:g} s"
             self._requeue(job, reason, execution)
@@ -242,7 +242,7 @@ class PruneWorker(Worker):
         try:
             self._deliveries.enqueue_again(self._store, job_id)
         except JobStoreUnavailable as error:
-            self.log.warning("checking later whether job %s is queued: %s", job_id, error)
+            self.log.warning("cannot check now whether job %s is queued: %s", job_id, error)
 
     def _on_abandoned(self, job: RQJob, kind: type[BaseException], *_rest: object) -> None:
         """Called by RQ for an expired lease, before it delivers again or gives up."""
@@ -282,7 +282,7 @@ class PruneWorker(Worker):
                     super().clean_registries()  # type: ignore[no-untyped-call]  # so it is in RQ
                 self._deliveries.recover(self._store)
         except (JobStoreUnavailable, *UNAVAILABLE) as error:
-            self.log.warning("looking for lost jobs later: %s", error)
+            self.log.warning("cannot look for lost jobs now: %s", error)
 
     def _could_renew(self) -> bool:
         """Whether Redis has run and accepted writes for the last lease, as far as is known."""

@@ -66,8 +66,8 @@ CODES: Mapping[type[Exception], str] = {
     NothingToAdapt: "not_healable",
 }
 _HINT = (
-    "with half the batch as well: use shorter windows, a smaller dtype, resident=stream, or a "
-    "device with more memory"
+    "even with half the batch size: use shorter windows, a smaller dtype, "
+    "resident=stream, or a device with more memory"
 )
 
 
@@ -86,7 +86,7 @@ def prune_job(
     checkpoints = checkpoints_of(settings)
     resources = Resources.of(settings, BATCH_TOKENS >> job.num_halvings)
     if job.lost_in is Phase.REPAIR and job.num_lost >= DELIVERIES - 1:
-        resources = replace(resources, no_repair=f"it has ended {job.num_lost} workers")
+        resources = replace(resources, no_repair=f"{job.num_lost} workers died while running it")
     if job.source is not None and job.spec.heal is not None:
         source = checkpoints.directory(job.source)  # raises CheckpointNotFound
         places = replace(healed_beside(checkpoints.path(name)), source=source)

@@ -82,10 +82,10 @@ class SinkThread(threading.Thread):
                 if self.send_next():
                     pause_s = 0.0
             except JobStoreUnavailable as error:
-                logger.warning("results wait for the job store: %s", error)
+                logger.warning("results are waiting for the job store: %s", error)
                 pause_s = OUTAGE_S
             except Exception:
-                logger.exception("results wait: one that is due cannot be read")
+                logger.exception("results are waiting: one of them cannot be read")
                 pause_s = OUTAGE_S
             self._is_stopping.wait(pause_s)
 

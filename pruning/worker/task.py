@@ -100,7 +100,7 @@ def execute(
         try:
             end = _outcome(store, job, observer, run, sinks)
         except WorkerStopping:
-            logger.info("job %s: requeued, as the worker is stopping", job_id)
+            logger.info("job %s: requeued, because the worker is stopping", job_id)
             os._exit(1)  # an exception would end the job for RQ
     _retried(observer.catch_up)
     logger.info("job %s: %s", job_id, _retried(end))
@@ -126,7 +126,7 @@ def _outcome(
         logger.exception("job %s failed", job.id)
         memory, described = exhausted_memory(error), describe(error)
         if memory is not None and not job.num_halvings:
-            reason = f"{memory}: trying again with half the batch"
+            reason = f"{memory}: retrying with half the batch size"
             return lambda: store.short_of_memory(job.id, reason, job.attempt)
         return lambda: store.fail(job.id, described, job.attempt)
     return lambda: store.succeed(job.id, pruned_model, job.attempt, sinks)
@@ -233,7 +233,7 @@ class JobObserver(Observer):
             request = self._record(change) if change is not None else request
         except JobStoreUnavailable as error:
             if not self._is_away:
-                logger.warning("progress is not recorded, the search continues: %s", error)
+                logger.warning("progress cannot be recorded, the search continues: %s", error)
             self._is_away = True
         except IllegalTransition as error:
             raise StaleAttempt(str(error)) from error

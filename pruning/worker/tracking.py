@@ -91,7 +91,7 @@ class MlflowRuns:
 
     def _delivered(self, experiment: str, run_id: str) -> Delivered:
         url = f"{self._uri}/#/experiments/{experiment}/runs/{run_id}"
-        return Delivered(url, f"recorded in MLflow as the run {run_id}")
+        return Delivered(url, f"recorded in MLflow as run {run_id}")
 
 
 def parameters(spec: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -76,7 +76,7 @@ def test_what_is_in_effect_names_the_file_and_masks_it(folder: Path) -> None:
 
 def test_nonsense_in_a_file_is_refused_and_not_shown(folder: Path) -> None:
     (folder / "sleb_redis_url").write_text("http://:hunter2@host")
-    with pytest.raises(ValidationError, match="must be redis://HOST:PORT") as refused:
+    with pytest.raises(ValidationError, match="expected redis://HOST:PORT") as refused:
         WorkerSettings()
     assert "hunter2" not in str(refused.value)
 
@@ -96,9 +96,7 @@ def test_a_folder_that_is_none_is_a_message_and_a_code(tmp_path: Path, kind: str
         named.write_text("")
     ran = sleb_process(tmp_path, "config", variables={"SLEB_SECRETS_DIR": str(named)})
     assert (ran.returncode, ran.stdout) == (2, "")
-    assert f"error: SLEB_SECRETS_DIR={named} is not a readable folder" in " ".join(
-        ran.stderr.split()
-    )
+    assert f"error: cannot read SLEB_SECRETS_DIR={named}" in " ".join(ran.stderr.split())
     assert "Traceback" not in ran.stderr
 
 
@@ -106,5 +104,5 @@ def test_a_file_without_permission_is_named(folder: Path, monkeypatch: pytest.Mo
     secret = folder / "sleb_redis_url"
     secret.write_text(URL)
     monkeypatch.setattr("os.access", lambda path, _: Path(path) != secret)  # root reads all
-    with pytest.raises(UnreadableSecrets, match=r"sleb_redis_url cannot be read"):
+    with pytest.raises(UnreadableSecrets, match=r"cannot read .*sleb_redis_url"):
         WorkerSettings()

@@ -62,7 +62,7 @@ def test_a_budget_is_bytes_or_a_human_size(
     "url", ["http://:secret@host", "redis:://secret", "redis://:secret@host:x", "unix://", "host"]
 )
 def test_a_url_of_no_store_is_refused_and_not_shown(url: str) -> None:
-    with pytest.raises(ValidationError, match="must be redis://HOST:PORT") as refused:
+    with pytest.raises(ValidationError, match="expected redis://HOST:PORT") as refused:
         Settings(redis_url=url)
     assert "secret" not in str(refused.value)
 

@@ -66,7 +66,7 @@ def test_every_depth_is_measured_and_recorded(elastic: Healed) -> None:
 def test_card_advice_and_plot_have_it_at_every_depth(elastic: Healed) -> None:
     card = (elastic.target / "README.md").read_text()
     assert "with one adapter for every depth" in card
-    assert "healed: came back" in card
+    assert "healed: recovered" in card
     names = [candidate.name for candidate in candidates_of(elastic.manifest)]
     assert names == [f"{NAME}-1", NAME, f"{NAME}+healed-1", f"{NAME}+healed"]
     for domain in elastic.manifest.quality.domains:

@@ -133,8 +133,8 @@ def test_a_family_without_a_sound_method_is_published_with_a_warning(
     write_checkpoint(tmp_path / "models" / "opt", "opt.do_layer_norm_before")
     spec, recorder = replace(spec, model="opt", calibration=SELF), Recorder()
     manifest, path = prune_tiny(tmp_path / "models", spec, "opt@x", recorder)
-    reason = "it needs do_layer_norm_before=true, and the config has false"
-    against = f"ridge is not possible for this opt: {reason}"
+    reason = "it needs do_layer_norm_before=true, but the config has false"
+    against = f"ridge is not supported for this opt: {reason}"
     assert recorder.warnings == [f"the model is not repaired: {against}"]
     assert manifest.repair_notes == tuple(recorder.warnings)
     assert (manifest.repair, recorder.repair_steps) == (None, [])
@@ -143,7 +143,7 @@ def test_a_family_without_a_sound_method_is_published_with_a_warning(
 
 def test_the_result_says_what_its_repair_leaves(tmp_path: Path, spec: PruneSpec) -> None:
     family = "mixtral"
-    left = "ridge fits self_attn.o_proj of this mixtral: its experts keep their weights"
+    left = "ridge fits self_attn.o_proj of this mixtral, but not its experts"
     write_checkpoint(tmp_path / "models" / family, family)
     asked = replace(spec, model=family, num_remove=1)
     manifest, path = prune_tiny(tmp_path / "models", asked, f"{family}@x")
@@ -159,8 +159,8 @@ def test_the_result_says_what_its_repair_leaves(tmp_path: Path, spec: PruneSpec)
 SHORTAGES: dict[str, Exception] = {
     "memory": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     "main memory": MemoryError(),
-    "budget": StateBudgetTooSmall("a state budget of 3 bytes"),
-    "disk": SpillFailed("9 bytes of hidden states do not fit"),
+    "budget": StateBudgetTooSmall("the state budget of 3 bytes"),
+    "disk": SpillFailed("9 bytes of hidden states fit neither"),
 }
 
 
@@ -224,7 +224,7 @@ def test_a_method_that_is_not_sound_is_refused_before_weights_are_read(
 ) -> None:
     write_checkpoint(tmp_path / "models" / "opt", "opt.do_layer_norm_before")
     recorder = Recorder()
-    for repair, instead in ((Repair.RIDGE, "one of auto, none"), (Repair.SCALE, "ridge or auto")):
+    for repair, instead in ((Repair.RIDGE, "use auto or none"), (Repair.SCALE, "ridge or auto")):
         asked = replace(spec, model="opt", repair=repair)
         with pytest.raises(InvalidSpec, match=f"choose {instead}") as refused:
             prune_tiny(tmp_path / "models", asked, "opt@x", recorder)

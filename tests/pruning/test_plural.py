@@ -18,7 +18,7 @@ from pruning.plural import counted
         (text_of("prose", 1, 64), "prose, 1 window of 64 tokens"),
         (text_of("prose", 4, 64), "prose, 4 windows of 64 tokens"),
         (next(ties([(0.1, 0.2)], 1)), "ties: 1 of 1 round."),
-        (str(QueueFull(1)), "no more than 1 job may wait"),
+        (str(QueueFull(1)), "the job queue is full (1 job)"),
         (BenchPlan(requests=1, concurrency=1).description(Scenario.SERVED), "1 client, 1 request "),
     ],
 )

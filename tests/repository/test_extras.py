@@ -181,7 +181,7 @@ def test_the_base_names_the_extra_of_what_it_lacks(of_base: list[str]) -> None:
     lines = dict(line.split(": ", 1) for line in refused.splitlines())
     assert set(lines) == set(EXTRAS)
     for name, line in lines.items():
-        assert re.search(rf"needs the extra `{name}`: {re.escape(install_command(name))}", line)
+        assert re.search(rf"requires the extra `{name}`: {re.escape(install_command(name))}", line)
 
 
 @pytest.mark.slow

@@ -120,7 +120,7 @@ def test_a_misspelt_variable_is_a_message_and_a_code(tmp_path: Path) -> None:
     ran = sleb_process(tmp_path, "serve", variables={"SLEB_PROT": "1"})
     told = " ".join(ran.stderr.split())
     assert (ran.returncode, ran.stdout) == (2, "")
-    assert "error: there is no setting SLEB_PROT: did you mean SLEB_PORT?" in told
+    assert "error: unknown setting SLEB_PROT: did you mean SLEB_PORT?" in told
     assert list(tmp_path.iterdir()) == []
 
 

@@ -93,10 +93,10 @@ def _conditions(job: Job) -> list[ConditionView]:
     if job.attempt:
         conditions.append(_running(job))
     if job.status is JobStatus.PAUSED:
-        message = "the job waits to be resumed; its GPU is free for other jobs"
+        message = "the job is paused until it is resumed; its GPU is free for other jobs"
         conditions.append(_condition("Paused", job.status_since, "Requested", message))
     if job.pause_requested_at is not None:
-        message = "the worker stops after the current evaluation"
+        message = "the worker will stop after the current evaluation"
         since = job.pause_requested_at
         conditions.append(_condition("Paused", since, "Requested", message, status="False"))
     if job.status is JobStatus.SUCCEEDED:
@@ -115,10 +115,10 @@ def _conditions(job: Job) -> list[ConditionView]:
 def _queued(job: Job) -> ConditionView:
     if job.status is not JobStatus.QUEUED:
         since = job.status_since if job.started_at is None else job.started_at
-        message = "a worker has taken it" if job.attempt else "no worker has taken it"
+        message = "a worker has started the job" if job.attempt else "no worker has started the job"
         return _condition("Queued", since, "Left", message, status="False")
     if job.held_at is not None:
-        message = f"the tenant runs {counted(job.held_at, 'job')}, as many as its quota allows"
+        message = f"the tenant already runs {counted(job.held_at, 'job')}, the maximum of its quota"
         return _condition("Queued", job.status_since, "Quota", message)
     if job.status_since != job.created_at:
         return _condition("Queued", job.status_since, "Returned", "waiting for a worker again")

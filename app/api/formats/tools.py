@@ -82,15 +82,15 @@ def check_choice(served: Served) -> None:
     if in_vllm is None:
         raise ToolsRefused(
             "tool_choice",
-            "tool_choice: whether to call a tool cannot be left to the model here: name a "
-            "function, or send `required`, or `none`",
+            "tool_choice: `auto` is not supported by this engine: name a function, or use "
+            "`required` or `none`",
         )
     if not in_vllm.finds_calls:
         raise ToolsRefused(
             "tool_choice",
-            "tool_choice: whether to call a tool can be left to this model only if its vLLM has a "
-            "parser of calls: add `--enable-auto-tool-choice --tool-call-parser NAME` to "
-            "SLEB_VLLM_ARGS, or name a function, or send `required`, or `none`",
+            "tool_choice: `auto` requires a tool-call parser in vLLM: add "
+            "`--enable-auto-tool-choice --tool-call-parser NAME` to SLEB_VLLM_ARGS, name a "
+            "function, or use `required` or `none`",
         )
 
 
@@ -103,18 +103,22 @@ def tool_use(body: ChatBody) -> ToolUse | None:
     try:
         json.dumps([tool.parameters for tool in tools])
     except (RecursionError, ValueError) as error:
-        raise ToolsRefused("tools", f"tools: a schema of parameters is no JSON: {error}") from error
+        raise ToolsRefused(
+            "tools", f"tools: the parameters are not a valid JSON schema: {error}"
+        ) from error
     if choice in (None, "none", "auto"):
         return None
     if not tools:
-        raise ToolsRefused("tool_choice", "tool_choice: expected tools to choose from")
+        raise ToolsRefused("tool_choice", "tool_choice: expected tools in the request")
     if isinstance(choice, NamedTool):
         tools = [tool for tool in tools if tool.name == choice.function.name]
         if not tools:
             raise ToolsRefused("tool_choice", "tool_choice: expected the name of one of the tools")
     if body.response_format is not None and body.response_format.type != "text":
         raise ToolsRefused(
-            "response_format", "response_format: a call of a tool has the format of its parameters"
+            "response_format",
+            "response_format: not supported together with a required tool call: the tool's "
+            "parameters define the format",
         )
     return ToolUse(tools)
 

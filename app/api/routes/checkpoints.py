@@ -37,11 +37,12 @@ from pruning.models.names import healed_name
 router = APIRouter(prefix="/prune-jobs/{job_id}/checkpoints", tags=["prune jobs"])
 
 FileName = Annotated[
-    str, PathParameter(description="A file of the checkpoint, as `model.safetensors`.")
+    str,
+    PathParameter(description="Path of the file within the checkpoint, e.g. `model.safetensors`."),
 ]
 
 _HEALED = healed_name("") + "/"  # in front of the names of files
-_ETAG = {"ETag": {"description": "The file's sha256, quoted.", "schema": {"type": "string"}}}
+_ETAG = {"ETag": {"description": "SHA-256 of the file, quoted.", "schema": {"type": "string"}}}
 _BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 _PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
 _RANGES: Mapping[int, Problem] = {
@@ -49,13 +50,13 @@ _RANGES: Mapping[int, Problem] = {
         "range-malformed",
         "Malformed Range header.",
         400,
-        "Expected bytes=FIRST-LAST, bytes=FIRST- or bytes=-LENGTH, counted from 0.",
+        "Expected bytes=FIRST-LAST, bytes=FIRST- or bytes=-LENGTH; byte positions start at 0.",
     ),
     416: Problem(
         "range-not-satisfiable",
         "Range not satisfiable.",
         416,
-        "The range starts beyond the end of the file: Content-Range gives its size.",
+        "The range starts beyond the end of the file; see Content-Range for its size.",
     ),
 }
 _DOWNLOAD: dict[int | str, dict[str, Any]] = {
@@ -65,52 +66,67 @@ _DOWNLOAD: dict[int | str, dict[str, Any]] = {
         for status, problem in _RANGES.items()
     },
     200: {"description": "The file.", "headers": _ETAG, "content": _BYTES},
-    206: {"description": "The part that Range selects.", "headers": _ETAG, "content": _BYTES},
+    206: {
+        "description": "The part of the file that Range selects.",
+        "headers": _ETAG,
+        "content": _BYTES,
+    },
     304: {"description": "The file matches If-None-Match.", "headers": _ETAG},
 }
 
 
 class CheckpointFileView(BaseModel):
     name: str = Field(description="Path within the checkpoint.")
-    num_bytes: int = Field(description="Size of the file.")
-    sha256: str = Field(description="Digest of the file.")
-    url: str = Field(description="Where to download it.")
+    num_bytes: int = Field(description="Size of the file in bytes.")
+    sha256: str = Field(description="SHA-256 of the file.")
+    url: str = Field(description="Download URL.")
 
 
 class PrefixView(BaseModel):
     """The dense model without the first blocks of a removal order."""
 
-    model: str = Field(description="The name to generate with.")
+    model: str = Field(description="Model name for generation requests.")
     num_removed: int = Field(description="Number of removed blocks.")
-    removed_block: int = Field(description="The block removed last.")
-    loss: float = Field(description="On the calibration text, in nats per token, unrepaired.")
+    removed_block: int = Field(description="Index of the last removed block.")
+    loss: float = Field(
+        description="Loss without repair on the calibration text, in nats per token."
+    )
     perplexity: float | None = Field(
-        description="On the text of evaluated_on; null until evaluated."
+        description="Perplexity on the text of evaluated_on; null until evaluated."
     )
     domains: list[DomainView] = Field(description="Quality by domain; empty until evaluated.")
     predicted_speedup: float | None = Field(
-        description="Time of a decode step of one sequence, dense over pruned, by the times of the "
-        "blocks on the machine of the job. Null until published."
+        description="Predicted speed-up of a decode step at batch size 1, from block times "
+        "measured on the job's machine; null until published."
     )
     measured_speedup: MeasuredSpeedupView | None = Field(
-        description="Of any variant with as many blocks; null if none was measured."
+        description="Measured speed-up of any variant with the same number of blocks; null if none "
+        "was measured."
     )
-    repair: RepairView | None = Field(description="Null until published, or without repair.")
+    repair: RepairView | None = Field(
+        description="Repair of the variant; null until published, or without repair."
+    )
 
 
 class CheckpointView(BaseModel):
-    """The published checkpoint of a job. Before that: prefixes, no files."""
+    """The published checkpoint of a job. Before publication, it has prefixes but no files."""
 
     id: str = Field(description="Name of the checkpoint.")
     object: Literal["prune_job.checkpoint"] = kind("prune_job.checkpoint")
-    is_published: bool = Field(description="Whether its files are complete.")
-    created_at: float | None = Field(description="When it was published.")
+    is_published: bool = Field(description="Whether all files are complete.")
+    created_at: float | None = Field(
+        description="Publication time, in seconds since the epoch; null until published."
+    )
     num_blocks: int = Field(description="Number of remaining blocks.")
-    removed_blocks: list[int] = Field(description="In the order of their removal.")
-    num_parameters: int | None = Field(description="Null until published.")
-    evaluated_on: str | None = Field(description="The text of perplexities, with its windows.")
-    prefixes: list[PrefixView] = Field(description="Those that can be served now.")
-    files: list[CheckpointFileView] = Field(description="Empty until published.")
+    removed_blocks: list[int] = Field(description="Removed blocks, in order of removal.")
+    num_parameters: int | None = Field(description="Number of parameters; null until published.")
+    evaluated_on: str | None = Field(
+        description="Evaluation text, with the number and length of its windows."
+    )
+    prefixes: list[PrefixView] = Field(description="Prefixes that can be served now.")
+    files: list[CheckpointFileView] = Field(
+        description="Files of the checkpoint; empty until published."
+    )
 
 
 class CheckpointList(BaseModel):
@@ -142,10 +158,12 @@ class Download(FileResponse):
 def list_prune_job_checkpoints(
     job_id: JobId, services: ServicesDep, request: Request
 ) -> CheckpointList:
-    """List the checkpoint of the job. Before it is published, list the prefixes found so far.
+    """List the checkpoint of a job. Before it is published, the list has the prefixes found so
+    far.
 
     A prefix can be served as soon as it is found, and keeps its name. The prefixes of a cancelled
-    or failed job remain. The healed checkpoint of a job follows the one that it was healed from.
+    or failed job remain. The healed checkpoint of a job is listed after the one it was healed
+    from.
     """
     name = services.jobs.store.get(job_id).checkpoint_name
     views = [
@@ -194,9 +212,9 @@ def _checkpoint_view(
 def get_checkpoint_file(
     job_id: JobId, file: FileName, services: ServicesDep, request: Request
 ) -> Response:
-    """Download one published file. The ETag is its sha256; Range requests are supported.
+    """Download one published file. The ETag is its SHA-256; Range requests are supported.
 
-    Files of the healed checkpoint have ``+healed/`` in front of their names.
+    Files of the healed checkpoint have the prefix ``+healed/``.
     """
     name = services.jobs.store.get(job_id).checkpoint_name
     if file.startswith(_HEALED):
@@ -206,8 +224,7 @@ def get_checkpoint_file(
     entry = _files(checkpoints.content(name), manifest).get(file)
     if entry is None or ".." in Path(file).parts or Path(file).is_absolute():
         raise CheckpointNotFound(
-            f"{manifest.name} has no file {file[:128]!r}: its files are in the list of the job's "
-            "checkpoints"
+            f"{manifest.name} has no file {file[:128]!r}: see the list of the job's checkpoints"
         )
     headers = {"ETag": f'"{entry.sha256}"'}
     known = request.headers.get("if-none-match", "")
@@ -217,10 +234,10 @@ def get_checkpoint_file(
     path = holding.enter_context(checkpoints.held(name, None if file == MANIFEST else [file]))
     fault = None if (path / file).is_file() else "is missing"
     if not (path / file).resolve().is_relative_to(path.resolve()):
-        fault = "is a link that leads out of the checkpoint"
+        fault = "is a symbolic link out of the checkpoint"
     if fault is not None:
         holding.close()
-        raise CheckpointCorrupt(f"{manifest.name}: {file} {fault}; prune again")
+        raise CheckpointCorrupt(f"{manifest.name}: {file} {fault}; prune the model again")
     return Download(
         path / file,
         media_type="application/octet-stream",

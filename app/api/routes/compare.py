@@ -57,23 +57,27 @@ _RESPONSES: Responses = {**responses_for(*RAISES, has_body=True), 200: {"content
 async def compare(
     body: CompareBody, generator: GeneratorDep, services: ServicesDep, request: Request
 ) -> CompareView | Response:
-    """Run the same prompts on every model in turn, and compare outputs and times.
+    """Run the same prompts on every model in turn, and compare outputs and latency.
 
-    The models run one after another in the same engine, and another one is first in each repeat.
-    In vLLM, each has a server of its own, and the others are idle meanwhile.
-    Other requests are served meanwhile. A speed-up is a ratio of mean times. Its verdict is
-    ``faster`` or ``slower`` if the 95 % interval does not contain 1 and is no wider than the
-    effect, ``no difference`` if the interval lies within 3 % of 1, else ``undecided``. The baseline
-    runs a second time as the control. A speed-up whose interval overlaps that of the control is
-    ``undecided``, and one of sides that ran different kernels. The comparison waits while kernels
-    of a model are compiled or chosen. Set ``ignore_eos`` for outputs of equal length. Metrics count
-    these requests as ``bench``. A speed-up over the dense model is kept as the measured one of its
-    depth, from three repeats and 16 tokens on, unless ``sleb bench`` or more repeats measured it,
-    or the control reads more than 10 % of noise. With ``max_seconds``, a noisy comparison takes
-    more repeats, until its intervals are narrow.
+    The models run one after another in the same engine; each repeat starts with another model. In
+    vLLM, each model has its own server, and the other servers are idle meanwhile. Other requests
+    are still served.
+
+    A speed-up is a ratio of mean times. Its verdict is ``faster`` or ``slower`` if the 95 %
+    interval excludes 1 and is no wider than the effect, ``no difference`` if the interval lies
+    within 3 % of 1, and otherwise ``undecided``. The baseline runs a second time as the control: a
+    speed-up whose interval overlaps that of the control is ``undecided``, and so is one between
+    models that ran different kernels.
+
+    The comparison waits while kernels of a model are compiled or selected. Set ``ignore_eos`` for
+    outputs of equal length. Metrics count these requests as ``bench``. A speed-up over the dense
+    model is stored as the measured speed-up of its depth if it has at least three repeats and 16
+    tokens, unless ``sleb bench`` or more repeats measured it, or the control deviates by more than
+    10 %. With ``max_seconds``, a noisy comparison runs more repeats until its intervals are
+    narrow.
 
     With ``stream``, the response is a stream of server-sent events: ``progress`` with the number of
-    finished turns, and at the end ``done`` with the body of a response without ``stream``, or
+    finished turns, and finally ``done`` with the body of a response without ``stream``, or
     ``error`` with a problem document.
     """
     comparison_request = _comparison_request(body)

@@ -29,16 +29,16 @@ MAX_SEQLEN = 4096
 
 
 class EvalBody(Body):
-    """Windows of packaged held-out text, which no job has calibrated on."""
+    """Packaged held-out text, which no job uses for calibration."""
 
     model: ModelName = Field(description="A dense model, a variant or an alias.")
     texts: Annotated[list[Text], Field(min_length=1, max_length=3)] = documented(
-        list(get_args(Text)), "The packaged texts to measure on."
+        list(get_args(Text)), "Packaged texts to evaluate on."
     )
     num_windows: Annotated[int, Field(ge=1, le=MAX_WINDOWS)] = documented(
-        16, "Windows of each text; intervals need three."
+        16, "Windows per text; intervals need at least three."
     )
-    seqlen: Annotated[int, Field(ge=2, le=MAX_SEQLEN)] = documented(128, "Tokens of a window.")
+    seqlen: Annotated[int, Field(ge=2, le=MAX_SEQLEN)] = documented(128, "Tokens per window.")
 
 
 @router.post(
@@ -53,12 +53,12 @@ async def evaluate_model(
     request: Request,
     response: Response,
 ) -> ResultReportView:
-    """Measure the perplexity of a model on held-out text, beside that of its dense model.
+    """Measure the perplexity of a model on held-out text, and compare it with its dense model.
 
-    The engine reads windows between the steps of other requests, so a large evaluation takes
-    minutes and delays them little. Evaluations wait for each other. Ratios have intervals of 95 %
-    from the differences of the two models on the same windows. The result is kept, see ``Location``
-    and ``GET /results``; a client that closes its connection ends the evaluation.
+    The engine evaluates windows between the steps of other requests, so a large evaluation takes
+    minutes but hardly delays them. Evaluations run one at a time. Ratios have 95 % intervals, from
+    the differences between the two models on the same windows. The result is stored, see
+    ``Location`` and ``GET /results``. Closing the connection cancels the evaluation.
     """
     wanted = EvaluationRequest(
         body.model, list(dict.fromkeys(body.texts)), body.num_windows, body.seqlen

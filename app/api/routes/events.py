@@ -41,12 +41,13 @@ async def list_prune_job_events(
     limit: Annotated[int, Query(ge=1, le=100, description="Events per page.")] = 20,
     after: Annotated[EventId | None, Query(description="Id of the last event received.")] = None,
     last_event_id: Annotated[
-        EventId | None, Header(description="Same as after, which it overrides; for streams only.")
+        EventId | None, Header(description="Alternative to after, for streams; overrides it.")
     ] = None,
 ) -> PruneJobEventList | Response:
-    """The oldest first.
+    """List the events of a job, oldest first.
 
-    With ``Accept: text/event-stream``, a stream of server-sent events that ends with the job.
+    With ``Accept: text/event-stream``, the response is a stream of server-sent events that ends
+    with the job.
     """
     if STREAM in request.headers.get("accept", ""):
         services.jobs.events.check_room()  # refused without a thread, which others wait for
@@ -71,4 +72,4 @@ async def _lines(events: AsyncIterator[JobEvent | None]) -> AsyncIterator[bytes]
                 continue
             sent_at = time.monotonic()
     except JobStoreUnavailable:
-        yield format_sse_event(comment="the job store does not answer: connect again later")
+        yield format_sse_event(comment="the job store does not respond: reconnect later")

@@ -41,7 +41,7 @@ async def generate(
     """Generate an output for each prompt, in one batch.
 
     With ``stream``, the response is a stream of server-sent events: ``text`` with the delta of an
-    output, and at the end ``done`` with the body of a response without ``stream``, or ``error``
+    output, and finally ``done`` with the same body as a response without ``stream``, or ``error``
     with a problem document.
     """
     params = sampling_params(body, num_logprobs=body.logprobs)

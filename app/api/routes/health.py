@@ -23,53 +23,60 @@ metrics_router = APIRouter(tags=["health"])  # left out if metrics have a port o
 
 
 class EngineStatusView(BaseModel):
-    """The requests of this process after the latest step."""
+    """Requests of this process after the latest step."""
 
-    num_running: int = Field(description="Requests that generate.")
-    num_waiting: int = Field(description="Requests that wait for others to end.")
+    num_running: int = Field(description="Running requests.")
+    num_waiting: int = Field(description="Waiting requests.")
     kv_cache_usage: float = Field(
-        description="0 to 1: share of all pages of keys and values that running sequences have."
+        description="Fraction of the KV cache in use by running sequences, from 0 to 1."
     )
     num_prefix_queries: int = Field(
-        description="Tokens of prompts that looked for keys and values, since the start."
+        description="Prompt tokens looked up in the prefix cache since the start."
     )
-    num_prefix_hits: int = Field(description="Those whose keys and values were there.")
-    num_preemptions: int = Field(
-        description="How often a running request left its pages to others, since the start."
+    num_prefix_hits: int = Field(
+        description="Prompt tokens found in the prefix cache since the start."
     )
+    num_preemptions: int = Field(description="Number of preemptions since the start.")
 
 
 class MemoryStatusView(BaseModel):
-    """The memory of this process, on the device that generates."""
+    """Memory of this process on the generation device."""
 
-    device: str = Field(description="Where models are loaded, as `cpu` or `cuda`.")
-    free_bytes: int = Field(description="What this process can still allocate on the device.")
-    weight_bytes: int = Field(description="Of all loaded weights.")
+    device: str = Field(description="Device of the models, e.g. `cpu` or `cuda`.")
+    free_bytes: int = Field(
+        description="Free memory that this process can still allocate on the device."
+    )
+    weight_bytes: int = Field(description="Memory of all loaded weights.")
     max_weight_bytes: int | None = Field(
-        description="Limit of weight_bytes by SLEB_MAX_WEIGHT_BYTES; null: the free memory."
+        description="Limit of weight_bytes (SLEB_MAX_WEIGHT_BYTES); null if only free memory "
+        "limits it."
     )
 
 
 class JobStatusView(BaseModel):
     """Jobs and workers of all processes that share the job store."""
 
-    num_workers: int = Field(description="Workers that are alive.")
+    num_workers: int = Field(description="Number of live workers.")
     queue_age_s: float = Field(
-        description="How long the first of the queued jobs has been waiting; 0 without any."
+        description="Seconds that the first queued job has been waiting; 0 if the queue is empty."
     )
-    num_jobs: dict[JobStatus, int] = Field(description="Number of jobs in each status.")
+    num_jobs: dict[JobStatus, int] = Field(description="Number of jobs by status.")
 
 
 class StatusView(BaseModel):
-    """The state of the service at one moment."""
+    """Current state of the service."""
 
     object: Literal["status"] = kind("status")
-    status: Literal["ready", "not ready"] = Field(description="Whether the service takes requests.")
-    detail: str | None = Field(description="Why it is not ready.")
-    at: float = Field(description="The time of this response.")
+    status: Literal["ready", "not ready"] = Field(
+        description="Whether the service accepts requests."
+    )
+    detail: str | None = Field(description="Why the service is not ready.")
+    at: float = Field(description="Time of this response, in seconds since the epoch.")
     engine: EngineStatusView = Field(description="Requests of this process.")
     memory: MemoryStatusView = Field(description="Memory of this process.")
-    jobs: JobStatusView | None = Field(description="Null if the job store does not answer.")
+    jobs: JobStatusView | None = Field(
+        description="Jobs and workers; null if the job store does not respond."
+    )
 
 
 # The asynchronous ones answer from the event loop: a thread would wait for every large body.
@@ -77,9 +84,10 @@ class StatusView(BaseModel):
 
 @router.get("/health/live", responses={503: {"model": HealthView}})
 async def live(services: ServicesDep, response: Response) -> HealthView:
-    """503 if the thread of the engine has died or is stuck in a step: restart the process.
+    """Check that the engine is running; 503 if its thread died or is stuck in a step. Restart the
+    process then.
 
-    While the process shuts down, it is alive: its engine ends before it does.
+    A process that is shutting down is alive until it exits.
     """
     fault = services.generation.engine.fault
     if services.readiness.reason not in ("starting", "draining") and fault is not None:
@@ -90,9 +98,10 @@ async def live(services: ServicesDep, response: Response) -> HealthView:
 
 @router.get("/health/ready", responses={503: {"model": ReadyView}})
 async def ready(services: ServicesDep, response: Response) -> ReadyView:
-    """503 while models are loading and while the process shuts down.
+    """Check that the service accepts requests; 503 while models are loading or the process is
+    shutting down.
 
-    A vLLM server that has failed is named in the body and does not change the status: other models
+    A failed vLLM server is named in the body but does not change the status, because other models
     are still served. A missing worker does not change it either: jobs wait, and models are served.
     """
     engine, vllm = services.generation.engine, services.generation.vllm
@@ -114,9 +123,9 @@ async def ready(services: ServicesDep, response: Response) -> ReadyView:
 
 @router.get("/health/generate", responses={503: {"model": HealthView}})
 async def generates(services: ServicesDep, response: Response) -> HealthView:
-    """Generate one token with a loaded model: 503 if none comes within ten seconds.
+    """Generate one token with a loaded model; 503 if this takes more than ten seconds.
 
-    Without a loaded model, it succeeds once the process is ready.
+    Without a loaded model, the check succeeds as soon as the process is ready.
     """
     reason = services.readiness.reason or await services.generation.token_check.failure()
     if reason is not None:
@@ -134,7 +143,7 @@ _METRICS: dict[int | str, dict[str, Any]] = {
 
 @metrics_router.get("/metrics", response_class=Response, responses=_METRICS)
 def metrics(services: ServicesDep, request: Request) -> Response:
-    """Return metrics in Prometheus' text format, or in OpenMetrics if the scraper accepts it."""
+    """Return metrics in the Prometheus text format, or in OpenMetrics if the scraper accepts it."""
     try:
         encode, content_type = exposition.choose_encoder(request.headers.get("accept", ""))
     except (TypeError, ValueError):  # it compares versions that are no numbers
@@ -153,7 +162,9 @@ def versions() -> VersionView:
 
 @router.get("/status")
 def get_status(services: ServicesDep) -> StatusView:
-    """Whether the service is ready, what its engine and its memory hold, and who works on jobs."""
+    """Return the readiness, requests and memory of this process, and the state of jobs and
+    workers.
+    """
     engine, registry = services.generation.engine, services.generation.registry
     reason = services.readiness.reason or engine.fault
     return StatusView(

@@ -47,7 +47,7 @@ _LINKED = (
     "list_prune_job_webhook_deliveries",
 )
 _ACCEPTED: dict[str, Any] = {
-    "description": "The job is queued, or was when the first request with this key was answered.",
+    "description": "The job is queued. A repeated idempotency key returns the original response.",
     "headers": {
         "Location": {"description": "URL of the job.", "schema": {"type": "string"}},
         "Retry-After": {
@@ -68,7 +68,7 @@ _ACCEPTED: dict[str, Any] = {
 
 def _submitting(estimate: type[BaseModel], raises: Sequence[type[Exception]]) -> Responses:
     """The responses of a route that creates a job, or estimates what it would need."""
-    described = "With dry_run: an estimate of what the job would need."
+    described = "With dry_run: the estimated requirements of the job."
     return {
         **responses_for(*raises, has_body=True),
         200: {"model": estimate, "description": described},
@@ -88,8 +88,8 @@ IdempotencyKey = Annotated[
         min_length=1,
         max_length=255,
         pattern=r"^[\x20-\x7e]+$",
-        description="Any text. Within 24 hours, requests with the same key create one job and get "
-        "the same response.",
+        description="Any text. Within 24 hours, requests with the same key create only one job and "
+        "get the same response.",
     ),
 ]
 
@@ -107,9 +107,9 @@ def create_prune_job(
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> PruneJobView | JSONResponse:
-    """Queue a job. A request that can never succeed is refused here, not hours later by a worker.
+    """Queue a pruning job. A request that cannot succeed is rejected immediately.
 
-    ``dry_run`` creates nothing and ignores the idempotency key.
+    ``dry_run`` creates no job and ignores the idempotency key.
     """
     submission = services.jobs.submission
     if body.dry_run:
@@ -140,8 +140,8 @@ def list_prune_jobs(
     ] = None,
     status: Annotated[JobStatus | None, Query(description="Only jobs with this status.")] = None,
 ) -> PruneJobList:
-    """The newest first. A key sees the jobs of its tenant, and those that were made without keys;
-    one with the scope `admin` sees all.
+    """List jobs, newest first. A key sees the jobs of its tenant and jobs created without keys; a
+    key with the scope `admin` sees all jobs.
     """
     page = services.jobs.store.list(limit, after, status, seen_tenant())
     views = [job_view(job, request, services.catalog) for job in page.jobs]
@@ -155,27 +155,28 @@ def get_prune_job(job_id: JobId, services: ServicesDep, request: Request) -> Pru
 
 @router.post("/prune-jobs/{job_id}/cancel", status_code=202, responses=_CHANGE)
 def cancel_prune_job(job_id: JobId, services: ServicesDep, request: Request) -> PruneJobView:
-    """A queued job ends at once, a running one after its current evaluation; its process is killed
-    if it does not stop. The removals found so far stay readable.
+    """Cancel a job. A queued job ends immediately, a running job after its current evaluation; its
+    process is killed if it does not stop. Removals found so far can still be read.
     """
     return job_view(services.jobs.store.cancel(job_id), request, services.catalog)
 
 
 @router.post("/prune-jobs/{job_id}/pause", status_code=202, responses=_CHANGE)
 def pause_prune_job(job_id: JobId, services: ServicesDep, request: Request) -> PruneJobView:
-    """A queued job leaves the queue at once, a running one stops after its current evaluation.
+    """Pause a job. A queued job leaves the queue immediately, a running job stops after its
+    current evaluation.
 
     The job keeps the removals found so far. Until its worker stops, its status is ``running`` and
-    ``pause_requested_at`` is set. Pausing a paused job changes nothing.
+    ``pause_requested_at`` is set. Pausing a paused job has no effect.
     """
     return job_view(services.jobs.store.pause(job_id), request, services.catalog)
 
 
 @router.post("/prune-jobs/{job_id}/resume", status_code=202, responses=_CHANGE)
 def resume_prune_job(job_id: JobId, services: ServicesDep, request: Request) -> PruneJobView:
-    """A paused job is queued first within its priority, and continues where it stopped.
+    """Resume a paused job. It is queued first within its priority, and continues where it stopped.
 
-    If its worker has not stopped yet, the request to pause is withdrawn.
+    If its worker has not stopped yet, the pause request is withdrawn.
     """
     job = services.jobs.store.resume(job_id)
     if job.status is JobStatus.QUEUED:
@@ -191,29 +192,31 @@ def resume_prune_job(job_id: JobId, services: ServicesDep, request: Request) -> 
 def retry_prune_job(
     job_id: JobId, services: ServicesDep, request: Request, body: RetryJobBody = _AS_IT_WAS
 ) -> PruneJobView:
-    """A job that has failed or was cancelled is queued again, first within its priority. What its
-    search has found is kept, and no candidate is scored again.
+    """Retry a failed or cancelled job. It is queued first within its priority. The search results
+    are kept, and no candidate is scored again.
 
-    The body may change what follows the search. Without one, the job is tried as it was. A healing
-    that has begun goes on if its settings stay.
+    The body may change the settings of the steps after the search. Without a body, nothing
+    changes. An interrupted healing continues if its settings stay the same.
     """
     return job_view(services.jobs.submission.retry(job_id, body), request, services.catalog)
 
 
 @router.delete("/prune-jobs/{job_id}", status_code=204, responses=_DELETE)
 def delete_prune_job(job_id: JobId, services: ServicesDep) -> None:
-    """Delete a job that has ended, with its events and its published checkpoint.
+    """Delete a finished job, its events and its published checkpoint.
 
-    The names of its variants are gone, and ``<model>@-k`` falls back to the previous removal order.
-    Running generations finish, because their weights are in memory. The request is refused while an
-    alias means the checkpoint or a prefix of it.
+    The names of its variants are removed, and ``<model>@-k`` refers to the previous removal order
+    again. Running generations finish, because their weights are in memory. The request is rejected
+    while an alias refers to the checkpoint or a prefix of it.
     """
     services.jobs.deletion.delete(job_id)
 
 
 @router.get("/prune-jobs/{job_id}/webhook-deliveries", responses=_READ)
 def list_prune_job_webhook_deliveries(job_id: JobId, services: ServicesDep) -> WebhookDeliveryList:
-    """The last 100 delivery attempts, the oldest first. Messages not yet tried are not listed."""
+    """List the last 100 delivery attempts, oldest first. Messages without an attempt are not
+    listed.
+    """
     services.jobs.store.get(job_id)
     attempts = services.jobs.outbox.attempts(job_id)
     return WebhookDeliveryList(data=[delivery_view(attempt) for attempt in attempts])
@@ -232,11 +235,11 @@ def create_heal_job(
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> PruneJobView | JSONResponse:
-    """Queue a job that trains a published pruned model to predict what the dense one predicts.
+    """Queue a job that trains a published pruned model to match the predictions of its dense
+    model.
 
-    It is followed, paused, cancelled and deleted under ``/prune-jobs``, and publishes
-    ``NAME@ID+healed`` with the id of its own. ``dry_run`` creates nothing and ignores the
-    idempotency key.
+    The job is followed, paused, cancelled and deleted under ``/prune-jobs``, and publishes
+    ``NAME@ID+healed`` with its own id. ``dry_run`` creates no job and ignores the idempotency key.
     """
     if body.dry_run:
         view = heal_estimate_view(*services.jobs.submission.estimate_healing(body))

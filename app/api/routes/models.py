@@ -24,20 +24,20 @@ from pruning.spec import InvalidSpec
 
 router = APIRouter(prefix="/models", tags=["models"])
 
-Alias = Annotated[str, Path(description="The alias to set; no model has this name.")]
+Alias = Annotated[str, Path(description="Name of the alias; must not be the name of a model.")]
 AliasOrDense = Annotated[str, Path(description="An alias or a dense model.")]
 MaxRatio = Annotated[
-    float, Query(ge=1, description="Maximum of pruned / dense perplexity, on every text.")
+    float, Query(ge=1, description="Maximum perplexity relative to the dense model, on every text.")
 ]
 MinSpeedup = Annotated[float, Query(ge=1, description="Minimum speed-up per token.")]
 MinProbe = Annotated[
-    float | None, Query(ge=0, le=1, description="Minimum score of the probe; null for none.")
+    float | None, Query(ge=0, le=1, description="Minimum probe score; null for no limit.")
 ]
 
 
 @router.get("")
 def list_models(services: ServicesDep) -> ModelList:
-    """All models that can be served.
+    """List all models that can be served.
 
     Removal orders of running jobs are included unless the job store is unavailable.
     """
@@ -49,7 +49,7 @@ def list_models(services: ServicesDep) -> ModelList:
 
 @router.get("/{name}", responses=responses_for(UnknownModel, InvalidAliasFile, JobStoreUnavailable))
 def get_model(name: ModelOrAlias, services: ServicesDep) -> ModelView:
-    """A model by its name, or the target of an alias."""
+    """Return a model by its name or alias."""
     return model_view(services.catalog.resolve(name), services.generation)
 
 
@@ -64,10 +64,10 @@ def get_advice(
     min_speedup: MinSpeedup = Limits.min_speedup,
     min_probe: MinProbe = Limits.min_probe,
 ) -> AdviceView:
-    """Which depth of a model to take: the fastest one whose intervals show that it keeps limits.
+    """Recommend a depth: the fastest one whose intervals meet the limits.
 
-    Measured speed-ups count before predicted ones. Of a variant, the advice is about its dense
-    model.
+    Measured speed-ups take precedence over predicted ones. For a variant, the recommendation is
+    about its dense model.
     """
     return advice_view(advice_on(name, services.catalog, Limits(max_ratio, min_speedup, min_probe)))
 
@@ -86,12 +86,12 @@ def get_advice(
 async def set_alias(
     name: Alias, body: AliasBody, generator: GeneratorDep, services: ServicesDep
 ) -> ModelView:
-    """Make the name an alias of ``target``, or give an alias another target. Returns the target.
+    """Create an alias for ``target``, or change the target of an alias. Returns the target.
 
-    The target is loaded first. Then the alias switches in one step, for every API process of the
-    data directory: a request runs on the old target or on the new one, and requests in progress
-    finish on theirs. ``<model>@-k`` is stored as the ``<model>@<job>-k`` that it means now, so only
-    this request changes what an alias means. Metrics have the name of the target.
+    The target is loaded first. Then the alias switches atomically for all API processes of the
+    data directory: each request runs on either the old or the new target, and requests in progress
+    finish on theirs. ``<model>@-k`` is stored as the ``<model>@<job>-k`` that it currently refers
+    to, so only this request changes the target of an alias. Metrics use the name of the target.
     """
     await generator.load(body.target)
     entry = await asyncio.to_thread(services.catalog.set_alias, name, body.target)
@@ -104,11 +104,11 @@ async def set_alias(
     responses=responses_for(*RAISES, NotDeletable, InvalidAliasFile),
 )
 async def delete_model(name: AliasOrDense, services: ServicesDep) -> None:
-    """Remove an alias, whose target stays, or delete a dense model and its files.
+    """Remove an alias (its target stays), or delete a dense model and its files.
 
-    A model is not deleted while requests run on it or its variants, while a job that prunes it has
-    not ended, or while an alias means it or a variant. Published checkpoints of it stay, and can
-    still be served at their full depth. They are deleted with their jobs.
+    A model is not deleted while requests use it or its variants, while an unfinished job prunes
+    it, or while an alias refers to it or a variant. Its published checkpoints stay and can still
+    be served at their full depth; they are deleted with their jobs.
     """
     if await asyncio.to_thread(services.catalog.is_alias, name):
         await asyncio.to_thread(services.catalog.remove_alias, name)
@@ -120,15 +120,18 @@ async def delete_model(name: AliasOrDense, services: ServicesDep) -> None:
 async def load_model(
     name: ModelOrAlias, generator: GeneratorDep, services: ServicesDep
 ) -> ModelView:
-    """Load the model and respond when it is in memory. Requests load models on demand, too."""
+    """Load a model, and respond when it is in memory. Generation requests also load models on
+    demand.
+    """
     served = await generator.load(name)
     return model_view(served.entry, services.generation)
 
 
 @router.post("/{name}/unload", status_code=204, responses=responses_for(*RAISES))
 async def unload_model(name: ModelOrAlias, services: ServicesDep) -> None:
-    """Free the memory of a model and all its views, or drop the one view of this name.
+    """Unload a model and all its views, or only the view of this name.
 
-    Refused while requests for any of them run or wait. The next request loads the model again.
+    Rejected while any of them has running or waiting requests. The next request loads the model
+    again.
     """
     await unload(name, services.generation)

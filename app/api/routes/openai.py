@@ -38,10 +38,10 @@ _not_offered = APIRouter()  # these need no place in the queue
 
 _MEANINGS = {
     400: "The request is invalid.",
-    404: "There is no such model.",
+    404: "The model does not exist.",
     413: TOO_LARGE_TITLE,
     429: "Too many requests are waiting.",
-    500: "The service failed.",
+    500: "Internal server error.",
     502: "The external server sent an invalid response.",
     503: "The service, its job store or an external server is unavailable.",
     504: "The external server timed out.",
@@ -59,15 +59,13 @@ _RESPONSES: Responses = {**_errors(*_MEANINGS), 200: {"content": EVENT_STREAM}}
 @_not_offered.api_route("/embeddings", methods=["GET", "POST"], include_in_schema=False)
 def create_embedding() -> None:
     """Refuse a well-known request more clearly than as an unknown path."""
-    raise NotOffered("this service has no embeddings: it generates text, and embeds none")
+    raise NotOffered("embeddings are not supported: this service only generates text")
 
 
 @_not_offered.api_route("/responses", methods=["GET", "POST"], include_in_schema=False)
 def create_response() -> None:
     """The same of OpenAI's newer API."""
-    raise NotOffered(
-        "this service has no responses API: send the messages to POST /v1/chat/completions"
-    )
+    raise NotOffered("the Responses API is not supported: use POST /v1/chat/completions")
 
 
 router.include_router(_not_offered)
@@ -75,7 +73,7 @@ router.include_router(_not_offered)
 
 @router.get("/models", responses=_errors(503))
 def list_openai_models(services: ServicesDep) -> ModelCardList:
-    """All variants that can be served, and all aliases."""
+    """List all variants that can be served, and all aliases."""
     catalog, vllm = services.catalog, services.generation.vllm
     cards = [_card(entry, catalog) for entry in catalog.entries() if not error_of(entry, vllm)]
     for alias in catalog.aliases():
@@ -96,7 +94,7 @@ def retrieve_openai_model(model: ModelOrAlias, services: ServicesDep) -> ModelCa
 async def create_completion(
     body: CompletionBody, generator: GeneratorDep, request: Request
 ) -> CompletionView | Response:
-    """Continue one or many prompts, generated together as one batch."""
+    """Complete one or more prompts, generated together as one batch."""
     params, prompts = _completion_params(body), _prompts(body)
     served = await generator.load(body.model)
     generation_request = GenerationRequest(
@@ -114,7 +112,7 @@ async def create_completion(
 async def create_chat_completion(
     body: ChatBody, generator: GeneratorDep, request: Request
 ) -> ChatView | Response:
-    """Generate the next message, with the model's own chat template."""
+    """Generate the next message of a conversation, with the model's own chat template."""
     limit, tools = _chat_limit(body), tool_use(body)
     if tools is not None:
         body = body.model_copy(update={"response_format": tools.response_format})
@@ -149,14 +147,16 @@ def _chat_limit(body: ChatBody) -> int | None:
     """Raises ``InvalidSampling`` for two limits that differ."""
     new, old = body.max_completion_tokens, body.max_tokens
     if new and old and new != old:
-        raise InvalidSampling("max_tokens", old, "the same as max_completion_tokens, or only one")
+        raise InvalidSampling(
+            "max_tokens", old, "equal to max_completion_tokens, or only one of the two fields"
+        )
     return new or old
 
 
 def _completion_params(body: CompletionBody) -> SamplingParams:
     """With an echo, log-probabilities are those of the prompt too. Raises ``InvalidSampling``."""
     if body.best_of not in (None, body.n or 1):
-        expected = "the same as n, as this service returns all outputs"
+        expected = "equal to n, because this service returns all outputs"
         raise InvalidSampling("best_of", body.best_of, expected)
     is_scored = body.echo and (body.logprobs is not None or body.max_tokens == 0)
     return _params(

@@ -17,27 +17,29 @@ ResultId = Annotated[str, Path(description="Id of the result, from the list of r
 
 
 class ResultView(BaseModel):
-    """A finished measurement, without its numbers."""
+    """A finished measurement, without its details."""
 
-    id: str = Field(description="Of the result; later ones are larger.")
-    object: Literal["result"] = Field(default="result", description="The kind of this object.")
-    kind: ResultKind = Field(description="bench and stability: the command; eval: POST /evals.")
+    id: str = Field(description="Id of the result; later results have larger ids.")
+    object: Literal["result"] = Field(default="result", description="Type of this object.")
+    kind: ResultKind = Field(
+        description="Kind of measurement: bench and stability are commands; eval is POST /evals."
+    )
     model: str = Field(description="The dense model.")
-    headline: str = Field(description="The most important finding, in words.")
-    created_at: float = Field(description="When it was written, in seconds since the epoch.")
+    headline: str = Field(description="The main finding, in words.")
+    created_at: float = Field(description="Creation time, in seconds since the epoch.")
 
 
 class ResultReportView(ResultView):
     """A finished measurement with all its numbers."""
 
     report: dict[str, Any] = Field(
-        description="What the command writes as `bench.json` or `stability.json`; for eval, the "
-        "perplexities by text."
+        description="The content of `bench.json` or `stability.json`, as the command writes it; "
+        "for eval, the perplexities by text."
     )
 
 
 class ResultList(BaseModel):
-    object: Literal["list"] = Field(default="list", description="The kind of this object.")
+    object: Literal["list"] = Field(default="list", description="Type of this object.")
     data: list[ResultView] = Field(description="The results, newest first.")
     has_more: bool = Field(description="Whether older results follow.")
 
@@ -50,7 +52,7 @@ def list_results(
         str | None, Query(max_length=64, description="Id of the last result of the previous page.")
     ] = None,
 ) -> ResultList:
-    """The newest first. Results about checkpoints of another tenant are left out."""
+    """List results, newest first. Results about checkpoints of other tenants are not listed."""
     page = services.results.page(limit, after, seen_tenant())
     views = [view_of(ResultView, each) for each in page.results]
     return ResultList(data=views, has_more=page.has_more)
@@ -58,5 +60,5 @@ def list_results(
 
 @router.get("/{result_id}", responses=responses_for(ResultNotFound))
 def get_result(result_id: ResultId, services: ServicesDep) -> ResultReportView:
-    """One result with its whole report."""
+    """Return one result with its full report."""
     return view_of(ResultReportView, services.results.get(result_id, seen_tenant()))

@@ -16,22 +16,24 @@ router = APIRouter(prefix="/session", tags=["session"])
 
 
 class SignInBody(Body):
-    key: str = Field(min_length=1, max_length=512, description="An API key.")
+    key: str = Field(min_length=1, max_length=512, description="API key.")
 
 
 class SessionView(BaseModel):
-    """The session that the cookie of the request belongs to."""
+    """The session of the request's cookie."""
 
-    object: Literal["session"] = Field(default="session", description="The kind of this object.")
-    requires_key: bool = Field(description="Whether this service requires keys.")
-    name: str | None = Field(description="Name of the key of the session; null without a session.")
-    scopes: list[Scope] = Field(description="What the session permits; empty without one.")
-    ends_at: float | None = Field(description="Without a further request.")
+    object: Literal["session"] = Field(default="session", description="Type of this object.")
+    requires_key: bool = Field(description="Whether this service requires API keys.")
+    name: str | None = Field(description="Name of the session's key; null without a session.")
+    scopes: list[Scope] = Field(description="Scopes of the session; empty without a session.")
+    ends_at: float | None = Field(
+        description="Expiry time if no further requests are sent, in seconds since the epoch."
+    )
 
 
 @router.get("", responses=responses_for(SessionsNotKept))
 def get_session(request: Request, response: Response, services: ServicesDep) -> SessionView:
-    """Read the session. Extends one that has used up a part of its time."""
+    """Return the current session. Extends a session that has used up part of its lifetime."""
     session = services.authorizer.session(request.scope["headers"])
     if session is not None and (renewed := services.sessions.renewed(session)) is not None:
         session = renewed
@@ -43,9 +45,9 @@ def get_session(request: Request, response: Response, services: ServicesDep) -> 
 def sign_in(
     body: SignInBody, request: Request, response: Response, services: ServicesDep
 ) -> SessionView:
-    """Exchange a key for a cookie that scripts cannot read and other sites do not send.
+    """Exchange an API key for a session cookie that is HttpOnly and SameSite.
 
-    Changes with it are accepted from pages of this service only.
+    State-changing requests with the cookie are accepted only from this service's own pages.
     """
     check_same_origin(request.scope["headers"])
     session = services.sessions.begin(services.authorizer.find(body.key))

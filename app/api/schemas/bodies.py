@@ -11,7 +11,7 @@ _View = TypeVar("_View", bound=BaseModel)
 
 
 class Body(BaseModel):
-    """A request body. Unknown fields are errors."""
+    """A request body. Unknown fields are rejected."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -37,7 +37,7 @@ def optional(description: str, schema: Mapping[str, Any] | None = None) -> Any: 
 
 def kind(name: str) -> Any:  # noqa: ANN401 - a literal
     """The field ``object`` of a body of this kind."""
-    return Field(default=name, description="The kind of this object.")
+    return Field(default=name, description="Type of this object.")
 
 
 def with_field(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,11 +13,14 @@ _ONE, _MIX = "<one>", "<mix>"  # the two forms of a calibration
 
 
 class CalibrationBody(Body):
-    """Calibration text. The packaged texts, and ``self``, need no network."""
+    """Calibration text. The packaged texts and ``self`` need no network."""
 
-    dataset: Dataset | None = optional("By default packaged prose and code in equal parts.")
+    dataset: Dataset | None = optional(
+        "Data set; by default, equal parts of packaged prose and code."
+    )
     sampling: Sampling = documented(
-        CalibrationSpec.sampling, "windows: as in the paper; rows: as in its reference code."
+        CalibrationSpec.sampling,
+        "How to sample the text: windows, as in the paper; rows, as in its reference code.",
     )
     num_samples: int = documented(
         CalibrationSpec.num_samples,
@@ -25,24 +28,26 @@ class CalibrationBody(Body):
         {"minimum": 1, "maximum": 100_000},
     )
     seqlen: int = documented(
-        CalibrationSpec.seqlen, "Tokens of a window.", {"minimum": 2, "maximum": 1_000_000}
+        CalibrationSpec.seqlen, "Tokens per window.", {"minimum": 2, "maximum": 1_000_000}
     )
     seed: int = documented(
-        CalibrationSpec.seed, "Of the sample.", {"minimum": 0, "maximum": 2**32 - 1}
+        CalibrationSpec.seed, "Seed of the sample.", {"minimum": 0, "maximum": 2**32 - 1}
     )
     path: str | None = Field(
-        default=CalibrationSpec.path, max_length=4096, description="Within the texts folder."
+        default=CalibrationSpec.path,
+        max_length=4096,
+        description="File in the texts folder of the service.",
     )
 
 
 class SourceBody(CalibrationBody):
-    """One text of a mix. All sources have the same ``num_samples`` and ``seqlen``: the mix's.
-    Each source contributes samples in proportion to its weight.
+    """One text of a mix. All texts use the mix's ``num_samples`` and ``seqlen``, and contribute
+    samples in proportion to their weights.
     """
 
     dataset: Dataset = Field(description="The text.")
     weight: float = documented(
-        1.0, "Share of the samples, relative to the other sources.", {"exclusiveMinimum": 0}
+        1.0, "Relative weight of the text in the mix.", {"exclusiveMinimum": 0}
     )
 
 
@@ -64,32 +69,33 @@ def without_tags(loc: Sequence[int | str]) -> list[int | str]:
 
 
 class EvaluationBody(Body):
-    """The held-out windows of each domain: a number, or as many as the ratios need."""
+    """Held-out windows per domain: a fixed number, or as many as the ratios need."""
 
     # These ranges only document the API: the spec checks them.
     num_samples: int | None = documented(
         Evaluation.num_samples,
-        "Windows of each domain. Without it, windows are added until the margin is "
-        "reached, at most 512.",
+        "Windows per domain. If unset, windows are added until the margin is reached, up to 512.",
         {"minimum": 1},
     )
     seqlen: int | None = documented(
-        Evaluation.seqlen, "Tokens per window; null: as in the calibration.", {"minimum": 2}
+        Evaluation.seqlen, "Tokens per window; null uses the calibration's seqlen.", {"minimum": 2}
     )
     margin: float = documented(
         Evaluation.margin,
-        "Windows are added until the 95 % interval of each ratio to the dense "
-        "perplexity reaches at most this far from it, on each domain and depth; 0.03 is ±3 %.",
+        "Target precision: windows are added until the 95 % interval of every ratio to "
+        "the dense perplexity is within this fraction of the ratio, for each domain "
+        "and depth; 0.03 means ±3 %.",
         {"exclusiveMinimum": 0, "exclusiveMaximum": 1},
     )
     max_seconds: float = documented(
         Evaluation.max_seconds,
-        "Add no windows that would take longer than this in all.",
+        "Maximum time in seconds for measuring held-out text; no further windows are "
+        "added after it.",
         {"minimum": 0},
     )
 
 
 EVALUATION = (
-    "How much held-out text is measured; a limit of the gate that is not decided asks for more. "
-    "null: as many windows as the calibration has."
+    "How much held-out text to measure. Limits of the gate that are still "
+    "undecided trigger more text. null: as many windows as the calibration has."
 )

@@ -9,36 +9,38 @@ from pruning.jobs.job import FINAL_EVENTS, WebhookEvent
 
 
 class PruneJobEventView(BaseModel):
-    id: str = Field(description="Of the event; later ones are larger.")
+    id: str = Field(description="Id of the event; later events have larger ids.")
     object: Literal["prune_job.event"] = kind("prune_job.event")
-    created_at: float = Field(description="Seconds since the epoch.")
-    level: str = Field(description="info, warn or error.")
-    message: str = Field(description="What happened, in a sentence.")
+    created_at: float = Field(description="Time of the event, in seconds since the epoch.")
+    level: str = Field(description="Level: info, warn or error.")
+    message: str = Field(description="Description of the event.")
     type: str = Field(description="Kind of the event.")
-    data: dict[str, Any] = Field(description="The facts of the event, by its type.")
+    data: dict[str, Any] = Field(description="Data of the event, depending on its type.")
 
 
 class PruneJobEventList(BaseModel):
     object: Literal["list"] = kind("list")
     data: list[PruneJobEventView] = Field(description="The events, oldest first.")
-    has_more: bool = Field(description="Whether newer events follow.")
+    has_more: bool = Field(description="Whether there are newer events.")
 
 
 class WebhookBody(Body):
-    """Where to send signed messages about the status of the job; by default, final ones."""
+    """Where to send signed messages about the status of the job; by default, final ones only."""
 
-    url: str = Field(description="http or https, without credentials, up to 2048 characters.")
+    url: str = Field(
+        description="URL with http or https, without credentials, up to 2048 characters."
+    )
     events: list[WebhookEvent] = Field(
         default=list(FINAL_EVENTS),
         min_length=1,
         max_length=len(WebhookEvent),
-        description="The events to send.",
+        description="Events to send.",
     )
 
 
 class WebhookView(BaseModel):
-    url: str = Field(description="Where messages are sent.")
-    events: list[WebhookEvent] = Field(description="The events that are sent.")
+    url: str = Field(description="URL that messages are sent to.")
+    events: list[WebhookEvent] = Field(description="Events that are sent.")
 
 
 class WebhookDeliveryView(BaseModel):
@@ -46,26 +48,34 @@ class WebhookDeliveryView(BaseModel):
 
     id: str = Field(description="Id of the message, sent as webhook-id.")
     object: Literal["webhook_delivery"] = kind("webhook_delivery")
-    type: WebhookEvent = Field(description="The event that the message is about.")
-    attempt: int = Field(description="1 for the first.")
-    at: float = Field(description="When it was sent, in seconds since the epoch.")
-    duration_s: float = Field(description="Time until the response or the failure.")
-    response_status: int | None = Field(description="Null if there was no response.")
-    error: str | None = Field(description="Null if the message was delivered.")
-    next_attempt_at: float | None = Field(description="Null if it was delivered or given up.")
+    type: WebhookEvent = Field(description="Event that the message is about.")
+    attempt: int = Field(description="Number of the attempt, from 1.")
+    at: float = Field(description="Time of the attempt, in seconds since the epoch.")
+    duration_s: float = Field(description="Seconds until the response or the failure.")
+    response_status: int | None = Field(
+        description="HTTP status of the response; null without a response."
+    )
+    error: str | None = Field(
+        description="Error of the attempt; null if the message was delivered."
+    )
+    next_attempt_at: float | None = Field(
+        description="Time of the next attempt; null after a delivery or the last attempt."
+    )
 
 
 class WebhookDeliveryList(BaseModel):
     object: Literal["list"] = kind("list")
-    data: list[WebhookDeliveryView] = Field(description="The attempts, oldest first.")
+    data: list[WebhookDeliveryView] = Field(description="Attempts, oldest first.")
 
 
 class SinkView(BaseModel):
-    """Where the result of a job is sent as well, and how far that is."""
+    """Another destination of a job's result, and the state of its upload."""
 
-    sink: str = Field(description="store, the object store for checkpoints, or mlflow.")
-    is_sent: bool = Field(description="False while it waits, or is tried again.")
-    num_attempts: int = Field(description="Attempts that have failed.")
-    at: float = Field(description="When that last changed, in seconds since the epoch.")
-    url: str | None = Field(description="Where it is; null until it is sent.")
-    error: str | None = Field(description="Why the last attempt failed; null if it did not.")
+    sink: str = Field(description="store: the object store for checkpoints; or mlflow.")
+    is_sent: bool = Field(
+        description="Whether the result was sent; false while waiting or retrying."
+    )
+    num_attempts: int = Field(description="Number of failed attempts.")
+    at: float = Field(description="Time of the last change, in seconds since the epoch.")
+    url: str | None = Field(description="URL of the result; null until it is sent.")
+    error: str | None = Field(description="Error of the last attempt; null if it succeeded.")

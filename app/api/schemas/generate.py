@@ -17,13 +17,13 @@ StopStrings = StopString | Annotated[list[StopString], Field(max_length=16)]
 
 
 class PromptsBody(Body, SamplingFields):
-    """One or many prompts, and how to continue them. Temperature 0 is greedy."""
+    """One or more prompts and the sampling parameters. Temperature 0 means greedy decoding."""
 
     prompt: Prompt | Annotated[list[Prompt], Field(min_length=1, max_length=MAX_PROMPTS)] = Field(
         description="A prompt, or a list of prompts."
     )
     stop: StopStrings = Field(
-        default_factory=list, description="An output ends before any of these strings."
+        default_factory=list, description="Stop strings; the output ends before any of them."
     )
 
     @property
@@ -36,8 +36,9 @@ class PromptsBody(Body, SamplingFields):
 
 
 CACHE_SALT = (
-    "Only requests with the same text here share what was read of their prompts, as in vLLM. "
-    "Refused for a model of another server that is not declared to take it."
+    "Requests share cached prompt prefixes only with requests that have the same "
+    "salt, as in vLLM. Rejected for models on external servers that are not "
+    "declared to support it."
 )
 
 
@@ -45,18 +46,18 @@ class GenerateBody(PromptsBody):
     """The prompts are generated together as one batch."""
 
     model: ModelName = Field(description="A model, a variant or an alias.")
-    return_token_ids: StrictBool = documented(False, "Whether outputs have their token ids.")
+    return_token_ids: StrictBool = documented(False, "Return the token ids of outputs.")
     logprobs: int | None = Field(
         default=None,
         ge=0,
         le=MAX_TOP_LOGPROBS,
-        description="Number of alternatives to report with each token's log-probability.",
+        description="Number of alternative tokens to return with each token's log probability.",
     )
     timeout_s: float | None = Field(
         default=None,
         gt=0,
         le=86_400,
-        description="Outputs that take longer end with finish_reason timeout.",
+        description="Time limit in seconds; longer outputs end with finish_reason timeout.",
     )
     cache_salt: str = Field(default="", max_length=256, description=CACHE_SALT)
     stream: StrictBool = documented(False, "Respond with server-sent events.")
@@ -65,125 +66,144 @@ class GenerateBody(PromptsBody):
 class TimingsView(BaseModel):
     """Durations in seconds. ``tpot_s`` is the mean time per token after the first."""
 
-    queue_s: float = Field(description="From the arrival of the request to its first step.")
+    queue_s: float = Field(description="Time from the request's arrival to its first step.")
     ttft_s: float | None = Field(
-        description="Time to first token, from the arrival; null without a token."
+        description="Time to first token, from the request's arrival; null without a token."
     )
     tpot_s: float | None = Field(
         description="Mean time per output token after the first; null for a single token."
     )
-    e2e_s: float = Field(description="From the arrival to the end of the output.")
+    e2e_s: float = Field(description="Time from the request's arrival to the end of the output.")
 
 
 class LogprobView(BaseModel):
-    token_id: int | None = Field(description="Null for a model of another server.")
-    token: str = Field(description="The text of the token.")
-    logprob: float = Field(description="Natural logarithm of its probability.")
+    token_id: int | None = Field(description="Token id; null for models on external servers.")
+    token: str = Field(description="Text of the token.")
+    logprob: float = Field(description="Natural logarithm of the token's probability.")
 
 
 class TokenView(LogprobView):
     """A generated token. Log-probabilities are those before any sampling parameter applies."""
 
-    top: list[LogprobView] = Field(description="The likeliest tokens at this position.")
+    top: list[LogprobView] = Field(description="Most likely tokens at this position.")
 
 
 class OutputView(BaseModel):
     index: int = Field(description="Index of the prompt, from 0.")
-    text: str = Field(description="The generated text, without the prompt.")
-    finish_reason: str = Field(description="Why it ended: stop, length, timeout, abort or error.")
-    prompt_tokens: int = Field(description="Number of tokens of the prompt.")
+    text: str = Field(description="Generated text, without the prompt.")
+    finish_reason: str = Field(description="Finish reason: stop, length, timeout, abort or error.")
+    prompt_tokens: int = Field(description="Number of prompt tokens.")
     completion_tokens: int = Field(description="Number of generated tokens.")
     timings: TimingsView = Field(description="Durations of this output.")
-    token_ids: list[int] | None = optional("Generated tokens; null unless asked for.")
-    logprobs: list[TokenView] | None = optional("Of each generated token; null unless asked for.")
+    token_ids: list[int] | None = optional("Generated token ids; null unless requested.")
+    logprobs: list[TokenView] | None = optional(
+        "Log probability of each generated token; null unless requested."
+    )
 
 
 class OutputDeltaView(BaseModel):
-    """The delta of one output: final text, and its tokens."""
+    """The delta of one output: its next text and tokens."""
 
     index: int = Field(description="Index of the prompt, from 0.")
-    text: str = Field(description="The next part of the text.")
-    token_ids: list[int] | None = optional("Of this part; null unless asked for.")
-    logprobs: list[TokenView] | None = optional("Of this part; null unless asked for.")
+    text: str = Field(description="Next part of the text.")
+    token_ids: list[int] | None = optional("Token ids of this part; null unless requested.")
+    logprobs: list[TokenView] | None = optional(
+        "Log probabilities of this part; null unless requested."
+    )
 
 
 class GenerateView(BaseModel):
-    id: str = Field(description="Of this response.")
+    id: str = Field(description="Id of the response.")
     object: Literal["generation"] = kind("generation")
-    model: str = Field(description="The model that has generated, also if an alias was given.")
-    variant: Literal["dense", "pruned"] = Field(description="Whether blocks were removed from it.")
-    created_at: float = Field(description="Seconds since the epoch.")
-    outputs: list[OutputView] = Field(description="One for each prompt, in its order.")
+    model: str = Field(description="Model that generated the outputs, with aliases resolved.")
+    variant: Literal["dense", "pruned"] = Field(description="Whether the model is pruned.")
+    created_at: float = Field(description="Creation time, in seconds since the epoch.")
+    outputs: list[OutputView] = Field(
+        description="Outputs, one per prompt, in the order of the request."
+    )
 
 
 class RepairView(BaseModel):
-    """How the blocks of a pruned variant are corrected for those that are missing."""
+    """How the remaining blocks of a pruned variant are repaired."""
 
     method: Method = Field(
         description="ridge: refitted matrices; scale: a factor of the hidden states, in "
         "checkpoints of earlier releases."
     )
-    bytes: int = Field(description="Of the weights that the variant does not share.")
+    bytes: int = Field(description="Bytes of the weights that the variant does not share.")
     shared_bytes: int = Field(
-        description="Of the blocks that all healed depths of its checkpoint share, once for all of "
-        "them; 0 where they share those of the dense model."
+        description="Bytes of weights that all healed depths of its checkpoint share, counted "
+        "once; 0 if they share those of the dense model."
     )
-    raw: str = Field(description="Name of the same blocks without repair.")
-    is_healed: bool = Field(description="Whether it was trained behind the repair.")
+    raw: str = Field(description="Name of the variant with the same blocks without repair.")
+    is_healed: bool = Field(
+        description="Whether the variant was healed (trained) after the repair."
+    )
 
 
 class Int8View(BaseModel):
-    """The form of a model with int8 weights in its blocks and its head."""
+    """The variant of a model with int8 weights in its blocks and its head."""
 
-    id: str = Field(description="Its name, which loads it.")
-    weight_bytes: int = Field(description="Its weights, if no other form of the model is loaded.")
+    id: str = Field(description="Name of the variant; a request for it loads it.")
+    weight_bytes: int = Field(
+        description="Bytes of its weights, if no other variant of the model is loaded."
+    )
 
 
 class DomainView(BaseModel):
     """Quality on the held-out text of one domain."""
 
     domain: str = Field(description="Name of the domain.")
-    text: str = Field(description="The text, with the number and the length of its windows.")
+    text: str = Field(
+        description="Description of the text, with the number and length of its windows."
+    )
     digest: str = Field(
-        description="sha256 of the token ids. Perplexities of equal digests can be compared."
+        description="SHA-256 of the token ids; perplexities with equal digests can be compared."
     )
-    perplexity: float = Field(description="Of the variant as it is served.")
-    raw_perplexity: float = Field(description="Without repair; the same for an unrepaired model.")
-    dense_perplexity: float = Field(description="Of the dense model on the same windows.")
+    perplexity: float = Field(description="Perplexity of the variant as served.")
+    raw_perplexity: float = Field(
+        description="Perplexity without repair; equal to perplexity for an unrepaired model."
+    )
+    dense_perplexity: float = Field(
+        description="Perplexity of the dense model on the same windows."
+    )
     dense_perplexity_low: float | None = Field(
-        description="Lower end of its 95 % interval on text like this. Null, as all ends of "
-        "intervals, if there are fewer than five documents or windows."
+        description="Lower bound of the 95 % interval for text of this kind. All bounds are "
+        "null with fewer than five documents or windows."
     )
-    dense_perplexity_high: float | None = Field(description="Upper end of that interval.")
+    dense_perplexity_high: float | None = Field(description="Upper bound of the same interval.")
     ratio: float = Field(description="perplexity / dense_perplexity.")
     ratio_low: float | None = Field(
-        description="Lower end of the 95 % interval of ratio, from differences to the dense model "
-        "window by window."
+        description="Lower bound of the 95 % interval of ratio, from per-window differences to the "
+        "dense model."
     )
-    ratio_high: float | None = Field(description="Upper end of that interval.")
+    ratio_high: float | None = Field(description="Upper bound of the same interval.")
     raw_ratio: float = Field(description="raw_perplexity / dense_perplexity.")
-    raw_ratio_low: float | None = Field(description="Lower end of the same interval of raw_ratio.")
-    raw_ratio_high: float | None = Field(description="Upper end of that interval.")
+    raw_ratio_low: float | None = Field(
+        description="Lower bound of the 95 % interval of raw_ratio."
+    )
+    raw_ratio_high: float | None = Field(description="Upper bound of the same interval.")
     repaired_perplexity: float | None = Field(
-        description="With repair and without healing. Null without a repair."
+        description="Perplexity with repair but without healing; null without a repair."
     )
     repaired_ratio: float | None = Field(description="repaired_perplexity / dense_perplexity.")
     repaired_ratio_low: float | None = Field(
-        description="Lower end of the same interval of repaired_ratio."
+        description="Lower bound of the 95 % interval of repaired_ratio."
     )
-    repaired_ratio_high: float | None = Field(description="Upper end of that interval.")
+    repaired_ratio_high: float | None = Field(description="Upper bound of the same interval.")
     control_perplexity: float | None = Field(
-        description="Of the dense model after the training that healed this one: as far as it is "
-        "below dense_perplexity, the gain is due to the text. Null without a healing or control."
+        description="Perplexity of the dense model after the same training as the healed model. If "
+        "it is below dense_perplexity, that part of the gain is due to the text. Null "
+        "without healing or control."
     )
     control_ratio: float | None = Field(description="control_perplexity / dense_perplexity.")
     control_ratio_low: float | None = Field(
-        description="Lower end of the same interval of control_ratio."
+        description="Lower bound of the 95 % interval of control_ratio."
     )
-    control_ratio_high: float | None = Field(description="Upper end of that interval.")
+    control_ratio_high: float | None = Field(description="Upper bound of the same interval.")
     recovered: float | None = Field(
-        description="Share of the lost nats per token that repair and healing give back. Null "
-        "without either, or if nothing was lost."
+        description="Fraction of the added loss that repair and healing recover; null without "
+        "either, or if the loss did not increase."
     )
 
 
@@ -192,135 +212,146 @@ class AliasBody(Body):
 
 
 class MeasuredSpeedupView(BaseModel):
-    """Mean time per token, dense over pruned, as it was measured on this machine."""
+    """Speed-up of the mean time per token over the dense model, measured on this machine."""
 
-    ratio: float = Field(description="Above 1, the pruned model is faster.")
-    low: float | None = Field(description="Lower end of its 95 % interval; null with one repeat.")
-    high: float | None = Field(description="Upper end of that interval.")
-    scenario: str = Field(
-        description="What measured it: a scenario of sleb bench, or comparison for POST /compare."
+    ratio: float = Field(description="Speed-up; above 1, the pruned model is faster.")
+    low: float | None = Field(
+        description="Lower bound of the 95 % interval; null with a single repeat."
     )
-    measured_at: float = Field(description="Seconds since the epoch.")
+    high: float | None = Field(description="Upper bound of the same interval.")
+    scenario: str = Field(
+        description="Source of the measurement: a scenario of sleb bench, or comparison for POST "
+        "/compare."
+    )
+    measured_at: float = Field(description="Time of the measurement, in seconds since the epoch.")
 
 
 class ServerView(BaseModel):
-    """A vLLM that this service runs for one model."""
+    """A vLLM server that this service runs for one model."""
 
     state: Literal["starting", "ready", "restarting", "failed", "stopped"] = Field(
-        description="failed: it is started again for a request after a minute, or once the model "
-        "was unloaded."
+        description="State of the server. failed: it is restarted by a request after a minute, or "
+        "after the model is unloaded."
     )
-    detail: str | None = Field(description="Why it is not ready; null if there is no reason.")
-    num_restarts: int = Field(description="How often it was started again after it had ended.")
-    version: str | None = Field(description="Version of vLLM; null while it does not run.")
+    detail: str | None = Field(description="Why the server is not ready; null otherwise.")
+    num_restarts: int = Field(description="Number of restarts after the server exited.")
+    version: str | None = Field(description="Version of vLLM; null while it is not running.")
 
 
 class ModelView(BaseModel):
-    id: str = Field(description="The name to generate with.")
+    id: str = Field(description="Model name for generation requests.")
     aliases: list[str] = Field(description="Other names of the model, set with PUT.")
     object: Literal["model"] = kind("model")
-    variant: Literal["dense", "pruned"] = Field(description="Whether blocks were removed from it.")
+    variant: Literal["dense", "pruned"] = Field(description="Whether the model is pruned.")
     backend: Literal["engine", "vllm", "openai"] = Field(
-        description="engine: this service; vllm: a vLLM that this service runs; openai: another "
-        "server with OpenAI's API."
+        description="engine: this service; vllm: a vLLM server that this service runs; openai: an "
+        "external server with the OpenAI API."
     )
     server: ServerView | None = Field(
-        description="The vLLM of the model; null for other backends, and while none is started."
+        description="The vLLM server of the model; null for other backends, and if none was "
+        "started."
     )
-    parent: str | None = Field(
-        description="The dense model that it was made of; null for a dense model."
-    )
+    parent: str | None = Field(description="Dense model of a variant; null for a dense model.")
     num_blocks: int = Field(description="Number of remaining blocks.")
     removed_blocks: list[int] = Field(
-        description="Indices of the removed blocks, in the order of their removal."
+        description="Indices of the removed blocks, in order of removal."
     )
     losses: list[float] = Field(
-        description="On the calibration text, in nats per token, for 0, 1, 2 ... removed blocks."
+        description="Loss on the calibration text, in nats per token, after 0, 1, 2, ... removals."
     )
     predicted_speedup: float | None = Field(
-        description="Time of a decode step of one sequence, dense over pruned, by the times of the "
-        "blocks on the machine of the job. Null for a dense model and while the job runs."
+        description="Predicted speed-up of a decode step at batch size 1, from block times "
+        "measured on the job's machine. Null for a dense model and while the job runs."
     )
     measured_speedup: MeasuredSpeedupView | None = Field(
-        description="Of any variant with as many blocks; null if none was measured."
+        description="Measured speed-up of any variant with the same number of blocks; null if none "
+        "was measured."
     )
     perplexity: float | None = Field(
-        description="On the text of evaluated_on; null if the job measured none."
+        description="Perplexity on the text of evaluated_on; null if not measured."
     )
     dense_perplexity: float | None = Field(
-        description="Of the dense model on the same text; null as perplexity."
+        description="Perplexity of the dense model on the same text; null if not measured."
     )
     probe_score: float | None = Field(
-        description="0 to 1. Known for the dense model and for a job's full depth, if its gate "
-        "uses the probe."
+        description="Probe score from 0 to 1; available for the dense model and for a job's full "
+        "depth if its gate uses the probe."
     )
-    dense_probe_score: float | None = Field(description="The same of the dense model.")
+    dense_probe_score: float | None = Field(description="Probe score of the dense model.")
     zero_shot: float | None = Field(
-        description="Mean accuracy, 0 to 1, on the paper's five tasks. Known for the same two, if "
-        "the job measured it."
+        description="Mean accuracy from 0 to 1 on the paper's five zero-shot tasks; available for "
+        "the dense model and for a job's full depth if the job measured it."
     )
-    dense_zero_shot: float | None = Field(description="The same of the dense model.")
+    dense_zero_shot: float | None = Field(description="Mean accuracy of the dense model.")
     quantized_weights: Literal["int8", "int4"] | None = Field(
-        description="Precision of quantized_perplexity. The weights of the model are not quantized."
+        description="Precision of quantized_perplexity. The weights of the model itself are not "
+        "quantized."
     )
     quantized_perplexity: float | None = Field(
-        description="With quantized weights, on the text of evaluated_on; null if not measured."
+        description="Perplexity with quantized weights on the text of evaluated_on; null if not "
+        "measured."
     )
     warnings: list[str] = Field(description="Warnings of the job's quality gate, at full depth.")
-    evaluated_on: str | None = Field(description="The text of perplexity, with its windows.")
+    evaluated_on: str | None = Field(
+        description="Evaluation text of perplexity, with the number and length of its windows."
+    )
     domains: list[DomainView] = Field(
-        description="Quality by domain of text; empty if the job measured none."
+        description="Quality by text domain; empty if the job measured none."
     )
     num_parameters: int | None = Field(
-        description="Number of parameters; null if no job has counted them."
+        description="Number of parameters; null if not counted by a job."
     )
     checkpoint: str | None = Field(
-        description="The checkpoint whose removal order it belongs to; null without one."
+        description="Checkpoint with the model's removal order; null without one."
     )
-    is_published: bool = Field(description="False until the job publishes a checkpoint.")
-    repair: RepairView | None = Field(description="Null for a variant that is not repaired.")
+    is_published: bool = Field(
+        description="Whether the checkpoint is published; false while the job runs."
+    )
+    repair: RepairView | None = Field(
+        description="Repair of the variant; null if it is not repaired."
+    )
     int8: Int8View | None = Field(
-        description="Null for an int8 model, a model of another server, and a family that has none."
+        description="The int8 variant; null for int8 models, models on external servers, and "
+        "families without int8 support."
     )
     dtype: str | None = Field(
-        description="Type of the weights, of an int8 model of those that stay; null if it is not "
-        "known here."
+        description="dtype of the weights; for an int8 model, of those that are not quantized. "
+        "Null if unknown."
     )
-    max_positions: int | None = Field(
-        description="Longest context in tokens; null if it is not known here."
-    )
-    is_loaded: bool = Field(description="Whether requests run without loading weights first.")
+    max_positions: int | None = Field(description="Context length in tokens; null if unknown.")
+    is_loaded: bool = Field(description="Whether the weights are loaded.")
     weight_bytes: int = Field(
-        description="Weights in memory. A view shares those of its parent, and has 0 or the bytes "
-        "of its repair."
+        description="Bytes of weights in memory. A view shares the weights of its parent, so it "
+        "has 0 or the bytes of its repair."
     )
     kv_cache_bytes: int = Field(
-        description="KV cache of running requests, shared by names of the same blocks."
+        description="Bytes of the KV cache used by running requests, shared by all names of the "
+        "same blocks."
     )
     error: str | None = Field(description="Why the model cannot be served; null if it can.")
 
 
 class ModelList(BaseModel):
     object: Literal["list"] = kind("list")
-    data: list[ModelView] = Field(description="The models.")
+    data: list[ModelView] = Field(description="Models that can be served.")
 
 
 class HealthView(BaseModel):
-    status: str = Field(description="What was found, in a word or two.")
-    detail: str | None = optional("Why; null if nothing is wrong.")
+    status: str = Field(description="Result of the check, in a word or two.")
+    detail: str | None = optional("Reason for the result; null if nothing is wrong.")
 
 
 class ReadyView(HealthView):
     kernels: Literal["compiling", "timing", "ready", "failed"] = Field(
-        description="What is done for the kernels of loaded models, while requests run. Where "
-        "compiling has failed, it is tried again, and steps run torch's operations."
+        description="State of kernel compilation for loaded models, while requests run. If "
+        "compilation failed, it is retried, and steps use torch's operations."
     )
     num_workers: int | None = Field(
         description="Workers of pruning jobs that are alive, counted once a second; null if the "
         "job store does not answer. Text is generated without any."
     )
     vllm: dict[str, ServerView] = Field(
-        default_factory=dict, description="The vLLM servers of this service, by model."
+        default_factory=dict, description="vLLM servers of this service, by model."
     )
 
 

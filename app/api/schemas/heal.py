@@ -17,90 +17,95 @@ def _count(name: str, description: str) -> Any:  # noqa: ANN401 - an integer
 
 
 class HealBody(Body):
-    """Train the pruned model to predict what the dense one predicts, and publish it as well."""
+    """Train the pruned model to match the predictions of the dense model, and publish it too."""
 
     # These ranges only document the API: the spec checks them.
     num_tokens: int = _count(
         "num_tokens",
-        "Tokens to train on. Texts are those of the calibration, without the documents "
-        "that select or evaluate; they are repeated as often as needed.",
+        "Number of training tokens. The text is that of the calibration, without "
+        "documents used for selection or evaluation; it is repeated as needed.",
     )
     max_minutes: float | None = documented(
-        Heal.max_minutes, "End after this time even if tokens are left.", _ABOVE_0
+        Heal.max_minutes, "Maximum training time, in minutes.", _ABOVE_0
     )
     rank: int = _count("rank", "Rank of the adapters.")
-    alpha: float = documented(Heal.alpha, "Adapters are scaled by alpha / rank.", _ABOVE_0)
+    alpha: float = documented(
+        Heal.alpha, "Scale of the adapters, applied as alpha / rank.", _ABOVE_0
+    )
     learning_rate: float | None = documented(
         Heal.learning_rate,
-        "The highest one, by default by the width of the model; it rises first, then "
-        "falls along a cosine.",
+        "Peak learning rate; by default it depends on the width of the model. Warmup "
+        "is followed by cosine decay.",
         _ABOVE_0,
     )
-    batch_tokens: int = _count("batch_tokens", "Tokens of a step of the optimiser.")
+    batch_tokens: int = _count("batch_tokens", "Tokens per optimizer step.")
     warmup: float = documented(
         Heal.warmup,
-        "Share of the training in which the learning rate rises.",
+        "Fraction of the training with a rising learning rate.",
         {"minimum": 0, "exclusiveMaximum": 1},
     )
-    clip_norm: float = documented(
-        Heal.clip_norm, "Maximum norm of the gradient of a step.", _ABOVE_0
-    )
+    clip_norm: float = documented(Heal.clip_norm, "Maximum gradient norm of a step.", _ABOVE_0)
     hidden_weight: float = documented(
         Heal.hidden_weight,
-        "Weight of the error of the last hidden state, beside the divergence.",
+        "Weight of the last hidden state's error in the loss, in addition to the divergence.",
         {"minimum": 0},
     )
     checkpoint_activations: StrictBool = documented(
         Heal.checkpoint_activations,
-        "Compute activations again in the backward pass: less memory, more time.",
+        "Recompute activations in the backward pass: less memory, more time.",
     )
     steps_per_check: int = _count(
         "steps_per_check", "Steps between two measurements on held-out text. The best step is kept."
     )
     patience: int = _count(
-        "patience", "End after so many measurements in a row without a new lowest loss."
+        "patience", "Stop after this many measurements without a new lowest loss."
     )
-    seed: int = _count("seed", "Of the adapters and of the order of the text.")
+    seed: int = _count("seed", "Seed of the adapters and of the text order.")
     control: StrictBool = documented(
-        Heal.control, "Train the dense model in the same way, for comparison."
+        Heal.control, "Train the dense model in the same way, as a control."
     )
     depths: Depths = documented(
         Heal.depths,
-        "deepest: the model of all removals. all: one adapter for every prefix of the "
-        "removal order, which are then NAME@JOB+healed-k and NAME@-k+healed.",
+        "deepest: train only the deepest model. all: train one adapter for all depths, "
+        "which are published as NAME@JOB+healed-k and NAME@-k+healed.",
     )
 
 
 class HealEstimateView(BaseModel):
-    """What a healing would need at most. It may end earlier, as ``patience`` says."""
+    """Maximum requirements of a healing. It may stop earlier, see ``patience``."""
 
-    num_tokens: int = Field(description="To train the pruned model on.")
-    control_tokens: int = Field(description="To train the dense model on; 0 without a control.")
+    num_tokens: int = Field(description="Tokens for training the pruned model.")
+    control_tokens: int = Field(
+        description="Tokens for training the dense model; 0 without a control."
+    )
     estimated_s: float | None = Field(
-        description="Of both trainings, by the pace of earlier ones; null if there are none."
+        description="Estimated seconds of both trainings, from earlier jobs; null without earlier "
+        "jobs."
     )
     estimated_from: list[str] = Field(
-        description="The earlier jobs used: same model, windows and way to train."
+        description="Earlier jobs behind the estimate, with the same model, windows and training "
+        "settings."
     )
-    adapter_bytes: int = Field(description="Of the adapters of both models, on disk.")
+    adapter_bytes: int = Field(description="Bytes of the adapters of both models, on disk.")
     training_bytes: int = Field(
-        description="Adapters in training with their gradients and two moments each, in memory. "
-        "The weights are those of the dense model; activations are not counted."
+        description="Bytes of the adapters in training, with gradients and two moments each, in "
+        "memory. The weights are those of the dense model; activations are not counted."
     )
     checkpoint_bytes: int = Field(
-        description="Weights, repairs and adapters of the healed checkpoint, on disk beside the "
-        "pruned one."
+        description="Bytes of the healed checkpoint on disk: weights, repairs and adapters."
     )
 
 
 class HealProgressView(BaseModel):
-    """The last step. Losses are nats of divergence from the dense model per token."""
+    """The last training step. Losses are divergences from the dense model in nats per token."""
 
     training: Literal["healed", "control"] = Field(
-        description="The model in training; the control is the dense one."
+        description="Model in training; control is the dense model."
     )
-    num_tokens: int = Field(description="Trained on so far.")
-    ratio: float = Field(description="Share of the tokens or minutes that are used.")
-    loss: float = Field(description="Of this step.")
-    held_out_loss: float | None = Field(description="Null before the first measurement.")
-    tokens_per_s: float = Field(description="Of this step.")
+    num_tokens: int = Field(description="Training tokens so far.")
+    ratio: float = Field(description="Fraction of the tokens or minutes used so far.")
+    loss: float = Field(description="Training loss of this step.")
+    held_out_loss: float | None = Field(
+        description="Loss on held-out text; null before the first measurement."
+    )
+    tokens_per_s: float = Field(description="Training speed of this step, in tokens per second.")

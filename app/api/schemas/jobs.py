@@ -17,145 +17,153 @@ from pruning.spec.prune import TARGETS, Dtype, Metric, PruneSpec, Quantize, Repa
 
 class ProgressView(BaseModel):
     evaluations_done: int = Field(description="Finished evaluations of the search.")
-    evaluations_total: int = Field(
-        description="All evaluations of the search; 0 before it has begun."
-    )
-    ratio: float = Field(description="Share that is done, 0 to 1.")
+    evaluations_total: int = Field(description="Total evaluations; 0 before the search starts.")
+    ratio: float = Field(description="Fraction done, from 0 to 1.")
 
 
 class RepairProgressView(BaseModel):
     steps_done: int = Field(description="Finished steps of the repair.")
-    steps_total: int = Field(description="All steps of the repair.")
-    ratio: float = Field(description="Share that is done, 0 to 1.")
+    steps_total: int = Field(description="Total steps of the repair.")
+    ratio: float = Field(description="Fraction done, from 0 to 1.")
 
 
 class JobErrorView(BaseModel):
-    code: str = Field(description="Kind of the failure, as out_of_memory.")
+    code: str = Field(description="Kind of the failure, e.g. out_of_memory.")
     message: str = Field(description="What was wrong, and what to do.")
-    param: str | None = Field(description="The field of the job that caused it; null if none did.")
+    param: str | None = Field(description="Field of the job that caused it; null if none did.")
 
 
 class ConditionView(BaseModel):
     """A condition in the sense of Kubernetes, one per state that the job is or was in.
 
-    ``last_transition_at`` is null if the record does not contain it.
+    ``last_transition_at`` is null if it was not recorded.
     """
 
     type: Literal["Queued", "Running", "Paused", "Succeeded", "Failed", "Cancelled"] = Field(
-        description="The state."
+        description="Name of the state."
     )
-    status: Literal["True", "False"] = Field(description="Whether the job is in it.")
-    last_transition_at: float | None = Field(
-        description="When the status changed, in seconds since the epoch."
-    )
-    reason: str = Field(description="Why it changed, in one word.")
-    message: str = Field(description="The same in a sentence.")
+    status: Literal["True", "False"] = Field(description="Whether the job is in this state.")
+    last_transition_at: float | None = Field(description="Last change, in Unix seconds.")
+    reason: str = Field(description="Reason for the change, as one word.")
+    message: str = Field(description="Reason for the change, as a sentence.")
 
 
 class PruneJobView(BaseModel):
-    id: str = Field(description="Of the job.")
+    id: str = Field(description="Id of the job.")
     object: Literal["prune_job"] = kind("prune_job")
     model: str = Field(description="The dense model.")
-    source: str | None = Field(description="The published checkpoint that the job only heals.")
-    search_of: str | None = Field(description="The job whose search it went on with.")
-    status: str = Field(
-        description="queued, running, paused, cancelling, succeeded, failed or cancelled."
+    source: str | None = Field(
+        description="Published checkpoint that the job heals; null for a pruning job."
     )
-    priority: int = Field(description="Higher runs first.")
+    search_of: str | None = Field(
+        description="Earlier job whose search results this job reuses; null if none."
+    )
+    status: str = Field(
+        description="Status: queued, running, paused, cancelling, succeeded, failed or cancelled."
+    )
+    priority: int = Field(description="Priority; jobs with a higher priority run first.")
     tenant: str | None = Field(
-        description="Whom the job belongs to; null if it was made without a key."
+        description="Tenant that owns the job; null if it was created without a key."
     )
     pause_requested_at: float | None = Field(
-        description="Set while a running job is about to pause."
+        description="Time of the request to pause; set until the job has paused."
     )
     phase: str | None = Field(
-        description="load, calibrate, search, repair, evaluate or publish; null before and after."
+        description="Current phase: load, calibrate, search, repair, evaluate or publish; null "
+        "while the job is not running."
     )
-    progress: ProgressView = Field(description="Of the search.")
+    progress: ProgressView = Field(description="Progress of the search.")
     repair_progress: RepairProgressView | None = Field(
-        description="Of the latest attempt; null before the repair begins."
+        description="Repair progress of the latest attempt; null before the repair starts."
     )
     heal_progress: HealProgressView | None = Field(
-        description="Of the latest attempt; null before the healing begins."
+        description="Healing progress of the latest attempt; null before the healing starts."
     )
-    removed_blocks: list[int] = Field(description="So far, in the order of their removal.")
+    removed_blocks: list[int] = Field(description="Blocks removed so far, in order of removal.")
     losses: list[float] = Field(
-        description="Behind each removal, on the calibration text, in nats per token."
+        description="Loss after each removal on the calibration text, in nats per token."
     )
     dense_loss: float | None = Field(
-        description="Of the dense model on the same text; null before it is measured."
+        description="Loss of the dense model on the same text; null until measured."
     )
-    attempt: int = Field(description="Number of times that a worker has started it.")
-    worker: str | None = Field(description="The worker that runs it; null while none does.")
-    pruned_model: str | None = Field(description="Name of its model; null until published.")
+    attempt: int = Field(description="Number of times a worker started the job.")
+    worker: str | None = Field(description="Worker that runs the job; null if none does.")
+    pruned_model: str | None = Field(description="Name of the pruned model; null until published.")
     repair: RepairView | None = Field(
-        description="Of pruned_model; null until published, or without repair."
+        description="Repair of pruned_model; null until published, or without repair."
     )
     predicted_speedup: float | None = Field(
-        description="Of pruned_model, for a decode step of one sequence; null until published."
+        description="Predicted decoding speed-up of pruned_model at batch size 1; null until "
+        "published."
     )
     measured_speedup: MeasuredSpeedupView | None = Field(
-        description="Of pruned_model; null if none was measured."
+        description="Measured speed-up of pruned_model; null if none was measured."
     )
     domains: list[DomainView] = Field(
         description="Quality of pruned_model by domain; empty until published, or if the job "
-        "measured none. Each prefix has its own, see checkpoints."
+        "measured none. Quality of the other prefixes: see checkpoints."
     )
-    created_at: float = Field(description="Seconds since the epoch.")
-    started_at: float | None = Field(description="When a worker first started it; null before.")
-    finished_at: float | None = Field(description="When it ended; null before.")
+    created_at: float = Field(description="Creation time, in seconds since the epoch.")
+    started_at: float | None = Field(description="Time of the first start; null before.")
+    finished_at: float | None = Field(description="End time; null before.")
     estimated_finish: float | None = Field(
-        description="Of the search, the repair or the healing, while it is running."
+        description="Estimated end time of the current search, repair or healing; null if unknown."
     )
-    error: JobErrorView | None = Field(description="Why it failed; null unless it did.")
-    conditions: list[ConditionView] = Field(description="The states that it has been in.")
-    sinks: list[SinkView] = Field(description="Where its result is sent; empty before the end.")
-    metadata: dict[str, str] = Field(description="As submitted.")
-    webhook: WebhookView | None = Field(description="As submitted; null without one.")
+    error: JobErrorView | None = Field(description="Error of a failed job; null otherwise.")
+    conditions: list[ConditionView] = Field(description="States that the job is or was in.")
+    sinks: list[SinkView] = Field(
+        description="Other destinations of the result; empty until the job ends."
+    )
+    metadata: dict[str, str] = Field(description="Metadata, as submitted.")
+    webhook: WebhookView | None = Field(description="Webhook, as submitted; null without one.")
     spec: dict[str, Any] = Field(description="All settings of the job.")
-    urls: dict[str, str] = Field(description="Of the routes about this job.")
+    urls: dict[str, str] = Field(description="Links to the routes of this job.")
 
 
 class EstimateView(BaseModel):
-    """What a job would need. Bytes count weights and hidden states only."""
+    """Estimated requirements of a job. Bytes count weights and hidden states only."""
 
     object: Literal["prune_job.estimate"] = kind("prune_job.estimate")
     model: str = Field(description="The dense model.")
-    evaluations_total: int = Field(description="Evaluations of the search.")
-    search_of: str | None = Field(description="The job whose search it would go on with.")
+    evaluations_total: int = Field(description="Number of evaluations in the search.")
+    search_of: str | None = Field(
+        description="Earlier job whose search results would be reused; null if none."
+    )
     is_upper_bound: bool = Field(
-        description="True if the search decides how many evaluations it needs."
+        description="Whether num_evaluations is only an upper bound, because the search decides "
+        "when to stop."
     )
     estimated_s: float | None = Field(
-        description="Without the healing; null without a similar earlier job."
+        description="Estimated seconds, without healing; null without a similar earlier job."
     )
     estimated_from: list[str] = Field(
-        description="The earlier jobs used: same model, search and windows."
+        description="Earlier jobs behind the estimate, with the same model, search and windows."
     )
-    weight_bytes: int = Field(description="Weights of the dense model.")
+    weight_bytes: int = Field(description="Bytes of the dense model's weights.")
     state_bytes: int | None = Field(
-        description="Hidden states at full speed; null where the text decides how many windows."
+        description="Bytes of hidden states at full speed; null if the number of windows depends "
+        "on the text."
     )
-    least_state_bytes: int = Field(description="Minimum for the search to run.")
-    checkpoint_bytes: int = Field(description="Of its weights at most, on disk.")
-    repair_bytes: int = Field(description="Of the repairs of all depths at most, on disk.")
-    free_disk_bytes: int = Field(description="Free where checkpoints are stored.")
+    least_state_bytes: int = Field(description="Minimum bytes of hidden states for the search.")
+    checkpoint_bytes: int = Field(description="Maximum bytes of the pruned weights on disk.")
+    repair_bytes: int = Field(description="Maximum bytes on disk of the repairs of all depths.")
+    free_disk_bytes: int = Field(description="Free bytes on the disk for checkpoints.")
     heal: HealEstimateView | None = Field(
-        description="What its healing would need beside that; null without one."
+        description="Additional requirements of the healing; null without one."
     )
 
 
 class PruneJobList(BaseModel):
     object: Literal["list"] = kind("list")
     data: list[PruneJobView] = Field(description="The jobs, newest first.")
-    has_more: bool = Field(description="Whether older jobs follow.")
+    has_more: bool = Field(description="Whether there are older jobs.")
 
 
 _NUMBER: dict[str, Any] = {"type": "number"}
 
 
 class GateBody(Body):
-    """Limits on the quality loss of the whole removal order. At least one is required."""
+    """Limits on the quality loss of the removal order. At least one limit is required."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -169,26 +177,27 @@ class GateBody(Body):
 
     max_probe_drop: float | None = documented(
         Gate.max_probe_drop,
-        "Maximum loss of the probe score, 0 to 1.",
+        "Maximum drop of the probe score, from 0 to 1.",
         {"minimum": 0, "exclusiveMaximum": 1},
     )
     max_perplexity_ratio: float | None = documented(
         Gate.max_perplexity_ratio,
-        "Maximum ratio of pruned to dense perplexity on held-out text; needs evaluate.",
+        "Maximum ratio of pruned to dense perplexity on held-out text; requires evaluate.",
         {"minimum": 1},
     )
     max_perplexity_ratio_of: dict[
         str, Annotated[float, Field(json_schema_extra={"minimum": 1})]
     ] = Field(
         default_factory=dict,
-        description='The same limit by domain of text, as in {"code": 1.5}. The domains of a job '
-        "are those of its calibration and the packaged ones.",
+        description='The same limit for individual text domains, e.g. {"code": 1.5}. The domains '
+        "of a job are those of its calibration and the packaged ones.",
     )
     action: GateAction = documented(
         Gate.action,
-        "If a limit is exceeded: warn publishes, with a warning in manifest and "
-        "events; refuse publishes nothing, and fails the job with quality_gate; deepest publishes "
-        "the most removals that are shown to keep every limit, and fails if none are.",
+        "Action when a limit is exceeded. warn: publish, with a warning in the "
+        "manifest and the events; refuse: do not publish, and fail the job with "
+        "quality_gate; deepest: publish as many removals as are shown to meet every "
+        "limit, and fail if none are.",
     )
 
 
@@ -198,14 +207,15 @@ Priority = Annotated[
     Field(
         ge=-100,
         le=100,
-        description="Higher runs first. At equal priority, jobs that had started, then the oldest.",
+        description="Priority; jobs with a higher priority run first. At equal priority, jobs that "
+        "were started before run first, then the oldest.",
     ),
 ]
 DryRun = Annotated[
     StrictBool,
-    Field(description="Return an estimate of what the job would need, and create no job."),
+    Field(description="Return the estimated requirements of the job, and create no job."),
 ]
-METADATA = "Your own labels, up to 16."
+METADATA = "Custom labels, up to 16."
 Metadata = dict[
     Annotated[str, StringConstraints(max_length=64)],
     Annotated[str, StringConstraints(max_length=512)],
@@ -219,43 +229,49 @@ class PruneJobBody(Body):
     # These ranges only document the API: the spec checks them.
     model_config = ConfigDict(json_schema_extra=_ONE_TARGET)
 
-    model: ModelName = Field(description="A dense model.")
+    model: ModelName = Field(description="Name of a dense model.")
     num_remove: int | None = documented(
-        PruneSpec.num_remove, "Blocks to remove, 1 or more.", {"minimum": 1}
+        PruneSpec.num_remove, "Number of blocks to remove, 1 or more.", {"minimum": 1}
     )
     sparsity: float | None = documented(
         PruneSpec.sparsity,
-        "Share of all blocks to remove, between 0 and 1; rounded up to whole blocks.",
+        "Fraction of the blocks to remove, between 0 and 1; rounded up to whole blocks.",
         {"exclusiveMinimum": 0, "exclusiveMaximum": 1},
     )
     max_perplexity_ratio: float | None = documented(
         PruneSpec.max_perplexity_ratio,
-        "Stop before the removal with which the perplexity on the calibration windows "
-        "exceeds this many times that of the dense model; above 1.",
+        "Stop before the perplexity on the calibration windows exceeds this multiple "
+        "of the dense model's; above 1.",
         {"exclusiveMinimum": 1},
     )
     target_speedup: float | None = documented(
         PruneSpec.target_speedup,
-        "Remove the fewest blocks with which a decode step is this many times as fast, "
-        "by times measured on the worker's device; above 1.",
+        "Remove the fewest blocks that make a decode step this many times as fast, "
+        "based on times measured on the worker's device; above 1.",
         {"exclusiveMinimum": 1},
     )
     target_bytes: int | None = documented(
         PruneSpec.target_bytes,
-        "Remove the fewest blocks with which the weights, in the type that is "
-        "published, take at most this many bytes, whichever blocks go.",
+        "Remove the fewest blocks that bring the weights down to this many bytes, in "
+        "the published dtype, whichever blocks are removed.",
         {"exclusiveMinimum": 0},
     )
     calibration: OneOrMix = CalibrationBody()
     protect_first: int = documented(
-        PruneSpec.protect_first, "Remaining blocks at the start that are kept.", {"minimum": 0}
+        PruneSpec.protect_first,
+        "Number of blocks at the start of the model that are never removed.",
+        {"minimum": 0},
     )
     protect_last: int = documented(
-        PruneSpec.protect_last, "Remaining blocks at the end that are kept.", {"minimum": 0}
+        PruneSpec.protect_last,
+        "Number of blocks at the end of the model that are never removed.",
+        {"minimum": 0},
     )
-    dtype: Dtype = documented("auto", "Of the weights during the run; auto is the model's own.")
+    dtype: Dtype = documented(
+        "auto", "dtype of the weights during the run; auto uses the model's dtype."
+    )
     save_dtype: Dtype | None = documented(
-        "auto", "Of the published weights; auto is the model's own, null that of the run."
+        "auto", "dtype of the published weights; auto uses the model's dtype, null uses dtype."
     )
     priority: Priority = 0
     evaluate: StrictBool = documented(
@@ -263,50 +279,54 @@ class PruneJobBody(Body):
     )
     metric: Metric = documented(
         PruneSpec.metric,
-        "How blocks are ranked. sleb: by the loss without the block and all removed "
-        "before, measured again in each round; kl: the same with the KL divergence from the "
-        "predictions of the dense model; one_shot: by the loss without the block alone; cosine: by "
-        "how little the block changes its input. one_shot and cosine are measured once, on the "
-        "dense model, and cannot be staged.",
+        "Metric that ranks the blocks. sleb: the loss without the block and all blocks "
+        "removed before, measured again in each round; kl: the same with the KL "
+        "divergence from the dense model's predictions; one_shot: the loss without "
+        "only this block; cosine: how little the block changes its input. one_shot and "
+        "cosine are measured once, on the dense model, and do not support staged "
+        "search.",
     )
     search: Search = documented(
         PruneSpec.search,
-        "exact: score every candidate on every window; staged: drop candidates that "
-        "are clearly worse after a few windows.",
+        "exact: score every candidate on every window; staged: drop clearly worse "
+        "candidates after a few windows.",
     )
     resident: Resident = documented(
         PruneSpec.resident,
         "model: keep all weights on the device; stream: load one block at a time. "
-        "stream cannot calibrate on self.",
+        "stream does not support calibration on self.",
     )
-    gate: GateBody | None = optional("Limits on the quality loss; without one, nothing is checked.")
+    gate: GateBody | None = optional(
+        "Limits on the quality loss; without a gate, no limit is checked."
+    )
     quantize: Quantize | None = documented(
         PruneSpec.quantize,
         "Also measure the perplexity of the pruned model with its blocks quantized to "
-        "8 or 4 bits; needs evaluate. The published weights are not quantized.",
+        "int8 or int4; requires evaluate. The published weights are not quantized.",
     )
     zero_shot: StrictBool = documented(
         PruneSpec.zero_shot,
-        "Evaluate the dense and the pruned model with lm-eval, on the paper's five tasks.",
+        "Evaluate the dense and the pruned model on the paper's five zero-shot tasks, "
+        "with lm-eval.",
     )
     repair: Repair = documented(
         PruneSpec.repair,
-        "How the remaining blocks are corrected, at every depth. ridge: matrices in "
-        "front of and behind removed blocks are fitted anew by least squares; auto: that, or "
-        "none where it does harm to a domain of text or needs more memory than there is; none: no "
-        "correction. scale was removed: take ridge or auto.",
+        "Repair of the remaining blocks at every depth. ridge: refit the matrices "
+        "before and after removed blocks by least squares; auto: use ridge, unless it "
+        "makes a text domain worse or does not fit into memory; none: no repair. scale "
+        "is no longer supported: use ridge or auto.",
     )
     evaluation: EvaluationBody | None = documented(EvaluationBody(), EVALUATION)
     heal: HealBody | None = optional(
-        "Train the pruned model in the end and publish the result beside it, as "
-        "NAME@JOB+healed, which pruned_model names then. Needs resident=model. The gate acts on "
-        "the healed models alone. A job that is cancelled or fails after it has published the "
-        "pruned model keeps that."
+        "Train the pruned model after the search, and also publish the result as "
+        "NAME@JOB+healed, which pruned_model then refers to. Requires resident=model. "
+        "The gate applies only to the healed models. If the job fails or is cancelled "
+        "after the pruned model was published, the pruned model is kept."
     )
     metadata: Metadata = Field(default_factory=dict, max_length=16, description=METADATA)
-    webhook: WebhookBody | None = optional("Where to send messages about the job.")
+    webhook: WebhookBody | None = optional("Webhook for messages about the job.")
     reuse_search: StrictBool = documented(
-        True, "Go on with what an earlier job has found that searches in the same way."
+        True, "Reuse the search results of an earlier job with the same search settings."
     )
     dry_run: DryRun = False
 
@@ -318,11 +338,11 @@ class PruneJobBody(Body):
 class HealJobBody(Body):
     """Heal a published checkpoint."""
 
-    model: ModelName = Field(description="The name of the checkpoint, as NAME@JOB.")
-    heal: HealBody = documented(HealBody(), "How it is trained.")
+    model: ModelName = Field(description="Name of the checkpoint, as NAME@JOB.")
+    heal: HealBody = documented(HealBody(), "Training settings.")
     priority: Priority = 0
     metadata: Metadata = Field(default_factory=dict, max_length=16, description=METADATA)
-    webhook: WebhookBody | None = optional("Where to send messages about the job.")
+    webhook: WebhookBody | None = optional("Webhook for messages about the job.")
     dry_run: DryRun = False
 
 
@@ -331,26 +351,30 @@ _OF_HEALING = frozenset({"heal"})  # all that a job has that prunes nothing
 
 
 class RetryJobBody(Body):
-    """What to change. A field that is left out stays as it was.
+    """Settings to change. Omitted fields stay as they were.
 
-    The search has what it depends on in other fields, which cannot change.
+    Fields that the search depends on cannot be changed.
     """
 
     evaluate: StrictBool | None = optional(
         "Measure the perplexity on held-out text at every depth."
     )
     evaluation: EvaluationBody | None = optional(
-        "How much held-out text is measured, as for a new job."
+        "How much held-out text to measure, as for a new job."
     )
-    repair: Repair | None = optional("How the remaining blocks are corrected, as for a new job.")
-    gate: GateBody | None = optional("Limits on the quality loss; null for none.")
+    repair: Repair | None = optional("Repair of the remaining blocks, as for a new job.")
+    gate: GateBody | None = optional("Limits on the quality loss; null removes them.")
     quantize: Quantize | None = optional(
-        "Measure the perplexity with quantized blocks too; null to not."
+        "Also measure the perplexity with quantized blocks; null disables it."
     )
-    zero_shot: StrictBool | None = optional("Evaluate both models on the paper's five tasks.")
-    resident: Resident | None = optional("model, or stream: load one block at a time.")
-    save_dtype: Dtype | None = optional("Of the published weights, as for a new job.")
-    heal: HealBody | None = optional("Train the pruned model in the end; null to not.")
+    zero_shot: StrictBool | None = optional(
+        "Evaluate both models on the paper's five zero-shot tasks."
+    )
+    resident: Resident | None = optional(
+        "model: keep all weights on the device; stream: load one block at a time."
+    )
+    save_dtype: Dtype | None = optional("dtype of the published weights, as for a new job.")
+    heal: HealBody | None = optional("Train the pruned model after the search; null disables it.")
 
     def changed(self, spec: PruneSpec, *, heals_only: bool) -> PruneSpec:
         """The spec with these changes. Raises ``InvalidSpec``."""
@@ -361,7 +385,15 @@ class RetryJobBody(Body):
             if value is not None or name in _CAN_BE_NULL
         }
         if heals_only and (others := changes.keys() - _OF_HEALING):
-            raise InvalidSpec(min(others), f"{min(others)}: this job only heals, so change heal")
+            raise InvalidSpec(
+                min(others),
+                f"{min(others)}: cannot be changed, because this job only heals: change heal "
+                "instead",
+            )
         if heals_only and changes.get("heal", spec.heal) is None:
-            raise InvalidSpec("heal", "heal=null: this job only heals, so nothing would be left")
+            raise InvalidSpec(
+                "heal",
+                "heal=null: not allowed, because this job only heals: change the settings of "
+                "heal instead",
+            )
         return PruneSpec.from_dict({**spec.to_dict(), **changes})

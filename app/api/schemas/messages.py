@@ -43,7 +43,7 @@ def expected(message: str) -> WrapValidator:
 
 
 Nothing = Annotated[list[Any], Field(max_length=0)]
-Unsupported = Annotated[None, expected("not supported: leave it out")]
+Unsupported = Annotated[None, expected("not supported: remove it from the request")]
 
 _HAS_CALLS = with_field("tool_calls", {"minItems": 1})
 _IS_ARRAY = with_field("tool_calls", {"type": "array"})
@@ -51,13 +51,15 @@ _HAS_CONTENT = with_field("content", {"not": {"type": "null"}})
 
 
 class TextPart(Body):
-    type: Literal["text"] = Field(description="The kind of the part.")
-    text: AnyText = Field(description="The text.")
+    type: Literal["text"] = Field(description="Type of the part.")
+    text: AnyText = Field(description="Text of the part.")
 
 
 class GivenFunction(Body):
-    name: SchemaName = Field(description="The function.")
-    arguments: AnyText = Field(description="JSON; the template has what is an object as one.")
+    name: SchemaName = Field(description="Name of the function.")
+    arguments: AnyText = Field(
+        description="Arguments as JSON; the chat template receives JSON objects as objects."
+    )
 
     def as_template_input(self) -> dict[str, Any]:
         """An object as one: chat templates have it so. A call that was cut short is no JSON."""
@@ -70,11 +72,11 @@ class GivenFunction(Body):
 
 
 class GivenCall(Body):
-    """A call of an earlier response, which is sent back."""
+    """A tool call of an earlier response."""
 
-    id: AnyText = Field(description="Of the call.")
-    type: Literal["function"] = documented("function", "The kind of the tool.")
-    function: GivenFunction = Field(description="What was called, and with what.")
+    id: AnyText = Field(description="Id of the call.")
+    type: Literal["function"] = documented("function", "Type of the tool.")
+    function: GivenFunction = Field(description="Called function and its arguments.")
 
     def as_template_input(self) -> dict[str, Any]:
         return {"id": self.id, "type": self.type, "function": self.function.as_template_input()}
@@ -92,25 +94,25 @@ class Message(Body):
     )
 
     role: Literal["system", "developer", "user", "assistant", "tool"] = Field(
-        description="Who says it; tool: what a called function has returned."
+        description="Role of the author; tool: the result of a function call."
     )
     tool_calls: Annotated[list[GivenCall], Field(max_length=MAX_TOOLS)] | None = optional(
-        "What an assistant has called, for the chat template."
+        "Tool calls of the assistant, for the chat template."
     )
     content: Annotated[
         AnyText | list[TextPart] | None,
-        expected('expected a text or a list of parts {"type": "text", "text": "..."}, no other'),
+        expected('expected a string or a list of parts {"type": "text", "text": "..."}'),
     ] = Field(
         default=None,
         validate_default=True,
-        description="The text, or its parts; null only with tool_calls.",
+        description="Text of the message, or its parts; null only with tool_calls.",
     )
-    tool_call_id: AnyText | None = optional("The call that a message of a tool answers.")
-    name: AnyText | None = optional("Given to the chat template.")
-    annotations: Nothing | None = optional("Only empty or null.")
-    audio: Unsupported = optional("Only null.")
-    function_call: Unsupported = optional("Only null.")
-    refusal: Unsupported = optional("Only null.")
+    tool_call_id: AnyText | None = optional("Id of the tool call that this message answers.")
+    name: AnyText | None = optional("Name of the author, for the chat template.")
+    annotations: Nothing | None = optional("Must be empty or null.")
+    audio: Unsupported = optional("Must be null.")
+    function_call: Unsupported = optional("Must be null.")
+    refusal: Unsupported = optional("Must be null.")
 
     @field_validator("tool_calls")
     @classmethod
@@ -118,7 +120,7 @@ class Message(Body):
         cls, calls: list[GivenCall] | None, info: ValidationInfo
     ) -> list[GivenCall] | None:
         if calls and info.data.get("role") not in (None, "assistant"):
-            raise ValueError("expected only of an assistant")
+            raise ValueError("only allowed in messages of the assistant")
         return calls
 
     @field_validator("content")
@@ -127,7 +129,7 @@ class Message(Body):
         cls, content: str | list[TextPart] | None, info: ValidationInfo
     ) -> str | list[TextPart] | None:
         if content is None and not info.data.get("tool_calls"):
-            raise ValueError("expected a text, as there are no tool_calls")
+            raise ValueError("expected a string, because there are no tool_calls")
         return content
 
     def as_template_input(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ MAX_MESSAGES = 2048  # as in OpenAI's API
 
 
 MaxTokens = Annotated[int, Field(strict=True, ge=1, le=MAX_NEW_TOKENS), WHOLE]
-NoTools = Annotated[Nothing | None, expected("not supported here: leave it out")]
+NoTools = Annotated[Nothing | None, expected("not supported here: remove it from the request")]
 NoToolChoice = Annotated[Literal["none", "auto"] | None, expected("not supported: use tool_choice")]
 
 
@@ -41,8 +41,8 @@ Prompts = Annotated[
     | TokenIds
     | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)],
     expected(
-        f"expected a text, a list of token ids from 0 on, or a list of 1 to {MAX_PROMPTS} of "
-        "either kind, none of them empty"
+        "expected a string, a list of token ids of 0 or more, or a list of 1 to "
+        f"{MAX_PROMPTS} of these; empty prompts are not allowed"
     ),
 ]
 
@@ -51,26 +51,26 @@ _STREAM_OPTIONS = _only_with("stream_options", {"type": "object"}, "stream")
 
 
 class StreamOptions(Body):
-    include_usage: StrictBool | None = optional("Whether a last chunk has the usage.")
+    include_usage: StrictBool | None = optional("Send the token usage in a last chunk.")
     continuous_usage_stats: StrictBool | None = optional(
-        "Whether every chunk has the usage, as in vLLM."
+        "Send the token usage in every chunk, as in vLLM."
     )
     include_obfuscation: Ignored = None
 
 
 class GenerationBody(Body, OpenAISamplingFields):
-    """Fields of both kinds of completions."""
+    """Fields shared by completions and chat completions."""
 
     model: ModelName = Field(description="A model, a variant or an alias.")
     n: Annotated[int, Field(strict=True, ge=1, le=MAX_CHOICES), WHOLE] | None = optional(
-        "Number of outputs of each prompt; 1 by default."
+        "Number of outputs per prompt; 1 by default."
     )
     stop: Annotated[
         StopStrings | None,
-        expected("expected a text or a list of up to 16, of 1 to 256 characters"),
-    ] = optional("An output ends before any of these strings.")
+        expected("expected a string, or a list of up to 16 strings of 1 to 256 characters"),
+    ] = optional("Stop strings; the output ends before any of them.")
     stream: StrictBool | None = optional("Respond with server-sent events.")
-    stream_options: StreamOptions | None = optional("Only with stream.")
+    stream_options: StreamOptions | None = optional("Options for streaming; requires stream.")
     user: Ignored = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = optional(CACHE_SALT)
 
@@ -80,12 +80,12 @@ class GenerationBody(Body, OpenAISamplingFields):
         cls, options: StreamOptions | None, info: ValidationInfo
     ) -> StreamOptions | None:
         if options and not info.data.get("stream"):
-            raise ValueError("expected only with stream: true")
+            raise ValueError("requires stream: true")
         return options
 
 
 class CompletionBody(GenerationBody):
-    """One or many prompts to continue, as texts or token ids."""
+    """One or more prompts to complete, as strings or token ids."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -93,29 +93,31 @@ class CompletionBody(GenerationBody):
         }
     )
 
-    prompt: Prompts = Field(description="One or many prompts, as text or token ids.")
-    best_of: Integer | None = optional("Only the value of n.")
-    echo: StrictBool | None = optional("Repeat the prompt in front of the output.")
+    prompt: Prompts = Field(description="One or more prompts, as strings or token ids.")
+    best_of: Integer | None = optional("Must be equal to n.")
+    echo: StrictBool | None = optional("Return the prompt before the output.")
     logprobs: Annotated[int, Field(strict=True, ge=0, le=5), WHOLE] | None = optional(
-        "Number of likeliest tokens to report at each position; with echo, of the prompt too."
+        "Number of most likely tokens to return at each position; with echo, also for the prompt."
     )
     max_tokens: Annotated[int, Field(strict=True, ge=0, le=MAX_NEW_TOKENS), WHOLE] | None = (
-        optional("16 by default; 0 only with echo.")
+        optional("Maximum number of new tokens; 16 by default, 0 only with echo.")
     )
-    suffix: Annotated[Literal[""] | None, expected("insertion is not supported: leave it out")] = (
-        optional("Not supported.")
-    )
+    suffix: Annotated[
+        Literal[""] | None, expected("insertion is not supported: remove it from the request")
+    ] = optional("Not supported.")
 
     @field_validator("max_tokens")
     @classmethod
     def _asks_for_something(cls, limit: int | None, info: ValidationInfo) -> int | None:
         if limit == 0 and not info.data.get("echo"):
-            raise ValueError("expected at least 1: 0 is for echo, which returns the prompt")
+            raise ValueError(
+                "expected at least 1; 0 is only allowed with echo, which returns the prompt"
+            )
         return limit
 
 
 class ChatBody(GenerationBody):
-    """Messages, to which the assistant's next one is generated."""
+    """A conversation, for which the next message of the assistant is generated."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -124,25 +126,27 @@ class ChatBody(GenerationBody):
     )
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)] = Field(
-        description="The conversation so far."
+        description="Messages of the conversation so far."
     )
-    logprobs: StrictBool | None = optional("Whether tokens have their log-probabilities.")
+    logprobs: StrictBool | None = optional("Return the log probabilities of the output tokens.")
     top_logprobs: Annotated[int, Field(strict=True, ge=0, le=MAX_TOP_LOGPROBS), WHOLE] | None = (
-        optional("Number of likeliest tokens to report at each position; needs logprobs.")
+        optional("Number of most likely tokens to return at each position; requires logprobs.")
     )
     max_completion_tokens: MaxTokens | None = optional(
-        f"{DEFAULT_CHAT_TOKENS} by default, or fewer if the context ends before."
+        f"Maximum number of new tokens; {DEFAULT_CHAT_TOKENS} by default, or fewer if "
+        "the context length is reached."
     )
     max_tokens: MaxTokens | None = optional("Same as max_completion_tokens.")
     modalities: Annotated[list[Literal["text"]] | None, expected('only ["text"] is supported')] = (
-        optional("Only text.")
+        optional("Must be text.")
     )
-    tools: Tools | None = optional("Functions that an output may call.")
+    tools: Tools | None = optional("Functions that the output may call.")
     tool_choice: ToolChoice | None = optional(
-        "A function, or required: an output calls one. none: an output is text. auto, "
-        "the default, leaves that to the model: only in vLLM with a parser of calls."
+        "A function, or required: the output calls a function. none: the output is "
+        "text. auto (default): the model decides, which requires vLLM with a tool-call "
+        "parser."
     )
-    functions: NoTools = optional("Not supported: see tools.")
+    functions: NoTools = optional("Not supported: use tools.")
     function_call: NoToolChoice = optional("Has no effect without functions.")
     audio: Unsupported = optional("Not supported.")
     moderation: Unsupported = optional("Not supported.")
@@ -150,7 +154,7 @@ class ChatBody(GenerationBody):
     verbosity: Unsupported = optional("Not supported.")
     web_search_options: Unsupported = optional("Not supported.")
     parallel_tool_calls: StrictBool | None = optional(
-        "false: an output calls one function at most."
+        "false: an output calls at most one function."
     )
     metadata: Ignored = None
     prediction: Ignored = None
@@ -165,7 +169,7 @@ class ChatBody(GenerationBody):
     @classmethod
     def _needs_logprobs(cls, top: int | None, info: ValidationInfo) -> int | None:
         if top is not None and not info.data.get("logprobs"):
-            raise ValueError("expected only with logprobs: true")
+            raise ValueError("requires logprobs: true")
         return top
 
 
@@ -178,48 +182,46 @@ class LegacyLogprobs(BaseModel):
 
     tokens: list[str] = Field(description="Texts of the tokens.")
     token_logprobs: list[float | None] = Field(
-        description="Of each token; null for the first of a prompt, which nothing predicts."
+        description="Log probability of each token; null for the first prompt token."
     )
     top_logprobs: list[dict[str, float] | None] | None = Field(
-        description="The likeliest tokens at each position; null if none were asked for."
+        description="Most likely tokens at each position; null unless requested."
     )
-    text_offset: list[int] = Field(description="Offset of the token in the text, in characters.")
+    text_offset: list[int] = Field(description="Character offset of each token in the text.")
 
 
 class CompletionChoice(BaseModel):
     index: int = Field(description="Index of the output, from 0.")
     text: str = Field(description="The text, or its next part.")
-    logprobs: LegacyLogprobs | None = Field(description="Null unless asked for.")
+    logprobs: LegacyLogprobs | None = Field(description="Log probabilities; null unless requested.")
     finish_reason: Finish | None = Field(
-        description="Why the output ended; null in a chunk before its end."
+        description="Finish reason; null in chunks before the last."
     )
 
 
 class _Response(BaseModel):
-    """What a response and its chunks begin with."""
+    """Fields shared by a response and its chunks."""
 
-    id: str = Field(description="Of the response; the same in all its chunks.")
-    object: str = Field(description="The kind of this object.")
-    created: int = Field(description="Seconds since the epoch.")
-    model: str = Field(description="The model that was asked for.")
+    id: str = Field(description="Id of the response; the same in all its chunks.")
+    object: str = Field(description="Type of this object.")
+    created: int = Field(description="Creation time, in seconds since the epoch.")
+    model: str = Field(description="Requested model.")
     system_fingerprint: str | None = optional(
-        "Of weights, kernels and versions: with another one, outputs may differ. Null "
-        "for a model of another server."
+        "Fingerprint of weights, kernels and versions; if it changes, outputs may "
+        "change. Null for models on external servers."
     )
 
 
 class PromptTokensDetails(BaseModel):
-    cached_tokens: int = Field(
-        description="Tokens of the prompts that were not read again: an earlier request had."
-    )
+    cached_tokens: int = Field(description="Prompt tokens that were found in the prefix cache.")
 
 
 class Usage(BaseModel):
-    prompt_tokens: int = Field(description="Tokens of the prompts.")
-    completion_tokens: int = Field(description="Generated tokens.")
-    total_tokens: int = Field(description="The sum of both.")
+    prompt_tokens: int = Field(description="Number of prompt tokens.")
+    completion_tokens: int = Field(description="Number of generated tokens.")
+    total_tokens: int = Field(description="Sum of prompt and generated tokens.")
     prompt_tokens_details: PromptTokensDetails | None = optional(
-        "Null where it is not known, as before the end of a stream."
+        "Details of the prompt tokens; null if unknown, e.g. before the end of a stream."
     )
 
     @classmethod
@@ -242,76 +244,76 @@ class CompletionView(_Response):
 
     object: Literal["text_completion"] = kind("text_completion")
     choices: list[CompletionChoice] = Field(description="The outputs, or their next parts.")
-    usage: Usage | None = Field(description="Null in chunks, unless asked for.")
+    usage: Usage | None = Field(description="Token usage; null in chunks unless requested.")
 
 
 class TopLogprob(BaseModel):
     token: str = Field(description="Text of the token.")
     logprob: float = Field(description="Natural logarithm of its probability.")
-    bytes: list[int] | None = Field(description="Its text in UTF-8; null if it is not known.")
+    bytes: list[int] | None = Field(description="UTF-8 bytes of the token's text; null if unknown.")
 
 
 class TokenLogprob(TopLogprob):
-    top_logprobs: list[TopLogprob] = Field(description="The likeliest tokens at this position.")
+    top_logprobs: list[TopLogprob] = Field(description="Most likely tokens at this position.")
 
 
 class ChoiceLogprobs(BaseModel):
-    content: list[TokenLogprob] = Field(description="One for each token.")
+    content: list[TokenLogprob] = Field(description="Log probabilities, one per token.")
     refusal: None = optional("Always null.")
 
 
 class AssistantMessage(BaseModel):
     role: Literal["assistant"] = documented("assistant", "Always assistant.")
-    content: str | None = Field(description="The generated text; null if it calls a tool.")
-    tool_calls: list[ToolCall] | None = optional("What it calls; null unless asked for.")
+    content: str | None = Field(description="Generated text; null if the output is a tool call.")
+    tool_calls: list[ToolCall] | None = optional("Tool calls of the output; null unless requested.")
     refusal: None = optional("Always null.")
 
 
 class ChatChoice(BaseModel):
     index: int = Field(description="Index of the output, from 0.")
-    message: AssistantMessage = Field(description="The answer.")
-    logprobs: ChoiceLogprobs | None = Field(description="Null unless asked for.")
-    finish_reason: ChatFinish = Field(description="Why the output ended.")
+    message: AssistantMessage = Field(description="The generated message.")
+    logprobs: ChoiceLogprobs | None = Field(description="Log probabilities; null unless requested.")
+    finish_reason: ChatFinish = Field(description="Finish reason of the output.")
 
 
 class ChatView(_Response):
     object: Literal["chat.completion"] = kind("chat.completion")
     choices: list[ChatChoice] = Field(description="The outputs.")
-    usage: Usage = Field(description="Numbers of tokens.")
+    usage: Usage = Field(description="Token usage.")
 
 
 class ChunkChoice(BaseModel):
     index: int = Field(description="Index of the output, from 0.")
     delta: dict[Literal["role", "content", "tool_calls"], Any] = Field(
-        description="The role, the next part of the text, or of the call of a tool."
+        description="Role, next part of the text, or next part of a tool call."
     )
-    logprobs: ChoiceLogprobs | None = Field(description="Of this part; null unless asked for.")
+    logprobs: ChoiceLogprobs | None = Field(
+        description="Log probabilities of this part; null unless requested."
+    )
     finish_reason: ChatFinish | None = Field(
-        description="Why the output ended; null before its end."
+        description="Finish reason; null until the output ends."
     )
 
 
 class ChatChunk(_Response):
     object: Literal["chat.completion.chunk"] = kind("chat.completion.chunk")
     choices: list[ChunkChoice] = Field(description="The next parts of the outputs.")
-    usage: Usage | None = Field(description="Null, unless asked for.")
+    usage: Usage | None = Field(description="Token usage; null unless requested.")
 
 
 class ModelCard(BaseModel):
-    """A model. ``root``, ``parent`` and ``max_model_len`` are vLLM's."""
+    """A model. ``root``, ``parent`` and ``max_model_len`` are as in vLLM."""
 
-    id: str = Field(description="The name to ask for.")
-    root: str = Field(description="The model that an alias means; else the id.")
+    id: str = Field(description="Model name for requests.")
+    root: str = Field(description="Target of an alias; otherwise equal to id.")
     object: Literal["model"] = kind("model")
     created: int = Field(
         description="When a dense model was added or a checkpoint was published, in seconds since "
         "the epoch; 0 for a model of another server."
     )
-    owned_by: Literal["sleb-serve"] = documented("sleb-serve", "Always this service.")
-    parent: str | None = Field(description="The dense model that a variant was made of.")
-    max_model_len: int | None = Field(
-        description="Longest context in tokens; null if it is not known here."
-    )
+    owned_by: Literal["sleb-serve"] = documented("sleb-serve", "Owner; always this service.")
+    parent: str | None = Field(description="Dense model of a variant.")
+    max_model_len: int | None = Field(description="Context length in tokens; null if unknown.")
 
 
 class ModelCardList(BaseModel):
@@ -322,8 +324,10 @@ class ModelCardList(BaseModel):
 class ErrorDetail(BaseModel):
     message: str = Field(description="What was wrong, and what to do.")
     type: str = Field(description="Kind of the error, as in OpenAI's API.")
-    param: str | None = Field(description="The field that caused it; null if none did.")
-    code: str | None = Field(description="As in OpenAI's API; null if it has none for this.")
+    param: str | None = Field(description="Field that caused the error; null if none did.")
+    code: str | None = Field(
+        description="Error code of OpenAI's API; null if it has none for this error."
+    )
 
 
 class ErrorView(BaseModel):

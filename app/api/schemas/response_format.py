@@ -28,14 +28,14 @@ class JsonSchemaSpec(Body):
     schema_: dict[str, Any] | None = Field(
         default=None,
         alias="schema",
-        description=f"A JSON schema of up to {MAX_SCHEMA_CHARS} characters; by default, of any "
-        "object. A keyword that cannot be enforced is an error.",
+        description=f"JSON schema of up to {MAX_SCHEMA_CHARS} characters; any object by default. "
+        "Keywords that cannot be enforced are rejected.",
     )
-    strict: StrictBool | None = optional("Has no effect here: the schema is always enforced.")
+    strict: StrictBool | None = optional("Has no effect: the schema is always enforced.")
 
 
 class JsonSchemaFormat(Body):
-    type: Literal["json_schema"] = Field(description="JSON by a schema.")
+    type: Literal["json_schema"] = Field(description="JSON that matches a schema.")
     json_schema: JsonSchemaSpec = Field(description="The schema.")
 
 
@@ -58,5 +58,5 @@ def response_format(body: AnyFormat | None) -> ResponseFormat | None:
     try:
         text = json.dumps(schema)
     except (RecursionError, ValueError) as error:
-        raise ResponseFormatRefused(f"this schema is not JSON: {error}") from error
+        raise ResponseFormatRefused(f"the schema is not valid JSON: {error}") from error
     return ResponseFormat("json_schema", text, spec.name, spec.description, spec.strict)

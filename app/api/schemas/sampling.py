@@ -83,95 +83,100 @@ _TOP_P: dict[str, Any] = {"exclusiveMinimum": 0, "maximum": 1}
 
 
 class SamplingFields(BaseModel):
-    """Of this project's own routes. Temperature 0 is greedy."""
+    """Sampling parameters of this project's own routes. Temperature 0 means greedy decoding."""
 
-    max_new_tokens: int = _of_engine("max_new_tokens", "Maximum number of tokens of an output.")
-    temperature: float = _of_engine("temperature", "Divides the logits; 0 is greedy decoding.")
+    max_new_tokens: int = _of_engine("max_new_tokens", "Maximum number of new tokens.")
+    temperature: float = _of_engine("temperature", "Sampling temperature; 0 means greedy decoding.")
     top_p: float = documented(
         SamplingParams.top_p,
-        "Samples from the likeliest tokens with this total probability; 1 is off.",
+        "Sample from the most likely tokens with this cumulative probability; 1 disables it.",
         _TOP_P,
     )
-    top_k: int = _of_engine("top_k", "Samples from this many of the likeliest tokens; 0 is off.")
+    top_k: int = _of_engine(
+        "top_k", "Sample from this many of the most likely tokens; 0 disables it."
+    )
     min_p: float = _of_engine(
-        "min_p", "Minimum probability of a token, as a share of the most likely token's."
+        "min_p", "Minimum probability of a token, relative to the most likely token."
     )
     repetition_penalty: float = _of_engine(
         "repetition_penalty",
-        "Above 1, tokens of the prompt and the output so far become less likely.",
+        "Values above 1 penalize tokens in the prompt and the output so far.",
     )
     presence_penalty: float = _of_engine(
-        "presence_penalty", "Above 0, tokens of the output so far become less likely."
+        "presence_penalty", "Values above 0 penalize tokens that occur in the output so far."
     )
     frequency_penalty: float = _of_engine(
         "frequency_penalty",
-        "Above 0, tokens become less likely with each time they are in the output.",
+        "Values above 0 penalize tokens by their frequency in the output so far.",
     )
     logit_bias: LogitBias = Field(
-        default_factory=dict, description="Added to the logits of tokens, by token id."
+        default_factory=dict, description="Bias added to the logits, by token id."
     )
     seed: Seed | None = documented(
-        SamplingParams.seed, "Draws the same numbers each time; one is drawn if none is given."
+        SamplingParams.seed, "Random seed; drawn at random if none is given."
     )
     stop_token_ids: StopTokenIds = Field(
         default_factory=list,
-        description="An output ends at any of these tokens, which are not part of its text.",
+        description="Token ids that end an output; they are not part of its text.",
     )
     ignore_eos: StrictBool = documented(
         SamplingParams.ignore_eos,
-        "Continue behind the end-of-text token, up to the maximum length.",
+        "Continue after the end-of-text token, up to the maximum length.",
     )
     response_format: AnyFormat | None = optional(
-        "What an output must be: any text, a JSON object, or JSON by a schema."
+        "Format of the output: any text, a JSON object, or JSON that matches a schema."
     )
     reproducible: StrictBool = documented(
         SamplingParams.reproducible,
-        "Whether the output must not depend on other requests, which takes longer.",
+        "Make the output independent of other requests, which takes longer.",
     )
 
 
 class OpenAISamplingFields(BaseModel):
-    """Of the OpenAI routes: strict types, and null for the default. Some fields are vLLM's, one is
-    this project's."""
+    """Sampling parameters of the OpenAI routes: strict types, and null means the default. Some
+    fields are as in vLLM, one is specific to this project.
+    """
 
-    temperature: Number | None = optional("1 by default; 0 is greedy.", _range_of("temperature"))
+    temperature: Number | None = optional(
+        "Sampling temperature, 1 by default; 0 means greedy decoding.", _range_of("temperature")
+    )
     top_p: Number | None = optional(
-        "1 by default: samples from the likeliest tokens with this total probability.", _TOP_P
+        "Sample from the most likely tokens with this cumulative probability; 1 by default.", _TOP_P
     )
     presence_penalty: Number | None = optional(
-        "0 by default; above it, tokens of the output so far become less likely.",
+        "Values above 0 penalize tokens that occur in the output so far; 0 by default.",
         _range_of("presence_penalty"),
     )
     frequency_penalty: Number | None = optional(
-        "0 by default; above it, tokens become less likely with each use.",
+        "Values above 0 penalize tokens by their frequency in the output so far; 0 by default.",
         _range_of("frequency_penalty"),
     )
-    logit_bias: LogitBias | None = optional("Added to the logits of tokens, by token id.")
-    seed: StrictSeed | None = optional(
-        "Draws the same numbers each time; one is drawn if none is given."
-    )
+    logit_bias: LogitBias | None = optional("Bias added to the logits, by token id.")
+    seed: StrictSeed | None = optional("Random seed; drawn at random if none is given.")
     response_format: AnyFormat | None = optional(
-        "What an output must be: any text, a JSON object, or JSON by a schema."
+        "Format of the output: any text, a JSON object, or JSON that matches a schema."
     )
 
     # vLLM's
-    top_k: TopK | None = optional("0 and -1 are off.")
+    top_k: TopK | None = optional(
+        "Sample from this many of the most likely tokens; 0 and -1 disable it."
+    )
     min_p: Number | None = optional(
-        "Minimum probability of a token, as a share of the likeliest one's; 0: off.",
+        "Minimum probability of a token, relative to the most likely token; 0 disables it.",
         _range_of("min_p"),
     )
     repetition_penalty: Number | None = optional(
-        "1 by default; above it, tokens of prompt and output become less likely.",
+        "Values above 1 penalize tokens in the prompt and the output so far; 1 by default.",
         _range_of("repetition_penalty"),
     )
-    stop_token_ids: StopTokenIds | None = optional("An output ends at any of these tokens.")
+    stop_token_ids: StopTokenIds | None = optional("Token ids that end an output.")
     ignore_eos: StrictBool | None = optional(
-        "Continue behind the end-of-text token, up to the maximum length."
+        "Continue after the end-of-text token, up to the maximum length."
     )
 
     # this project's
     reproducible: StrictBool | None = optional(
-        "Whether the output must not depend on other requests, which takes longer."
+        "Make the output independent of other requests, which takes longer."
     )
 
 

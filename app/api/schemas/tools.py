@@ -11,26 +11,26 @@ MAX_TOOLS = 128
 
 
 class FunctionSpec(Body):
-    name: SchemaName = Field(description="Its name.")
-    description: str | None = optional("What it does, for a chat template that tells the model.")
+    name: SchemaName = Field(description="Name of the function.")
+    description: str | None = optional("Description of the function, for the chat template.")
     parameters: dict[str, Any] | None = optional(
-        "A JSON schema of its arguments, which is enforced; by default, of any object."
+        "JSON schema of the arguments, which is enforced; any object by default."
     )
     strict: StrictBool | None = optional("Has no effect: the schema is always enforced.")
 
 
 class Tool(Body):
-    type: Literal["function"] = Field(description="The kind of the tool.")
-    function: FunctionSpec = Field(description="The function.")
+    type: Literal["function"] = Field(description="Type of the tool.")
+    function: FunctionSpec = Field(description="Definition of the function.")
 
 
 class FunctionName(Body):
-    name: SchemaName = Field(description="One of the tools.")
+    name: SchemaName = Field(description="Name of one of the tools.")
 
 
 class NamedTool(Body):
-    type: Literal["function"] = Field(description="The kind of the tool.")
-    function: FunctionName = Field(description="The function to call.")
+    type: Literal["function"] = Field(description="Type of the tool.")
+    function: FunctionName = Field(description="Function to call.")
 
 
 Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS)]
@@ -38,11 +38,11 @@ ToolChoice = Literal["none", "auto", "required"] | NamedTool
 
 
 class CalledFunction(BaseModel):
-    name: str = Field(description="One of the tools.")
-    arguments: str = Field(description="JSON by the schema of its parameters.")
+    name: str = Field(description="Name of one of the tools.")
+    arguments: str = Field(description="Arguments as JSON that matches the schema of the function.")
 
 
 class ToolCall(BaseModel):
-    id: str = Field(description="Of the call.")
-    type: Literal["function"] = documented("function", "The kind of the tool.")
-    function: CalledFunction = Field(description="What to call, and with what.")
+    id: str = Field(description="Id of the call.")
+    type: Literal["function"] = documented("function", "Type of the tool.")
+    function: CalledFunction = Field(description="Called function and its arguments.")

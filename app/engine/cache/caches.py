@@ -27,14 +27,14 @@ class CacheTooLarge(ValueError):
 def check_cache(num_bytes: int | None, device: torch.device) -> None:
     """Raise ``CacheTooLarge`` for more bytes than a GPU has. A CPU takes memory as it is used."""
     if num_bytes is not None and device.type == "cuda":
-        _check_room(num_bytes, total_bytes(device), f"{device} has")
+        _check_room(num_bytes, total_bytes(device), f"{device} has only")
 
 
 def _check_room(num_bytes: int, room: int, whose: str) -> None:
     if num_bytes > room:
         raise CacheTooLarge(
-            f"SLEB_KV_CACHE_BYTES asks for {num_bytes} bytes of keys and values, and {whose} "
-            f"{room}: set it to less, or unset it for 0.8 of what weights and steps leave"
+            f"SLEB_KV_CACHE_BYTES={num_bytes} is too large: {whose} {room} bytes; reduce "
+            "it, or unset it to use 0.8 of the memory left by weights and steps"
         )
 
 
@@ -85,9 +85,9 @@ class Caches:
             num_units = self._bytes_for(variant) // shape.num_bytes - 1  # one of padding
             if num_units < num_blocks(variant.model):
                 raise CacheTooSmall(
-                    f"the memory for keys and values has no room for one page of {variant.name}: "
-                    f"expected at least {(num_blocks(variant.model) + 1) * shape.num_bytes} "
-                    f"bytes; raise SLEB_KV_CACHE_BYTES or free memory"
+                    f"the KV cache is too small for one page of {variant.name}: expected at least "
+                    f"{(num_blocks(variant.model) + 1) * shape.num_bytes} bytes; raise "
+                    "SLEB_KV_CACHE_BYTES, or free memory"
                 )
             cache = self._by_shape[shape] = PagedCache(shape, num_units)
         return cache
@@ -96,7 +96,9 @@ class Caches:
         device = variant.model.device
         if self._num_bytes is not None:
             if device.type == "cuda":
-                _check_room(self._num_bytes, free_bytes(device), f"the weights leave on {device}")
+                _check_room(
+                    self._num_bytes, free_bytes(device), f"the weights leave only on {device}"
+                )
             return self._num_bytes
         if device.type == "cpu":
             return min(_MAX_BYTES, int(_CPU_SHARE * free_bytes(device)))

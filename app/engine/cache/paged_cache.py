@@ -155,9 +155,9 @@ def unit_shape(model: PreTrainedModel) -> UnitShape:
         raise
     except Exception as error:
         raise CannotCompute(
-            f"{type(model).__name__} computes no token with its config.json: {error}"
+            f"{type(model).__name__} cannot generate a token with its config.json: {error}"
         ) from error
-    raise CannotCompute(f"{type(model).__name__} keeps no keys and values in its cache")
+    raise CannotCompute(f"{type(model).__name__} does not store keys and values in its cache")
 
 
 class PagedCache(Cache):

@@ -148,7 +148,7 @@ class WarmUp:
         except StopIteration:
             self._end()
         except Exception:  # of a kernel, or for lack of memory
-            logger.exception("kernels could not be timed: the first ones are used")
+            logger.exception("kernels could not be measured: using the default ones")
             self._end()
         self._longest_s = max(self._longest_s, self._clock() - began_s)
         return True

@@ -136,7 +136,8 @@ class DecodeGraphs:
             self._replays.pop(shape, None)
             if not is_out_of_memory(error):
                 logger.warning(
-                    "decode steps of %s cannot be recorded, and are taken one kernel at a time",
+                    "decode steps of %s cannot be captured as CUDA graphs, so kernels are launched "
+                    "one by one",
                     self._name,
                     exc_info=True,
                 )
@@ -149,7 +150,7 @@ class DecodeGraphs:
         if not self._set_aside:
             return Recorded.ALL
         logger.warning(
-            "no memory to record %d decode steps of %s now, of which the smallest is %s",
+            "not enough memory to capture %d decode steps of %s now; the smallest is %s",
             len(self._set_aside),
             self._name,
             self._set_aside[-1],
@@ -177,7 +178,9 @@ class DecodeGraphs:
         if not torch.allclose(
             replayed, expected, rtol=0, atol=_CLOSE * float(expected.abs().max())
         ):
-            raise WrongReplay("the logits of a replay are not those of the step that it repeats")
+            raise WrongReplay(
+                "the logits of a replayed graph differ from those of the captured step"
+            )
         return self._replays[shape]
 
     def _replayed(

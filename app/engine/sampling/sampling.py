@@ -99,7 +99,9 @@ def choose(logits: torch.Tensor, seqs: Rows[Sequence]) -> Chosen:
     except torch.AcceleratorError:
         raise
     except Exception:
-        logger.exception("sampling failed in a batch of %d: each row is sampled alone", len(seqs))
+        logger.exception(
+            "sampling failed in a batch of %d: sampling each row separately", len(seqs)
+        )
     return Chosen(logits, seqs, numbers, None)
 
 

@@ -45,7 +45,7 @@ def render_chat(
             add_generation_prompt=True,
         )
     except (TemplateError, TypeError, ValueError) as error:
-        raise MessagesRefused(f"the chat template cannot render them: {error}") from error
+        raise MessagesRefused(f"the chat template rejected the messages: {error}") from error
     return str(text)
 
 

@@ -68,19 +68,22 @@ class Admission:
         ``Overloaded`` if there is no room for so many requests and tokens now."""
         if num_requests > self._max_open:
             raise RequestRefused(
-                f"{num_requests} outputs in one request: this service takes at most "
-                f"{self._max_open}, running and waiting; ask for fewer at once"
+                f"too many outputs: the request has {num_requests}, but this service allows at "
+                f"most {self._max_open} running and waiting requests; send fewer at once"
             )
         num_open = len(self._open) + self._num_reserved
         if num_open + num_requests > self._max_open:
             what = (
-                f"{counted(num_open, 'request')} running or waiting, {num_requests} more would "
+                f"{counted(num_open, 'request')} running or waiting; {num_requests} more would "
                 f"exceed the limit of {self._max_open}"
             )
             raise Overloaded(what, "queue_full", self.retry_after_s)
         num_waiting = self.num_waiting_tokens
         if self._waiting and num_waiting + num_tokens > self._max_waiting_tokens:
-            what = f"{num_waiting} tokens are waiting, and the limit is {self._max_waiting_tokens}"
+            what = (
+                f"{num_waiting} tokens are waiting, more than the limit of "
+                f"{self._max_waiting_tokens}"
+            )
             raise Overloaded(what, "queue_tokens_full", self.retry_after_s)
 
     def reserve(self, num_requests: int) -> ExitStack:

@@ -9,7 +9,7 @@ from tests.support.prune_requests import JOB
 from tests.support.serving import local_api
 
 HEAL = {"num_tokens": 64, "batch_tokens": 32, "rank": 4096}
-WORDS = {"model": "the search needs", "repair": "repair=ridge needs", "heal": "the healing needs"}
+WORDS = {"model": "the search needs", "repair": "repair=ridge needs", "heal": "healing needs"}
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ def test_an_unknown_field_names_the_one_that_may_be_meant(client: TestClient) ->
     assert said["num_remov"] == "unknown field: did you mean num_remove?"
     assert said["num_sampels"] == "unknown field: did you mean num_samples?"
     removed = client.post("/prune-jobs", json={"model": "tiny", "num_remove": 1, "refine": 2})
-    assert "it was removed, as exchanges" in removed.json()["errors"][0]["detail"]
+    assert "this field was removed, because exchanges" in removed.json()["errors"][0]["detail"]
     nothing = client.post("/generate", json={"model": "tiny", "prompt": "a", "zzzz": 1}).json()
-    assert nothing["errors"][0]["detail"] == "unknown field: leave it out"
+    assert nothing["errors"][0]["detail"] == "unknown field: remove it from the request"
 
 
 def test_an_unknown_path_says_where_all_are_listed(client: TestClient) -> None:

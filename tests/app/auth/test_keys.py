@@ -107,7 +107,7 @@ def test_names_are_plain_and_there_is_one_of_each(path: Path) -> None:
     keys.create("a", [Scope.JOBS])
     with pytest.raises(KeysUnchanged, match="revoke it first"):
         keys.create("a", [Scope.ADMIN])
-    with pytest.raises(KeysUnchanged, match="there are: a"):
+    with pytest.raises(KeysUnchanged, match="existing keys: a"):
         keys.revoke("b")
 
 
@@ -145,7 +145,7 @@ def test_a_file_that_is_not_ours_is_refused(path: Path, text: str) -> None:
     path.write_text(json.dumps({"format": 1, "keys": [ROW]}))
     assert [key.name for key in KeyFile(path).known()] == ["a"]
     path.write_text(text)
-    with pytest.raises(InvalidKeyFile, match="make new keys"):
+    with pytest.raises(InvalidKeyFile, match="create new keys"):
         KeyFile(path).find("")
 
 
@@ -176,7 +176,7 @@ def test_a_rotation_moves_no_end_date(path: Path) -> None:
     keys.create("over", [Scope.JOBS], expires_at=now_s - 1)
     with pytest.raises(KeysUnchanged, match="revoke it"):
         keys.rotate("over", overlap_s=60)
-    with pytest.raises(KeysUnchanged, match="there are: a, over"):
+    with pytest.raises(KeysUnchanged, match="existing keys: a, over"):
         keys.rotate("other", overlap_s=60)
 
 

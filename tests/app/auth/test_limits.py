@@ -289,7 +289,7 @@ def test_without_redis_requests_are_admitted_and_it_is_asked_again(
             limits.renew_every_s = 0.01
             leases_ = [await limits.admit(key, is_generation=True) for _ in range(5)]
             assert num_unknown(limits) == 5
-            assert caplog.text.count("Redis does not answer") == 1
+            assert caplog.text.count("Redis does not respond") == 1
             limits.pause_s = 0.01
             with server.start():
                 server.wait_until_it_answers()

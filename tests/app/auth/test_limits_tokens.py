@@ -257,5 +257,5 @@ def test_retry_after_is_never_too_early(seconds: float, told: int) -> None:
     refusal = TokenQuotaReached(TENANT, 1, seconds)
     assert refusal.retry_after_s == told
     assert str(refusal) == (
-        f"The tenant 'team' has used its quota of 1 token per minute. Retry in {told} s."
+        f"Token quota of tenant 'team' exceeded: 1 token per minute. Retry in {told} s."
     )

@@ -180,7 +180,7 @@ def test_the_report_says_whether_prompts_were_read_in_full(
         return [replace(first, request_id=str(at), cache_scope="") for at in range(len(arrivals))]
 
     monkeypatch.setattr(open_loop, "random_requests", sharing)
-    assert reading() == "from what was there"
+    assert reading() == "from cached prefixes"
 
 
 def test_the_strain_is_what_the_promised_share_does_not_exceed(tiny_variant: Variant) -> None:
@@ -213,15 +213,15 @@ def goodput(dense: list[float], pruned: list[float]) -> Goodput:
 def test_the_report_says_what_the_traffic_is_worth() -> None:
     found = goodput([3.0, 3.1, 3.05], [3.9, 4.0, 3.95])
     pruned, control = sentences(found)
-    assert pruned.startswith("dense 3.05, m@-6 3.95 requests a second: 1.30 × the traffic (1.2")
-    assert pruned.endswith("faster; 4 machines do what 5 did")
-    assert control.startswith("control: dense 3.05, dense again 3.05 requests a second: 1.00 ×")
+    assert pruned.startswith("dense 3.05, m@-6 3.95 requests/s: 1.30× the traffic (1.2")
+    assert pruned.endswith("faster; 4 machines can replace 5")
+    assert control.startswith("control: dense 3.05, dense again 3.05 requests/s: 1.00×")
     assert to_wire(found)["goodput"]["m@-6"] == [3.9, 4.0, 3.95]
     assert plot(found).startswith(b"\x89PNG")
     [nothing, _] = sentences(goodput([0.0, 0.0], [1.0, 1.0]))
-    assert "no rate keeps the promise for dense and dense again, so there is no" in nothing
+    assert "no rate meets the latency target for dense and dense again, so there is no" in nothing
     [nothing, control] = sentences(goodput([1.0, 1.0], [0.0, 1.0]))
-    assert "no rate keeps the promise for m@-6, so there is no ratio" in nothing
+    assert "no rate meets the latency target for m@-6, so there is no ratio" in nothing
     assert "1.00 × the traffic" in control
 
 

@@ -62,7 +62,7 @@ def test_dense_and_pruned_take_turns_as_servers(data_dir: Path, tmp_path: Path) 
 @pytest.mark.usefixtures("data_dir")
 def test_more_sides_than_servers_are_refused_before_a_start(tmp_path: Path) -> None:
     result = run("--out", str(tmp_path / "out"), variants="@-3,@-2")
-    assert "3 models in vLLM, of which 2 run at once" in str(result.exception)
+    assert "3 models in vLLM, but only 2 run at once" in str(result.exception)
     assert not list((tmp_path / "notes").iterdir())
 
 

@@ -113,8 +113,8 @@ def test_an_option_that_is_not_given_has_the_default_of_the_spec() -> None:
     ("message", "shown"),
     [
         (
-            "give exactly one of num_remove, sparsity",
-            "give exactly one of --num-remove, --sparsity",
+            "expected exactly one of num_remove, sparsity",
+            "expected exactly one of --num-remove, --sparsity",
         ),
         (
             "search=staged cannot: choose search=exact",
@@ -173,6 +173,9 @@ def test_a_text_that_is_neither_a_data_set_nor_a_file_is_refused_before_a_model_
 ) -> None:
     (tmp_path / "mine.txt").touch()
     check_texts_here(["wikitext2", "self", str(tmp_path / "mine.txt")])
-    for name, meant in (("wikitext", "did you mean wikitext2?"), ("zebra", "data sets are c4, ")):
-        with pytest.raises(InvalidSpec, match=f"{name!r} is neither .*: {re.escape(meant)}"):
+    for name, meant in (
+        ("wikitext", "did you mean wikitext2?"),
+        ("zebra", "available data sets: c4"),
+    ):
+        with pytest.raises(InvalidSpec, match=f"{name!r} not found: .*; {re.escape(meant)}"):
             check_texts_here(["code", name])

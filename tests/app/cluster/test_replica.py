@@ -125,5 +125,5 @@ def test_a_machine_that_sees_no_models_is_of_no_use(tmp_path: Path, redis_url: s
         async with replica_on(tmp_path, redis_url):
             pass
 
-    with pytest.raises(NotAModel, match="storage that all machines of the cluster share"):
+    with pytest.raises(NotAModel, match="storage shared by all machines of the cluster"):
         asyncio.run(begin())

@@ -79,7 +79,7 @@ def test_a_mistyped_command_is_not_sent_and_a_refused_message_not_kept(console: 
     assert refused.messages == []
     assert isinstance(console.file, StringIO)
     shown = console.file.getvalue()
-    for said in ("/compar is no command. /compare OTHER has", "no model named 'unknown'"):
+    for said in ("unknown command /compar. /compare OTHER sends", "no model named 'unknown'"):
         assert said in " ".join(shown.split())
     assert shown.endswith("\n\n")
 
@@ -96,7 +96,7 @@ def test_an_answer_ends_with_its_tokens_per_second(console: Console) -> None:
     clock = count(100.0, 2.0)  # two seconds from the first token to the last one
     Conversation(Echo(), "m", {}, console, lambda: next(clock)).run(reading("hello"))
     assert isinstance(console.file, StringIO)
-    assert "m 1 hello\n4 tokens, 1.5 a second\n" in console.file.getvalue()
+    assert "m 1 hello\n4 tokens, 1.5 tokens/s\n" in console.file.getvalue()
 
 
 def test_another_model_answers_to_the_same_messages(console: Console) -> None:
@@ -108,7 +108,7 @@ def test_another_model_answers_to_the_same_messages(console: Console) -> None:
     assert first == second
     assert [message["content"] for message in third] == ["hello", "m 1 hello", "on"]
     assert isinstance(console.file, StringIO)
-    for shown in ("say something first", "n 1 hello", "no model named 'unknown'"):
+    for shown in ("send a message first", "n 1 hello", "no model named 'unknown'"):
         assert shown in console.file.getvalue()
 
 

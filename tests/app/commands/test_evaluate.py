@@ -330,7 +330,7 @@ def test_valid_json_of_a_pruned_model_stands_beside_that_of_its_parent(
     shown = CliRunner().invoke(command_line, words, catch_exceptions=False)
     assert re.search(r"valid JSON +│ +0\.0000 │ +0\.0000", shown.stdout)
     assert re.search(r"95 % interval +│ +0\.00 to 0\.66 │ +0\.00 to 0\.66", shown.stdout)
-    assert "valid JSON: 0 to 1" in shown.stdout
+    assert "valid JSON: share of answers" in shown.stdout
     [streamed] = run("tiny", "--tasks", "json", "--resident", "stream")
     assert streamed["valid_json"] is None
 
@@ -363,7 +363,7 @@ def test_tasks_are_told_apart() -> None:
     )
     assert Tasks.parse(["json"]) == Tasks((), has_probe=False, zero_shot=(), has_json=True)
     for wrong in ([], ["ppl:"], [" "]):
-        with pytest.raises(InvalidTasks, match="expected ppl:TEXT"):
+        with pytest.raises(InvalidTasks, match="list of ppl:TEXT"):
             Tasks.parse(wrong)
 
 
@@ -383,7 +383,7 @@ def test_what_cannot_be_evaluated_is_one_message(data_dir: Path, published: Mani
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("wikitext", "did you mean wikitext2?"), ("notes.txt", "data sets are prose, code")],
+    [("wikitext", "did you mean wikitext2?"), ("notes.txt", "available data sets: prose, code")],
 )
 def test_an_unknown_text_is_refused_before_any_model_is_read(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str
@@ -408,5 +408,5 @@ def test_an_unknown_task_is_refused_before_any_model_is_read(
     monkeypatch.setattr("app.commands.evaluate.subject_of", read)
     settings = WorkerSettings(data_dir=data_dir)
     tasks = Tasks.parse(["no_such_task"])
-    with pytest.raises(TaskUnusable, match=r"no_such_task.*Others are probe, json"):
+    with pytest.raises(TaskUnusable, match=r"no_such_task.*Other tasks are probe, json"):
         run_evaluation(["tiny"], tasks, settings, as_json=True, out=None)

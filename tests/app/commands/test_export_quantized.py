@@ -95,7 +95,7 @@ def test_the_int8_form_of_a_name_is_exported_with_int8_weights(tmp_path: Path) -
     [group] = config["quantization_config"]["config_groups"].values()
     assert config["quantization_config"]["quant_method"] == "compressed-tensors"
     assert (group["weights"]["num_bits"], group["weights"]["strategy"]) == (8, "channel")
-    with pytest.raises(NotEvaluable, match=r"name the model without \+int8"):
+    with pytest.raises(NotEvaluable, match=r"use the model without \+int8"):
         run("tiny+int8", str(tmp_path / "other"), "--quantize", "int4")
 
 

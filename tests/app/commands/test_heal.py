@@ -44,9 +44,9 @@ def test_a_named_checkpoint_is_healed_beside_itself_and_can_be_named(
     settings = WorkerSettings(data_dir=data_dir, threads=1)
     run_heal(HEAL, NAME, None, settings, as_json=False)
     printed = capsys.readouterr()
-    for words in ("healed", "control", "came back", "kept: step", "published in"):
+    for words in ("healed", "control", "recovered", "kept: step", "published in"):
         assert words in printed.out
-    assert "on held-out text" in printed.err
+    assert "held-out loss" in printed.err
     assert read_manifest(data_dir / "checkpoints" / HEALED).healing is not None
     assert not (data_dir / "searches").exists()
     with pytest.raises(CheckpointExists, match="another --out"):
@@ -72,7 +72,7 @@ def test_a_second_command_is_refused_at_once(
     settings = WorkerSettings(data_dir=data_dir, threads=1)
     manifest = read_manifest(data_dir / "checkpoints" / NAME)
     with locked(data_dir / "searches" / healing_digest(HEAL, manifest), NAME):
-        with pytest.raises(HealingInProgress, match="wait for its end"):
+        with pytest.raises(HealingInProgress, match="wait until it ends"):
             run_heal(HEAL, NAME, tmp_path / "out", settings, as_json=False)
         place = data_dir / "checkpoints" / HEALED
         with (
@@ -80,7 +80,7 @@ def test_a_second_command_is_refused_at_once(
             pytest.raises(HealingInProgress, match="healed is being healed"),
         ):
             run_heal(replace(HEAL, rank=2), NAME, None, settings, as_json=False)
-    assert "The training is kept" not in capsys.readouterr().err
+    assert "The training state is saved" not in capsys.readouterr().err
     assert not (data_dir / "searches").exists()
 
 
@@ -91,12 +91,12 @@ def test_every_depth_is_told_where_all_are_healed(
     settings = WorkerSettings(data_dir=data_dir, threads=1)
     run_heal(replace(SHORT, depths=Depths.ALL), NAME, None, settings, as_json=False)
     shown = capsys.readouterr().out
-    assert "without 1 block, of the lost nats came back" in shown
-    assert "without 2 blocks, of the lost nats came back" in shown
+    assert "with 1 block removed, recovered loss:" in shown
+    assert "with 2 blocks removed, recovered loss:" in shown
     healed = read_manifest(data_dir / "checkpoints" / HEALED)
     unmeasured = replace(healed, quality=replace(healed.quality, domains=()))
     _print(unmeasured, Path("out"), as_json=False)
-    assert "came back" not in capsys.readouterr().out
+    assert "recovered" not in capsys.readouterr().out
 
 
 def test_an_unknown_checkpoint_is_refused(data_dir: Path) -> None:
@@ -110,7 +110,9 @@ def test_what_is_no_whole_checkpoint_is_refused_with_the_newest_one(
 ) -> None:
     """The healed one is newer, and healed already."""
     settings = WorkerSettings(data_dir=healed.data_dir, threads=1)
-    message = f"'{name}': healing needs a whole checkpoint, as NAME@JOB; the newest of tiny is "
+    message = (
+        f"'{name}': expected a whole checkpoint, as NAME@JOB; the newest checkpoint of tiny is "
+    )
     with pytest.raises(CheckpointNotFound, match=re.escape(message + NAME) + "$"):
         run_heal(HEAL, name, None, settings, as_json=False)
 

@@ -47,7 +47,7 @@ def test_two_processes_heal_as_one_even_if_one_of_them_is_killed(
     ended = heal_by_two(data_dir)
     assert ended.returncode == 1, ended.stderr
     if rank:
-        assert "another process of this healing has ended" in ended.stderr, ended.stderr
+        assert "another process of this healing ended" in ended.stderr, ended.stderr
     assert not list(data_dir.glob("checkpoints/*+healed"))
     [state] = data_dir.glob("searches/*/healed.safetensors")
     ended = heal_by_two(data_dir)

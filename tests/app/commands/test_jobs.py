@@ -30,7 +30,7 @@ JOB: dict[str, Any] = {
             "status": "False",
             "last_transition_at": 1.8e9 + 0.123456,
             "reason": "Left",
-            "message": "a worker has taken it",
+            "message": "a worker has started the job",
         }
     ],
     "spec": {
@@ -78,7 +78,8 @@ def test_numbers_are_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert not re.search(r"\d\.\d{5}", shown)
     assert not re.search(r"\b\d{10}\b", shown)
-    assert re.search(r"Queued: no, since 2027-01-15 \d\d:\d\d:\d\d: a worker has taken it", shown)
+    since = r"2027-01-15 \d\d:\d\d:\d\d"
+    assert re.search(rf"Queued: no, since {since}: a worker has started the job", shown)
 
 
 def test_a_tie_is_named_with_what_to_do(
@@ -92,7 +93,7 @@ def test_a_tie_is_named_with_what_to_do(
     assert ["26", "3.2000", "0.0100", "±", "0.0200,", "a", "tie", "7"] in lines
     told = " ".join(word for line in lines for word in line)
     assert "ties: 1 of 6 rounds." in told
-    assert "take more text" in told
+    assert "more calibration text" in told
 
 
 def removal(step: int, block: int, margin: float, error: float) -> dict[str, Any]:
@@ -103,7 +104,7 @@ def removal(step: int, block: int, margin: float, error: float) -> dict[str, Any
 @pytest.mark.parametrize(
     ("measured", "words"),
     [
-        (None, "1.25 predicted, not measured (sleb bench and sleb compare do)"),
+        (None, "1.25 predicted, not measured (run sleb bench or sleb compare)"),
         ({"ratio": 1.2, "low": 1.1, "high": 1.3}, "1.25 predicted, 1.20 (1.10 to 1.30) measured"),
         ({"ratio": 1.2, "low": None, "high": None}, "1.25 predicted, 1.20 measured"),
     ],
@@ -119,9 +120,9 @@ def test_a_job_says_that_no_repair_was_kept(capsys: pytest.CaptureFixture[str]) 
     steps = {"steps_done": 37, "steps_total": 37}
     tried = {**JOB, "pruned_model": "llama@prn-1", "repair": None, "repair_progress": steps}
     print_job(tried)
-    assert "none: each one that was tried does harm" in capsys.readouterr().out
+    assert "none: every repair made the model worse" in capsys.readouterr().out
     print_job({**tried, "repair": {"method": "ridge"}})
-    assert "none: each" not in capsys.readouterr().out
+    assert "none: every" not in capsys.readouterr().out
 
 
 def test_what_follows_a_job_does_not_wait_for_torch() -> None:

@@ -157,9 +157,14 @@ def test_every_removal_gets_a_line_and_is_kept(progress: Progress) -> None:
     assert isinstance(progress.console.file, StringIO)
     lines = progress.console.file.getvalue().splitlines()
     assert (
-        lines[0] == "  removed block 3: loss 4.2500 (dense 4.0000), 0.1000 ± 0.0577 before 1, a tie"
+        lines[0]
+        == "  removed block 3: loss 4.2500 (dense 4.0000), margin 0.1000 ± 0.0577 over block 1, "
+        "a tie"
     )
-    assert lines[1] == "  removed block 1: loss 5.0000 (dense 4.0000), 0.5000 ± 0.0000 before 2"
+    assert (
+        lines[1]
+        == "  removed block 1: loss 5.0000 (dense 4.0000), margin 0.5000 ± 0.0000 over block 2"
+    )
 
 
 def test_the_table_says_what_was_lost_and_where_things_lie(
@@ -193,7 +198,7 @@ def test_the_legend_has_what_bench_has_measured(
     MeasuredSpeedups(settings.data_dir).record("tiny", {Measurand(2): measured})
     run_prune(SPEC, tmp_path / "out", settings, as_json=False)
     told = " ".join(capsys.readouterr().out.split())
-    assert "`sleb bench`: 1.21 (1.15 to 1.27) without 2. Not measured yet: without 1." in told
+    assert "`sleb bench`: 1.21 (1.15 to 1.27) with 2 removed. Not measured yet: 1 removed." in told
 
 
 def test_a_bracket_in_a_name_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
@@ -264,11 +269,11 @@ def test_an_interrupted_search_goes_on_and_leaves_nothing(
         interrupt_after(patch, 7)  # the first call has no evaluation: it begins the search
         with pytest.raises(Interrupted):
             run_prune(SPEC, out, settings, as_json=True)
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "run the same command to continue" in capsys.readouterr().err
     assert not (tmp_path / "place").exists() or not any((tmp_path / "place").iterdir())
     run_prune(SPEC, out, settings, as_json=True)
     told = capsys.readouterr()
-    assert "continues an interrupted search after 6 evaluations" in told.err
+    assert "resuming an interrupted search after 6 evaluations" in told.err
     resumed = json.loads(told.out)
     assert [path.name for path in out.parent.iterdir()] == ["out"]
     assert not (settings.data_dir / "searches").exists()
@@ -318,13 +323,13 @@ def test_a_target_speedup_is_told_with_what_it_predicts(
     predicted = manifest.predicted_speedup(len(manifest.removed_blocks))
     assert predicted is not None
     assert predicted >= 1.01
-    assert f"predicted to be {predicted:.2f} times as fast" in " ".join(told.err.split())
+    assert f"blocks: {predicted:.2f}×" in " ".join(told.err.split())
     rows = json.loads(told.out)["trajectory"]
     assert rows[0]["speedup"] == 1
     assert rows[-1]["speedup"] == pytest.approx(predicted)
-    assert f"The target was 1.01, and {predicted:.2f} is predicted." in (
-        out / "README.md"
-    ).read_text().replace("\n", " ")
+    assert f"Target: 1.01, predicted: {predicted:.2f}." in (out / "README.md").read_text().replace(
+        "\n", " "
+    )
 
 
 def test_only_a_checkpoint_is_overwritten(settings: WorkerSettings, tmp_path: Path) -> None:
@@ -337,7 +342,7 @@ def test_only_a_checkpoint_is_overwritten(settings: WorkerSettings, tmp_path: Pa
     assert len(read_manifest(out).removed_blocks) == 3
     assert {path.name for path in tmp_path.iterdir()} - {"models"} == {"out"}
     (out / MANIFEST).unlink()
-    with pytest.raises(CheckpointExists, match="no checkpoint"):
+    with pytest.raises(CheckpointExists, match="not a checkpoint"):
         run_prune(SPEC, out, settings, overwrite=True, as_json=True)
 
 

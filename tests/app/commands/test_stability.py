@@ -22,6 +22,6 @@ def test_headings_and_cells_are_whole_at_80_columns(
     print_report(replace(report, model="smollm2-135m"), Path("out"), as_json=False)
     printed = capsys.readouterr().out
     assert "perplexity, prose" in printed
-    assert "smollm2-135m, block by block" in printed
+    assert "smollm2-135m, by block" in printed
     assert "546.93 to 646.93 219.43 to 319.43" in printed
     assert max(map(len, printed.splitlines())) <= 80

@@ -73,7 +73,7 @@ def test_a_model_of_a_bucket_is_pruned_into_a_store_and_added_from_there(
     out = StoreUrl.parse(f"{bucket}/checkpoints/{NAME}")
     run_prune(spec(url), out, elsewhere, as_json=True)
     printed = capsys.readouterr()
-    assert f"sent to {out}: " in printed.err
+    assert f"uploaded to {out}: " in printed.err
     assert json.loads(printed.out)["url"] == str(out)
     manifest = store_manifest(open_store(out.parent))
     assert (manifest.parent, len(manifest.removed_blocks)) == ("tiny", 2)
@@ -105,7 +105,7 @@ def test_a_checkpoint_that_cannot_be_sent_is_kept_and_sent_by_the_same_command(
     run_prune(spec("tiny"), out, settings, as_json=True)
     assert store.versions().keys() == {NAME}
     printed = capsys.readouterr()
-    assert "sent to file:///" in printed.err
+    assert "uploaded to file:///" in printed.err
     assert json.loads(printed.out)["removed_blocks"] == [*store_manifest(store).removed_blocks]
     assert list((data_dir / "outgoing").iterdir()) == []
 
@@ -158,7 +158,7 @@ def test_a_model_is_exported_to_the_hub_with_one_commit(
     hub.status = 403
     refused = sleb("export", "tiny", "--to", f"hf://{repo_id}")
     assert isinstance(refused.exception, StoreDenied)
-    assert "set HF_TOKEN to one that may" in str(refused.exception)
+    assert "set HF_TOKEN to a token with permission" in str(refused.exception)
 
 
 @pytest.mark.parametrize(

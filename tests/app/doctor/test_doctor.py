@@ -106,7 +106,7 @@ def test_everything_that_is_wrong_is_in_the_table_with_what_to_do(
         result = CliRunner().invoke(command_line, ["doctor"])
     assert result.exit_code == 1
     assert "wrong: 3" in result.stdout
-    for word in ("model tiny", "cannot listen", "cannot be used", "change SLEB_PORT"):
+    for word in ("model tiny", "cannot listen", "is unavailable", "change SLEB_PORT"):
         assert word in result.stdout
 
 
@@ -117,7 +117,7 @@ def test_everything_that_is_wrong_is_in_the_table_with_what_to_do(
         ("SLEB_THREADS", "x", "threads"),
         ("SLEB_DEVICE", "mps", "(SLEB_DEVICE): 'mps' is not supported: set it to auto, cpu"),
         ("SLEB_SHADOW_DIRECTION", "@-6", "SLEB_SHADOW_SHARE"),
-        ("SLEB_SECRETS_DIR", "/nowhere", "is not a readable folder"),
+        ("SLEB_SECRETS_DIR", "/nowhere", "cannot read SLEB_SECRETS_DIR"),
     ],
 )
 def test_settings_that_cannot_be_are_a_finding(
@@ -147,7 +147,7 @@ def test_an_open_door_is_told_until_there_is_a_key(
     monkeypatch.setenv("SLEB_INSECURE", "true")
     assert asked()[0] == "note"
     KeyFile(data_dir / "keys.json").create("a", [Scope.JOBS])
-    assert asked() == ("ok", "required; there are 1")
+    assert asked() == ("ok", "required; 1 configured")
     (data_dir / "keys.json").write_text("{")
     assert asked()[0] == "wrong"
 
@@ -259,19 +259,19 @@ OLD_DRIVER = Gpus(torch_cuda="13.0", driver="470.57.02")
 @pytest.mark.parametrize(
     ("wanted", "found", "level", "word"),
     [
-        ("auto", Gpus(), Level.OK, "the CPU"),
+        ("auto", Gpus(), Level.OK, "CPU"),
         ("auto", NEW_DRIVER, Level.OK, "1 of 1"),
-        ("cpu", Gpus((1,), "11.0", "12.8", 0), Level.OK, "the CPU"),
+        ("cpu", Gpus((1,), "11.0", "12.8", 0), Level.OK, "CPU"),
         ("cuda:0", NEW_DRIVER, Level.OK, "1 of 1"),
-        ("cuda:1", NEW_DRIVER, Level.WRONG, "can use 1"),
-        ("cuda", Gpus(), Level.WRONG, "can use 0"),
+        ("cuda:1", NEW_DRIVER, Level.WRONG, "sees only 1"),
+        ("cuda", Gpus(), Level.WRONG, "sees only 0"),
         ("auto", Gpus((1,), "13.0", None, 0), Level.WRONG, "built without CUDA"),
         ("auto", Gpus((1,), "12.4", "13.0", 0), Level.WRONG, "CUDA 12.4, but torch was built"),
-        ("auto", Gpus((1,), "12.4", "12.8", 0), Level.WRONG, "torch can use none"),
+        ("auto", Gpus((1,), "12.4", "12.8", 0), Level.WRONG, "torch cannot use any of them"),
         ("auto", OLD_DRIVER, Level.WRONG, "CUDA 13.0, which needs driver 580 or newer"),
         ("cuda:1", OLD_DRIVER, Level.WRONG, "the NVIDIA driver is 470.57.02"),
-        ("cpu", OLD_DRIVER, Level.OK, "the CPU"),
-        ("auto", Gpus((1,), "13.0", "12.8", 0), Level.WRONG, "torch can use none"),
+        ("cpu", OLD_DRIVER, Level.OK, "CPU"),
+        ("auto", Gpus((1,), "13.0", "12.8", 0), Level.WRONG, "torch cannot use any of them"),
     ],
 )
 def test_a_device_that_cannot_be_had_is_told(
@@ -286,10 +286,10 @@ def test_a_device_that_cannot_be_had_is_told(
 def test_gpus_that_are_hidden_or_not_tested_are_told() -> None:
     hidden = device("auto", replace(NEW_DRIVER, total_bytes=(), num_usable=0, num_installed=2))
     assert hidden.level is Level.NOTE
-    assert "CUDA_VISIBLE_DEVICES shows none of 2 GPUs" in hidden.said
+    assert "CUDA_VISIBLE_DEVICES hides all of 2 GPUs" in hidden.said
     of_amd = device("cuda:1", Gpus(num_usable=2, torch_rocm="6.4"))
     assert of_amd.level is Level.NOTE
-    assert of_amd.said == "2 of 2 GPUs can be used, by torch for ROCm 6.4"
+    assert of_amd.said == "2 of 2 GPUs are usable, with torch for ROCm 6.4"
 
 
 def test_the_room_is_that_of_the_device() -> None:
@@ -324,7 +324,7 @@ def test_compiled_blocks_are_told_by_the_types_that_are_kept(
     monkeypatch.setattr("app.doctor.machine.BLOCKS", whole)
     assert "none yet" in compiled("on", kept_in).said
     counted(whole[torch.bfloat16])
-    assert compiled("on", kept_in).said == "kept for bfloat16"
+    assert compiled("on", kept_in).said == "compiled for bfloat16"
     assert "SLEB_TUNE is off" in compiled("off", kept_in).said
     monkeypatch.setattr("app.doctor.machine.has_openmp", lambda: False)
     assert compiled("on", kept_in).level is Level.NOTE
@@ -347,13 +347,13 @@ def test_findings_have_a_line_each_in_a_narrow_terminal(
         "       - a token each 4x3x3x64x64 bfloat16: fused attention, 1.50 × as fast as",
         "       products",
         "wrong  disk: [/b] full",
-        "       what to do: free it",
+        "       fix: free it",
         "wrong: 1",
     ]
     assert not print_findings(findings, console, as_json=False)
     assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == [
         "ok     settings: valid",
         "wrong  disk: [/b] full",
-        "       what to do: free it",
+        "       fix: free it",
         "wrong: 1; --verbose shows 1 detail",
     ]

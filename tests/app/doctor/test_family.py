@@ -23,10 +23,10 @@ def config_of(path: Path, name: str) -> Path:
 @pytest.mark.parametrize(
     ("name", "served", "repair"),
     [
-        ("llama", "runs the blocks itself", "possible by ridge"),
-        ("gpt2", "calls the model's own forward", "possible by ridge"),
-        ("mixtral", "calls the model's own forward", "possible by ridge; ridge fits"),
-        ("olmo2", "runs the blocks itself", "possible by ridge"),
+        ("llama", "runs the blocks itself", "ridge is available"),
+        ("gpt2", "calls the model's own forward", "ridge is available"),
+        ("mixtral", "calls the model's own forward", "ridge is available; ridge fits"),
+        ("olmo2", "runs the blocks itself", "ridge is available"),
     ],
 )
 def test_a_supported_model_is_described(
@@ -42,26 +42,26 @@ def test_a_config_may_rule_repairs_out(tmp_path: Path) -> None:
     name = "opt.do_layer_norm_before"
     described = {each.check: each for each in family(config_of(tmp_path, name))}
     assert described["repair"].level is Level.NOTE
-    assert "ridge is not possible for this opt: it needs" in described["repair"].said
+    assert "ridge is not supported for this opt: it needs" in described["repair"].said
 
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES.keys() - set(SERVED)))
 def test_what_the_own_engine_has_no_room_for_is_for_vllm(name: str, tmp_path: Path) -> None:
     described = {each.check: each for each in family(config_of(tmp_path, name))}
     assert described["served"].level is Level.NOTE
-    assert f"blocks of a {name} keep" in described["served"].said
+    assert f"{name} blocks have" in described["served"].said
 
 
 def test_a_hybrid_is_repaired_here_and_served_by_vllm(tmp_path: Path) -> None:
     described = {each.check: each for each in family(config_of(tmp_path, "lfm2"))}
     assert described["served"].advice == "serve the checkpoint with vLLM"
-    assert "possible by ridge" in described["repair"].said
+    assert "ridge is available" in described["repair"].said
 
 
 def test_of_a_tower_for_images_the_language_tower_is_described(tmp_path: Path) -> None:
     whole_model("smolvlm").config.save_pretrained(tmp_path)
     described = {each.check: each for each in family(tmp_path)}
-    assert "its language tower, a llama with 6 blocks" in described["family"].said
+    assert "its language model, a llama with 6 blocks" in described["family"].said
     assert "runs the blocks itself" in described["served"].said
 
 

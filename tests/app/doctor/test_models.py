@@ -58,7 +58,7 @@ def test_a_whole_model_is_well(tiny_models_dir: Path) -> None:
         (cut, "its header says"),
         (cut_to_its_header, "not a safetensors file"),
         (lose_config, "no config.json"),
-        (spoil_config, "cannot be read"),
+        (spoil_config, "cannot read"),
         (lose_weights, "no .safetensors file"),
         (lose_tokenizer, "has no tokenizer"),
         (quantize, "unquantized"),
@@ -134,7 +134,7 @@ def test_a_checkpoint_that_is_cut_short_is_told(tiny_models_dir: Path) -> None:
     cut(directory / "tiny@prn-1")
     [found] = checkpoints(directory)
     assert found.level is Level.WRONG
-    assert "model.safetensors is not as it was published" in found.said
+    assert "model.safetensors changed after it was published" in found.said
 
 
 def test_a_file_of_external_models_that_cannot_be_read_is_told(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_a_server_that_wants_a_password_is_told(tmp_path: Path, given: str) -> N
     with valkey("--requirepass", "hunter2") as url:
         [found] = store(Settings(data_dir=tmp_path, redis_url=url + given))
         assert found.level is Level.WRONG
-        assert "refuses the login" in found.said
+        assert "rejected the login" in found.said
         assert "password" in found.advice
         assert "hunter1" not in found.said
 

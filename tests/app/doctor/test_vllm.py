@@ -51,7 +51,7 @@ def test_a_program_that_is_asked_for_and_missing_is_wrong() -> None:
     for settings in (ServeSettings(engine="vllm"), ServeSettings(vllm_models=("m",))):
         found = vllm(settings)
         assert found.level is Level.WRONG
-        assert "no program `vllm` on the PATH" in found.said
+        assert "no program `vllm` is on the PATH" in found.said
     missing = vllm(ServeSettings(vllm=Path("/no/such/vllm")))
     assert "SLEB_VLLM=/no/such/vllm does not exist" in missing.said
 
@@ -80,9 +80,9 @@ def test_the_servers_of_a_service_that_runs_are_told(served: ServeSettings) -> N
 STATES = [
     ({"state": "starting"}, Level.OK, "starting"),
     (
-        {"state": "restarting", "num_restarts": 2, "detail": "vLLM ended with code 137"},
+        {"state": "restarting", "num_restarts": 2, "detail": "vLLM exited with code 137"},
         Level.NOTE,
-        "restarting, started again 2 times: vLLM ended with code 137",
+        "restarting, restarted 2 times: vLLM exited with code 137",
     ),
     ({"state": "failed", "detail": "no kernel"}, Level.WRONG, "failed: no kernel"),
 ]

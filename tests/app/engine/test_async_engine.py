@@ -109,7 +109,7 @@ def test_a_group_is_taken_whole_or_not_at_all() -> None:
         first = engine.stream(endless())
         with pytest.raises(Overloaded):
             engine.streams([endless(1), endless(2)])
-        with pytest.raises(RequestRefused, match="4 outputs in one request"):
+        with pytest.raises(RequestRefused, match="the request has 4"):
             engine.streams([endless(seed) for seed in range(4)])
         assert engine.stats().num_running + engine.stats().num_waiting <= 1
         for stream in [first, *engine.streams([endless(1)])]:

@@ -195,7 +195,7 @@ def test_a_file_that_cannot_be_written_costs_nothing_but_time(
     tuner.save()
     assert tuner.kernel("a", [SLOW, FAST]) == FAST
     messages = [record.message for record in caplog.records]
-    assert messages[-1].startswith("the choices of kernels are not kept")
+    assert messages[-1].startswith("kernel choices cannot be saved")
 
 
 def test_the_device_is_part_of_a_key() -> None:

@@ -55,7 +55,7 @@ def test_a_step_that_does_not_end_is_a_fault_until_it_does() -> None:
         await until(lambda: engine.fault is not None)
         assert engine.is_alive, "alive, and yet of no use"
         assert engine.stalled_s > STALL_S
-        assert "no step has ended for" in (engine.fault or "")
+        assert "no engine step has finished for" in (engine.fault or "")
         blocking.gate.set()
         assert len(await reader) == 3
         assert (engine.stalled_s, engine.fault) == (0.0, None)
@@ -98,7 +98,7 @@ def test_a_thread_that_is_stuck_is_left_behind_at_the_end(
 def test_an_ended_thread_is_a_fault() -> None:
     async def run(engine: AsyncEngine) -> None:
         await engine.stop()
-        assert engine.fault == "the engine's thread has ended: restart"
+        assert engine.fault == "the engine thread has stopped: restart the process"
 
     scenario(run)
 

@@ -290,7 +290,7 @@ HOSTILE = {
 def test_a_schema_that_cannot_be_enforced_is_refused_soon(schema: str) -> None:
     tiny_tokens()
     began_s = time.process_time()
-    with pytest.raises(ResponseFormatRefused, match="this schema cannot be enforced") as refused:
+    with pytest.raises(ResponseFormatRefused, match="the schema cannot be enforced") as refused:
         tiny_grammar(schema)
     assert time.process_time() - began_s < 3
     assert len(str(refused.value)) < 600
@@ -379,7 +379,7 @@ def test_a_model_without_an_end_of_text_is_refused() -> None:
 def test_a_tokenizer_without_bytes_is_refused() -> None:
     tokenizer = tiny_tokenizer().backend_tokenizer
     tokenizer.decoder = None
-    with pytest.raises(ResponseFormatRefused, match="does not tell the bytes"):
+    with pytest.raises(ResponseFormatRefused, match="does not provide the bytes"):
         grammar_tokens(tokenizer.to_str(), tokenizer.get_vocab_size(), {EOS})
 
 

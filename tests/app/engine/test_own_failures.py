@@ -109,7 +109,7 @@ def test_a_grammar_that_takes_no_token(tiny: Variant, monkeypatch: pytest.Monkey
     ("schema", "part", "reason"),
     [
         (WIDE, "the part for /p0 of the output", "Current row has"),
-        (LETTERS, "the outermost part", "too many expressions"),
+        (LETTERS, "the top level", "too many expressions"),
         (IN_AN_OBJECT, "the part for /a~1b/0 of the output", "too many expressions"),
     ],
 )
@@ -120,7 +120,7 @@ def test_a_grammar_that_exceeds_its_limits(
     bad = constrained(schema, tiny, (80, 81), "bad", **params)
     outcome = check_alone(tiny, bad, lambda _engine: None)
     failure = str(outcome.last["bad"].failure)
-    assert failure.startswith(f"this schema cannot be enforced: {part}: ")
+    assert failure.startswith(f"the schema cannot be enforced: {part}: ")
     assert reason in failure
     assert "non-verbose" not in failure
     alone = replace(bad, grammar=tiny_grammar(json.dumps(schema)))

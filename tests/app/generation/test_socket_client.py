@@ -140,7 +140,7 @@ def test_what_was_begun_to_be_answered_is_not_sent_again(tmp_path: Path, is_kept
         async with serving(tmp_path, life) as (server, client):
             if is_kept:
                 await events(client)
-            with pytest.raises(httpx2.RemoteProtocolError, match="within a response"):
+            with pytest.raises(httpx2.RemoteProtocolError, match="before the response was"):
                 await events(client)
             assert server.num_connections == 1
             assert len(server.requests) == 1 + is_kept

@@ -182,11 +182,11 @@ def test_a_text_is_refused_by_its_length_exactly_where_no_tokens_could_fit(
     longest = -(-10_000 // min_tokens("a" * 10_000, TINY))
     within = "a" * longest * 20_000
     prompts = [within, within + "a", Chat([{"role": "user", "content": within + "a"}])]
-    with pytest.raises(PromptTooLong, match=r"a prompt of at least 20001 tokens .* of tiny@-2"):
+    with pytest.raises(PromptTooLong, match=r"the prompt has at least 20001 tokens, .* of tiny@-2"):
         encode(prompts[1:2], limit=limit_of(20_004))
     with pytest.raises(PromptTooLong, match="at least 20001"):
         encode(prompts[2:], limit=limit_of(20_004))
-    with pytest.raises(PromptTooLong, match=f"a prompt of {len(within)} tokens"):
+    with pytest.raises(PromptTooLong, match=f"the prompt has {len(within)} tokens"):
         encode(prompts[:1], limit=limit_of(20_004))
 
     def fail(*_: object) -> None:
@@ -277,7 +277,7 @@ def test_long_texts_are_refused_while_too_many_of_them_wait(gate: Gate) -> None:
         await asyncio.to_thread(
             wait_until, lambda: pool._num_waiting == MAX_BYTES_WAITING, "four texts wait"
         )
-        with pytest.raises(Overloaded, match="wait for the tokenizer") as refused:
+        with pytest.raises(Overloaded, match="waiting for the tokenizer") as refused:
             await pool.encode([text], TINY, ANY_LENGTH)
         assert refused.value.reason == "texts_full"
         assert refused.value.retry_after_s > 1

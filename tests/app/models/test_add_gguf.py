@@ -47,7 +47,7 @@ def test_it_is_the_model_that_was_written(
     settings = ServeSettings(data_dir=tmp_path / "data")
     path = add_model(str(file), settings)
     assert path.name == "small"
-    assert f"{file} are BF16: they are written as bfloat16" in capsys.readouterr().err
+    assert f"{file} are BF16; converting them to bfloat16" in capsys.readouterr().err
     origin = json.loads((path / ORIGIN_FILE).read_text())
     assert origin["conversion"] == "converted from GGUF (BF16) to bfloat16"
     added = ModelStore(settings.models_dir).load("small")
@@ -144,7 +144,7 @@ def test_a_file_that_is_no_whole_model_is_refused_and_leaves_nothing(
     settings = ServeSettings(data_dir=tmp_path / "data")
     with pytest.raises(ModelNotAdded, match=says):
         add_model(str(tmp_path / name), settings)
-    with pytest.raises(ModelNotAdded, match="leave out --revision"):
+    with pytest.raises(ModelNotAdded, match="remove --revision"):
         add_model(str(tmp_path / name), settings, revision="main")
     assert list(settings.models_dir.glob("[!.]*")) == []
 
@@ -155,7 +155,7 @@ def test_a_disk_without_room_for_plain_weights_is_told_before(
     file, settings = written(tmp_path, "llama"), ServeSettings(data_dir=tmp_path / "data")
     usage = shutil.disk_usage(tmp_path)._replace(free=99)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
-    with pytest.raises(ModelNotAdded, match=r"needs \d+ bytes, and 99 are free"):
+    with pytest.raises(ModelNotAdded, match=r"needs \d+ bytes, but only 99 are free"):
         add_model(str(file), settings)
     assert list(settings.models_dir.glob("[!.]*")) == []
 

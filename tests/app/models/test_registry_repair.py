@@ -208,7 +208,7 @@ def test_a_repair_has_to_fit_beside_the_dense_weights(data_dir: Path, manifest: 
     for name in ("tiny", "tiny@-2", "tiny@-3+raw"):
         registry.get(name)
     with pytest.raises(
-        NoRoomForWeights, match=f"repaired tensors of 'tiny@-3' take {own_bytes} bytes, and"
+        NoRoomForWeights, match=f"repaired tensors of 'tiny@-3' need {own_bytes} bytes, but"
     ):
         registry.get("tiny@-3")
     registry = registry_of(data_dir, dense_bytes + own_bytes)

@@ -166,6 +166,6 @@ def test_a_worker_that_cannot_start_ends_the_command_with_the_reason(tmp_path: P
         with running(command, env, stderr=subprocess.PIPE, text=True) as process:
             said = process.communicate(timeout=300)[1]
     assert process.returncode == 1
-    assert f"the metrics cannot be served on port {port}" in said
+    assert f"cannot serve metrics on port {port}" in said
     assert "error: the worker cannot start (exit code 1): see its output above" in said
     wait_until(lambda: processes_of(tmp_path) == [], "no process is left")

@@ -41,7 +41,7 @@ def test_the_dtype_is_read_from_the_arguments(
 
 @pytest.mark.parametrize("option", ["--uds", "--served-model-name", "--served_model_name=a"])
 def test_what_the_service_sets_itself_is_refused(option: str) -> None:
-    with pytest.raises(ValidationError, match=r"the service sets --(uds|served-model-name) itself"):
+    with pytest.raises(ValidationError, match=r"--(uds|served-model-name) is set by the service"):
         ServeSettings(vllm_args=f"--enforce-eager {option} b")
 
 
@@ -72,7 +72,7 @@ def test_a_card_is_divided_before_a_server_starts(
     made = VllmServers(options, None)  # type: ignore[arg-type]
     room = min(int(share * CARD_BYTES), CARD_BYTES // 2)
     made._check_card("m", torch.device("cuda"), room - 1)
-    with pytest.raises(VllmStartFailed, match=f"{room} there, {share:.0%} of the card"):
+    with pytest.raises(VllmStartFailed, match=f"{room} bytes per GPU .{share:.0%} of the GPU"):
         made._check_card("m", torch.device("cuda"), room)
 
 

@@ -98,7 +98,7 @@ def test_a_failure_is_tried_again_with_growing_pauses_and_then_given_up(
         delivering(outbox, once)
         attempt = outbox.attempts(job_id)[-1]
         assert (attempt.number, attempt.response_status) == (number, 503)
-        assert attempt.error == "answered 503"
+        assert attempt.error == "returned 503"
         assert attempt.next_attempt_at is not None
         waits_s = attempt.next_attempt_at - clock.now
         assert pause_s * (1 - JITTER) <= waits_s <= pause_s * (1 + JITTER)

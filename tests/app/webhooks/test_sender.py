@@ -81,10 +81,10 @@ def test_the_library_agrees_with_a_published_signature() -> None:
     [
         (200, None),
         (299, None),
-        (302, "answered 302: redirects are not followed"),
-        (400, "answered 400"),
-        (410, "answered 410"),
-        (500, "answered 500"),
+        (302, "returned 302: redirects are not followed"),
+        (400, "returned 400"),
+        (410, "returned 410"),
+        (500, "returned 500"),
     ],
 )
 def test_2xx_is_a_success_and_nothing_else_is(
@@ -114,7 +114,7 @@ def test_a_proxy_of_the_environment_is_passed_by(
 def test_an_address_that_is_not_public_gets_nothing(receiver: Receiver, host: str) -> None:
     answer = send(f"http://{host}:{receiver.port}/", rule=is_public)
     assert answer.status is None
-    assert "not public" in str(answer.error)
+    assert "non-public" in str(answer.error)
     assert receiver.received == []
 
 
@@ -128,7 +128,7 @@ def test_the_address_that_was_judged_is_the_one_that_is_connected_to(receiver: R
         assert (len(receiver.received), len(trap.received), names.num_lookups) == (1, 0, 1)
         assert receiver.received[0].headers["host"] == f"hooks.example:{receiver.port}"
         later = send(url, rule=lambda address: address != forbidden, names=names)
-        assert "not public" in str(later.error)
+        assert "non-public" in str(later.error)
         assert trap.received == []
 
 
@@ -136,7 +136,7 @@ def test_one_forbidden_address_is_enough(receiver: Receiver) -> None:
     names = Names(["127.0.0.1", "127.0.0.2"])
     url = f"http://hooks.example:{receiver.port}/"
     answer = send(url, rule=lambda address: address != ip_address("127.0.0.2"), names=names)
-    assert "not public" in str(answer.error)
+    assert "non-public" in str(answer.error)
     assert receiver.received == []
 
 

@@ -112,7 +112,7 @@ def test_a_failure_is_listed_and_forgotten_with_the_job(
     succeed(job_store, job["id"])
     wait_until(lambda: deliveries(client, job), "the attempt is in the log")
     (delivery,) = deliveries(client, job)
-    assert (delivery["response_status"], delivery["error"]) == (500, "answered 500")
+    assert (delivery["response_status"], delivery["error"]) == (500, "returned 500")
     assert 3 < delivery["next_attempt_at"] - delivery["at"] < 15
     assert client.delete(job["urls"]["self"]).status_code == 204
     assert client.get(job["urls"]["webhook_deliveries"]).status_code == 404
@@ -208,7 +208,7 @@ def test_an_address_that_turns_private_later_gets_nothing(
     job_store.cancel(job["id"])
     wait_until(lambda: deliveries(strict, job), "the attempt is in the log")
     (delivery,) = deliveries(strict, job)
-    assert "not public" in delivery["error"]
+    assert "non-public" in delivery["error"]
     assert delivery["next_attempt_at"] is not None
     assert receiver.received == []
 

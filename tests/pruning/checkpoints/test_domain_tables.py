@@ -26,7 +26,7 @@ NUM_REMOVED = 1
 def test_a_row_for_each_domain_at_one_depth() -> None:
     headings, rows = depth_table([PROSE, CODE], NUM_REMOVED)
     assert headings[:4] == ("domain", "dense", "pruned", "pruned × dense")
-    assert headings[4:] == ("repaired", "repaired × dense", "came back")
+    assert headings[4:] == ("repaired", "repaired × dense", "recovered")
     prose, code = rows
     dense = PROSE.dense_perplexity()
     assert prose[:3] == ("prose", with_interval(dense), f"{exp(4.5):.2f}")
@@ -43,7 +43,7 @@ def test_a_row_for_each_domain_at_one_depth() -> None:
 def test_too_few_windows_are_said() -> None:
     few = replace(CODE, dense=Measured(4.0, 0.5, 3), raw=(Measured(4.5, 0.1, 3),))
     said = list(explained([PROSE, few]))
-    assert "no intervals on code: too few windows, as they need at least 5" in said
+    assert "no intervals on code: at least 5 windows are needed" in said
     _, (_, row) = depth_table([PROSE, few], NUM_REMOVED)
     assert not any("(" in cell for cell in row)
     assert not any("too few" in line for line in explained([PROSE, CODE]))
@@ -52,7 +52,7 @@ def test_too_few_windows_are_said() -> None:
 def test_a_narrow_table_has_a_row_for_each_model() -> None:
     domains = [PROSE.at_depth(NUM_REMOVED), CODE.at_depth(NUM_REMOVED)]
     headings, rows = narrow_table(domains)
-    assert headings == ("", "perplexity", "× dense", "came back")
+    assert headings == ("", "perplexity", "× dense", "recovered")
     _, wide = depth_table([PROSE, CODE], NUM_REMOVED)
     (_, *prose), (_, *code) = wide
     assert rows == [
@@ -75,7 +75,7 @@ def test_a_healed_model_and_its_control_have_columns_and_rows() -> None:
     )
     domain = replace(PROSE, healed=(*(None,) * (NUM_REMOVED - 1), healed), control=control)
     headings, [row] = depth_table([domain], NUM_REMOVED)
-    assert headings[7:] == ("healed", "healed × dense", "healed: came back", "control × dense")
+    assert headings[7:] == ("healed", "healed × dense", "healed: recovered", "control × dense")
     assert row[7] == f"{healed.perplexity:.2f}"
     assert row[8:] == (
         with_interval(domain.ratio(healed)),
@@ -92,7 +92,7 @@ def test_columns_of_repair_are_left_out_where_nothing_was_repaired() -> None:
     headings, rows = depth_table([CODE], NUM_REMOVED)
     assert headings == ("domain", "dense", "pruned", "pruned × dense")
     assert [len(row) for row in rows] == [4]
-    assert not any("came back" in text for text in explained([CODE]))
+    assert not any("recovered" in text for text in explained([CODE]))
 
 
 def test_a_row_for_each_depth_of_one_domain() -> None:

@@ -168,7 +168,7 @@ def test_how_text_is_split_has_a_name(
 def test_a_splitting_without_a_name_is_refused(
     tmp_path: Path, splitting: Callable[[], pre_tokenizers.PreTokenizer]
 ) -> None:
-    with pytest.raises(GgufUnsupported, match=r"is unknown: .* convert_hf_to_gguf"):
+    with pytest.raises(GgufUnsupported, match=r"has no name in GGUF: .* convert_hf_to_gguf"):
         split_by(tmp_path, splitting())
 
 
@@ -179,13 +179,13 @@ def test_a_vocabulary_is_filled_up_and_not_cut(tmp_path: Path) -> None:
     found = vocabulary_of(tmp_path, tokenizer, size + 2)
     assert found["token_list"][size:] == [f"[PAD{size}]", f"[PAD{size + 1}]"]
     assert found["token_types"][size:] == [5, 5]
-    with pytest.raises(GgufUnsupported, match=f"has {size} tokens, and the model 7"):
+    with pytest.raises(GgufUnsupported, match=f"has {size} tokens, but the model has 7"):
         vocabulary_of(tmp_path, tokenizer, 7)
 
 
 def test_other_tokenizers_are_refused(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
-    with pytest.raises(GgufUnsupported, match=r"needs a tokenizer\.json"):
+    with pytest.raises(GgufUnsupported, match=r"requires a tokenizer\.json"):
         vocabulary_of(tmp_path, tokenizer, 400)
     (tmp_path / "tokenizer.json").write_text('{"model": {"type": "Unigram"}}')
     with pytest.raises(GgufUnsupported, match="byte-level BPE"):

@@ -101,7 +101,7 @@ def test_a_full_disk_is_known_by_the_words_of_safetensors(tmp_path: Path) -> Non
         (directory / "half").write_text("written")
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    with pytest.raises(DiskFull, match=r"take 40 bytes, and \d+ are free"):
+    with pytest.raises(DiskFull, match=r"need 40 bytes, but only \d+ are free"):
         publish(tmp_path / NAME, manifest_of(), full)
     assert visible(tmp_path) == staged_in(tmp_path) == []
 
@@ -109,7 +109,7 @@ def test_a_full_disk_is_known_by_the_words_of_safetensors(tmp_path: Path) -> Non
 def test_what_cannot_fit_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=39)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
-    with pytest.raises(DiskFull, match="take 40 bytes, and 39 are free"):
+    with pytest.raises(DiskFull, match="need 40 bytes, but only 39 are free"):
         publish(tmp_path / NAME, manifest_of(), lambda _directory: pytest.fail("begun"))
     assert visible(tmp_path) == staged_in(tmp_path) == []
 

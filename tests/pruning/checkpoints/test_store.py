@@ -106,7 +106,7 @@ def test_a_repair_is_read_if_it_is_the_one_of_the_manifest(published: Path) -> N
     with pytest.raises(CheckpointCorrupt, match=r"depth-2\.safetensors is not in the manifest"):
         repair_of(published, 2)
     write_repair(published, 1, Repaired(Method.NONE, {}))
-    with pytest.raises(CheckpointCorrupt, match="has changed since it was published"):
+    with pytest.raises(CheckpointCorrupt, match="changed after it was published"):
         repair_of(published, 1)
     (published / repair_file(1)).unlink()
     with pytest.raises(CheckpointCorrupt, match=r"depth-1\.safetensors is missing"):

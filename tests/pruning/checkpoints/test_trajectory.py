@@ -62,10 +62,10 @@ def test_the_legend_says_why_a_depth_is_not_repaired() -> None:
     manifest = replace(RUN, repair=depths, repair_notes=(note,))
     said = legend(manifest, table(rows(manifest))[0])
     assert f"{note}." in said
-    [harm] = [line for line in said if "does harm" in line]
+    [harm] = [line for line in said if "made a text worse" in line]
     assert harm == (
-        "not repaired, as each repair does harm to a text: after 2 removals (scale: 0.5000 nats "
-        "per token on prose, ridge: 0.0125 nats per token on code)."
+        "not repaired, because every repair made a text worse: after 2 removals (scale: 0.5000 "
+        "nats per token on prose, ridge: 0.0125 nats per token on code)."
     )
     assert "harm" not in " ".join(legend(replace(manifest, repair=depths[:1] * 2), ()))
 
@@ -106,12 +106,16 @@ def test_the_legend_says_which_speed_ups_were_measured() -> None:
         return legend(RUN, headings, run, speedups)[0].partition("machine of the run. ")[2]
 
     one = "1.21 (1.15 to 1.27)"
-    assert said(None) == "`sleb bench` measures it."
-    assert said({}) == "It is not measured yet: `sleb bench` does that."
+    assert said(None) == "Run `sleb bench` to measure it."
+    assert said({}) == "Not measured yet: run `sleb bench`."
     assert (
-        said({1: one}) == f"Measured by `sleb bench`: {one} without 1. Not measured yet: without 2."
+        said({1: one})
+        == f"Measured by `sleb bench`: {one} with 1 removed. Not measured yet: 2 removed."
     )
-    assert said({1: one, 2: "1.5"}) == f"Measured by `sleb bench`: {one} without 1, 1.5 without 2."
+    assert (
+        said({1: one, 2: "1.5"})
+        == f"Measured by `sleb bench`: {one} with 1 removed, 1.5 with 2 removed."
+    )
 
 
 def test_a_search_that_removed_nothing_is_one_row() -> None:

@@ -203,14 +203,14 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a tensor of another shape": (shrink_a_tensor, r"model\.layers\.1\.mlp\.up_proj\.weight"),
     "two blocks' weights swapped": (swap_two_blocks, "2 weights not as expected: model.layers.1"),
     "a truncated file": (truncate, "transformers cannot load it: .*safetensors|Safetensor|header"),
-    "a wrong depth": (too_deep, "num_hidden_layers of config.json: found 6, expected 4"),
-    "stale kinds of blocks": (stale_kinds, "layer_types of config.json: found .* expected"),
-    "kinds of too many blocks": (all_kinds, "(?s)cannot be read: .*number of `layer_types`"),
+    "a wrong depth": (too_deep, "num_hidden_layers of config.json: got 6, expected 4"),
+    "stale kinds of blocks": (stale_kinds, "layer_types of config.json: got .* expected"),
+    "kinds of too many blocks": (all_kinds, "(?s)cannot read .*number of `layer_types`"),
     "another dtype": (lambda path: edit_config(path, dtype="float16"), "dtype of config.json"),
     "a foreign tokenizer": (foreign_tokenizer, "tokenizer.json differs from the parent's"),
     "a missing template": (no_template, "chat_template.jinja is missing"),
     "a file too many": (more_vocabulary, "vocab.json does not exist in the parent"),
-    "another rotation": (another_rotation, "logits of fixed token ids differ by up to"),
+    "another rotation": (another_rotation, "logits for fixed token ids differ by up to"),
 }
 
 
@@ -266,7 +266,7 @@ def test_what_was_refused_is_published_once_nothing_differs(
 
 @pytest.mark.slow
 def test_a_fresh_process_finds_and_says_the_same(tmp_path: Path, in_memory: DenseModel) -> None:
-    with pytest.raises(CheckpointNotPortable, match=r"num_hidden_layers of config.json: found 6"):
+    with pytest.raises(CheckpointNotPortable, match=r"num_hidden_layers of config.json: got 6"):
         publish_at(tmp_path / "tiny@prn-1", in_memory, too_deep, Verify.PROCESS)
     assert CheckpointStore(tmp_path).names() == []
 
@@ -283,7 +283,7 @@ def test_a_process_that_breaks_off_is_no_proof(
     tmp_path: Path, in_memory: DenseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONHOME", "/nowhere")  # no interpreter starts with that
-    with pytest.raises(CheckpointNotPortable, match=r"the process that loads it broke off: .+"):
+    with pytest.raises(CheckpointNotPortable, match=r"the verification process failed: .+"):
         publish_at(tmp_path / "tiny@prn-1", in_memory, how=Verify.PROCESS)
 
 
@@ -359,7 +359,7 @@ def test_what_has_no_room_is_loaded_block_by_block(
     assert len(loaded) == 1
     with pytest.raises(CheckpointNotPortable, match="2 weights not as expected"):
         publish_at(tmp_path / "tiny@prn-2", dense, swap_two_blocks)
-    with pytest.raises(CheckpointNotPortable, match="logits of fixed token ids"):
+    with pytest.raises(CheckpointNotPortable, match="logits for fixed token ids"):
         publish_at(tmp_path / "tiny@prn-2", dense, another_rotation)
 
 

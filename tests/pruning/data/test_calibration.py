@@ -148,7 +148,7 @@ def test_a_data_set_that_cannot_be_reached_says_what_to_use_instead(
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     spec = CalibrationSpec(dataset=Dataset.WIKITEXT2)
-    with pytest.raises(CalibrationError, match="use packaged text, as dataset 'prose'") as caught:
+    with pytest.raises(CalibrationError, match="packaged text such as dataset 'prose'") as caught:
         run(tiny_loaded, spec)
     assert caught.value.code == "dataset_unreachable"
 
@@ -253,5 +253,5 @@ def test_the_text_needs_no_tokens_for_the_bos(tiny_loaded: LoadedModel, tmp_path
     spec, loaded = spec_of(path, num_samples=num_tokens // 3, seqlen=4), with_bos(tiny_loaded)
     check_text(spec, loaded.tokenizer)
     assert len(run(loaded, spec).token_ids) == num_tokens // 3
-    with pytest.raises(CalibrationError, match="the text gives"):
+    with pytest.raises(CalibrationError, match="the text is too short"):
         check_text(spec, tiny_loaded.tokenizer)

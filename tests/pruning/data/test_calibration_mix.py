@@ -122,15 +122,15 @@ BAD: list[tuple[list[CalibrationSpec], list[float], str, str]] = [
         ([DOGS, SELF], [1.0, weight], "calibration.1.weight", "above 0")
         for weight in (0.0, -1.0, math.nan, math.inf)
     ),
-    ([DOGS, replace(SELF, seqlen=9)], [1, 1], "calibration.1.seqlen", "the same in every source"),
+    ([DOGS, replace(SELF, seqlen=9)], [1, 1], "calibration.1.seqlen", "must have the same value"),
     ([DOGS, replace(SELF, num_samples=9)], [1, 1], "calibration.1.num_samples", "the same"),
     (
         [replace(DOGS, num_samples=1), replace(SELF, num_samples=1)],
         [1, 1],
         "calibration.0.num_samples",
-        "too few for 2 sources",
+        "too small for 2 sources",
     ),
-    ([DOGS, replace(DOGS, seed=1)], [1, 1], "calibration.1", "more weight"),
+    ([DOGS, replace(DOGS, seed=1)], [1, 1], "calibration.1", "increase its weight"),
 ]
 
 

@@ -68,7 +68,7 @@ def test_every_source_of_a_mix_is_judged(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_packaged_text_has_an_end() -> None:
     spec = CalibrationSpec(Dataset.CODE, num_samples=2000, seqlen=2048)
-    with pytest.raises(CalibrationError, match="add text, or ask for fewer samples"):
+    with pytest.raises(CalibrationError, match="add text, or reduce the number of samples"):
         check_text(spec, tiny_tokenizer())
 
 
@@ -81,7 +81,7 @@ def test_text_that_only_a_worker_has_is_left_to_it(dataset: Dataset) -> None:
 def test_text_of_the_hub_has_an_end(dataset: Dataset) -> None:
     """Told without a download, for what no tokenizer makes of it."""
     windows = CalibrationSpec(dataset, Sampling.WINDOWS, num_samples=100_000, seqlen=2_048)
-    with pytest.raises(CalibrationError, match="ask for fewer samples") as caught:
+    with pytest.raises(CalibrationError, match="reduce the number of samples") as caught:
         check_text(windows, tiny_tokenizer())
     assert caught.value.code == "not_enough_text"
     check_text(replace(windows, sampling=Sampling.ROWS), tiny_tokenizer())  # takes what there is

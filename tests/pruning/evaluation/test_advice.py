@@ -39,9 +39,11 @@ def test_the_deepest_depth_that_keeps_the_limits_is_taken() -> None:
     advice = advise("m", ALL, Limits())
     assert (advice.taken, advice.nearest) == ("m@-4", None)
     assert advice.sentence == (
-        "Take m@-4: 1.13 × as fast per token (measured, 1.12 to 1.14), 10 % fewer parameters; "
-        "perplexity on prose 1.03 × (1.02 to 1.04), code 1.01 × (1.00 to 1.02) the dense model's. "
-        "Not deeper: @-6 would add 0.07 × of speed, but prose 1.20 × (1.19 to 1.21) is beyond 1.05."
+        "Use m@-4: 1.13 × as fast per token (measured, 1.12 to 1.14), 10 % fewer parameters; "
+        "perplexity on prose 1.03 × (1.02 to 1.04), code 1.01 × (1.00 to 1.02) relative to the "
+        "dense model. "
+        "Not deeper: @-6 would be another 0.07 × faster, but prose 1.20 × (1.19 to 1.21) is beyond "
+        "1.05."
     )
     verdicts = [depth.verdict for depth in advice.depths]
     assert verdicts == [Verdict.EXCEEDED, Verdict.KEPT, Verdict.EXCEEDED]
@@ -52,15 +54,15 @@ def test_the_deepest_depth_that_keeps_the_limits_is_taken() -> None:
 def test_none_of_the_depths_is_an_answer() -> None:
     advice = advise("m", ALL, Limits(max_ratio=1.02, min_speedup=1.1))
     assert advice.taken is None
-    assert advice.sentence.startswith("None of the 3 depths of m is shown to keep the limits (at ")
-    assert "The nearest is @-4: 1.13 × as fast" in advice.sentence
+    assert advice.sentence.startswith("None of the 3 depths of m is shown to meet the limits (at ")
+    assert "The closest is @-4: 1.13 × as fast" in advice.sentence
     assert advice.nearest == "m@-4"
-    assert advice.sentence.endswith("It is not shown to keep the limit on prose.")
+    assert advice.sentence.endswith("It is not shown to meet the limit on prose.")
     alone = advise("m", (MIDDLE,), Limits(max_ratio=1.02)).sentence
-    assert alone.startswith("The only known depth of m is not shown to keep the limits (at ")
+    assert alone.startswith("The only known depth of m is not shown to meet the limits (at ")
     assert "It is @-4: 1.13 × as fast" in alone
     empty = advise("m", (), Limits())
-    assert (empty.nearest, empty.sentence) == (None, "m has no pruned variant yet.")
+    assert (empty.nearest, empty.sentence) == (None, "m has no pruned variants yet.")
     assert "sleb prune m" in advise("m", (), Limits()).missing[0]
 
 
@@ -69,7 +71,7 @@ def test_an_interval_that_contains_a_limit_takes_nothing() -> None:
     advice = advise("m", (wide,), Limits())
     assert (advice.taken, advice.depths[0].verdict) == (None, Verdict.UNDECIDED)
     assert advice.missing == (
-        "the speed-up of @-4 is not known closely enough: `sleb bench m --variants @-4` says more",
+        "the speed-up of @-4 is too uncertain: run `sleb bench m --variants @-4`",
     )
     assert "speed 1.13 × (1.09 to 1.17) is undecided at 1.1" in advice.depths[0].because
     costly = candidate(4, 1.13, 1.3, half=0.04)
@@ -85,7 +87,7 @@ def test_a_healed_model_is_taken_before_one_of_the_same_depth() -> None:
 def test_what_is_predicted_or_unknown_is_named_with_its_command() -> None:
     advice = advise("m", (candidate(4, 1.13, 1.03, is_measured=False),), Limits(min_probe=0.5))
     assert advice.taken is None
-    assert advice.depths[0].because == "it was not probed"
+    assert advice.depths[0].because == "its probe score is not measured"
     bench, probe = advice.missing
     assert "`sleb bench m --variants @-4`" in bench
     assert "`sleb eval m@-4 --tasks probe`" in probe
@@ -96,7 +98,7 @@ def test_what_is_predicted_or_unknown_is_named_with_its_command() -> None:
 def test_without_quality_no_depth_is_taken() -> None:
     blind = replace(MIDDLE, ratios={})
     advice = advise("m", (blind,), Limits())
-    assert (advice.taken, advice.depths[0].because) == (None, "its quality was not measured")
+    assert (advice.taken, advice.depths[0].because) == (None, "its quality is not measured")
     too_few = replace(MIDDLE, ratios={"prose": Interval(1.0, None, None)})
     assert advise("m", (too_few,), Limits()).depths[0].verdict is Verdict.UNDECIDED
 
@@ -107,7 +109,7 @@ def test_a_probe_below_its_limit_is_refused() -> None:
     probed = replace(MIDDLE, probe=compare(right, half, "d"))
     assert advise("m", (probed,), Limits(min_probe=0.4)).taken == "m@-4"
     refused = advise("m", (probed,), Limits(min_probe=0.6))
-    assert refused.depths[0].because == "probe 0.50 is below 0.6"
+    assert refused.depths[0].because == "probe score 0.50 is below 0.6"
     headings, [row] = advice_table(refused)
     assert headings == ("depth", "speed-up", "prose", "code", "probe", "keeps")
     assert row[:2] == ("@-4", "1.13 (1.12-1.14)")

@@ -172,6 +172,6 @@ def test_the_summary_has_all_of_it_side_by_side() -> None:
         "quantized: perplexity 50.00 dense, 125.00 pruned, 126.50 pruned with"
     )
     assert told[1].startswith(
-        "zero-shot: 0.7000 dense, 0.6000 pruned, the mean accuracy on piqa, winogrande"
+        "zero-shot: 0.7000 dense, 0.6000 pruned; mean accuracy on piqa, winogrande"
     )
     assert legend(RUN, ()) == []

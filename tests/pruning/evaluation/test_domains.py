@@ -140,7 +140,7 @@ def test_without_repair_there_are_no_repaired_depths(dense: DenseModel) -> None:
 def test_a_limit_on_a_domain_that_is_not_measured_is_refused(tiny_models_dir: Path) -> None:
     gate = Gate(max_perplexity_ratio_of={"poems": 2.0})
     spec = PruneSpec("tiny", num_remove=1, calibration=CALIBRATION, gate=gate)
-    named = "'poems' is measured: name one of code, documentation, prose, self"
+    named = "'poems' is evaluated: expected one of code, documentation, prose, self"
     with pytest.raises(InvalidSpec, match=named) as caught:
         prune_tiny(tiny_models_dir, spec, "tiny@prn-1")
     assert caught.value.param == "gate.max_perplexity_ratio_of.poems"

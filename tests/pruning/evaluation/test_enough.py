@@ -103,7 +103,7 @@ def test_the_manifest_keeps_how_it_ended() -> None:
         {**data, "extent": {"ended": "time", "margin": 0.05, "max_seconds": 30.0}}
     )
     assert kept.extent == extent
-    assert str(extent) == "30 s were spent before every ratio was known to ±5 %"
+    assert str(extent) == "stopped after 30 s, before every ratio was known to ±5 %"
 
 
 def test_the_first_windows_of_a_mix_name_what_they_are_from() -> None:

@@ -124,4 +124,4 @@ def test_one_that_is_gone_ends_the_others() -> None:
 
     first, _ = together(2, run)
     assert isinstance(first, PeerLost)
-    assert "start all of them again" in str(first)
+    assert "start all processes again" in str(first)

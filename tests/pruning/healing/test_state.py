@@ -52,7 +52,7 @@ def test_a_damaged_one_is_not_used(damage: bytes | None, tmp_path: Path) -> None
 def test_a_full_disk_leaves_the_old_one_and_is_said(tmp_path: Path) -> None:
     path = tmp_path / "state"
     save_state(path, STATE)
-    with full_disk(), pytest.raises(TrainingNotSaved, match="free some space") as caught:
+    with full_disk(), pytest.raises(TrainingNotSaved, match="free disk space") as caught:
         save_state(path, replace(STATE, progress=Progress("e")))
     assert read_state(path, "d") is not None
     assert [file.name for file in tmp_path.iterdir()] == [path.name]

@@ -73,7 +73,7 @@ def test_a_file_that_may_not_be_read_is_not_called_a_broken_one(
 
     # nothing is refused to root
     monkeypatch.setattr("pruning.models.safetensors_headers.open_stored", refuse)
-    with pytest.raises(NotAModel, match="may not be read"):
+    with pytest.raises(NotAModel, match="cannot read"):
         weight_sizes(tmp_path)
 
 

@@ -37,7 +37,7 @@ def claimed(keys: IdempotencyKeys, key: str) -> Claim:
 def test_a_key_leads_to_the_job_it_has_made(keys: IdempotencyKeys, job_store: JobStore) -> None:
     job = job_store.create(SPEC, conditions=Conditions(claim=claimed(keys, "k")))
     assert keys.claim("k", FINGERPRINT) == job.id
-    with pytest.raises(IdempotencyKeyReused, match="another body"):
+    with pytest.raises(IdempotencyKeyReused, match="a different body"):
         keys.claim("k", OTHER)
     assert isinstance(keys.claim("another key", FINGERPRINT), Claim)
 

@@ -33,7 +33,7 @@ def test_only_the_waiting_jobs_of_the_tenant_count(job_store: JobStore) -> None:
     first, second = create(job_store).id, create(job_store).id
     for _ in range(2):
         create(job_store, "b")
-    with pytest.raises(QueueQuotaReached, match="no more than 2 jobs of the tenant 'a' may wait"):
+    with pytest.raises(QueueQuotaReached, match="quota of tenant 'a' is reached"):
         create(job_store)
     job_store.start(first, "w")
     third = create(job_store).id
@@ -49,7 +49,7 @@ def test_a_pause_makes_no_room_that_a_resume_would_exceed(job_store: JobStore) -
     jobs = [create(job_store).id for _ in range(2)]
     for job_id in jobs:
         job_store.pause(job_id)
-    with pytest.raises(QueueQuotaReached, match="paused ones included"):
+    with pytest.raises(QueueQuotaReached, match="queued or paused jobs"):
         create(job_store)
     for job_id in jobs:
         job_store.resume(job_id)
@@ -88,7 +88,7 @@ def test_published_pending_and_new_bytes_fit_together_or_the_job_is_refused(
     first = create(job_store, "a", quota, num_bytes=40).id
     with pytest.raises(CheckpointQuotaReached) as refused:
         create(job_store, "a", quota, num_bytes=31)
-    for part in ("write 31 bytes", "take 30", "write 40", "100 are allowed", "delete"):
+    for part in ("write 31 bytes", "use 30", "use 40", "is 100 bytes", "delete"):
         assert part in str(refused.value)
     second = create(job_store, "a", quota, num_bytes=30).id
     changes: tuple[Callable[[], Job], ...] = (

@@ -103,7 +103,7 @@ class Submitting:
             pass
         assert answer.status_code == 503, answer.text
         assert answer.json()["type"] == "job-store-unavailable"
-        assert "free space on its disk" in answer.json()["detail"]
+        assert "free disk space" in answer.json()["detail"]
 
     def check(self) -> None:
         """Every accepted job is there, and no other but one that is still refused."""

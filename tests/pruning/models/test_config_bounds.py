@@ -51,7 +51,7 @@ def test_what_is_no_config_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(InvalidRecord):
         check_config(tmp_path / "config.json")
-    with pytest.raises(NotAModel, match=r"config\.json cannot be read"):
+    with pytest.raises(NotAModel, match=r"cannot read .*config\.json"):
         parse_config(tmp_path)
 
 

@@ -44,19 +44,20 @@ def test_main_memory_that_torch_cannot_have() -> None:
     assert is_out_of_memory(error)
     said = shortage(error)
     assert re.fullmatch(
-        r"out of memory in main memory: asked for 1 PiB at once, and [\d.]+ [KMG]iB were free", said
+        r"out of memory in main memory: tried to allocate 1 PiB, but only [\d.]+ [KMG]iB were free",
+        said,
     )
 
 
 def test_main_memory_that_numpy_cannot_have() -> None:
     error = raised_by(lambda: np.empty(2**60, dtype=np.uint8))
     assert is_out_of_memory(error)
-    assert "asked for 1 EiB at once, and " in shortage(error)
+    assert "tried to allocate 1 EiB, but only " in shortage(error)
 
 
 def test_an_error_that_names_no_size() -> None:
     said = shortage(MemoryError())
-    assert "asked for more than there was at once, and " in said
+    assert "tried to allocate more than available, but only " in said
 
 
 @pytest.mark.parametrize(
@@ -66,14 +67,14 @@ def test_memory_of_a_gpu(free: str, told: str) -> None:
     error = torch.OutOfMemoryError(ON_GPU.format(free=free))
     assert is_out_of_memory(error)
     assert shortage(error) == (
-        f"out of memory on the GPU: asked for 1.95 GiB at once, and {told} were free"
+        f"out of memory on the GPU: tried to allocate 1.95 GiB, but only {told} were free"
     )
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="would tell what is free there")
 def test_memory_of_a_gpu_that_is_out_of_sight() -> None:
     said = shortage(RuntimeError("CUDA error: out of memory"))
-    assert said == "out of memory on the GPU: asked for more than there was at once"
+    assert said == "out of memory on the GPU: tried to allocate more than available"
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), ValueError("out of memory")])

@@ -126,7 +126,7 @@ def test_a_family_is_quantized_if_all_matrices_of_its_blocks_are_of_linear_layer
 def test_inputs_that_cannot_be_divided_into_groups_are_refused() -> None:
     odd = copy.deepcopy(tiny_model("llama"))
     block_list(odd)[2].mlp.down_proj = nn.Linear(40, 32)  # type: ignore[union-attr]  # of llama
-    with pytest.raises(CannotQuantize, match=r"40 inputs .* choose int8"):
+    with pytest.raises(CannotQuantize, match=r"40 inputs .* use int8"):
         quantized(odd, Quantize.INT4)
 
 

@@ -22,5 +22,5 @@ def test_shapes_have_the_published_sizes(shape: str) -> None:
 
 
 def test_an_unknown_shape_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(UnknownShape, match="'llama-3'; the shapes are tinyllama"):
+    with pytest.raises(UnknownShape, match="'llama-3': expected one of tinyllama"):
         random_model("llama-3", "bfloat16")

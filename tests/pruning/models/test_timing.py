@@ -60,7 +60,7 @@ def test_an_unreachable_speedup_says_what_was_measured() -> None:
     assert caught.value.param == "target_speedup"
     for part in (
         "target_speedup=3.0",
-        "all of 6 free blocks of 8 it is 2.5",
+        "all 6 removable blocks of 8 gives 2.5",
         "1 ms",
         "2 ms",
         "3 ms",

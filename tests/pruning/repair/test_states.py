@@ -66,7 +66,7 @@ def test_a_full_disk_is_said_at_once(limit_bytes: int) -> None:
     states = States[int](0)
     with (
         full_disk(limit_bytes),
-        pytest.raises(SpillFailed, match="set TMPDIR to a folder on a larger disk"),
+        pytest.raises(SpillFailed, match="set TMPDIR to a larger disk"),
     ):
         fill(states)
     states.close()

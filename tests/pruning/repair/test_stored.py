@@ -69,5 +69,5 @@ def test_anything_else_is_refused(damage: str, tmp_path: Path) -> None:
         file.write_bytes(file.read_bytes()[:-10])
     else:
         save_file({NAME: torch.zeros(2)}, file, metadata={"format": "pt"})
-    with pytest.raises(RepairUnreadable, match=r"depth-1.safetensors has no repair"):
+    with pytest.raises(RepairUnreadable, match=r"depth-1.safetensors has no readable repair"):
         read_repair(tmp_path, 1)

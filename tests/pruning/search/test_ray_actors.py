@@ -55,5 +55,5 @@ def test_answers_are_those_of_the_scorer_one_at_a_time(
 
 
 def test_a_budget_is_the_scorers(tiny_model_dir: Path) -> None:
-    with pytest.raises(StateBudgetTooSmall, match="a state budget of 1 bytes"):
+    with pytest.raises(StateBudgetTooSmall, match="the state budget of 1 bytes"):
         Evaluator().load(config(tiny_model_dir, state_budget=1), ScoringTask(WINDOWS))

@@ -142,7 +142,7 @@ def test_without_a_replacement_the_repair_ends(model_dir: Path) -> None:
 
 @pytest.mark.usefixtures("local")
 def test_a_budget_is_that_of_every_actor(model_dir: Path) -> None:
-    with pytest.raises(StateBudgetTooSmall, match="a state budget of 1 bytes"):
+    with pytest.raises(StateBudgetTooSmall, match="the state budget of 1 bytes"):
         repaired(model_dir, state_budget=1)
 
 

@@ -296,13 +296,13 @@ def test_with_every_actor_lost_the_search_says_so(scorer: ClusterScorer, model_d
 
 @pytest.mark.usefixtures("local")
 def test_what_loading_in_a_local_actor_raises_comes_as_it_is(model_dir: Path) -> None:
-    with pytest.raises(StateBudgetTooSmall, match="a state budget of 1 bytes"):
+    with pytest.raises(StateBudgetTooSmall, match="the state budget of 1 bytes"):
         ClusterScorer(model_dir, WINDOWS, num_actors=1, device="cpu", state_budget=1)
 
 
 @pytest.mark.slow
 def test_what_loading_raises_comes_as_it_is(scorer: ClusterScorer, model_dir: Path) -> None:
-    with pytest.raises(StateBudgetTooSmall, match="a state budget of 1 bytes"):
+    with pytest.raises(StateBudgetTooSmall, match="the state budget of 1 bytes"):
         ClusterScorer(model_dir, WINDOWS, num_actors=1, device="cpu", state_budget=1)
     assert scorer._pool.ray.is_initialized()
 
@@ -310,7 +310,7 @@ def test_what_loading_raises_comes_as_it_is(scorer: ClusterScorer, model_dir: Pa
 @pytest.mark.slow
 def test_more_actors_than_gpus_are_refused(scorer: ClusterScorer, model_dir: Path) -> None:
     num_gpus = int(scorer._pool.ray.cluster_resources().get("GPU", 0))
-    with pytest.raises(ClusterUnavailable, match=f"the Ray cluster has {num_gpus} GPUs"):
+    with pytest.raises(ClusterUnavailable, match=f"the Ray cluster has only {num_gpus} GPUs"):
         ClusterScorer(model_dir, WINDOWS, num_actors=num_gpus + 1, device="cuda")
 
 

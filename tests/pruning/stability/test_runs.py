@@ -128,7 +128,7 @@ def test_the_command_leaves_a_report(
     assert sum(one["num_runs"] for one in report["picked"]) == NUM_REMOVE * len(report["runs"])
     printed = capsys.readouterr()
     assert report["conclusions"][0] in " ".join(printed.out.split())
-    assert "block by block" in printed.out
+    assert ", by block" in printed.out
     assert "cats.txt, seed 1: [" in printed.err
     assert (
         f"{6 * (4 + 2 if metric in (Metric.COSINE, Metric.ONE_SHOT) else ONE_SEARCH)} of"

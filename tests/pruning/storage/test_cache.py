@@ -81,7 +81,7 @@ def test_what_was_not_used_for_longest_goes_first(tmp_path: Path) -> None:
 
 def test_what_is_in_use_stays_and_the_bound_holds(tmp_path: Path) -> None:
     cache, origin = CheckpointCache(tmp_path, 2500), Origin()
-    reason = r"1000 bytes more .* 2000 of 2500 bytes are in use"
+    reason = r"another 1000 bytes .* 2000 of 2500 bytes are in use"
     with cache.hold(wanted("a"), origin.fetch) as first:
         with cache.hold(wanted("b"), origin.fetch) as second:
             with pytest.raises(NoRoomInCache, match=reason):

@@ -111,7 +111,7 @@ def test_deliveries_with_unreadable_fields_are_refused_and_the_worker_goes_on(
         assert workers.log().count(refusal) == 1
     assert not redis_client.exists(*(f"rq:job:{job_id}" for job_id in job_ids))
     assert not redis_client.exists("rq:queue:prune:intermediate")
-    again = "delivered again: it had no delivery"
+    again = "delivered again, because its delivery was missing"
     wait_until(lambda: again in messages(job_store, recorded.id), "the recorded job is delivered")
 
 

@@ -115,5 +115,5 @@ def test_auto_goes_without_a_repair_that_has_killed_two_workers(
     assert ended.status is JobStatus.SUCCEEDED, ended.error
     assert ended.attempt == DELIVERIES
     warnings = [each.message for each in store.events(job.id, limit=1000) if each.level == "warn"]
-    assert "the model is not repaired: it has ended 2 workers" in warnings
+    assert "the model is not repaired: 2 workers died while running it" in warnings
     assert verify(workers.data_dir / "checkpoints" / job.checkpoint_name).repair is None

@@ -103,7 +103,7 @@ def test_a_job_that_is_out_of_memory_is_tried_once_more_with_half_the_batch(
     waiting, warning = job_store.get(job_id), job_store.events(job_id)[-1]
     assert (waiting.status, waiting.error, waiting.removed_blocks) == (JobStatus.QUEUED, None, (3,))
     assert warning.level == "warn"
-    assert "asked for 4 PiB" in warning.message
+    assert "tried to allocate 4 PiB" in warning.message
     execute(job_id, job_store, "worker", run)
     job = job_store.get(job_id)
     assert (job.status, job.attempt, job.num_lost) == (JobStatus.FAILED, 2, 0)

@@ -201,7 +201,7 @@ def test_a_rate_that_ends_in_nan_is_refused_by_the_job_and_can_be_changed(
     failed = run_to_an_end(job_store, settings, job_id)
     assert failed.error is not None
     assert failed.error.code == "healing_diverged"
-    assert "choose a lower learning rate" in failed.error.message
+    assert "choose a learning rate below" in failed.error.message
     scored = counted(monkeypatch)
     job_store.retry(job_id, spec)
     job = run_to_an_end(job_store, settings, job_id)

@@ -112,9 +112,9 @@ def _make_ready(functions: Sequence[ParallelFunction]) -> None:
 
 
 def _note_failure(reason: str, wait_s: float | None) -> None:
-    again = "it is not tried again" if wait_s is None else f"next attempt in {wait_s:.0f} s"
+    again = "not retried" if wait_s is None else f"next attempt in {wait_s:.0f} s"
     logger.warning(
-        "torch's operations are used instead of compiled ones: compiling broke off: %s (%s)",
+        "using torch's operations instead of compiled ones, because compilation failed: %s (%s)",
         reason,
         again,
     )
@@ -135,9 +135,9 @@ def _attempt(functions: Sequence[ParallelFunction]) -> str | None:
             with suppress(NumbaError):
                 each.load()
     if not all(each.is_ready for each in functions):
-        return reason or "what was compiled cannot be read"
+        return reason or "compiled code cannot be read"
     if missing:
-        logger.info("the blocks of models were compiled in %.1f s", time.monotonic() - began_s)
+        logger.info("compiled the blocks of models in %.1f s", time.monotonic() - began_s)
         _write_state(CompilationState("compiled"))
     return None
 

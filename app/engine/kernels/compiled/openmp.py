@@ -270,4 +270,4 @@ def _check_private(folder: Path) -> None:
     if status.st_uid != os.geteuid():
         raise PermissionError(f"{folder} belongs to user {status.st_uid}: remove it")
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise PermissionError(f"other users can write in {folder}: remove it, or what it has")
+        raise PermissionError(f"{folder} is writable by other users: remove it")

@@ -148,7 +148,7 @@ def test_keys_are_asked_for_from_the_first_one_on(
     answers = paths["/generate"]["post"]["responses"]
     assert {"401", "403"} <= answers.keys()
     assert "Too many requests" in answers["429"]["description"]
-    assert "Rate limit of this API key exceeded" in answers["429"]["description"]
+    assert "The rate limit of this API key is exceeded" in answers["429"]["description"]
     assert "Retry-After" in paths["/models"]["get"]["responses"]["429"]["headers"]
     assert "security" not in paths["/metrics"]["get"]
 
@@ -186,7 +186,7 @@ def test_logs_name_the_key_and_never_show_it(
     logging.getLogger("app.tests").debug("outside")
     own.setLevel(before)
     log = capsys.readouterr().err
-    assert "refused GET '/models': there is no such key" in log
+    assert "refused GET '/models': unknown or revoked key" in log
     assert "the key 'jobs' lacks the scope" in log
     for secret in (wrong, *keys.values(), prompt):
         assert secret not in log

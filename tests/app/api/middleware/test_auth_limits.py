@@ -154,4 +154,4 @@ def test_without_redis_generation_goes_on_without_limits(
                 assert {answer.status_code for answer in (first, *later)} == {200}
                 metrics = Scrape(client.get("/metrics").text)
                 assert metrics.value("sleb_key_limits_unknown_total") == 4
-    assert "Redis does not answer" in caplog.text
+    assert "Redis does not respond" in caplog.text

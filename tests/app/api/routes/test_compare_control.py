@@ -128,7 +128,7 @@ def test_it_waits_until_kernels_are_compiled_and_chosen(
     response = client.post("/compare", json=body)
     assert (response.status_code, response.headers["retry-after"]) == (503, "10")
     assert response.json()["type"].endswith("still-warming-up")
-    assert "kernels of tiny, tiny@-1, tiny@-3 are still compiled" in response.json()["detail"]
+    assert "kernels of tiny, tiny@-1, tiny@-3 are still being compiled" in response.json()["detail"]
     assert "sleb_request_success_total{" not in client.get("/metrics").text
 
 
@@ -148,4 +148,4 @@ def test_what_warms_up_meanwhile_gives_no_verdict(
     assert len(waits) == 1 + 3 * (len(MODELS) + 1)  # before the first turn, and before each
     for result in results:
         assert result["tpot"]["verdict"] == "undecided"
-        assert "compiled or chosen meanwhile" in result["tpot"]["reason"]
+        assert "compiled or selected during the comparison" in result["tpot"]["reason"]

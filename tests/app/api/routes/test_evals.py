@@ -73,7 +73,7 @@ def test_a_result_that_cannot_be_written_is_in_the_message(
         507,
         "result-not-kept",
     )
-    assert "It was: tiny: prose " in response.json()["detail"]
+    assert "The result was: tiny: prose " in response.json()["detail"]
 
 
 @pytest.mark.parametrize(

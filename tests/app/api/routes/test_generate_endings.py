@@ -76,7 +76,7 @@ def test_a_crash_is_a_503_and_counted_too(settings: ServeSettings, redis_url: st
         for probe in ("/health/live", "/health/ready"):
             dead = client.get(probe)
             assert dead.status_code == 503
-            assert dead.json()["detail"] == "the engine's thread has ended: restart"
+            assert dead.json()["detail"] == "the engine thread has stopped: restart the process"
 
 
 def test_the_service_sets_the_longest_timeout(settings: ServeSettings, redis_url: str) -> None:
@@ -135,8 +135,8 @@ def test_an_engine_that_is_stuck_in_a_step_is_dead_until_it_is_not(
         for probe in ("/health/live", "/health/ready"):
             dead = client.get(probe)
             assert dead.status_code == 503
-            assert "no step has ended for" in dead.json()["detail"]
-            assert "0.3 s are allowed" in dead.json()["detail"]
+            assert "no engine step has finished for" in dead.json()["detail"]
+            assert "the limit of 0.3 s" in dead.json()["detail"]
         engine.gate.set()
         assert answer.result().status_code == 200
         assert client.get("/health/live").status_code == 200

@@ -222,7 +222,7 @@ def test_what_it_refuses_is_refused_here_and_counted_nowhere(services: Both) -> 
         answer = services.generate(services.here, max_new_tokens=10_000, stream=is_streamed)
         assert answer.status_code == 422
         assert answer.json()["type"] == "backend-refused"
-        assert "do not fit into" in answer.json()["detail"]
+        assert "exceeds the context length" in answer.json()["detail"]
         with services.openai(services.here) as api, pytest.raises(openai.BadRequestError) as error:
             api.completions.create(model="there", prompt="a", max_tokens=10_000, stream=is_streamed)
         assert error.value.code == "backend_refused"
@@ -291,7 +291,7 @@ def test_a_full_queue_here_is_429_and_sends_nothing(
     with gated() as engine, both(settings, redis_url, tmp_path, engine, **limits) as services:
         too_many = services.generate(services.here, prompt=["a"] * 4)
         assert too_many.status_code == 422
-        assert "this model takes at most 3" in too_many.json()["detail"]
+        assert "this model allows at most 3" in too_many.json()["detail"]
         body = {"model": "there", "prompt": ["a", "b", "c"], "max_new_tokens": 2}
         waits = send(services.here, "/generate", body)
 

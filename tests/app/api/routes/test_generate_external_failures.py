@@ -79,7 +79,7 @@ CASES: dict[str, Case] = {
     "422 that nests too deep": early(refusing(422, "[" * 60_000), 422, REFUSED),
     "401": early(refusing(401, KEY), 502, FAILED, told="api_key_file"),
     "403": early(refusing(403, KEY), 502, FAILED, told="api_key_file"),
-    "404": early(refusing(404, "none"), 502, FAILED, told="base_url or model"),
+    "404": early(refusing(404, "none"), 502, FAILED, told="base_url and model"),
     "a redirect": early(
         refusing(307, extra="Location: /v2"), 502, FAILED, told="responded with 307"
     ),
@@ -92,7 +92,7 @@ CASES: dict[str, Case] = {
         "backend-overloaded",
         retry_after="1",
     ),
-    "500": early(refusing(500, f"traceback {KEY}"), 502, FAILED, told="its own log says why"),
+    "500": early(refusing(500, f"traceback {KEY}"), 502, FAILED, told="see the server's log"),
     "502": early(refusing(502), 502, FAILED),
     "503": early(
         refusing(503, extra="Retry-After: 7"), 503, "backend-unavailable", retry_after="7"
@@ -102,7 +102,7 @@ CASES: dict[str, Case] = {
     "nothing": early(says(), 502, FAILED),
     "a reset": early(says_and_resets(), 502, FAILED),
     "silence": early(
-        says_and_is_silent(), 504, TIMED_OUT, told="silent for 0.3 s", model=IMPATIENT
+        says_and_is_silent(), 504, TIMED_OUT, told="no data for 0.3 s", model=IMPATIENT
     ),
     "half of the headers": early(says_and_is_silent(head()[:20]), 504, TIMED_OUT, model=IMPATIENT),
     "a page": early(
@@ -117,10 +117,10 @@ CASES: dict[str, Case] = {
     "fewer bytes than promised": Case(
         says(head(extra="Content-Length: 9999"), text("a")), 502, FAILED
     ),
-    "no JSON": Case(says(*SO_FAR, event("{nonsense")), 502, FAILED, "no chunk"),
-    "JSON of another kind": Case(says(*SO_FAR, event([1, 2])), 502, FAILED, "no chunk"),
+    "no JSON": Case(says(*SO_FAR, event("{nonsense")), 502, FAILED, "invalid event"),
+    "JSON of another kind": Case(says(*SO_FAR, event([1, 2])), 502, FAILED, "invalid event"),
     "a chunk of two answers": Case(
-        says(head(), event({"choices": [{"text": "a"}, {"text": "b"}]})), 502, FAILED, "no chunk"
+        says(head(), event({"choices": [{"text": "a"}, {"text": "b"}]})), 502, FAILED, "invalid"
     ),
     "numbers for text": Case(says(head(), event({"choices": [{"text": 1}]})), 502, FAILED),
     "tokens without numbers": Case(
@@ -302,7 +302,7 @@ def test_a_server_that_is_away_is_unavailable(
         for is_streamed in (False, True):
             answer = ask(client, stream=is_streamed)
             assert (answer.status_code, answer.json()["type"]) == (status, "backend-unavailable")
-            assert "the server of 'odd' cannot be reached" in answer.json()["detail"]
+            assert "cannot connect to the server of 'odd'" in answer.json()["detail"]
             assert answer.headers["retry-after"] == "1"
         assert counts(client) == Counter(errors=2)
         assert client.get("/health/ready").status_code == 200
@@ -319,7 +319,7 @@ def test_a_server_that_takes_no_connection_is_given_up(data_dir: Path, store_url
         with api_of(data_dir, store_url, url, connect_s=0.3) as client:
             answer = ask(client)
             assert (answer.status_code, answer.json()["type"]) == (504, TIMED_OUT)
-            assert "no connection within 0.3 s" in answer.json()["detail"]
+            assert "did not accept a connection within 0.3 s" in answer.json()["detail"]
 
 
 def test_a_bad_certificate_is_no_server(data_dir: Path, store_url: str, fake: FakeServer) -> None:

@@ -156,7 +156,7 @@ def test_a_model_is_not_taken_away_from_running_requests(
         for name, number in (("tiny", 3), ("tiny@-1", 2)):
             answer = unload(client, name)
             assert (answer.status_code, answer.json()["type"]) == (409, "model-in-use")
-            assert f"{number} in all" in answer.json()["detail"]
+            assert f"requests ({number})" in answer.json()["detail"]
         assert unload(client, "tiny@-2").status_code == 204  # which no request uses
         before = registry.weight_bytes()
         engine.gate.set()
@@ -215,7 +215,7 @@ def test_what_would_not_fit_is_refused_before_it_is_read(
             patch.setattr(ModelStore, "load", lambda *_, **__: pytest.fail("read"))
             answer = load(client, other.name)
             assert (answer.status_code, answer.json()["type"]) == (507, "no-room-for-weights")
-            for text in (f"take {size} bytes", f"{size - 1} are free", f"tiny ({size} bytes)"):
+            for text in (f"need {size} bytes", f"only {size - 1} are free", f"tiny ({size} bytes)"):
                 assert text in answer.json()["detail"]
             asked = client.post("/generate", json={"model": other.name, "prompt": "a"})
             assert asked.status_code == 507

@@ -42,7 +42,7 @@ def test_the_depths_of_the_newest_order_are_judged(
     assert deepest["is_measured"]
     assert not advice["depths"][0]["is_measured"]
     assert deepest["ratios"].keys() == {one.domain for one in manifest.quality.domains}
-    assert advice["sentence"].startswith("Take tiny@-3: 1.70 × as fast per token (measured")
+    assert advice["sentence"].startswith("Use tiny@-3: 1.70 × as fast per token (measured")
     strict = client.get("/models/tiny@-1/advice", params={"min_speedup": 2}).json()
     assert (strict["model"], strict["taken"]) == ("tiny", None)
     assert client.get("/models/other/advice").status_code == 404

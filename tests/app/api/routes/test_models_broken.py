@@ -121,7 +121,7 @@ def test_a_folder_that_may_not_be_read_hides_no_other(data_dir: Path, readable: 
     assert entries["tiny"].error is None
     assert entries["unreadable"].error
     for name in ("locked", "unreadable"):
-        with pytest.raises(NotAModel, match="cannot be read"):
+        with pytest.raises(NotAModel, match="cannot read"):
             without_rights(lambda: store.inspect(name))  # noqa: B023 - called at once
     models.chmod(0)
     checkpoints.chmod(0)

@@ -173,4 +173,4 @@ def test_a_name_that_has_no_raw_form_is_not_found(
     answer = client.post("/generate", json={"model": name, "prompt": "the dog"})
     assert (answer.status_code, answer.json()["type"]) == (404, "model-not-found")
     if name == "tiny+raw":
-        assert "'tiny' is a dense model: leave it out" in answer.json()["detail"]
+        assert "'tiny' is a dense model: remove +raw" in answer.json()["detail"]

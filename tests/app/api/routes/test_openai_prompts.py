@@ -109,7 +109,7 @@ def test_without_log_probabilities_a_prompt_alone_is_an_echo(api: openai.OpenAI)
 
 
 def test_zero_tokens_are_refused_without_an_echo(api: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="0 is for echo") as refusal:
+    with pytest.raises(openai.BadRequestError, match="0 is only allowed with echo") as refusal:
         api.completions.create(model="tiny", prompt="the dog", max_tokens=0)
     assert refusal.value.param == "max_tokens"
 

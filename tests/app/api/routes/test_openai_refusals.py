@@ -291,7 +291,7 @@ def test_a_service_that_stops_says_so_and_when_to_come_back(client: TestClient) 
 def test_errors_name_what_the_client_knows(client: TestClient) -> None:
     long = {**WHOLE[COMPLETIONS], "max_tokens": MAX_POSITIONS}
     assert (
-        f"max_tokens={MAX_POSITIONS} do not fit"
+        f"max_tokens={MAX_POSITIONS} exceeds"
         in check(client.post(COMPLETIONS, json=long))["message"]
     )
     other = check(client.post(CHAT, json={**WHOLE[CHAT], "model": "other"}), 404)
@@ -306,4 +306,4 @@ def test_embeddings_are_refused_by_name(client: TestClient) -> None:
     body = {"model": "tiny", "input": "the dog"}
     error = check(client.post("/v1/embeddings", json=body), 404)
     assert (error["code"], error["type"]) == ("not_offered", "invalid_request_error")
-    assert "no embeddings" in error["message"]
+    assert "embeddings are not supported" in error["message"]

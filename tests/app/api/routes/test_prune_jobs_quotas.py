@@ -97,21 +97,18 @@ def test_checkpoints_that_would_not_fit_are_refused_until_one_is_deleted(
     refused = post(client, keys["ann"])
     assert (refused.status_code, refused.json()["type"]) == (507, "checkpoint-quota-reached")
     assert "retry-after" not in refused.headers
-    for part in (f"write {at_most} bytes", f"{at_most - 1} are allowed", "delete a job"):
+    for part in (f"write {at_most} bytes", f"is {at_most - 1} bytes", "delete a job"):
         assert part in refused.json()["detail"]
     assert post(client, keys["eve"]).status_code == 202
     file.change_quota("team", Quota(checkpoint_bytes=at_most))
     first = post(client, keys["ann"]).json()
-    assert f"may write {at_most}, where" in post(client, keys["root"]).json()["detail"]
+    assert f"may use {at_most}:" in post(client, keys["root"]).json()["detail"]
     size = finish(first["id"], "team")
     running = post(client, keys["ann"]).json()["detail"]  # what it has published counts once
-    assert (
-        f"take 0, and its jobs that are not finished or not uploaded may write {at_most},"
-        in running
-    )
+    assert f"use 0 and its unfinished jobs and uploads may use {at_most}:" in running
     job_store.succeed(first["id"], f"tiny@{first['id']}")
     file.change_quota("team", Quota(checkpoint_bytes=size + at_most - 1))
-    assert f"take {size}, and" in post(client, keys["ann"]).json()["detail"]
+    assert f"use {size} and" in post(client, keys["ann"]).json()["detail"]
     assert client.delete(first["urls"]["self"], headers=keys["ann"]).status_code == 204
     assert post(client, keys["ann"]).status_code == 202
 
@@ -141,7 +138,7 @@ def test_a_job_tells_that_it_waits_for_another_of_its_tenant(
     assert taken == [jobs[0]["id"], jobs[2]["id"]]
     conditions = client.get(jobs[1]["urls"]["self"], headers=keys["ann"]).json()["conditions"]
     assert [found["reason"] for found in conditions] == ["Quota"]
-    assert conditions[0]["message"] == "the tenant runs 1 job, as many as its quota allows"
+    assert conditions[0]["message"] == "the tenant already runs 1 job, the maximum of its quota"
 
 
 def test_settings_are_the_quota_of_tenants_without_their_own(

@@ -66,7 +66,7 @@ def test_what_follows_the_search_can_change(client: TestClient, failed: dict[str
         ({"num_remove": 1}, "num_remove"),
         ({"calibration": {"seqlen": 4}}, "calibration"),
         ({"repair": "polish"}, "repair"),
-        ({"evaluate": False, "quantize": "int8"}, "quantize needs perplexities"),
+        ({"evaluate": False, "quantize": "int8"}, "quantize requires evaluate"),
         ({"heal": {"rank": 0}}, "heal.rank=0"),
         ({"heal": {}, "resident": "stream"}, "heal needs the whole model"),
     ],
@@ -84,7 +84,7 @@ def test_only_a_job_without_a_result_is_retried(client: TestClient, job_store: J
     job = submit(client)
     refused = client.post(job["urls"]["retry"])
     assert refused.status_code == 409
-    assert "expected a job that has failed or was cancelled" in refused.json()["detail"]
+    assert "expected a failed or cancelled job" in refused.json()["detail"]
     job_store.cancel(job["id"])
     assert client.post(job["urls"]["retry"]).json()["status"] == "queued"
     job_store.start(job["id"], "w")
@@ -126,8 +126,8 @@ def test_it_is_refused_like_a_new_job_when_the_disk_is_full(
 @pytest.mark.parametrize(
     ("changes", "status", "said"),
     [
-        ({"repair": "none"}, 422, "this job only heals, so change heal"),
-        ({"heal": None}, 422, "nothing would be left"),
+        ({"repair": "none"}, 422, "this job only heals: change heal"),
+        ({"heal": None}, 422, "this job only heals: change the settings"),
         ({"heal": {"rank": 4}}, 404, "no checkpoint named"),
         ({}, 404, "no checkpoint named"),
     ],

@@ -51,7 +51,7 @@ def test_quantized_models_are_refused_with_what_to_give_instead(
     client: TestClient, data_dir: Path, redis_client: redis.Redis, method: str
 ) -> None:
     quantize_config(write_tiny_model(data_dir / "models" / "small"), method)
-    words = (f"quantized ({method})", "give the unquantized model")
+    words = (f"quantized ({method})", "use the original unquantized model")
     assert_refused(client, redis_client, "small", "unsupported-config", *words)
 
 
@@ -59,7 +59,7 @@ def test_quantized_models_are_refused_with_what_to_give_instead(
     ("family", "repair", "possible"),
     [
         ("exaone4", "scale", "ridge or auto"),
-        ("opt.do_layer_norm_before", "ridge", "one of auto, none"),
+        ("opt.do_layer_norm_before", "ridge", "use auto or none"),
     ],
 )
 def test_a_repair_that_is_not_made_for_the_family_is_refused(

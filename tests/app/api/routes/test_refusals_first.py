@@ -25,12 +25,12 @@ MESSAGES: dict[str, Any] = {
     ("path", "body", "reason"),
     [
         (CHAT, MESSAGES, "no chat template"),
-        (COMPLETIONS, {**PROMPT, "prompt": [7] * MAX_POSITIONS}, "do not fit"),
-        (COMPLETIONS, {**PROMPT, "max_tokens": MAX_POSITIONS}, "do not fit"),
+        (COMPLETIONS, {**PROMPT, "prompt": [7] * MAX_POSITIONS}, "exceeds the context"),
+        (COMPLETIONS, {**PROMPT, "max_tokens": MAX_POSITIONS}, "exceeds the context"),
         (COMPLETIONS, {**PROMPT, "prompt": [10**6]}, "has token ids"),
         (COMPLETIONS, {**PROMPT, "ignore_eos": True}, "ignore_eos"),
         (COMPLETIONS, {**PROMPT, "logit_bias": {"99999": 1}}, "logit_bias"),
-        (COMPLETIONS, {**PROMPT, "n": 128, "prompt": ["a"] * 128}, "outputs in one request"),
+        (COMPLETIONS, {**PROMPT, "n": 128, "prompt": ["a"] * 128}, "too many outputs"),
     ],
 )
 def test_no_schema_is_compiled_for_a_request_that_is_refused(

@@ -162,17 +162,12 @@ def test_bytes_count_towards_the_quota_from_the_submission_to_the_deletion(
         return str(answer.json()["detail"])
 
     job = submit(client, keys["ann"])
-    pending = (
-        f"'team' take 0, and its jobs that are not finished or not uploaded may write {at_most},"
-    )
+    pending = f"use 0 and its unfinished jobs and uploads may use {at_most}:"
     assert pending in told()
     size = worker.finish(job["id"])
     assert pending in told()
     worker.upload()
-    assert (
-        f"'team' take {size}, and its jobs that are not finished or not uploaded may write 0,"
-        in told()
-    )
+    assert f"use {size} and its unfinished jobs and uploads may use 0:" in told()
     assert client.delete(job["urls"]["self"], headers=keys["bob"]).status_code == 204
     submit(client, keys["bob"])
 

@@ -188,7 +188,7 @@ def test_a_death_is_503_and_then_it_is_served_again(
             next(lines)
             os.kill(pid, signal.SIGKILL)
             rest = list(lines)
-        assert any("vLLM of 'tiny'" in line and "ask again" in line for line in rest)
+        assert any("vLLM of 'tiny'" in line and "retry the request" in line for line in rest)
         answer = generate(api)
         if answer.status_code != 200:
             assert answer.status_code == 503
@@ -291,7 +291,7 @@ def test_what_vllm_says_of_a_model_that_it_cannot_load_is_told(
     refuse = f"--test-refuse '{said}'"
     with local_api(vllm_settings, redis_url, preload=(), vllm_args=refuse) as api:
         detail = generate(api).json()["detail"]
-    assert detail.startswith("vLLM does not serve 'tiny': vLLM ended with code 1 before it")
+    assert detail.startswith("vLLM is not serving 'tiny': vLLM exited with code 1 before it")
     assert f"ValueError: {said}" in detail
     log = vllm_settings.vllm_dir / "logs" / "tiny.log"
     assert str(log) in detail
@@ -303,7 +303,7 @@ def test_too_little_memory_is_told_before_anything_starts(
 ) -> None:
     with local_api(vllm_settings, redis_url, preload=(), kv_cache_bytes=2**50) as api:
         detail = generate(api).json()["detail"]
-    assert "bytes in vLLM, weights and cache, and" in detail
+    assert "bytes in vLLM for weights and cache, but only" in detail
     assert not list(notes.iterdir())
 
 
@@ -336,7 +336,7 @@ def test_an_evaluation_reads_its_windows_in_vllm(api: LocalClient, data_dir: Pat
     metrics = Scrape(api.get("/metrics").text)
     assert metrics.value("sleb_prompt_tokens_total", **labels) == 2 * 16
     answer = api.post("/evals", json=body | {"seqlen": 4096})
-    assert "this model takes windows of 2 to" in answer.json()["detail"]
+    assert "this model supports windows of 2 to" in answer.json()["detail"]
 
 
 def test_more_models_than_run_at_once_are_not_compared(api: LocalClient, data_dir: Path) -> None:

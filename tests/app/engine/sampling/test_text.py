@@ -245,7 +245,7 @@ def test_messages_become_a_prompt_as_the_template_has_it() -> None:
     "template", ["{{ raise_exception('no system') }}", "{{ 1 + messages }}", "{{ nothing.at.all }}"]
 )
 def test_what_the_template_cannot_render_is_refused_with_its_reason(template: str) -> None:
-    with pytest.raises(MessagesRefused, match="cannot render"):
+    with pytest.raises(MessagesRefused, match="the chat template rejected"):
         render_chat(with_template(template), MESSAGES)
 
 

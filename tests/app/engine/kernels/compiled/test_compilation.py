@@ -64,7 +64,7 @@ def test_another_process_compiles_them_and_keeps_them(
         wait_for_compilation([function], LIMIT_S)
     assert counted(function)[0] == 1
     assert function._compiled.cache_hits == 1, "it was compiled here"
-    assert "were compiled in" in caplog.text
+    assert "compiled the blocks of models in" in caplog.text
     assert list(kept_in.rglob("*.nbc"))
     caplog.clear()
     compile_beside([function, again])
@@ -82,7 +82,7 @@ def test_an_error_of_the_compiler_leaves_them_unready_and_is_noted(
     compile_beside(functions)
     wait_for_compilation(functions, LIMIT_S)
     assert [each.is_ready for each in functions] == [True, False]
-    assert "compiling broke off: " in caplog.text
+    assert "compilation failed: " in caplog.text
     assert "Unknown attribute 'missing'" in caplog.text
     state = kept_state(kept_in)
     assert state is not None
@@ -105,7 +105,7 @@ def test_a_process_that_is_killed_for_its_memory_leaves_them_unready(
     process.kill()
     wait_for_compilation([function], LIMIT_S)
     assert not function.is_ready
-    assert "compiling broke off: exit code -9" in caplog.text
+    assert "compilation failed: exit code -9" in caplog.text
 
 
 @pytest.mark.usefixtures("kept_in")
@@ -117,7 +117,7 @@ def test_a_process_that_cannot_be_started_leaves_them_unready(
     compile_beside([function])
     wait_for_compilation([function], LIMIT_S)
     assert not function.is_ready
-    assert "compiling broke off: [Errno 2]" in caplog.text
+    assert "compilation failed: [Errno 2]" in caplog.text
 
 
 @pytest.mark.slow

@@ -65,8 +65,8 @@ def test_a_directory_that_cannot_be_written_costs_nothing_but_time(
 @pytest.mark.parametrize(
     ("mode", "owner", "reason"),
     [
-        (0o770, None, "other users can write"),
-        (0o707, None, "other users can write"),
+        (0o770, None, "writable by other users"),
+        (0o707, None, "writable by other users"),
         (0o700, 65_534, "belongs to user 65534"),
     ],
 )
