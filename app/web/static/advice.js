@@ -4,7 +4,7 @@ import { json } from "./api.js";
 import { bracketed, el, name, table } from "./dom.js";
 import { interval, ratio, shortName, unbroken } from "./format.js";
 
-const KEEPS = { kept: "all", exceeded: "not: ", undecided: "not decided: " };
+const KEEPS = { kept: "all", exceeded: "not: ", undecided: "undecided: " };
 
 /** The advice for a dense model, or null where there is none: it is gone, or may not be seen. */
 export const adviceOn = (model) => json(`/models/${encodeURIComponent(model)}/advice`).catch(() => null);
@@ -24,7 +24,7 @@ export function sentenceOf(advice) {
 /** A button that leads to a variant beside the dense model. */
 export function sidesOf(dense, variant, tone = "") {
   const sides = new URLSearchParams([["model", dense], ["model", variant]]);
-  return el("a", { class: `button ${tone}`, "data-needs": "generate", href: `/ui/compare?${sides}` }, "Side by side with dense");
+  return el("a", { class: `button ${tone}`, "data-needs": "generate", href: `/ui/compare?${sides}` }, "Compare with dense");
 }
 
 /** A sentence whose commands are in backticks. */
@@ -40,9 +40,9 @@ export function adviceTable(advice) {
   const domains = [...new Set(advice.depths.flatMap(({ ratios }) => Object.keys(ratios)))];
   const isProbed = advice.depths.some(({ probe_score: score }) => score !== null);
   const columns = [{ title: "depth" }, { title: "blocks", num: true }, { title: "speed-up", num: true },
-    ...domains.map((domain) => ({ title: `× perplexity, ${domain}`, num: true })), ...(isProbed ? [{ title: "probe", num: true }] : []), { title: "keeps" }];
+    ...domains.map((domain) => ({ title: `× perplexity, ${domain}`, num: true })), ...(isProbed ? [{ title: "probe", num: true }] : []), { title: "meets limits" }];
   const rows = advice.depths.map((depth) => [
-    [el("span", { title: depth.name }, name(shortName(depth.short_name))), depth.name === advice.taken ? el("span", { class: "sub good" }, "take this") : null],
+    [el("span", { title: depth.name }, name(shortName(depth.short_name))), depth.name === advice.taken ? el("span", { class: "sub good" }, "recommended") : null],
     String(depth.num_blocks),
     depth.speedup && [...cell(depth.speedup), el("span", { class: "sub" }, depth.is_measured ? "measured" : "predicted")],
     ...domains.map((domain) => cell(depth.ratios[domain])),
@@ -51,5 +51,5 @@ export function adviceTable(advice) {
   ]);
   const { max_ratio: most, min_speedup: least } = advice.limits;
   return [advice.depths.length ? table(`Depths of ${advice.model}`, columns, rows) : null,
-    el("p", { class: "note" }, `Limits: at most ${most} × the dense perplexity on every text, and at least ${least} × the speed. Other limits: `, el("code", {}, `sleb advise ${advice.model} --max-ratio 1.2 --min-speedup 1.05`), ".")];
+    el("p", { class: "note" }, `Limits: at most ${most} × the dense perplexity on every text, and a speed-up of at least ${least} ×. For other limits, run `, el("code", {}, `sleb advise ${advice.model} --max-ratio 1.2 --min-speedup 1.05`), ".")];
 }

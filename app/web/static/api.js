@@ -9,7 +9,7 @@ export class Problem extends Error {
   constructor(status, { title, detail, type, param, errors } = {}, retryAfterS = null) {
     super(detail ?? "");
     this.status = status;
-    this.title = title ?? `The service answered ${status}.`;
+    this.title = title ?? `The service returned status ${status}.`;
     this.type = type ?? "";
     this.param = param ?? null;
     this.errors = errors ?? [];
@@ -23,8 +23,8 @@ export class Problem extends Error {
 }
 
 const UNREACHABLE = {
-  title: "The service does not answer.",
-  detail: "Look at the terminal or the log of sleb up.",
+  title: "The service does not respond.",
+  detail: "Check the terminal or the log of sleb up.",
 };
 
 /** Go to the sign-in, and back afterwards. */

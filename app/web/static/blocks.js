@@ -9,6 +9,6 @@ export function blocks(numBlocks, rounds) {
     return el("li", { class: round && "gone", "data-round": round }, el("span", { class: "unseen" }, round ? `block ${block}, removed in round ` : `block ${block} kept`),
       el("span", { "aria-hidden": round ? null : "true" }, round ?? "·"));
   });
-  return el("div", {}, el("p", { class: "note" }, "All blocks from the first to the last. A number is the round in which the block was removed."),
+  return el("div", {}, el("p", { class: "note" }, "All blocks from first to last. A number is the round in which a block was removed."),
     el("ul", { class: "blocks" }, items));
 }

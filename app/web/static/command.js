@@ -14,7 +14,7 @@ export function copies(button, node) {
       setTimeout(() => { button.textContent = "Copy"; }, SHOWN_MS);
     } catch { // without TLS, and not on this machine
       getSelection().selectAllChildren(node);
-      say("Selected: copy it with the keys of your system");
+      say("Selected: copy it with your keyboard");
     }
   });
 }

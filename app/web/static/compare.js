@@ -41,7 +41,7 @@ function changed() {
   byId("more").disabled = numSides >= MAX_SIDES;
   byId("another").disabled = byId("prompts").children.length >= MAX_PROMPTS;
   byId("verdict").disabled = isChat();
-  byId("verdict").title = isChat() ? "Comparisons take plain prompts." : "";
+  byId("verdict").title = isChat() ? "Compare speed supports only plain prompts." : "";
   byId("link").href = `/ui/compare?${settings()}`;
 }
 
@@ -72,7 +72,7 @@ async function fillOutput(output, outputs, prompt, signal) {
   const redraw = () => outputs.forEach((each) => each.show(outputs[0]));
   try {
     for await (const { text: delta, done } of generate({ model: output.side, prompt, sampling: sampling(), isChat: isChat(), signal })) {
-      if (delta && output.content === "") fill(output.numbers, "generates");
+      if (delta && output.content === "") fill(output.numbers, "generating");
       if (delta) output.content += delta;
       if (done) output.finish(done);
       scheduled(redraw);
@@ -99,13 +99,13 @@ async function run() {
   running = new AbortController();
   byId("stop").disabled = false;
   const rows = prompts().map((prompt, row) => ({ prompt, outputs: outputsOf(sides(), row) }));
-  fill(byId("outputs"), sections(rows, "Words that the baseline's text does not have are marked. All run at the same time and share the engine, so these times do not compare them: Compare speed takes turns."));
+  fill(byId("outputs"), sections(rows, "Words that are not in the baseline's text are marked. All variants run at the same time and share the engine, so these times are not comparable: use Compare speed."));
   try {
     for (const { prompt, outputs } of rows) {
       if (running.signal.aborted) break;
       await Promise.all(outputs.map((output) => fillOutput(output, outputs, prompt, running.signal)));
     }
-    say("All outputs have ended");
+    say("All outputs are complete");
   } finally {
     const isLeft = document.activeElement === byId("stop"); // a disabled button has no focus
     byId("stop").disabled = true;
@@ -126,17 +126,17 @@ function resultOf(found) {
   const differences = found.prompts.flatMap(({ index, outputs }) => outputs.filter((output) => output.first_divergence)
     .map((output) => difference(index, output)));
   return [el("h2", {}, "Speed-up over ", shortened(found.baseline)), table("Result of the comparison", columns, rows),
-    el("p", { class: "note" }, `${count(found.repeats, "repeat")} in alternating turns; in brackets, the 95 % interval.`, ...floorOf(found.control)),
+    el("p", { class: "note" }, `${count(found.repeats, "repeat")} in alternating turns; 95 % intervals in brackets.`, ...floorOf(found.control)),
     differences.length ? el("ul", {}, differences) : null];
 }
 
-/** What equal models read. */
-const floorOf = (control) => (control === null || control.tpot === null ? [] : [" The baseline against itself, measured in the same way: ",
+/** The noise floor. */
+const floorOf = (control) => (control === null || control.tpot === null ? [] : [" Noise floor (the baseline against itself): ",
   ratio(control.tpot.ratio), ` [${interval(control.tpot.low, control.tpot.high)}], ${Math.round(control.agreement * 100)} % equal tokens.`,
   " A speed-up that overlaps this interval has no verdict."]);
 
 function difference(index, { model, first_divergence: { position, baseline, model: other } }) {
-  const token = (found) => (found ? el("code", { dir: "auto" }, JSON.stringify(found.token)) : "its end");
+  const token = (found) => (found ? el("code", { dir: "auto" }, JSON.stringify(found.token)) : "the end");
   return el("li", {}, `Prompt ${index + 1}, `, shortened(model), `: token ${position + 1} is `, token(other), ", the baseline's is ", token(baseline));
 }
 
@@ -156,7 +156,7 @@ function showTexts({ models, baseline, prompts: compared, results }, asked) {
     return { prompt: asked[index], outputs };
   });
   fill(byId("outputs"));
-  fill(byId("outputs"), sections(rows, "Words that the baseline's text does not have are marked. Times are means over the repeats, in which the variants took turns."));
+  fill(byId("outputs"), sections(rows, "Words that are not in the baseline's text are marked. Times are means over the repeats, with the variants in turn."));
 }
 
 async function compare() {

@@ -69,10 +69,10 @@ function draw() {
   const xs = places();
   byId("figure").hidden = xs.length < 2;
   if (xs.length < 2) return;
-  byId("what").textContent = `Perplexity on ${domain()}, as a multiple of the dense model's`;
+  byId("what").textContent = `Perplexity on ${domain()}, relative to the dense model`;
   plot.draw({
     x: xs,
-    xLabel: isSpeed() ? "speed-up of a token, measured or else predicted" : "removed blocks",
+    xLabel: isSpeed() ? "speed-up per token, measured or predicted" : "removed blocks",
     xFormat: isSpeed() ? ratio : String,
     xStep: !isSpeed(),
     series: orders.flatMap((order, index) => seriesOf(order, index, xs)),
@@ -103,7 +103,7 @@ function showTrajectory() {
   const about = advice?.depths.find((depth) => depth.name === (advice.taken ?? advice.nearest));
   const points = newest();
   const isThere = points.some(({ depth }) => depth === about?.num_removed);
-  fill(byId("trajectory"), el("h2", {}, "The newest order"),
+  fill(byId("trajectory"), el("h2", {}, "Newest removal order"),
     trajectory(points, dense.find(({ id }) => id === model())?.num_blocks ?? null, isThere ? about.num_removed : null, pick));
 }
 
@@ -126,7 +126,7 @@ function show() {
 
 /** Measure it on held-out text, and show the result. */
 async function evaluate(variant) {
-  byId("measuring").textContent = `Evaluating ${variant} on held-out text, beside the dense model.`;
+  byId("measuring").textContent = `Evaluating ${variant} on held-out text, together with the dense model…`;
   try {
     const { id } = await post("/evals", { model: variant }, { timeoutMs: 1800000 });
     location.assign(`/ui/results/${encodeURIComponent(id)}`);
@@ -138,7 +138,7 @@ async function evaluate(variant) {
 /** Give the alias to it, in one step for all clients. */
 async function use(variant) {
   await json(`/models/${PROD}`, { method: "PUT", body: { target: variant }, timeoutMs: 600000 });
-  byId("measuring").textContent = `Requests for ${PROD} run on ${variant} from now on.`;
+  byId("measuring").textContent = `Requests for ${PROD} now run on ${variant}.`;
 }
 
 function choices(point, order) {
@@ -153,8 +153,8 @@ function choices(point, order) {
       }) }, "Load"),
       el("a", { class: "button", "data-needs": "generate", href: `/ui/compare?${sides}` }, "Side by side"),
       el("button", { "data-needs": "generate", onclick: (event) => act(event.target, () => evaluate(point.model)) }, "Evaluate"),
-      el("button", { "data-needs": "admin", title: `Requests for ${PROD} then run on it`, onclick: (event) => act(event.target, () => use(point.model)) }, `Use as ${PROD}`),
-      order.job && el("a", { class: "button", href: `/ui/jobs/${encodeURIComponent(order.job.id)}` }, "Its job")),
+      el("button", { "data-needs": "admin", title: `Route requests for ${PROD} to this variant`, onclick: (event) => act(event.target, () => use(point.model)) }, `Use as ${PROD}`),
+      order.job && el("a", { class: "button", href: `/ui/jobs/${encodeURIComponent(order.job.id)}` }, "Show job")),
     command(`Command that exports ${point.model}`, `sleb export ${point.model} DIRECTORY`));
 }
 
@@ -184,7 +184,7 @@ function save() {
 async function measureAll() {
   const variants = new Map(orders.flatMap((order) => order.points.map((point) => [point.depth, point.model])));
   const sorted = [...variants].sort(([one], [other]) => one - other).map(([, each]) => each);
-  byId("measuring").textContent = `Measuring ${count(sorted.length, "depth")}, each five times or more and in turn with the dense model.`;
+  byId("measuring").textContent = `Measuring ${count(sorted.length, "depth")}, each at least five times, in turn with the dense model…`;
   try {
     await measure(model(), sorted, async (done) => {
       orders = await ordersOf(model());
@@ -193,7 +193,7 @@ async function measureAll() {
       show();
     });
   } finally {
-    byId("measuring").textContent = "Outputs of 32 tokens. Where other work made equal models differ by more than 10 %, also after a minute of repeats, nothing is kept.";
+    byId("measuring").textContent = "Measured with outputs of 32 tokens. Speed-ups are not saved if the noise floor stays above 10 % after a minute of repeats.";
     await showAdvice();
   }
 }
@@ -201,7 +201,7 @@ async function measureAll() {
 async function showAdvice() {
   advice = await adviceOn(model());
   fill(byId("advice"), advice?.depths.length ? [sentenceOf(advice), advice.taken ? el("p", { class: "row" }, sidesOf(model(), advice.taken, "primary")) : null, missingOf(advice)] : null);
-  fill(byId("limits"), advice?.depths.length ? el("details", {}, el("summary", {}, "Every depth against the limits"), adviceTable(advice)) : null);
+  fill(byId("limits"), advice?.depths.length ? el("details", {}, el("summary", {}, "All depths and the limits"), adviceTable(advice)) : null);
 }
 
 async function choose() {
@@ -214,7 +214,7 @@ async function choose() {
   for (const id of ["all", "measure", "csv", "trajectory"]) byId(id).hidden = orders.length === 0;
   const submit = el("a", { "data-needs": "jobs", href: `/ui/jobs/new?${new URLSearchParams({ model: model() })}` }, "Submit a job");
   fill(byId("empty"), orders.length ? null
-    : empty("No job has measured this model yet. A job gives the whole curve:", el("p", {}, submit)));
+    : empty("No job has measured this model yet. A pruning job measures the whole curve:", el("p", {}, submit)));
   await showAdvice();
   if (orders.length) show();
   else { byId("figure").hidden = true; fill(byId("rows")); }

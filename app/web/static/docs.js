@@ -74,7 +74,7 @@ function route(path, method, operation) {
     [el("h3", {}, el("span", { class: `method ${method}` }, method.toUpperCase()), " ", name(path)), el("span", { class: "muted" }, sentence)],
     `${method} ${path} ${JSON.stringify(operation)}`,
     () => [prose(operation.description ?? ""),
-      scopes.length ? el("p", { class: "note" }, `A key with one of these scopes: ${scopes.join(", ")}.`) : null,
+      scopes.length ? el("p", { class: "note" }, `Requires a key with one of these scopes: ${scopes.join(", ")}.`) : null,
       exampleFor(method, path, operation), parametersOf(operation), bodyOf(operation), responsesOf(operation)]);
 }
 
@@ -121,10 +121,10 @@ await begin(async () => {
   document_ = await json("/openapi.json");
   ({ schemas } = document_.components);
   const isOpen = !Object.values(document_.paths).some((operations) => Object.values(operations).some(({ security }) => security));
-  byId("access").textContent = isOpen ? "" : "Examples take your key from the environment: export SLEB_API_KEY=…";
+  byId("access").textContent = isOpen ? "" : "The examples read your API key from the environment: export SLEB_API_KEY=…";
   fill(byId("routes"), sections());
   byId("find").addEventListener("input", find);
   addEventListener("hashchange", open);
   open();
-  say("The description of the REST API is here");
+  say("The REST API documentation is loaded");
 });

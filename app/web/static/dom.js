@@ -92,7 +92,7 @@ export function alertOf(error, retry = null) {
   const node = byId("alert");
   if (error === null) return node.replaceChildren();
   node.replaceChildren(el("p", { class: "banner bad" },
-    el("strong", {}, error.title ?? "The page has a defect."), " ", error.message, " ",
+    el("strong", {}, error.title ?? "Unexpected error in this page."), " ", error.message, " ",
     retry && el("button", { onclick: retry }, "Try again")));
   node.scrollIntoView({ block: "nearest" });
 }

@@ -7,5 +7,5 @@ export const empty = (sentence, ...below) => el("div", { class: "empty" }, el("p
 
 export const commands = (...lines) => el("pre", {}, lines.join("\n"));
 
-export const noModel = () => empty("There is no model yet. Add one:", commands("sleb models add Qwen/Qwen3-0.6B"),
-  el("p", { class: "note" }, el("code", {}, "sleb demo"), " fetches a small one, prunes it and compares the two."));
+export const noModel = () => empty("No models yet. Add one:", commands("sleb models add Qwen/Qwen3-0.6B"),
+  el("p", { class: "note" }, el("code", {}, "sleb demo"), " downloads a small model, prunes it and compares the two."));

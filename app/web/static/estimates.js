@@ -14,13 +14,13 @@ export function estimateOf(found) {
     ["Time", timeOf(found, "run")], ["Evaluations", evaluations],
     ["In memory", `weights ${bytes(found.weight_bytes)}; states ${states}`],
     ["On disk", `${bytes(found.checkpoint_bytes + found.repair_bytes)} of ${bytes(found.free_disk_bytes)} free`],
-  ]), found.heal && [el("h3", {}, "Healing, beside that"), healingOf(found.heal)]];
+  ]), found.heal && [el("h3", {}, "Healing, additionally"), healingOf(found.heal)]];
 }
 
 export function healingOf(found) {
   return facts([
-    ["Tokens", `${found.num_tokens}${found.control_tokens ? `, and ${found.control_tokens} of the control` : ""}`],
-    ["Time", timeOf(found, "healed")], ["Training in memory", `${bytes(found.training_bytes)}, beside weights and activations`],
+    ["Tokens", `${found.num_tokens}${found.control_tokens ? `, and ${found.control_tokens} for the control` : ""}`],
+    ["Time", timeOf(found, "healed")], ["Training in memory", `${bytes(found.training_bytes)}, plus weights and activations`],
     ["On disk", `${bytes(found.checkpoint_bytes)} at most`],
   ]);
 }

@@ -1,16 +1,16 @@
 // The fields of a job in words; their names in JSON stand behind them.
 
 export const WORDS = {
-  num_remove: "Blocks to remove", sparsity: "Share of blocks to remove", max_perplexity_ratio: "Limit on the perplexity",
-  target_speedup: "Speed-up to reach", target_bytes: "Size to reach", dataset: "Text", path: "File", weight: "Weight", sampling: "Sampling",
-  num_samples: "Windows", seqlen: "Tokens per window", seed: "Seed", metric: "Blocks are ranked by", search: "Search",
-  protect_first: "First blocks kept", protect_last: "Last blocks kept",
-  repair: "Repair", num_tokens: "Tokens to train on", max_minutes: "Minutes at most",
-  rank: "Rank of the adapters", alpha: "Scale of the adapters", learning_rate: "Learning rate", warmup: "Warm-up",
-  batch_tokens: "Tokens per step", clip_norm: "Limit on gradients", steps_per_check: "Steps between checks",
-  patience: "Patience", hidden_weight: "Weight of the hidden state", checkpoint_activations: "Compute activations again",
-  control: "Train a control", depths: "Depths that are healed", margin: "Margin of the intervals", max_seconds: "Seconds at most",
-  evaluate: "Measure held-out text", quantize: "Also measure quantized", zero_shot: "Tasks of lm-eval",
-  resident: "Weights in memory", dtype: "Type of the run", save_dtype: "Type that is published", priority: "Priority",
+  num_remove: "Blocks to remove", sparsity: "Fraction of blocks to remove", max_perplexity_ratio: "Perplexity limit",
+  target_speedup: "Target speed-up", target_bytes: "Target size", dataset: "Text", path: "File", weight: "Weight", sampling: "Sampling",
+  num_samples: "Windows", seqlen: "Tokens per window", seed: "Seed", metric: "Metric", search: "Search",
+  protect_first: "Protected first blocks", protect_last: "Protected last blocks",
+  repair: "Repair", num_tokens: "Training tokens", max_minutes: "Maximum minutes",
+  rank: "Adapter rank", alpha: "Adapter scale (alpha)", learning_rate: "Learning rate", warmup: "Warm-up",
+  batch_tokens: "Tokens per step", clip_norm: "Gradient clipping", steps_per_check: "Steps between checks",
+  patience: "Patience", hidden_weight: "Hidden-state weight", checkpoint_activations: "Recompute activations",
+  control: "Train a control", depths: "Healed depths", margin: "Interval margin", max_seconds: "Maximum seconds",
+  evaluate: "Measure held-out text", quantize: "Also measure quantized", zero_shot: "Zero-shot tasks (lm-eval)",
+  resident: "Weights in memory", dtype: "dtype of the run", save_dtype: "Published dtype", priority: "Priority",
   gate: "Quality gate", heal: "Heal the pruned model", target: "Another target", calibration: "Calibration text",
 };

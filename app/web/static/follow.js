@@ -29,7 +29,7 @@ export async function follow(path, freshness, onEvent, isFinal) {
     } catch (error) {
       if (error instanceof Problem && !error.isTemporary) throw error;
       const problem = error instanceof Problem ? error
-        : new Problem(0, { title: "The connection broke.", detail: "" });
+        : new Problem(0, { title: "The connection was lost.", detail: "" });
       failures += 1;
       freshness.failed(problem);
       await sleep(problem.retryAfterS ?? Math.min(RETRY_S * 2 ** (failures - 1), MAX_RETRY_S));

@@ -27,7 +27,7 @@ function axes(x, y, { width, height, left, right, top, bottom, numTicks }) {
       text({ x: x.at(value), y: height - bottom + 18, "text-anchor": "middle" }, label(value))]),
     ...ticks(y.low, y.high, 5).flatMap((value) => [line(left, y.at(value), width - right, y.at(value)),
       text({ x: left - 8, y: y.at(value) + 5, "text-anchor": "end" }, label(value))]),
-    text({ x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle" }, "speed-up of a token"),
+    text({ x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle" }, "speed-up per token"),
   ];
 }
 
@@ -61,7 +61,7 @@ function kept(limits, x, y, { width, right, numTicks }) {
   if (!limits || limits.min_speedup >= x.high) return [];
   const [left, top] = [x.at(limits.min_speedup), y.at(Math.min(limits.max_ratio, y.high))];
   return [shape("rect", { class: "kept", x: left, y: top, width: width - right - left, height: y.at(1) - top }),
-    numTicks > 3 ? shape("text", { class: "tick", x: width - right - 6, y: top - 6, "text-anchor": "end" }, "keeps the limits") : null].filter(Boolean);
+    numTicks > 3 ? shape("text", { class: "tick", x: width - right - 6, y: top - 6, "text-anchor": "end" }, "meets the limits") : null].filter(Boolean);
 }
 
 function picture(title, lines, limits, layout) {
@@ -83,6 +83,6 @@ function picture(title, lines, limits, layout) {
 export function gain(title, lines, limits = null) {
   if (lines.every(({ points }) => points.length === 0)) return null;
   return el("figure", { class: "picture" },
-    el("figcaption", {}, "Perplexity on the text that lost most, × dense (lower is better), by the speed of a token, × dense (further right is better)"),
+    el("figcaption", {}, "Perplexity on the worst text, × dense (lower is better), against speed-up per token (further right is better)"),
     [WIDE, NARROW].map((layout) => picture(title, lines, limits, layout)));
 }

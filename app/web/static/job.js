@@ -51,7 +51,7 @@ function showState() {
       ["Job", name(job.id)],
       ["Model", name(job.model)],
       ["Heals", job.source && name(job.source)],
-      ["Search of", job.search_of && el("a", { href: `/ui/jobs/${encodeURIComponent(job.search_of)}` }, text(job.search_of))],
+      ["Reuses the search of", job.search_of && el("a", { href: `/ui/jobs/${encodeURIComponent(job.search_of)}` }, text(job.search_of))],
       ["Target", targetOf(job)],
       ["Healing", job.spec.heal && trainingOf(job.spec.heal)],
       ["Worker", job.worker && `${job.worker}, attempt ${job.attempt}`],
@@ -89,7 +89,7 @@ async function retry(event) {
 
 async function cancel(event) {
   const isSure = await confirmed("Cancel this job?",
-    "It stops after its current evaluation. The removals found so far stay, and can be served.", "Cancel the job");
+    "It stops after its current evaluation. The removals found so far are kept and can be served.", "Cancel the job");
   if (isSure) await act(event.target, async () => {
     job = await post(`${path}/cancel`);
     say("cancel requested");
@@ -99,7 +99,7 @@ async function cancel(event) {
 
 async function remove(event) {
   const isSure = await confirmed("Delete this job?",
-    `Its record, its events${job.pruned_model ? " and its published checkpoint" : ""} are deleted. Its variants can be served no more.`, "Delete the job");
+    `Its record, its events${job.pruned_model ? " and its published checkpoint" : ""} will be deleted. Its variants can no longer be served.`, "Delete the job");
   if (isSure) await act(event.target, async () => { await json(path, { method: "DELETE" }); location.assign("/ui/jobs"); });
 }
 
@@ -112,7 +112,7 @@ function showActions() {
     can("failed", "cancelled") ? el("button", { "data-key": "retry", onclick: retry }, "Retry") : null,
     can("queued", "running", "paused") ? el("button", { class: "danger", "data-key": "cancel", onclick: cancel }, "Cancel") : null,
     job.status === "succeeded" && job.source === null && job.spec.heal === null
-      ? el("a", { class: "button", href: `/ui/jobs/new?${new URLSearchParams({ heal: job.pruned_model })}` }, "Heal it") : null,
+      ? el("a", { class: "button", href: `/ui/jobs/new?${new URLSearchParams({ heal: job.pruned_model })}` }, "Heal") : null,
     el("a", { class: "button", href: `/ui/jobs/new?${job.source === null ? new URLSearchParams({ like: id })
       : new URLSearchParams({ heal: job.source })}` }, "New job like this"),
     FINAL.has(job.status) ? el("button", { class: "danger apart", "data-key": "delete", onclick: remove }, "Delete") : null);
@@ -143,7 +143,7 @@ function draw(found) {
     (margin === undefined || margin === null || !error ? null : [margin - error, margin + error]));
   const margins = (words, hue, isWanted) => ({ label: words, hue, isJoined: false, format, bounds: bounds.map((bound, at) => (isWanted(found[at]) ? bound : null)),
     values: found.map((round) => (isWanted(round) ? round.margin ?? null : null)) });
-  const both = [margins("clear", 1, (round) => !isTie(round)), margins("a tie: the runner-up is as good", 5, isTie)];
+  const both = [margins("clear", 1, (round) => !isTie(round)), margins("tie: the runner-up may be as good", 5, isTie)];
   plots.margins.draw({ x: found.map(({ step }) => step), xLabel: "round", xStep: true, zero: true,
     series: both.filter(({ values }) => values.some((value) => value !== null)) });
 }
@@ -189,7 +189,7 @@ function roundTable(found) {
     ...domains.map((domain) => `perplexity, ${domain}`)].map((title) => ({ title, num: !["repair", "round"].includes(title) }));
   const rows = found.map(({ step, block, loss, margin, margin_error: error, runner_up: other, prefix }) => [
     String(step), String(block), fixed(loss),
-    margin === undefined || margin === null ? null : [`${fixed(margin)}${error ? ` ± ${fixed(error)}` : ""}`, isTie({ margin, margin_error: error }) ? el("span", { class: "sub" }, "a tie") : null],
+    margin === undefined || margin === null ? null : [`${fixed(margin)}${error ? ` ± ${fixed(error)}` : ""}`, isTie({ margin, margin_error: error }) ? el("span", { class: "sub" }, "tie") : null],
     other === undefined || other === null ? null : String(other),
     ...(repaired ? [prefix?.repair?.method ?? "none"] : []),
     ...domains.map((domain) => quality(prefix, domain)),
@@ -220,7 +220,7 @@ function healedTable() {
 async function showAdvice() {
   if (job.status !== "succeeded" || job.pruned_model === null) return fill(byId("advice"));
   const advice = await adviceOn(job.model);
-  fill(byId("advice"), advice && [el("h2", {}, "Which depth to take"), sentenceOf(advice), ended(), adviceTable(advice), missingOf(advice)]);
+  fill(byId("advice"), advice && [el("h2", {}, "Recommended depth"), sentenceOf(advice), ended(), adviceTable(advice), missingOf(advice)]);
 }
 
 let numBlocks = null;

@@ -42,7 +42,7 @@ const row = (job) => [
 
 function none() {
   if (byId("status").value) return empty("No job has this status.");
-  return empty("There are no jobs. A job finds which blocks a model needs least; every depth can then be served.",
+  return empty("No jobs yet. A job finds the least important blocks of a model; every depth can then be served.",
     el("p", {}, el("a", { "data-needs": "jobs", href: "/ui/jobs/new" }, "Submit the first job")));
 }
 

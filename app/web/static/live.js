@@ -24,7 +24,7 @@ export class Freshness {
     const show = () => {
       const banner = byId("stale");
       banner.hidden = false;
-      const age = this.at === null ? "" : `This page shows the state of ${seconds(Math.round((Date.now() - this.at) / 1000))} ago. `;
+      const age = this.at === null ? "" : `Last updated ${seconds(Math.round((Date.now() - this.at) / 1000))} ago. `;
       const next = problem.isTemporary ? " This page tries again by itself." : "";
       banner.textContent = `${age}${problem.title} ${problem.message}${next}`;
     };

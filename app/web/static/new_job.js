@@ -143,7 +143,7 @@ function showLimits() {
   const model = modelOf();
   if (!model) return;
   const free = freeOf(model);
-  byId("limits").textContent = `${count(model.num_blocks, "block")}, of which ${Math.max(free, 0)} can be removed; ${model.dtype}; texts of up to ${model.max_positions ?? "any number of"} tokens.`;
+  byId("limits").textContent = `${count(model.num_blocks, "block")}, of which ${Math.max(free, 0)} can be removed; ${model.dtype}; context length ${model.max_positions ?? "unlimited"}.`;
   fields.get("num_remove").input.max = Math.max(free, 1);
   if (model.max_positions) fields.get("calibration.seqlen").input.max = model.max_positions;
   depth.show(model.num_blocks, free, variants.get(model.id) ?? [], model);
@@ -166,13 +166,13 @@ function build(document_, dense) {
     const owner = owners[path.split(".")[0]] ?? schemas.PruneJobBody;
     fields.set(path, new Field(path, owner.properties, schemas));
   }
-  fields.get("calibration.dataset").input.append(el("option", { value: MIX }, "a mix of several texts"));
+  fields.get("calibration.dataset").input.append(el("option", { value: MIX }, "a mix of texts"));
   mix = new Mix(schemas, update);
   mix.set(MIXED.map((dataset) => ({ values: { dataset } })));
   depth = new Depth(fields.get(TARGETS[0]));
   fill(byId("form"), el("div", { class: "choices" }, modelChoice(dense),
-    el("fieldset", {}, el("legend", {}, "How far"), depth.node,
-      el("p", { class: "note", id: "other-target" }, "Another target is chosen under Advanced.")), kinds(choose)),
+    el("fieldset", {}, el("legend", {}, "Depth"), depth.node,
+      el("p", { class: "note", id: "other-target" }, "Another target is selected under Advanced.")), kinds(choose)),
   submission(), el("details", { id: "advanced" }, el("summary", {}, el("h2", {}, "Advanced")),
     el("div", { class: "content" }, el("fieldset", {}, el("legend", {}, WORDS.target), el("div", { class: "fields" },
       el("div", {}, el("label", { for: "target" }, "Target"),
@@ -210,7 +210,7 @@ function asCommand() {
   const code = el("code", { id: "curl" });
   const button = el("button", { id: "copy", type: "button" }, "Copy");
   copies(button, code);
-  return el("details", {}, el("summary", {}, el("h2", {}, "The same as a command")), el("div", { class: "content" },
+  return el("details", {}, el("summary", {}, el("h2", {}, "As a curl command")), el("div", { class: "content" },
     el("pre", { tabindex: 0, role: "region", "aria-label": "Command" }, code), button));
 }
 
@@ -220,7 +220,7 @@ el("p", { class: "hint", id: "heal-hint" }, description));
 
 /** The form of a job that heals what another has published. */
 function buildHealing({ components: { schemas } }) {
-  byId("about").textContent = "This job trains adapters for a pruned model, so that it predicts what the dense model predicts. The healed model is published beside it.";
+  byId("about").textContent = "This job trains adapters for a pruned model to match the dense model's predictions. The healed model is published as a separate checkpoint.";
   for (const path of GROUPS.Healing) fields.set(path, new Field(path, schemas.HealBody.properties, schemas));
   fields.set("priority", new Field("priority", schemas.HealJobBody.properties, schemas));
   const nodes = (isFirst) => el("div", { class: "fields" },

@@ -10,7 +10,7 @@ export class Output {
     this.content = "";
     this.isOver = false;
     this.body = el("div", { class: "output", tabindex: 0, role: "region", "aria-label": label });
-    this.numbers = el("div", { class: "note" }, "waits");
+    this.numbers = el("div", { class: "note" }, "waiting");
     this.speed = el("p", { class: "speed" });
     this.node = el("article", { class: "card" }, el("h3", {}, shortened(side)), this.speed, this.body, this.numbers);
   }
@@ -23,20 +23,20 @@ export class Output {
     const parts = wordDiff(baseline.content, this.content);
     const isEqual = parts.every(({ isOther }) => !isOther); // it ends earlier
     fill(this.body, el("span", { class: "text", dir: "auto" }, parts.map(({ text: words, isOther }) =>
-      (isOther ? el("mark", {}, words) : words)), isEqual ? el("mark", { title: "the baseline's text goes on" }, "∎") : null));
+      (isOther ? el("mark", {}, words) : words)), isEqual ? el("mark", { title: "the baseline's text continues" }, "∎") : null));
   }
 
   finish({ reason, promptTokens, tokens, ttftS, tpotS }) {
     this.isOver = true;
-    fill(this.numbers, facts([["tokens", `${promptTokens ?? "–"} of the prompt, ${tokens ?? "–"} generated`],
-      ["first token", seconds(ttftS)], ["each further", seconds(tpotS)], ["ended by", reason]]));
+    fill(this.numbers, facts([["tokens", `${promptTokens ?? "–"} prompt, ${tokens ?? "–"} generated`],
+      ["first token", seconds(ttftS)], ["per token after", seconds(tpotS)], ["finish reason", reason]]));
   }
 
   /** The verdict of a comparison on this variant, above its text. */
   compared(found) {
-    if (!found?.tpot) return fill(this.speed, "the baseline");
+    if (!found?.tpot) return fill(this.speed, "baseline");
     const { ratio: value, low, high, verdict } = found.tpot;
-    fill(this.speed, el("strong", {}, ratio(value)), " as fast per token ",
+    fill(this.speed, el("strong", {}, ratio(value)), " speed-up per token ",
       el("span", { class: "muted" }, low === null ? "" : `[${interval(low, high)}], ${verdict}`));
   }
 }

@@ -22,13 +22,13 @@ function card(title, value, tone, ...more) {
 function jobCards(jobs) {
   if (jobs === null) {
     const what = "Jobs cannot be read or submitted. Generation continues.";
-    return [card("Job store", "does not answer", "bad", what)];
+    return [card("Job store", "unavailable", "bad", what)];
   }
   const { queued, running, cancelling, paused } = jobs.num_jobs;
-  const age = queued > 0 ? `the first waits for ${seconds(jobs.queue_age_s)}` : "nothing waits";
+  const age = queued > 0 ? `the first has waited for ${seconds(jobs.queue_age_s)}` : "queue empty";
   const workers = jobs.num_workers > 0 ? [count(jobs.num_workers, "worker"), "good"]
     : ["no worker", queued > 0 ? "bad" : "warn"];
-  const start = jobs.num_workers > 0 ? "runs one job at a time" : "Start one: sleb worker";
+  const start = jobs.num_workers > 0 ? "one job at a time each" : "Start one: sleb worker";
   return [card("Workers", ...workers, start),
     card("Jobs", `${queued} queued`, "", age, `${running + cancelling} running, ${paused} paused`)];
 }
@@ -41,7 +41,7 @@ function cards(status) {
     card("Service", status.status, isReady ? "good" : "warn", status.detail ?? "accepts requests"),
     ...jobCards(jobs),
     card("Requests", `${engine.num_running} running`, "", `${engine.num_waiting} waiting`),
-    card("Keys and values", ...cacheLines(engine)),
+    card("KV cache", ...cacheLines(engine)),
     card(`Memory, ${memory.device}`, `${bytes(memory.free_bytes)} free`, "",
       `weights: ${bytes(memory.weight_bytes)}${limit}`),
   ];
@@ -77,9 +77,9 @@ function button(model) {
 function memoryOf(model) {
   if (model.error !== null) return el("span", { class: "bad" }, model.error);
   if (model.backend === "vllm") return stateOf(model.server);
-  if (model.backend !== "engine") return "on another server";
+  if (model.backend !== "engine") return "on an external server";
   if (!model.is_loaded) return "not loaded";
-  const own = model.weight_bytes > 0 ? bytes(model.weight_bytes) : "shares its parent's";
+  const own = model.weight_bytes > 0 ? bytes(model.weight_bytes) : "shared with the dense model";
   return [own, model.kv_cache_bytes > 0
     ? el("span", { class: "sub" }, `KV cache ${bytes(model.kv_cache_bytes)}`) : null];
 }
@@ -88,7 +88,7 @@ function memoryOf(model) {
 function stateOf(server) {
   if (server === null) return "vLLM: not started";
   const isGivenUp = server.state === "failed";
-  return [el("span", { class: isGivenUp ? "bad" : "" }, `vLLM: ${isGivenUp ? "given up" : server.state}`),
+  return [el("span", { class: isGivenUp ? "bad" : "" }, `vLLM: ${isGivenUp ? "failed" : server.state}`),
     server.num_restarts > 0 ? el("span", { class: "sub" }, `restarts: ${server.num_restarts}`) : null,
     server.detail === null ? null : el("span", { class: "sub" }, server.detail)];
 }
@@ -178,9 +178,9 @@ function stats(advice) {
   const about = advice?.depths.find(({ name: each }) => each === (advice.taken ?? advice.nearest));
   if (!about) return null;
   const costs = Object.entries(about.ratios).sort(([, one], [, other]) => other.value - one.value);
-  return [advice.taken ? null : el("p", { class: "note" }, "The nearest, ", shortened(about.short_name), ":"), el("dl", { class: "stats" },
-    about.speedup && known(about.speedup, `the speed, ${about.is_measured ? "measured" : "predicted"}`),
-    costs.length ? known(costs[0][1], `the perplexity on ${costs[0][0]}, at worst`) : null,
+  return [advice.taken ? null : el("p", { class: "note" }, "The closest, ", shortened(about.short_name), ":"), el("dl", { class: "stats" },
+    about.speedup && known(about.speedup, `speed-up, ${about.is_measured ? "measured" : "predicted"}`),
+    costs.length ? known(costs[0][1], `perplexity on ${costs[0][0]}, the worst text`) : null,
     about.parameters === null ? null : stat(`${Math.round((1 - about.parameters) * 100)} %`, "fewer parameters"))];
 }
 
@@ -213,7 +213,7 @@ function first(groups) {
   if (isPruned(models)) return null;
   const base = models.find((model) => model.backend === "engine" && model.error === null);
   return base && el("div", { class: "empty first" },
-    el("p", {}, "sleb-serve makes a model faster by removing the blocks that it needs least, and shows what that costs. Nothing is pruned here yet."),
+    el("p", {}, "sleb-serve makes models faster by removing their least important blocks, and measures the cost. No model is pruned yet."),
     el("p", {}, el("a", { class: "button primary", "data-needs": "jobs", href: `/ui/jobs/new?${new URLSearchParams({ model: base.id })}` }, "Prune your first model")));
 }
 

@@ -4,7 +4,7 @@ import { el } from "./dom.js";
 import { seconds } from "./format.js";
 import { FINAL } from "./status_words.js";
 
-const WORDS = { load: "Load the model", calibrate: "Read the text", search: "Search", repair: "Repair", heal: "Heal",
+const WORDS = { load: "Load the model", calibrate: "Sample the text", search: "Search", repair: "Repair", heal: "Heal",
   evaluate: "Evaluate", publish: "Publish" };
 const MIN_COUNTS = 3; // behind which a pace is more than a single sample
 
@@ -25,7 +25,7 @@ function currentOf(job, phases) {
 const countsOf = ({ progress, repair_progress: repair, heal_progress: heal }) => ({
   search: progress.evaluations_total ? { done: progress.evaluations_done, total: progress.evaluations_total, ratio: progress.ratio, unit: "evaluations" } : null,
   repair: repair && { done: repair.steps_done, total: repair.steps_total, ratio: repair.ratio, unit: "steps" },
-  heal: heal && { done: heal.num_tokens, total: null, ratio: heal.ratio, unit: heal.training === "control" ? "tokens of the control" : "tokens" },
+  heal: heal && { done: heal.num_tokens, total: null, ratio: heal.ratio, unit: heal.training === "control" ? "control tokens" : "tokens" },
 });
 
 function barOf(phase, state, counts) {
@@ -53,11 +53,11 @@ export function leftOf(estimatedS, counts) {
 }
 
 function headline(job, phase, counts) {
-  if (job.status === "queued") return "It waits for a worker.";
-  if (job.status === "paused") return "It is paused.";
+  if (job.status === "queued") return "Waiting for a worker.";
+  if (job.status === "paused") return "Paused.";
   const left = leftOf((job.estimated_finish ?? 0) - Date.now() / 1000, counts);
-  const then = counts === undefined ? "" : left === null ? " How long it takes is known in a moment." : ` ${left} left in this phase.`;
-  return `${phase ? WORDS[phase] : "It starts"}.${then}`;
+  const then = counts === undefined ? "" : left === null ? " Estimating the time left." : ` ${left} left in this phase.`;
+  return `${phase ? WORDS[phase] : "Starting"}.${then}`;
 }
 
 /** The steps of a job; nothing once it has ended. */

@@ -112,7 +112,7 @@ export class Plot {
       if (uPlot === null) await load();
       if (this.drawn === drawn) this.paint(); // or else what came meanwhile is painted
     } catch {
-      this.node.textContent = "The picture cannot be loaded. The page has its values in a table.";
+      this.node.textContent = "The plot cannot be loaded. See the table for its values.";
     }
   }
 

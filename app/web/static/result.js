@@ -35,7 +35,7 @@ function bench(report) {
   });
 }
 
-const BENCH_NOTE = "A point is the ratio of mean times, dense over variant, with its 95 % interval; hollow without a verdict. The green line is the ideal: a forward pass of embeddings, blocks and head only.";
+const BENCH_NOTE = "Each point is the ratio of mean times, dense / variant, with its 95 % interval; hollow points have no verdict. The green line is the ideal speed-up of a forward pass with only embeddings, blocks and head.";
 
 function removals(numBlocks, order) {
   const step = new Map(order.map((block, index) => [block, index + 1]));
@@ -58,9 +58,9 @@ function stability(report) {
   const picked = report.picked.map(({ block, num_runs: times, steps }) => [String(block), `${times} of ${report.runs.length}`, steps.join(", ")]);
   return [el("ul", {}, report.conclusions.map((sentence) => el("li", {}, text(sentence)))),
     el("h2", {}, "Removal order of each run"), runs,
-    el("h2", {}, "Depth by depth"), table("Agreement by depth", columns, rows),
-    el("p", { class: "note" }, "Overlap is the share of blocks that two runs have both removed, of those that either has. Perplexity is the median of all runs on text that none has used, and its range."),
-    el("h2", {}, "Block by block"), table("Blocks that runs removed", numbers(["block", "removed in", "as removal"], 1), picked)];
+    el("h2", {}, "By depth"), table("Agreement by depth", columns, rows),
+    el("p", { class: "note" }, "Overlap is the number of blocks that both of two runs removed, divided by the number that either removed. Perplexity is the median and the range over all runs, on text that no run used."),
+    el("h2", {}, "By block"), table("Blocks that runs removed", numbers(["block", "removed in", "as removal"], 1), picked)];
 }
 
 /** The perplexity of all runs by depth: the median, and bars from the lowest to the highest. */
@@ -76,7 +76,7 @@ function drawSpread(report) {
   });
 }
 
-const EVAL_NOTE = "Perplexity on held-out text, measured by this service with the weights that it serves; in brackets, 95 % intervals. The ratio is to the dense model on the same windows: lower is better, and 1 is no loss.";
+const EVAL_NOTE = "Perplexity on held-out text, measured with the served weights; 95 % intervals in brackets. The ratio compares with the dense model on the same windows: lower is better, 1 means no loss.";
 
 function evaluation({ model, texts }) {
   const rows = texts.map((found) => [found.text, `${found.num_windows} × ${found.seqlen}`,
@@ -101,7 +101,7 @@ await begin(async () => {
   fill(byId("title"), `${kind.title} of `, shortened(subject));
   fill(byId("facts"), facts([["Written", moment(found.created_at)], ["Blocks", String(report.num_blocks)],
     ["Command", report.command && el("code", { dir: "auto" }, report.command)],
-    ["Repeats", report.plan && String(report.plan.repeats)], ["Prompts are read", report.prompt_reading]]));
+    ["Repeats", report.plan && String(report.plan.repeats)], ["Prompt processing", report.prompt_reading]]));
   fill(byId("report"), kind.note && el("p", { class: "note" }, kind.note), kind.report(report));
   if (found.kind === "stability") drawSpread(report);
   if (report.machine) fill(byId("details"), el("h2", {}, "Machine"), el("pre", { tabindex: 0, role: "region", "aria-label": "Machine" }, JSON.stringify(report.machine, null, 2)));

@@ -31,7 +31,7 @@ const row = ({ id, kind, model, headline, created_at: at }) => [
   shortened(model), headline.split("; ").map((part) => text(shortName(part))), moment(at),
 ];
 
-const none = () => empty("There is no result yet. Measure the speed-up of a variant, and how far other text would change the choice of blocks:",
+const none = () => empty("No results yet. Measure the speed-up of a variant, or how much the choice of blocks depends on the text:",
   commands("sleb bench MODEL --variants @-3", "sleb stability MODEL --num-remove 3 --out stability"));
 
 const share = (value) => (value === null ? null : `${(value * 100).toFixed(1)} %`);
@@ -39,19 +39,19 @@ const share = (value) => (value === null ? null : `${(value * 100).toFixed(1)} %
 function shadow(samples) {
   const { pairs, dropped } = pairsOf(samples);
   if (!pairs.length && !dropped.length) {
-    return empty("No output was replayed yet. Start the service with a share of the outputs to replay, then generate with a pruned variant:",
+    return empty("No outputs replayed yet. Start the service with a share of outputs to replay, then generate with a pruned variant:",
       commands("SLEB_SHADOW_SHARE=0.1 sleb up"));
   }
-  const columns = ["live", "compared with", "compared", "tokens that agree", "all tokens agree", "speed-up per token", "a model over itself", "verdict"]
+  const columns = ["live", "compared with", "compared", "equal tokens", "equal outputs", "speed-up per token", "control", "verdict"]
     .map((title, index) => ({ title, num: index > 1 && index < 7 }));
   const rows = pairs.map((pair) => [shortened(pair.live), shortened(pair.shadow), String(pair.done),
     [share(pair.agreement), pair.floor === null ? null : el("span", { class: "sub" }, `${share(pair.floor)} with itself`)], share(pair.whole),
     reading(pair.speedup, "pair"), reading(pair.control, "control"), verdictOf(pair)]);
   return [pairs.length ? table("Pairs of shadow traffic", columns, rows) : null,
     dropped.length ? el("p", { class: "note" }, "Not replayed: ", dropped.map(({ model, reason, number }) => `${number} of ${model} (${reason})`).join(", "), ".") : null,
-    pairs.length ? el("p", { class: "note" }, "The speed-up is that of the variant with fewer blocks, by the last pairs whose two replays each had the engine to themselves"
-      + `${pairs.some(({ numCached }) => numCached > 0) ? "" : " and read the prompt in full"}; `
-      + "in brackets, the 95 % interval. A model over itself is the control, measured in the same way: a speed-up that overlaps its interval has no verdict.") : null];
+    pairs.length ? el("p", { class: "note" }, "Speed-up of the variant with fewer blocks, from the last pairs whose two replays each ran alone on the engine"
+      + `${pairs.some(({ numCached }) => numCached > 0) ? "" : " and processed the prompt in full"}; `
+      + "95 % intervals in brackets. The control compares a model with itself in the same way: a speed-up that overlaps its interval has no verdict.") : null];
 }
 
 const reading = ({ ratio: found, low, high, number }, what) => (found === null ? null : [ratio(found),

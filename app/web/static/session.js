@@ -17,8 +17,8 @@ function openMenu() {
 function refuse(scopes, needs) {
   if (!needs || scopes.includes("admin") || scopes.includes(needs) || byId("refusal")) return;
   byId("main").classList.add("refused");
-  byId("main").prepend(el("div", { id: "refusal" }, el("h1", {}, "Your key does not open this page"),
-    el("p", {}, `It takes a key for ${needs}, and yours is for ${scopes.join(" and ")}. The person who runs this service can give you another.`),
+  byId("main").prepend(el("div", { id: "refusal" }, el("h1", {}, "Your key has no access to this page"),
+    el("p", {}, `This page requires the scope ${needs}, and your key has ${scopes.join(" and ")}. The operator of this service can create another key.`),
     el("p", {}, el("a", { href: "/ui" }, "To the overview"))));
 }
 

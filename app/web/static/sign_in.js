@@ -14,7 +14,7 @@ function next() {
 /** What is wrong with the key, in words for the one who typed it. */
 function spoken(error) {
   if (!(error instanceof Problem) || error.status !== 401) return error;
-  return new Problem(401, { title: "This key is not known here, or it has ended.", detail: "Check that you pasted all of it, or ask for a new one." });
+  return new Problem(401, { title: "This key is unknown or has expired.", detail: "Check that you pasted the whole key, or request a new one." });
 }
 
 byId("form").addEventListener("submit", (event) => {

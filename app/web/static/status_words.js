@@ -15,7 +15,7 @@ export function statusOf(job) {
 
 const TARGETS = {
   num_remove: (value) => `remove ${value}`,
-  sparsity: (value) => `remove a share of ${value}`,
+  sparsity: (value) => `remove ${value} of the blocks`,
   max_perplexity_ratio: (value) => `perplexity at most ${value}×`,
   target_speedup: (value) => `speed-up of ${value}×`,
   target_bytes: (value) => `at most ${bytes(value)}`,

@@ -107,7 +107,7 @@ export function trajectory(points, numBlocks, chosen = null, onPick = null) {
   const strip = numBlocks === null ? null : blocks(numBlocks, rounds);
   const panels = el("div", { class: "panels" }, domains.map(([domain, found]) => panel(domain, found, scale, points)));
   const whole = el("figure", { class: "trajectory" },
-    el("figcaption", {}, "Perplexity, × dense (lower is better), by removed blocks; at the ends perplexities, bars are intervals of 95 %. ",
+    el("figcaption", {}, "Perplexity, × dense (lower is better), by removed blocks; bars are 95 % intervals, line ends show perplexities. ",
       kinds.map((kind) => el("span", { class: `key ${kind}` }, kind === "served" && !isRepaired ? "pruned" : WORDS[kind]))),
     panels, told, strip);
   const show = (depth) => {

@@ -39,13 +39,13 @@ def wait_for_success(page: "Page") -> None:
 
 def heal(page: "Page") -> None:
     """From the page of a job that has pruned to the end of one that heals what it published."""
-    page.get_by_role("link", name="Heal it").click()
+    page.get_by_role("link", name="Heal", exact=True).click()
 
     page.get_by_text("Training in memory").wait_for()
     page.locator("#advanced > summary").click()
     for field, value in HEAL.items():
         page.locator(f"[id='heal.{field}']").fill(str(value))
-    page.locator("#estimate").get_by_text("640, and 640 of the control").wait_for()
+    page.locator("#estimate").get_by_text("640, and 640 for the control").wait_for()
     assert '"heal":{"num_tokens":640,' in str(page.locator("#curl").text_content())
     page.get_by_role("button", name="Submit the job").click()
     wait_for_success(page)
@@ -66,7 +66,7 @@ def test_a_visitor_prunes_a_model_reads_its_curve_and_compares(url: str) -> None
         watched.may_fail = True  # the estimate is refused
         page.locator("[id='calibration.seqlen']").fill("100000")
         page.locator("#num_remove").fill("2")
-        page.get_by_text("beyond the 256 positions").first.wait_for()
+        page.get_by_text("context length of tiny, 256 tokens").first.wait_for()
         page.locator("[id='calibration.seqlen']").fill("16")
         page.locator("[id='calibration.num_samples']").fill("4")
         page.get_by_text("unknown: no similar job has run here yet").wait_for()
@@ -119,7 +119,7 @@ def test_a_page_says_that_it_is_old_and_recovers(data_dir: Path, redis_url: str)
         page.get_by_role("button", name="Unload tiny").wait_for()
         watched.may_fail = True
         server.should_exit = True
-        page.get_by_text("This page shows the state of").wait_for()
+        page.get_by_text("Last updated").wait_for()
         port = int(url.rpartition(":")[2])
         with serving(settings, redis_url, port):
             page.locator("#stale").wait_for(state="hidden")

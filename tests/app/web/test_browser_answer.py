@@ -46,7 +46,7 @@ def test_a_new_job_is_three_choices_and_the_rest_is_folded(
         assert page.locator("#num_remove").input_value() == "1"
         curl = page.locator("#curl")
         assert body_of(curl.text_content()) == {"model": "tiny", "num_remove": 1}
-        page.get_by_label("Blocks to remove, by a slider").fill("3")
+        page.get_by_label("Blocks to remove, slider").fill("3")
         assert page.locator("#num_remove").input_value() == "3"
         page.locator("#expected").get_by_text("up to 2.00×").wait_for()
         page.get_by_label("Quick").check()
@@ -65,7 +65,7 @@ def test_a_new_job_is_three_choices_and_the_rest_is_folded(
         page.locator("[id='calibration.seqlen']").fill("100000")
         page.locator("#advanced > summary").click()
         page.locator("#num_remove").fill("3")  # asks again, with what is folded now
-        page.locator("[id='calibration.seqlen-error']").get_by_text("beyond the 256").wait_for()
+        page.locator("[id='calibration.seqlen-error']").get_by_text("tiny, 256").wait_for()
         assert watched.complaints == []
 
 
@@ -75,13 +75,13 @@ def test_a_job_says_how_long_it_takes_once_it_knows(
     job = job_store.create(PruneSpec("tiny", num_remove=2)).id
     with serving(settings, redis_url) as (_, url), browser_page(url) as (page, watched):
         page.goto(f"/ui/jobs/{job}")
-        page.locator("#bars").get_by_text("It waits for a worker").wait_for()
+        page.locator("#bars").get_by_text("Waiting for a worker").wait_for()
         job_store.start(job, "worker-1")
         job_store.record(job, transitions.phase_begun(Phase.SEARCH))
         job_store.record(job, transitions.searching(SearchPlan("d1g", 2), 0, 100))
         job_store.record(job, transitions.evaluated(1, 100))
         page.locator("[aria-current=step]", has_text="1 of 100 evaluations").wait_for()
-        assert "known in a moment" in page.locator(".headline").inner_text()
+        assert "Estimating the time left" in page.locator(".headline").inner_text()
         an_hour_ago = str(time.time() - 3600)
         redis_client.hset(f"sleb:job:{job}", "search_started_at", an_hour_ago)
         job_store.record(job, transitions.evaluated(4, 100))
@@ -90,7 +90,7 @@ def test_a_job_says_how_long_it_takes_once_it_knows(
         ).wait_for()
         steps = page.locator(".phases li")
         assert steps.locator("> span:first-child").all_inner_texts() == [
-            *("Load the model", "Read the text", "Search", "Repair", "Evaluate", "Publish")
+            *("Load the model", "Sample the text", "Search", "Repair", "Evaluate", "Publish")
         ]
         assert steps.locator("progress").count() == 6
         assert (watched.complaints, watched.foreign) == ([], [])
@@ -110,7 +110,7 @@ def test_a_depth_is_evaluated_and_used_as_prod(
         choice.click()
         assert choice.get_attribute("title") == f"tiny@{job}-2"
         page.get_by_role("button", name="Use as prod").click()
-        page.get_by_text(f"Requests for prod run on tiny@{job}-2 from now on").wait_for()
+        page.get_by_text(f"Requests for prod now run on tiny@{job}-2").wait_for()
         target = page.evaluate("() => fetch('/models/prod').then((answer) => answer.json())")
         assert target["aliases"] == ["prod"]
         page.get_by_role("button", name="Evaluate").click()
@@ -182,6 +182,6 @@ def test_a_phone_has_the_header_in_one_line_and_a_key_sees_what_it_may_do(
         shown = page.locator("nav a:visible").all_inner_texts()
         assert shown == ["Overview", "Side by side", "REST API"]
         page.goto("/ui/jobs/new")
-        page.get_by_text("It takes a key for jobs, and yours is for generate").wait_for()
+        page.get_by_text("requires the scope jobs, and your key has generate").wait_for()
         assert not page.locator("#form").is_visible()
         assert watched.complaints == []

@@ -29,12 +29,12 @@ def test_the_overview_has_hits_and_a_result_says_how_prompts_were_read(
     body = {"model": "tiny", "prompt": [5] * (2 * PAGE_TOKENS + 1), "max_tokens": 1}
     with serving(settings, redis_url) as (_, url), browser_page(url) as (page, _):
         page.goto("/ui")
-        page.locator("#cards").get_by_text("no prompt looked for one yet").wait_for()
+        page.locator("#cards").get_by_text("no prefix lookups yet").wait_for()
         for _ in range(2):
             assert httpx2.post(f"{url}/v1/completions", json=body).status_code == 200
         percent = round(100 * PAGE_TOKENS / (2 * PAGE_TOKENS + 1))  # the second prompt's pages
-        hits = f"{percent} % of the tokens of prompts were there"
+        hits = f"prefix hit rate {percent} %"
         page.locator("#cards").get_by_text(hits).wait_for()
-        page.locator("#cards").get_by_text("0 % of the pages in use").wait_for()
+        page.locator("#cards").get_by_text("0 % in use").wait_for()
         page.goto(f"/ui/results/{RESULT}")
         page.locator("#facts").get_by_text("in full", exact=True).wait_for()

@@ -77,7 +77,7 @@ def test_numbers_are_shown_where_the_library_of_plots_cannot_be_loaded(
         page.route("**/uplot.js", lambda route: route.abort())
         page.goto(f"/ui/jobs/{job}")
         page.locator("#rounds tbody tr").wait_for()
-        page.get_by_text("The picture cannot be loaded").nth(1).wait_for()
+        page.get_by_text("The plot cannot be loaded").nth(1).wait_for()
         assert (watched.complaints, watched.foreign) == ([], [])
 
 

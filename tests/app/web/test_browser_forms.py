@@ -63,10 +63,10 @@ def test_a_job_takes_a_text_of_the_folder_or_the_mix_of_another_job(
         watched.may_fail = True  # no such file
         path.fill("none.txt")
         error = page.locator("[id='calibration.path-error']")
-        error.get_by_text("put it there first").wait_for()
+        error.get_by_text("add the file to the folder").wait_for()
         assert path.get_attribute("aria-invalid") == "true"
         page.get_by_role("button", name="Submit the job").click()
-        page.get_by_role("alert").get_by_text("put it there first").wait_for()
+        page.get_by_role("alert").get_by_text("add the file to the folder").wait_for()
         assert page.evaluate("() => document.activeElement.id") == "calibration.path"
         assert job_store.list(1).jobs == ()
         path.fill("notes.txt")
@@ -89,7 +89,7 @@ def test_a_job_takes_a_text_of_the_folder_or_the_mix_of_another_job(
         page.get_by_text("6 blocks, of which 4 can be removed").wait_for()
         page.locator("#advanced > summary").click()
         chosen = page.locator("[id='calibration.dataset'] option:checked")
-        assert chosen.inner_text() == "a mix of several texts"
+        assert chosen.inner_text() == "a mix of texts"
         rows = page.get_by_role("group", name=TEXT)
         assert rows.count() == 2
         assert rows.nth(1).get_by_label("path").input_value() == str(text)
@@ -115,25 +115,25 @@ def test_a_mix_of_texts_is_made_from_nothing_and_errors_are_beside_their_fields(
         page.locator("#num_remove").fill("2")
         page.locator("[id='calibration.num_samples']").fill("7")
         page.locator("[id='calibration.seqlen']").fill("16")
-        page.locator("[id='calibration.dataset']").select_option("a mix of several texts")
+        page.locator("[id='calibration.dataset']").select_option("a mix of texts")
         page.get_by_role("button", name="Add a text").press("Enter")
         rows = page.get_by_role("group", name=TEXT)
         assert rows.count() == 3
         assert page.evaluate("() => document.activeElement.id") == "calibration.2.dataset"
         rows.nth(2).get_by_label("dataset").select_option("code")
         again = page.locator("[id='calibration.2.dataset-error']")
-        again.get_by_text("this text is in the mix already").wait_for()
+        again.get_by_text("this text is already in the mix").wait_for()
         rows.nth(2).get_by_label("dataset").select_option("file")
         rows.nth(2).get_by_label("path").fill("none.txt")
         missing = page.locator("[id='calibration.2.path-error']")
-        missing.get_by_text("put it there").wait_for()
+        missing.get_by_text("add the file to the folder").wait_for()
         settings.texts_dir.mkdir(parents=True, exist_ok=True)
         (settings.texts_dir / "empty.txt").write_text(" ")
         rows.nth(2).get_by_label("path").fill("empty.txt")
-        missing.get_by_text("holds no text").wait_for()
+        missing.get_by_text("contains no text").wait_for()
         (settings.texts_dir / "short.txt").write_text("hello world")
         rows.nth(2).get_by_label("path").fill("short.txt")
-        page.locator("[id='calibration.num_samples-error']").get_by_text("needed: 2").wait_for()
+        page.locator("[id='calibration.num_samples-error']").get_by_text("2 are needed").wait_for()
         rows.nth(1).get_by_label("weight").fill("0")
         page.locator("[id='calibration.1.weight-error']").get_by_text("above 0").wait_for()
         rows.nth(1).get_by_label("weight").fill("2.5")

@@ -134,7 +134,7 @@ def test_a_key_that_may_only_generate_is_not_offered_jobs_and_asks_once(
         page.get_by_label("API key").fill(key)
         page.get_by_role("button", name="Sign in").click()
         page.get_by_text("reader (generate)").wait_for()
-        page.get_by_text("Your key does not open this page").wait_for()
+        page.get_by_text("Your key has no access to this page").wait_for()
         assert not page.locator("#stale").is_visible()
         assert not page.get_by_role("link", name="New job").is_visible()
         asked = asked_by(page)
@@ -165,7 +165,7 @@ def test_a_key_without_the_scope_sees_the_overview_while_a_job_runs(
             page.get_by_text(f"{scope} ({scope})").wait_for()
             page.locator("#list table").first.wait_for()
             assert page.locator("#list .gain.wide .taken.nearest").count() == 1
-            worst = page.locator("#list .stats dt", has_text="at worst").inner_text()
+            worst = page.locator("#list .stats dt", has_text="the worst text").inner_text()
             assert re.search(r"at worst, \d\.\d\d.\d\.\d\d$", worst)
             for _ in range(3):
                 page.clock.fast_forward(6_000)

@@ -67,7 +67,7 @@ def test_a_job_is_submitted_paused_cancelled_retried_and_deleted(
 ) -> None:
     with serving(settings, redis_url) as (_, url), browser_page(url) as (page, watched):
         page.goto("/ui/jobs")
-        page.get_by_text("There are no jobs").wait_for()
+        page.get_by_text("No jobs yet").wait_for()
         tab_to(page, ".skip")
         page.keyboard.press("Enter")
         assert page.evaluate("() => document.activeElement.id") == "main"
@@ -111,7 +111,7 @@ def test_a_job_is_submitted_paused_cancelled_retried_and_deleted(
         wait_for_focus(page, "Keep it")
         tab_to(page, "dialog .danger", "Shift+Tab")
         page.keyboard.press("Enter")
-        page.get_by_text("There are no jobs").wait_for()
+        page.get_by_text("No jobs yet").wait_for()
         assert job_store.list(1).jobs == ()
         assert (watched.complaints, watched.foreign, job.model) == ([], [], "tiny")
 
@@ -169,7 +169,7 @@ def test_a_variant_of_the_curve_is_loaded_exported_measured_and_compared(
         assert f"tiny@{job}-2," in Path(downloading.value.path()).read_text()
         tab_to(page, "#measure", "Shift+Tab")
         page.keyboard.press("Enter")
-        page.get_by_text("Outputs of 32 tokens").wait_for()
+        page.get_by_text("outputs of 32 tokens").wait_for()
         wait_for_focus(page, "Measure speed")
         assert page.locator("#axis").input_value() == "speed"
         tab_to(page, "#picked a")
@@ -221,7 +221,7 @@ def test_a_visitor_signs_in_and_out(settings: ServeSettings, redis_url: str) -> 
         wait_until(lambda: page.evaluate("() => document.activeElement.id") == "key", "it is ready")
         page.keyboard.type("sleb_wrong")
         page.keyboard.press("Enter")
-        page.get_by_role("alert").get_by_text("This key is not known here").wait_for()
+        page.get_by_role("alert").get_by_text("This key is unknown or has expired").wait_for()
         page.keyboard.type(key)
         page.keyboard.press("Enter")
         page.get_by_text("reader (jobs)").wait_for()

@@ -17,8 +17,8 @@ SHOWN = {
     "/ui/results": "1.20×, faster",
     "/ui/results/20200101T000000Z-bench-000000": "Benchmark of tiny",
     "/ui/compare": "variant 1, the baseline",
-    "/ui/nowhere": "There is no such page",
-    "/ui/sign-in": "This service requires a key",
+    "/ui/nowhere": "Page not found",
+    "/ui/sign-in": "This service requires an API key",
     "/docs": "/heal-jobs",
 }
 

@@ -77,10 +77,10 @@ def test_pages_without_data_break_no_rule(
     with serving(settings, redis_url) as (_, url):
         look = Look(visitor, url)
         for path in ("/ui", "/ui/jobs/new", "/ui/curve", "/ui/compare"):
-            look.at_first(path, "There is no model yet", "sleb models add")
-        look.at_first("/ui/jobs", "There are no jobs", "Submit the first job")
+            look.at_first(path, "No models yet", "sleb models add")
+        look.at_first("/ui/jobs", "No jobs yet", "Submit the first job")
         look.at("/ui/jobs?status=failed", "No job has this status")
-        look.at_first("/ui/results", "There is no result yet", "sleb bench")
+        look.at_first("/ui/results", "No results yet", "sleb bench")
     assert look.found == []
 
 
@@ -158,7 +158,7 @@ def test_outputs_verdicts_and_choices_break_no_rule(
         look.page.goto("/ui/curve?model=tiny")
         look.page.locator("#rows [data-key]").first.click()
         look.page.get_by_role("button", name="Measure speed").click()
-        look.page.get_by_text("Outputs of 32 tokens").wait_for()
+        look.page.get_by_text("outputs of 32 tokens").wait_for()
         look.now("a choice on the curve, by measured speed")
 
         look.page.goto("/docs")
@@ -174,10 +174,10 @@ def test_a_sign_in_and_its_session_break_no_rule(
     key = KeyFile(settings.keys_file).create("reader", [Scope.JOBS])
     with serving(settings, redis_url) as (_, url):
         look = Look(visitor, url)
-        look.at("/ui/jobs", "This service requires a key")
+        look.at("/ui/jobs", "This service requires an API key")
         look.page.get_by_label("API key").fill("sleb_wrong")
         look.page.get_by_role("button", name="Sign in").click()
-        look.page.get_by_role("alert").get_by_text("This key is not known here").wait_for()
+        look.page.get_by_role("alert").get_by_text("This key is unknown or has expired").wait_for()
         look.now("a key that is refused")
         look.page.get_by_label("API key").fill(key)
         look.page.get_by_role("button", name="Sign in").click()
@@ -202,12 +202,12 @@ def test_old_data_and_a_store_that_is_gone_break_no_rule(
             store.process.wait()
             look.page.locator("#stale").wait_for()
             look.now("a job whose store is gone")
-            look.at("/ui", "does not answer")
+            look.at("/ui", "unavailable")
             look.at("/ui/curve?model=tiny", "The job store is unavailable")
             look.page.goto("/ui")
             look.page.get_by_role("button", name="Unload tiny").wait_for()
             server.should_exit = True
-            look.page.get_by_text("This page shows the state of").wait_for()
+            look.page.get_by_text("Last updated").wait_for()
             look.now("a page whose service is gone")
     assert look.found == []
 
@@ -218,7 +218,7 @@ def test_what_vllm_does_for_a_model_is_shown(
     program = write_program(tmp_path / "program")
     for arguments, words in (
         ("", "vLLM: ready"),
-        ("--test-refuse 'no kernel'", "vLLM: given up"),
+        ("--test-refuse 'no kernel'", "vLLM: failed"),
     ):
         changes = {"engine": "vllm", "vllm": program, "vllm_args": arguments}
         with serving(settings.model_copy(update=changes), redis_url) as (_, url):
