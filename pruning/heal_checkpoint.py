@@ -311,6 +311,7 @@ class _Healing:
             self.source.quality,
             self.models(model),
             None if control is None else self._control_model(control.tensors),
+            self.observer.evaluating,
         )
 
     def _control_model(self, adapter: Tensors) -> PrunedModel:

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from app.commands.domain_table import print_domains
-from app.commands.progress import SearchBar, search_progress
+from app.commands.progress import HealWork, SearchBar, search_progress
 from app.commands.prune import new_place
 from app.terminal import print_json
 from pruning.checkpoints.publish import DiskFull, free_bytes_at
@@ -55,7 +55,7 @@ def run_heal(
             return
         taken = _place_taken(out, settings)
         with _left_in_order(places, console), taken, search_progress(console) as progress:
-            bar = SearchBar(progress)
+            bar = SearchBar(progress, heal=HealWork.of(heal, read_manifest(source)))
             healed = heal_checkpoint(
                 heal,
                 places,

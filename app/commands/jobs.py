@@ -11,7 +11,7 @@ from rich.text import Text
 
 from app.commands.client import ServiceClient, follow
 from app.commands.domain_table import domain_of, print_domains
-from app.commands.progress import SearchBar, search_progress
+from app.commands.progress import HealWork, SearchBar, search_progress
 from app.terminal import filled, local_time, plain_table
 from pruning.checkpoints.trajectory import NONE, Margin, margin_text, ties
 from pruning.jobs.job import JobStatus
@@ -140,16 +140,22 @@ def watch(client: ServiceClient, job_id: str) -> None:
     spec = client.get(job_id)["spec"]
     with search_progress(Console(stderr=True, highlight=False)) as progress:
         at_most = spec.get("max_perplexity_ratio") is not None
-        with JobView(progress, at_most=at_most) as view:
+        with JobView(progress, at_most=at_most, heal=_heal_work(spec)) as view:
             follow(client, job_id, view.show)
+
+
+def _heal_work(spec: dict[str, Any]) -> HealWork | None:
+    """The two trainings: no event says how far their evaluation is."""
+    heal = spec.get("heal")
+    return None if heal is None else HealWork(heal["num_tokens"], 1 + heal["control"])
 
 
 class JobView:
     """Shows events: a progress bar for every phase, and a line for any other event."""
 
-    def __init__(self, progress: Progress, *, at_most: bool) -> None:
+    def __init__(self, progress: Progress, *, at_most: bool, heal: HealWork | None = None) -> None:
         self._progress = progress
-        self._bar = SearchBar(progress, at_most=at_most)
+        self._bar = SearchBar(progress, at_most=at_most, heal=heal)
         self._status = ""
 
     def show(self, event: dict[str, Any]) -> None:

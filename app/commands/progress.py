@@ -1,6 +1,8 @@
 """Progress bars of pruning runs. Light, so that commands which follow a job start at once."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,12 +18,17 @@ from rich.progress import (
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
+from pruning.checkpoints.store import Manifest
+from pruning.healing.places import CONTROL
 from pruning.healing.record import Step
 from pruning.removal import Removal, is_tie
 from pruning.search.observed import Observer
 from pruning.search.state import ScoredCandidate, SearchPlan
+from pruning.spec.heal import Depths, Heal
 
 _SEARCH = "search"  # the phase that may end early
+_HEAL, _EVALUATE = "heal", "evaluate"
+_READS_OF_TRAINING = 4  # passes over a token: of the teacher, of the model, and backward twice
 _MIN_FOR_PACE = 3  # counts: a single one says little of the others
 
 
@@ -86,17 +93,58 @@ def search_progress(console: Console) -> Progress:
     )
 
 
-class SearchBar(Observer):
-    """Observes a run: a bar for each phase, a line for each removal. Keeps the removals."""
+@dataclass(frozen=True)
+class HealWork:
+    """What a healing does, in tokens of its training."""
 
-    def __init__(self, progress: Progress, *, at_most: bool = False) -> None:
+    num_tokens: int  # of one training
+    num_trainings: int  # two with a control
+    num_evaluated: int = 0  # those that train for as long as the evaluation takes
+
+    @classmethod
+    def of(cls, heal: Heal, source: Manifest) -> Self:
+        """A token of an evaluation is read once by each model. In training it is read by one of
+        them and its teacher, and costs that model a backward pass of two more."""
+        num_depths = len(source.removed_blocks) if heal.depths is Depths.ALL else 1
+        tokens = sum(one.num_windows * one.seqlen for one in source.quality.domains)
+        num_read = tokens * (1 + num_depths + heal.control)
+        return cls(heal.num_tokens, 1 + heal.control, num_read // _READS_OF_TRAINING)
+
+    @property
+    def total(self) -> int:
+        return self.num_tokens * self.num_trainings + self.num_evaluated
+
+    def trained(self, which: str, ratio: float) -> int:
+        """What is done when this share of a training is."""
+        earlier = 1 if which == CONTROL else 0
+        return round((earlier + ratio) * self.num_tokens)
+
+    def evaluated(self, done: int, total: int) -> int:
+        return self.total - self.num_evaluated + self.num_evaluated * done // total
+
+
+class SearchBar(Observer):
+    """Observes a run: a bar for each phase, a line for each removal. Keeps the removals.
+
+    With ``heal``, one bar is for the trainings and the evaluation of a healing.
+    """
+
+    def __init__(
+        self, progress: Progress, *, at_most: bool = False, heal: HealWork | None = None
+    ) -> None:
         self.removals: list[Removal] = []
         self._progress = progress
         self._at_most = at_most  # the search may end early
+        self._heal = heal
+        self._phase = ""
         self._task: TaskID | None = None
 
     def phase(self, phase: str) -> None:
+        is_healing = self._heal is not None and self._heal.num_evaluated > 0
+        if is_healing and (self._phase, phase) == (_HEAL, _EVALUATE):
+            return  # the bar of the healing goes on
         self.end()
+        self._phase = phase
         at_most = self._at_most and phase == _SEARCH
         self._task = self._progress.add_task(phase, total=None, at_most=at_most)
 
@@ -114,11 +162,19 @@ class SearchBar(Observer):
         self, which: str, num_tokens: int, ratio: float, loss: float, held_out: float | None
     ) -> None:
         """A step of the healing. It is a line if the loss on ``held_out`` text was measured."""
-        self._count(num_tokens, max(num_tokens, round(num_tokens / ratio)))
+        if self._heal is not None:
+            self._count(self._heal.trained(which, ratio), self._heal.total)
+        else:
+            self._count(num_tokens, max(num_tokens, round(num_tokens / ratio)))
         if held_out is not None:
             self._progress.console.print(
                 f"  {which}: {num_tokens} tokens, loss {loss:.4f}, held-out loss {held_out:.4f}"
             )
+
+    def evaluating(self, done: int, total: int) -> None:
+        if self._heal is not None and self._phase == _HEAL:
+            done, total = self._heal.evaluated(done, total), self._heal.total
+        self._count(done, total)
 
     def removed(self, removal: Removal) -> None:
         self.removals.append(removal)

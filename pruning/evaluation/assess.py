@@ -1,7 +1,7 @@
 """Assess a pruned model: perplexity, also quantized, zero-shot tasks, and the quality gate."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -188,17 +188,19 @@ def assess_healed(
     earlier: Quality,
     healed: Mapping[int, PrunedModel],
     control: PrunedModel | None,
+    observe: Callable[[int, int], object] = lambda _done, _total: None,
 ) -> Quality:
     """The quality of healed models: ``earlier``, that of the models before, with what is new.
 
     They are by number of removed blocks, and the gate judges the deepest, or takes one of them.
-    Raises ``QualityGateFailed``, and ``CalibrationError`` as ``held_out_for``.
+    ``observe(done, total)`` is called while text is measured. Raises ``QualityGateFailed``, and
+    ``CalibrationError`` as ``held_out_for``.
     """
     quality = replace(earlier, probe=None, warnings=(), quantized=None, zero_shot=None, samples=())
     windows = held_out_for(spec, dense, earlier) if earlier.domains else {}
     of_control = None
     if windows:
-        domains = with_healed(dense, windows, earlier.domains, healed, control)
+        domains = with_healed(dense, windows, earlier.domains, healed, control, observe)
         quality = replace(quality, domains=domains)
         of_text, shares = _of_text(spec, quality)
         curve = perplexity_curve(of_text, DomainQuality.served_after, shares)

@@ -64,17 +64,19 @@ def with_healed(
     domains: Sequence[DomainQuality],
     healed: Mapping[int, PrunedModel],
     control: PrunedModel | None,
+    observe: Callable[[int, int], object] = lambda _done, _total: None,
 ) -> tuple[DomainQuality, ...]:
     """The ``domains``, with the healed models and their control on the same ``windows``.
 
-    Those models are by number of removed blocks.
+    Those models are by number of removed blocks. ``observe`` is that of ``losses_of_parts``.
     """
     whole = PrunedModel(dense.every_block)
     models = [whole, *healed.values(), *([control] if control else [])]
     parts = [windows[each.domain].token_ids for each in domains]
+    measured = losses_of_parts(dense, models, parts, observe)
     return tuple(
         _healed(domain, tuple(healed), losses, _strata(windows[domain.domain]))
-        for domain, losses in zip(domains, losses_of_parts(dense, models, parts), strict=True)
+        for domain, losses in zip(domains, measured, strict=True)
     )
 
 

@@ -4,7 +4,7 @@ Two models that have the same blocks up to some block share the hidden states in
 prefixes of a removal order, raw and repaired, cost less than one by one. Each block is loaded once.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -51,12 +51,16 @@ def pruned_losses(
 
 
 def losses_of_parts(
-    dense: DenseModel, models: Sequence[PrunedModel], parts: Sequence[torch.Tensor]
+    dense: DenseModel,
+    models: Sequence[PrunedModel],
+    parts: Sequence[torch.Tensor],
+    observe: Callable[[int, int], object] = lambda _done, _total: None,
 ) -> list[list[Losses]]:
     """The losses of each model on each part, which is windows ``[num_windows, seqlen]``.
 
     All windows have one length. Hidden states take at most the state budget of the run; windows
-    that exceed it have a pass of their own. Raises ``StateBudgetTooSmall``.
+    that exceed it have a pass of their own. Calls ``observe(done, total)`` with the windows that
+    went through a block. Raises ``StateBudgetTooSmall``.
     """
     config, seqlen = dense.model.config, parts[0].shape[1]
     needed = (len(models) + 1) * seqlen * config.hidden_size * dense.model.dtype.itemsize
@@ -67,11 +71,29 @@ def losses_of_parts(
         of=f"one window of {seqlen} tokens in {counted(len(models), 'model')}",
     )
     losses_by_part: list[list[list[float]]] = [[[] for _ in models] for _ in parts]
+    tally = _Tally(len(_blocks_of(models)) * sum(map(len, parts)), observe)
     for pieces in _passes(parts, budget // needed):
-        for number, of_piece in _one_pass(dense, models, pieces):
+        for number, of_piece in _one_pass(dense, models, pieces, tally):
             for losses, more in zip(losses_by_part[number], of_piece, strict=True):
                 losses.extend(more)
     return [list(of_part) for of_part in losses_by_part]
+
+
+def _blocks_of(models: Sequence[PrunedModel]) -> list[int]:
+    return sorted({block for model in models for block in model.keep})
+
+
+@dataclass
+class _Tally:
+    """Counts windows, once for each block that they went through."""
+
+    total: int
+    observe: Callable[[int, int], object]
+    done: int = 0
+
+    def add(self, num_windows: int) -> None:
+        self.done += num_windows
+        self.observe(self.done, self.total)
 
 
 _Pieces = Sequence[tuple[int, torch.Tensor]]  # each with the number of the part that it is from
@@ -96,7 +118,7 @@ def _passes(parts: Sequence[torch.Tensor], most_windows: int) -> Iterator[_Piece
 
 @torch.inference_mode()
 def _one_pass(
-    dense: DenseModel, models: Sequence[PrunedModel], pieces: _Pieces
+    dense: DenseModel, models: Sequence[PrunedModel], pieces: _Pieces, tally: "_Tally"
 ) -> list[tuple[int, list[list[float]]]]:
     """The losses of each model on the windows of each piece, in order."""
     visited = dense.visited()
@@ -107,12 +129,12 @@ def _one_pass(
             for number, piece in pieces
             for token_ids in torch.split(piece, batch_size)
         ]
-    needed = sorted({block for model in models for block in model.keep})
-    with closing(visited.blocks(needed)) as loaded:
+    with closing(visited.blocks(_blocks_of(models))) as loaded:
         for block in loaded:
             modules = list(_modules(visited, block, models))
             for _, batch in batches:
                 batch.run(block, modules)
+                tally.add(batch.num_windows)
     with visited.head():
         return [(number, batch.losses(visited.model)) for number, batch in batches]
 
@@ -146,6 +168,7 @@ class _Batch:
 
     def __init__(self, model: PreTrainedModel, token_ids: torch.Tensor, num_models: int) -> None:
         self._token_ids = token_ids
+        self.num_windows = len(token_ids)
         hidden, self._calls = block_calls(model, token_ids)
         self._states = [hidden] * num_models
 

@@ -48,6 +48,9 @@ class Observer:
     def healing(self, which: str, step: Step) -> None:
         """A step of the healing was made: of the ``healed`` model or of the ``control``."""
 
+    def evaluating(self, done: int, total: int) -> None:
+        """``done`` of ``total`` windows and blocks of the evaluation of a healing are done."""
+
     def warned(self, message: str) -> None:
         """The model will be published, but without repair or beyond a limit of its quality gate."""
 
