@@ -20,6 +20,11 @@ def json_text(data: object, indent: int | None = None) -> str:
     return to_json(data, indent=indent, inf_nan_mode="null").decode()
 
 
+def print_next(console: Console, what: str, command: str) -> None:
+    """The next command to run, in one line, so that it can be copied."""
+    console.print(f"Next: {what}: {command}", markup=False, soft_wrap=True)
+
+
 def print_json(data: object) -> None:
     Console().print_json(json_text(data))
 

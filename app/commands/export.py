@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from rich.console import Console
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel
 from app.commands.export_cost import cost_of, is_costly, refusal
 from app.commands.subject import NotEvaluable, Subject, subject_of
 from app.models.measured_speedups import MeasuredSpeedups
-from app.terminal import print_json
+from app.terminal import print_json, print_next
 from pruning.checkpoints.card import Exported, QuantizedText, export_card
 from pruning.checkpoints.llama_cpp import GgufUnsupported
 from pruning.checkpoints.publish import CheckpointExists, check_place, place
@@ -323,3 +324,7 @@ def _print_result(
         console.print(f"perplexity on {one.text}: {values}", markup=False)
     if exported.quantized is not None and exported.perplexities:
         console.print(f"{cost_of(exported.quantized, exported.perplexities)}.", markup=False)
+    if (directory := paths["path"]) is not None:
+        print_next(console, "serve it", f"vllm serve {quote(directory)}")
+    if (gguf := paths["gguf"]) is not None:
+        print_next(console, "serve it", f"llama-server -m {quote(gguf)}")

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from app.frontier.run import Asked, Frontier, measure_frontier, to_wire
 from app.models.measured_speedups import Measurand
-from app.terminal import filled, json_text, print_json
+from app.terminal import filled, json_text, print_json, print_next
 from pruning.config import Settings
 from pruning.evaluation.frontier import Point, quality_of
 from pruning.evaluation.quality import Interval
@@ -44,7 +44,7 @@ def print_frontier(frontier: Frontier, console: Console) -> None:
     verdict = frontier.verdict
     console.print(verdict.sentence, markup=False, style="bold")
     if (step := verdict.next_step) is not None:
-        console.print(f"Next: {step.words}: {step.command}", markup=False, soft_wrap=True)
+        print_next(console, step.words, step.command)
     console.print()
     headings = ["", "model", *(load.name for load in frontier.loads), "perplexity", "MiB"]
     headings += ["$/M"] if frontier.prices else []

@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 
 from rich.console import Console
 
 from app.commands.domain_table import print_domains
 from app.commands.progress import HealWork, SearchBar, search_progress
 from app.commands.prune import new_place
-from app.terminal import print_json
+from app.terminal import print_json, print_next
 from pruning.checkpoints.publish import DiskFull, free_bytes_at
 from pruning.checkpoints.staging import remove_empty
 from pruning.checkpoints.store import MANIFEST, Manifest, read_manifest
@@ -128,6 +129,8 @@ def _print(healed: Manifest, out: Path, *, as_json: bool) -> None:
         f"published in {out}",
     ):
         console.print(text, markup=False, soft_wrap=True)
+    places = f"{quote(str(out))} {quote(f'{out}-exported')}"
+    print_next(console, "write it for vLLM and transformers", f"sleb export {places}")
 
 
 def _came_back(healed: Manifest) -> Iterator[str]:

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from shlex import quote
 
 from rich.console import Console
 from rich.markup import escape
@@ -18,7 +19,7 @@ from app.models.demo_bar import demo_model_with_bar
 from app.models.hub import is_repo_id
 from app.models.measured_speedups import MeasuredSpeedups
 from app.models.stored import Outgoing
-from app.terminal import filled, plain_table, print_json
+from app.terminal import filled, plain_table, print_json, print_next
 from pruning.checkpoints.publish import CheckpointExists, free_bytes_at
 from pruning.checkpoints.staging import remove_empty
 from pruning.checkpoints.store import MANIFEST, Manifest
@@ -247,6 +248,11 @@ def print_run(
     )
     for text in lines:
         console.print(text, markup=False, soft_wrap=True)
+    if isinstance(place, Path):
+        print_next(console, "compare it with the dense model", f"sleb eval {quote(str(place))}")
+    else:
+        what, url = "add it to the models of this machine", quote(str(place))
+        print_next(console, what, f"sleb models add {url}")
 
 
 def _where(place: Path | StoreUrl) -> dict[str, str]:

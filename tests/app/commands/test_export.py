@@ -153,7 +153,8 @@ def test_a_prefix_becomes_a_plain_directory_in_that_dtype(
     manifest: Manifest, tiny_models_dir: Path, tmp_path: Path, dtype: str
 ) -> None:
     out = tmp_path / "out"
-    run("tiny@-1", str(out), "--merge-dtype", dtype)
+    ran = run("tiny@-1", str(out), "--merge-dtype", dtype)
+    assert ran.stdout.endswith(f"Next: serve it: vllm serve {out}\n")
     model = AutoModelForCausalLM.from_pretrained(out)
     assert str(model.dtype) == f"torch.{dtype}"
     expected = pruned_logits(tiny_models_dir, manifest.keep_after(1), dtype)
@@ -222,6 +223,7 @@ def test_a_dense_directory_is_written_whole(
 def test_a_gguf_file_alone(manifest: Manifest, tiny_models_dir: Path, tmp_path: Path) -> None:
     file = tmp_path / "new" / "tiny.gguf"
     ran = run("tiny@prn-1", "--gguf", str(file))
+    assert ran.stdout.endswith(f"Next: serve it: llama-server -m {file}\n")
     assert "Converting" not in ran.stderr  # the bar of transformers, which breaks its lines
     said = ran.stdout
     assert f"tiny@prn-1, 4 blocks in float32, is in\n{file}\n" in said

@@ -47,7 +47,9 @@ def test_a_named_checkpoint_is_healed_beside_itself_and_can_be_named(
     for words in ("healed", "control", "recovered", "kept: step", "published in"):
         assert words in printed.out
     assert "held-out loss" in printed.err
-    assert read_manifest(data_dir / "checkpoints" / HEALED).healing is not None
+    healed = data_dir / "checkpoints" / HEALED
+    assert printed.out.endswith(f"sleb export {healed} {healed}-exported\n")
+    assert read_manifest(healed).healing is not None
     assert not (data_dir / "searches").exists()
     with pytest.raises(CheckpointExists, match="another --out"):
         run_heal(HEAL, NAME, None, settings, as_json=False)

@@ -37,8 +37,8 @@ def test_the_bar_of_a_healing_covers_both_trainings_and_the_evaluation() -> None
     for done in (0, 3, 6):
         bar.evaluating(done, 6)
         see()
-    done = [500, 1000, 1500, 2000, 2000, 2250, 2500]
-    assert seen == [(each, 2500) for each in done]
+    expected = [500, 1000, 1500, 2000, 2000, 2250, 2500]
+    assert seen == [(each, 2500) for each in expected]
     bar.phase("publish")
     assert progress.tasks[0].finished
     assert progress.tasks[1].description == "publish"

@@ -177,6 +177,7 @@ def test_the_table_says_what_was_lost_and_where_things_lie(
     for words in ("blocks", "0.1000 ± 0.0577", "2 of 4", "125.00", "10.0% less"):
         assert words in printed
     assert f"plot: {path / PLOT_FILE}" in printed
+    assert printed.endswith(f"sleb eval '{path}'\n")
     assert "some text, 4 windows" in printed
     assert "ties: 1 of 2 rounds." in printed
 
