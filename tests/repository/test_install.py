@@ -92,7 +92,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def backend(uv: Path, **settings: str) -> str | None:
-    """What uv is told about the build of torch, with these settings of pip."""
+    """The build of torch that uv is asked for, with these settings of pip."""
     of_pip = {name.replace("_", "-"): value for name, value in settings.items()}
     return environment_of_uv(str(uv), of_pip).get("UV_TORCH_BACKEND")
 
