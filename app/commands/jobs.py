@@ -115,14 +115,7 @@ def _print_rounds(
 def print_deliveries(deliveries: Sequence[dict[str, Any]]) -> None:
     """Print one line for each attempt, if there are any, whose names fit into 80 characters."""
     shown = plain_table("webhook messages", padding=0)
-    for heading in (
-        "message",
-        "attempt",
-        "time",
-        "took",
-        "result",
-        "loss: nats per token on the calibration text",
-    ):
+    for heading in ("message", "attempt", "time", "took", "result", "next attempt"):
         shown.add_column(heading, overflow="fold", no_wrap=heading != "result")
     for one in deliveries:
         result = one["error"] or f"delivered, {one['response_status']}"

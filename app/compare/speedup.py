@@ -185,7 +185,7 @@ def different_kernels(baseline: Kernels, variant: Kernels) -> str | None:
     What only one side computes is no difference: int8 weights have kernels of their own.
     """
     differing = [
-        f"{what} ({_names(baseline[what])} and {_names(variant[what])})"
+        f"{what} ({_names(baseline[what])} against {_names(variant[what])})"
         for what in baseline.keys() & variant.keys()
         if len(baseline[what] | variant[what]) > 1
     ]

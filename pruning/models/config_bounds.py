@@ -68,7 +68,7 @@ def check_sizes(path: Path) -> None:
     for name, most in limits.items():
         file = path / name
         if file.is_file() and (num_bytes := file.stat().st_size) > most:
-            raise InvalidRecord(f"{name} has {num_bytes} bytes, and {most} are the limit")
+            raise InvalidRecord(f"{name} has {num_bytes} bytes, more than the limit of {most}")
 
 
 def _parts(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

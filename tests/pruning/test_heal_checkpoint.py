@@ -240,7 +240,7 @@ def test_changed_text_is_noticed_before_the_training(data_dir: Path) -> None:
     recorder = Recorder()
     try:
         text.write_text(original.replace("lazy", "busy"))
-        with pytest.raises(CalibrationError, match="not the one"):
+        with pytest.raises(CalibrationError, match="has changed since"):
             heal_tiny(data_dir, HEAL, "again", recorder)
     finally:
         text.write_text(original)

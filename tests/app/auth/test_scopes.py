@@ -220,7 +220,7 @@ def test_a_key_that_has_ended_is_refused(tmp_path: Path) -> None:
     keys, now_s = KeyFile(settings.keys_file), time.time()
     access = authorizer_of(settings)
     ended = keys.create("ended", [ADMIN], expires_at=now_s - 1)
-    with pytest.raises(KeyRefused, match="'ended' has ended"):
+    with pytest.raises(KeyRefused, match="'ended' has expired"):
         access.authorize("GET", "/models", bearer(ended))
     current = keys.create("current", [ADMIN], expires_at=now_s + 3600)
     assert access.authorize("GET", "/models", bearer(current)) is not None

@@ -222,7 +222,7 @@ def test_the_report_says_what_the_traffic_is_worth() -> None:
     assert "no rate meets the latency target for dense and dense again, so there is no" in nothing
     [nothing, control] = sentences(goodput([1.0, 1.0], [0.0, 1.0]))
     assert "no rate meets the latency target for m@-6, so there is no ratio" in nothing
-    assert "1.00 × the traffic" in control
+    assert "1.00× the traffic" in control
 
 
 @pytest.mark.parametrize("has_plots", [True, False])

@@ -105,7 +105,7 @@ def test_an_option_that_is_not_given_has_the_default_of_the_spec() -> None:
     assert limited.gate == Gate(max_probe_drop=0.1)
     measured = spec_of("m", calibration, {**asked, "evaluation_num_samples": 7})
     assert measured.evaluation == Evaluation(num_samples=7)
-    with pytest.raises(InvalidSpec, match="--evaluation-margin=2: expected a share"):
+    with pytest.raises(InvalidSpec, match="--evaluation-margin=2: expected a fraction"):
         spec_of("m", calibration, {**asked, "evaluation_margin": 2})
 
 

@@ -48,7 +48,7 @@ def test_every_model_is_a_row_with_its_speedup_and_interval(
     assert "A: [/b] a" in told
     assert max(map(len, told.splitlines())) <= 80
     words = " ".join(told.split())
-    assert "baseline against itself: speed-up 1.01 (0.98 to 1.04)" in words
+    assert "(the baseline against itself): speed-up 1.01 (0.98 to 1.04)" in words
     assert "same tokens 96%" in words
     print_comparison({**FOUND, "control": None}, ["The sea is"])
     assert "control" not in capsys.readouterr().out

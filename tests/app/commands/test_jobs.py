@@ -79,7 +79,9 @@ def test_numbers_are_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert not re.search(r"\d\.\d{5}", shown)
     assert not re.search(r"\b\d{10}\b", shown)
     since = r"2027-01-15 \d\d:\d\d:\d\d"
-    assert re.search(rf"Queued: no, since {since}: a worker has started the job", shown)
+    assert re.search(
+        rf"Queued: no, since {since}: a worker has started the job", " ".join(shown.split())
+    )
 
 
 def test_a_tie_is_named_with_what_to_do(

@@ -174,7 +174,7 @@ def test_the_table_says_what_was_lost_and_where_things_lie(
     path = Path("/somewhere/[out]")
     print_run(RUN, removals_of_run(is_staged=True), path, speedups={}, as_json=False)
     printed = capsys.readouterr().out
-    for words in ("blocks", "0.1000 ± 0.0577", "2 of 4", "125.00", "10.0% less"):
+    for words in ("blocks", "0.1000 ± 0.0577", "2 of 4", "125.00", "10.0% fewer"):
         assert words in printed
     assert f"plot: {path / PLOT_FILE}" in printed
     assert printed.endswith(f"sleb eval '{path}'\n")
@@ -360,5 +360,5 @@ def test_a_model_of_the_hub_is_added_first(
     run_prune(replace(SPEC, model="org/fetched"), tmp_path / "out", settings, as_json=True)
     assert asked == [("org/fetched", settings.models_dir)]
     assert read_manifest(tmp_path / "out").parent == "fetched"
-    with pytest.raises(ModelNotAdded, match="elsewhere"):
+    with pytest.raises(ModelNotAdded, match="added from another source"):
         run_prune(replace(SPEC, model="other/fetched"), tmp_path / "2", settings, as_json=True)

@@ -49,7 +49,7 @@ def test_a_narrow_terminal_gets_lines_with_whole_names(data_dir: Path) -> None:
     table = told.partition("prose: perplexity")[0]
     assert max(map(len, table.splitlines())) <= 80
     line = next(line for line in table.splitlines() if line.startswith("tiny@prn-"))
-    assert line.startswith("tiny@prn-6612fbe3e6f88eee48750: 4 blocks, without ")
+    assert line.startswith("tiny@prn-6612fbe3e6f88eee48750: 4 blocks, removed ")
 
 
 def test_a_model_on_another_server_has_no_wrong_number_of_blocks(data_dir: Path) -> None:

@@ -105,7 +105,7 @@ def test_everything_that_is_wrong_is_in_the_table_with_what_to_do(
         monkeypatch.setenv("COLUMNS", "300")
         result = CliRunner().invoke(command_line, ["doctor"])
     assert result.exit_code == 1
-    assert "wrong: 3" in result.stdout
+    assert "problems found: 3" in result.stdout
     for word in ("model tiny", "cannot listen", "is unavailable", "change SLEB_PORT"):
         assert word in result.stdout
 
@@ -233,7 +233,7 @@ def test_extras_that_settings_ask_for_are_looked_for(monkeypatch: pytest.MonkeyP
     assert "s3, for stores in S3" in absent.said.splitlines()
     [found] = extras({"s3": "SLEB_X"})
     assert found.level is Level.WRONG
-    assert "SLEB_X is set, but s3 is not installed" in found.said
+    assert "SLEB_X is set, but extra s3 is not installed" in found.said
     assert found.advice.startswith("pip install 'sleb-serve[s3]'")
 
 
@@ -348,12 +348,12 @@ def test_findings_have_a_line_each_in_a_narrow_terminal(
         "       products",
         "wrong  disk: [/b] full",
         "       fix: free it",
-        "wrong: 1",
+        "problems found: 1",
     ]
     assert not print_findings(findings, console, as_json=False)
     assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == [
         "ok     settings: valid",
         "wrong  disk: [/b] full",
         "       fix: free it",
-        "wrong: 1; --verbose shows 1 detail",
+        "problems found: 1; --verbose shows 1 detail",
     ]

@@ -214,7 +214,7 @@ async def test_clients_without_a_key_have_a_share_for_each_address(
         whose = "clients without a key at 2001:db8::/64"
         while serving.made._usual._num_open[whose] < len(slow):
             await asyncio.sleep(0)
-        with pytest.raises(Overloaded, match=f"3 schemas of {whose} are compiled or wait"):
+        with pytest.raises(Overloaded, match=f"3 schemas of {whose} being compiled or waiting"):
             await serving.get(VALUES, address="2001:db8::9")
         for address in ("2001:db8:0:1::1", "192.0.2.7", None):
             assert await serving.get(VALUES, address=address)

@@ -243,7 +243,7 @@ def remote_code(files: Path) -> None:
 
 
 DEFECTS = {
-    "only pickles": (only_pickles, "but optimizer.pt, pytorch_model.bin: convert"),
+    "only pickles": (only_pickles, "only optimizer.pt, pytorch_model.bin: convert"),
     "cut off": (cut_off, "cannot load"),
     "one tensor less": (one_tensor_less, "1 missing keys"),
     "a foreign index": (foreign_index, "does not list its files"),

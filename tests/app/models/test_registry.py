@@ -38,7 +38,7 @@ def test_a_hybrid_is_refused_before_its_weights_are_read(tmp_path: Path) -> None
     write_checkpoint(tmp_path / "models" / "hybrid", "lfm2")
     spoil_weights(tmp_path / "models" / "hybrid")
     with pytest.raises(
-        NotAModel, match=r"lfm2 blocks have recurrent states .* vLLM may be able to serve it"
+        NotAModel, match=r"lfm2 blocks have recurrent states .* vLLM may be able to serve the model"
     ):
         registry_of(tmp_path).begin("hybrid")
 

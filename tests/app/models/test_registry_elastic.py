@@ -156,7 +156,7 @@ def test_a_damaged_adapter_is_not_served(elastic: Healed, tmp_path: Path) -> Non
     file = tmp_path / "data" / "checkpoints" / HEALED / ADAPTER_FILE
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     registry = registry_of(tmp_path / "data")
-    with pytest.raises(CheckpointCorrupt, match="has changed"):
+    with pytest.raises(CheckpointCorrupt, match="changed after it was published"):
         registry.get(DEPTHS[1])
     assert registry.get("tiny@-1").entry.num_removed == 1
 

@@ -111,5 +111,5 @@ def test_damaged_weights_are_not_served(healed: Healed, tmp_path: Path) -> None:
     shutil.copytree(healed.data_dir, tmp_path / "data")
     file = tmp_path / "data" / "checkpoints" / HEALED / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"x")
-    with pytest.raises(CheckpointCorrupt, match="has changed"):
+    with pytest.raises(CheckpointCorrupt, match="changed after it was published"):
         registry_of(tmp_path / "data").get(HEALED)

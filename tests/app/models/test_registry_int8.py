@@ -201,7 +201,7 @@ def test_plain_weights_that_were_replaced_are_read_again(
     ("name", "reason"),
     [
         ("none+int8", "no model named 'none'"),
-        ("gpt2+int8", r"'gpt2' cannot be quantized.*choose one of .*llama"),
+        ("gpt2+int8", r"'gpt2' cannot be quantized.*use a model of type .*llama"),
         ("far+int8", "'far' runs on an external server.*remove .int8"),
         ("tiny+raw+int8", "a dense model"),
         ("tiny+int8+int8", "no model named"),

@@ -185,7 +185,7 @@ def test_a_vocabulary_is_filled_up_and_not_cut(tmp_path: Path) -> None:
 
 def test_other_tokenizers_are_refused(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
-    with pytest.raises(GgufUnsupported, match=r"requires a tokenizer\.json"):
+    with pytest.raises(GgufUnsupported, match=r"requires .*tokenizer\.json"):
         vocabulary_of(tmp_path, tokenizer, 400)
     (tmp_path / "tokenizer.json").write_text('{"model": {"type": "Unigram"}}')
     with pytest.raises(GgufUnsupported, match="byte-level BPE"):
@@ -195,7 +195,7 @@ def test_other_tokenizers_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("family", "settings", "message"),
     [
-        ("gemma", {}, "supported for llama, mistral, qwen2, qwen3, and not for gemma"),
+        ("gemma", {}, "supports llama, mistral, qwen2, qwen3, not gemma"),
         ("llama", {"mlp_bias": True}, "biases in its feed-forward parts"),
         ("llama", {"hidden_act": "gelu"}, "gelu in its feed-forward parts"),
         ("mistral", {"sliding_window": 64}, "a sliding window"),

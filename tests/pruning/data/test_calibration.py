@@ -138,7 +138,7 @@ def test_a_file_that_will_not_do_is_refused_with_its_reason(
 def test_windows_longer_than_the_models_positions_are_refused(
     tiny_loaded: LoadedModel, text_file: Path
 ) -> None:
-    with pytest.raises(CalibrationError, match="256 positions"):
+    with pytest.raises(CalibrationError, match="256 tokens"):
         run(tiny_loaded, spec_of(text_file, seqlen=257))
 
 

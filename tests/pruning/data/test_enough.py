@@ -61,7 +61,7 @@ def test_every_source_of_a_mix_is_judged(tmp_path: Path) -> None:
     packaged = CalibrationSpec(Dataset.PROSE, num_samples=400, seqlen=8)
     short = CalibrationSpec(Dataset.FILE, num_samples=400, seqlen=8, path=str(file))
     check_text(packaged, tiny_tokenizer())
-    with pytest.raises(CalibrationError, match="needed: 200"):
+    with pytest.raises(CalibrationError, match="200 are needed"):
         check_text(CalibrationMix((packaged, short), (1, 1)), tiny_tokenizer())
 
 

@@ -140,7 +140,7 @@ def test_a_loss_that_is_not_finite_ends_it() -> None:
     with torch.no_grad():
         for parameter in run._adapter.parameters.values():
             parameter.fill_(float("nan"))
-    with pytest.raises(HealingDiverged, match="held-out text is nan"):
+    with pytest.raises(HealingDiverged, match="held-out loss is nan"):
         list(run.steps())
 
 

@@ -76,7 +76,7 @@ def test_a_record_without_a_number_of_bytes_changes_no_quota(
     broken = create(job_store, "a", quota, num_bytes=40).id
     redis_client.hset(RECORD.format(id=broken), "checkpoint_bytes", stored)
     create(job_store, "a", quota, num_bytes=60)
-    with pytest.raises(CheckpointQuotaReached, match="may write 60,"):
+    with pytest.raises(CheckpointQuotaReached, match="may use 60:"):
         create(job_store, "a", quota, num_bytes=41)
 
 
@@ -114,7 +114,7 @@ def test_a_job_that_ends_while_another_is_checked_counts_if_it_has_published(
         job_store.start(job_id, "w")
     job_store.succeed(succeeding, "tiny@x")
     job_store.fail(failing, JobError("x", "y"))
-    with pytest.raises(CheckpointQuotaReached, match="may write 30"):
+    with pytest.raises(CheckpointQuotaReached, match="may use 30"):
         create(job_store, "a", looked, num_bytes=71)
     create(job_store, "a", looked, num_bytes=70)
 

@@ -152,7 +152,7 @@ def test_the_repair_begins_anew_with_every_worker(job_store: JobStore) -> None:
         assert job_store.get(job_id).repair_progress == RepairProgress(2, 8)
         assert job_store.get(job_id).num_lost == number - 1
     told = [event for event in job_store.events(job_id) if "repair_steps_done" in event.data]
-    assert [event.message for event in told] == ["2 of 8 steps of the repair"] * 2
+    assert [event.message for event in told] == ["repair: 2 of 8 steps"] * 2
 
 
 # ---- finding jobs

@@ -41,8 +41,8 @@ def test_no_library_sees_a_config_that_would_take_all_memory(
     found = json.loads(ran.stdout)
     for name in CONFIGS:
         assert "expected" in found["said"][name], name
-    assert "are the limit" in found["said"]["long file"]
-    assert "are the limit" in found["said"]["long"]
+    assert "more than the limit of" in found["said"]["long file"]
+    assert "more than the limit of" in found["said"]["long"]
     assert not found["read"]
 
 

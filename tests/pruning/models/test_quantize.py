@@ -119,7 +119,7 @@ def test_a_family_is_quantized_if_all_matrices_of_its_blocks_are_of_linear_layer
             lambda: check_quantizable(family),
             lambda: quantized(tiny_model(family), Quantize.INT8),
         ):
-            with pytest.raises(CannotQuantize, match=f"'{family}'.*choose one of .*llama"):
+            with pytest.raises(CannotQuantize, match=f"'{family}'.*use a model of type .*llama"):
                 refuse()
 
 

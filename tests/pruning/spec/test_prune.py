@@ -189,7 +189,7 @@ def test_without_a_text_a_run_mixes_packaged_prose_and_code() -> None:
     assert [part.domain for part in smaller.parts] == ["prose", "code"]
     assert {(part.num_samples, part.seqlen, part.seed) for part in smaller.parts} == {(3, 8, 3)}
     assert {part.sampling for part in smaller.parts} == {Sampling.ROWS}
-    with pytest.raises(InvalidSpec, match="name one of prose") as caught:
+    with pytest.raises(InvalidSpec, match="expected one of prose") as caught:
         calibration_from([{"dataset": "prose"}, {"seed": 1}])
     assert caught.value.param == "calibration.1.dataset"
 

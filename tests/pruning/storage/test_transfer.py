@@ -129,7 +129,7 @@ def test_a_full_disk_of_the_store_is_an_error_of_the_store(
 
 def test_a_file_that_has_changed_is_not_sent(object_store: ObjectStore, checkpoint: Path) -> None:
     (checkpoint / "model.safetensors").write_bytes(b"other!!")
-    with pytest.raises(CheckpointCorrupt, match="has changed since"):
+    with pytest.raises(CheckpointCorrupt, match="changed after it was published"):
         send(object_store, checkpoint, NAME)
     assert object_store.versions() == {}
 

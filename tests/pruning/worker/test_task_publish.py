@@ -164,6 +164,6 @@ def test_of_a_job_that_was_deleted_meanwhile_nothing_is_published(
         prune(SPEC, name=name, target=target, models=models, observer=observer, confirm=thawed)
         raise AssertionError
 
-    with pytest.raises(StaleAttempt, match="no job"):
+    with pytest.raises(StaleAttempt, match="not found: it was deleted"):
         execute(job_id, job_store, "worker", run)
     assert checkpoints.names() == []

@@ -68,7 +68,7 @@ def test_what_follows_the_search_can_change(client: TestClient, failed: dict[str
         ({"repair": "polish"}, "repair"),
         ({"evaluate": False, "quantize": "int8"}, "quantize requires evaluate"),
         ({"heal": {"rank": 0}}, "heal.rank=0"),
-        ({"heal": {}, "resident": "stream"}, "heal needs the whole model"),
+        ({"heal": {}, "resident": "stream"}, "heal requires the whole model"),
     ],
 )
 def test_what_the_search_depends_on_and_what_makes_no_sense_is_refused(
