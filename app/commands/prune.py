@@ -248,11 +248,14 @@ def print_run(
     )
     for text in lines:
         console.print(text, markup=False, soft_wrap=True)
+    print_next(console, *_next(place))
+
+
+def _next(place: Path | StoreUrl) -> tuple[str, str]:
+    """What to do with the checkpoint, and the command for it."""
     if isinstance(place, Path):
-        print_next(console, "compare it with the dense model", f"sleb eval {quote(str(place))}")
-    else:
-        what, url = "add it to the models of this machine", quote(str(place))
-        print_next(console, what, f"sleb models add {url}")
+        return "compare it with the dense model", f"sleb eval {quote(str(place))}"
+    return "add it to the models of this machine", f"sleb models add {quote(str(place))}"
 
 
 def _where(place: Path | StoreUrl) -> dict[str, str]:
