@@ -26,8 +26,16 @@ from app.engine.scheduling.sequence import (
     SamplingParams,
     TokenEvent,
 )
+from app.generation.calls import CallFinder, call_finder
 from app.generation.grammars import Grammars
-from app.generation.output import Completions, GenerationFailed, Output, OutputStream, Token
+from app.generation.output import (
+    CallPart,
+    Completions,
+    GenerationFailed,
+    Output,
+    OutputStream,
+    Token,
+)
 from app.generation.request import GenerationRequest, Prompt
 from app.generation.tokenization import TokenIds, TokenizerPool
 from app.metrics.metrics import Labels, Metrics, labels_of
@@ -123,6 +131,7 @@ class EngineBackend:
                 TextStream(served.tokenizer, request.stop),
                 self._metrics.token_gaps(labels),
                 self.completions.publisher(one, stream.request.prompt_ids, stream.request.grammar),
+                call_finder(one.prompts[0], served.tokenizer),
             )
             for index, (one, stream) in enumerate(streams)
         ]
@@ -202,6 +211,7 @@ class EngineOutputStream(OutputStream):
         text: TextStream,
         on_gap: Callable[[float], None] | None = None,
         on_done: Callable[[Output], None] | None = None,
+        finder: CallFinder | None = None,
     ) -> None:
         super().__init__(index, len(stream.request.prompt_ids))
         self.has_begun = True
@@ -209,6 +219,7 @@ class EngineOutputStream(OutputStream):
         self._detokenized = text
         self._on_gap = on_gap  # called with the seconds between two tokens
         self._on_done = on_done
+        self._finder = finder
         self._last_token_s: float | None = None
 
     def start(self, notify: Callable[[], None]) -> None:
@@ -247,11 +258,21 @@ class EngineOutputStream(OutputStream):
         )
         self._num_tokens += 1
         if event.is_text:
-            self._text.append(self._detokenized.push(token_id))
+            self._add_text(self._detokenized.push(token_id))
         now_s = asyncio.get_running_loop().time()
         if self._last_token_s is not None and self._on_gap is not None:
             self._on_gap(now_s - self._last_token_s)
         self._last_token_s = now_s
+
+    def _add_text(self, text: str) -> None:
+        if self._finder is None:
+            self._text.append(text)
+        else:
+            self._add_found(*self._finder.push(text))
+
+    def _add_found(self, text: str, calls: Sequence[CallPart]) -> None:
+        self._text.append(text)
+        self._calls += calls
 
     def _end(self, reason: FinishReason, last: TokenEvent) -> None:
         assert last.timings is not None
@@ -260,7 +281,9 @@ class EngineOutputStream(OutputStream):
         if reason is FinishReason.ERROR:
             raise GenerationFailed("the engine failed on this request: see the service log")
         if not self._detokenized.is_stopped:
-            self._text.append(self._detokenized.flush())
+            self._add_text(self._detokenized.flush())
+        if self._finder is not None:
+            self._add_found(*self._finder.flush())
         self._finish(self._finish_reason(reason, last), last.timings)
         if self._on_done is not None:
             self._on_done(self.output)

@@ -43,7 +43,7 @@ class Chat:
 
     messages: Sequence[Mapping[str, Any]]
     tools: Sequence[Mapping[str, Any]] = ()  # for templates that tell the model of them
-    may_call: bool = False  # the model chooses to call them, and vLLM finds the calls
+    may_call: bool = False  # the model chooses to call them
     may_call_many: bool = True  # in one output
 
 

@@ -1,7 +1,7 @@
 """Calls of tools: a JSON schema that an output fulfils, and the call that its text is then.
 
 An output that must call one function is its arguments. With several functions to choose from, it is
-an object with a name and arguments. Where the model may choose text instead, vLLM finds its calls.
+an object with a name and arguments. Where the model may choose text instead, calls are found in it.
 """
 
 import json
@@ -15,8 +15,10 @@ from app.api.schemas.openai import ChatBody
 from app.api.schemas.response_format import JsonSchemaFormat, JsonSchemaSpec
 from app.api.schemas.tools import CalledFunction, FunctionSpec, NamedTool, ToolCall
 from app.engine.scheduling.sequence import RequestRefused
+from app.generation.calls import call_form
 from app.generation.output import CallPart, Delta, Output
 from app.generation.request import Served, ServedElsewhere
+from app.models.registry import ServedModel
 
 MessageDelta = dict[Literal["role", "content", "tool_calls"], Any]  # what is new of a message
 
@@ -76,14 +78,16 @@ def leaves_choice(body: ChatBody) -> bool:
     return bool(body.tools) and body.tool_choice in (None, "auto")
 
 
-def check_choice(served: Served) -> None:
-    """Raise ``ToolsRefused`` if the model cannot choose: only a parser of vLLM finds its calls."""
-    in_vllm = served.vllm if isinstance(served, ServedElsewhere) else None
+def check_choice(served: Served, body: ChatBody) -> None:
+    """Raise ``ToolsRefused`` if the calls that the model chooses cannot be found in its output."""
+    if not isinstance(served, ServedElsewhere):
+        return _check_choice_here(served, body)
+    in_vllm = served.vllm
     if in_vllm is None:
         raise ToolsRefused(
             "tool_choice",
-            "tool_choice: `auto` is not supported by this engine: name a function, or use "
-            "`required` or `none`",
+            "tool_choice: `auto` is not supported for a model of another server: name a function, "
+            "or use `required` or `none`",
         )
     if not in_vllm.finds_calls:
         raise ToolsRefused(
@@ -91,6 +95,22 @@ def check_choice(served: Served) -> None:
             "tool_choice: `auto` requires a tool-call parser in vLLM: add "
             "`--enable-auto-tool-choice --tool-call-parser NAME` to SLEB_VLLM_ARGS, name a "
             "function, or use `required` or `none`",
+        )
+    return None
+
+
+def _check_choice_here(served: ServedModel, body: ChatBody) -> None:
+    if call_form(served.tokenizer) is None:
+        raise ToolsRefused(
+            "tool_choice",
+            "tool_choice: `auto` requires a chat template with tool calls in a supported form, which "
+            "this model does not have: name a function, or use `required` or `none`",
+        )
+    if body.response_format is not None and body.response_format.type != "text":
+        raise ToolsRefused(
+            "response_format",
+            "response_format: not supported together with tool_choice `auto`: leave it out, or use "
+            "tool_choice `none`",
         )
 
 

@@ -120,7 +120,7 @@ async def create_chat_completion(
     params = _params(body, max_new_tokens=limit or DEFAULT_CHAT_TOKENS, num_logprobs=num_logprobs)
     served = await generator.load(body.model)
     if may_call := leaves_choice(body):
-        check_choice(served)
+        check_choice(served, body)
     chat = Chat(
         [message.as_template_input() for message in body.messages],
         tuple(tool.model_dump(exclude_none=True) for tool in body.tools or ()),

@@ -143,8 +143,7 @@ class ChatBody(GenerationBody):
     tools: Tools | None = optional("Functions that the output may call.")
     tool_choice: ToolChoice | None = optional(
         "A function, or required: the output calls a function. none: the output is "
-        "text. auto (default): the model decides, which requires vLLM with a tool-call "
-        "parser."
+        "text. auto (default): the model decides, which requires a chat template with tool calls."
     )
     functions: NoTools = optional("Not supported: use tools.")
     function_call: NoToolChoice = optional("Has no effect without functions.")

@@ -14,9 +14,9 @@ class FunctionSpec(Body):
     name: SchemaName = Field(description="Name of the function.")
     description: str | None = optional("Description of the function, for the chat template.")
     parameters: dict[str, Any] | None = optional(
-        "JSON schema of the arguments, which is enforced; any object by default."
+        "JSON schema of the arguments, enforced unless tool_choice is auto; any object by default."
     )
-    strict: StrictBool | None = optional("Has no effect: the schema is always enforced.")
+    strict: StrictBool | None = optional("Has no effect.")
 
 
 class Tool(Body):
