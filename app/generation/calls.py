@@ -51,10 +51,15 @@ def _pythonic(text: str) -> _Calls:
     if not isinstance(listed, ast.List):
         raise TypeError("expected a list of calls")
     for call in listed.elts:
-        if not isinstance(call, ast.Call) or call.args:
+        if not isinstance(call, ast.Call) or call.args or None in _names(call):
             raise TypeError("expected calls with named arguments")
-        arguments = {str(each.arg): ast.literal_eval(each.value) for each in call.keywords}
-        yield ast.unparse(call.func), arguments
+        values = [ast.literal_eval(each.value) for each in call.keywords]
+        yield ast.unparse(call.func), dict(zip(_names(call), values, strict=True))
+
+
+def _names(call: ast.Call) -> list[str | None]:
+    """Of the arguments; None for a mapping of them."""
+    return [each.arg for each in call.keywords]
 
 
 _FORMS = (
@@ -87,13 +92,13 @@ def call_finder(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> "CallFind
         return None
     form = call_form(tokenizer)
     names = {tool["function"]["name"] for tool in prompt.tools}
-    return form and CallFinder(form, names, prompt.may_call_many)
+    return form and CallFinder(form, names, may_call_many=prompt.may_call_many)
 
 
 class CallFinder:
     """Separates the text of one output from its calls. What is no valid call remains text."""
 
-    def __init__(self, form: CallForm, names: Collection[str], may_call_many: bool) -> None:
+    def __init__(self, form: CallForm, names: Collection[str], *, may_call_many: bool) -> None:
         self._form = form
         self._names = names
         self._may_call_many = may_call_many

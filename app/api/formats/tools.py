@@ -81,22 +81,20 @@ def leaves_choice(body: ChatBody) -> bool:
 def check_choice(served: Served, body: ChatBody) -> None:
     """Raise ``ToolsRefused`` if the calls that the model chooses cannot be found in its output."""
     if not isinstance(served, ServedElsewhere):
-        return _check_choice_here(served, body)
-    in_vllm = served.vllm
-    if in_vllm is None:
+        _check_choice_here(served, body)
+    elif served.vllm is None:
         raise ToolsRefused(
             "tool_choice",
             "tool_choice: `auto` is not supported for a model of another server: name a function, "
             "or use `required` or `none`",
         )
-    if not in_vllm.finds_calls:
+    elif not served.vllm.finds_calls:
         raise ToolsRefused(
             "tool_choice",
             "tool_choice: `auto` requires a tool-call parser in vLLM: add "
             "`--enable-auto-tool-choice --tool-call-parser NAME` to SLEB_VLLM_ARGS, name a "
             "function, or use `required` or `none`",
         )
-    return None
 
 
 def _check_choice_here(served: ServedModel, body: ChatBody) -> None:

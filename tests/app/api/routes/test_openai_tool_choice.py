@@ -1,0 +1,123 @@
+"""``tool_choice: auto``: a model that writes calls of tools in the form of its chat template."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+from fastapi.testclient import TestClient
+from openai.lib.streaming.chat import ChatCompletionStreamState
+
+TOOLS = [{"type": "function", "function": {"name": name}} for name in ("weather", "clock")]
+CALL = '<tool_call>\n{"name": "clock", "arguments": {"zone": "UTC"}}\n</tool_call>\n'
+TEMPLATE = (
+    "{{ tools[0]['function']['name'] }}<tool_call>"
+    "{% for m in messages %}{{ m['content'] }}{% for call in m['tool_calls'] or [] %}"
+    "{{ call['function']['name'] }} {{ call['function']['arguments']['zone'] }}"
+    "{% endfor %}{% endfor %}"
+)
+Ask = Callable[..., Any]
+
+
+@pytest.fixture
+def writes(client: TestClient, data_dir: Path) -> Callable[[str], Ask]:
+    """Requests to a model whose likeliest token has this text."""
+
+    def make(text: str) -> Ask:
+        folder = data_dir / "models" / "tiny"
+        (folder / "chat_template.jinja").write_text(TEMPLATE)
+        stored = json.loads((folder / "tokenizer.json").read_text())
+        vocabulary = stored["model"]["vocab"]
+        last = max(vocabulary, key=vocabulary.__getitem__)
+        token_id = vocabulary.pop(last)
+        vocabulary[text.replace(" ", "Ġ").replace("\n", "Ċ")] = token_id
+        stored["model"]["merges"].pop()
+        (folder / "tokenizer.json").write_text(json.dumps(stored))
+        client.post("/models/tiny/unload")
+
+        def ask(**body: Any) -> httpx2.Response:
+            messages = [{"role": "user", "content": "the dog"}]
+            asked = {"model": "tiny", "messages": messages, "tools": TOOLS}
+            forced = {"logit_bias": {str(token_id): 100}, "max_completion_tokens": 2}
+            return client.post("/v1/chat/completions", json={**asked, **forced, **body})
+
+        return ask
+
+    return make
+
+
+def calls_of(message: openai.types.chat.ChatCompletionMessage) -> list[tuple[str, object]]:
+    calls = [call for call in message.tool_calls or [] if call.type == "function"]
+    assert len({call.id for call in calls}) == len(calls)
+    return [(call.function.name, json.loads(call.function.arguments)) for call in calls]
+
+
+def whole(answer: httpx2.Response) -> list[Any]:
+    assert answer.status_code == 200, answer.text
+    return openai.types.chat.ChatCompletion.model_validate(answer.json()).choices
+
+
+def streamed(answer: httpx2.Response) -> list[Any]:
+    """What OpenAI's client makes of a stream."""
+    state = ChatCompletionStreamState()
+    for line in answer.text.splitlines():
+        if line.startswith("data: {"):
+            chunk = openai.types.chat.ChatCompletionChunk.model_validate_json(line[6:])
+            state.handle_chunk(chunk)
+    return [*state.get_final_completion().choices]
+
+
+@pytest.mark.parametrize("choice", ["auto", None])
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_calls_that_the_model_chooses(
+    writes: Callable[[str], Ask], *, choice: str | None, is_streamed: bool
+) -> None:
+    read = streamed if is_streamed else whole
+    ask = writes(f"I look.{CALL}!")
+    for found in read(ask(tool_choice=choice, stop="!", n=2, stream=is_streamed)):
+        assert found.finish_reason == "tool_calls"
+        assert found.message.content == "I look."
+        assert calls_of(found.message) == [("clock", {"zone": "UTC"})]
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+@pytest.mark.parametrize("may_call_many", [False, True])
+def test_several_calls(
+    writes: Callable[[str], Ask], *, may_call_many: bool, is_streamed: bool
+) -> None:
+    ask = writes(CALL)
+    answer = ask(parallel_tool_calls=may_call_many, stream=is_streamed)
+    [found] = (streamed if is_streamed else whole)(answer)
+    assert found.finish_reason == "length"
+    assert not found.message.content
+    assert calls_of(found.message) == [("clock", {"zone": "UTC"})] * (1 + may_call_many)
+
+
+def test_text_is_text(writes: Callable[[str], Ask]) -> None:
+    ask = writes("a <tool b!")
+    [found] = whole(ask(stop="!"))
+    assert (found.finish_reason, found.message.content) == ("stop", "a <tool b")
+    assert found.message.tool_calls is None
+
+
+def test_calls_and_their_results_are_sent_back(writes: Callable[[str], Ask]) -> None:
+    ask = writes(f"{CALL}!")
+    [found] = ask(stop="!").json()["choices"]
+    [call] = found["message"]["tool_calls"]
+    result = {"role": "tool", "tool_call_id": call["id"], "content": "noon"}
+    messages = [{"role": "user", "content": "the dog"}, found["message"], result]
+    answer = ask(messages=messages, stop="!")
+    [again] = whole(answer)
+    assert again.finish_reason == "tool_calls"
+    as_text = "weather<tool_call>the dogclock UTCnoon"
+    plain = ask(messages=[{"role": "user", "content": "the dogclock UTCnoon"}], stop="!")
+    assert answer.json()["usage"] == plain.json()["usage"], as_text
+
+
+def test_a_format_of_the_text_is_refused(writes: Callable[[str], Ask]) -> None:
+    answer = writes(CALL)(response_format={"type": "json_object"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "response_format"
