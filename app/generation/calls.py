@@ -92,7 +92,9 @@ def call_finder(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> "CallFind
         return None
     form = call_form(tokenizer)
     names = {tool["function"]["name"] for tool in prompt.tools}
-    return form and CallFinder(form, names, may_call_many=prompt.may_call_many)
+    if form is None:
+        return None
+    return CallFinder(form, names, may_call_many=prompt.may_call_many)
 
 
 class CallFinder:

@@ -101,8 +101,8 @@ def _check_choice_here(served: ServedModel, body: ChatBody) -> None:
     if call_form(served.tokenizer) is None:
         raise ToolsRefused(
             "tool_choice",
-            "tool_choice: `auto` requires a chat template with tool calls in a supported form, which "
-            "this model does not have: name a function, or use `required` or `none`",
+            "tool_choice: `auto` requires a chat template with tool calls in a supported form, "
+            "which this model does not have: name a function, or use `required` or `none`",
         )
     if body.response_format is not None and body.response_format.type != "text":
         raise ToolsRefused(

@@ -18,15 +18,16 @@ TEMPLATES = {
     "mistral": "[AVAILABLE_TOOLS] {{ tools }}[/AVAILABLE_TOOLS]{{ '[TOOL_CALLS] [' }}",
     "pythonic": "{{ tools }} in the format of [func_name1(params_name1=params_value1)]",
 }
+Call = tuple[str, dict[str, object]]  # its name and its arguments
 NAMES = ("weather", "clock")
-WEATHER = ("weather", {"city": "Köln", "days": [1, {"unit": None}]})
-CLOCK = ("clock", {})
+WEATHER: Call = ("weather", {"city": "Köln", "days": [1, {"unit": None}]})
+CLOCK: Call = ("clock", {})
 _ARGUMENTS = '{"city": "Köln", "days": [1, {"unit": null}]}'
 _WEATHER = f'{{"name": "weather", "arguments": {_ARGUMENTS}}}'
 _CLOCK = '{"name": "clock", "arguments": {}}'
 _LLAMA = _WEATHER.replace("arguments", "parameters")
 
-FOUND = [
+FOUND: list[tuple[str, str, str, list[Call]]] = [
     ("hermes", f"<tool_call>\n{_WEATHER}\n</tool_call>", "", [WEATHER]),
     ("hermes", f"I look.\n\n<tool_call>{_CLOCK}</tool_call>\n", "I look.", [CLOCK]),
     (

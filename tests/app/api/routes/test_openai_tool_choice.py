@@ -57,7 +57,8 @@ def calls_of(message: openai.types.chat.ChatCompletionMessage) -> list[tuple[str
 
 def whole(answer: httpx2.Response) -> list[Any]:
     assert answer.status_code == 200, answer.text
-    return openai.types.chat.ChatCompletion.model_validate(answer.json()).choices
+    choices: list[Any] = openai.types.chat.ChatCompletion.model_validate(answer.json()).choices
+    return choices
 
 
 def streamed(answer: httpx2.Response) -> list[Any]:
@@ -67,7 +68,7 @@ def streamed(answer: httpx2.Response) -> list[Any]:
         if line.startswith("data: {"):
             chunk = openai.types.chat.ChatCompletionChunk.model_validate_json(line[6:])
             state.handle_chunk(chunk)
-    return [*state.get_final_completion().choices]
+    return [*state.current_completion_snapshot.choices]
 
 
 @pytest.mark.parametrize("choice", ["auto", None])
