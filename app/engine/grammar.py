@@ -11,6 +11,7 @@ from typing import Any
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 MAX_SCHEMA_CHARS = 65_536
+JSON_OF_SCHEMA = "JSON_OF_SCHEMA"  # in a grammar that has such a text as a part
 _TRIED_TOKENS = 16
 # A mask takes some 20 ms and a matcher some 40 MB at most, whatever the schema is.
 _LIMITS = LLParserLimits(
@@ -53,13 +54,17 @@ class ResponseFormatRefused(ValueError):
     param = "response_format"
 
 
-def grammar_source(schema: str) -> str:
-    """What llguidance compiles for this schema. Raises ``ResponseFormatRefused``.
+def grammar_source(schema: str, within: str = "") -> str:
+    """What llguidance compiles for this schema, whose text may be a part of another grammar.
 
-    A schema may be made to take long, here and when the source is compiled.
+    A schema may be made to take long, here and when the source is compiled. Raises
+    ``ResponseFormatRefused``.
     """
     normalized = _normalized(schema)
     try:
+        if within:
+            part = json.dumps({**json.loads(normalized), "x-guidance": _JSON})
+            return str(LLMatcher.grammar_from_lark(within.replace(JSON_OF_SCHEMA, f"%json {part}")))
         source = LLMatcher.grammar_from_json_schema(normalized, overrides=_JSON)
     except ValueError as error:
         raise schema_refused(str(error)) from error

@@ -9,6 +9,7 @@ from uuid import uuid4
 
 from transformers import PreTrainedTokenizerBase
 
+from app.engine.grammar import JSON_OF_SCHEMA
 from app.engine.sampling.text import check_template
 from app.generation.output import CallPart
 from app.generation.request import Chat, Prompt
@@ -95,6 +96,43 @@ def call_finder(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> "CallFind
     if form is None:
         return None
     return CallFinder(form, names, may_call_many=prompt.may_call_many)
+
+
+def call_grammar(
+    tokenizer: PreTrainedTokenizerBase, form: CallForm, *, may_call_many: bool
+) -> str | None:
+    """A Lark grammar of text with calls between tags; None for a form that has no tags.
+
+    Both tags are written as text, or are tokens, which llguidance does not take as text. A token
+    that tokenizers add for other uses, such as for reasoning, may come between the texts.
+    """
+    if not form.closing:
+        return None
+    [opening], closing = form.openings, form.closing
+    added = tokenizer.get_added_vocab()
+    hidden = {opening, closing, *tokenizer.all_special_tokens}
+    others = sorted(added[token] for token in added.keys() - hidden)
+    part = [f"part: TEXT <{others}>"] if others else []
+    either = "(call | part)" if part else "call"
+    return "\n".join(
+        (
+            "%llguidance {}",
+            f"start: {either}* TEXT"
+            if may_call_many
+            else f"start: {'part* ' * len(part)}(call | TEXT)",
+            "TEXT: /(.|\\n)*/",
+            *part,
+            f"written[lazy]: TEXT {json.dumps(opening)}",
+            f"begin: written{_token(' | TEXT', added.get(opening))}",
+            f"end: {json.dumps(closing)}{_token(' |', added.get(closing))}",
+            f"call: begin GAP {JSON_OF_SCHEMA} GAP end",
+            "GAP: /[ \\n\\r\\t]{0,4}/",
+        )
+    )
+
+
+def _token(before: str, token_id: int | None) -> str:
+    return "" if token_id is None else f"{before} <[{token_id}]>"
 
 
 class CallFinder:

@@ -161,11 +161,10 @@ class Grammars:
     ) -> Grammar:
         client = calling_client()
         tokens = await self._ready(tokenizer, variant)  # not in a turn, whose time is limited
-        schema = response_format.schema
         for turns, cpu_s in ((self._usual, USUAL_CPU_S), (self._long, MAX_CPU_S)):
             async with turns.turn(client):
-                verdict = self._known(_digest(tokens.name, schema))
-                verdict = verdict or await self._checked_within(cpu_s, schema, tokens)
+                verdict = self._known(_digest(tokens.name, response_format))
+                verdict = verdict or await self._checked_within(cpu_s, response_format, tokens)
                 if verdict is None or (verdict.is_long and turns is self._usual):
                     continue
                 if verdict.refusal is not None:
@@ -174,12 +173,12 @@ class Grammars:
         raise AssertionError("expected a result within the time limit")
 
     async def _checked_within(
-        self, cpu_s: float, schema: str, tokens: "_Tokens"
+        self, cpu_s: float, wanted: ResponseFormat, tokens: "_Tokens"
     ) -> "_Verdict | None":
         """The verdict, which is remembered; None if it takes longer than that, and may."""
         is_long = cpu_s == MAX_CPU_S
         try:
-            source = await self._client.source(schema, tokens.name, tokens.vocabulary, cpu_s)
+            source = await self._client.source(wanted, tokens.name, tokens.vocabulary, cpu_s)
             verdict = _Verdict(source, is_long=is_long)
         except ResponseFormatRefused as error:
             verdict = _Verdict(refusal=str(error))
@@ -188,7 +187,7 @@ class Grammars:
                 return None
             refused = schema_refused(f"compiling it takes more than {MAX_CPU_S:g} s")
             verdict = _Verdict(refusal=str(refused))
-        self._checked[_digest(tokens.name, schema)] = verdict
+        self._checked[_digest(tokens.name, wanted)] = verdict
         if len(self._checked) > MAX_CHECKED:
             self._checked.popitem(last=False)
         return verdict
@@ -224,8 +223,8 @@ class Grammars:
             return own[key]
 
 
-def _digest(name: str, schema: str) -> str:
-    return hashlib.sha256(f"{name} {schema}".encode()).hexdigest()
+def _digest(name: str, wanted: ResponseFormat) -> str:
+    return hashlib.sha256(repr((name, wanted.schema, wanted.within)).encode()).hexdigest()
 
 
 def _tokens(

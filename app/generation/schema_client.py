@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from app.engine.grammar import ResponseFormatRefused
+from app.engine.scheduling.sequence import ResponseFormat
 from app.generation import schema_server
 from app.generation.limited_process import LimitedProcess, ProcessEnded
 
@@ -28,13 +29,16 @@ class SchemaClient(LimitedProcess):
     def __init__(self) -> None:
         super().__init__(schema_server)
 
-    async def source(self, schema: str, name: str, vocabulary: Vocabulary, cpu_s: float) -> str:
-        """The source of the grammar of this schema. ``name`` stands for the vocabulary.
+    async def source(
+        self, wanted: ResponseFormat, name: str, vocabulary: Vocabulary, cpu_s: float
+    ) -> str:
+        """The source of the grammar of this format. ``name`` stands for the vocabulary.
 
         Raises ``ResponseFormatRefused``, ``TakesLonger`` than ``cpu_s``, or ``ProcessEnded``
         if the process ends twice.
         """
-        request = {"schema": schema, "tokens": name, "cpu_s": cpu_s}
+        schema, within = wanted.schema, wanted.within
+        request = {"schema": schema, "within": within, "tokens": name, "cpu_s": cpu_s}
         try:
             answer = await self._checked(request, vocabulary)
         except ProcessEnded:

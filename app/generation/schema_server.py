@@ -62,14 +62,15 @@ class SchemaServer(ForkingServer[_Job]):
             self.answer(request_id, {})
             return
         self._tokens.move_to_end(name)
-        self._fork(request_id, request["schema"], self._tokens[name], request["cpu_s"])
+        self._fork(request_id, request, self._tokens[name])
 
-    def _fork(self, request_id: int, schema: str, tokens: LLTokenizer, cpu_s: float) -> None:
+    def _fork(self, request_id: int, request: dict[str, Any], tokens: LLTokenizer) -> None:
         own, of_fork = Pipe(duplex=False)
 
         def check() -> None:
-            _limit(cpu_s)
-            of_fork.send_bytes(json.dumps(_checked(schema, tokens)).encode())
+            _limit(request["cpu_s"])
+            found = _checked(request["schema"], request["within"], tokens)
+            of_fork.send_bytes(json.dumps(found).encode())
 
         pid = fork_and_do(check)
         of_fork.close()
@@ -84,9 +85,9 @@ class SchemaServer(ForkingServer[_Job]):
         self.answer(fork.request_id, _ended(status) if status else json.loads(answer))
 
 
-def _checked(schema: str, tokens: LLTokenizer) -> dict[str, str]:
+def _checked(schema: str, within: str, tokens: LLTokenizer) -> dict[str, str]:
     try:
-        source = grammar_source(schema)
+        source = grammar_source(schema, within)
         Grammar(source, tokens).try_out()
     except ResponseFormatRefused as error:
         return {"refused": str(error)}

@@ -14,8 +14,8 @@ from uuid import uuid4
 from app.api.schemas.openai import ChatBody
 from app.api.schemas.response_format import JsonSchemaFormat, JsonSchemaSpec
 from app.api.schemas.tools import CalledFunction, FunctionSpec, NamedTool, ToolCall
-from app.engine.scheduling.sequence import RequestRefused
-from app.generation.calls import call_form
+from app.engine.scheduling.sequence import RequestRefused, ResponseFormat
+from app.generation.calls import call_form, call_grammar
 from app.generation.output import CallPart, Delta, Output
 from app.generation.request import Served, ServedElsewhere
 from app.models.registry import ServedModel
@@ -78,27 +78,31 @@ def leaves_choice(body: ChatBody) -> bool:
     return bool(body.tools) and body.tool_choice in (None, "auto")
 
 
-def check_choice(served: Served, body: ChatBody) -> None:
-    """Raise ``ToolsRefused`` if the calls that the model chooses cannot be found in its output."""
+def chosen_format(served: Served, body: ChatBody) -> ResponseFormat | None:
+    """The format of an output whose calls the model chooses; None if it is not enforced here.
+
+    Raises ``ToolsRefused`` if its calls cannot be found.
+    """
     if not isinstance(served, ServedElsewhere):
-        _check_choice_here(served, body)
-    elif served.vllm is None:
+        return _chosen_format_here(served, body)
+    if served.vllm is None:
         raise ToolsRefused(
             "tool_choice",
             "tool_choice: `auto` is not supported for a model of another server: name a function, "
             "or use `required` or `none`",
         )
-    elif not served.vllm.finds_calls:
+    if not served.vllm.finds_calls:
         raise ToolsRefused(
             "tool_choice",
             "tool_choice: `auto` requires a tool-call parser in vLLM: add "
             "`--enable-auto-tool-choice --tool-call-parser NAME` to SLEB_VLLM_ARGS, name a "
             "function, or use `required` or `none`",
         )
+    return None
 
 
-def _check_choice_here(served: ServedModel, body: ChatBody) -> None:
-    if call_form(served.tokenizer) is None:
+def _chosen_format_here(served: ServedModel, body: ChatBody) -> ResponseFormat | None:
+    if (form := call_form(served.tokenizer)) is None:
         raise ToolsRefused(
             "tool_choice",
             "tool_choice: `auto` requires a chat template with tool calls in a supported form, "
@@ -110,6 +114,12 @@ def _check_choice_here(served: ServedModel, body: ChatBody) -> None:
             "response_format: not supported together with tool_choice `auto`: leave it out, or use "
             "tool_choice `none`",
         )
+    may_call_many = body.parallel_tool_calls is not False
+    within = call_grammar(served.tokenizer, form, may_call_many=may_call_many)
+    if within is None:
+        return None
+    schema = json.dumps({"anyOf": [_call(tool.function) for tool in body.tools or ()]})
+    return ResponseFormat("json_schema", schema, within=within)
 
 
 def tool_use(body: ChatBody) -> ToolUse | None:

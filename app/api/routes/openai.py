@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from fastapi import APIRouter, Request, Response
 
 from app.api.deps import GeneratorDep, ModelOrAlias, ServicesDep
 from app.api.formats.models import error_of
 from app.api.formats.openai import ChatFormat, CompletionFormat
-from app.api.formats.tools import check_choice, leaves_choice, tool_use
+from app.api.formats.tools import chosen_format, leaves_choice, tool_use
 from app.api.generations import SheddingRoute, respond
 from app.api.openapi import EVENT_STREAM, Responses
 from app.api.problems import TOO_LARGE_TITLE, NotOffered
@@ -120,7 +121,7 @@ async def create_chat_completion(
     params = _params(body, max_new_tokens=limit or DEFAULT_CHAT_TOKENS, num_logprobs=num_logprobs)
     served = await generator.load(body.model)
     if may_call := leaves_choice(body):
-        check_choice(served, body)
+        params = replace(params, response_format=chosen_format(served, body))
     chat = Chat(
         [message.as_template_input() for message in body.messages],
         tuple(tool.model_dump(exclude_none=True) for tool in body.tools or ()),

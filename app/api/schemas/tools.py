@@ -14,7 +14,8 @@ class FunctionSpec(Body):
     name: SchemaName = Field(description="Name of the function.")
     description: str | None = optional("Description of the function, for the chat template.")
     parameters: dict[str, Any] | None = optional(
-        "JSON schema of the arguments, enforced unless tool_choice is auto; any object by default."
+        "JSON schema of the arguments; any object by default. With tool_choice auto, it is "
+        "enforced for templates in the form of Hermes and Qwen only."
     )
     strict: StrictBool | None = optional("Has no effect.")
 

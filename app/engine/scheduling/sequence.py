@@ -67,6 +67,7 @@ class ResponseFormat:
     name: str | None = None
     description: str | None = None
     strict: bool | None = None
+    within: str = ""  # a Lark grammar with JSON_OF_SCHEMA where the schema begins; empty: it is all
 
 
 @dataclass(frozen=True)

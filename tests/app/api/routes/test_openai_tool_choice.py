@@ -89,10 +89,10 @@ def test_calls_that_the_model_chooses(
 def test_several_calls(
     writes: Callable[[str], Ask], *, may_call_many: bool, is_streamed: bool
 ) -> None:
-    ask = writes(CALL)
+    ask = writes(CALL.strip())
     answer = ask(parallel_tool_calls=may_call_many, stream=is_streamed)
     [found] = (streamed if is_streamed else whole)(answer)
-    assert found.finish_reason == "length"
+    assert found.finish_reason == ("length" if may_call_many else "tool_calls")
     assert not found.message.content
     assert calls_of(found.message) == [("clock", {"zone": "UTC"})] * (1 + may_call_many)
 
@@ -116,6 +116,24 @@ def test_calls_and_their_results_are_sent_back(writes: Callable[[str], Ask]) -> 
     as_text = "weather<tool_call>the dogclock UTCnoon"
     plain = ask(messages=[{"role": "user", "content": "the dogclock UTCnoon"}], stop="!")
     assert answer.json()["usage"] == plain.json()["usage"], as_text
+
+
+def test_arguments_are_valid(writes: Callable[[str], Ask]) -> None:
+    """The likeliest token, which begins a call, would break the schema if it came again."""
+    parameters = {
+        "type": "object",
+        "properties": {"zone": {"type": "integer", "minimum": 0, "maximum": 3}},
+        "required": ["zone"],
+        "additionalProperties": False,
+    }
+    tool = {"name": "clock", "parameters": parameters}
+    ask = writes('<tool_call>{"name": "clock", "arguments": {"zone": ')
+    asked = {"tools": [{"type": "function", "function": tool}], "parallel_tool_calls": False}
+    [found] = whole(ask(**asked, max_completion_tokens=200))
+    assert found.finish_reason == "tool_calls"
+    [(name, arguments)] = calls_of(found.message)
+    assert name == "clock"
+    assert arguments in [{"zone": zone} for zone in range(4)]
 
 
 def test_a_format_of_the_text_is_refused(writes: Callable[[str], Ask]) -> None:

@@ -13,6 +13,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.config import ServeSettings
+from app.engine.scheduling.sequence import ResponseFormat
 from app.generation import grammars
 from app.generation.schema_client import SchemaClient
 from tests.support.processes import is_ready
@@ -174,10 +175,10 @@ def test_clients_without_keys_are_told_apart_by_their_addresses(
     monkeypatch.setattr(grammars, "MAX_WAITING", 2)
     source, is_released = SchemaClient.source, threading.Event()
 
-    async def held(self: SchemaClient, schema: str, *rest: Any) -> str:
-        while "held" in schema and not is_released.is_set():
+    async def held(self: SchemaClient, wanted: ResponseFormat, *rest: Any) -> str:
+        while "held" in wanted.schema and not is_released.is_set():
             await asyncio.sleep(0.01)
-        return await source(self, schema, *rest)
+        return await source(self, wanted, *rest)
 
     monkeypatch.setattr(SchemaClient, "source", held)
     with (
