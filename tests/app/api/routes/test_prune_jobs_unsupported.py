@@ -59,7 +59,7 @@ def test_quantized_models_are_refused_with_what_to_give_instead(
     ("family", "repair", "possible"),
     [
         ("exaone4", "scale", "ridge or auto"),
-        ("opt.do_layer_norm_before", "ridge", "use auto or none"),
+        ("opt.do_layer_norm_before", "ridge", "auto or none"),
     ],
 )
 def test_a_repair_that_is_not_made_for_the_family_is_refused(
@@ -77,6 +77,6 @@ def test_a_repair_that_is_not_made_for_the_family_is_refused(
         told = answer.json()
         assert (answer.status_code, told["type"]) == (422, "invalid-spec")
         assert told["param"] == "repair"
-        assert f": {possible}" in told["detail"]
+        assert f": use {possible}" in told["detail"]
     assert redis_client.keys("sleb:*") == []
     assert client.post("/prune-jobs", json={**job, "repair": "auto"}).status_code == 202
