@@ -100,7 +100,7 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
     ({"dtype": "int4"}, 422, "dtype"),
     ({"metadata": {"k" * 65: "v"}}, 422, "64"),
     ({"surprise": True}, 422, "unknown field"),
-    ({"calibration": {"seqlen": MAX_POSITIONS + 1}}, 422, "positions"),
+    ({"calibration": {"seqlen": MAX_POSITIONS + 1}}, 422, "context length"),
     ({"calibration": {"num_samples": 10**12}}, 422, "num_samples"),
     ({"calibration": {"dataset": "the-web"}}, 422, "calibration/dataset"),
     ({"calibration": {"dataset": "file"}}, 422, "path"),
@@ -117,7 +117,7 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
     (
         {"calibration": {"dataset": "documentation", "num_samples": 100000, "seqlen": 64}},
         422,
-        "needed: 100000",
+        "100000 are needed",
     ),
     ({"gate": {"max_perplexity_ratio_of": {"poems": 2}}}, 422, "no text of domain 'poems'"),
     ({"model": "mute"}, 422, "the tokenizer of"),
@@ -145,11 +145,11 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
     (
         {"calibration": [{"dataset": name, "num_samples": 1} for name in ("c4", "self")]},
         422,
-        "too few",
+        "too small",
     ),
     ({"calibration": [{"dataset": "self"}, {"dataset": "self"}]}, 422, "increase its weight"),
     ({"calibration": [{"dataset": "self"}], "resident": "stream"}, 422, "the default"),
-    ({"calibration": [{"dataset": "code", "seqlen": MAX_POSITIONS + 1}]}, 422, "positions"),
+    ({"calibration": [{"dataset": "code", "seqlen": MAX_POSITIONS + 1}]}, 422, "context length"),
     ({"metric": "l2"}, 422, "one_shot"),
     ({"metric": "cosine", "search": "staged"}, 422, "search=exact"),
 ]
