@@ -16,6 +16,7 @@ from pruning.evaluation.frontier import Load, Point, quality_of, ratio_verdict
 from pruning.evaluation.quality import Interval
 from pruning.evaluation.verdict import Verdict
 from pruning.models.names import int8_name
+from pruning.models.safetensors_headers import fingerprint
 from pruning.models.store import LoadedModel, ModelStore, load_tokenizer
 from pruning.storage.checkpoints import current_checkpoints
 
@@ -91,7 +92,9 @@ def measure_int8(
     ``sides`` has the dense model, and the int8 candidates by name.
     """
     qualities, checkpoints = MeasuredQualities(settings.data_dir), current_checkpoints(settings)
-    known = qualities.of_model(candidates.model)
+    path = ModelStore(settings.models_dir).path(candidates.model)
+    of_weights = fingerprint(path)
+    known = qualities.of_model(candidates.model, of_weights)
     newest = candidates.pruned[0].order if candidates.pruned else None
     by_order: dict[str | None, list[ModelEntry]] = {}
     for entry in candidates.int8:
@@ -99,7 +102,6 @@ def measure_int8(
         if entry.pinned_name not in known:
             by_order.setdefault(order.name if order else None, []).append(entry)
     dense = sides[DENSE].model
-    path = ModelStore(settings.models_dir).path(candidates.model)
     for checkpoint, entries in by_order.items():
         measured = measure_qualities(
             dense,
@@ -109,7 +111,7 @@ def measure_int8(
             until_s,
             lambda variant: say(f"Measuring the perplexity of {variant}"),
         )
-        qualities.record(candidates.model, measured)
+        qualities.record(candidates.model, of_weights, measured)
 
 
 @dataclass(frozen=True)

@@ -177,8 +177,10 @@ class Catalog:
     def ratios(self, entry: ModelEntry) -> Mapping[str, Interval]:
         """The perplexity divided by the dense one, by domain; of int8 as `sleb frontier` knows."""
         if entry.is_int8:
-            known = self._qualities
-            return {} if known is None else known.of(entry.base, entry.pinned_name)
+            if self._qualities is None or entry.info is None:
+                return {}
+            fingerprint = self._dense_models.fingerprint(entry.info)
+            return self._qualities.of(entry.base, fingerprint, entry.pinned_name)
         return {domain.domain: domain.ratio(entry.measured_on(domain)) for domain in entry.domains}
 
     def record_speedups(self, base: str, measured: Mapping[Measurand, MeasuredSpeedup]) -> None:

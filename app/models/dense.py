@@ -32,7 +32,7 @@ class DenseModels:
         info = self.info(order.parent)
         if info is None or info.num_blocks != order.num_blocks:
             return None
-        if order.parent_fingerprint not in (None, self._fingerprint(info.path)):
+        if order.parent_fingerprint not in (None, self.fingerprint(info)):
             if order.name not in self._logged:
                 self._logged.add(order.name)
                 logger.warning(
@@ -44,8 +44,9 @@ class DenseModels:
             return None
         return info
 
-    def _fingerprint(self, path: Path) -> str | None:
+    def fingerprint(self, info: ModelInfo) -> str | None:
         """None if the files cannot be read."""
+        path = info.path
         try:
             stamp = stamp_of(path)
             if path not in self._fingerprints or self._fingerprints[path][0] != stamp:

@@ -13,6 +13,7 @@ from app.frontier.loads import plans_of
 from app.frontier.speeds import FIRST_PAIRS, MOST_PAIRS, Speeds, measure_speeds
 from app.models.measured_qualities import MeasuredQualities
 from app.models.measured_speedups import Measurand, MeasuredSpeedups
+from pruning.models.safetensors_headers import fingerprint
 from pruning.spec import InvalidSpec
 from tests.support.api_fixtures import publish_pruned
 from tests.support.tiny import NUM_BLOCKS
@@ -50,7 +51,8 @@ def test_int8_and_all_depths_are_measured_and_kept(
     measured = speedups.at("tiny", NUM_BLOCKS, Measurand(1, is_int8=True, load="stream"))
     assert measured is not None
     assert measured.ratio == points["tiny@-1+int8"]["speeds"]["stream"]["value"]
-    ratios = MeasuredQualities(data_dir).of("tiny", "tiny+int8")
+    weights = fingerprint(data_dir / "models" / "tiny")
+    ratios = MeasuredQualities(data_dir).of("tiny", weights, "tiny+int8")
     worst = max(ratio.value for ratio in ratios.values())
     assert worst == pytest.approx(points["tiny+int8"]["worst"]["value"])
 
