@@ -24,6 +24,7 @@ _LIMITS = LLParserLimits(
 )
 MAX_PATTERN_REPEATS = 10_000  # (a{100}){100}; the time of a mask grows with it
 _MAX_MESSAGE_CHARS = 300
+_SOURCE_LINE = re.compile(r"\d+ \| ")  # of a grammar that a schema is within
 _NO_DETAILS = "<non-verbose/>"  # of llguidance, for verbose_errors=False
 # Without a limit, a model may continue with white space for ever. Unknown keywords are errors.
 _JSON: Any = {
@@ -246,8 +247,10 @@ def pointer_at_end(text: str) -> str:
 
 def schema_refused(reason: str) -> ResponseFormatRefused:
     lines = (line.strip() for line in reason.splitlines())
-    reason = " ".join(line for line in lines if line.strip("^ ") and line != _NO_DETAILS)
-    if "coerce_one_of" in reason:  # an option of llguidance that no request can set
+    said = (line for line in lines if line.strip("^ ") and line != _NO_DETAILS)
+    reason = " ".join(line for line in said if not _SOURCE_LINE.match(line))
+    reason = reason.rpartition("failed to compile JSON schema: ")[2]
+    if "'coerce_one_of'" in reason:  # an option of llguidance that no request can set
         reason = "oneOf requires schemas that exclude each other: use anyOf"
     return ResponseFormatRefused(
         f"the schema cannot be enforced: {reason[:_MAX_MESSAGE_CHARS]}; simplify it"

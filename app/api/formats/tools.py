@@ -44,8 +44,7 @@ class ToolUse:
 
     @property
     def response_format(self) -> JsonSchemaFormat:
-        every = {"anyOf": [*map(_call, self.functions)]}
-        schema = every if self.only is None else _parameters(self.only)
+        schema = _any_call(self.functions) if self.only is None else _parameters(self.only)
         spec = JsonSchemaSpec(name="tool_call", schema=schema)
         return JsonSchemaFormat(type="json_schema", json_schema=spec)
 
@@ -118,7 +117,7 @@ def _chosen_format_here(served: ServedModel, body: ChatBody) -> ResponseFormat |
     within = call_grammar(served.tokenizer, form, may_call_many=may_call_many)
     if within is None:
         return None
-    schema = json.dumps({"anyOf": [_call(tool.function) for tool in body.tools or ()]})
+    schema = json.dumps(_any_call([tool.function for tool in body.tools or ()]))
     return ResponseFormat("json_schema", schema, within=within)
 
 
@@ -129,7 +128,7 @@ def tool_use(body: ChatBody) -> ToolUse | None:
     """
     choice, tools = body.tool_choice, [tool.function for tool in body.tools or ()]
     try:
-        json.dumps([tool.parameters for tool in tools])
+        json.loads(json.dumps([tool.parameters for tool in tools]))
     except (RecursionError, ValueError) as error:
         raise ToolsRefused(
             "tools", f"tools: the parameters are not a valid JSON schema: {error}"
@@ -155,10 +154,23 @@ def _parameters(function: FunctionSpec) -> dict[str, Any]:
     return {"type": "object"} if function.parameters is None else function.parameters
 
 
-def _call(function: FunctionSpec) -> dict[str, Any]:
+def _any_call(functions: Sequence[FunctionSpec]) -> dict[str, Any]:
+    return {"anyOf": [_call(function, f"#/anyOf/{at}") for at, function in enumerate(functions)]}
+
+
+def _call(function: FunctionSpec, place: str) -> dict[str, Any]:
+    """The schema of a call, at this place of another one, where its references point as well."""
+
+    def moved(schema: dict[str, Any]) -> dict[str, Any]:
+        reference = schema.get("$ref")
+        if isinstance(reference, str) and reference.startswith("#"):
+            schema["$ref"] = f"{place}/properties/arguments{reference[1:]}"
+        return schema
+
+    arguments = json.loads(json.dumps(_parameters(function)), object_hook=moved)
     return {
         "type": "object",
-        "properties": {"name": {"const": function.name}, "arguments": _parameters(function)},
+        "properties": {"name": {"const": function.name}, "arguments": arguments},
         "required": ["name", "arguments"],
         "additionalProperties": False,
     }

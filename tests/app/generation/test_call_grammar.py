@@ -6,7 +6,13 @@ import pytest
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
-from app.engine.grammar import Grammar, ResponseFormatRefused, grammar_source, grammar_tokens
+from app.engine.grammar import (
+    JSON_OF_SCHEMA,
+    Grammar,
+    ResponseFormatRefused,
+    grammar_source,
+    grammar_tokens,
+)
 from app.generation.calls import call_form, call_grammar
 from tests.support.tiny_directory import tiny_tokenizer
 
@@ -89,3 +95,24 @@ def test_a_form_without_tags_has_no_grammar() -> None:
     form = call_form(tokenizer)
     assert form is not None
     assert call_grammar(tokenizer, form, may_call_many=True) is None
+
+
+@pytest.mark.parametrize("within", ["", f"%llguidance {{}}\nstart: {JSON_OF_SCHEMA}"])
+@pytest.mark.parametrize(
+    ("schema", "reason"),
+    [
+        ({"$ref": "#/$defs/none"}, "Pointer '/$defs/none' does not exist"),
+        ({"oneOf": [{"type": "integer"}, {"minimum": 1}]}, "oneOf requires schemas that exclude"),
+    ],
+)
+def test_a_refusal_is_about_the_schema_alone(
+    schema: dict[str, object], reason: str, within: str
+) -> None:
+    tokenizer = tokenizer_with(PLAIN)
+    tokens = grammar_tokens(
+        tokenizer.backend_tokenizer.to_str(), len(tokenizer), [tokenizer.eos_token_id]
+    )
+    with pytest.raises(ResponseFormatRefused) as refused:
+        Grammar(grammar_source(json.dumps(schema), within), tokens)
+    assert str(refused.value).startswith(f"the schema cannot be enforced: {reason}")
+    assert "llguidance" not in str(refused.value)

@@ -136,6 +136,22 @@ def test_arguments_are_valid(writes: Callable[[str], Ask]) -> None:
     assert arguments in [{"zone": zone} for zone in range(4)]
 
 
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_parameters_may_refer_to_their_definitions(
+    writes: Callable[[str], Ask], choice: str
+) -> None:
+    """As pydantic writes a nested model."""
+    parameters = {
+        "type": "object",
+        "properties": {"place": {"$ref": "#/$defs/Place"}},
+        "$defs": {"Place": {"type": "object", "properties": {"x": {"$ref": "#/$defs/X"}}}}
+        | {"X": {"type": "integer"}},
+    }
+    tool = {"type": "function", "function": {"name": "clock", "parameters": parameters}}
+    answer = writes(CALL)(tools=[TOOLS[0], tool], tool_choice=choice)
+    assert answer.status_code == 200, answer.text
+
+
 def test_a_format_of_the_text_is_refused(writes: Callable[[str], Ask]) -> None:
     answer = writes(CALL)(response_format={"type": "json_object"})
     assert answer.status_code == 400
