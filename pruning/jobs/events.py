@@ -1,11 +1,13 @@
 """A live feed of job events on the event loop, without a thread per watcher.
 
-Each watcher has its own connection, so that a cancelled one leaves no half-read response in a pool.
+Watchers that wait for the same event share one command and its result, so a hundred of them are no
+more work than one. A watcher that is cancelled leaves the command to the others.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any, TypeVar
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -21,6 +23,7 @@ MAX_WATCHERS = 100
 POLL_S = 1.0  # between two checks of an idle watcher whether the feed stops or the job is gone
 _PAGE = 100
 _START = "0-0"
+_Result = TypeVar("_Result")
 
 
 class TooManyWatchers(RuntimeError):
@@ -45,6 +48,7 @@ class EventFeed:
         self._redis_url = redis_url
         self._num_watchers = 0
         self._is_stopped = False
+        self._commands: _SharedCommands | None = None
 
     def check_room(self) -> None:
         """Raises ``TooManyWatchers`` if another watcher would be refused."""
@@ -68,30 +72,26 @@ class EventFeed:
         """
         self.check_room()
         self._num_watchers += 1
-        client = Redis.from_url(
-            self._redis_url,
-            decode_responses=True,
-            socket_connect_timeout=2,
-            socket_timeout=5 + self.poll_s,
-            retry=Retry(ExponentialBackoff(cap=1, base=0.05), 2),
-        )
+        self._commands = self._commands or _SharedCommands(self._redis_url, self.poll_s)
         try:
-            yield self._follow(client, job_id, after or _START)
+            yield self._follow(self._commands, job_id, after or _START)
         finally:
             self._num_watchers -= 1
-            await asyncio.shield(client.aclose())  # also if the watcher is cancelled
+            if self._num_watchers == 0:
+                unused, self._commands = self._commands, None
+                await asyncio.shield(unused.close())  # also if the watcher is cancelled
 
     async def _follow(
-        self, client: Redis, job_id: str, last: str
+        self, commands: "_SharedCommands", job_id: str, last: str
     ) -> AsyncIterator[JobEvent | None]:
         while not self._is_stopped:
-            events, is_over = await _next_page(client, job_id, last)
+            events, is_over = await commands.result_of(_next_page, job_id, last)
             for event in events:
                 yield event
                 last = event.id
             if is_over and len(events) < _PAGE:
                 return
-            if not events and not await self._wait(client, job_id, last):
+            if not events and not await commands.result_of(self._wait, job_id, last):
                 yield None
 
     async def _wait(self, client: Redis, job_id: str, last: str) -> bool:
@@ -101,6 +101,37 @@ class EventFeed:
             return bool(
                 await client.xread({EVENTS.format(id=job_id): last}, count=1, block=block_ms)
             )
+
+
+class _SharedCommands:
+    """Runs each command once for all that want its result at the same time."""
+
+    def __init__(self, redis_url: str, poll_s: float) -> None:
+        self._client = Redis.from_url(
+            redis_url,
+            decode_responses=True,
+            socket_connect_timeout=2,
+            socket_timeout=5 + poll_s,
+            retry=Retry(ExponentialBackoff(cap=1, base=0.05), 2),
+        )
+        self._running: dict[Any, asyncio.Task[Any]] = {}
+
+    async def result_of(
+        self, command: Callable[[Redis, str, str], Awaitable[_Result]], job_id: str, last: str
+    ) -> _Result:
+        key = (command, job_id, last)
+        task: asyncio.Task[_Result] | None = self._running.get(key)
+        if task is None:
+            task = self._running[key] = asyncio.ensure_future(command(self._client, job_id, last))
+            task.add_done_callback(lambda _: self._running.pop(key, None))
+        return await asyncio.shield(task)
+
+    async def close(self) -> None:
+        running = tuple(self._running.values())
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        await self._client.aclose()
 
 
 async def _next_page(client: Redis, job_id: str, last: str) -> tuple[list[JobEvent], bool]:
