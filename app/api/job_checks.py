@@ -2,12 +2,10 @@
 
 import shutil
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
-
 from app.auth.keys import seen_tenant
+from app.models.tokenizers import tokenizer_in
 from pruning.checkpoints.store import CheckpointStore, Manifest
 from pruning.data.enough import check_text
 from pruning.evaluation.assess import check_measures
@@ -17,7 +15,7 @@ from pruning.jobs.estimate import DiskTooSmall, Footprint, footprint, heal_estim
 from pruning.models.architectures import ARCHITECTURES
 from pruning.models.block_bytes import removals_for_bytes
 from pruning.models.safetensors_headers import WeightSizes, weight_sizes
-from pruning.models.store import DTYPE_BYTES, ModelInfo, ModelStore, load_tokenizer, read_config
+from pruning.models.store import DTYPE_BYTES, ModelInfo, ModelStore, read_config
 from pruning.records import InvalidRecord, check_record
 from pruning.repair.order import check_repair
 from pruning.repair.ridge import fit_bytes
@@ -25,7 +23,6 @@ from pruning.spec import InvalidSpec
 from pruning.spec.heal import Depths, Heal
 from pruning.spec.prune import PruneSpec, Repair, Resident
 
-_KEPT_TOKENIZERS = 2  # between submissions: one takes some 100 MB and half a second to read
 _MAX_SHOWN_CHARS = 256  # of a file name in a message
 
 
@@ -178,7 +175,7 @@ class JobChecks:
 
     def _check_text(self, spec: PruneSpec, info: ModelInfo) -> None:
         self.models.check_opened(info.path)
-        check_text(spec.calibration, _tokenizer(info.path, _changed_at(info.path)))
+        check_text(spec.calibration, tokenizer_in(info.path))
 
     def _checked_disk(self, needed_bytes: int) -> int:
         """The bytes that are free for checkpoints. Raises ``DiskTooSmall``."""
@@ -188,16 +185,6 @@ class JobChecks:
         if needed_bytes > free_bytes:
             raise DiskTooSmall(needed_bytes, free_bytes)
         return free_bytes
-
-
-@lru_cache(_KEPT_TOKENIZERS)
-def _tokenizer(path: Path, _changed_at: float) -> PreTrainedTokenizerBase:
-    return load_tokenizer(path)
-
-
-def _changed_at(path: Path) -> float:
-    """When a file of the model has last changed, in seconds since the epoch."""
-    return max(file.stat().st_mtime for file in path.iterdir())
 
 
 def _check_storable(spec: PruneSpec) -> None:

@@ -68,7 +68,8 @@ class EngineReplays:
         """The counterpart, if its weights are loaded already."""
         if not entry.is_view or entry.base not in self._registry.weight_bytes():
             return None
-        return await asyncio.wrap_future(await asyncio.to_thread(self._registry.begin, entry.name))
+        loading = await asyncio.to_thread(self._registry.begin, entry)
+        return await asyncio.wrap_future(loading)
 
     async def outputs(self, pair: Pair, sides: Sequence[Served]) -> list[Output]:
         """The output of each side: the engine runs them one after the other, each prompt in full.

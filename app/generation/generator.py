@@ -5,7 +5,8 @@ Independent of HTTP: each failure has an exception of its own.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import (
     AbstractContextManager,
     aclosing,
@@ -14,6 +15,8 @@ from contextlib import (
     nullcontext,
 )
 from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
 
 from app.engine.scheduling.sequence import SamplingParams
 from app.generation.engine_backend import ENGINE_RAISES, EngineBackend
@@ -27,11 +30,24 @@ from app.metrics.metrics import Metrics
 from app.models.catalog import UnknownModel
 from app.models.entry import ModelEntry
 from app.models.registry import LOAD_RAISES, ModelRegistry, ServedModel
+from app.vllm.options import VllmOptions
 from app.vllm.server import VllmUnavailable
 
 # what Generator.load may raise
 GENERATOR_LOAD_RAISES = (*LOAD_RAISES, VllmUnavailable)
 RAISES = (*GENERATOR_LOAD_RAISES, *ENGINE_RAISES, *EXTERNAL_RAISES)
+
+
+@dataclass(frozen=True)
+class Host:
+    """What serves a model, as it is known before the model is loaded."""
+
+    tokenizer: PreTrainedTokenizerBase | None = None  # None while it is not known
+    vllm: VllmOptions | None = None  # set if this service runs vLLM for it
+    is_external: bool = False
+
+
+Check = Callable[[Host], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,23 +101,31 @@ class Generator:
             self.metrics.rejected_unparsed("unknown_model")
             raise
 
-    async def load(self, name: str) -> Served:
+    async def load(self, name: str, check: Check = lambda _host: None) -> Served:
         """The model of this name. Weights that are not loaded yet are read by another thread.
 
-        Raises the errors in ``GENERATOR_LOAD_RAISES``.
+        Raises the errors in ``GENERATOR_LOAD_RAISES``, and what ``check`` raises before it is
+        loaded, if its files are here.
         """
         external = self.registry.catalog.external_name(name)
         if external and (served := self.external.served(external)) is not None:
+            check(Host(is_external=True))
             return served
-        if self.vllm is not None:
-            entry = await self.entry(name)
-            if self.vllm.servers.serves(entry):
-                return await self.vllm.load(entry)
-        with self._counted_refusals():
-            loading = await asyncio.to_thread(self.registry.begin, name)
+        entry = await self.entry(name)
+        if self.vllm is not None and self.vllm.servers.serves(entry):
+            tokenizer = await asyncio.to_thread(self.registry.tokenizer, entry)
+            check(Host(tokenizer, self.vllm.servers.options))
+            return await self.vllm.load(entry)
+        loading = await asyncio.to_thread(self._begin, entry, check)
         loaded = await asyncio.wrap_future(loading)
+        check(Host(loaded.tokenizer))
         await self.engine.prepare(loaded)
         return loaded
+
+    def _begin(self, entry: ModelEntry, check: Check) -> "Future[ServedModel]":
+        if entry.error is None and (tokenizer := self.registry.tokenizer(entry)) is not None:
+            check(Host(tokenizer))
+        return self.registry.begin(entry)
 
     async def encode(
         self,

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
@@ -20,6 +21,7 @@ from app.engine.variant import Variant, make_variant
 from app.models.aliases import InvalidAliasFile
 from app.models.catalog import Catalog, UnknownModel
 from app.models.entry import ModelEntry, VariantKey
+from app.models.tokenizers import tokenizer_in
 from app.models.weights import (
     LoadedWeights,
     NoRoomForWeights,
@@ -102,16 +104,15 @@ class ModelRegistry:
 
     def get(self, name: str) -> ServedModel:
         """As ``begin``, but waits for the weights, which may take minutes."""
-        return self.begin(name).result()
+        return self.begin(self.catalog.resolve(name)).result()
 
-    def begin(self, name: str) -> "Future[ServedModel]":
-        """Start to load the variant of this name, without waiting for its weights.
+    def begin(self, entry: ModelEntry) -> "Future[ServedModel]":
+        """Start to load the variant of this entry, without waiting for its weights.
 
         It waits for the tensors of a repair, if the dense weights are loaded. The call or the
-        future raises what ``Catalog.resolve`` raises, or ``NotAModel``, ``CheckpointCorrupt``,
-        ``ModelReplaced`` or ``NoRoomForWeights``.
+        future raises ``UnknownModel``, ``NotAModel``, ``CheckpointCorrupt``, ``ModelReplaced`` or
+        ``NoRoomForWeights``.
         """
-        entry = self.catalog.resolve(name)
         served: Future[ServedModel] = Future()
         served.set_running_or_notify_cancel()
 
@@ -119,10 +120,25 @@ class ModelRegistry:
             try:
                 served.set_result(self._served(entry, weights.result()))
             except BaseException as error:  # noqa: BLE001 - the future raises it
-                served.set_exception(explained(name, error))
+                served.set_exception(explained(entry.name, error))
 
         self._weights.get(self._source(entry)).add_done_callback(serve)
         return served
+
+    def tokenizer(self, entry: ModelEntry) -> PreTrainedTokenizerBase | None:
+        """Without loading the weights of this entry. None unless its dense model is here.
+
+        Raises ``NotAModel`` and ``ModelNotFound``.
+        """
+        if (known := self._weights.loaded().get(entry.weights_name)) is not None:
+            return known.loaded.tokenizer
+        if not entry.is_view and not entry.is_foreign:
+            return None
+        path = self._models.path(entry.base)
+        self._models.check_opened(path)
+        with suppress(OSError):  # which loading the model will say
+            return tokenizer_in(path)
+        return None
 
     def find(self, name: str) -> ModelEntry:
         """As ``Catalog.resolve``, but also finds loaded models whose directory is gone."""

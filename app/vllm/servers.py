@@ -50,7 +50,6 @@ class VllmModel:
     max_len: int  # of prompt and output together
     version: str  # of vLLM
     args: tuple[str, ...]  # that the settings give it
-    finds_calls: bool = False  # of tools that the model chooses to call
 
     @property
     def max_scored(self) -> int:
@@ -223,7 +222,6 @@ class VllmServers:
             facts.max_model_len,
             facts.version,
             self.options.args,
-            self.options.finds_calls,
         )
 
     async def unload(self, entry: ModelEntry) -> None:

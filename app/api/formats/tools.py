@@ -14,11 +14,12 @@ from uuid import uuid4
 from app.api.schemas.openai import ChatBody
 from app.api.schemas.response_format import JsonSchemaFormat, JsonSchemaSpec
 from app.api.schemas.tools import CalledFunction, FunctionSpec, NamedTool, ToolCall
+from app.engine.sampling.text import check_template
 from app.engine.scheduling.sequence import RequestRefused, ResponseFormat
 from app.generation.calls import call_form, call_grammar
+from app.generation.generator import Host
 from app.generation.output import CallPart, Delta, Output
 from app.generation.request import Served, ServedElsewhere
-from app.models.registry import ServedModel
 
 MessageDelta = dict[Literal["role", "content", "tool_calls"], Any]  # what is new of a message
 
@@ -77,42 +78,49 @@ def leaves_choice(body: ChatBody) -> bool:
     return bool(body.tools) and body.tool_choice in (None, "auto")
 
 
-def chosen_format(served: Served, body: ChatBody) -> ResponseFormat | None:
-    """The format of an output whose calls the model chooses; None if it is not enforced here.
+def check_chat(body: ChatBody, host: Host) -> None:
+    """Raise ``NoChatTemplate``, or ``ToolsRefused`` if the calls of a model cannot be found.
 
-    Raises ``ToolsRefused`` if its calls cannot be found.
+    A tokenizer that is not known yet is not checked.
     """
-    if not isinstance(served, ServedElsewhere):
-        return _chosen_format_here(served, body)
-    if served.vllm is None:
+    if host.tokenizer is not None:
+        check_template(host.tokenizer)
+    if not leaves_choice(body):
+        return
+    if (reason := _cannot_find_calls(host)) is not None:
         raise ToolsRefused(
-            "tool_choice",
-            "tool_choice: `auto` is not supported for a model of another server: name a function, "
-            "or use `required` or `none`",
+            "tool_choice", f"tool_choice: `auto` {reason}, or use `required` or `none`"
         )
-    if not served.vllm.finds_calls:
-        raise ToolsRefused(
-            "tool_choice",
-            "tool_choice: `auto` requires a tool-call parser in vLLM: add "
-            "`--enable-auto-tool-choice --tool-call-parser NAME` to SLEB_VLLM_ARGS, name a "
-            "function, or use `required` or `none`",
-        )
-    return None
-
-
-def _chosen_format_here(served: ServedModel, body: ChatBody) -> ResponseFormat | None:
-    if (form := call_form(served.tokenizer)) is None:
-        raise ToolsRefused(
-            "tool_choice",
-            "tool_choice: `auto` requires a chat template with tool calls in a supported form, "
-            "which this model does not have: name a function, or use `required` or `none`",
-        )
-    if body.response_format is not None and body.response_format.type != "text":
+    is_text = body.response_format is None or body.response_format.type == "text"
+    if host.vllm is None and not is_text:
         raise ToolsRefused(
             "response_format",
             "response_format: not supported together with tool_choice `auto`: leave it out, or use "
             "tool_choice `none`",
         )
+
+
+def _cannot_find_calls(host: Host) -> str | None:
+    """Why, and what to do; None if it can."""
+    if host.is_external:
+        return "is not supported for a model of another server: name a function"
+    if host.vllm is not None and not host.vllm.finds_calls:
+        return (
+            "requires a tool-call parser in vLLM: add `--enable-auto-tool-choice "
+            "--tool-call-parser NAME` to SLEB_VLLM_ARGS, name a function"
+        )
+    if host.vllm is None and host.tokenizer is not None and call_form(host.tokenizer) is None:
+        return (
+            "requires a chat template with tool calls in a supported form, which this model does "
+            "not have: name a function"
+        )
+    return None
+
+
+def chosen_format(served: Served, body: ChatBody) -> ResponseFormat | None:
+    """The format of an output whose calls the model chooses; None if it is not enforced here."""
+    if isinstance(served, ServedElsewhere) or (form := call_form(served.tokenizer)) is None:
+        return None
     may_call_many = body.parallel_tool_calls is not False
     within = call_grammar(served.tokenizer, form, may_call_many=may_call_many)
     if within is None:

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
 from app.api.deps import GeneratorDep, ModelOrAlias, ServicesDep
 from app.api.formats.models import error_of
 from app.api.formats.openai import ChatFormat, CompletionFormat
-from app.api.formats.tools import chosen_format, leaves_choice, tool_use
+from app.api.formats.tools import check_chat, chosen_format, leaves_choice, tool_use
 from app.api.generations import SheddingRoute, respond
 from app.api.openapi import EVENT_STREAM, Responses
 from app.api.problems import TOO_LARGE_TITLE, NotOffered
@@ -119,7 +120,7 @@ async def create_chat_completion(
         body = body.model_copy(update={"response_format": tools.response_format})
     num_logprobs = (body.top_logprobs or 0) if body.logprobs else None
     params = _params(body, max_new_tokens=limit or DEFAULT_CHAT_TOKENS, num_logprobs=num_logprobs)
-    served = await generator.load(body.model)
+    served = await generator.load(body.model, partial(check_chat, body))
     if may_call := leaves_choice(body):
         params = replace(params, response_format=chosen_format(served, body))
     chat = Chat(

@@ -40,7 +40,7 @@ def test_a_hybrid_is_refused_before_its_weights_are_read(tmp_path: Path) -> None
     with pytest.raises(
         NotAModel, match=r"lfm2 blocks have recurrent states .* vLLM may be able to serve the model"
     ):
-        registry_of(tmp_path).begin("hybrid")
+        registry_of(tmp_path).get("hybrid")
 
 
 def addresses(variant: Variant) -> dict[int, int]:

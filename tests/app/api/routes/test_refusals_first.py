@@ -55,6 +55,44 @@ def cold_client(settings: ServeSettings, redis_url: str) -> Iterator[TestClient]
         yield client
 
 
+TOOLS = [{"type": "function", "function": {"name": "clock"}}]
+
+
+@pytest.mark.parametrize(
+    ("template", "asked", "code", "param"),
+    [
+        (None, {}, "no_chat_template", "messages"),
+        (None, {"tools": TOOLS, "stream": True}, "no_chat_template", "messages"),
+        ("{{ messages }}", {"tools": TOOLS}, "request_refused", "tool_choice"),
+        (
+            "{{ tools }}<tool_call>",
+            {"tools": TOOLS, "response_format": {"type": "json_object"}},
+            "request_refused",
+            "response_format",
+        ),
+    ],
+)
+@pytest.mark.parametrize("name", ["tiny", "tiny+int8"])
+def test_no_weights_are_read_for_a_chat_that_the_template_does_not_allow(
+    template: str | None,
+    asked: dict[str, Any],
+    code: str,
+    param: str,
+    name: str,
+    settings: ServeSettings,
+    redis_url: str,
+) -> None:
+    file = settings.models_dir / "tiny" / "chat_template.jinja"
+    file.unlink() if template is None else file.write_text(template)
+    with local_api(settings, redis_url, preload=[]) as client:
+        response = client.post(CHAT, json={**MESSAGES, **asked, "model": name})
+        assert response.status_code == 400, response.text
+        error = response.json()["error"]
+        assert (error["code"], error["param"]) == (code, param)
+        registry = client.app_state["services"].generation.registry
+        assert not registry.weight_bytes(), "no weights were read"
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status"),
     [
