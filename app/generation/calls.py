@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -70,6 +71,8 @@ _FORMS = (
     CallForm("[func_name1(", ("[",), "", _pythonic),
 )
 _UNKNOWN = ("<function=", "[ARGS]")  # in templates with other forms within the same tags
+_HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*"([^"\\]*)"\s*,\s*"arguments"\s*:\s*(?=\{)')
+_MARKS = re.compile(r'\\.?|["{}]', re.DOTALL)
 
 
 def call_form(tokenizer: PreTrainedTokenizerBase) -> CallForm | None:
@@ -135,8 +138,33 @@ def _token(before: str, token_id: int | None) -> str:
     return "" if token_id is None else f"{before} <[{token_id}]>"
 
 
+class _Arguments:
+    """Finds the end of an object that is written in pieces."""
+
+    def __init__(self, *, is_kept: bool) -> None:
+        self.is_kept = is_kept  # by the finder
+        self._depth = 0
+        self._is_string = False
+
+    def split(self, text: str) -> tuple[str, str, bool]:
+        """What is of the object, what is not or is not yet known, and whether it has ended."""
+        for mark in _MARKS.finditer(text):
+            if mark[0] == "\\":  # of an escape whose second character is to come
+                return text[: mark.start()], mark[0], False
+            if mark[0] == '"':
+                self._is_string = not self._is_string
+            elif mark[0] in "{}" and not self._is_string:
+                self._depth += 1 if mark[0] == "{" else -1
+                if not self._depth:
+                    return text[: mark.end()], text[mark.end() :], True
+        return text, "", False
+
+
 class CallFinder:
-    """Separates the text of one output from its calls. What is no valid call remains text."""
+    """Separates the text of one output from its calls. What is no valid call remains text.
+
+    The arguments of a call between tags are not checked, as its grammar has enforced them.
+    """
 
     def __init__(self, form: CallForm, names: Collection[str], *, may_call_many: bool) -> None:
         self._form = form
@@ -145,15 +173,23 @@ class CallFinder:
         self._held = ""  # of which it is not yet known what it is
         self._is_text = False  # the whole output
         self._num_calls = 0
+        self._arguments: _Arguments | None = None  # of the call that is being written
+        self._is_closing = False  # behind its arguments
+
+    @property
+    def is_within_arguments(self) -> bool:
+        return self._arguments is not None
 
     def push(self, text: str) -> tuple[str, list[CallPart]]:
-        """The text and the calls that this part of the output completes."""
+        """The text and the parts of calls that this part of the output completes."""
         self._held += text
         return self._between_tags() if self._form.closing else (self._beginning(), [])
 
     def flush(self) -> tuple[str, list[CallPart]]:
         """The rest at the end of the output."""
         rest, self._held = self._held, ""
+        if self._arguments is not None or self._is_closing:
+            return "", []
         body = rest.strip()
         if self._form.closing and body.startswith(self._form.openings):
             body = body.removeprefix(self._form.openings[0])
@@ -175,21 +211,49 @@ class CallFinder:
         return text
 
     def _between_tags(self) -> tuple[str, list[CallPart]]:
-        [opening], closing = self._form.openings, self._form.closing
-        texts, parts = [], []
-        while opening in self._held:
-            before, _, rest = self._held.partition(opening)
-            body, end, after = rest.partition(closing)
-            if not end:
-                break
-            calls = self._calls(body)
-            texts.append(before.rstrip() if calls else f"{before}{opening}{body}{closing}")
-            parts += self._kept(calls)
-            self._held = after
-        num_final = _num_final(self._held, opening)
-        texts.append(self._held[:num_final])
-        self._held = self._held[num_final:]
+        texts: list[str] = []
+        parts: list[CallPart] = []
+        while self._takes_part(texts, parts):
+            pass
         return "".join(texts), parts
+
+    def _takes_part(self, texts: list[str], parts: list[CallPart]) -> bool:
+        """Whether one more part of what is held was complete."""
+        [opening], closing = self._form.openings, self._form.closing
+        if self._arguments is not None:
+            return self._takes_arguments(self._arguments, parts)
+        if self._is_closing:
+            _, end, rest = self._held.partition(closing)
+            self._is_closing, self._held = not end, rest if end else self._held
+            return bool(end)
+        before, _, rest = self._held.partition(opening)
+        head = _HEAD.match(rest)
+        if head is not None and head[1] in self._names:
+            texts.append(before.rstrip())
+            begun = self._kept([(head[1], "")])
+            parts += begun
+            self._arguments, self._held = _Arguments(is_kept=bool(begun)), rest[head.end() :]
+            return True
+        body, end, after = rest.partition(closing)
+        if not end:
+            num_final = _num_final(self._held, opening)
+            texts.append(self._held[:num_final])
+            self._held = self._held[num_final:]
+            return False
+        calls = self._calls(body)
+        texts.append(before.rstrip() if calls else f"{before}{opening}{body}{closing}")
+        parts += self._kept(calls)
+        self._held = after
+        return True
+
+    def _takes_arguments(self, arguments: _Arguments, parts: list[CallPart]) -> bool:
+        """As ``_takes_part``, within the arguments of a call."""
+        text, self._held, has_ended = arguments.split(self._held)
+        if text and arguments.is_kept:
+            parts.append(CallPart(self._num_calls - 1, None, None, text))
+        if has_ended:
+            self._arguments, self._is_closing = None, True
+        return has_ended
 
     def _calls(self, body: str) -> list[tuple[str, str]]:
         """Names and arguments; none if anything is no call of one of the functions."""

@@ -289,11 +289,13 @@ class EngineOutputStream(OutputStream):
             self._on_done(self.output)
 
     def _finish_reason(self, reason: FinishReason, last: TokenEvent) -> FinishReason:
-        """STOP by a schema of the whole output means that it fulfils it: one that is cut has
-        LENGTH."""
+        """STOP by a schema, of the whole output or of a call, means that it is fulfilled. An output
+        that is cut before has LENGTH."""
         is_cut, request = self._detokenized.is_stopped, self._stream.request
         if not is_cut and reason is not FinishReason.STOP:
             return reason
+        if self._finder is not None and self._finder.is_within_arguments:
+            return FinishReason.LENGTH
         if request.grammar is None or self._finder is not None:
             return FinishReason.STOP
         is_end = not is_cut and last.token_id in request.variant.eos_token_ids

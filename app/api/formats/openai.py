@@ -146,13 +146,16 @@ class ChatFormat(OpenAIFormat):
                 content = "" if self._tools is None else None
                 yield self._chunk(delta, {"role": "assistant", "content": content})
             logprobs = self._logprobs(delta.tokens)
-            message = (
+            messages = (
                 text_and_calls(delta)
                 if self._tools is None
-                else self._tools.delta(delta, is_first=is_first)
+                else self._tools.deltas(delta, is_first=is_first)
             )
-            if message or (logprobs and logprobs.content):
-                yield self._chunk(delta, message or {"content": ""}, logprobs)
+            if not messages and logprobs and logprobs.content:
+                messages = [{"content": ""}]
+            for message in messages:
+                yield self._chunk(delta, message, logprobs)
+                logprobs = self._logprobs(())  # sent once
             if delta.output:
                 yield self._chunk(delta, {}, finish=self._finish(delta.output))
 

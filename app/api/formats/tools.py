@@ -58,19 +58,17 @@ class ToolUse:
                 name, arguments = call["name"], json.dumps(call["arguments"])
         return _new_call(name, arguments)
 
-    def delta(self, delta: Delta, *, is_first: bool) -> MessageDelta:
+    def deltas(self, delta: Delta, *, is_first: bool) -> list[MessageDelta]:
         """What is new of the call; empty if nothing is to be sent yet.
 
         The arguments of an only function are streamed as they grow. Which of several functions is
         called is known at the end, so such a call is one delta.
         """
         if self.only is None:
-            return {} if delta.output is None else _whole(self.call(delta.output.text))
+            return [] if delta.output is None else [_whole(self.call(delta.output.text))]
         if is_first:
-            return _whole(self.call(delta.text))
-        if not delta.text:
-            return {}
-        return {"tool_calls": [{"index": 0, "function": {"arguments": delta.text}}]}
+            return [_whole(self.call(delta.text))]
+        return [_of_calls(_part(CallPart(0, None, None, delta.text)))] if delta.text else []
 
 
 def leaves_choice(body: ChatBody) -> bool:
@@ -189,14 +187,14 @@ def found_calls(output: Output) -> list[ToolCall] | None:
     return [_new_call(call.name or "", call.arguments, call.id) for call in output.calls] or None
 
 
-def text_and_calls(delta: Delta) -> MessageDelta:
-    """What is new of both; empty if nothing is."""
-    message: MessageDelta = {}
-    if delta.text:
-        message["content"] = delta.text
-    if delta.calls:
-        message["tool_calls"] = [*map(_part, delta.calls)]
-    return message
+def text_and_calls(delta: Delta) -> list[MessageDelta]:
+    """What is new of both. Clients expect one part of a call in a delta."""
+    texts: list[MessageDelta] = [{"content": delta.text}] if delta.text else []
+    return texts + [_of_calls(_part(part)) for part in delta.calls]
+
+
+def _of_calls(part: dict[str, Any]) -> MessageDelta:
+    return {"tool_calls": [part]}
 
 
 def _part(part: CallPart) -> dict[str, Any]:
@@ -212,4 +210,4 @@ def _new_call(name: str, arguments: str, id_: str | None = None) -> ToolCall:
 
 
 def _whole(call: ToolCall) -> MessageDelta:
-    return {"tool_calls": [{"index": 0, **call.model_dump()}]}
+    return _of_calls({"index": 0, **call.model_dump()})

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.generation.calls import CallFinder, call_finder, call_form
+from app.generation.output import CallPart
 from app.generation.request import Chat
 from tests.support.tiny_directory import tiny_tokenizer
 
@@ -83,11 +84,17 @@ def finder(form: str, *, may_call_many: bool = True) -> CallFinder:
 
 def found_in(find: CallFinder, pieces: list[str]) -> tuple[str, list[tuple[str | None, object]]]:
     results = [*map(find.push, pieces), find.flush()]
-    calls = [call for _, calls in results for call in calls]
+    parts = [part for _, parts in results for part in parts]
+    calls = [part for part in parts if part.name is not None]
     assert [call.index for call in calls] == [*range(len(calls))]
     assert len({call.id for call in calls}) == len(calls)
+    arguments = [arguments_of(parts, call.index) for call in calls]
     text = "".join(text for text, _ in results)
-    return text, [(call.name, json.loads(call.arguments)) for call in calls]
+    return text, [(call.name, json.loads(of)) for call, of in zip(calls, arguments, strict=True)]
+
+
+def arguments_of(parts: list[CallPart], index: int) -> str:
+    return "".join(part.arguments for part in parts if part.index == index)
 
 
 @pytest.mark.parametrize(("form", "output", "text", "calls"), FOUND)
@@ -116,6 +123,25 @@ def test_text_is_not_held_back_for_longer_than_it_may_be_a_call() -> None:
     assert find.push(" and <tool")[0] == " and"
     assert find.push("s>")[0] == " <tools>"
     assert finder("llama").push("It is")[0] == "It is"
+
+
+def test_arguments_are_found_as_they_are_written() -> None:
+    """They may hold what looks like their end, whatever the pieces are."""
+    find = finder("hermes")
+    arguments = r'{"a": "}</tool_call>\" \\\\", "b": {"c": 1}}'
+    parts: list[list[CallPart]] = []
+    for piece in ["<tool_call>", '{"name": "clock"', ', "arguments": ', *arguments]:
+        text, found = find.push(piece)
+        assert not text
+        parts.append(found)
+    [begin, first], *later = parts[3:]
+    assert (begin.index, begin.name, begin.arguments) == (0, "clock", "")
+    assert first == CallPart(0, None, None, "{")
+    assert all(part.name is None and part.id is None for [part] in filter(None, later))
+    assert "{" + "".join(part.arguments for found in later for part in found) == arguments
+    assert not find.is_within_arguments
+    assert [find.push(piece) for piece in ("}", "\n</tool", "_call>")] == [("", [])] * 3
+    assert find.push("the dog") == ("the dog", [])
 
 
 @pytest.mark.parametrize("form", ["hermes", "mistral"])

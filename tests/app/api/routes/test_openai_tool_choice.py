@@ -71,6 +71,15 @@ def streamed(answer: httpx2.Response) -> list[Any]:
     return [*state.current_completion_snapshot.choices]
 
 
+def deltas_of_calls(answer: httpx2.Response) -> list[dict[str, Any]]:
+    """The parts of calls, each of which is alone in a chunk."""
+    lines = [line for line in answer.text.splitlines() if line.startswith("data: {")]
+    deltas = [json.loads(line[6:])["choices"][0]["delta"] for line in lines]
+    calls = [delta["tool_calls"] for delta in deltas if "tool_calls" in delta]
+    assert all(len(parts) == 1 for parts in calls)
+    return [part for [part] in calls]
+
+
 @pytest.mark.parametrize("choice", ["auto", None])
 @pytest.mark.parametrize("is_streamed", [False, True])
 def test_calls_that_the_model_chooses(
@@ -95,6 +104,47 @@ def test_several_calls(
     assert found.finish_reason == ("length" if may_call_many else "tool_calls")
     assert not found.message.content
     assert calls_of(found.message) == [("clock", {"zone": "UTC"})] * (1 + may_call_many)
+
+
+def test_a_call_is_streamed_as_it_is_written(writes: Callable[[str], Ask]) -> None:
+    """As OpenAI streams it: its id and its name, then its arguments in pieces."""
+    zones = {"type": "array", "items": {"enum": [1, 22]}, "minItems": 3, "maxItems": 9}
+    parameters = {"type": "object", "properties": {"zones": zones}, "required": ["zones"]}
+    ask = writes('<tool_call>{"name": "clock", "arguments": {"zones": ')
+    tool = {"name": "clock", "parameters": {**parameters, "additionalProperties": False}}
+    asked = {"tools": [{"type": "function", "function": tool}], "parallel_tool_calls": False}
+    asked |= {"max_completion_tokens": 200, "seed": 1, "temperature": 0}
+    [expected] = whole(ask(**asked))
+    answer = ask(**asked, stream=True)
+    [found] = streamed(answer)
+    assert found.finish_reason == expected.finish_reason == "tool_calls"
+    assert calls_of(found.message) == calls_of(expected.message)
+    first, *later = deltas_of_calls(answer)
+    assert set(first) == {"index", "id", "type", "function"}
+    assert first["function"] == {"name": "clock", "arguments": ""}
+    assert len(later) > 3
+    for part in later:
+        assert set(part) == {"index", "function"}
+        assert part["function"].keys() == {"arguments"}
+        assert part["function"]["arguments"]
+
+
+@pytest.mark.parametrize("limit", [{"max_completion_tokens": 1}, {"stop": "U"}])
+def test_a_call_that_is_cut_has_no_valid_arguments(
+    writes: Callable[[str], Ask], limit: dict[str, Any]
+) -> None:
+    ask = writes('<tool_call>{"name": "clock", "arguments": {"zone": "U')
+    tool = {"name": "clock", "parameters": {"properties": {"zone": {"type": "string"}}}}
+    tools = [{"type": "function", "function": tool}]
+    [found], [read] = (
+        whole(ask(tools=tools, **limit)),
+        streamed(ask(tools=tools, **limit, stream=True)),
+    )
+    assert found.finish_reason == read.finish_reason == "length"
+    for message in (found.message, read.message):
+        [call] = message.tool_calls
+        assert call.function.name == "clock"
+        assert call.function.arguments.startswith('{"zone": "')
 
 
 def test_text_is_text(writes: Callable[[str], Ask]) -> None:
