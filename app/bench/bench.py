@@ -226,7 +226,7 @@ def _record_speedups(bench: Bench, settings: Settings) -> None:
     speedups = {
         Measurand(
             len(bench.subject.removed[row.variant]), row.variant in bench.subject.int8
-        ): row.speedup.record(bench.subject.num_blocks, row.scenario.value)
+        ): row.speedup.record(row.scenario.value)
         for row in rows
         if row.variant != AGAIN and is_firm(row.speedup, control[row.scenario])
     }

@@ -8,7 +8,7 @@ import typer
 from app.cli.options import AsJson
 from app.terminal import starting
 from pruning.config import Settings
-from pruning.evaluation.advice import Limits
+from pruning.evaluation.limits import Limits
 
 
 def frontier(
@@ -19,6 +19,9 @@ def frontier(
     max_ratio: Annotated[
         float, typer.Option(help="Maximum of its / dense perplexity, on every text.")
     ] = Limits.max_ratio,
+    min_speedup: Annotated[
+        float, typer.Option(help="Minimum speed-up of what is worth taking.")
+    ] = Limits.min_speedup,
     price_per_hour: Annotated[
         float | None,
         typer.Option(min=0, help="Price of this machine, for the price of a million tokens."),
@@ -34,10 +37,11 @@ def frontier(
     All candidates take turns with the dense model on each load. Those that lose too much or are
     surely slower get few turns. What is measured is kept in the data directory.
     """
+    limits = Limits(max_ratio, min_speedup)
     with starting():
         from app.commands.frontier import run_frontier
         from app.frontier.run import Asked
 
-    asked = Asked(model, loads, max_ratio, max_minutes, price_per_hour)
+    asked = Asked(model, loads, limits, max_minutes, price_per_hour)
     out = out and out.expanduser().absolute()
     run_frontier(asked, Settings(), as_json=as_json, out=out)

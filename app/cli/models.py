@@ -8,7 +8,7 @@ import typer
 from app.cli.options import AsJson, Url, WholeHelp
 from app.config import serve_settings
 from app.terminal import starting
-from pruning.evaluation.advice import Limits
+from pruning.evaluation.limits import Limits
 
 models = typer.Typer(
     cls=WholeHelp,
@@ -116,17 +116,17 @@ def advise(
         float, typer.Option(help="Maximum perplexity relative to the dense model, on every text.")
     ] = Limits.max_ratio,
     min_speedup: Annotated[
-        float, typer.Option(help="Minimum speed-up per token.")
+        float, typer.Option(help="Minimum speed-up of what is worth taking.")
     ] = Limits.min_speedup,
     min_probe: Annotated[
         float | None, typer.Option(help="Minimum probe score, from 0 to 1.")
     ] = Limits.min_probe,
     as_json: AsJson = False,
 ) -> None:
-    """Recommend a depth of a pruned model, with its speed-up, its quality and their intervals.
+    """Say what to take of a model, from what is known of int8 weights and of all its depths.
 
-    A depth is recommended if its intervals lie within the limits. Missing measurements are listed
-    with the command that makes them.
+    What is taken has intervals within the limits. If a measurement is missing that could change the
+    answer, the next step is the command that makes it.
     """
     limits = Limits(max_ratio, min_speedup, min_probe)
     from app.commands.models import print_advice

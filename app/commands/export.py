@@ -158,7 +158,7 @@ class _Exporter:
         dtype = str(self.dense.model.dtype).removeprefix("torch.")
         removed, is_plain = self.subject.removed_blocks, self.subject.weights is None
         healed_in, speedups = self.subject.healed_in, MeasuredSpeedups(self.settings.data_dir)
-        measured = speedups.of(Path(parent).name, total, len(removed)) if is_plain else None
+        measured = speedups.of(Path(parent).name, len(removed)) if is_plain else None
         return Exported(
             name,
             Path(parent).name,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from pruning.checkpoints.card import QuantizedText
-from pruning.evaluation.advice import Limits
+from pruning.evaluation.limits import Limits
 from pruning.spec.prune import Quantize
 
 MAX_RATIO = Limits().max_ratio  # of perplexity with quantized weights to that with plain ones

@@ -4,18 +4,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
+from app.commands.verdict import print_verdict
 from app.frontier.run import Asked, Frontier, measure_frontier, to_wire
 from app.models.measured_speedups import Measurand
-from app.terminal import filled, json_text, print_json, print_next
+from app.terminal import json_text, print_json
 from pruning.config import Settings
-from pruning.evaluation.frontier import Point, quality_of
-from pruning.evaluation.quality import Interval
-from pruning.evaluation.verdict import Verdict
+from pruning.evaluation.points import Point
 
 _MIB = 2**20
-_LIMIT = {Verdict.KEPT: "", Verdict.EXCEEDED: "beyond", Verdict.UNDECIDED: "open"}
 
 
 def run_frontier(asked: Asked, settings: Settings, *, as_json: bool, out: Path | None) -> None:
@@ -41,56 +38,22 @@ def run_frontier(asked: Asked, settings: Settings, *, as_json: bool, out: Path |
 
 
 def print_frontier(frontier: Frontier, console: Console) -> None:
-    verdict = frontier.verdict
-    console.print(verdict.sentence, markup=False, style="bold")
-    if (step := verdict.next_step) is not None:
-        print_next(console, step.words, step.command)
-    console.print()
-    headings = ["", "model", *(load.name for load in frontier.loads), "perplexity", "MiB"]
-    headings += ["$/M"] if frontier.prices else []
-    rows = ([*_cells(frontier, point)] for point in frontier.points)
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    console.print(filled(table, [*headings, "limit"], rows, ["model", "limit"], overflow="fold"))
+    costs = ["MiB", *(["$/M"] if frontier.prices else [])]
+    print_verdict(frontier.verdict, console, costs, lambda point: _costs(frontier, point))
     for line in _explained(frontier):
         console.print(line, markup=False)
 
 
-def _cells(frontier: Frontier, point: Point) -> Iterator[str]:
-    verdict, what = frontier.verdict, Measurand(point.num_removed, point.is_int8)
-    is_taken = point.name in verdict.taken.values()
-    yield "→" if is_taken else "*" if point.name in verdict.frontier else ""
-    yield "dense" if point.is_dense else point.short_name
-    for load in frontier.loads:
-        yield _with_reach(point.speeds.get(load.name))
-    yield _with_reach(point.worst, 3)
+def _costs(frontier: Frontier, point: Point) -> Iterator[str]:
+    what = Measurand(point.num_removed, point.is_int8)
     num_bytes = frontier.weight_bytes.get(what)
     yield "-" if num_bytes is None else f"{num_bytes / _MIB:,.0f}"
     if frontier.prices:
         yield f"{frontier.prices[what]:,.2f}" if what in frontier.prices else "-"
-    yield _LIMIT[quality_of(point, frontier.asked.max_ratio)]
-
-
-def _with_reach(interval: Interval | None, digits: int = 2) -> str:
-    """The value, and how far its interval reaches to each side on average."""
-    if interval is None:
-        return "-"
-    if interval.low is None or interval.high is None:
-        return f"{interval.value:.{digits}f}"
-    reach = f"{(interval.high - interval.low) / 2:.{digits}f}".removeprefix("0")
-    return f"{interval.value:.{digits}f}±{reach}"
 
 
 def _explained(frontier: Frontier) -> Iterator[str]:
-    loads = ", ".join(f"{load.name}: {load.words}" for load in frontier.loads)
-    yield f"→ to be taken, * on the frontier: no other is surely better; {loads}"
-    yield (
-        "speeds: times as fast as the dense model in turns, per token or to the first token of a "
-        "prompt; that of dense is the noise"
-    )
-    yield (
-        "perplexity: times the dense model's on the text that lost most; limit: "
-        f"{frontier.asked.max_ratio:g}; ± half of an interval of 95 %"
-    )
+    yield "the speed of dense is the noise: all take turns with it"
     if frontier.prices and frontier.priced_at is not None:
         yield f"$/M: price of a million tokens {frontier.priced_at.words}"
     if frontier.left_out:

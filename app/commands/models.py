@@ -10,6 +10,7 @@ from rich.table import Table
 
 from app.api.formats.advice import advice_view
 from app.commands.domain_table import fits
+from app.commands.verdict import print_verdict
 from app.config import ServeSettings
 from app.models.advice import advice_on
 from app.models.aliases import Aliases
@@ -22,7 +23,7 @@ from app.terminal import filled, print_json
 from pruning.checkpoints.orders_plot import MAX_ORDERS, NothingToPlot, plot_orders
 from pruning.checkpoints.store import CheckpointStore, Manifest
 from pruning.checkpoints.trajectory import short
-from pruning.evaluation.advice import Limits, advice_table
+from pruning.evaluation.limits import Limits
 from pruning.evaluation.quality import DomainQuality
 from pruning.extras import require_extra
 from pruning.models.store import ModelStore
@@ -96,26 +97,12 @@ def print_models(settings: ServeSettings, *, as_json: bool) -> None:
 
 
 def print_advice(settings: ServeSettings, model: str, limits: Limits, *, as_json: bool) -> None:
-    """Raises ``UnknownModel``."""
+    """Raises ``UnknownModel`` or ``NotDense``."""
     advice = advice_on(model, catalog_of(settings), limits)
     if as_json:
         print_json(advice_view(advice))
         return
-    console = Console(highlight=False)
-    console.print(advice.sentence, markup=False, style="bold")
-    if advice.depths:
-        console.print()
-        headings, rows = advice_table(advice)
-        depths = Table(box=None, pad_edge=False)
-        console.print(filled(depths, headings, rows, ["depth", "keeps"], overflow="fold"))
-        console.print(f"limits: {advice.limits}", markup=False)
-        console.print(
-            "speed-up per token, and perplexity by text relative to the dense model; 95 % "
-            "intervals in parentheses; *: predicted",
-            markup=False,
-        )
-    for text in advice.missing:
-        console.print(f"missing: {text}", markup=False)
+    print_verdict(advice, Console(highlight=False))
 
 
 def plot_models(settings: ServeSettings, names: Sequence[str], out: Path) -> None:

@@ -191,8 +191,8 @@ def _local_name(model: str, settings: Settings) -> str:
 
 def _measured_speedups(model: str, manifest: Manifest, data_dir: Path) -> dict[int, str]:
     measured = MeasuredSpeedups(data_dir)
-    depths = range(1, len(manifest.removed_blocks) + 1)
-    speedups = {depth: measured.of(model, manifest.num_blocks, depth) for depth in depths}
+    depths, weights = range(1, len(manifest.removed_blocks) + 1), manifest.parent_fingerprint
+    speedups = {depth: measured.of(model, depth, fingerprint=weights) for depth in depths}
     return {depth: str(speedup) for depth, speedup in speedups.items() if speedup is not None}
 
 

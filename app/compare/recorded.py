@@ -44,7 +44,7 @@ def _measured(comparison: Comparison) -> Iterator[tuple[Measurand, MeasuredSpeed
             continue
         if is_firm(per_token, _noise(comparison)):
             what = Measurand(entry.num_removed, entry.is_int8)
-            yield what, per_token.record(entry.num_blocks + entry.num_removed, COMPARISON)
+            yield what, per_token.record(COMPARISON)
 
 
 def _noise(comparison: Comparison) -> Speedup | None:

@@ -46,13 +46,12 @@ class Speedup:
     verdict: Verdict
     reason: str
 
-    def record(self, num_blocks: int, scenario: str) -> MeasuredSpeedup:
-        """As measured now, over a dense model of so many blocks."""
+    def record(self, scenario: str) -> MeasuredSpeedup:
+        """As measured now."""
         return MeasuredSpeedup(
             ratio=self.ratio,
             low=self.low,
             high=self.high,
-            num_blocks=num_blocks,
             scenario=scenario,
             measured_at=time.time(),
             num_pairs=self.num_pairs,

@@ -6,21 +6,20 @@ from dataclasses import dataclass, replace
 from app.bench.plan import DENSE
 from app.engine.variant import Variant
 from app.frontier.qualities import measure_qualities, windows_for
-from app.models.candidates import int8_forms, pruned_variants
+from app.models.candidates import dense_point, int8_forms, is_healed, point_of, pruned_variants
 from app.models.catalog import Catalog
 from app.models.entry import ModelEntry
 from app.models.measured_qualities import MeasuredQualities
 from app.models.measured_speedups import Measurand
 from pruning.config import Settings
-from pruning.evaluation.frontier import Load, Point, quality_of, ratio_verdict
+from pruning.evaluation.limits import Limits
+from pruning.evaluation.points import Load, Point
 from pruning.evaluation.quality import Interval
 from pruning.evaluation.verdict import Verdict
 from pruning.models.names import int8_name
 from pruning.models.safetensors_headers import fingerprint
 from pruning.models.store import LoadedModel, ModelStore, load_tokenizer
 from pruning.storage.checkpoints import current_checkpoints
-
-_DENSE_RATIO = {"every text": Interval(1.0, 1.0, 1.0)}
 
 
 @dataclass(frozen=True)
@@ -34,12 +33,12 @@ class Candidates:
     left_out: Sequence[str] = ()  # int8 weights of depths that lose too much without them
 
     @classmethod
-    def of(cls, model: str, catalog: Catalog, max_ratio: float) -> "Candidates":
+    def of(cls, model: str, catalog: Catalog, limits: Limits) -> "Candidates":
         pruned, int8 = pruned_variants(model, catalog), [*int8_forms(model, catalog)]
         beyond = {
             int8_name(entry.name)
             for entry in pruned
-            if ratio_verdict(catalog.ratios(entry), max_ratio) is Verdict.EXCEEDED
+            if limits.quality(catalog.ratios(entry)) is Verdict.EXCEEDED
         }
         left_out = [entry.name for entry in int8 if entry.name in beyond]
         return cls(model, pruned, [one for one in int8 if one.name not in beyond], left_out)
@@ -56,34 +55,22 @@ class Candidates:
         Healed weights are as fast as raw ones, which need no loading.
         """
         sides: dict[Measurand, str] = {}
-        for entry in sorted((*self.pruned, *self.int8), key=_is_healed):
-            name = entry.raw.name if _is_healed(entry) else entry.name
+        for entry in sorted((*self.pruned, *self.int8), key=is_healed):
+            name = entry.raw.name if is_healed(entry) else entry.name
             sides.setdefault(Measurand(entry.num_removed, entry.is_int8), name)
         return sides
 
     def points(self, catalog: Catalog) -> Iterator[Point]:
         """Without speeds, the dense model first."""
-        yield Point(self.model, ratios=_DENSE_RATIO)
-        for entry in (*self.int8, *self.pruned):
-            yield Point(
-                entry.name,
-                entry.num_removed,
-                is_int8=entry.is_int8,
-                is_healed=_is_healed(entry),
-                ratios=catalog.ratios(entry),
-                checkpoint=entry.order.name if entry.order else "",
-            )
-
-
-def _is_healed(entry: ModelEntry) -> bool:
-    return entry.repair is not None and entry.repair.is_healed
+        yield dense_point(self.model)
+        yield from (point_of(entry, catalog) for entry in (*self.int8, *self.pruned))
 
 
 def measure_int8(
     candidates: Candidates,
     sides: Mapping[str, Variant],
     settings: Settings,
-    max_ratio: float,
+    limits: Limits,
     until_s: float,
     say: Callable[[str], object],
 ) -> None:
@@ -107,7 +94,7 @@ def measure_int8(
             dense,
             {entry.pinned_name: sides[entry.name].model for entry in entries},
             windows_for(LoadedModel(dense, load_tokenizer(path), path), checkpoints, checkpoint),
-            max_ratio,
+            limits.max_ratio,
             until_s,
             lambda variant: say(f"Measuring the perplexity of {variant}"),
         )
@@ -116,20 +103,21 @@ def measure_int8(
 
 @dataclass(frozen=True)
 class MayBeTaken:
-    """Which candidates may be taken, by their speeds at a load: those within the limit that are not
-    surely slower than another one.
+    """Which candidates may be taken, by their speeds at a load: those within the limits that are
+    not surely slower than another one.
     """
 
     points: Sequence[Point]
-    max_ratio: float
+    limits: Limits
 
     def __call__(self, known: Mapping[Measurand, Interval]) -> Collection[Measurand]:
         verdicts: dict[Measurand, set[Verdict]] = {}
         for point in self.points:
             of = Measurand(point.num_removed, point.is_int8)
-            verdicts.setdefault(of, set()).add(quality_of(point, self.max_ratio))
+            verdicts.setdefault(of, set()).add(self.limits.quality(point.ratios))
         kept = [each for what, each in known.items() if Verdict.KEPT in verdicts[what]]
-        least = max(kept, key=lambda each: each.value, default=Interval(0.0, 0.0, 0.0)).low or 0.0
+        fastest = max(kept, key=lambda each: each.value, default=Interval(0.0, 0.0, 0.0)).low or 0.0
+        least = max(fastest, self.limits.min_speedup)
         return [
             what
             for what, each in known.items()

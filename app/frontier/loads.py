@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 
 from app.bench.plan import BenchPlan, Scenario
+from app.models.loads import PROMPT, load_of, order_of
 from app.models.measured_speedups import ONE_STREAM
-from pruning.evaluation.frontier import Load
+from pruning.evaluation.points import Load
 from pruning.spec import InvalidSpec
 
-PROMPT = "prompt"
 MAX_STREAMS = 1024
 _PROMPT_TOKENS, _NEW_TOKENS, _LONG_PROMPT = 64, 32, 2048
 
@@ -27,7 +27,7 @@ def _planned(name: str, max_model_len: int) -> tuple[Load, BenchPlan]:
     if name == PROMPT:
         tokens = min(_LONG_PROMPT, max_model_len - 1)
         plan = BenchPlan(scenarios=(Scenario.PROMPT,), long_prompt=tokens)
-        return Load(name, f"on a prompt of {tokens:,} tokens"), plan
+        return load_of(name, tokens), plan
     streams = 1 if name == ONE_STREAM else int(name) if name.isdecimal() else 0
     if not 1 <= streams <= MAX_STREAMS:
         raise InvalidSpec(
@@ -42,8 +42,7 @@ def _planned(name: str, max_model_len: int) -> tuple[Load, BenchPlan]:
         prompt_tokens=prompt_tokens,
         new_tokens=min(_NEW_TOKENS, max_model_len - prompt_tokens),
     )
-    words = "at one stream" if streams == 1 else f"at {streams} streams"
-    return Load(ONE_STREAM if streams == 1 else name, words), plan
+    return load_of(ONE_STREAM if streams == 1 else name), plan
 
 
 def time_of(plan: BenchPlan) -> str:
@@ -54,4 +53,4 @@ def time_of(plan: BenchPlan) -> str:
 def streams_of(loads: Sequence[Load]) -> Load | None:
     """The load of the most streams, whose tokens are the cheapest. None without any."""
     known = [load for load in loads if load.name != PROMPT]
-    return max(known, key=lambda load: int(load.name) if load.name.isdecimal() else 1, default=None)
+    return max(known, key=lambda load: order_of(load.name), default=None)

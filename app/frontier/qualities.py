@@ -17,8 +17,8 @@ from pruning.data.corpora import CalibrationError
 from pruning.data.windows import Windows
 from pruning.evaluation.domains import domain_quality
 from pruning.evaluation.enough import FIRST_WINDOWS
-from pruning.evaluation.frontier import worst_of
 from pruning.evaluation.perplexity import measure_perplexity
+from pruning.evaluation.points import worst_of
 from pruning.evaluation.quality import DomainQuality, Interval
 from pruning.evaluation.verdict import Verdict
 from pruning.models.forward import InMemoryForward

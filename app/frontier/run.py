@@ -16,14 +16,16 @@ from app.engine.variant import Variant
 from app.frontier.candidates import Candidates, MayBeTaken, measure_int8, with_speeds
 from app.frontier.loads import plans_of, streams_of
 from app.frontier.speeds import DENSE_MODEL, Open, Speeds, measure_speeds
+from app.models.candidates import NotDense
 from app.models.catalog import Catalog
 from app.models.measured_qualities import MeasuredQualities
 from app.models.measured_speedups import Measurand, MeasuredSpeedup, MeasuredSpeedups
 from pruning.config import Settings
-from pruning.evaluation.frontier import FrontierVerdict, Load, Point, judge, quality_of
+from pruning.evaluation.frontier import FrontierVerdict, judge
+from pruning.evaluation.limits import Limits
+from pruning.evaluation.points import Load, Point
 from pruning.evaluation.verdict import Verdict
 from pruning.models.store import ModelStore
-from pruning.spec import InvalidSpec, refused
 from pruning.storage.checkpoints import current_checkpoints
 
 logger = logging.getLogger(__name__)
@@ -38,19 +40,13 @@ class Asked:
 
     model: str
     loads: str
-    max_ratio: float
+    limits: Limits
     max_minutes: float
     price_per_hour: float | None = None
 
     def __post_init__(self) -> None:
         if "+" in self.model or "@" in self.model:
-            raise InvalidSpec(
-                "model",
-                f"{self.model[:128]} is a variant: name the dense model, whose variants are all "
-                "compared, those with int8 weights too",
-            )
-        if not self.max_ratio >= 1:
-            raise refused("max_ratio", self.max_ratio, "1 or more")
+            raise NotDense(self.model)
         plans_of(self.loads, _ANY_LENGTH)
 
 
@@ -59,8 +55,6 @@ class Frontier:
     """The candidates of a model as measured now, and what to take of them."""
 
     asked: Asked
-    points: Sequence[Point]
-    loads: Sequence[Load]
     verdict: FrontierVerdict
     weight_bytes: Mapping[Measurand, int]  # if loaded alone
     prices: Mapping[Measurand, float]  # of a million tokens, at the load of the most streams
@@ -78,19 +72,19 @@ def measure_frontier(
     Raises what ``stored_subject`` raises.
     """
     began_s, limit_s = time.monotonic(), 60 * asked.max_minutes
-    candidates = Candidates.of(asked.model, _catalog(settings), asked.max_ratio)
+    candidates = Candidates.of(asked.model, _catalog(settings), asked.limits)
     subject = stored_subject(asked.model, candidates.loaded, "auto", settings)
     sides = subject.sides()
     until_s = began_s + QUALITY_SHARE * limit_s
-    measure_int8(candidates, sides, settings, asked.max_ratio, until_s, say)
+    measure_int8(candidates, sides, settings, asked.limits, until_s, say)
     points = [*candidates.points(_catalog(settings))]
     plans = plans_of(asked.loads, subject.dense.max_model_len)
-    first, later = _split(points, candidates.sides(), asked.max_ratio)
+    first, later = _split(points, candidates.sides(), asked.limits)
     timed = {side: sides[side] for side in (DENSE, AGAIN, *candidates.sides().values())}
     say("Compiling and timing kernels")
     Engine(tuner=subject.tuner, recorder=no_recorder).kernels.finish(*timed.values())
     speeds = Speeds(plans, first), Speeds(plans, later)
-    may_be_taken: tuple[Open, Open] = (MayBeTaken(points, asked.max_ratio), lambda _known: ())
+    may_be_taken: tuple[Open, Open] = (MayBeTaken(points, asked.limits), lambda _known: ())
     for of, is_open in zip(speeds, may_be_taken, strict=True):
         measure_speeds(
             of,
@@ -100,7 +94,7 @@ def measure_frontier(
             lambda load, pairs: say(f"Measuring {load.words.partition(' ')[2]}, turn {pairs + 1}"),
         )
         for load in plans:
-            _keep(asked.model, of.firm(load, subject.num_blocks), settings)
+            _keep(asked.model, of.firm(load), settings)
     return _frontier(asked, points, speeds, timed, candidates.left_out)
 
 
@@ -113,13 +107,13 @@ def _keep(model: str, firm: Mapping[Measurand, MeasuredSpeedup], settings: Setti
 
 
 def _split(
-    points: Sequence[Point], sides: Mapping[Measurand, str], max_ratio: float
+    points: Sequence[Point], sides: Mapping[Measurand, str], limits: Limits
 ) -> tuple[dict[Measurand, str], dict[Measurand, str]]:
     """The sides that may be taken, which are timed first, and those that lose too much."""
     open_ones = {
         Measurand(point.num_removed, point.is_int8)
         for point in points
-        if quality_of(point, max_ratio) is not Verdict.EXCEEDED
+        if limits.quality(point.ratios) is not Verdict.EXCEEDED
     }
     first = {what: side for what, side in sides.items() if what in open_ones}
     return first, {what: side for what, side in sides.items() if what not in open_ones}
@@ -150,9 +144,7 @@ def _frontier(
     prices = {} if at is None else {**_prices(asked, later, at), **_prices(asked, first, at)}
     return Frontier(
         asked,
-        known,
-        loads,
-        judge(asked.model, known, loads, asked.max_ratio),
+        judge(asked.model, known, loads, asked.limits),
         {what: _weight_bytes(timed[side]) for what, side in sides.items()},
         prices,
         at,
@@ -180,7 +172,7 @@ def to_wire(frontier: Frontier) -> dict[str, Any]:
     return {
         "object": "frontier",
         "model": asked.model,
-        "max_ratio": asked.max_ratio,
+        "limits": asdict(asked.limits),
         "sentence": verdict.sentence,
         "taken": dict(verdict.taken),
         "next_step": verdict.next_step and asdict(verdict.next_step),
@@ -189,8 +181,8 @@ def to_wire(frontier: Frontier) -> dict[str, Any]:
         "is_cut_short": frontier.is_cut_short,
         "price_per_hour": asked.price_per_hour,
         "priced_at": frontier.priced_at and frontier.priced_at.name,
-        "loads": {load.name: load.words for load in frontier.loads},
-        "points": [_point(frontier, point) for point in frontier.points],
+        "loads": {load.name: load.words for load in verdict.loads},
+        "points": [_point(frontier, one.point) for one in verdict.candidates],
         **frontier.facts,
     }
 
@@ -208,5 +200,5 @@ def _point(frontier: Frontier, point: Point) -> dict[str, Any]:
         "weight_bytes": frontier.weight_bytes.get(what),
         "price_per_million_tokens": frontier.prices.get(what),
         "is_on_frontier": point.name in frontier.verdict.frontier,
-        "limit": quality_of(point, frontier.asked.max_ratio).value,
+        "limit": frontier.asked.limits.quality(point.ratios).value,
     }

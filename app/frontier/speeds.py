@@ -14,7 +14,7 @@ from app.bench.runs import Measure, Sample
 from app.compare.speedup import Speedup, is_firm, speedup, turns
 from app.frontier.loads import time_of
 from app.models.measured_speedups import Measurand, MeasuredSpeedup
-from pruning.evaluation.frontier import Load
+from pruning.evaluation.points import Load
 from pruning.evaluation.quality import Interval
 
 FIRST_PAIRS = 3  # of every candidate: fewer have no interval worth the name
@@ -56,11 +56,11 @@ class Speeds:
         samples = self.samples.get(load, {}).get(side)
         return fmean(each.tokens_per_s for each in samples) if samples else None
 
-    def firm(self, load: Load, num_blocks: int) -> dict[Measurand, MeasuredSpeedup]:
+    def firm(self, load: Load) -> dict[Measurand, MeasuredSpeedup]:
         """What is known well enough to be kept."""
         control = self._speedup(load, AGAIN)
         return {
-            Measurand(what.num_removed, what.is_int8, load.name): each.record(num_blocks, load.name)
+            Measurand(what.num_removed, what.is_int8, load.name): each.record(load.name)
             for what, each in self.of(load).items()
             if is_firm(each, control)
         }

@@ -1,50 +1,112 @@
-"""Advice about the pruned variants of a model, from what the catalog knows of them."""
+"""The verdict about a model from what is known of its candidates, without measuring anything."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from app.models.catalog import Catalog
+from app.models.candidates import NotDense, dense_point, int8_forms, point_of, pruned_variants
+from app.models.catalog import Catalog, UnknownModel
 from app.models.entry import ModelEntry
-from pruning.evaluation.advice import Advice, Candidate, Limits, advise
+from app.models.loads import load_of, order_of
+from app.models.measured_speedups import ONE_STREAM, MeasuredSpeedup
+from pruning.evaluation.frontier import FrontierVerdict, NextStep, judge
+from pruning.evaluation.limits import Limits
+from pruning.evaluation.points import Load, Point
 from pruning.evaluation.quality import Interval
 
+_PER_TOKEN = Load(ONE_STREAM, "per token")  # where not all that is known is of one stream
 
-def advice_on(name: str, catalog: Catalog, limits: Limits) -> Advice:
-    """Which depth of a model to take. Of a variant, the advice is about its dense model.
 
-    Raises ``UnknownModel`` and ``JobStoreUnavailable``.
+def advice_on(name: str, catalog: Catalog, limits: Limits) -> FrontierVerdict:
+    """What to take of a dense model, or of that of an alias.
+
+    Raises ``NotDense``, ``UnknownModel`` and ``JobStoreUnavailable``.
     """
-    model = catalog.resolve(name).base
-    entries = list(_entries(model, catalog))
-    share = _share_of_predicted(entries, catalog)
-    return advise(model, [_candidate(entry, catalog, share) for entry in entries], limits)
+    model, is_here = _dense(name, catalog)
+    known = [_Known.of(entry, catalog) for entry in _entries(model, catalog)]
+    loads, share = _loads(known), _share_of_predicted(known)
+    candidates = [one.point(catalog, share) for one in known]
+    timed = {load for point in candidates for load in point.speeds}
+    dense = replace(dense_point(model), speeds={load: Interval(1.0, 1.0, 1.0) for load in timed})
+    verdict = judge(model, [dense, *candidates], loads, limits)
+    return verdict if is_here else replace(verdict, next_step=_restored(model))
 
 
-def _entries(model: str, catalog: Catalog) -> Iterator[ModelEntry]:
-    """The depths of the newest order, healed ones too, and other healed checkpoints."""
-    entries = [
+def _dense(name: str, catalog: Catalog) -> tuple[str, bool]:
+    """The dense model, and whether it is here: its checkpoints can be without it."""
+    try:
+        entry = catalog.resolve(name)
+    except UnknownModel:
+        if not pruned_variants(name, catalog):
+            raise
+        return name, False
+    if (entry.is_pruned or entry.is_int8) and not catalog.is_alias(name):
+        raise NotDense(name)
+    return entry.base, entry.external is not None or entry.base in catalog.dense_names()
+
+
+def _restored(model: str) -> NextStep:
+    return NextStep(
+        "add the dense model again, without which nothing can be measured",
+        f"sleb models add SOURCE --name {model}",
+    )
+
+
+def _entries(model: str, catalog: Catalog) -> list[ModelEntry]:
+    """Int8 of the dense model, all depths, and int8 of those that were measured."""
+    int8 = [
         entry
-        for entry in catalog.entries()
-        if entry.base == model and entry.is_pruned and entry.external is None and not entry.error
+        for entry in int8_forms(model, catalog)
+        if not entry.num_removed or catalog.measured_speedups(entry) or catalog.ratios(entry)
     ]
-    newest = {entry.order.name for entry in entries if entry.order and "@-" in entry.name}
-    for entry in entries:
-        order = entry.order
-        is_named_by_job = order is not None and order.name == entry.name
-        is_other_healed = order is not None and order.is_healed and order.name not in newest
-        if is_other_healed or not is_named_by_job or not newest:
-            yield entry
+    found = [*int8, *pruned_variants(model, catalog)]
+    return sorted(found, key=lambda entry: (entry.num_removed, entry.is_int8, entry.name))
 
 
-def _share_of_predicted(entries: Sequence[ModelEntry], catalog: Catalog) -> float:
+@dataclass(frozen=True)
+class _Known:
+    """A candidate, and the speeds that were measured of it by load."""
+
+    entry: ModelEntry
+    speeds: dict[str, MeasuredSpeedup]
+    main: MeasuredSpeedup | None  # of one stream, else of a benchmark or a comparison
+
+    @classmethod
+    def of(cls, entry: ModelEntry, catalog: Catalog) -> "_Known":
+        speeds = catalog.measured_speedups(entry)
+        return cls(entry, dict(speeds), catalog.measured_speedup(entry))
+
+    def point(self, catalog: Catalog, share: float) -> Point:
+        """``share`` is that of the predicted savings which are believed."""
+        speeds = {load: each.interval for load, each in self.speeds.items() if load}
+        predicted = self.entry.predicted_speedup
+        is_predicted = self.main is None and predicted is not None
+        if self.main is not None:
+            speeds[ONE_STREAM] = self.main.interval
+        elif predicted is not None:
+            speeds[ONE_STREAM] = Interval(1 / (1 - share * _saved(predicted)), None, None)
+        point = point_of(self.entry, catalog)
+        return replace(point, speeds=speeds, predicted=(ONE_STREAM,) if is_predicted else ())
+
+
+def _loads(known: Sequence[_Known]) -> list[Load]:
+    """Where something was measured, and first what is predicted otherwise."""
+    main = [one.main for one in known if one.main is not None]
+    is_stream = main and all(each.scenario == ONE_STREAM for each in main)
+    others = {load for one in known for load in one.speeds} - {"", ONE_STREAM}
+    first = load_of(ONE_STREAM) if is_stream else _PER_TOKEN
+    return [first, *map(load_of, sorted(others, key=order_of))]
+
+
+def _share_of_predicted(known: Sequence[_Known]) -> float:
     """How much of the time that depths were predicted to save the measured ones save, at most 1.
 
     Otherwise a depth that was not measured would be preferred for a prediction that is too high.
     """
     saved = wanted = 0.0
-    for entry in entries:
-        measured, predicted = catalog.measured_speedup(entry), entry.predicted_speedup
-        if measured is not None and predicted is not None:
-            saved += _saved(measured.ratio)
+    for one in known:
+        predicted = one.entry.predicted_speedup
+        if one.main is not None and predicted is not None:
+            saved += _saved(one.main.ratio)
             wanted += _saved(predicted)
     return min(1.0, max(0.0, saved / wanted)) if wanted > 0 else 1.0
 
@@ -52,26 +114,3 @@ def _share_of_predicted(entries: Sequence[ModelEntry], catalog: Catalog) -> floa
 def _saved(speedup: float) -> float:
     """The share of the time of a token that a speed-up saves."""
     return 1 - 1 / speedup
-
-
-def _candidate(entry: ModelEntry, catalog: Catalog, share: float) -> Candidate:
-    measured, predicted = catalog.measured_speedup(entry), entry.predicted_speedup
-    speedup = None
-    if predicted is not None:
-        speedup = Interval(1 / (1 - share * _saved(predicted)), None, None)
-    is_whole = entry.order is not None and entry.num_removed == entry.order.depth
-    return Candidate(
-        name=entry.name,
-        num_removed=entry.num_removed,
-        num_blocks=entry.num_blocks,
-        speedup=measured.interval if measured else speedup,
-        is_measured=measured is not None,
-        ratios={domain.domain: domain.ratio(entry.measured_on(domain)) for domain in entry.domains},
-        parameters=_share(entry),
-        probe=entry.order.quality.probe if entry.order and is_whole else None,
-    )
-
-
-def _share(entry: ModelEntry) -> float | None:
-    of_dense = entry.order.dense_num_parameters if entry.order else None
-    return entry.num_parameters / of_dense if entry.num_parameters and of_dense else None

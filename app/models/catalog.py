@@ -16,7 +16,7 @@ from app.models.dense import DenseModels
 from app.models.entry import ModelEntry, RemovalOrder
 from app.models.external import ExternalModel
 from app.models.measured_qualities import MeasuredQualities
-from app.models.measured_speedups import Measurand, MeasuredSpeedup, MeasuredSpeedups
+from app.models.measured_speedups import Measurand, MeasuredSpeedup, MeasuredSpeedups, main_of
 from app.models.published import PublishedOrders
 from pruning.checkpoints.store import CheckpointStore
 from pruning.evaluation.quality import Interval
@@ -167,20 +167,23 @@ class Catalog:
         """Whether what belongs to that tenant exists for the one that asks."""
         return tenant is None or self._tenant() in (None, tenant)
 
-    def measured_speedup(self, entry: ModelEntry) -> MeasuredSpeedup | None:
-        """What was measured at this depth with these weights; None for a plain dense model."""
+    def measured_speedups(self, entry: ModelEntry) -> Mapping[str, MeasuredSpeedup]:
+        """Of this depth with these weights, by load; none of a plain dense model."""
         if self._speedups is None or not (entry.is_pruned or entry.is_int8) or entry.external:
-            return None
-        whole = entry.num_blocks + entry.num_removed
-        return self._speedups.of(entry.base, whole, entry.num_removed, is_int8=entry.is_int8)
+            return {}
+        what = Measurand(entry.num_removed, entry.is_int8)
+        weights = entry.order.parent_fingerprint if entry.order else None
+        return self._speedups.by_load(entry.base, what, weights)
+
+    def measured_speedup(self, entry: ModelEntry) -> MeasuredSpeedup | None:
+        """Of one stream if it was measured, else of a benchmark or a comparison."""
+        return main_of(self.measured_speedups(entry))
 
     def ratios(self, entry: ModelEntry) -> Mapping[str, Interval]:
         """The perplexity divided by the dense one, by domain; of int8 as `sleb frontier` knows."""
-        if entry.is_int8:
-            if self._qualities is None or entry.info is None:
-                return {}
-            fingerprint = self._dense_models.fingerprint(entry.info)
-            return self._qualities.of(entry.base, fingerprint, entry.pinned_name)
+        if entry.is_int8 and self._qualities is not None:
+            weights = self._dense_models.fingerprint(entry.base)
+            return self._qualities.of(entry.base, weights, entry.pinned_name)
         return {domain.domain: domain.ratio(entry.measured_on(domain)) for domain in entry.domains}
 
     def record_speedups(self, base: str, measured: Mapping[Measurand, MeasuredSpeedup]) -> None:

@@ -32,7 +32,7 @@ class DenseModels:
         info = self.info(order.parent)
         if info is None or info.num_blocks != order.num_blocks:
             return None
-        if order.parent_fingerprint not in (None, self.fingerprint(info)):
+        if order.parent_fingerprint not in (None, self.fingerprint(order.parent)):
             if order.name not in self._logged:
                 self._logged.add(order.name)
                 logger.warning(
@@ -44,9 +44,12 @@ class DenseModels:
             return None
         return info
 
-    def fingerprint(self, info: ModelInfo) -> str | None:
-        """None if the files cannot be read."""
-        path = info.path
+    def fingerprint(self, name: str) -> str | None:
+        """None if the model is not here, or its files cannot be read."""
+        try:
+            path = self._models.path(name)
+        except ModelNotFound:
+            return None
         try:
             stamp = stamp_of(path)
             if path not in self._fingerprints or self._fingerprints[path][0] != stamp:

@@ -1,18 +1,22 @@
-"""Sections of a model card: which depth to take, sample texts, and how the model was healed."""
+"""Sections of a model card: what to take, sample texts, and how the model was healed."""
 
 from collections.abc import Callable, Iterator, Mapping
 
 from pruning.checkpoints.markdown import bullets, markdown_table
 from pruning.checkpoints.store import Manifest
-from pruning.evaluation.advice import Candidate, Limits, advice_table, advise
+from pruning.evaluation.frontier import judge
+from pruning.evaluation.limits import Limits
+from pruning.evaluation.points import DENSE_RATIO, Load, Point
 from pruning.evaluation.quality import DomainQuality, Interval, Measured
 from pruning.evaluation.results import Sample
+from pruning.evaluation.verdict_table import explained, verdict_table
 from pruning.healing.record import Healing
+from pruning.models.names import int8_name
 from pruning.plural import counted
 from pruning.repair.record import Method
 
 _ADVICE = """
-## Which depth
+## What to take
 
 {sentence}
 
@@ -21,10 +25,7 @@ _ADVICE = """
 {notes}
 """
 
-_READ = (
-    "speed-up per token, and perplexity by text relative to the dense model; 95 % "
-    "intervals in parentheses; *: predicted."
-)
+_LOAD = Load("stream", "per token")
 _SAMPLES = """
 ## Sample texts
 
@@ -35,45 +36,54 @@ The likeliest continuation of a few prompts, by {parent} and without {num_remove
 
 
 def advice_section(manifest: Manifest) -> str:
-    """Which depth to take, by predicted speed. Nothing if no domain was measured."""
+    """What to take, by predicted speed. Nothing if no domain was measured."""
     if not manifest.quality.domains:
         return ""
-    advice = advise(manifest.parent, candidates_of(manifest), Limits())
-    notes = [f"limits: {advice.limits}.", _READ, *(f"{text}." for text in advice.missing)]
+    at_one = {_LOAD.name: Interval(1.0, 1.0, 1.0)}
+    dense = Point(manifest.parent, ratios=DENSE_RATIO, speeds=at_one)
+    int8 = Point(int8_name(manifest.parent), is_int8=True)
+    verdict = judge(manifest.parent, [dense, int8, *points_of(manifest)], [_LOAD], Limits())
+    notes = [*explained(verdict)]
+    if (step := verdict.next_step) is not None:
+        notes.append(f"next: {step.words}: `{step.command}`")
     return _ADVICE.format(
-        sentence=advice.sentence, table=markdown_table(*advice_table(advice)), notes=bullets(notes)
+        sentence=verdict.sentence,
+        table=markdown_table(*verdict_table(verdict)),
+        notes=bullets([f"{note}." for note in notes]),
     )
 
 
-def candidates_of(manifest: Manifest) -> list[Candidate]:
+def points_of(manifest: Manifest) -> list[Point]:
     """Every depth as it is served; of a healed checkpoint, those of its source as well."""
     healing, last = manifest.healing, len(manifest.removed_blocks)
     source = healing.parent if healing else manifest.name
     unhealed = DomainQuality.unhealed_after
-    depths = [_candidate(manifest, source, depth, unhealed) for depth in range(1, last + 1)]
+    depths = [_point(manifest, source, depth, unhealed) for depth in range(1, last + 1)]
     if healing is None:
         return depths
     healed = range(1 if healing.is_elastic else last, last + 1)
     served = DomainQuality.served_after
-    return [*depths, *(_candidate(manifest, manifest.name, depth, served) for depth in healed)]
+    return [*depths, *(_point(manifest, manifest.name, depth, served) for depth in healed)]
 
 
-def _candidate(
+def _point(
     manifest: Manifest,
     checkpoint: str,
     depth: int,
     of_depth: Callable[[DomainQuality, int], Measured],
-) -> Candidate:
+) -> Point:
     last, predicted = len(manifest.removed_blocks), manifest.predicted_speedup(depth)
     name = checkpoint if depth == last else f"{checkpoint}-{depth}"
     whole, pruned = manifest.dense_num_parameters, manifest.num_parameters
     domains = manifest.quality.domains
-    return Candidate(
-        name=name,
-        num_removed=depth,
+    return Point(
+        name,
+        depth,
+        is_healed=manifest.healing is not None and checkpoint == manifest.name,
+        speeds={} if predicted is None else {_LOAD.name: Interval(predicted, None, None)},
+        predicted=(_LOAD.name,),
+        checkpoint=checkpoint,
         num_blocks=manifest.num_blocks - depth,
-        speedup=None if predicted is None else Interval(predicted, None, None),
-        is_measured=False,
         ratios={domain.domain: domain.ratio(of_depth(domain, depth)) for domain in domains},
         parameters=(whole - (whole - pruned) / last * depth) / whole,
         probe=manifest.quality.probe if name == manifest.name else None,

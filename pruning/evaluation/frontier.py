@@ -1,140 +1,25 @@
-"""The frontier of quality and speed: the candidates that no other one beats, and which to take.
+"""Which candidate to take at each load, in a sentence that a person reads, and what to do next.
 
-A value counts by its interval of 95 %: one candidate is better than another only if the intervals
-say so. Imports no torch.
+The one judge behind `sleb frontier`, `sleb advise`, the model card and the page: they differ in
+what is known of the candidates. Imports no torch.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, TypeVar
 
+from pruning.evaluation.limits import Judgement, Limits
+from pruning.evaluation.points import Load, Point, choice, frontier, is_faster
 from pruning.evaluation.quality import Interval
 from pruning.evaluation.verdict import Verdict
 
 HEALED_SHARE = 0.8  # of the lost nats, which no healing of these releases has given back
 _VAGUE_SPEED = "its speed is not known closely enough"
+_PREDICTED_SPEED = "its speed is predicted, not measured"
 _VAGUE_QUALITY = "its perplexity is not known closely enough"
+_NO_PROBE = "its probe score is not measured"
 _DECISIVE = 1.05  # a median gain of less changes no choice
-
-_Item = TypeVar("_Item")
-
-
-@dataclass(frozen=True)
-class Load:
-    """Requests that are served together; ``words`` follow "as fast"."""
-
-    name: str
-    words: str
-
-
-@dataclass(frozen=True)
-class Point:
-    """A candidate with what is known of it. The dense model is one without a name behind it."""
-
-    name: str
-    num_removed: int = 0
-    is_int8: bool = False
-    is_healed: bool = False
-    ratios: Mapping[str, Interval] = field(default_factory=dict)  # of perplexity, by domain
-    speeds: Mapping[str, Interval] = field(default_factory=dict)  # dense / this, by load
-    checkpoint: str = ""  # in which it is published
-
-    @property
-    def is_dense(self) -> bool:
-        return not self.num_removed and not self.is_int8
-
-    @property
-    def short_name(self) -> str:
-        """The name without that of the model."""
-        if not self.num_removed:
-            return "int8" if self.is_int8 else "the dense model"
-        return f"@{self.name.partition('@')[2]}"
-
-    @property
-    def worst(self) -> Interval | None:
-        """The ratio of the domain that lost most; None if it is not known."""
-        return worst_of(self.ratios)
-
-
-def worst_of(ratios: Mapping[str, Interval]) -> Interval | None:
-    """The highest of several values, whose ends are known if those of all are. None of none."""
-    if not ratios:
-        return None
-    lows, highs = ([getattr(each, end) for each in ratios.values()] for end in ("low", "high"))
-    value = max(each.value for each in ratios.values())
-    if None in lows or None in highs:
-        return Interval(value, None, None)
-    return Interval(value, max(lows), max(highs))
-
-
-def dominates(one: Point, other: Point, loads: Sequence[str]) -> bool:
-    """Whether ``one`` is surely nowhere worse, and somewhere surely better.
-
-    Equal intervals are those of one measurement: all variants of a depth are as fast.
-    """
-    pairs = [(_cost(one), _cost(other)), *((_time(one, of), _time(other, of)) for of in loads)]
-    return all(_at_most(*pair) for pair in pairs) and any(_below(*pair) for pair in pairs)
-
-
-def frontier(points: Sequence[Point], loads: Sequence[str]) -> list[Point]:
-    """Those that none of the ``points`` dominates."""
-    return [one for one in points if not any(dominates(other, one, loads) for other in points)]
-
-
-def _cost(point: Point) -> Interval:
-    return point.worst or Interval(math.nan, None, None)
-
-
-def _time(point: Point, load: str) -> Interval:
-    """Of what the dense model does in the time 1."""
-    speed = point.speeds.get(load)
-    if speed is None:
-        return Interval(math.nan, None, None)
-    low, high = speed.low, speed.high
-    return Interval(_inverse(speed.value), high and _inverse(high), low and _inverse(low))
-
-
-def _inverse(speed: float) -> float:
-    return 1 / speed if speed > 0 else math.inf
-
-
-def _at_most(one: Interval, other: Interval) -> bool:
-    return one == other or (
-        one.high is not None and other.low is not None and one.high <= other.low
-    )
-
-
-def _below(one: Interval, other: Interval) -> bool:
-    return one.high is not None and other.low is not None and one.high < other.low
-
-
-def choice(
-    items: Sequence[_Item],
-    speed: Callable[[_Item], Interval],
-    cost: Callable[[_Item], Interval | None],
-    plainness: Callable[[_Item], Any],
-) -> _Item | None:
-    """The fastest. Among those that may be as fast, the one of the best quality; where intervals
-    do not tell that apart either, the least ``plainness``. A value without ends counts as it is.
-    """
-    fastest = max(items, key=lambda item: speed(item).value, default=None)
-    if fastest is None:
-        return None
-    least = _ends(speed(fastest))[0]
-    as_fast = [item for item in items if _ends(speed(item))[1] >= least]
-    costs = {id(item): _ends(cost(item)) for item in as_fast}
-    highest = min(costs[id(item)][1] for item in as_fast)
-    as_good = [item for item in as_fast if costs[id(item)][0] <= highest]
-    return min(as_good, key=plainness)
-
-
-def _ends(interval: Interval | None) -> tuple[float, float]:
-    if interval is None:
-        return math.inf, math.inf
-    low = interval.value if interval.low is None else interval.low
-    return low, interval.value if interval.high is None else interval.high
 
 
 @dataclass(frozen=True)
@@ -146,41 +31,49 @@ class NextStep:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """A candidate with what the limits say of it."""
+
+    point: Point
+    judgement: Judgement
+
+
+@dataclass(frozen=True)
 class FrontierVerdict:
     """``taken`` has the name of the candidate to take at each load that was measured."""
 
+    model: str
+    limits: Limits
+    loads: tuple[Load, ...]  # what is shown of one load alone is that of the first
+    candidates: tuple[Judged, ...]  # the dense model too
     sentence: str
     taken: Mapping[str, str]
+    nearest: str | None  # what the sentence describes where nothing is taken at the first load
     frontier: tuple[str, ...]  # of those that were measured at every load
     undecided: tuple[str, ...]  # what more measurements could change, in words
     next_step: NextStep | None
 
-
-def quality_of(point: Point, max_ratio: float) -> Verdict:
-    """Whether the point keeps the limit on every domain, as far as the intervals show."""
-    return ratio_verdict(point.ratios, max_ratio)
-
-
-def ratio_verdict(ratios: Mapping[str, Interval], max_ratio: float) -> Verdict:
-    """The same of these ratios. Undecided without any, or without their ends."""
-    worst = worst_of(ratios)
-    if worst is None:
-        return Verdict.UNDECIDED
-    verdict = Verdict.of(worst, max_ratio)
-    is_vague = worst.low is None and verdict is Verdict.KEPT
-    return Verdict.UNDECIDED if is_vague else verdict
+    def taken_at(self, load: str) -> str | None:
+        """None for the dense model, and for a load at which nothing was measured."""
+        name = self.taken.get(load)
+        return None if name == self.model else name
 
 
 def judge(
-    model: str, points: Sequence[Point], loads: Sequence[Load], max_ratio: float
+    model: str, points: Sequence[Point], loads: Sequence[Load], limits: Limits
 ) -> FrontierVerdict:
     """The verdict among the ``points``, of which one is the dense model."""
-    judged = _Judged(model, points, loads, max_ratio)
+    judged = _Judged(model, points, loads, limits)
     undecided, names = tuple(judged.undecided()), [load.name for load in loads]
     measured = [one for one in points if one.ratios and one.speeds.keys() >= {*names}]
     return FrontierVerdict(
+        model,
+        limits,
+        tuple(loads),
+        tuple(Judged(one, limits.judge(one, names)) for one in points),
         sentence=judged.sentence(),
         taken={name: point.name for name, point in judged.taken.items()},
+        nearest=judged.nearest.name if judged.nearest else None,
         frontier=tuple(one.name for one in frontier(measured, names)),
         undecided=undecided,
         next_step=judged.next_step(undecided),
@@ -191,14 +84,15 @@ class _Judged:
     """The choice at each load, in words."""
 
     def __init__(
-        self, model: str, points: Sequence[Point], loads: Sequence[Load], max_ratio: float
+        self, model: str, points: Sequence[Point], loads: Sequence[Load], limits: Limits
     ) -> None:
         self._model = model
         self._points = points
         self._loads = loads
-        self._max_ratio = max_ratio
+        self._limits = limits
         chosen = {load.name: self._choice(load.name) for load in loads}
         self.taken = {name: point for name, point in chosen.items() if point is not None}
+        self.nearest = self._nearest()
 
     def _choice(self, load: str) -> Point | None:
         """None if nothing but the dense model was measured."""
@@ -206,29 +100,78 @@ class _Judged:
         if all(point.is_dense for point in measured):
             return None
         return choice(
-            [one for one in measured if quality_of(one, self._max_ratio) is Verdict.KEPT],
+            [one for one in measured if self._verdict(one, load) is Verdict.KEPT],
             lambda point: point.speeds[load],
             lambda point: point.worst,
             lambda point: (point.num_removed, point.is_healed, point.is_int8, point.name),
         )
 
+    def _verdict(self, point: Point, load: str) -> Verdict:
+        return self._limits.judge(point, [load]).verdict
+
+    def _nearest(self) -> Point | None:
+        """The best of those that are fast enough at the first load, else the fastest."""
+        first = self._loads[0].name
+        taken = self.taken.get(first)
+        if taken is not None and not taken.is_dense:
+            return None
+        known = [one for one in self._points if first in one.speeds and not one.is_dense]
+        fast = [one for one in known if one.speeds[first].value >= self._limits.min_speedup]
+        if not fast:
+            return max(known, key=lambda one: one.speeds[first].value, default=None)
+        return min(fast, key=lambda one: one.worst.value if one.worst else math.inf)
+
     def sentence(self) -> str:
+        return " ".join(self._sentences())
+
+    def _sentences(self) -> Iterator[str]:
         groups = self._groups()
         if not groups:
-            return f"Nothing is known of {self._model}: no candidate was measured."
-        if all(point.is_dense for point, _ in groups):
-            return (
-                f"Do not prune this model: nothing that costs at most {self._limit} perplexity is "
-                f"surely faster {_joined([*self._words(groups[0][1])])}."
-            )
+            is_pruned = any(point.num_removed for point in self._points)
+            why = "no candidate was measured" if is_pruned else "it is not pruned"
+            yield f"Nothing is known of {self._model}: {why}."
+        elif all(point.is_dense for point, _ in groups):
+            yield self._nothing(groups[0][1])
+        else:
+            yield from self._taken(groups)
+        if self._lacks_int8:
+            yield "Int8 weights are not measured yet."
+
+    def _nothing(self, loads: Sequence[Load]) -> str:
+        """That the dense model is to be kept, and what comes nearest to the limits."""
+        keep = "Keep the dense model for now" if [*self.undecided()] else "Do not prune this model"
+        is_all = not self._lacks_int8 and any(point.is_int8 for point in self._points)
+        faster = "faster"
+        if (least := self._limits.min_speedup) > 1:
+            faster = f"at least {least:g} × as fast"
+        said = (
+            f"{keep}: {'nothing' if is_all else 'no pruned depth'} that costs at most "
+            f"{self._limit} perplexity is surely {faster} {_joined([*self._words(loads)])}."
+        )
+        if self.nearest is None:
+            return said
+        return f"{said} {self._closest(self.nearest, loads[0])}"
+
+    def _closest(self, nearest: Point, load: Load) -> str:
+        speed = nearest.speeds.get(load.name)
+        how = "" if speed is None else f"{self._speed(nearest, load)} as fast for "
+        return (
+            f"The closest, {nearest.short_name}, is {how}{percent_more(nearest.worst)} perplexity."
+        )
+
+    def _taken(self, groups: Sequence[tuple[Point, list[Load]]]) -> Iterator[str]:
         first, loads = groups[0]
-        parts = [f"{self._take(first, loads[0])}{self._no_depth(first)}."]
         if first.is_dense:
-            parts = [f"Do not prune this model {_joined([*self._words(loads)])}."]
+            yield f"Do not prune this model {_joined([*self._words(loads)])}."
+        else:
+            gain = f"{self._speed(first, loads[0])} as fast {loads[0].words} for"
+            yield (
+                f"Take {first.name}: {gain} {percent_more(first.worst)} perplexity"
+                f"{self._no_depth(first)}."
+            )
         for point, others in groups[1:]:
             where = _joined([*self._words(others)])
-            parts.append(f"{where[0].upper()}{where[1:]} {self._other(point, others[0])}.")
-        return " ".join(parts)
+            yield f"{where[0].upper()}{where[1:]} {self._other(point, others[0])}."
 
     def _groups(self) -> list[tuple[Point, list[Load]]]:
         """The loads by what to take there, in the order in which they were named."""
@@ -238,20 +181,17 @@ class _Judged:
                 by_point.setdefault(point.name, (point, []))[1].append(load)
         return [*by_point.values()]
 
-    def _take(self, point: Point, load: Load) -> str:
-        return f"Take {point.short_name}: {self._gain(point, load)}"
-
-    def _gain(self, point: Point, load: Load) -> str:
-        return (
-            f"{point.speeds[load.name].value:.2f} × as fast {load.words} for "
-            f"{percent_more(point.worst)} perplexity"
-        )
+    @staticmethod
+    def _speed(point: Point, load: Load) -> str:
+        how = " (predicted)" if load.name in point.predicted else ""
+        return f"{point.speeds[load.name].value:.2f} ×{how}"
 
     def _other(self, point: Point, load: Load) -> str:
         if point.is_dense:
             return "keep the dense model"
-        gain = f"{point.speeds[load.name].value:.2f} × for {percent_more(point.worst)}"
-        return f"take {point.short_name} ({gain})"
+        return (
+            f"take {point.short_name} ({self._speed(point, load)} for {percent_more(point.worst)})"
+        )
 
     def _no_depth(self, first: Point) -> str:
         """Where no pruned depth is better than int8."""
@@ -263,7 +203,16 @@ class _Judged:
 
     @property
     def _limit(self) -> str:
-        return f"{100 * (self._max_ratio - 1):.3g} %"
+        return f"{100 * (self._limits.max_ratio - 1):.3g} %"
+
+    @property
+    def _lacks_int8(self) -> bool:
+        """Whether int8 weights of the dense model could be had, and are not known."""
+        first = self._loads[0].name
+        return any(
+            point.is_int8 and not point.num_removed and not (point.ratios and first in point.speeds)
+            for point in self._points
+        )
 
     def _words(self, loads: Sequence[Load], last: str = "and") -> Iterator[str]:
         """``at one stream`` and ``at 8 streams`` become ``at one stream`` and ``8 streams``."""
@@ -279,33 +228,51 @@ class _Judged:
                 continue
             taken = self.taken[load.name]
             for point in self._points:
-                if self._may_change(point, taken, load.name):
-                    quality = quality_of(point, self._max_ratio)
-                    why = _VAGUE_SPEED if quality is Verdict.KEPT else _VAGUE_QUALITY
+                if (why := self._open(point, taken, load.name)) is not None:
                     yield f"{point.short_name} {load.words}: {why}"
 
-    def _may_change(self, point: Point, taken: Point, load: str) -> bool:
+    def _open(self, point: Point, taken: Point, load: str) -> str | None:
+        """What has to be known of the point to tell whether it is to be taken. None: nothing."""
         speed = point.speeds.get(load)
-        if point is taken or speed is None or speed.low is None:
-            return False
-        if quality_of(point, self._max_ratio) is Verdict.EXCEEDED:
-            return False
-        return speed.value > _DECISIVE * taken.speeds[load].value
+        if speed is None or point.is_dense:
+            return None
+        if point is taken:
+            return _PREDICTED_SPEED if load in point.predicted else None
+        judgement = self._limits.judge(point, [load])
+        is_beyond = judgement.verdict is Verdict.EXCEEDED
+        if is_beyond or speed.value <= _DECISIVE * taken.speeds[load].value:
+            return None
+        if load in point.predicted:
+            return _PREDICTED_SPEED
+        if not {*judgement.failing} - {"speed"}:
+            return _VAGUE_SPEED
+        return _NO_PROBE if judgement.failing == ("probe",) else _VAGUE_QUALITY
 
     def next_step(self, undecided: Sequence[str]) -> NextStep | None:
         """The one thing to do. Nothing that cannot change the verdict is proposed."""
-        if undecided and all(each.endswith(_VAGUE_QUALITY) for each in undecided):
-            deepest = max(point.num_removed for point in self._points)
-            return NextStep(
-                "evaluate the depths on more text",
-                f"sleb jobs submit {self._model} --num-remove {deepest} "
-                "--evaluation-max-seconds 600",
-            )
-        if undecided:
-            return NextStep(
-                "measure longer, on a machine without other work",
-                f"sleb frontier {self._model} --max-ratio {self._max_ratio:g} --max-minutes 60",
-            )
+        return self._measurement(undecided) or self._change()
+
+    def _measurement(self, undecided: Sequence[str]) -> NextStep | None:
+        """What would decide what is open."""
+        why = {each.rpartition(": ")[2] for each in undecided}
+        command = f"sleb frontier {self._model}{self._options()}"
+        if self._lacks_int8 or _PREDICTED_SPEED in why:
+            return NextStep("measure int8 weights and all depths side by side", command)
+        deepest = max(point.num_removed for point in self._points)
+        again = f"sleb jobs submit {self._model} --num-remove {deepest}"
+        if why == {_VAGUE_QUALITY}:
+            more = f"{again} --evaluation-max-seconds 600"
+            return NextStep("evaluate the depths on more text", more)
+        if why == {_NO_PROBE}:
+            drop = 1 - (self._limits.min_probe or 0)
+            return NextStep("measure the probe too", f"{again} --gate-max-probe-drop {drop:g}")
+        if why and any(not point.is_dense for point in self._points):
+            words = "measure longer, on a machine without other work"
+            return NextStep(words, f"{command} --max-minutes 60")
+        return None
+
+    def _change(self) -> NextStep | None:
+        """What to do where everything is decided."""
         if not any(point.num_removed for point in self._points):
             return NextStep(
                 "prune it, as nothing is pruned yet",
@@ -321,6 +288,14 @@ class _Judged:
             return None
         return NextStep("serve it under a name of its own", f"sleb models alias prod {first.name}")
 
+    def _options(self) -> str:
+        """Those limits that are not the default ones."""
+        given = (
+            ("max-ratio", self._limits.max_ratio, Limits.max_ratio),
+            ("min-speedup", self._limits.min_speedup, Limits.min_speedup),
+        )
+        return "".join(f" --{name} {value:g}" for name, value, usual in given if value != usual)
+
     def _healable(self) -> Point | None:
         """What would be taken at some load, if healing gave back ``HEALED_SHARE`` of the loss."""
         healed = {point.num_removed for point in self._points if point.is_healed}
@@ -328,15 +303,16 @@ class _Judged:
             worst = point.worst
             if point.is_int8 or worst is None or point.num_removed in {0, *healed}:
                 continue
-            is_within = worst.value ** (1 - HEALED_SHARE) <= self._max_ratio
-            if is_within and any(self._is_faster(point, *other) for other in self.taken.items()):
+            is_within = worst.value ** (1 - HEALED_SHARE) <= self._limits.max_ratio
+            if is_within and any(self._would_win(point, *other) for other in self.taken.items()):
                 return point
         return None
 
-    @staticmethod
-    def _is_faster(point: Point, load: str, taken: Point) -> bool:
+    def _would_win(self, point: Point, load: str, taken: Point) -> bool:
         speed = point.speeds.get(load)
-        return speed is not None and _below(_time(point, load), _time(taken, load))
+        if speed is None or not is_faster(point, taken, load):
+            return False
+        return Verdict.at_least(speed, self._limits.min_speedup) is Verdict.KEPT
 
 
 def percent_more(ratio: Interval | None) -> str:

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from pruning.checkpoints.card_sections import candidates_of
+from pruning.checkpoints.card_sections import points_of
 from pruning.checkpoints.domain_panels import curves
 from pruning.checkpoints.healed import healed_tensors
 from pruning.checkpoints.store import Manifest, verify
@@ -67,7 +67,7 @@ def test_card_advice_and_plot_have_it_at_every_depth(elastic: Healed) -> None:
     card = (elastic.target / "README.md").read_text()
     assert "with one adapter for every depth" in card
     assert "healed: recovered" in card
-    names = [candidate.name for candidate in candidates_of(elastic.manifest)]
+    names = [point.name for point in points_of(elastic.manifest)]
     assert names == [f"{NAME}-1", NAME, f"{NAME}+healed-1", f"{NAME}+healed"]
     for domain in elastic.manifest.quality.domains:
         [healed] = [curve for curve in curves(domain) if curve.label == "healed"]

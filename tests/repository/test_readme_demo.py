@@ -32,8 +32,10 @@ def test_the_recorded_run_is_of_the_demo_as_it_is() -> None:
 def test_the_quoted_answer_is_about_the_depth_that_the_run_was_about() -> None:
     """Rules that choose another depth would have had the run measure and show that one."""
     again, of_run = advice(REPORT), REPORT["advice"]
-    assert (again.taken, again.nearest) == (of_run["taken"], of_run["nearest"])
-    assert len(again.depths) == len(REPORT["job"]["removed_blocks"])
+    taken = again.taken_at(again.loads[0].name)
+    assert (taken, again.nearest) == (of_run["taken"], of_run["nearest"])
+    depths = range(len(REPORT["job"]["removed_blocks"]) + 1)
+    assert {each["num_removed"] for each in of_run["depths"]} == {*depths}, "int8 has 0"
 
 
 def test_a_page_without_a_place_for_the_answer_is_refused() -> None:

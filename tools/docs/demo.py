@@ -21,7 +21,9 @@ from rich.console import Console
 from app.bench.result import machine
 from app.commands.demo_report import ModelFigures, print_table
 from pruning.config import Settings, child_environment
-from pruning.evaluation.advice import Advice, Candidate, Limits, advise
+from pruning.evaluation.frontier import FrontierVerdict, judge
+from pruning.evaluation.limits import Limits
+from pruning.evaluation.points import DENSE_RATIO, Load, Point
 from pruning.evaluation.quality import Interval
 from pruning.models.demo_model import NAME, ensure_demo_model
 
@@ -65,22 +67,26 @@ def answer(report: Mapping[str, Any]) -> str:
     )
 
 
-def advice(report: Mapping[str, Any]) -> Advice:
+def advice(report: Mapping[str, Any]) -> FrontierVerdict:
     """What today's rules and words make of the numbers of the run."""
     given = report["advice"]
-    candidates = [
-        Candidate(
-            name=depth["name"],
-            num_removed=depth["num_removed"],
-            num_blocks=depth["num_blocks"],
-            speedup=None if depth["speedup"] is None else Interval(**depth["speedup"]),
-            is_measured=depth["is_measured"],
-            ratios={domain: Interval(**ratio) for domain, ratio in depth["ratios"].items()},
-            parameters=depth["parameters"],
-        )
-        for depth in given["depths"]
-    ]
-    return advise(given["model"], candidates, Limits(**given["limits"]))
+    loads = [Load(load["name"], load["words"]) for load in given["loads"]]
+    points = [_point(depth, loads[0].name) for depth in given["depths"]]
+    timed = {load for point in points for load in point.speeds}
+    at_one = {load: Interval(1.0, 1.0, 1.0) for load in timed}
+    dense = Point(given["model"], ratios=DENSE_RATIO, speeds=at_one)
+    return judge(given["model"], [dense, *points], loads, Limits(**given["limits"]))
+
+
+def _point(depth: Mapping[str, Any], load: str) -> Point:
+    is_predicted = load in depth["speeds"] and not depth["is_measured"]
+    same = {"name", "num_removed", "is_int8", "is_healed", "num_blocks", "parameters"}
+    return Point(
+        **{name: depth[name] for name in same},
+        speeds={name: Interval(**speed) for name, speed in depth["speeds"].items()},
+        predicted=(load,) if is_predicted else (),
+        ratios={domain: Interval(**ratio) for domain, ratio in depth["ratios"].items()},
+    )
 
 
 def table(report: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from app.compare.evaluation import RAISES, Evaluation, EvaluationRequest, evalua
 from app.compare.likelihood import Scorer
 from app.engine.async_engine import EngineStopped
 from app.results.store import ResultKind, ResultNotKept, ResultStore
-from pruning.evaluation.advice import times
+from pruning.evaluation.limits import times
 from pruning.evaluation.quality import Perplexity
 
 router = APIRouter(tags=["generate"], route_class=SheddingRoute)

@@ -18,7 +18,7 @@ from app.generation.generator import GENERATOR_LOAD_RAISES
 from app.models.advice import advice_on
 from app.models.aliases import AliasTaken, InvalidAlias, InvalidAliasFile
 from app.models.catalog import UnknownModel
-from pruning.evaluation.advice import Limits
+from pruning.evaluation.limits import Limits
 from pruning.jobs.redis import JobStoreUnavailable
 from pruning.spec import InvalidSpec
 
@@ -64,10 +64,11 @@ def get_advice(
     min_speedup: MinSpeedup = Limits.min_speedup,
     min_probe: MinProbe = Limits.min_probe,
 ) -> AdviceView:
-    """Recommend a depth: the fastest one whose intervals meet the limits.
+    """Say what to take of a dense model, from what is known of int8 weights and of all its depths.
 
-    Measured speed-ups take precedence over predicted ones. For a variant, the recommendation is
-    about its dense model.
+    At each load, it is the fastest candidate whose intervals meet the limits. Measured speed-ups
+    take precedence over predicted ones. For an alias, the answer is about the dense model behind
+    it.
     """
     return advice_view(advice_on(name, services.catalog, Limits(max_ratio, min_speedup, min_probe)))
 

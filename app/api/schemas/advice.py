@@ -1,4 +1,4 @@
-"""The response body of advice: which depth of a model to take."""
+"""The response body of advice: what to take of a model."""
 
 from typing import Literal
 
@@ -11,7 +11,7 @@ class LimitsView(BaseModel):
     max_ratio: float = Field(
         description="Maximum perplexity relative to the dense model, on every text."
     )
-    min_speedup: float = Field(description="Minimum speed-up per token.")
+    min_speedup: float = Field(description="Minimum speed-up.")
     min_probe: float | None = Field(description="Minimum probe score; null for no limit.")
 
 
@@ -21,16 +21,34 @@ class EstimateWithEnds(BaseModel):
     high: float | None = Field(description="Upper bound of the 95 % interval; null if unknown.")
 
 
+class LoadView(BaseModel):
+    name: str = Field(description="One of stream, a number of streams, or prompt.")
+    words: str = Field(description='The load in words, which follow "as fast".')
+    taken: str | None = Field(
+        description="What to take there; null for the dense model, or if nothing was measured."
+    )
+
+
+class NextStepView(BaseModel):
+    words: str = Field(description="What to do, in words.")
+    command: str = Field(description="The command that does it.")
+
+
 class AdvisedDepthView(BaseModel):
     name: str = Field(description="Model name for generation requests.")
     short_name: str = Field(description="The name without the model, e.g. @-3.")
-    num_removed: int = Field(description="Number of removed blocks.")
+    num_removed: int = Field(description="Number of removed blocks; 0 for int8 of all blocks.")
+    is_int8: bool = Field(description="Whether it has int8 weights.")
+    is_healed: bool = Field(description="Whether it is healed.")
     num_blocks: int = Field(description="Number of remaining blocks.")
     speedup: EstimateWithEnds | None = Field(
-        description="Speed-up per token over the dense model; null if unknown."
+        description="Speed-up per token at the first of the loads; null if unknown."
     )
     is_measured: bool = Field(
         description="Whether the speed-up was measured; otherwise it is predicted."
+    )
+    speeds: dict[str, EstimateWithEnds] = Field(
+        description="Speed-up over the dense model, by the name of the load."
     )
     ratios: dict[str, EstimateWithEnds] = Field(
         description="Perplexity relative to the dense model, by text domain."
@@ -41,7 +59,8 @@ class AdvisedDepthView(BaseModel):
     probe_score: float | None = Field(description="Probe score; null if not measured.")
     dense_probe_score: float | None = Field(description="Probe score of the dense model.")
     verdict: Literal["kept", "exceeded", "undecided"] = Field(
-        description="Whether the depth meets the limits, judged by its intervals."
+        description="Whether it meets the limits at the load where it is fastest, judged by its "
+        "intervals."
     )
     failing: list[str] = Field(
         description="Limits that the depth does not meet: speed, quality, a text domain, or probe."
@@ -50,21 +69,22 @@ class AdvisedDepthView(BaseModel):
 
 
 class AdviceView(BaseModel):
-    """Recommended depth of a model."""
+    """What to take of a model: int8 weights, a pruned depth, both, or the dense model."""
 
     object: Literal["advice"] = kind("advice")
     model: str = Field(description="The dense model.")
     limits: LimitsView = Field(description="Limits that a depth must meet.")
+    loads: list[LoadView] = Field(description="Loads at which something is known.")
     taken: str | None = Field(
-        description="The recommended depth; null if no depth is shown to meet the limits."
+        description="What to take at the first load; null for the dense model."
     )
     nearest: str | None = Field(
-        description="The depth that the sentence describes if none is recommended."
+        description="The candidate that comes nearest to the limits if none is taken there."
     )
-    sentence: str = Field(description="The recommendation in one sentence.")
+    sentence: str = Field(description="The recommendation in words.")
     depths: list[AdvisedDepthView] = Field(
-        description="Depths of the newest removal order and of healed ones, least pruned first."
+        description="All candidates, those of all jobs: int8 weights, depths, and depths with int8 "
+        "weights, least pruned first."
     )
-    missing: list[str] = Field(
-        description="Missing measurements, each with the command that makes it."
-    )
+    undecided: list[str] = Field(description="What more measurements could change.")
+    next_step: NextStepView | None = Field(description="What to do next; null for nothing.")

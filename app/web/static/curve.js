@@ -1,6 +1,6 @@
 // The curve: quality against speed for all depths and jobs of a model; pick one to serve or export.
 
-import { adviceOn, adviceTable, missingOf, sentenceOf, sidesOf } from "./advice.js";
+import { adviceOn, adviceTable, nextOf, sentenceOf, sidesOf } from "./advice.js";
 import { json, post } from "./api.js";
 import { command } from "./command.js";
 import { bracketed, byId, el, fill, name, say, table } from "./dom.js";
@@ -200,8 +200,9 @@ async function measureAll() {
 
 async function showAdvice() {
   advice = await adviceOn(model());
-  fill(byId("advice"), advice?.depths.length ? [sentenceOf(advice), advice.taken ? el("p", { class: "row" }, sidesOf(model(), advice.taken, "primary")) : null, missingOf(advice)] : null);
-  fill(byId("limits"), advice?.depths.length ? el("details", {}, el("summary", {}, "All depths and the limits"), adviceTable(advice)) : null);
+  const isKnown = advice?.depths.some((depth) => depth.num_removed > 0 || depth.is_measured);
+  fill(byId("advice"), isKnown ? [sentenceOf(advice), advice.taken ? el("p", { class: "row" }, sidesOf(model(), advice.taken, "primary")) : null, nextOf(advice)] : null);
+  fill(byId("limits"), isKnown ? el("details", {}, el("summary", {}, "All variants and the limits"), adviceTable(advice)) : null);
 }
 
 async function choose() {

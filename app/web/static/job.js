@@ -1,6 +1,6 @@
 // One job: its state, its removal order as it grows, its events, and what can be done with it.
 
-import { adviceOn, adviceTable, missingOf, sentenceOf, sidesOf } from "./advice.js";
+import { adviceOn, adviceTable, nextOf, sentenceOf, sidesOf } from "./advice.js";
 import { json, post, Problem } from "./api.js";
 import { blocks } from "./blocks.js";
 import { bracketed, byId, confirmed, el, facts, fill, name, say, table, text } from "./dom.js";
@@ -216,11 +216,11 @@ function healedTable() {
   return [el("h3", {}, "Perplexity of ", name(healed.model)), table(`Perplexity of ${healed.model}`, columns, rows)];
 }
 
-/** What came of the job: which depth to take. */
+/** What came of the job: what to take. */
 async function showAdvice() {
   if (job.status !== "succeeded" || job.pruned_model === null) return fill(byId("advice"));
   const advice = await adviceOn(job.model);
-  fill(byId("advice"), advice && [el("h2", {}, "Recommended depth"), sentenceOf(advice), ended(), adviceTable(advice), missingOf(advice)]);
+  fill(byId("advice"), advice && [el("h2", {}, "What to take"), sentenceOf(advice), nextOf(advice), ended(), adviceTable(advice)]);
 }
 
 let numBlocks = null;

@@ -1,6 +1,6 @@
 // The overview: health, models and variants; load and unload.
 
-import { adviceOn, sentenceOf, sidesOf } from "./advice.js";
+import { adviceOn, nextOf, sentenceOf, sidesOf } from "./advice.js";
 import { json, post } from "./api.js";
 import { cacheLines } from "./cache.js";
 import { bracketed, byId, el, fill, name, say, shortened, table } from "./dom.js";
@@ -181,13 +181,13 @@ function stats(advice) {
   return [advice.taken ? null : el("p", { class: "note" }, "The closest, ", shortened(about.short_name), ":"), el("dl", { class: "stats" },
     about.speedup && known(about.speedup, `speed-up, ${about.is_measured ? "measured" : "predicted"}`),
     costs.length ? known(costs[0][1], `perplexity on ${costs[0][0]}, the worst text`) : null,
-    about.parameters === null ? null : stat(`${Math.round((1 - about.parameters) * 100)} %`, "fewer parameters"))];
+    about.parameters === null || about.num_removed === 0 ? null : stat(`${Math.round((1 - about.parameters) * 100)} %`, "fewer parameters"))];
 }
 
 function answer(base, models, advice, query) {
   const shown = advice?.taken ?? advice?.nearest;
   return el("div", { class: "answer" },
-    el("div", {}, advice ? sentenceOf(advice) : null, stats(advice), el("p", { class: "row" },
+    el("div", {}, advice ? [sentenceOf(advice), stats(advice), nextOf(advice)] : null, el("p", { class: "row" },
       shown ? sidesOf(base, shown, advice.taken ? "primary" : "") : null,
       el("a", { class: "button", "data-needs": "jobs", href: `/ui/curve?${query}` }, "All depths"),
       el("a", { class: "button", "data-needs": "jobs", href: `/ui/jobs/new?${query}` }, "New job"))),

@@ -126,13 +126,13 @@ def test_variants_are_those_of_the_published_order(
     }
     assert list(per_token) == ["dense again", *found["variants"]]
     speedups = MeasuredSpeedups(tiny_models_dir.parent)
-    measured = speedups.of("tiny", NUM_BLOCKS, 1)
+    measured = speedups.of("tiny", 1)
     assert measured is not None
     assert (measured.ratio, measured.scenario) == (per_token["tiny@-1"], "generation")
-    assert speedups.of("tiny", NUM_BLOCKS, len(removed)) is not None
-    assert speedups.of("tiny", NUM_BLOCKS, len(removed) + 1) is None
+    assert speedups.of("tiny", len(removed)) is not None
+    assert speedups.of("tiny", len(removed) + 1) is None
     for name, depth in {"tiny+int8": 0, "tiny@-2+int8": 2}.items():
-        int8 = speedups.of("tiny", NUM_BLOCKS, depth, is_int8=True)
+        int8 = speedups.of("tiny", depth, is_int8=True)
         assert int8 is not None
         assert int8.ratio == per_token[name]
     [kept] = ResultStore(tiny_models_dir.parent).page(9).results

@@ -131,7 +131,7 @@ def test_the_card_of_an_export_has_the_speed_that_is_known(
     manifest: Manifest, tiny_models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLEB_VERIFY", "off")
-    measured = MeasuredSpeedup(1.25, 1.1, 1.4, manifest.num_blocks, "mixed", 1.8e9)
+    measured = MeasuredSpeedup(1.25, 1.1, 1.4, "mixed", 1.8e9)
     MeasuredSpeedups(tiny_models_dir.parent).record("tiny", {Measurand(1): measured})
     cards = []
     for name in ("tiny@-1", "tiny@-2", "tiny"):

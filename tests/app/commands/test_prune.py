@@ -195,7 +195,7 @@ def test_json_has_the_same_rows(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_legend_has_what_bench_has_measured(
     settings: WorkerSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    measured = MeasuredSpeedup(1.21, 1.15, 1.27, 6, "served", 1.8e9)
+    measured = MeasuredSpeedup(1.21, 1.15, 1.27, "served", 1.8e9)
     MeasuredSpeedups(settings.data_dir).record("tiny", {Measurand(2): measured})
     run_prune(SPEC, tmp_path / "out", settings, as_json=False)
     told = " ".join(capsys.readouterr().out.split())

@@ -122,7 +122,7 @@ def test_a_measured_speed_up_is_beside_the_predicted_one(data_dir: Path) -> None
     predicted, words = cells(shown(), "tiny@-1")[4:6]
     assert (1 < float(predicted) < 2, words) == (True, "not measured")
     assert cells(shown(), "tiny")[4:6] == ["", ""]
-    measured = MeasuredSpeedup(1.21, 1.15, 1.27, 6, "served", 1.8e9)
+    measured = MeasuredSpeedup(1.21, 1.15, 1.27, "served", 1.8e9)
     MeasuredSpeedups(data_dir).record("tiny", {Measurand(1): measured})
     MeasuredSpeedups(data_dir).record(
         "tiny", {Measurand(2): replace(measured, ratio=1.5, low=None, high=None)}
@@ -136,11 +136,8 @@ def test_a_measured_speed_up_is_beside_the_predicted_one(data_dir: Path) -> None
     assert f"  speed-up: predicted {predicted}, measured 1.21 (1.15 to 1.27)\n" in narrow
 
 
-def test_a_speed_up_of_a_model_of_another_depth_is_none_of_this_one(data_dir: Path) -> None:
+def test_without_a_readable_file_no_speed_up_is_measured(data_dir: Path) -> None:
     publish(data_dir, "prn-1", [PROSE])
-    other = MeasuredSpeedup(1.21, 1.15, 1.27, 30, "served", 1.8e9)
-    MeasuredSpeedups(data_dir).record("tiny", {Measurand(1): other})
-    assert cells(shown(), "tiny@-1")[5] == "not measured"
     (data_dir / "speedups.json").write_text("{")
     assert cells(shown(), "tiny@-1")[5] == "not measured"
 

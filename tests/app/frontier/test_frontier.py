@@ -16,7 +16,6 @@ from app.models.measured_speedups import Measurand, MeasuredSpeedups
 from pruning.models.safetensors_headers import fingerprint
 from pruning.spec import InvalidSpec
 from tests.support.api_fixtures import publish_pruned
-from tests.support.tiny import NUM_BLOCKS
 
 INT8, DEPTH = Measurand(0, is_int8=True), Measurand(3)
 
@@ -48,7 +47,7 @@ def test_int8_and_all_depths_are_measured_and_kept(
         assert point["limit"] == ("kept" if is_known else "undecided")
     assert points["tiny@-1+int8"]["weight_bytes"] < points["tiny+int8"]["weight_bytes"]
     speedups = MeasuredSpeedups(data_dir)
-    measured = speedups.at("tiny", NUM_BLOCKS, Measurand(1, is_int8=True, load="stream"))
+    measured = speedups.of_model("tiny").get(Measurand(1, is_int8=True, load="stream"))
     assert measured is not None
     assert measured.ratio == points["tiny@-1+int8"]["speeds"]["stream"]["value"]
     weights = fingerprint(data_dir / "models" / "tiny")

@@ -16,7 +16,7 @@ from app.models.catalog import Catalog, UnknownModel
 from app.models.registry import ModelRegistry
 from pruning.checkpoints.store import CheckpointCorrupt, CheckpointStore, repair_of
 from pruning.config import WorkerSettings
-from pruning.evaluation.advice import Limits
+from pruning.evaluation.limits import Limits
 from pruning.healing.places import ADAPTER_FILE
 from pruning.models.store import ModelStore
 from tests.support.healing import NAME, Healed
@@ -164,8 +164,9 @@ def test_a_damaged_adapter_is_not_served(elastic: Healed, tmp_path: Path) -> Non
 def test_the_advice_has_each_depth_once(elastic: Healed) -> None:
     catalog = registry_of(elastic.data_dir).catalog
     found = advice_on("tiny", catalog, Limits())
-    names = sorted(depth.candidate.name for depth in found.depths)
-    assert names == ["tiny@-1", "tiny@-1+healed", "tiny@-2", "tiny@-2+healed"]
+    names = sorted(one.point.name for one in found.candidates)
+    healed = ["tiny@-1", "tiny@-1+healed", "tiny@-2", "tiny@-2+healed"]
+    assert names == ["tiny", "tiny+int8", *healed]
 
 
 def test_another_adapter_is_another_variant(elastic: Healed) -> None:

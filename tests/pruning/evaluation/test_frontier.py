@@ -5,7 +5,9 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruning.evaluation.frontier import Load, Point, dominates, frontier, judge
+from pruning.evaluation.frontier import judge
+from pruning.evaluation.limits import Limits
+from pruning.evaluation.points import Load, Point, dominates, frontier
 from pruning.evaluation.quality import Interval
 
 STREAM, MANY, PROMPT = (
@@ -15,6 +17,7 @@ STREAM, MANY, PROMPT = (
 )
 LOADS = (STREAM, MANY, PROMPT)
 NAMES = [load.name for load in LOADS]
+WITHIN = Limits(1.05, 1.0)  # any gain counts
 
 
 def about(value: float, half: float = 0.01) -> Interval:
@@ -43,9 +46,9 @@ ALL = (DENSE, INT8, SHALLOW, DEEP, BOTH)
 
 
 def test_int8_is_taken_where_no_depth_that_keeps_the_limit_is_faster() -> None:
-    verdict = judge("m", ALL, LOADS, 1.05)
+    verdict = judge("m", ALL, LOADS, WITHIN)
     assert verdict.sentence == (
-        "Take int8: 1.77 × as fast at one stream for 0.6 % more perplexity; no pruned depth that "
+        "Take m+int8: 1.77 × as fast at one stream for 0.6 % more perplexity; no pruned depth that "
         "costs at most 5 % beats it at one stream or 32 streams. On a prompt of 2,048 tokens take "
         "@-1 (1.04 × for 3.0 % more)."
     )
@@ -55,8 +58,8 @@ def test_int8_is_taken_where_no_depth_that_keeps_the_limit_is_faster() -> None:
 
 def test_depths_are_taken_where_they_are_faster_and_keep_the_limit() -> None:
     points = (DENSE, INT8, DEEP, replace(BOTH, speeds={**BOTH.speeds, "stream": about(1.6)}))
-    verdict = judge("m", points, LOADS, 1.3)
-    assert verdict.sentence.startswith("Take int8: 1.77 × as fast at one stream for 0.6 % more")
+    verdict = judge("m", points, LOADS, Limits(1.3, 1.0))
+    assert verdict.sentence.startswith("Take m+int8: 1.77 × as fast at one stream for 0.6 % more")
     assert "no pruned depth that costs at most 30 % beats it at one stream." in verdict.sentence
     assert "At 32 streams take @-3+int8 (1.25 × for 21 % more)." in verdict.sentence
     assert verdict.next_step is not None
@@ -65,40 +68,100 @@ def test_depths_are_taken_where_they_are_faster_and_keep_the_limit() -> None:
 
 def test_do_not_prune_is_an_answer() -> None:
     slow = point("m@-1", 1.03, 1.0, 1.0, 1.0)
-    verdict = judge("m", (DENSE, slow), LOADS, 1.05)
+    verdict = judge("m", (DENSE, slow), LOADS, WITHIN)
     assert verdict.sentence == (
-        "Do not prune this model: nothing that costs at most 5 % perplexity is surely faster at "
-        "one stream and 32 streams and on a prompt of 2,048 tokens."
+        "Do not prune this model: no pruned depth that costs at most 5 % perplexity is surely "
+        "faster at one stream and 32 streams and on a prompt of 2,048 tokens. The closest, @-1, is "
+        "1.00 × as fast for 3.0 % more perplexity."
     )
     assert verdict.next_step is None
-    partly = judge("m", (DENSE, point("m@-1", 1.03, 1.0, 1.1, 1.0)), LOADS, 1.05)
+    partly = judge("m", (DENSE, point("m@-1", 1.03, 1.0, 1.1, 1.0)), LOADS, WITHIN)
     assert partly.sentence.startswith("Do not prune this model at one stream and on a prompt")
     assert partly.sentence.endswith("At 32 streams take @-1 (1.10 × for 3.0 % more).")
 
 
+def test_what_is_not_worth_a_change_is_not_taken() -> None:
+    assert judge("m", (DENSE, INT8, DEEP), LOADS, Limits(1.3, 1.0)).taken["32"] == "m@-3"
+    verdict = judge("m", (DENSE, INT8, DEEP), LOADS, Limits(1.3, 1.2))
+    assert verdict.taken == {"stream": "m+int8", "32": "m", "prompt": "m"}
+    assert "On a prompt" not in verdict.sentence, "both loads keep the dense model"
+    assert verdict.sentence.endswith(
+        "At 32 streams and on a prompt of 2,048 tokens keep the dense model."
+    )
+
+
+def test_int8_that_was_not_measured_is_the_next_step() -> None:
+    """It is not hidden, and no answer is about it."""
+    unknown, slow = Point("m+int8", is_int8=True), replace(DEEP, speeds={"stream": about(1.02)})
+    verdict = judge("m", (DENSE, unknown, slow), LOADS[:1], Limits())
+    assert verdict.sentence == (
+        "Do not prune this model: no pruned depth that costs at most 5 % perplexity is surely at "
+        "least 1.1 × as fast at one stream. The closest, @-3, is 1.02 × as fast for 20 % more "
+        "perplexity. Int8 weights are not measured yet."
+    )
+    assert verdict.next_step is not None
+    assert verdict.next_step.command == "sleb frontier m"
+    assert (verdict.taken_at("stream"), verdict.nearest) == (None, "m@-3")
+    alone = judge("m", (replace(DENSE, speeds={}), unknown), LOADS[:1], Limits(1.1))
+    assert alone.sentence == (
+        "Nothing is known of m: it is not pruned. Int8 weights are not measured yet."
+    )
+    assert alone.next_step is not None
+    assert alone.next_step.command == "sleb frontier m --max-ratio 1.1"
+
+
+def predicted(name: str, ratio: float, speed: float) -> Point:
+    speeds = {"stream": Interval(speed, None, None)}
+    return replace(point(name, ratio), speeds=speeds, predicted=("stream",))
+
+
+def test_a_prediction_is_called_one_and_is_measured_if_that_can_change_the_verdict() -> None:
+    taken = judge("m", (DENSE, predicted("m@-2", 1.02, 1.2)), LOADS[:1], Limits())
+    assert (
+        taken.sentence
+        == "Take m@-2: 1.20 × (predicted) as fast at one stream for 2.0 % more perplexity."
+    )
+    assert taken.undecided == ("@-2 at one stream: its speed is predicted, not measured",)
+    assert taken.next_step is not None
+    assert taken.next_step.command == "sleb frontier m"
+    costly = judge("m", (DENSE, INT8, predicted("m@-6", 1.5, 3)), LOADS[:1], Limits())
+    assert costly.undecided == (), "no measurement of its speed makes it worth its perplexity"
+    assert costly.next_step is not None
+    assert "frontier" not in costly.next_step.command
+
+
+def test_without_a_probe_score_a_probe_is_the_next_step() -> None:
+    limits = Limits(1.3, 1.0, min_probe=0.5)
+    fast = replace(DEEP, speeds={name: about(3) for name in NAMES})
+    verdict = judge("m", (DENSE, fast), LOADS[:1], limits)
+    assert verdict.sentence.startswith("Keep the dense model for now: no pruned depth")
+    assert verdict.next_step is not None
+    assert verdict.next_step.command.endswith(" --num-remove 3 --gate-max-probe-drop 0.5")
+
+
 def test_no_healed_variant_is_taken_on_noise() -> None:
     healed = replace(SHALLOW, name="m@-1+healed", is_healed=True, ratios={"prose": about(1.02)})
-    assert judge("m", (DENSE, SHALLOW, healed), LOADS, 1.05).taken["stream"] == "m@-1"
+    assert judge("m", (DENSE, SHALLOW, healed), LOADS, WITHIN).taken["stream"] == "m@-1"
     better = replace(healed, ratios={"prose": about(1.005)})
-    assert judge("m", (DENSE, SHALLOW, better), LOADS, 1.05).taken["stream"] == "m@-1+healed"
+    assert judge("m", (DENSE, SHALLOW, better), LOADS, WITHIN).taken["stream"] == "m@-1+healed"
 
 
 def test_the_next_step_is_one_that_can_change_the_verdict() -> None:
-    unpruned = judge("m", (DENSE, INT8), LOADS, 1.05).next_step
+    unpruned = judge("m", (DENSE, INT8), LOADS, WITHIN).next_step
     assert unpruned is not None
     assert unpruned.command == "sleb jobs submit m --num-remove 4"
-    healable = judge("m", (DENSE, INT8, DEEP), LOADS, 1.05).next_step
+    healable = judge("m", (DENSE, INT8, DEEP), LOADS, WITHIN).next_step
     assert healable is not None
     assert healable.command == "sleb jobs heal m@prn-1", "it would win on prompts"
     slower = replace(DEEP, speeds={name: about(1.0) for name in NAMES})
-    decided = judge("m", (DENSE, INT8, slower), LOADS, 1.05).next_step
+    decided = judge("m", (DENSE, INT8, slower), LOADS, WITHIN).next_step
     assert decided is not None
     assert decided.command == "sleb models alias prod m+int8"
 
 
 def test_what_may_change_the_verdict_is_said() -> None:
     vague = point("m@-3", 1.04, 2.2, 1, 1, half=0.1)
-    verdict = judge("m", (DENSE, INT8, vague), LOADS, 1.05)
+    verdict = judge("m", (DENSE, INT8, vague), LOADS, WITHIN)
     assert (
         verdict.undecided
         == (
@@ -108,9 +171,9 @@ def test_what_may_change_the_verdict_is_said() -> None:
     )
     assert verdict.next_step is not None
     assert "--evaluation-max-seconds" in verdict.next_step.command
-    unmeasured = judge("m", (replace(DENSE, speeds={}), INT8), LOADS[:1], 1.05)
+    unmeasured = judge("m", (replace(DENSE, speeds={}), INT8), LOADS[:1], WITHIN)
     assert unmeasured.taken == {"stream": "m+int8"}
-    nothing = judge("m", (DENSE, replace(INT8, speeds={})), LOADS[:1], 1.05)
+    nothing = judge("m", (DENSE, replace(INT8, speeds={})), LOADS[:1], WITHIN)
     assert nothing.undecided == ("at one stream: not measured",)
     assert nothing.next_step is not None
     assert nothing.next_step.command.startswith("sleb frontier m ")

@@ -47,7 +47,7 @@ def test_there_is_none_before_it_is_published(client: TestClient) -> None:
 def test_the_list_names_files_and_prefixes(
     client: TestClient, job: dict[str, Any], data_dir: Path
 ) -> None:
-    found = MeasuredSpeedup(**SPEEDUP, num_blocks=6, measured_at=1.0)
+    found = MeasuredSpeedup(**SPEEDUP, measured_at=1.0)
     MeasuredSpeedups(data_dir).record("tiny", {Measurand(2): found})
     checkpoint = checkpoint_of(client, job)
     name = f"tiny@{job['id']}"

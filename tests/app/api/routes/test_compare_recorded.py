@@ -49,7 +49,7 @@ def test_advice_joins_what_a_comparison_measured(
         }
         measured = client.get("/models/tiny@-1").json()["measured_speedup"]
         assert (measured["ratio"], measured["scenario"]) == (tpot["ratio"], COMPARISON)
-        assert MeasuredSpeedups(data_dir).of("tiny", 6, 1) is not None
+        assert MeasuredSpeedups(data_dir).of("tiny", 1) is not None
 
 
 @pytest.mark.slow
@@ -86,10 +86,10 @@ def test_other_kernels_and_benchmarks_are_not_replaced(
         compare(client, **BODY, max_new_tokens=16, repeats=4)
         assert MeasuredSpeedups(data_dir).of_model("tiny") == {}
         engine.scripted = {}
-        bench = MeasuredSpeedup(1.1, 1.0, 1.2, 6, "served", time.time(), num_pairs=2)
+        bench = MeasuredSpeedup(1.1, 1.0, 1.2, "served", time.time(), num_pairs=2)
         MeasuredSpeedups(data_dir).record("tiny", {Measurand(1): bench})
         compare(client, **BODY, max_new_tokens=16, repeats=4)
-    assert MeasuredSpeedups(data_dir).of("tiny", 6, 1) == bench
+    assert MeasuredSpeedups(data_dir).of("tiny", 1) == bench
 
 
 @pytest.mark.slow
@@ -108,7 +108,7 @@ def test_a_noisy_comparison_goes_on_until_its_intervals_are_narrow(
         assert advised(client)["is_measured"]
     assert len(short["prompts"][0]["outputs"][0]["timings"]) == 3
     assert found["control"]["tpot"]["high"] <= 1.03 * found["control"]["tpot"]["ratio"]
-    kept = MeasuredSpeedups(data_dir).of("tiny", 6, 1)
+    kept = MeasuredSpeedups(data_dir).of("tiny", 1)
     assert kept is not None
     assert kept.num_pairs is not None
     assert 4 < kept.num_pairs < 40, "its intervals ended it"

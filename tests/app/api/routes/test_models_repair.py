@@ -75,7 +75,7 @@ def test_every_repaired_variant_names_its_raw_form_which_is_not_listed(
 def test_a_measured_speed_up_is_that_of_the_depth(client: TestClient, data_dir: Path) -> None:
     publish_pruned(data_dir, 2)
     assert model(client, "tiny@-1")["measured_speedup"] is None
-    found = MeasuredSpeedup(1.21, 1.15, 1.27, 6, "served", 1.8e9)
+    found = MeasuredSpeedup(1.21, 1.15, 1.27, "served", 1.8e9)
     MeasuredSpeedups(data_dir).record("tiny", {Measurand(1): found})
     assert model(client, "tiny@-1")["measured_speedup"] == {
         "ratio": 1.21,

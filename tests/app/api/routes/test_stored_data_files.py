@@ -63,7 +63,7 @@ ABOUT = {  # what may be refused, as the file is about it
 @pytest.fixture
 def data(data_dir: Path) -> Path:
     publish_pruned(data_dir)
-    measured = MeasuredSpeedup(1.5, 1.4, 1.6, 6, "decode", 1.0)
+    measured = MeasuredSpeedup(1.5, 1.4, 1.6, "decode", 1.0)
     MeasuredSpeedups(data_dir).record("tiny", {Measurand(1): measured, Measurand(3): measured})
     ResultStore(data_dir).keep(ResultKind.BENCH, "tiny", "faster", {"runs": [1]})
     return data_dir

@@ -1,0 +1,97 @@
+"""Whether a candidate is shown to keep the limits, and why it is not."""
+
+from dataclasses import replace
+
+import pytest
+
+from pruning.evaluation.frontier import judge
+from pruning.evaluation.limits import Judgement, Limits
+from pruning.evaluation.points import Load, Point
+from pruning.evaluation.quality import Interval
+from pruning.evaluation.results import ItemResult, Kind, compare
+from pruning.evaluation.verdict import Verdict
+from pruning.evaluation.verdict_table import verdict_table
+from pruning.spec import InvalidSpec
+
+LOAD = Load("stream", "per token")
+
+
+def candidate(num_removed: int, speed: float, prose: float, *, half: float = 0.01) -> Point:
+    return Point(
+        f"m@-{num_removed}",
+        num_removed,
+        num_blocks=30 - num_removed,
+        speeds={LOAD.name: Interval(speed, speed - half, speed + half)},
+        ratios={
+            "prose": Interval(prose, prose - half, prose + half),
+            "code": Interval(1.01, 1.0, 1.02),
+        },
+    )
+
+
+MIDDLE = candidate(4, 1.13, 1.03)
+
+
+def judged(point: Point, limits: Limits = Limits()) -> Judgement:  # noqa: B008 - frozen
+    return limits.judge(point, [LOAD.name])
+
+
+def test_what_is_within_all_limits_is_kept() -> None:
+    assert judged(MIDDLE) == Judgement()
+    dense = Point("m")
+    assert judged(dense, Limits(min_probe=1)) == Judgement(), "it is what the others are judged by"
+
+
+def test_each_limit_that_is_not_kept_is_named() -> None:
+    slow = judged(candidate(2, 1.06, 1.2))
+    assert slow == Judgement(
+        Verdict.EXCEEDED,
+        ("speed", "prose"),
+        "speed 1.06 × (1.05 to 1.07) is below 1.1; prose 1.20 × (1.19 to 1.21) is beyond 1.05",
+    )
+
+
+def test_an_interval_that_contains_a_limit_keeps_nothing() -> None:
+    wide = judged(candidate(4, 1.13, 1.03, half=0.04))
+    assert wide.verdict is Verdict.UNDECIDED
+    assert "speed 1.13 × (1.09 to 1.17) is undecided at 1.1" in wide.because
+    assert wide.failing == ("speed", "prose")
+
+
+def test_the_load_where_a_candidate_is_fastest_counts() -> None:
+    speeds = {"stream": Interval(1.0, 0.9, 1.05), "32": Interval(1.2, 1.15, 1.3)}
+    both = replace(MIDDLE, speeds=speeds)
+    assert Limits().judge(both, ["stream", "32"]).verdict is Verdict.KEPT
+    assert Limits().judge(both, ["stream"]).verdict is Verdict.EXCEEDED
+
+
+def test_what_is_not_measured_is_undecided() -> None:
+    blind = judged(replace(MIDDLE, ratios={}))
+    assert (blind.verdict, blind.because) == (
+        Verdict.UNDECIDED,
+        "its perplexity is not measured",
+    )
+    assert judged(replace(MIDDLE, speeds={})).because == "its speed is not measured"
+    too_few = replace(MIDDLE, ratios={"prose": Interval(1.0, None, None)})
+    assert judged(too_few).verdict is Verdict.UNDECIDED
+    probed = judged(MIDDLE, Limits(min_probe=0.5))
+    assert (probed.verdict, probed.failing) == (Verdict.UNDECIDED, ("probe",))
+
+
+def test_a_probe_below_its_limit_is_refused() -> None:
+    right = [ItemResult(Kind.JSON, is_chosen=True, is_written=True)] * 4
+    half = [ItemResult(Kind.JSON, is_chosen=True, is_written=False)] * 4
+    probed = replace(MIDDLE, probe=compare(right, half, "d"))
+    assert judged(probed, Limits(min_probe=0.4)).verdict is Verdict.KEPT
+    limits = Limits(min_probe=0.6)
+    assert judged(probed, limits).because == "probe score 0.50 is below 0.6"
+    headings, [row] = verdict_table(judge("m", (probed,), [LOAD], limits))
+    assert headings == ("", "model", "stream", "perplexity", "probe", "keeps")
+    assert row == ("*", "@-4", "1.13±.01", "1.030±.010", "0.50", "no: probe")
+
+
+@pytest.mark.parametrize("given", [{"max_ratio": 0.9}, {"min_speedup": 0.5}, {"min_probe": 2.0}])
+def test_limits_that_nothing_can_keep_are_refused(given: dict[str, float]) -> None:
+    with pytest.raises(InvalidSpec) as caught:
+        Limits(**given)
+    assert caught.value.param == next(iter(given))
