@@ -28,7 +28,7 @@ from app.commands.jobs import watch
 from app.config import ServeSettings
 from app.models.demo_bar import demo_model_with_bar
 from app.models.measured_speedups import MeasuredSpeedups
-from app.terminal import starting
+from app.terminal import print_next, starting
 from pruning.checkpoints.staging import staged
 from pruning.config import child_environment
 from pruning.jobs.job import JobStatus
@@ -96,7 +96,7 @@ def run_demo(
         keep_speedups(place.data_dir, settings.data_dir)
         figures = _figures(client, names, prompts)
         print_report(job, advice, figures, PROMPTS[0], as_json=as_json)
-        console.print(f"\n[bold]{escape(advice['sentence'])}[/]")
+        _print_answer(console, advice)
         _print_next_steps(console, service.url, job, is_running=keep)
 
 
@@ -134,7 +134,7 @@ def variants_of(job: dict[str, Any]) -> list[str]:
 def shown_of(job: dict[str, Any], advice: dict[str, Any]) -> list[str]:
     """What the report has beside the dense model: the advised depth and the deepest."""
     advised, depth = _advised(advice), len(job["removed_blocks"])
-    if advised is None or advised["num_removed"] == depth:
+    if advised is None or not 0 < advised["num_removed"] < depth:  # int8, or of an earlier demo
         return variants_of(job)
     return _depths(job, {advised["num_removed"], depth})
 
@@ -329,13 +329,19 @@ def _compared(client: ServiceClient, names: Sequence[str], measure_s: float) -> 
     return client.request("POST", "/compare", body=body, timeout_s=TIMEOUT_S)
 
 
+def _print_answer(console: Console, advice: dict[str, Any]) -> None:
+    console.print(f"\n[bold]{escape(advice['sentence'])}[/]")
+    if (step := advice["next_step"]) is not None:
+        print_next(console, step["words"], step["command"])
+
+
 def _print_next_steps(console: Console, url: str, job: dict[str, Any], *, is_running: bool) -> None:
     hint = "" if is_running else " (needs a running service: make demo KEEP=1)"
     name = variants_of(job)[0]
     console.print(
         f"\n[bold]Next steps[/]{hint}\n"
         f"  web page           {url}/ui\n"
-        f"  choose a depth     sleb advise {NAME}\n"
+        f"  what to take       sleb advise {NAME}\n"
         f"  serve it           make up, then open http://localhost:8000/ui\n"
         f"  API documentation  {url}/docs\n"
         f"  metrics            {url}/metrics\n"

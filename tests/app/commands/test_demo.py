@@ -20,6 +20,7 @@ from app.commands.demo import (
     TIMEOUT_S,
     _compared,
     _figures,
+    _print_answer,
     _print_next_steps,
     _prune,
     keep_result,
@@ -182,6 +183,21 @@ def test_half_of_the_removals_are_shown_where_the_advice_is_about_all() -> None:
     job = {"pruned_model": f"{NAME}@prn-1", "removed_blocks": [*range(4)]}
     advice = _Advised(4).request("GET", "")
     assert shown_of(job, advice) == [f"{NAME}@prn-1-2", f"{NAME}@prn-1-4"]
+    deeper = _Advised(6).request("GET", "")
+    assert shown_of(job, deeper) == [f"{NAME}@prn-1-2", f"{NAME}@prn-1-4"], "of an earlier demo"
+
+
+def test_the_answer_is_the_verdict_and_one_next_step() -> None:
+    said = StringIO()
+    step = {"words": "measure int8 weights", "command": f"sleb frontier {NAME}"}
+    _print_answer(Console(file=said, width=40), {"sentence": "Take [it].", "next_step": step})
+    assert said.getvalue().splitlines() == [
+        "",
+        "Take [it].",
+        f"Next: measure int8 weights: sleb frontier {NAME}",
+    ]
+    _print_answer(Console(file=said), {"sentence": "Keep it.", "next_step": None})
+    assert said.getvalue().endswith("\nKeep it.\n")
 
 
 def test_figures_are_medians_over_the_repeats() -> None:
