@@ -24,7 +24,7 @@ def test_it_says_at_once_that_it_starts_and_then_its_addresses(tmp_path: Path) -
         first = process.stderr.readline()
         assert first.startswith("starting Valkey, a worker and the API")
         lines = iter(process.stderr.readline, "")
-        addresses = next(line for line in lines if line.startswith("page "))
+        addresses = next(line for line in lines if line.startswith("web page "))
         assert f"http://localhost:{port}/ui" in addresses
         assert f"http://localhost:{port}/v1" in addresses
         assert next(lines).startswith("next: ")
