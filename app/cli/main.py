@@ -265,7 +265,7 @@ def demo(
     keep: Annotated[bool, typer.Option(help="Keep the service running after the demo.")] = False,
     num_remove: Annotated[
         int, typer.Option(min=1, max=28, help="Number of blocks to remove, of 30.")
-    ] = 4,
+    ] = 3,
     port: Port = None,
     evaluate_s: Annotated[
         float,
@@ -277,9 +277,9 @@ def demo(
         float,
         typer.Option(
             min=0,
-            help="Time for each speed measurement, in seconds; less time gives wider intervals.",
+            help="Time for the speed measurement, in seconds; less time gives wider intervals.",
         ),
-    ] = 15,
+    ] = 20,
     as_json: AsJson = False,
 ) -> None:
     """Prune a real model, serve it alongside the dense model, and compare the two."""

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address
@@ -27,13 +27,16 @@ from app.commands.demo_report import ModelFigures, figures_of, print_report
 from app.commands.jobs import watch
 from app.config import ServeSettings
 from app.models.demo_bar import demo_model_with_bar
+from app.models.measured_qualities import MeasuredQualities
 from app.models.measured_speedups import MeasuredSpeedups
 from app.terminal import print_next, starting
 from pruning.checkpoints.staging import staged
 from pruning.config import child_environment
 from pruning.jobs.job import JobStatus
 from pruning.models.demo_model import NAME
-from pruning.models.store import set_up_torch
+from pruning.models.names import int8_name
+from pruning.models.safetensors_headers import fingerprint
+from pruning.models.store import ModelStore, set_up_torch
 from pruning.plural import counted
 from pruning.process import deferred_signal
 
@@ -47,7 +50,8 @@ PROMPTS = (
 )
 MAX_NEW_TOKENS = 32
 REPEATS = 5  # odd, so that a median is one of the times; the advice needs intervals
-MAX_COMPARISONS = 2  # a measurement can change the advice, and so what is shown
+INT8 = int8_name(NAME)
+INT8_EVALUATION = {"num_windows": 24, "seqlen": 64}  # of each packaged text
 MAX_WAITS = 3  # for the kernels of a comparison
 TIMEOUT_S = 300.0  # of a request; a comparison takes the longest
 START_TIMEOUT_S = 120.0  # until the service is ready
@@ -86,14 +90,16 @@ def run_demo(
         path = demo_model_with_bar(settings.models_dir, console)
         console.print(f"[green]✓[/] {NAME} in {path}", soft_wrap=True)
         service.wait_until_ready(console)
-        # compiles the kernels of the engine, half a minute once, beside the job
-        first = {"model": NAME, "prompt": "a", "max_new_tokens": 1}
-        client.request("POST", "/generate", body=first, timeout_s=TIMEOUT_S)
+        _compile_kernels(client)  # half a minute once, beside the job
         job = _prune(client, console, num_remove, evaluate_s)
         keep_result(job["pruned_model"], place.checkpoints_dir, settings.checkpoints_dir)
-        with console.status("Generating with the dense and the pruned models in turn"):
-            advice, names, prompts = measured_advice(client, job, measure_s)
-        keep_speedups(place.data_dir, settings.data_dir)
+        names = [NAME, INT8, deepest_of(job)]
+        with console.status("Generating with the dense, the int8 and the pruned model in turn"):
+            prompts = _compared(client, names, measure_s)["prompts"]
+        with console.status("Measuring the perplexity of int8 weights"):
+            _evaluate_int8(client)
+        keep_measured(place, settings)
+        advice = client.request("GET", f"/models/{NAME}/advice")
         figures = _figures(client, names, prompts)
         print_report(job, advice, figures, PROMPTS[0], as_json=as_json)
         _print_answer(console, advice)
@@ -125,56 +131,17 @@ def keep_result(name: str, source: Path, target: Path) -> None:
         (folder / name).rename(target / name)
 
 
-def variants_of(job: dict[str, Any]) -> list[str]:
-    """Half of the job's removals and all of them, by names that no other job can take over."""
-    depth = len(job["removed_blocks"])
-    return _depths(job, {depth // 2, depth} - {0})
+def deepest_of(job: dict[str, Any]) -> str:
+    """All removals, by a name that no other job can take over."""
+    return f"{job['pruned_model']}-{len(job['removed_blocks'])}"
 
 
-def shown_of(job: dict[str, Any], advice: dict[str, Any]) -> list[str]:
-    """What the report has beside the dense model: the advised depth and the deepest."""
-    advised, depth = _advised(advice), len(job["removed_blocks"])
-    if advised is None or not 0 < advised["num_removed"] < depth:  # int8, or of an earlier demo
-        return variants_of(job)
-    return _depths(job, {advised["num_removed"], depth})
-
-
-def _depths(job: dict[str, Any], depths: Iterable[int]) -> list[str]:
-    return [f"{job['pruned_model']}-{k}" for k in sorted(depths)]
-
-
-def _advised(advice: dict[str, Any]) -> dict[str, Any] | None:
-    """The depth that the sentence of an advice is about."""
-    name = advice["taken"] or advice["nearest"]
-    return next((depth for depth in advice["depths"] if depth["name"] == name), None)
-
-
-def measured_advice(
-    client: ServiceClient, job: dict[str, Any], measure_s: float
-) -> tuple[dict[str, Any], list[str], list[Any]]:
-    """The advice after the speeds of the depths to be shown were measured.
-
-    With it the names of the models that were compared, and their answers to each prompt. What is
-    measured can change the advice, so it is asked for again.
-    """
-    path = f"/models/{NAME}/advice"
-    advice, names, prompts = client.request("GET", path), [], []
-    for _ in range(MAX_COMPARISONS):
-        names = [NAME, *shown_of(job, advice)]
-        prompts = _compared(client, names, measure_s)["prompts"]
-        advice = client.request("GET", path)
-        advised = _advised(advice)
-        is_known = advised is None or advised["is_measured"]
-        if is_known and names == [NAME, *shown_of(job, advice)]:
-            break
-    return advice, names, prompts
-
-
-def keep_speedups(source: Path, target: Path) -> None:
+def keep_measured(source: ServeSettings, target: ServeSettings) -> None:
     """Let the ordinary data directory know what the demo's service has measured."""
-    measured = MeasuredSpeedups(source).of_model(NAME)
-    if measured:
-        MeasuredSpeedups(target).record(NAME, measured)
+    MeasuredSpeedups(target.data_dir).record(NAME, MeasuredSpeedups(source.data_dir).of_model(NAME))
+    weights = fingerprint(ModelStore(target.models_dir).path(NAME))
+    qualities = MeasuredQualities(source.data_dir).of_model(NAME, weights)
+    MeasuredQualities(target.data_dir).record(NAME, weights, qualities)
 
 
 @dataclass(frozen=True)
@@ -313,6 +280,18 @@ def _figures(
     ]
 
 
+def _compile_kernels(client: ServiceClient) -> None:
+    for name in (NAME, INT8):
+        first = {"model": name, "prompt": "a", "max_new_tokens": 1}
+        client.request("POST", "/generate", body=first, timeout_s=TIMEOUT_S)
+
+
+def _evaluate_int8(client: ServiceClient) -> None:
+    """Measure the perplexity of int8 weights, which the service then knows."""
+    body = {"model": INT8, **INT8_EVALUATION}
+    client.request("POST", "/evals", body=body, timeout_s=TIMEOUT_S)
+
+
 def _compared(client: ServiceClient, names: Sequence[str], measure_s: float) -> dict[str, Any]:
     """Generate answers of equal lengths with every model, so that only the depth differs."""
     body = {
@@ -337,7 +316,7 @@ def _print_answer(console: Console, advice: dict[str, Any]) -> None:
 
 def _print_next_steps(console: Console, url: str, job: dict[str, Any], *, is_running: bool) -> None:
     hint = "" if is_running else " (needs a running service: make demo KEEP=1)"
-    name = variants_of(job)[0]
+    name = deepest_of(job)
     console.print(
         f"\n[bold]Next steps[/]{hint}\n"
         f"  web page           {url}/ui\n"

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from app.models.measured_speedups import NOT_MEASURED
 from app.terminal import print_json
+from pruning.models.names import split_int8
 
 
 @dataclass(frozen=True)
@@ -55,15 +56,15 @@ def print_report(
         print_json({"job": job, "advice": advice, "models": sides})
         return
     console = Console(highlight=False)
-    print_table(models, console)
+    print_table(models, advice, console)
     for side in models:
         text = f"[dim]{escape(prompt)}[/]{escape(side.completion)}"
         console.print(Panel(text, title=escape(side.model["id"]), title_align="left"))
 
 
-def print_table(models: Sequence[ModelFigures], console: Console) -> None:
-    """The table, and what its rows mean."""
-    console.print(_table(models))
+def print_table(models: Sequence[ModelFigures], advice: dict[str, Any], console: Console) -> None:
+    """The table, and what its rows mean. The advice has the quality of int8 weights."""
+    console.print(_table(models, advice))
     for text in _explained(models[1:]):
         console.print(text, markup=False)
 
@@ -77,23 +78,28 @@ def _speedups(dense: ModelFigures, side: ModelFigures) -> dict[str, Any]:
     }
 
 
-def _table(models: Sequence[ModelFigures]) -> Table:
-    dense, *pruned = models
-    table = Table(title="Cost and benefit of pruning")
-    table.add_column("")
-    table.add_column("dense", justify="right")
-    for side in pruned:
-        table.add_column(f"{len(side.model['removed_blocks'])} removed", justify="right")
+def _table(models: Sequence[ModelFigures], advice: dict[str, Any]) -> Table:
+    dense, *others = models
+    table = Table(title="Cost and benefit of pruning and of int8 weights")
+    for heading in ("", *map(_heading, models)):
+        table.add_column(heading, justify="right" if heading else "left")
     for name, text in _ROWS:
         table.add_row(name, *map(text, models))
     table.add_section()
-    columns = [_speedup_cells(_speedups(dense, side)) for side in pruned]
+    columns = [_speedup_cells(_speedups(dense, side)) for side in others]
     for name, *texts in zip(_SPEEDUPS, *columns, strict=True):
         table.add_row(name, "", *texts)
     table.add_section()
-    for row in _perplexities(pruned):
+    for row in _perplexities(others, advice):
         table.add_row(*row)
     return table
+
+
+def _heading(side: ModelFigures) -> str:
+    num_removed = len(side.model["removed_blocks"])
+    if split_int8(side.model["id"])[1]:
+        return "int8"
+    return f"{num_removed} removed" if num_removed else "dense"
 
 
 _ROWS: Sequence[tuple[str, Callable[[ModelFigures], str]]] = (
@@ -121,15 +127,28 @@ def _speedup_cells(speedups: dict[str, Any]) -> Iterator[str]:
     yield f"{speedups['ideal']:.2f}×"
 
 
-def _perplexities(pruned: Sequence[ModelFigures]) -> Iterator[tuple[str, ...]]:
+def _perplexities(
+    others: Sequence[ModelFigures], advice: dict[str, Any]
+) -> Iterator[tuple[str, ...]]:
     """Two rows for each domain: as it is served, and without the repair."""
-    for domains in zip(*(side.model["domains"] for side in pruned), strict=True):
-        dense = domains[0]["dense_perplexity"]
-        for name, field in (("perplexity, {}", "perplexity"), ("  unrepaired", "raw_perplexity")):
-            cells = (f"{one[field]:.1f} ({one[field] / dense:.2f}×)" for one in domains)
-            is_served = field == "perplexity"
-            first = name.format(domains[0]["domain"]), f"{dense:.1f}" if is_served else ""
-            yield (*first, *cells)
+    ratios = {each["name"]: each["ratios"] for each in advice["depths"]}
+    for number, domain in enumerate(others[-1].model["domains"]):
+        name, dense = domain["domain"], domain["dense_perplexity"]
+        served, unrepaired = [f"perplexity, {name}", f"{dense:.1f}"], ["  unrepaired", ""]
+        for side in others:
+            if domains := side.model["domains"]:
+                served.append(_with_ratio(domains[number]["perplexity"], dense))
+                unrepaired.append(_with_ratio(domains[number]["raw_perplexity"], dense))
+            else:
+                ratio = ratios.get(side.model["id"], {}).get(name)
+                served.append(f"({ratio['value']:.2f}×)" if ratio else NOT_MEASURED)
+                unrepaired.append("")
+        yield tuple(served)
+        yield tuple(unrepaired)
+
+
+def _with_ratio(perplexity: float, dense: float) -> str:
+    return f"{perplexity:.1f} ({perplexity / dense:.2f}×)"
 
 
 def _explained(pruned: Sequence[ModelFigures]) -> Iterator[str]:

@@ -45,6 +45,7 @@ class Evaluation:
     """``dense`` has the texts in the same order; it is empty for a dense model, or without one."""
 
     served: Served
+    windows: Mapping[str, Windows]  # by text
     perplexities: Sequence[Perplexity]  # with ratios to the dense model's, where that is here
     dense: Sequence[Perplexity] = ()
 
@@ -53,7 +54,7 @@ async def evaluate(request: EvaluationRequest, scorer: Scorer, turn: asyncio.Loc
     """``turn`` is held while one evaluates. Raises the errors in ``RAISES``."""
     served = await _served(request.model, scorer.generator)
     entry = served.entry
-    has_dense = entry.is_view and entry.is_pruned
+    has_dense = entry.is_view and (entry.is_pruned or entry.is_int8)
     dense = await _served(entry.base, scorer.generator) if has_dense else None
     windows = {
         text: await asyncio.to_thread(_windows, served, text, request) for text in request.texts
@@ -62,9 +63,9 @@ async def evaluate(request: EvaluationRequest, scorer: Scorer, turn: asyncio.Loc
         of_dense = [] if dense is None else await _measured(dense, windows, scorer)
         measured = await _measured(served, windows, scorer)
     if dense is None:
-        return Evaluation(served, measured)
+        return Evaluation(served, windows, measured)
     pairs = zip(measured, of_dense, strict=True)
-    return Evaluation(served, [own.against(whole) for own, whole in pairs], of_dense)
+    return Evaluation(served, windows, [own.against(whole) for own, whole in pairs], of_dense)
 
 
 async def _served(name: str, generator: Generator) -> Served:

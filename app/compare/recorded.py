@@ -1,13 +1,16 @@
-"""Keep the speed-ups that comparisons measure, so that the catalog and the advice know them."""
+"""Keep what comparisons and evaluations measure, so that the catalog and the advice know it."""
 
 import logging
 from collections.abc import Iterator
 
 from app.compare.compare import Comparison, speedup_per_token
+from app.compare.evaluation import Evaluation
 from app.compare.speedup import Speedup, is_firm
 from app.models.catalog import Catalog
 from app.models.measured_speedups import COMPARISON, Measurand, MeasuredSpeedup
 from app.models.registry import ServedModel
+from pruning.evaluation.domains import domain_quality
+from pruning.evaluation.enough import FIRST_WINDOWS
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +33,26 @@ def record_speedups(comparison: Comparison, catalog: Catalog) -> None:
         catalog.record_speedups(base.base, measured)
     except OSError as error:  # the comparison itself is worth as much without
         logger.warning("speed-ups of a comparison are not saved: %s", error)
+
+
+def record_qualities(evaluation: Evaluation, catalog: Catalog) -> None:
+    """Keep the perplexities of int8 weights, unless too few windows were read.
+
+    A manifest has those of plain weights.
+    """
+    entry, texts = evaluation.served.entry, evaluation.perplexities
+    if not (entry.is_int8 and evaluation.dense and isinstance(evaluation.served, ServedModel)):
+        return
+    if min(one.num_windows for one in texts) < FIRST_WINDOWS:
+        return
+    domains = tuple(
+        domain_quality(own.text, evaluation.windows[own.text], [whole.losses, own.losses])
+        for own, whole in zip(texts, evaluation.dense, strict=True)
+    )
+    try:
+        catalog.record_qualities(entry, domains)
+    except OSError as error:
+        logger.warning("the perplexity of %s is not saved: %s", entry.name, error)
 
 
 def _measured(comparison: Comparison) -> Iterator[tuple[Measurand, MeasuredSpeedup]]:

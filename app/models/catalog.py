@@ -19,7 +19,7 @@ from app.models.measured_qualities import MeasuredQualities
 from app.models.measured_speedups import Measurand, MeasuredSpeedup, MeasuredSpeedups, main_of
 from app.models.published import PublishedOrders
 from pruning.checkpoints.store import CheckpointStore
-from pruning.evaluation.quality import Interval
+from pruning.evaluation.quality import DomainQuality, Interval
 from pruning.jobs.job import Job, JobNotFound, JobStatus
 from pruning.models.architectures import (
     CannotQuantize,
@@ -180,11 +180,17 @@ class Catalog:
         return main_of(self.measured_speedups(entry))
 
     def ratios(self, entry: ModelEntry) -> Mapping[str, Interval]:
-        """The perplexity divided by the dense one, by domain; of int8 as `sleb frontier` knows."""
+        """The perplexity divided by the dense one, by domain; of int8 weights as measured."""
         if entry.is_int8 and self._qualities is not None:
             weights = self._dense_models.fingerprint(entry.base)
             return self._qualities.of(entry.base, weights, entry.pinned_name)
         return {domain.domain: domain.ratio(entry.measured_on(domain)) for domain in entry.domains}
+
+    def record_qualities(self, entry: ModelEntry, domains: Sequence[DomainQuality]) -> None:
+        """Keep the quality of int8 weights. Raises ``OSError``."""
+        weights = self._dense_models.fingerprint(entry.base)
+        if self._qualities is not None and weights is not None:
+            self._qualities.record(entry.base, weights, {entry.pinned_name: domains})
 
     def record_speedups(self, base: str, measured: Mapping[Measurand, MeasuredSpeedup]) -> None:
         """Keep measured speed-ups. Raises ``OSError``."""
@@ -197,9 +203,8 @@ class Catalog:
 
     def is_alias(self, name: str) -> bool:
         """Whether it is an alias, which may be broken."""
-        return self._aliases is not None and (
-            name in self._aliases.listed() or name in self._aliases.broken()
-        )
+        known = self._aliases
+        return known is not None and name in {*known.listed(), *known.broken()}
 
     def external_name(self, name: str) -> str | None:
         """The external model that a name or an alias means, if it means one."""
@@ -269,16 +274,13 @@ class Catalog:
         entries: list[ModelEntry] = []
         for job in (job for page in pages for job in page.jobs):
             is_published = self._checkpoints.holds(job.checkpoint_name)
-            order = None if is_published else self._order_of_job(job)
-            if order is not None:
+            if not is_published and (order := self._order_of_job(job)) is not None:
                 entries += self._prefix_entries(order, VariantName.of_checkpoint(order.name))
         return entries
 
     def order(self, checkpoint: str) -> RemovalOrder | None:
-        """The removal order of ``NAME@JOB``: as published, else as found by the job so far.
-
-        Raises ``JobStoreUnavailable`` if it is not published and the store cannot be reached.
-        """
+        """The removal order of ``NAME@JOB``: as published, else as found by the job so far, which
+        raises ``JobStoreUnavailable``."""
         return self._published_order(checkpoint) or self._unpublished_order(checkpoint)
 
     def published(self, checkpoint: str) -> ModelEntry | None:
@@ -287,10 +289,8 @@ class Catalog:
         return None if order is None else self._whole_entry(order)
 
     def prefixes(self, order: RemovalOrder) -> list[ModelEntry]:
-        """The prefixes that can be served; of some, the whole checkpoint alone.
-
-        Those are the ones without their dense model, and those healed at their full depth only.
-        """
+        """The prefixes that can be served; the whole checkpoint alone without its dense model, or
+        if only its full depth was healed."""
         if order.is_healed and not order.is_elastic:
             return [self._whole_entry(order)]
         entries = self._prefix_entries(order, VariantName.of_checkpoint(order.name))

@@ -46,17 +46,27 @@ class MeasuredQualities:
         return known.variants if known and known.fingerprint == fingerprint else {}
 
     def record(self, model: str, fingerprint: str, measured: _ByVariant) -> None:
-        """Keep what was measured of these variants, and nothing of other weights of this name.
+        """Keep what was measured of these variants, unless it is known of more windows, and nothing
+        of other weights of this name.
 
         Raises ``OSError``.
         """
-        if not measured:
-            return
         with self._file.changing():
-            variants = {**self.of_model(model, fingerprint), **measured}
-            known = {**self._file.read_or_empty(), model: _OfModel(fingerprint, variants)}
-            rows = {name: asdict(of_model) for name, of_model in known.items()}
-            self._file.replace({"format": _FORMAT, "models": rows})
+            known = self.of_model(model, fingerprint)
+            better = {
+                variant: domains
+                for variant, domains in measured.items()
+                if _num_windows(domains) >= _num_windows(known.get(variant, ()))
+            }
+            if better:
+                of_model = _OfModel(fingerprint, {**known, **better})
+                models = {**self._file.read_or_empty(), model: of_model}
+                rows = {name: asdict(each) for name, each in models.items()}
+                self._file.replace({"format": _FORMAT, "models": rows})
+
+
+def _num_windows(domains: Sequence[DomainQuality]) -> int:
+    return sum(domain.num_windows for domain in domains)
 
 
 def _parsed(content: bytes) -> dict[str, _OfModel]:

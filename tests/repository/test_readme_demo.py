@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from app.cli.main import demo as command
-from app.commands.demo import shown_of
+from app.commands.demo import INT8, deepest_of
+from pruning.models.demo_model import NAME
 from tests.support.pages import README
 from tools.docs.demo import advice, page, record, table
 
@@ -21,11 +22,11 @@ def test_the_readme_quotes_the_recorded_run() -> None:
 
 
 def test_the_recorded_run_is_of_the_demo_as_it_is() -> None:
-    """The number of removals is the default, and the depths are those that a run shows."""
+    """The number of removals is the default, and the models are those that a run shows."""
     job = REPORT["job"]
     assert len(job["removed_blocks"]) == inspect.signature(command).parameters["num_remove"].default
-    shown = [side["model"]["id"] for side in REPORT["models"][1:]]
-    assert shown == shown_of(job, REPORT["advice"])
+    shown = [side["model"]["id"] for side in REPORT["models"]]
+    assert shown == [NAME, INT8, deepest_of(job)]
     assert f"{len(job['removed_blocks'])} removed" in table(REPORT).splitlines()[2]
 
 

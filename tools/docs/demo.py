@@ -94,7 +94,8 @@ def table(report: Mapping[str, Any]) -> str:
     names = [field.name for field in fields(ModelFigures)]
     models = [ModelFigures(**{name: side[name] for name in names}) for side in report["models"]]
     to = StringIO()
-    print_table(models, Console(file=to, width=_COLUMNS, highlight=False, color_system=None))
+    to_page = Console(file=to, width=_COLUMNS, highlight=False, color_system=None)
+    print_table(models, report["advice"], to_page)
     return "".join(f"{line.rstrip()}\n" for line in to.getvalue().splitlines())
 
 

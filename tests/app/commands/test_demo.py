@@ -17,26 +17,27 @@ from app.commands.client import ServiceClient, ServiceUnavailable
 from app.commands.demo import (
     MAX_NEW_TOKENS,
     REPEATS,
-    TIMEOUT_S,
     _compared,
+    _evaluate_int8,
     _figures,
     _print_answer,
     _print_next_steps,
     _prune,
+    deepest_of,
+    keep_measured,
     keep_result,
-    keep_speedups,
-    measured_advice,
     own_place,
-    shown_of,
-    variants_of,
 )
 from app.commands.demo_report import ModelFigures, figures_of, print_report
 from app.config import ServeSettings
+from app.models.measured_qualities import MeasuredQualities
 from app.models.measured_speedups import COMPARISON, Measurand, MeasuredSpeedup, MeasuredSpeedups
 from pruning.config import child_environment
+from pruning.evaluation.quality import DomainQuality, Measured
 from pruning.jobs.job import JobStatus
 from pruning.jobs.store import JobStore
 from pruning.models.demo_model import NAME
+from pruning.models.safetensors_headers import fingerprint
 from pruning.models.store import ModelStore
 from pruning.spec.prune import Repair
 from tests.support.api_fixtures import publish_pruned
@@ -56,33 +57,36 @@ def service(
         yield client
 
 
-def test_all_models_are_compared_by_the_service(
+def test_all_models_are_measured_by_the_service(
     service: ServiceClient,
     data_dir: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("app.commands.demo.MAX_NEW_TOKENS", 6)
+    monkeypatch.setattr("app.commands.demo.NAME", "tiny")
+    monkeypatch.setattr("app.commands.demo.INT8", "tiny+int8")
     monkeypatch.setenv("COLUMNS", "80")
     manifest = publish_pruned(data_dir, num_remove=3, repair=Repair.AUTO)
     job = {"pruned_model": manifest.name, "removed_blocks": list(manifest.removed_blocks)}
-    names = variants_of(job)
-    assert names == ["tiny@prn-1-1", "tiny@prn-1-3"]
-    compared = ["tiny", *names]
-    models = _figures(service, compared, _compared(service, compared, 0)["prompts"])
-    assert [side.model["id"] for side in models] == ["tiny", *names]
-    assert [side.model["variant"] for side in models] == ["dense", "pruned", "pruned"]
+    names = ["tiny", "tiny+int8", deepest_of(job)]
+    prompts = _compared(service, names, 0)["prompts"]
+    _evaluate_int8(service)
+    advice = service.request("GET", "/models/tiny/advice")
+    assert {each["name"]: bool(each["ratios"]) for each in advice["depths"]}["tiny+int8"]
+    models = _figures(service, names, prompts)
+    assert [side.model["id"] for side in models] == ["tiny", "tiny+int8", "tiny@prn-1-3"]
     for figures in models:
         assert 0 < figures.tpot_s < 60
         assert 0 < figures.ttft_s < 60
         assert figures.tokens_per_s > 0
         assert figures.completion
-    print_report(job, {}, models, "a prompt", as_json=False)
+    print_report(job, advice, models, "a prompt", as_json=False)
     report = capsys.readouterr().out
     table = report.partition("╭")[0]  # below it are outputs of a random model
     assert max(map(len, table.splitlines())) <= 80
-    for shown in ("1 removed", "3 removed", "unrepaired", "speed-up, measured", "tiny@prn-1-3"):
-        assert shown in report
+    for words in ("int8", "3 removed", "unrepaired", "speed-up, measured", "tiny@prn-1-3"):
+        assert words in report
     for domain in models[-1].model["domains"]:
         assert f"{domain['domain']}: {domain['text']}" in " ".join(report.split())
         assert f"{domain['perplexity']:.1f} ({domain['ratio']:.2f}×)" in report
@@ -95,7 +99,7 @@ def test_the_table_says_of_speed_what_the_advice_counts_with(
     monkeypatch.setenv("COLUMNS", "80")
     found = {"ratio": 1.12, "low": 1.09, "high": 1.15}
     model = {"num_parameters": 1000, "domains": []}
-    dense = {**model, "id": NAME, "num_blocks": 30, "measured_speedup": None}
+    dense = {**model, "id": NAME, "num_blocks": 30, "measured_speedup": None, "removed_blocks": []}
     busy = {"predicted_speedup": 1.08, "measured_speedup": None, "removed_blocks": [1, 2, 3]}
     quiet = {"predicted_speedup": 1.17, "measured_speedup": found, "removed_blocks": [1, 2, 3, 4]}
     sides = [
@@ -103,7 +107,7 @@ def test_the_table_says_of_speed_what_the_advice_counts_with(
         ModelFigures({**model, "id": f"{NAME}@-3", "num_blocks": 27, **busy}, 0.01, 0.01, 9.0, "b"),
         ModelFigures({**model, "id": f"{NAME}@-4", "num_blocks": 26, **quiet}, 0.1, 0.02, 9.0, "c"),
     ]
-    print_report({}, {}, sides, "a prompt", as_json=False)
+    print_report({}, {"depths": []}, sides, "a prompt", as_json=False)
     lines = capsys.readouterr().out
     cells = {
         row[1]: row[3:]
@@ -115,31 +119,8 @@ def test_the_table_says_of_speed_what_the_advice_counts_with(
     assert cells["speed-up, predicted"][:2] == ["1.08×", "1.17×"]
     assert "3.48" not in lines
     assert "not measured: every comparison was too noisy" in lines
-    print_report({}, {}, [sides[0], sides[2]], "a prompt", as_json=False)
+    print_report({}, {"depths": []}, [sides[0], sides[2]], "a prompt", as_json=False)
     assert "too noisy" not in capsys.readouterr().out
-
-
-class _Advised:
-    """A service whose advice moves on from a depth, once or always, when that one is measured."""
-
-    def __init__(self, *abouts: int) -> None:
-        self._abouts = abouts
-        self.compared: list[list[str]] = []
-
-    def request(
-        self, _method: str, path: str, body: dict[str, Any] | None = None, timeout_s: float = 0
-    ) -> dict[str, Any]:
-        if body is not None:
-            assert (path, timeout_s) == ("/compare", TIMEOUT_S)
-            assert body["max_seconds"] == 15
-            self.compared.append(body["models"])
-            return {"prompts": [f"answers of comparison {len(self.compared)}"]}
-        about = self._abouts[min(len(self.compared), len(self._abouts) - 1)]
-        depths = [
-            {"name": f"{NAME}@-{k}", "num_removed": k, "is_measured": len(self.compared) > 0}
-            for k in (2, 3, 4, 5, 6)
-        ]
-        return {"taken": None, "nearest": f"{NAME}@-{about}", "depths": depths}
 
 
 class _Compiling:
@@ -159,32 +140,6 @@ def test_a_comparison_waits_while_a_slow_machine_compiles_kernels() -> None:
     assert _compared(_Compiling(3), [NAME], 0) == {"prompts": []}  # type: ignore[arg-type]  # of one method of a client
     with pytest.raises(ServiceUnavailable, match="still compiled"):
         _compared(_Compiling(4), [NAME], 0)  # type: ignore[arg-type]  # as above
-
-
-@pytest.mark.parametrize(
-    ("abouts", "compared"),
-    [((4,), [4]), ((4, 3), [4, 3]), ((4, 3, 2), [4, 3])],
-    ids=["stays", "moves once", "moves again"],
-)
-def test_the_depth_that_the_advice_is_about_is_measured(
-    abouts: tuple[int, ...], compared: list[int]
-) -> None:
-    job = {"pruned_model": f"{NAME}@prn-1", "removed_blocks": [*range(6)]}
-    service = _Advised(*abouts)
-    advice, names, prompts = measured_advice(service, job, 15)  # type: ignore[arg-type]  # of one method of a client
-    wanted = [[NAME, f"{NAME}@prn-1-{k}", f"{NAME}@prn-1-6"] for k in compared]
-    assert service.compared == wanted
-    assert names == wanted[-1]
-    assert prompts == [f"answers of comparison {len(wanted)}"]
-    assert advice["nearest"] == f"{NAME}@-{abouts[-1]}"
-
-
-def test_half_of_the_removals_are_shown_where_the_advice_is_about_all() -> None:
-    job = {"pruned_model": f"{NAME}@prn-1", "removed_blocks": [*range(4)]}
-    advice = _Advised(4).request("GET", "")
-    assert shown_of(job, advice) == [f"{NAME}@prn-1-2", f"{NAME}@prn-1-4"]
-    deeper = _Advised(6).request("GET", "")
-    assert shown_of(job, deeper) == [f"{NAME}@prn-1-2", f"{NAME}@prn-1-4"], "of an earlier demo"
 
 
 def test_the_answer_is_the_verdict_and_one_next_step() -> None:
@@ -284,12 +239,20 @@ def test_the_checkpoint_of_the_demo_is_served_by_the_ordinary_service_too(tmp_pa
     assert not (target / f"{NAME}@prn-2").exists()
 
 
-def test_what_the_demo_measured_is_known_to_the_ordinary_service(tmp_path: Path) -> None:
-    found = {
+def test_what_the_demo_measured_is_known_to_the_ordinary_service(data_dir: Path) -> None:
+    write_tiny_model(data_dir / "models" / NAME, num_blocks=4)
+    ordinary = ServeSettings(data_dir=data_dir)
+    demo = own_place(ordinary)
+    keep_measured(demo, ordinary)
+    assert not [*data_dir.glob("*.json")]
+    weights = fingerprint(ordinary.models_dir / NAME)
+    domain = DomainQuality("prose", "", 24, 64, "d", Measured(3.0, 0.1), (Measured(3.1, 0.01),))
+    speedups = {
         Measurand(depth): MeasuredSpeedup(1.1, 1.0, 1.2, COMPARISON, 1.0, 5) for depth in (3, 6)
     }
-    keep_speedups(tmp_path / "none", tmp_path)
-    assert not [*tmp_path.iterdir()]
-    MeasuredSpeedups(tmp_path / "demo").record(NAME, found)
-    keep_speedups(tmp_path / "demo", tmp_path)
-    assert MeasuredSpeedups(tmp_path).of_model(NAME) == found
+    qualities = {f"{NAME}+int8": (domain,)}
+    MeasuredSpeedups(demo.data_dir).record(NAME, speedups)
+    MeasuredQualities(demo.data_dir).record(NAME, weights, qualities)
+    keep_measured(demo, ordinary)
+    assert MeasuredSpeedups(data_dir).of_model(NAME) == speedups
+    assert MeasuredQualities(data_dir).of_model(NAME, weights) == qualities

@@ -1,5 +1,6 @@
 """What int8 weights cost is known of the weights that it was measured on, and of no others."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,13 @@ def test_what_was_measured_of_a_replaced_model_is_forgotten(
     qualities.record("tiny", fingerprint(model), {"tiny@prn-1+int8": (DOMAIN,)})
     assert qualities.of_model("tiny", fingerprint(model)).keys() == {"tiny@prn-1+int8"}
     assert catalog.ratios(catalog.resolve(INT8)) == {}
+
+
+def test_what_is_known_of_more_windows_stays(tmp_path: Path) -> None:
+    qualities, more = MeasuredQualities(tmp_path), replace(DOMAIN, num_windows=24)
+    for measured, known in ((DOMAIN, DOMAIN), (more, more), (DOMAIN, more), (more, more)):
+        qualities.record("tiny", "weights", {INT8: (measured,)})
+        assert qualities.of_model("tiny", "weights") == {INT8: (known,)}
 
 
 @pytest.mark.parametrize(
