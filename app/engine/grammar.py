@@ -5,10 +5,11 @@ The process that checks schemas imports this module, so it imports neither torch
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance.gbnf_to_lark import any_to_lark
 
 MAX_SCHEMA_CHARS = 65_536
 JSON_OF_SCHEMA = "JSON_OF_SCHEMA"  # in a grammar that has such a text as a part
@@ -52,15 +53,25 @@ _PATTERN_PARTS = re.compile(
 class ResponseFormatRefused(ValueError):
     """The response format cannot be enforced: the schema, or the tokenizer, does not allow it."""
 
-    param = "response_format"
+    def __init__(self, message: str, param: str = "response_format", what: str = "schema") -> None:
+        super().__init__(message.replace("response_format", param).replace("schema", what))
+        self.param = param
 
 
-def grammar_source(schema: str, within: str = "") -> str:
+def grammar_source(schema: str, within: str = "", kind: str = "json_schema") -> str:
     """What llguidance compiles for this schema, whose text may be a part of another grammar.
 
-    A schema may be made to take long, here and when the source is compiled. Raises
+    With another ``kind`` it is no schema but a regex, a JSON list of texts to choose from, or a
+    grammar. It may be made to take long, here and when the source is compiled. Raises
     ``ResponseFormatRefused``.
     """
+    if (read := _READ.get(kind)) is not None:
+        _check_length(schema)
+        _check_repeats(schema)
+        try:
+            return str(read(schema))
+        except Exception as error:  # the reader of GBNF raises it as it is
+            raise schema_refused(str(error)) from error
     normalized = _normalized(schema)
     try:
         if within:
@@ -70,6 +81,18 @@ def grammar_source(schema: str, within: str = "") -> str:
     except ValueError as error:
         raise schema_refused(str(error)) from error
     return str(source)
+
+
+def _choice_source(choice: str) -> str:
+    texts = (json.dumps(text, ensure_ascii=False) for text in json.loads(choice))
+    return str(LLMatcher.grammar_from_lark(f"start: {' | '.join(texts)}"))
+
+
+_READ: Mapping[str, Callable[[str], str]] = {
+    "regex": LLMatcher.grammar_from_regex,
+    "choice": _choice_source,
+    "grammar": lambda grammar: LLMatcher.grammar_from_lark(any_to_lark(grammar)),
+}
 
 
 class Grammar:
@@ -151,10 +174,7 @@ def grammar_tokens(tokenizer: str, vocab_size: int, eos_token_ids: Collection[in
 
 def _normalized(schema: str) -> str:
     """The schema as llguidance reads it. Raises ``ResponseFormatRefused``."""
-    if len(schema) > MAX_SCHEMA_CHARS:
-        raise schema_refused(
-            f"it has {len(schema)} characters, more than the limit of {MAX_SCHEMA_CHARS}"
-        )
+    _check_length(schema)
     try:
         parsed = json.loads(schema)
     except RecursionError as error:
@@ -162,13 +182,24 @@ def _normalized(schema: str) -> str:
     except ValueError as error:
         raise schema_refused(f"it is not JSON: {error}") from error
     for pattern in _patterns(parsed):
-        if num_repeats(pattern) > MAX_PATTERN_REPEATS:
-            raise schema_refused(
-                f"the pattern {pattern[:80]!r} has repetitions that expand to more than "
-                f"{MAX_PATTERN_REPEATS} copies"
-            )
+        _check_repeats(pattern)
     _simplify(parsed)
     return json.dumps(parsed)
+
+
+def _check_length(text: str) -> None:
+    if len(text) > MAX_SCHEMA_CHARS:
+        raise schema_refused(
+            f"it has {len(text)} characters, more than the limit of {MAX_SCHEMA_CHARS}"
+        )
+
+
+def _check_repeats(pattern: str) -> None:
+    if num_repeats(pattern) > MAX_PATTERN_REPEATS:
+        raise schema_refused(
+            f"the pattern {pattern[:80]!r} has repetitions that expand to more than "
+            f"{MAX_PATTERN_REPEATS} copies"
+        )
 
 
 def _simplify(schema: object) -> None:

@@ -277,7 +277,9 @@ class EngineOutputStream(OutputStream):
     def _end(self, reason: FinishReason, last: TokenEvent) -> None:
         assert last.timings is not None
         if last.failure is not None:
-            raise ResponseFormatRefused(last.failure)
+            wanted = self._stream.request.params.response_format
+            assert wanted is not None
+            raise ResponseFormatRefused(last.failure, wanted.param, wanted.what)
         if reason is FinishReason.ERROR:
             raise GenerationFailed("the engine failed on this request: see the service log")
         if not self._detokenized.is_stopped:

@@ -168,7 +168,9 @@ class Grammars:
                 if verdict is None or (verdict.is_long and turns is self._usual):
                     continue
                 if verdict.refusal is not None:
-                    raise ResponseFormatRefused(verdict.refusal)
+                    raise ResponseFormatRefused(
+                        verdict.refusal, response_format.param, response_format.what
+                    )
                 return await turns.run(partial(Grammar, verdict.source, tokens.tokens))
         raise AssertionError("expected a result within the time limit")
 
@@ -224,7 +226,9 @@ class Grammars:
 
 
 def _digest(name: str, wanted: ResponseFormat) -> str:
-    return hashlib.sha256(repr((name, wanted.schema, wanted.within)).encode()).hexdigest()
+    return hashlib.sha256(
+        repr((name, wanted.what, wanted.schema, wanted.within)).encode()
+    ).hexdigest()
 
 
 def _tokens(

@@ -298,8 +298,12 @@ def _sampling(params: SamplingParams) -> dict[str, Any]:
             body[name] = value
     if params.logit_bias:
         body["logit_bias"] = {str(token_id): bias for token_id, bias in params.logit_bias}
-    if params.response_format is not None:
-        body["response_format"] = _response_format(params.response_format)
+    if (wanted := params.response_format) is not None and wanted.what == "schema":
+        body["response_format"] = _response_format(wanted)
+    elif wanted is not None:
+        is_choice = wanted.type == "choice"
+        asked = json.loads(wanted.schema) if is_choice else wanted.schema
+        body["structured_outputs"] = {wanted.type: asked}
     if params.stop_token_ids:
         body["stop_token_ids"] = sorted(params.stop_token_ids)
     return body

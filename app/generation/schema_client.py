@@ -37,8 +37,11 @@ class SchemaClient(LimitedProcess):
         Raises ``ResponseFormatRefused``, ``TakesLonger`` than ``cpu_s``, or ``ProcessEnded``
         if the process ends twice.
         """
-        schema, within = wanted.schema, wanted.within
-        request = {"schema": schema, "within": within, "tokens": name, "cpu_s": cpu_s}
+        request = {
+            "wanted": (wanted.schema, wanted.within, wanted.type),
+            "tokens": name,
+            "cpu_s": cpu_s,
+        }
         try:
             answer = await self._checked(request, vocabulary)
         except ProcessEnded:

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections import OrderedDict
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import Pipe
@@ -58,7 +59,7 @@ class SchemaServer(ForkingServer[_Job]):
         if name not in self._tokens:
             self.answer(request_id, {"needs_tokenizer": True})
             return
-        if "schema" not in request:
+        if "wanted" not in request:
             self.answer(request_id, {})
             return
         self._tokens.move_to_end(name)
@@ -69,7 +70,7 @@ class SchemaServer(ForkingServer[_Job]):
 
         def check() -> None:
             _limit(request["cpu_s"])
-            found = _checked(request["schema"], request["within"], tokens)
+            found = _checked(request["wanted"], tokens)
             of_fork.send_bytes(json.dumps(found).encode())
 
         pid = fork_and_do(check)
@@ -85,9 +86,9 @@ class SchemaServer(ForkingServer[_Job]):
         self.answer(fork.request_id, _ended(status) if status else json.loads(answer))
 
 
-def _checked(schema: str, within: str, tokens: LLTokenizer) -> dict[str, str]:
+def _checked(wanted: Sequence[str], tokens: LLTokenizer) -> dict[str, str]:
     try:
-        source = grammar_source(schema, within)
+        source = grammar_source(*wanted)
         Grammar(source, tokens).try_out()
     except ResponseFormatRefused as error:
         return {"refused": str(error)}

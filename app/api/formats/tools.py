@@ -12,7 +12,6 @@ from typing import Any, Literal
 from uuid import uuid4
 
 from app.api.schemas.openai import ChatBody
-from app.api.schemas.response_format import JsonSchemaFormat, JsonSchemaSpec
 from app.api.schemas.tools import CalledFunction, FunctionSpec, NamedTool, ToolCall
 from app.engine.sampling.text import check_template
 from app.engine.scheduling.sequence import RequestRefused, ResponseFormat
@@ -44,10 +43,9 @@ class ToolUse:
         return self.functions[0] if len(self.functions) == 1 else None
 
     @property
-    def response_format(self) -> JsonSchemaFormat:
+    def response_format(self) -> ResponseFormat:
         schema = _any_call(self.functions) if self.only is None else _parameters(self.only)
-        spec = JsonSchemaSpec(name="tool_call", schema=schema)
-        return JsonSchemaFormat(type="json_schema", json_schema=spec)
+        return ResponseFormat("json_schema", json.dumps(schema), "tool_call", param="tools")
 
     def call(self, text: str) -> ToolCall:
         """The call that a text is. One that was cut short has its text as the arguments."""
@@ -89,13 +87,20 @@ def check_chat(body: ChatBody, host: Host) -> None:
         raise ToolsRefused(
             "tool_choice", f"tool_choice: `auto` {reason}, or use `required` or `none`"
         )
-    is_text = body.response_format is None or body.response_format.type == "text"
-    if host.vllm is None and not is_text:
+    if (field := _format_field(body)) is not None:
         raise ToolsRefused(
-            "response_format",
-            "response_format: not supported together with tool_choice `auto`: leave it out, or use "
+            field,
+            f"{field}: not supported together with tool_choice `auto`: leave it out, or use "
             "tool_choice `none`",
         )
+
+
+def _format_field(body: ChatBody) -> str | None:
+    """The field that asks for a format of the text, if one does."""
+    if body.structured_outputs is not None:
+        return "structured_outputs"
+    is_text = body.response_format is None or body.response_format.type == "text"
+    return None if is_text else "response_format"
 
 
 def _cannot_find_calls(host: Host) -> str | None:
@@ -124,7 +129,7 @@ def chosen_format(served: Served, body: ChatBody) -> ResponseFormat | None:
     if within is None:
         return None
     schema = json.dumps(_any_call([tool.function for tool in body.tools or ()]))
-    return ResponseFormat("json_schema", schema, within=within)
+    return ResponseFormat("json_schema", schema, within=within, param="tools")
 
 
 def tool_use(body: ChatBody) -> ToolUse | None:
@@ -147,11 +152,11 @@ def tool_use(body: ChatBody) -> ToolUse | None:
         tools = [tool for tool in tools if tool.name == choice.function.name]
         if not tools:
             raise ToolsRefused("tool_choice", "tool_choice: expected the name of one of the tools")
-    if body.response_format is not None and body.response_format.type != "text":
+    if (field := _format_field(body)) is not None:
         raise ToolsRefused(
-            "response_format",
-            "response_format: not supported together with a required tool call: the tool's "
-            "parameters define the format",
+            field,
+            f"{field}: not supported together with a required tool call: the tool's parameters "
+            "define the format",
         )
     return ToolUse(tools)
 

@@ -116,10 +116,10 @@ async def create_chat_completion(
 ) -> ChatView | Response:
     """Generate the next message of a conversation, with the model's own chat template."""
     limit, tools = _chat_limit(body), tool_use(body)
-    if tools is not None:
-        body = body.model_copy(update={"response_format": tools.response_format})
     num_logprobs = (body.top_logprobs or 0) if body.logprobs else None
     params = _params(body, max_new_tokens=limit or DEFAULT_CHAT_TOKENS, num_logprobs=num_logprobs)
+    if tools is not None:
+        params = replace(params, response_format=tools.response_format)
     served = await generator.load(body.model, partial(check_chat, body))
     if may_call := leaves_choice(body):
         params = replace(params, response_format=chosen_format(served, body))

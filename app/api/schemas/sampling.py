@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from app.api.schemas.bodies import documented, optional
-from app.api.schemas.response_format import AnyFormat, response_format
+from app.api.schemas.response_format import AnyFormat, StructuredOutputs, response_format
 from app.engine.scheduling.sequence import MAX_LOGIT_BIAS, MAX_TOKEN_ID, RANGES, SamplingParams
 
 
@@ -158,6 +158,9 @@ class OpenAISamplingFields(BaseModel):
     )
 
     # vLLM's
+    structured_outputs: StructuredOutputs | None = optional(
+        "Format of the output, in place of response_format."
+    )
     top_k: TopK | None = optional(
         "Sample from this many of the most likely tokens; 0 and -1 disable it."
     )
@@ -194,6 +197,8 @@ def sampling_params(
     settings["logit_bias"] = tuple(
         (int(token_id), bias) for token_id, bias in settings.get("logit_bias", {}).items()
     )
-    settings["response_format"] = response_format(body.response_format)
+    settings["response_format"] = response_format(
+        body.response_format, getattr(body, "structured_outputs", None)
+    )
     settings["stop_token_ids"] = frozenset(settings.get("stop_token_ids", ()))
     return SamplingParams(**settings)

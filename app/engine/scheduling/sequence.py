@@ -60,14 +60,23 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True)
 class ResponseFormat:
-    """As OpenAI has it. ``name``, ``description`` and ``strict`` are for other servers only."""
+    """As OpenAI has it, or as vLLM has a structured output.
 
-    type: Literal["json_object", "json_schema"]
-    schema: str = '{"type":"object"}'  # JSON
+    ``name``, ``description`` and ``strict`` are for other servers only.
+    """
+
+    type: Literal["json_object", "json_schema", "regex", "choice", "grammar"]
+    schema: str = '{"type":"object"}'  # JSON; a list of texts for a choice
     name: str | None = None
     description: str | None = None
     strict: bool | None = None
     within: str = ""  # a Lark grammar with JSON_OF_SCHEMA where the schema begins; empty: it is all
+    param: str = "response_format"  # that asked for it
+
+    @property
+    def what(self) -> str:
+        """What ``schema`` is, in a message."""
+        return "schema" if self.type.startswith("json") else self.type
 
 
 @dataclass(frozen=True)

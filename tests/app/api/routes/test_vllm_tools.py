@@ -120,6 +120,23 @@ def test_a_named_tool_is_still_a_schema(api: LocalClient, log: Path) -> None:
     assert "tools" not in body
 
 
+def test_structured_outputs_are_passed_on(api: LocalClient, log: Path) -> None:
+    for wanted in ({"regex": "a+"}, {"choice": ["a", "b"]}, {"grammar": 'start: "a"'}):
+        assert chat(api, tool_choice="none", structured_outputs=wanted).status_code == 200
+        body = json.loads(log.read_text().splitlines()[-1])
+        assert body["structured_outputs"] == wanted
+        assert "response_format" not in body
+
+
+@pytest.mark.parametrize("field", ["response_format", "structured_outputs"])
+def test_a_format_beside_the_choice_of_a_tool_is_refused(api: LocalClient, field: str) -> None:
+    is_openai = field == "response_format"
+    asked: Any = {field: {"type": "json_object"} if is_openai else {"json_object": True}}
+    answer = chat(api, **asked)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == field
+
+
 @pytest.mark.parametrize("args", ["", "--enable-auto-tool-choice", "--tool-call-parser hermes"])
 def test_without_a_parser_the_refusal_says_what_to_set(
     vllm_settings: ServeSettings, redis_url: str, args: str
