@@ -1,13 +1,16 @@
 """What bodies have in common: their fields, and how they are made of records."""
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MAX_FIELDS = 128
 
 _View = TypeVar("_View", bound=BaseModel)
+
+
+Ignored = Annotated[Any, Field(description="Accepted and ignored.")]
 
 
 class Body(BaseModel):

@@ -16,7 +16,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from app.api.schemas.bodies import Body, documented, optional, with_field
+from app.api.schemas.bodies import Body, Ignored, documented, optional, with_field
 from app.api.schemas.response_format import SchemaName
 from app.api.schemas.tools import MAX_TOOLS
 
@@ -60,6 +60,7 @@ class GivenFunction(Body):
     arguments: AnyText = Field(
         description="Arguments as JSON; the chat template receives JSON objects as objects."
     )
+    parsed_arguments: Ignored = None  # by OpenAI's client, which sends its own messages back
 
     def as_template_input(self) -> dict[str, Any]:
         """An object as one: chat templates have it so. A call that was cut short is no JSON."""
@@ -75,6 +76,7 @@ class GivenCall(Body):
     """A tool call of an earlier response."""
 
     id: AnyText = Field(description="Id of the call.")
+    index: Ignored = None  # of a stream
     type: Literal["function"] = documented("function", "Type of the tool.")
     function: GivenFunction = Field(description="Called function and its arguments.")
 
@@ -111,6 +113,7 @@ class Message(Body):
     name: AnyText | None = optional("Name of the author, for the chat template.")
     annotations: Nothing | None = optional("Must be empty or null.")
     audio: Unsupported = optional("Must be null.")
+    parsed: Ignored = None  # by OpenAI's client
     function_call: Unsupported = optional("Must be null.")
     refusal: Unsupported = optional("Must be null.")
 

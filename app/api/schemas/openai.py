@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationInfo, field_validator
 
-from app.api.schemas.bodies import Body, documented, kind, optional
+from app.api.schemas.bodies import Body, Ignored, documented, kind, optional
 from app.api.schemas.generate import CACHE_SALT, MAX_PROMPTS, ModelName, StopStrings
 from app.api.schemas.messages import Message, Nothing, Text, Unsupported, expected
 from app.api.schemas.sampling import WHOLE, Integer, OpenAISamplingFields, TokenIds
@@ -34,7 +34,6 @@ def _only_with(field: str, schema: Mapping[str, Any], other: str) -> dict[str, A
     }
 
 
-Ignored = Annotated[Any, Field(description="Accepted and ignored.")]
 Prompts = Annotated[
     Text
     | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]

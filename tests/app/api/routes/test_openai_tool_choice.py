@@ -168,6 +168,18 @@ def test_calls_and_their_results_are_sent_back(writes: Callable[[str], Ask]) -> 
     assert answer.json()["usage"] == plain.json()["usage"], as_text
 
 
+def test_a_message_of_openais_stream_is_sent_back_as_it_is(writes: Callable[[str], Ask]) -> None:
+    """Its client adds fields of its own."""
+    ask = writes(f"{CALL}!")
+    [found] = streamed(ask(stop="!", stream=True))
+    message = found.message.model_dump(mode="json")
+    assert {"index"} < message["tool_calls"][0].keys()
+    message["tool_calls"][0]["function"]["parsed_arguments"] = {"zone": "UTC"}
+    result = {"role": "tool", "tool_call_id": message["tool_calls"][0]["id"], "content": "noon"}
+    answer = ask(messages=[{"role": "user", "content": "the dog"}, message, result], stop="!")
+    assert answer.status_code == 200, answer.text
+
+
 def test_arguments_are_valid(writes: Callable[[str], Ask]) -> None:
     """The likeliest token, which begins a call, would break the schema if it came again."""
     parameters = {
