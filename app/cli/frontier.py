@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli.options import AsJson
+from app.cli.options import AsJson, MinTaskShare
 from app.terminal import starting
 from pruning.config import Settings
 from pruning.evaluation.limits import Limits
@@ -22,6 +22,7 @@ def frontier(
     min_speedup: Annotated[
         float, typer.Option(help="Minimum speed-up of what is worth taking.")
     ] = Limits.min_speedup,
+    min_task_share: MinTaskShare = Limits.min_task_share,
     price_per_hour: Annotated[
         float | None,
         typer.Option(min=0, help="Price of this machine, for the price of a million tokens."),
@@ -37,7 +38,7 @@ def frontier(
     All candidates take turns with the dense model on each load. Those that lose too much or are
     surely slower get few turns. What is measured is kept in the data directory.
     """
-    limits = Limits(max_ratio, min_speedup)
+    limits = Limits(max_ratio, min_speedup, min_task_share=min_task_share)
     with starting():
         from app.commands.frontier import run_frontier
         from app.frontier.run import Asked

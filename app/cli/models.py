@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli.options import AsJson, Url, WholeHelp
+from app.cli.options import AsJson, MinTaskShare, Url, WholeHelp
 from app.config import serve_settings
 from app.terminal import starting
 from pruning.evaluation.limits import Limits
@@ -121,6 +121,7 @@ def advise(
     min_probe: Annotated[
         float | None, typer.Option(help="Minimum probe score, from 0 to 1.")
     ] = Limits.min_probe,
+    min_task_share: MinTaskShare = Limits.min_task_share,
     as_json: AsJson = False,
 ) -> None:
     """Say what to take of a model, from what is known of int8 weights and of all its depths.
@@ -128,7 +129,7 @@ def advise(
     What is taken has intervals within the limits. If a measurement is missing that could change the
     answer, the next step is the command that makes it.
     """
-    limits = Limits(max_ratio, min_speedup, min_probe)
+    limits = Limits(max_ratio, min_speedup, min_probe, min_task_share)
     from app.commands.models import print_advice
 
     print_advice(serve_settings(), model, limits, as_json=as_json)

@@ -26,6 +26,12 @@ Command = Callable[..., None]
 _Part = TypeVar("_Part")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text and tables.")]
+MinTaskShare = Annotated[
+    float | None,
+    typer.Option(
+        help="Minimum share of the dense model's accuracy above chance on zero-shot tasks, 0 to 1."
+    ),
+]
 ModelArgument = Annotated[
     str, typer.Argument(help="Name of a model in the data directory, or a directory.")
 ]

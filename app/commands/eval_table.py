@@ -20,8 +20,10 @@ from app.terminal import filled, json_text, print_json
 from pruning.checkpoints.domain_tables import INTERVALS, NARROW, text_line, too_few, with_interval
 from pruning.checkpoints.trajectory import NONE, Cells
 from pruning.evaluation.json_questions import JsonScore
+from pruning.evaluation.paired_tasks import TaskShares
 from pruning.evaluation.quality import MIN_WINDOWS, Perplexity, text_of
 from pruning.evaluation.results import ProbeScore, TaskScore
+from pruning.evaluation.verdict_table import with_reach
 from pruning.models.names import VariantName
 from pruning.sleb import Blocks
 
@@ -46,6 +48,7 @@ class Evaluation:
     valid_json: JsonScore | None  # also None for a model that is streamed or has few positions
     tasks: tuple[TaskScore, ...]
     zero_shot_mean: float | None  # over the paper's five tasks
+    task_shares: TaskShares | None = None  # of the dense model, if that was measured too
 
 
 def print_evaluations(
@@ -153,6 +156,9 @@ def _task_rows(evaluation: Evaluation) -> Iterator[_Cell]:
         yield from _score_rows(task)
     if evaluation.zero_shot_mean is not None:
         yield "zero-shot mean", f"{evaluation.zero_shot_mean:.4f}"
+    if (shares := evaluation.task_shares) is not None:
+        yield "share of dense above chance", with_reach(shares.share)
+        yield "  worst task", f"{shares.worst_task or NONE} {with_reach(shares.worst)}"
 
 
 def _score_rows(task: TaskScore) -> Iterator[_Cell]:
@@ -196,6 +202,11 @@ def _legend(evaluations: Sequence[Evaluation], sections: Sequence[_Section]) -> 
         )
     if any(evaluation.tasks for evaluation in evaluations):
         yield "lm-eval tasks: ± one standard error."
+    if any(evaluation.task_shares for evaluation in evaluations):
+        yield (
+            "share of dense above chance: of the mean accuracy less that of guesses, on the same "
+            "questions; ± half of an interval of 95 %."
+        )
     if any(evaluation.zero_shot_mean is not None for evaluation in evaluations):
         yield (
             "zero-shot mean: mean accuracy over the paper's five tasks; acc_norm where "

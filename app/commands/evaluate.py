@@ -3,6 +3,7 @@
 ``eval_table`` shows the results.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -16,23 +17,28 @@ from app.commands.eval_table import Evaluation, print_evaluations
 from app.commands.json_answers import json_score
 from app.commands.progress import search_progress
 from app.commands.subject import NotEvaluable, Subject, subject_of
+from app.models.measured_qualities import MeasuredQualities
 from app.terminal import saying
 from pruning.config import WorkerSettings
 from pruning.data.texts import check_text_name, default_seqlen, text_windows
 from pruning.evaluation.json_questions import JsonScore, json_questions
+from pruning.evaluation.paired_tasks import Answers, PairedTask, TaskShares
 from pruning.evaluation.perplexity import measure_perplexity
 from pruning.evaluation.probe import digest, probe_items
 from pruning.evaluation.probe_run import answer
 from pruning.evaluation.quality import Perplexity
-from pruning.evaluation.results import PAPER_TASKS, ProbeScore, TaskScore, mean_accuracy, summary
+from pruning.evaluation.results import PAPER_TASKS, ProbeScore, mean_accuracy, summary
 from pruning.evaluation.task_data import task_folder, tasks_in
-from pruning.evaluation.zero_shot import check_tasks, score_tasks
+from pruning.evaluation.zero_shot import AnsweredTask, answer_tasks, check_tasks
 from pruning.models.forward import Forward, InMemoryForward
 from pruning.models.quantize import int8_form
+from pruning.models.safetensors_headers import fingerprint
 from pruning.models.store import set_up_torch
 from pruning.search.dense_model import DenseModel, Resources, fitting_resident, load_dense_model
 from pruning.sleb import Blocks
 from pruning.spec.prune import Quantize, Resident
+
+logger = logging.getLogger(__name__)
 
 _TEXT = "ppl:"
 _PROBE = "probe"
@@ -111,8 +117,9 @@ def run_evaluation(
         if tasks.zero_shot:
             with saying(console, "Looking up lm-eval tasks"):
                 check_tasks(tasks.zero_shot, tasks.tasks_dir)
-        columns, evaluated = _evaluate(names, tasks, texts_dir, settings, console)
-    evaluations = [_against_parent(column, evaluated) for column in columns]
+        columns, measured = _evaluate(names, tasks, texts_dir, settings, console)
+    evaluations = [_against_parent(column, measured) for column in columns]
+    _remember(columns, measured, settings.data_dir)
     print_evaluations(evaluations, tasks.texts, as_json=as_json, out=out)
 
 
@@ -129,7 +136,7 @@ def _evaluate(
     texts_dir: Path,
     settings: WorkerSettings,
     console: Console,
-) -> tuple[Sequence["_Column"], Mapping["_Column", Evaluation]]:
+) -> tuple[Sequence["_Column"], Mapping["_Column", "_Measured"]]:
     with saying(console, f"Looking up {', '.join(names)}"):
         set_up_torch(settings.threads)
         subjects = [subject_of(name, settings) for name in names]
@@ -181,22 +188,62 @@ def _columns(
     return [*dense, *columns]
 
 
-def _against_parent(column: _Column, evaluations: Mapping[_Column, Evaluation]) -> Evaluation:
-    """The evaluation with the ratio of each perplexity to that of its dense parent."""
+@dataclass(frozen=True)
+class _Measured:
+    evaluation: Evaluation
+    answers: tuple[Answers, ...]  # to questions of tasks
+
+
+def _against_parent(column: _Column, measured: Mapping[_Column, _Measured]) -> Evaluation:
+    """The evaluation with what it keeps of its dense parent: perplexity, and tasks."""
+    evaluation, dense = measured[column].evaluation, _dense_of(column, measured)
+    if dense is None:
+        return evaluation
+    pairs = zip(evaluation.perplexities, dense.evaluation.perplexities, strict=True)
+    return replace(
+        evaluation,
+        perplexities=tuple(own.against(whole) for own, whole in pairs),
+        task_shares=TaskShares.of(_paired(column, measured)),
+    )
+
+
+def _dense_of(column: _Column, measured: Mapping[_Column, _Measured]) -> _Measured | None:
+    """The dense parent. None if it was not measured, and for itself."""
     path = column.subject.parent or column.subject.path
     dense = next(
         (
-            evaluation
-            for one, evaluation in evaluations.items()
+            found
+            for one, found in measured.items()
             if one.subject.path == path and one.subject.is_dense and one.weights is None
         ),
         None,
     )
-    evaluation = evaluations[column]
-    if dense is None or dense is evaluation:
-        return evaluation
-    pairs = zip(evaluation.perplexities, dense.perplexities, strict=True)
-    return replace(evaluation, perplexities=tuple(own.against(whole) for own, whole in pairs))
+    return None if dense is measured[column] else dense
+
+
+def _paired(column: _Column, measured: Mapping[_Column, _Measured]) -> list[PairedTask]:
+    """The tasks of a model beside its dense parent. Empty if that was not measured."""
+    dense = _dense_of(column, measured)
+    if dense is None:
+        return []
+    pairs = zip(measured[column].answers, dense.answers, strict=True)
+    return [own.against(whole) for own, whole in pairs]
+
+
+def _remember(
+    columns: Sequence[_Column], measured: Mapping[_Column, _Measured], data_dir: Path
+) -> None:
+    """Keep the tasks of variants of the catalog for advice. A full disk costs no result."""
+    qualities = MeasuredQualities(data_dir)
+    for column in columns:
+        subject, tasks = column.subject, _paired(column, measured)
+        if not tasks or subject.pinned_name is None or column.weights != subject.weights:
+            continue
+        path = subject.parent or subject.path
+        try:
+            qualities.record(path.name, fingerprint(path), tasks={subject.pinned_name: tasks})
+        except OSError as error:
+            logger.warning("the tasks of %s are not kept: %s", column.name, error)
 
 
 def _evaluated(
@@ -205,7 +252,7 @@ def _evaluated(
     texts_dir: Path,
     settings: WorkerSettings,
     console: Console,
-) -> Iterator[tuple[_Column, Evaluation]]:
+) -> Iterator[tuple[_Column, _Measured]]:
     resources = replace(Resources.of(settings), num_actors=0)  # no search
     for path in dict.fromkeys(column.subject.path for column in columns):
         resident = tasks.resident or fitting_resident(path, resources)
@@ -234,10 +281,11 @@ class _ModelEvaluation:
     texts_dir: Path
     progress: Progress
 
-    def run(self) -> Evaluation:
+    def run(self) -> _Measured:
         subject, weights = self.column.subject, self.column.weights
-        scores = self._zero_shot()
-        return Evaluation(
+        answered = self._zero_shot()
+        scores = [one.score for one in answered]
+        evaluation = Evaluation(
             model=subject.name,
             weights=None if weights is None else weights.value,
             num_blocks=len(self._keep),
@@ -249,6 +297,8 @@ class _ModelEvaluation:
             tasks=tuple(scores),
             zero_shot_mean=mean_accuracy(scores),
         )
+        answers = (one.answers for one in answered if one.answers is not None)
+        return _Measured(evaluation, tuple(answers))
 
     @property
     def _keep(self) -> Blocks:
@@ -292,11 +342,11 @@ class _ModelEvaluation:
         with self._observed("json") as observe:
             return json_score(self._forward.model, self.dense.tokenizer, questions, observe=observe)
 
-    def _zero_shot(self) -> list[TaskScore]:
+    def _zero_shot(self) -> list[AnsweredTask]:
         if not self.tasks.zero_shot:
             return []
         with self._observed(", ".join(self.tasks.zero_shot)) as observe:
-            return score_tasks(
+            return answer_tasks(
                 self._forward.model,
                 self.dense.tokenizer,
                 self.tasks.zero_shot,

@@ -45,6 +45,7 @@ class Subject:
     weights: Quantize | None = None  # to which the weights at ``path`` are rounded
     healed_in: Path | None = None  # the checkpoint of a healed model
     quality: Quality | None = None  # as it was measured with plain weights in the dtype of its job
+    pinned_name: str | None = None  # in the catalog, which no later job changes
     is_control: bool = False  # the dense model after the training of the checkpoint ``healed_in``
 
     @property
@@ -101,7 +102,8 @@ class Subject:
         if self.repaired_by is None:
             return None
         name = raw_name(unhealed_name(self.name))
-        return replace(self, name=name, method=Method.NONE, repaired_by=None, healed_in=None)
+        plain = replace(self, name=name, method=Method.NONE, repaired_by=None, healed_in=None)
+        return replace(plain, pinned_name=None)
 
     def own_tensors(self, dense: DenseModel) -> Own:
         """What its repair changes of ``dense``, the model at ``path``.
@@ -160,6 +162,7 @@ def _entry(entry: ModelEntry, models: ModelStore, checkpoints: CheckpointStore) 
             parent=parent,
             predicted_speedup=entry.predicted_speedup,
             quality=entry.order.quality if entry.order else None,
+            pinned_name=entry.pinned_name,
         )
         if entry.order is None or entry.view_repair is None:
             return subject

@@ -197,6 +197,7 @@ def _point(frontier: Frontier, point: Point) -> dict[str, Any]:
         "ratios": {} if point.is_dense else dict(point.ratios),
         "worst": point.worst,
         "speeds": dict(point.speeds),
+        "tasks": point.tasks,
         "weight_bytes": frontier.weight_bytes.get(what),
         "price_per_million_tokens": frontier.prices.get(what),
         "is_on_frontier": point.name in frontier.verdict.frontier,

@@ -69,6 +69,7 @@ def point_of(entry: ModelEntry, catalog: Catalog) -> Point:
         num_blocks=entry.num_blocks,
         parameters=entry.num_parameters / of_dense if entry.num_parameters and of_dense else None,
         probe=order.quality.probe if order and is_whole else None,
+        tasks=catalog.tasks(entry),
     )
 
 

@@ -19,6 +19,7 @@ from app.models.measured_qualities import MeasuredQualities
 from app.models.measured_speedups import Measurand, MeasuredSpeedup, MeasuredSpeedups, main_of
 from app.models.published import PublishedOrders
 from pruning.checkpoints.store import CheckpointStore
+from pruning.evaluation.paired_tasks import TaskShares
 from pruning.evaluation.quality import DomainQuality, Interval
 from pruning.jobs.job import Job, JobNotFound, JobStatus
 from pruning.models.architectures import (
@@ -157,10 +158,10 @@ class Catalog:
         return ModelEntry.of_model(name, order.parent, info, order, depth)
 
     def _unknown(self, name: str) -> UnknownModel:
+        dense = ", ".join(self.dense_names()) or "none, because the models directory is empty"
         return UnknownModel(
             f"no model named {name[:128]!r}: `sleb models` or GET /models lists all models; the "
-            "dense ones are "
-            f"{', '.join(self.dense_names()) or 'none, because the models directory is empty'}"
+            f"dense ones are {dense}"
         )
 
     def _sees(self, tenant: str | None) -> bool:
@@ -185,6 +186,11 @@ class Catalog:
             weights = self._dense_models.fingerprint(entry.base)
             return self._qualities.of(entry.base, weights, entry.pinned_name)
         return {domain.domain: domain.ratio(entry.measured_on(domain)) for domain in entry.domains}
+
+    def tasks(self, entry: ModelEntry) -> TaskShares | None:
+        """The accuracy beside that of the dense model, as far as `sleb eval` knows it."""
+        weights, known = self._dense_models.fingerprint(entry.base), self._qualities
+        return known.tasks(entry.base, weights, entry.pinned_name) if known else None
 
     def record_qualities(self, entry: ModelEntry, domains: Sequence[DomainQuality]) -> None:
         """Keep the quality of int8 weights. Raises ``OSError``."""
@@ -330,10 +336,8 @@ class Catalog:
         except NotAModel as error:
             return ModelEntry(name, name, None, None, error=sendable(str(error)))
         except (UnknownArchitecture, UnsupportedConfig) as error:
-            said = (
-                f"{sendable(str(error))}; vLLM may be able to serve it: set SLEB_VLLM to its "
-                "program"
-            )
+            reason = sendable(str(error))
+            said = f"{reason}; vLLM may be able to serve it: set SLEB_VLLM to its program"
             return ModelEntry(name, name, None, None, error=said, is_foreign=True)
         is_of_this_model = order is not None and self._dense_models.matching(order) is not None
         return ModelEntry.of_model(name, name, info, order if is_of_this_model else None)
@@ -352,13 +356,8 @@ class Catalog:
 
     def _external_entry(self, model: ExternalModel) -> ModelEntry:
         """With the newest order here that begins with its blocks, which has its perplexity."""
-        removed = model.removed_blocks
-        matching = [
-            order
-            for order in self._published_orders()
-            if order.parent == model.parent
-            and removed == order.removed_blocks[: len(removed)] != ()
-        ]
+        orders = self._published_orders()
+        matching = [one for one in orders if model.begins(one.parent, one.removed_blocks)]
         newest = max(matching, key=lambda order: order.created_at, default=None)
         return ModelEntry.of_external(model, newest)
 

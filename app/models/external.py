@@ -49,6 +49,11 @@ class ExternalModel:
     takes_cache_salt: bool = False  # separates what it keeps of prompts by cache_salt, as vLLM does
     socket: Path | None = None  # the Unix socket of a server that this service runs
 
+    def begins(self, parent: str, removed_blocks: tuple[int, ...]) -> bool:
+        """Whether this removal order of the dense model begins with its own."""
+        own = self.removed_blocks
+        return bool(own) and parent == self.parent and own == removed_blocks[: len(own)]
+
 
 def _endpoint(text: str) -> str:
     try:

@@ -1,7 +1,8 @@
-"""Perplexities of int8 weights that were measured here, by dense model and variant.
+"""What was measured here of variants beside their dense model: perplexities of int8 weights, and
+answers to zero-shot tasks.
 
-The manifest of a checkpoint has those of plain weights only. Both are of the same windows of text.
-They are those of one model: the fingerprint tells whether it was replaced since.
+The manifest of a checkpoint has the perplexities of plain weights. Both are of the same windows of
+text. All are those of one model: the fingerprint tells whether it was replaced since.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from app.json_file import JsonFile
+from pruning.evaluation.paired_tasks import PairedTask, TaskShares
 from pruning.evaluation.quality import DomainQuality, Interval
-from pruning.records import InvalidRecord, parse_record
+from pruning.records import InvalidRecord, parse_record, read_record
 
 FILE = "qualities.json"
 _FORMAT = 2
 
-_ByVariant = Mapping[str, Sequence[DomainQuality]]  # by a name that no later job changes
+# by names of variants that no later job changes
+_ByVariant = Mapping[str, Sequence[DomainQuality]]
+_TasksByVariant = Mapping[str, Sequence[PairedTask]]
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class _OfModel:
 
     fingerprint: str
     variants: _ByVariant = field(default_factory=dict)
+    tasks: _TasksByVariant = field(default_factory=dict)
 
 
 class MeasuredQualities:
@@ -42,31 +47,61 @@ class MeasuredQualities:
 
     def of_model(self, model: str, fingerprint: str | None) -> _ByVariant:
         """Nothing if they were measured on other weights."""
-        known = self._file.read_or_empty().get(model)
-        return known.variants if known and known.fingerprint == fingerprint else {}
+        return self._known(model, fingerprint).variants
 
-    def record(self, model: str, fingerprint: str, measured: _ByVariant) -> None:
-        """Keep what was measured of these variants, unless it is known of more windows, and nothing
-        of other weights of this name.
+    def tasks(self, model: str, fingerprint: str | None, variant: str) -> TaskShares | None:
+        """None if no task of this variant is known."""
+        return TaskShares.of(self._known(model, fingerprint).tasks.get(variant, ()))
+
+    def record(
+        self,
+        model: str,
+        fingerprint: str,
+        measured: _ByVariant | None = None,
+        tasks: _TasksByVariant | None = None,
+    ) -> None:
+        """Keep what was measured of these variants, unless it is known of more windows or
+        questions, and nothing of other weights of this name.
 
         Raises ``OSError``.
         """
         with self._file.changing():
-            known = self.of_model(model, fingerprint)
+            known = self._known(model, fingerprint)
             better = {
                 variant: domains
-                for variant, domains in measured.items()
-                if _num_windows(domains) >= _num_windows(known.get(variant, ()))
+                for variant, domains in (measured or {}).items()
+                if _num_windows(domains) >= _num_windows(known.variants.get(variant, ()))
             }
-            if better:
-                of_model = _OfModel(fingerprint, {**known, **better})
+            larger = {
+                variant: _of_most_questions((*known.tasks.get(variant, ()), *answered))
+                for variant, answered in (tasks or {}).items()
+            }
+            if better or larger:
+                of_model = _OfModel(
+                    fingerprint, {**known.variants, **better}, {**known.tasks, **larger}
+                )
                 models = {**self._file.read_or_empty(), model: of_model}
                 rows = {name: asdict(each) for name, each in models.items()}
                 self._file.replace({"format": _FORMAT, "models": rows})
 
+    def _known(self, model: str, fingerprint: str | None) -> _OfModel:
+        known = self._file.read_or_empty().get(model)
+        is_same = known is not None and known.fingerprint == fingerprint
+        return known if known is not None and is_same else _OfModel(fingerprint or "")
+
 
 def _num_windows(domains: Sequence[DomainQuality]) -> int:
     return sum(domain.num_windows for domain in domains)
+
+
+def _of_most_questions(tasks: Sequence[PairedTask]) -> list[PairedTask]:
+    """Each task once: that of the most questions, and of the last of those."""
+    largest: dict[str, PairedTask] = {}
+    for task in tasks:
+        known = largest.setdefault(task.task, task)
+        if task.num_questions >= known.num_questions:
+            largest[task.task] = task
+    return [*largest.values()]
 
 
 def _parsed(content: bytes) -> dict[str, _OfModel]:
@@ -74,17 +109,24 @@ def _parsed(content: bytes) -> dict[str, _OfModel]:
     if data["format"] != _FORMAT:
         raise InvalidRecord(f"format {data['format']!r} is not supported, expected {_FORMAT}")
     return {
-        name: _of_model(row["fingerprint"], row["variants"]) for name, row in data["models"].items()
+        name: _of_model(row["fingerprint"], row["variants"], row.get("tasks", {}))
+        for name, row in data["models"].items()
     }
 
 
-def _of_model(fingerprint: object, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> _OfModel:
+_Rows = Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+def _of_model(fingerprint: object, domains_of: _Rows, tasks_of: _Rows) -> _OfModel:
     if not isinstance(fingerprint, str):
         raise InvalidRecord("a fingerprint is no string")
     variants = {
-        name: tuple(map(DomainQuality.from_dict, domains)) for name, domains in rows.items()
+        name: tuple(map(DomainQuality.from_dict, domains)) for name, domains in domains_of.items()
+    }
+    tasks = {
+        name: tuple(read_record(PairedTask, row) for row in rows) for name, rows in tasks_of.items()
     }
     for domain in (one for domains in variants.values() for one in domains):
         if not domain.has_depths(1):
             raise InvalidRecord(f"the domain {domain.domain!r} has not one variant")
-    return _OfModel(fingerprint, variants)
+    return _OfModel(fingerprint, variants, tasks)

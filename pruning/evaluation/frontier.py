@@ -19,6 +19,10 @@ _VAGUE_SPEED = "its speed is not known closely enough"
 _PREDICTED_SPEED = "its speed is predicted, not measured"
 _VAGUE_QUALITY = "its perplexity is not known closely enough"
 _NO_PROBE = "its probe score is not measured"
+_VAGUE_TASKS = "its accuracy on tasks is not known closely enough"
+_VAGUE = {(): _VAGUE_SPEED, ("probe",): _NO_PROBE, ("tasks",): _VAGUE_TASKS}
+_TASKS = "zeroshot"  # those of the paper
+_OF_ACCURACY = "% of the task accuracy above chance"
 _DECISIVE = 1.05  # a median gain of less changes no choice
 
 
@@ -146,7 +150,8 @@ class _Judged:
             faster = f"at least {least:g} × as fast"
         said = (
             f"{keep}: {'nothing' if is_all else 'no pruned depth'} that costs at most "
-            f"{self._limit} perplexity is surely {faster} {_joined([*self._words(loads)])}."
+            f"{self._limit} perplexity{self._task_limit} is surely {faster} "
+            f"{_joined([*self._words(loads)])}."
         )
         if self.nearest is None:
             return said
@@ -155,9 +160,7 @@ class _Judged:
     def _closest(self, nearest: Point, load: Load) -> str:
         speed = nearest.speeds.get(load.name)
         how = "" if speed is None else f"{self._speed(nearest, load)} as fast for "
-        return (
-            f"The closest, {nearest.short_name}, is {how}{percent_more(nearest.worst)} perplexity."
-        )
+        return f"The closest, {nearest.short_name}, is {how}{_cost(nearest)}."
 
     def _taken(self, groups: Sequence[tuple[Point, list[Load]]]) -> Iterator[str]:
         first, loads = groups[0]
@@ -165,10 +168,7 @@ class _Judged:
             yield f"Do not prune this model {_joined([*self._words(loads)])}."
         else:
             gain = f"{self._speed(first, loads[0])} as fast {loads[0].words} for"
-            yield (
-                f"Take {first.name}: {gain} {percent_more(first.worst)} perplexity"
-                f"{self._no_depth(first)}."
-            )
+            yield f"Take {first.name}: {gain} {_cost(first)}{self._no_depth(first)}."
         for point, others in groups[1:]:
             where = _joined([*self._words(others)])
             yield f"{where[0].upper()}{where[1:]} {self._other(point, others[0])}."
@@ -189,9 +189,8 @@ class _Judged:
     def _other(self, point: Point, load: Load) -> str:
         if point.is_dense:
             return "keep the dense model"
-        return (
-            f"take {point.short_name} ({self._speed(point, load)} for {percent_more(point.worst)})"
-        )
+        cost = f"{percent_more(point.worst)}{_task_loss(point)}"
+        return f"take {point.short_name} ({self._speed(point, load)} for {cost})"
 
     def _no_depth(self, first: Point) -> str:
         """Where no pruned depth is better than int8."""
@@ -199,11 +198,17 @@ class _Judged:
             return ""
         there = [load for load in self._loads if self.taken.get(load.name) is first]
         where = _joined([*self._words(there, "or")], "or")
-        return f"; no pruned depth that costs at most {self._limit} beats it {where}"
+        limits = f"{self._limit}{self._task_limit}"
+        return f"; no pruned depth that costs at most {limits} beats it {where}"
 
     @property
     def _limit(self) -> str:
         return f"{100 * (self._limits.max_ratio - 1):.3g} %"
+
+    @property
+    def _task_limit(self) -> str:
+        least = self._limits.min_task_share
+        return "" if least is None else f" and {100 * (1 - least):.3g} {_OF_ACCURACY}"
 
     @property
     def _lacks_int8(self) -> bool:
@@ -244,9 +249,8 @@ class _Judged:
             return None
         if load in point.predicted:
             return _PREDICTED_SPEED
-        if not {*judgement.failing} - {"speed"}:
-            return _VAGUE_SPEED
-        return _NO_PROBE if judgement.failing == ("probe",) else _VAGUE_QUALITY
+        vague = tuple(name for name in judgement.failing if name != "speed")
+        return _VAGUE.get(vague, _VAGUE_QUALITY)
 
     def next_step(self, undecided: Sequence[str]) -> NextStep | None:
         """The one thing to do. Nothing that cannot change the verdict is proposed."""
@@ -266,10 +270,25 @@ class _Judged:
         if why == {_NO_PROBE}:
             drop = 1 - (self._limits.min_probe or 0)
             return NextStep("measure the probe too", f"{again} --gate-max-probe-drop {drop:g}")
+        if why == {_VAGUE_TASKS}:
+            return self._answers()
         if why and any(not point.is_dense for point in self._points):
             words = "measure longer, on a machine without other work"
             return NextStep(words, f"{command} --max-minutes 60")
         return None
+
+    def _answers(self) -> NextStep | None:
+        """None if no more questions can be answered."""
+        names = [
+            point.name
+            for point in self._points
+            if (point.tasks is None or point.tasks.can_be_closer)
+            and any(
+                self._open(point, taken, load) == _VAGUE_TASKS for load, taken in self.taken.items()
+            )
+        ]
+        command = f"sleb eval {' '.join(names)} --tasks {_TASKS}"
+        return NextStep("measure their accuracy on tasks", command) if names else None
 
     def _change(self) -> NextStep | None:
         """What to do where everything is decided."""
@@ -293,6 +312,7 @@ class _Judged:
         given = (
             ("max-ratio", self._limits.max_ratio, Limits.max_ratio),
             ("min-speedup", self._limits.min_speedup, Limits.min_speedup),
+            ("min-task-share", self._limits.min_task_share, Limits.min_task_share),
         )
         return "".join(f" --{name} {value:g}" for name, value, usual in given if value != usual)
 
@@ -313,6 +333,19 @@ class _Judged:
         if speed is None or not is_faster(point, taken, load):
             return False
         return Verdict.at_least(speed, self._limits.min_speedup) is Verdict.KEPT
+
+
+def _cost(point: Point) -> str:
+    """As ``0.6 % more perplexity and 2 % of the task accuracy above chance``."""
+    return f"{percent_more(point.worst)} perplexity{_task_loss(point)}"
+
+
+def _task_loss(point: Point) -> str:
+    """Empty if it is not known."""
+    if point.tasks is None or point.tasks.share is None:
+        return ""
+    lost = max(0.0, 100 * (1 - point.tasks.share.value))
+    return f" and {lost:.{1 if lost < 10 else 0}f} {_OF_ACCURACY}"
 
 
 def percent_more(ratio: Interval | None) -> str:

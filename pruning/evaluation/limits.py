@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self
 
+from pruning.evaluation.paired_tasks import TaskShares
 from pruning.evaluation.points import Point
 from pruning.evaluation.quality import Interval
 from pruning.evaluation.verdict import Verdict
@@ -16,8 +17,8 @@ from pruning.spec import refused
 
 @dataclass(frozen=True)
 class Finding:
-    """A limit that is not kept, or not known to be: of ``speed``, ``quality``, a domain, or
-    ``probe``.
+    """A limit that is not kept, or not known to be: of ``speed``, ``quality``, a domain,
+    ``probe``, ``tasks`` or one task.
     """
 
     verdict: Verdict
@@ -50,6 +51,7 @@ class Limits:
     max_ratio: float = 1.05  # of perplexity to the dense model's, on the worst domain
     min_speedup: float = 1.1  # time, dense / this
     min_probe: float | None = None  # score of the probe, 0 to 1
+    min_task_share: float | None = None  # of the dense model's accuracy above chance, 0 to 1
 
     def __post_init__(self) -> None:
         for name, value, low in (
@@ -58,17 +60,20 @@ class Limits:
         ):
             if not low <= value < math.inf:  # false for NaN
                 raise refused(name, value, f"a finite number, {low:g} or more")
-        if self.min_probe is not None and not 0 <= self.min_probe <= 1:
-            raise refused("min_probe", self.min_probe, "0 to 1")
+        for name, share in (("min_probe", self.min_probe), ("min_task_share", self.min_task_share)):
+            if share is not None and not 0 <= share <= 1:
+                raise refused(name, share, "0 to 1")
 
     def __str__(self) -> str:
-        probe = (
-            "" if self.min_probe is None else f", and a probe score of at least {self.min_probe:g}"
-        )
-        return (
+        said = (
             f"at most {self.max_ratio:g} × the dense perplexity on every text, a speed-up "
-            f"of at least {self.min_speedup:g} ×{probe}"
+            f"of at least {self.min_speedup:g} ×"
         )
+        if self.min_probe is not None:
+            said += f", a probe score of at least {self.min_probe:g}"
+        if self.min_task_share is not None:
+            said += f", at least {self.min_task_share:g} of the task accuracy above chance"
+        return said
 
     def judge(self, point: Point, loads: Iterable[str]) -> Judgement:
         """Whether it is shown to keep them, by its speed at the load where it is fastest."""
@@ -92,6 +97,22 @@ class Limits:
         elif self.min_probe is not None and (score := _score(point)) < self.min_probe:
             reason = f"probe score {score:.2f} is below {self.min_probe:g}"
             yield Finding(Verdict.EXCEEDED, "probe", reason)
+        if self.min_task_share is not None:
+            yield from self._of_tasks(point.tasks, self.min_task_share)
+
+    @staticmethod
+    def _of_tasks(tasks: TaskShares | None, least: float) -> Iterator[Finding]:
+        """The share of all tasks, and each task that is surely below the limit."""
+        if tasks is None or tasks.share is None:
+            yield Finding(Verdict.UNDECIDED, "tasks", "its accuracy on tasks is not known")
+            return
+        if (verdict := Verdict.at_least(tasks.share, least)) is Verdict.UNDECIDED:
+            yield Finding(verdict, "tasks", f"tasks {times(tasks.share)} is undecided at {least:g}")
+        shares = {name: one.share for name, one in tasks.by_task.items()}
+        for name, share in {"tasks": tasks.share, **shares}.items():
+            if share and Verdict.at_least(share, least) is Verdict.EXCEEDED:
+                reason = f"{name} {times(share)} is below {least:g}"
+                yield Finding(Verdict.EXCEEDED, name, reason)
 
     def _of_quality(self, ratios: Mapping[str, Interval]) -> Iterator[Finding]:
         """Every domain whose ratio is not shown to be within the limit."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from pruning.evaluation.paired_tasks import TaskShares
 from pruning.evaluation.quality import Interval
 from pruning.evaluation.results import ProbeComparison
 
@@ -39,6 +40,7 @@ class Point:
     num_blocks: int = 0  # that remain
     parameters: float | None = None  # divided by those of the dense model
     probe: ProbeComparison | None = None
+    tasks: TaskShares | None = None
 
     @property
     def is_dense(self) -> bool:

@@ -1,6 +1,6 @@
 """The candidates of a verdict as a table, for a terminal and a model card. Imports no torch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pruning.evaluation.frontier import FrontierVerdict, Judged
 from pruning.evaluation.points import Load, Point
@@ -13,16 +13,18 @@ MODEL, KEEPS = "model", "keeps"  # headings of columns of words
 
 def verdict_table(verdict: FrontierVerdict) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Headings, and a row for each candidate."""
-    has_probe = any(one.point.probe for one in verdict.candidates)
+    points = [one.point for one in verdict.candidates]
+    known = {
+        "probe": any(point.probe for point in points),
+        "tasks": any(point.tasks for point in points),
+    }
+    measures = [name for name, is_known in known.items() if is_known]
     loads = (load.name for load in verdict.loads)
-    probe = ("probe",) if has_probe else ()
-    headings = ("", MODEL, *loads, "perplexity", *probe, KEEPS)
-    return headings, [
-        tuple(_cells(verdict, one, has_probe=has_probe)) for one in verdict.candidates
-    ]
+    headings = ("", MODEL, *loads, "perplexity", *measures, KEEPS)
+    return headings, [tuple(_cells(verdict, one, measures)) for one in verdict.candidates]
 
 
-def _cells(verdict: FrontierVerdict, one: Judged, *, has_probe: bool) -> Iterator[str]:
+def _cells(verdict: FrontierVerdict, one: Judged, measures: Sequence[str]) -> Iterator[str]:
     point = one.point
     is_taken = point.name in verdict.taken.values()
     yield "→" if is_taken else "*" if point.name in verdict.frontier else ""
@@ -30,8 +32,10 @@ def _cells(verdict: FrontierVerdict, one: Judged, *, has_probe: bool) -> Iterato
     for load in verdict.loads:
         yield _speed(point, load)
     yield with_reach(point.worst, 3)
-    if has_probe:
+    if "probe" in measures:
         yield f"{point.probe.pruned.score:.2f}" if point.probe else "-"
+    if "tasks" in measures:
+        yield "1.00" if point.is_dense else with_reach(point.tasks.share if point.tasks else None)
     keeps = _KEEPS[one.judgement.verdict] + ", ".join(one.judgement.failing)
     yield "" if point.is_dense else keeps
 
@@ -60,5 +64,7 @@ def explained(verdict: FrontierVerdict) -> Iterator[str]:
         "~: predicted"
     )
     yield "perplexity: times the dense model's on the text that lost most"
+    if any(one.point.tasks for one in verdict.candidates):
+        yield "tasks: share of the dense model's accuracy above chance on zero-shot tasks"
     yield "±: half of an interval of 95 %"
     yield f"limits: {verdict.limits}"

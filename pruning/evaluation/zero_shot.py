@@ -8,11 +8,14 @@ import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pruning.evaluation.paired_tasks import Answers
 from pruning.evaluation.results import TaskScore
 from pruning.evaluation.task_errors import TaskUnusable, require_lm_eval
 from pruning.models.blocks import num_blocks, view
@@ -44,7 +47,15 @@ def fetch_tasks(tasks: Sequence[str], tasks_dir: Path | None = None) -> Any:  # 
     return manager
 
 
-def score_tasks(
+@dataclass(frozen=True)
+class AnsweredTask:
+    """The result of one task. ``answers`` is None if its metric is no accuracy."""
+
+    score: TaskScore
+    answers: Answers | None
+
+
+def answer_tasks(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     tasks: Sequence[str],
@@ -52,7 +63,7 @@ def score_tasks(
     tasks_dir: Path | None = None,
     limit: int | None = None,
     observe: Callable[[int, int], object] = lambda _done, _total: None,
-) -> list[TaskScore]:
+) -> list[AnsweredTask]:
     """Evaluate tasks of lm-eval, or of the YAML files under ``tasks_dir``.
 
     ``limit`` is the number of samples for each task, all by default. Calls ``observe(done, total)``
@@ -69,10 +80,46 @@ def score_tasks(
             tasks=list(tasks),
             task_manager=manager,
             limit=limit,
-            log_samples=False,
+            log_samples=True,
         )
     assert evaluated is not None  # only on other ranks of a distributed run
-    return [_score(name, evaluated) for name in evaluated["results"]]
+    scores = [_score(name, evaluated) for name in evaluated["results"]]
+    return [AnsweredTask(score, _answers(score, evaluated)) for score in scores]
+
+
+def _answers(score: TaskScore, evaluated: Mapping[str, Any]) -> Answers | None:
+    samples = evaluated["samples"].get(score.task, ())  # none of a group of tasks
+    if score.metric not in _PREFERRED or not samples:
+        return None
+    of_filter = [one for one in samples if one["filter"] == samples[0]["filter"]]
+    by_place = sorted(of_filter, key=lambda one: one["doc_id"])
+    return Answers(
+        score.task,
+        tuple(bool(one[score.metric]) for one in by_place),
+        chance=fmean(map(_chance, by_place)),
+        num_available=evaluated["n-samples"][score.task]["original"],
+    )
+
+
+def _chance(sample: Mapping[str, Any]) -> float:
+    """That of a choice among the answers that were scored; 0 if there is one answer."""
+    scored = len(sample["arguments"])
+    if "acc_mutual_info" in sample["metrics"]:  # which scores each a second time
+        scored //= 2
+    return 1 / scored if scored > 1 else 0.0
+
+
+def score_tasks(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[str],
+    *,
+    tasks_dir: Path | None = None,
+    limit: int | None = None,
+) -> list[TaskScore]:
+    """The scores alone. Raises as ``answer_tasks``."""
+    answered = answer_tasks(model, tokenizer, tasks, tasks_dir=tasks_dir, limit=limit)
+    return [one.score for one in answered]
 
 
 def _detached(model: PreTrainedModel) -> PreTrainedModel:

@@ -33,6 +33,15 @@ MinSpeedup = Annotated[float, Query(ge=1, description="Minimum speed-up per toke
 MinProbe = Annotated[
     float | None, Query(ge=0, le=1, description="Minimum probe score; null for no limit.")
 ]
+MinTaskShare = Annotated[
+    float | None,
+    Query(
+        ge=0,
+        le=1,
+        description="Minimum share of the dense model's accuracy above chance on zero-shot tasks; "
+        "null for no limit.",
+    ),
+]
 
 
 @router.get("")
@@ -63,6 +72,7 @@ def get_advice(
     max_ratio: MaxRatio = Limits.max_ratio,
     min_speedup: MinSpeedup = Limits.min_speedup,
     min_probe: MinProbe = Limits.min_probe,
+    min_task_share: MinTaskShare = Limits.min_task_share,
 ) -> AdviceView:
     """Say what to take of a dense model, from what is known of int8 weights and of all its depths.
 
@@ -70,7 +80,8 @@ def get_advice(
     take precedence over predicted ones. For an alias, the answer is about the dense model behind
     it.
     """
-    return advice_view(advice_on(name, services.catalog, Limits(max_ratio, min_speedup, min_probe)))
+    limits = Limits(max_ratio, min_speedup, min_probe, min_task_share)
+    return advice_view(advice_on(name, services.catalog, limits))
 
 
 @router.put(

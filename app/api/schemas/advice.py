@@ -13,12 +13,38 @@ class LimitsView(BaseModel):
     )
     min_speedup: float = Field(description="Minimum speed-up.")
     min_probe: float | None = Field(description="Minimum probe score; null for no limit.")
+    min_task_share: float | None = Field(
+        description="Minimum share of the dense model's accuracy above chance on zero-shot tasks; "
+        "null for no limit."
+    )
 
 
 class EstimateWithEnds(BaseModel):
     value: float = Field(description="Point estimate.")
     low: float | None = Field(description="Lower bound of the 95 % interval; null if unknown.")
     high: float | None = Field(description="Upper bound of the 95 % interval; null if unknown.")
+
+
+class TaskResultView(BaseModel):
+    accuracy: float = Field(description="Share of right answers, 0 to 1.")
+    dense_accuracy: float = Field(description="That of the dense model to the same questions.")
+    chance: float = Field(description="Accuracy of random answers.")
+    num_questions: int = Field(description="Number of questions.")
+    flips: float = Field(description="Share of the answers that became right or wrong.")
+    share: EstimateWithEnds | None = Field(
+        description="Share of the dense model's accuracy above chance; null if that is not surely "
+        "above chance."
+    )
+
+
+class TaskSharesView(BaseModel):
+    share: EstimateWithEnds | None = Field(
+        description="Share of the dense model's mean accuracy above chance; null if that is not "
+        "surely above chance."
+    )
+    worst_task: str | None = Field(description="The task with the lowest share.")
+    worst: EstimateWithEnds | None = Field(description="The share of that task.")
+    by_task: dict[str, TaskResultView] = Field(description="Each task.")
 
 
 class LoadView(BaseModel):
@@ -58,12 +84,16 @@ class AdvisedDepthView(BaseModel):
     )
     probe_score: float | None = Field(description="Probe score; null if not measured.")
     dense_probe_score: float | None = Field(description="Probe score of the dense model.")
+    tasks: TaskSharesView | None = Field(
+        description="Zero-shot tasks beside the dense model, by `sleb eval`; null if not measured."
+    )
     verdict: Literal["kept", "exceeded", "undecided"] = Field(
         description="Whether it meets the limits at the load where it is fastest, judged by its "
         "intervals."
     )
     failing: list[str] = Field(
-        description="Limits that the depth does not meet: speed, quality, a text domain, or probe."
+        description="Limits that the depth does not meet: speed, quality, a text domain, probe, "
+        "tasks, or one task."
     )
     because: str = Field(description="Why the depth does not meet the limits; empty if it does.")
 

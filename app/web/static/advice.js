@@ -37,14 +37,17 @@ const speedOf = (depth, load, isFirst) => depth.speeds[load.name] && [...cell(de
 export function adviceTable(advice) {
   const domains = [...new Set(advice.depths.flatMap(({ ratios }) => Object.keys(ratios)))];
   const isProbed = advice.depths.some(({ probe_score: score }) => score !== null);
+  const hasTasks = advice.depths.some(({ tasks }) => tasks !== null);
   const columns = [{ title: "variant" }, { title: "blocks", num: true }, ...advice.loads.map(({ words }) => ({ title: `speed-up ${words}`, num: true })),
-    ...domains.map((domain) => ({ title: `× perplexity, ${domain}`, num: true })), ...(isProbed ? [{ title: "probe", num: true }] : []), { title: "meets limits" }];
+    ...domains.map((domain) => ({ title: `× perplexity, ${domain}`, num: true })), ...(isProbed ? [{ title: "probe", num: true }] : []),
+    ...(hasTasks ? [{ title: "share of task accuracy above chance", num: true }] : []), { title: "meets limits" }];
   const rows = advice.depths.map((depth) => [
     [el("span", { title: depth.name }, name(shortName(depth.short_name))), depth.name === advice.taken ? el("span", { class: "sub good" }, "recommended") : null],
     String(depth.num_blocks),
     ...advice.loads.map((load, index) => speedOf(depth, load, index === 0)),
     ...domains.map((domain) => cell(depth.ratios[domain])),
     ...(isProbed ? [probeOf(depth)] : []),
+    ...(hasTasks ? [cell(depth.tasks?.share)] : []),
     el("span", { title: depth.because }, `${KEEPS[depth.verdict]}${depth.failing.join(", ")}`),
   ]);
   const { max_ratio: most, min_speedup: least } = advice.limits;

@@ -70,6 +70,7 @@ def test_documented_parameters_are_taken(client: TestClient, job_store: JobStore
         "max_ratio": "1.2",
         "min_speedup": "1.2",
         "min_probe": "0.5",
+        "min_task_share": "0.9",
     }
     for method, path, names in operations(client):
         if names:

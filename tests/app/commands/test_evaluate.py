@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 from app.cli.main import app as command_line
 from app.commands.evaluate import InvalidTasks, Tasks, run_evaluation
 from app.commands.subject import NotEvaluable
+from app.models.measured_qualities import FILE, MeasuredQualities
+from app.terminal import json_text
 from pruning.checkpoints.store import CheckpointCorrupt, Manifest
 from pruning.confidence import reach
 from pruning.config import WorkerSettings
@@ -23,6 +25,7 @@ from pruning.evaluation.json_questions import JsonQuestion
 from pruning.evaluation.results import PAPER_TASKS
 from pruning.evaluation.task_errors import TaskUnusable
 from pruning.models.quantize import int8_form, quantized
+from pruning.models.safetensors_headers import fingerprint
 from pruning.models.store import LoadedModel, ModelStore, load
 from pruning.repair.record import Method
 from pruning.spec.prune import Quantize, Repair
@@ -355,6 +358,40 @@ def test_tasks_are_read_from_files_and_compared_with_the_dense_parent(
     refused = CliRunner().invoke(command_line, both)
     assert refused.exit_code == 2
     assert "not both" in refused.stderr
+
+
+def test_tasks_beside_the_dense_model_are_remembered_by_the_name_that_stays(
+    data_dir: Path, published: Manifest, tiny_loaded: LoadedModel
+) -> None:
+    repaired = data_dir / "checkpoints" / published.name
+    repair_checkpoint(repaired, tiny_loaded.model, [Method.NONE, Method.RIDGE])
+    folder = write_task_files(data_dir / "tasks", "arc_easy", "lambada_openai")
+    given = ("--task-data", folder, "--limit", 5)
+    dense, shallow, deep, rounded = run("tiny@-1", "tiny@-2", "tiny+int8", *given)
+    assert dense["task_shares"] is None
+    qualities, weights = MeasuredQualities(data_dir), fingerprint(data_dir / "models" / "tiny")
+    for name, printed in (("prn-1-1", shallow), ("prn-1", deep), ("", rounded)):
+        known = qualities.tasks("tiny", weights, f"tiny@{name}" if name else "tiny+int8")
+        assert known is not None
+        assert printed["task_shares"] == json.loads(json_text(known))
+        for task, of_dense in zip(printed["tasks"], dense["tasks"], strict=True):
+            found = known.by_task[task["task"]]
+            assert (found.accuracy, found.dense_accuracy) == (task["value"], of_dense["value"])
+            assert found.num_questions == task["num_samples"]
+        assert [one.chance for one in known.by_task.values()] == [0.25, 0]
+        assert known.can_be_closer, "a file has more questions"
+
+
+def test_what_is_no_variant_with_its_dense_model_is_not_remembered(
+    data_dir: Path, published: Manifest
+) -> None:
+    folder = write_task_files(data_dir / "tasks", "arc_easy")
+    given = ("--task-data", folder, "--limit", 2)
+    run("tiny", data_dir / "checkpoints" / published.name, *given, "--quantize", "int8")
+    (data_dir / "models" / "tiny").rename(data_dir / "elsewhere")
+    [alone] = run(published.name, *given)
+    assert alone["task_shares"] is None
+    assert not (data_dir / FILE).exists()
 
 
 def test_tasks_are_told_apart() -> None:

@@ -13,6 +13,7 @@ from app.frontier.loads import plans_of
 from app.frontier.speeds import FIRST_PAIRS, MOST_PAIRS, Speeds, measure_speeds
 from app.models.measured_qualities import MeasuredQualities
 from app.models.measured_speedups import Measurand, MeasuredSpeedups
+from pruning.evaluation.paired_tasks import PairedTask
 from pruning.models.safetensors_headers import fingerprint
 from pruning.spec import InvalidSpec
 from tests.support.api_fixtures import publish_pruned
@@ -30,6 +31,9 @@ def test_int8_and_all_depths_are_measured_and_kept(
     monkeypatch.setattr("app.frontier.speeds.MOST_PAIRS", 3)
     publish_pruned(data_dir)
     publish_pruned(data_dir, 2, "prn-2")
+    piqa = PairedTask("piqa", 0.5, 100, both=60, dense_only=10, own_only=0, neither=30)
+    weights = fingerprint(data_dir / "models" / "tiny")
+    MeasuredQualities(data_dir).record("tiny", weights, tasks={"tiny@prn-2-1": [piqa]})
     out = tmp_path / "frontier.json"
     command = ["frontier", "tiny", "--loads", "stream,prompt", "--max-ratio", "1e6"]
     command += ["--price-per-hour", "1", "--out", str(out)]
@@ -38,6 +42,8 @@ def test_int8_and_all_depths_are_measured_and_kept(
     found = json.loads(out.read_text())
     assert " ".join(result.stdout.split()).startswith(found["sentence"])
     points = {point["name"]: point for point in found["points"]}
+    assert points["tiny@-1"]["tasks"]["by_task"]["piqa"]["accuracy"] == 0.6
+    assert points["tiny"]["tasks"] is None
     assert {"tiny", "tiny+int8", "tiny@-1", "tiny@-1+int8", "tiny@prn-1"} <= points.keys()
     assert set(found["taken"]) == {"stream", "prompt"}
     for name, point in points.items():
@@ -50,7 +56,6 @@ def test_int8_and_all_depths_are_measured_and_kept(
     measured = speedups.of_model("tiny").get(Measurand(1, is_int8=True, load="stream"))
     assert measured is not None
     assert measured.ratio == points["tiny@-1+int8"]["speeds"]["stream"]["value"]
-    weights = fingerprint(data_dir / "models" / "tiny")
     ratios = MeasuredQualities(data_dir).of("tiny", weights, "tiny+int8")
     worst = max(ratio.value for ratio in ratios.values())
     assert worst == pytest.approx(points["tiny+int8"]["worst"]["value"])

@@ -8,6 +8,7 @@ import pytest
 from app.models.catalog import Catalog
 from app.models.measured_qualities import FILE, MeasuredQualities
 from pruning.checkpoints.store import CheckpointStore
+from pruning.evaluation.paired_tasks import PairedTask
 from pruning.evaluation.quality import DomainQuality, Measured
 from pruning.models.safetensors_headers import fingerprint
 from pruning.models.store import ModelStore
@@ -15,6 +16,8 @@ from tests.support.tiny_directory import write_tiny_model
 
 INT8 = "tiny+int8"
 DOMAIN = DomainQuality("prose", "a text", 8, 64, "d1g", Measured(3.0, 0.1), (Measured(3.1, 0.01),))
+
+PIQA = PairedTask("piqa", 0.5, 1000, both=60, dense_only=10, own_only=5, neither=25)
 
 
 @pytest.fixture
@@ -44,12 +47,45 @@ def test_what_is_known_of_more_windows_stays(tmp_path: Path) -> None:
         assert qualities.of_model("tiny", "weights") == {INT8: (known,)}
 
 
+def test_tasks_of_a_replaced_model_are_forgotten(tiny_models_dir: Path, catalog: Catalog) -> None:
+    qualities, model = MeasuredQualities(tiny_models_dir.parent), tiny_models_dir / "tiny"
+    weights = fingerprint(model)
+    qualities.record("tiny", weights, {INT8: (DOMAIN,)})
+    qualities.record("tiny", weights, tasks={INT8: [PIQA]})
+    found = catalog.tasks(catalog.resolve(INT8))
+    assert found is not None
+    assert found.by_task["piqa"].accuracy == 0.65
+    assert catalog.ratios(catalog.resolve(INT8)), "perplexities stay"
+    assert catalog.tasks(catalog.resolve("tiny")) is None
+    write_tiny_model(model, seed=7)
+    assert catalog.tasks(catalog.resolve(INT8)) is None
+    assert qualities.tasks("tiny", weights, INT8) == found
+
+
+def test_a_task_that_is_known_of_more_questions_stays(tiny_models_dir: Path) -> None:
+    qualities = MeasuredQualities(tiny_models_dir.parent)
+
+    def numbers() -> dict[str, int]:
+        found = qualities.tasks("tiny", "f", INT8)
+        return {task: one.num_questions for task, one in found.by_task.items()} if found else {}
+
+    qualities.record("tiny", "f", tasks={INT8: [PIQA]})
+    fewer, other = replace(PIQA, neither=5), replace(PIQA, task="arc_easy")
+    qualities.record("tiny", "f", tasks={INT8: [fewer, other]})
+    assert numbers() == {"piqa": 100, "arc_easy": 100}
+    qualities.record("tiny", "f", tasks={INT8: [replace(PIQA, neither=26)]})
+    assert numbers() == {"piqa": 101, "arc_easy": 100}
+    qualities.record("tiny", "f", tasks={INT8: []})
+    assert numbers() == {"piqa": 101, "arc_easy": 100}
+
+
 @pytest.mark.parametrize(
     "content",
     [
         '{"format": 1, "models": {}}',
         '{"format": 2, "models": {"tiny": {"fingerprint": 3, "variants": {}}}}',
         '{"format": 2, "models": {"tiny": {}}}',
+        '{"format": 2, "models": {"t": {"fingerprint": "", "variants": {}, "tasks": {"x": [1]}}}}',
     ],
 )
 def test_a_file_of_another_kind_has_no_measurements(

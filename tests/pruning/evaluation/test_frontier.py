@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 
 from pruning.evaluation.frontier import judge
 from pruning.evaluation.limits import Limits
+from pruning.evaluation.paired_tasks import PairedTask, TaskShares
 from pruning.evaluation.points import Load, Point, dominates, frontier
 from pruning.evaluation.quality import Interval
+from pruning.evaluation.results import PAPER_TASKS
 
 STREAM, MANY, PROMPT = (
     Load("stream", "at one stream"),
@@ -35,6 +37,13 @@ def point(name: str, ratio: float, *speeds: float, half: float = 0.01) -> Point:
         speeds={load.name: about(speed) for load, speed in zip(LOADS, speeds, strict=False)},
         checkpoint="m@prn-1",
     )
+
+
+def answered(one: Point, lost: int) -> Point:
+    """With all the paper's tasks, of 1,000 questions each, and so many fewer right of 700."""
+    counts = (700 - lost, lost, 0, 300)
+    tasks = [PairedTask(task, 0.5, 1000, *counts) for task in PAPER_TASKS]
+    return replace(one, tasks=TaskShares.of(tasks))
 
 
 DENSE = replace(point("m", 1, 1, 1, 1), ratios={"prose": Interval(1, 1, 1)})
@@ -137,6 +146,43 @@ def test_without_a_probe_score_a_probe_is_the_next_step() -> None:
     assert verdict.sentence.startswith("Keep the dense model for now: no pruned depth")
     assert verdict.next_step is not None
     assert verdict.next_step.command.endswith(" --num-remove 3 --gate-max-probe-drop 0.5")
+
+
+def test_the_loss_of_task_accuracy_is_said() -> None:
+    taken = judge("m", (DENSE, answered(INT8, 0), answered(DEEP, 80)), LOADS[:1], WITHIN)
+    assert taken.sentence == (
+        "Take m+int8: 1.77 × as fast at one stream for 0.6 % more perplexity and 0.0 % of the "
+        "task accuracy above chance; no pruned depth that costs at most 5 % beats it at one stream."
+    )
+    limits = Limits(1.3, 1.0, min_task_share=0.9)
+    verdict = judge("m", (DENSE, answered(DEEP, 80)), LOADS[:1], limits)
+    assert verdict.sentence == (
+        "Do not prune this model: no pruned depth that costs at most 30 % perplexity and 10 % of "
+        "the task accuracy above chance is surely faster at one stream. The closest, @-3, is "
+        "1.12 × as fast for 20 % more perplexity and 40 % of the task accuracy above chance."
+    )
+    assert verdict.undecided == ()
+
+
+def test_tasks_are_the_next_step_where_they_can_change_the_verdict() -> None:
+    limits = Limits(1.3, 1.0, min_task_share=0.9)
+    verdict = judge("m", (DENSE, DEEP, SHALLOW), LOADS[:1], limits)
+    assert verdict.sentence.startswith("Keep the dense model for now: no pruned depth")
+    assert verdict.undecided == (
+        "@-3 at one stream: its accuracy on tasks is not known closely enough",
+    )
+    assert verdict.next_step is not None
+    assert verdict.next_step.command == "sleb eval m@-3 --tasks zeroshot"
+    slower = judge("m", (DENSE, answered(INT8, 0), DEEP), LOADS[:1], limits)
+    assert (slower.taken["stream"], slower.undecided) == ("m+int8", ())
+    vague = answered(DEEP, 20)  # at the limit
+    answers_all = judge("m", (DENSE, vague), LOADS[:1], limits)
+    assert answers_all.undecided == verdict.undecided
+    assert answers_all.next_step is not None
+    assert answers_all.next_step.command == "sleb jobs heal m@prn-1", "there are no more questions"
+    frontier_options = judge("m", (DENSE, predicted("m@-2", 1.02, 1.2)), LOADS[:1], limits)
+    assert frontier_options.next_step is not None
+    assert frontier_options.next_step.command.endswith(" --min-task-share 0.9")
 
 
 def test_no_healed_variant_is_taken_on_noise() -> None:

@@ -5,12 +5,13 @@ from dataclasses import replace
 import pytest
 
 from pruning.evaluation.frontier import judge
-from pruning.evaluation.limits import Judgement, Limits
+from pruning.evaluation.limits import Judgement, Limits, times
+from pruning.evaluation.paired_tasks import PairedTask, TaskShares
 from pruning.evaluation.points import Load, Point
 from pruning.evaluation.quality import Interval
 from pruning.evaluation.results import ItemResult, Kind, compare
 from pruning.evaluation.verdict import Verdict
-from pruning.evaluation.verdict_table import verdict_table
+from pruning.evaluation.verdict_table import explained, verdict_table
 from pruning.spec import InvalidSpec
 
 LOAD = Load("stream", "per token")
@@ -29,6 +30,10 @@ def candidate(num_removed: int, speed: float, prose: float, *, half: float = 0.0
     )
 
 
+PIQA = PairedTask("piqa", 0.5, 2000, both=1380, dense_only=20, own_only=0, neither=600)
+LAMBADA = PairedTask(
+    "lambada_openai", 0.0, 4000, both=1900, dense_only=100, own_only=0, neither=2000
+)
 MIDDLE = candidate(4, 1.13, 1.03)
 
 
@@ -90,7 +95,49 @@ def test_a_probe_below_its_limit_is_refused() -> None:
     assert row == ("*", "@-4", "1.13±.01", "1.030±.010", "0.50", "no: probe")
 
 
-@pytest.mark.parametrize("given", [{"max_ratio": 0.9}, {"min_speedup": 0.5}, {"min_probe": 2.0}])
+def test_the_end_of_the_interval_of_the_task_share_counts() -> None:
+    answered = replace(MIDDLE, tasks=TaskShares.of([PIQA, LAMBADA]))
+    assert answered.tasks is not None
+    share = answered.tasks.share
+    assert share is not None
+    assert share.low is not None
+    assert share.high is not None
+    assert judged(answered, Limits(min_task_share=share.low)) == Judgement()
+    wide = judged(answered, Limits(min_task_share=share.value))
+    assert (wide.verdict, wide.failing) == (Verdict.UNDECIDED, ("tasks",))
+    assert wide.because == f"tasks {times(share)} is undecided at {share.value:g}"
+    beyond = judged(answered, Limits(min_task_share=1.0))
+    assert (beyond.verdict, beyond.failing[0]) == (Verdict.EXCEEDED, "tasks")
+    assert judged(MIDDLE, Limits(min_task_share=0.5)) == Judgement(
+        Verdict.UNDECIDED, ("tasks",), "its accuracy on tasks is not known"
+    )
+    assert judged(MIDDLE) == Judgement(), "there is no limit by default"
+
+
+def test_a_task_that_is_surely_below_the_limit_exceeds_it() -> None:
+    uneven = TaskShares.of([PIQA, replace(LAMBADA, both=1000, dense_only=1000)])
+    broken = judged(replace(MIDDLE, tasks=uneven), Limits(min_task_share=0.58))
+    assert (broken.verdict, broken.failing) == (Verdict.EXCEEDED, ("lambada_openai",))
+    assert broken.because.startswith("lambada_openai 0.50 × (0.4")
+
+
+def test_the_table_has_tasks_where_they_are_known() -> None:
+    answered = replace(MIDDLE, tasks=TaskShares.of([PIQA, LAMBADA]))
+    unknown = candidate(5, 1.2, 1.1)
+    dense = Point("m", speeds={LOAD.name: Interval(1, 1, 1)})
+    verdict = judge("m", (dense, answered, unknown), [LOAD], Limits(min_task_share=0.5))
+    headings, rows = verdict_table(verdict)
+    assert headings == ("", "model", "stream", "perplexity", "tasks", "keeps")
+    assert [row[4] for row in rows] == ["1.00", "0.95±.02", "-"]
+    assert any(line.startswith("tasks: share of the dense") for line in explained(verdict))
+    without = judge("m", (dense, unknown), [LOAD], Limits())
+    assert "tasks" not in verdict_table(without)[0]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"max_ratio": 0.9}, {"min_speedup": 0.5}, {"min_probe": 2.0}, {"min_task_share": 1.1}],
+)
 def test_limits_that_nothing_can_keep_are_refused(given: dict[str, float]) -> None:
     with pytest.raises(InvalidSpec) as caught:
         Limits(**given)

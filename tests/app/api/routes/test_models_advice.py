@@ -1,5 +1,6 @@
 """The advice of the API and of the command line: of int8 and all jobs, by what was measured."""
 
+import re
 import shutil
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from app.models.measured_qualities import MeasuredQualities
 from app.models.measured_speedups import ONE_STREAM, Measurand, MeasuredSpeedup, MeasuredSpeedups
 from pruning.checkpoints.store import Manifest
 from pruning.evaluation.limits import Limits
+from pruning.evaluation.paired_tasks import PairedTask
 from pruning.evaluation.quality import DomainQuality, Measured
 from pruning.models.safetensors_headers import fingerprint
 from pruning.spec.calibration import CalibrationSpec, Dataset
@@ -24,6 +26,8 @@ from tests.support.api_fixtures import publish_pruned
 LENIENT: dict[str, Any] = {"max_ratio": 1e6, "min_speedup": 1.0}
 DEEPEST = Measurand(3)
 INT8 = DomainQuality("prose", "a text", 8, 64, "d1g", Measured(3.0, 0.1), (Measured(3.006, 1e-4),))
+
+PIQA = PairedTask("piqa", 0.5, 2000, both=1390, dense_only=10, own_only=0, neither=600)
 
 
 @pytest.fixture
@@ -72,6 +76,33 @@ def test_int8_that_is_better_is_what_to_take(
     assert int8["speedup"] == int8["speeds"]["stream"]
     assert not any(depth["is_int8"] for depth in depths)
     assert len(depths) == len(manifest.removed_blocks)
+
+
+@pytest.mark.usefixtures("manifest")
+def test_tasks_are_named_and_have_a_limit(
+    data_dir: Path, client: TestClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured_int8(data_dir)
+    weights, qualities = fingerprint(data_dir / "models" / "tiny"), MeasuredQualities(data_dir)
+    qualities.record("tiny", weights, tasks={"tiny+int8": [PIQA]})
+    found = advice(client, min_task_share=0.8)
+    assert found["sentence"].startswith(
+        "Take tiny+int8: 1.77 × as fast at one stream for 0.6 % more perplexity and 2.5 % of the "
+        "task accuracy above chance; no pruned depth that costs at most 5 % and 20 % of the task"
+    )
+    int8, *depths = found["depths"]
+    assert int8["tasks"]["share"]["value"] == pytest.approx(0.975)
+    assert int8["tasks"]["worst_task"] == "piqa"
+    assert int8["tasks"]["worst"] == int8["tasks"]["share"]
+    of_piqa = int8["tasks"]["by_task"]["piqa"]
+    assert (of_piqa["accuracy"], of_piqa["dense_accuracy"]) == (0.695, 0.7)
+    assert (of_piqa["num_questions"], of_piqa["flips"], of_piqa["chance"]) == (2000, 0.005, 0.5)
+    assert [depth["tasks"] for depth in depths] == [None] * 3
+    assert found["limits"]["min_task_share"] == 0.8
+    assert advice(client, min_task_share=0.99)["depths"][0]["failing"] == ["tasks"]
+    assert client.get("/models/tiny/advice", params={"min_task_share": 1.5}).status_code == 422
+    print_advice(ServeSettings(data_dir=data_dir), "tiny", Limits(), as_json=False)
+    assert re.search(r"→ int8 .* 0\.97±\.0\d ", capsys.readouterr().out)
 
 
 @pytest.mark.usefixtures("manifest")
