@@ -57,7 +57,7 @@ def pruned_data_dir(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Man
     write_tiny_model(data_dir / "models" / "tiny")
     text = data_dir / "text.txt"
     text.write_text("\n".join(f"{number} lazy dogs, {7 * number} foxes" for number in range(900)))
-    calibration = CalibrationSpec(Dataset.FILE, num_samples=4, seqlen=8, path=str(text))
+    calibration = CalibrationSpec(Dataset.FILE, num_samples=8, seqlen=8, path=str(text))
     evaluation = Evaluation(num_samples=128)  # narrow intervals, for its gate
     spec = PruneSpec("tiny", 2, calibration=calibration, evaluation=evaluation)
     manifest, _ = prune_tiny(data_dir / "models", spec, NAME)

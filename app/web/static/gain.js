@@ -38,19 +38,20 @@ function band({ kind, points }, x, y) {
   return shape("polygon", { class: `band ${kind}`, points: corners.map(([speed, cost]) => `${x.at(speed)},${y.at(cost)}`).join(" ") });
 }
 
-/** One line of depths from the dense model on, with its name at the end. */
+/** One line of depths from the dense model on, with its name at the end; int8 weights are a start of their own. */
 function drawn(line, x, y) {
   const { kind, words, points } = line;
+  const start = kind === "int8" ? [] : [{ depth: 0, speed: 1, cost: 1 }];
   const path = (run) => run.map(({ speed, cost }) => `${x.at(speed)},${y.at(cost)}`).join(" ");
   const last = points.at(-1);
   const area = band(line, x, y);
   return [
-    area, ...runs([{ depth: 0, speed: 1, cost: 1 }, ...points]).map((run) => shape("polyline", { class: `line ${kind}`, points: path(run) })),
+    area, ...runs([...start, ...points]).map((run) => shape("polyline", { class: `line ${kind}`, points: path(run) })),
     ...points.flatMap(({ speed, cost, low, high, mark, title, short }) => [
       area === null && kind !== "raw" && Number.isFinite(low) && Number.isFinite(high)
         ? shape("line", { class: `range ${kind}`, x1: x.at(speed), y1: y.at(low), x2: x.at(speed), y2: y.at(high) }) : null,
       shape("circle", { class: `point ${kind}`, cx: x.at(speed), cy: y.at(cost), r: 4.5 }, shape("title", {}, title)),
-      kind === "served" ? shape("text", { class: "depth", x: x.at(speed), y: y.at(cost) + 20, "text-anchor": "middle" }, short) : null,
+      kind === "served" || kind === "int8" ? shape("text", { class: "depth", x: x.at(speed), y: y.at(cost) + 20, "text-anchor": "middle" }, short) : null,
       mark ? shape("circle", { class: mark, cx: x.at(speed), cy: y.at(cost), r: 10 }) : null]),
     shape("text", { class: kind, x: x.at(last.speed) + 12, y: y.at(last.cost) + 5 }, words),
   ].filter(Boolean);
@@ -60,8 +61,10 @@ function drawn(line, x, y) {
 function kept(limits, x, y, { width, right, numTicks }) {
   if (!limits || limits.min_speedup >= x.high) return [];
   const [left, top] = [x.at(limits.min_speedup), y.at(Math.min(limits.max_ratio, y.high))];
-  return [shape("rect", { class: "kept", x: left, y: top, width: width - right - left, height: y.at(1) - top }),
-    numTicks > 3 ? shape("text", { class: "tick", x: width - right - 6, y: top - 6, "text-anchor": "end" }, "meets the limits") : null].filter(Boolean);
+  const end = width - right;
+  const words = end - left > 160 ? { x: left + 6 } : { x: end - 6, "text-anchor": "end" }; // few depths are just beyond the limit
+  return [shape("rect", { class: "kept", x: left, y: top, width: end - left, height: y.at(1) - top }),
+    numTicks > 3 ? shape("text", { class: "tick", y: top - 6, ...words }, "meets the limits") : null].filter(Boolean);
 }
 
 function picture(title, lines, limits, layout) {

@@ -115,6 +115,17 @@ function pointOf(model, base, advice, kind = "") {
     title: `${shortOf(model, base)}: ${ratio(speedOf(model))} as fast, ${ratio(cost)} the perplexity on ${worst.domain}` };
 }
 
+/** Of int8 weights only the advice has the perplexity. */
+function int8Points(advice) {
+  const known = (advice?.depths ?? []).filter((depth) => depth.is_int8 && depth.speedup && Object.keys(depth.ratios).length > 0);
+  return known.sort((one, other) => one.num_removed - other.num_removed).map((depth) => {
+    const [domain, worst] = Object.entries(depth.ratios).reduce((one, other) => (other[1].value > one[1].value ? other : one));
+    const [short, speed, cost] = [shortName(depth.short_name), depth.speedup.value, worst.value];
+    return { depth: depth.num_removed, speed, cost, low: worst.low, high: worst.high, mark: markOf({ id: depth.name }, advice),
+      short: depth.num_removed ? short : "", title: `${short}: ${ratio(speed)} as fast, ${ratio(cost)} the perplexity on ${domain}` };
+  });
+}
+
 function picture(base, models, advice) {
   const known = models.filter((model) => model.variant === "pruned" && speedOf(model) && model.domains.length > 0);
   const byDepth = (one, other) => other.num_blocks - one.num_blocks;
@@ -125,6 +136,7 @@ function picture(base, models, advice) {
   return gain(`Speed and perplexity of the variants of ${base}`, [
     line("served", isRepaired ? "repaired" : "pruned", depths),
     ...(isRepaired ? [line("raw", "unrepaired", depths, "raw_")] : []),
+    { kind: "int8", words: "int8", points: int8Points(advice) },
     ...[...healed.values()].map((found, index) => line("healed", index ? "" : "healed", found.sort(byDepth)))], advice?.limits);
 }
 

@@ -10,9 +10,13 @@ import redis
 
 from app.auth.keys import KeyFile, Scope
 from app.config import ServeSettings
+from app.models.measured_qualities import MeasuredQualities
+from app.models.measured_speedups import COMPARISON, Measurand, MeasuredSpeedup, MeasuredSpeedups
+from pruning.evaluation.quality import DomainQuality, Measured
 from pruning.jobs import transitions
 from pruning.jobs.job import Phase
 from pruning.jobs.store import JobStore
+from pruning.models.safetensors_headers import fingerprint
 from pruning.search.state import SearchPlan
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec
@@ -94,6 +98,25 @@ def test_a_job_says_how_long_it_takes_once_it_knows(
         ]
         assert steps.locator("progress").count() == 6
         assert (watched.complaints, watched.foreign) == ([], [])
+
+
+def test_int8_weights_are_in_the_picture_of_the_overview(
+    settings: ServeSettings, redis_url: str
+) -> None:
+    publish_pruned(settings.data_dir)
+    weights = fingerprint(settings.models_dir / "tiny")
+    domain = DomainQuality("prose", "", 24, 64, "d", Measured(3.0, 0.1), (Measured(3.01, 1e-3),))
+    MeasuredQualities(settings.data_dir).record("tiny", weights, {"tiny+int8": (domain,)})
+    speedup = MeasuredSpeedup(1.7, 1.69, 1.71, COMPARISON, 1.0, 5)
+    MeasuredSpeedups(settings.data_dir).record("tiny", {Measurand(0, is_int8=True): speedup})
+    with serving(settings, redis_url) as (_, url), browser_page(url) as (page, watched):
+        page.goto("/ui")
+        page.locator(".advice", has_text="Take tiny+int8").wait_for()
+        picture = page.locator(".gain.wide")
+        assert picture.locator("circle.point.int8").count() == 1
+        assert picture.locator("circle.taken").count() == 1
+        assert picture.locator("text.int8").text_content() == "int8"
+        assert watched.complaints == []
 
 
 def test_a_depth_is_evaluated_and_used_as_prod(
