@@ -29,6 +29,7 @@ from app.api.routes import (
     openai,
     results,
     session,
+    tokenize,
 )
 from app.api.submission import JobSubmission
 from app.auth.audit import AuditLog
@@ -99,6 +100,7 @@ _ROUTES = (
     results,
     health,
     session,
+    tokenize,
 )
 
 

@@ -58,12 +58,14 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
     "ChatBody": {"model": _MODEL, "messages": [{"role": "user", "content": "What is the sea?"}]},
     "CompareBody": {"models": [_MODEL, f"{_MODEL}@-3"], "prompt": _PROMPT, "repeats": 5},
     "CompletionBody": {"model": _MODEL, "prompt": _PROMPT, "max_tokens": 32},
+    "DetokenizeBody": {"model": _MODEL, "tokens": [504, 4711]},
     "EvalBody": {"model": f"{_MODEL}@-3", "num_windows": 16},
     "GenerateBody": {"model": _MODEL, "prompt": _PROMPT, "max_new_tokens": 32},
     "HealJobBody": {"model": f"{_MODEL}@JOB_ID", "heal": {"num_tokens": 500_000}},
     "PruneJobBody": {"model": _MODEL, "num_remove": 3},
     "RetryJobBody": {"repair": "none"},
     "SignInBody": {"key": "sleb_…"},
+    "TokenizeBody": {"model": _MODEL, "prompt": _PROMPT},
 }
 
 _UNUSED_SCHEMAS = ("HTTPValidationError", "ValidationError")

@@ -20,7 +20,11 @@ from app.request_id import current_request_id
 logger = logging.getLogger(__name__)
 
 _MAX_PATH_CHARS = 2048
-_PROBES = ("/health/", "/metrics")  # asked every few seconds, without a key, and change nothing
+_PROBES = (
+    "/health",
+    "/ping",
+    "/metrics",
+)  # asked every few seconds, without a key, and change nothing
 
 
 def is_probe(path: str) -> bool:

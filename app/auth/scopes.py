@@ -20,9 +20,11 @@ MAX_HEADER_BYTES = 512  # of Authorization; a key has 48
 # Probes and scrapers have no key, and the OpenAPI document is no secret.
 _OPEN = frozenset(
     {
+        "/health",
         "/health/live",
         "/health/ready",
         "/health/generate",
+        "/ping",
         "/version",
         "/metrics",
         "/openapi.json",
@@ -36,6 +38,8 @@ _SCOPES = {
     "/generate": Scope.GENERATE,
     "/compare": Scope.GENERATE,
     "/evals": Scope.GENERATE,
+    "/tokenize": Scope.GENERATE,
+    "/detokenize": Scope.GENERATE,
     "/v1": Scope.GENERATE,
     "/prune-jobs": Scope.JOBS,
     "/heal-jobs": Scope.JOBS,

@@ -59,7 +59,7 @@ class ForwardedRequest:
 
     @property
     def is_about_health(self) -> bool:
-        return self.path.startswith("/health/")
+        return self.path.startswith(("/health", "/ping"))
 
     @property
     def is_repeatable(self) -> bool:

@@ -10,6 +10,8 @@ from functools import partial
 from hashlib import sha256
 from uuid import uuid4
 
+from transformers import PreTrainedTokenizerBase
+
 from app.auth.keys import calling_tenant
 from app.config import PrefixCache
 from app.engine.async_engine import AsyncEngine, EngineStopped
@@ -19,6 +21,7 @@ from app.engine.sampling.stream import Stream
 from app.engine.sampling.text import TextStream
 from app.engine.scheduling.admission import Overloaded
 from app.engine.scheduling.sequence import (
+    MAX_NEW_TOKENS,
     FinishReason,
     InvalidSampling,
     Request,
@@ -37,8 +40,9 @@ from app.generation.output import (
     Token,
 )
 from app.generation.request import GenerationRequest, Prompt
-from app.generation.tokenization import TokenIds, TokenizerPool
+from app.generation.tokenization import Rendered, TokenIds, TokenizerPool
 from app.metrics.metrics import Labels, Metrics, labels_of
+from app.models.entry import ModelEntry
 from app.models.registry import ServedModel
 
 logger = logging.getLogger(__name__)
@@ -151,6 +155,15 @@ class EngineBackend:
         variant = min((one.variant for one in served), key=self._engine.max_len)
         limit = PromptLimit(variant.name, self._engine.max_len(variant), max_new_tokens)
         return await self._tokenizers.encode(prompts, served[0].tokenizer, limit)
+
+    async def tokenize(
+        self, prompt: Prompt | Rendered, tokenizer: PreTrainedTokenizerBase, entry: ModelEntry
+    ) -> TokenIds:
+        """Token ids of a prompt that nothing is generated for. Raises as ``encode`` does."""
+        max_len = entry.info.max_positions if entry.info else None
+        limit = PromptLimit(entry.name, max_len or MAX_NEW_TOKENS, 0)
+        [ids] = await self._tokenizers.encode([prompt], tokenizer, limit)
+        return ids
 
     async def _streams(
         self,

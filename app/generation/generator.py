@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from app.engine.scheduling.sequence import SamplingParams
+from app.engine.scheduling.sequence import RequestRefused, SamplingParams
 from app.generation.engine_backend import ENGINE_RAISES, EngineBackend
 from app.generation.openai_backend import ExternalBackend
 from app.generation.openai_client import EXTERNAL_RAISES
@@ -126,6 +126,22 @@ class Generator:
         if entry.error is None and (tokenizer := self.registry.tokenizer(entry)) is not None:
             check(Host(tokenizer))
         return self.registry.begin(entry)
+
+    async def tokenizer(self, name: str) -> tuple[ModelEntry, PreTrainedTokenizerBase]:
+        """The entry of this name and its tokenizer, without the weights if its files are here.
+
+        Raises as ``load`` does, and ``RequestRefused`` for a model of another server.
+        """
+        entry, known = await self.entry(name), None
+        if entry.error is None or entry.is_foreign:
+            known = await asyncio.to_thread(self.registry.tokenizer, entry)
+        if known is None and entry.external is None:
+            known = (await self.load(name)).tokenizer
+        if known is None:
+            raise RequestRefused(
+                f"{name!r} runs on another server, whose tokenizer is not known here: ask that one"
+            )
+        return entry, known
 
     async def encode(
         self,

@@ -42,8 +42,8 @@ TokenIds = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class _Rendered:
-    """Messages as the chat template has them, special tokens included."""
+class Rendered:
+    """A text that gets no special tokens, such as messages as the chat template has them."""
 
     text: str
 
@@ -60,14 +60,17 @@ class TokenizerPool:
         self._num_waiting = 0  # bytes
 
     async def encode(
-        self, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, limit: PromptLimit
+        self,
+        prompts: Sequence[Prompt | Rendered],
+        tokenizer: PreTrainedTokenizerBase,
+        limit: PromptLimit,
     ) -> list[TokenIds]:
         """Token ids of each prompt. A text gets the special tokens that the model begins with.
 
         Raises ``PromptTooLong``, ``Overloaded``, and the errors of ``render_chat``.
         """
         num_bytes = max(map(_num_bytes, prompts), default=0)
-        rendered: Sequence[Prompt | _Rendered] = prompts
+        rendered = prompts
         if is_sandboxed():
             rendered = [await self._rendered(prompt, tokenizer) for prompt in prompts]
         work = partial(_encode_all, rendered, tokenizer, limit)
@@ -87,13 +90,13 @@ class TokenizerPool:
         await self._templates.aclose()
 
     async def _rendered(
-        self, prompt: Prompt, tokenizer: PreTrainedTokenizerBase
-    ) -> "Prompt | _Rendered":
+        self, prompt: Prompt | Rendered, tokenizer: PreTrainedTokenizerBase
+    ) -> Prompt | Rendered:
         """The text of messages by a process with limits; what is no chat as it is."""
         is_plain = type(tokenizer).apply_chat_template is _APPLY  # not by code of its own
         if not isinstance(prompt, Chat) or not is_plain:
             return prompt
-        return _Rendered(await self._templates.render(tokenizer, prompt))
+        return Rendered(await self._templates.render(tokenizer, prompt))
 
     async def _in_turn(self, work: Callable[[], list[TokenIds]], num_bytes: int) -> list[TokenIds]:
         if self._num_waiting + num_bytes > MAX_BYTES_WAITING:
@@ -123,8 +126,10 @@ class TokenizerPool:
             loop.call_soon_threadsafe(release)
 
 
-def _num_bytes(prompt: Prompt) -> int:
+def _num_bytes(prompt: Prompt | Rendered) -> int:
     """The bytes of text to encode; 0 for token ids."""
+    if isinstance(prompt, Rendered):
+        return _num_bytes(prompt.text)
     if isinstance(prompt, str):
         return len(prompt) if prompt.isascii() else len(prompt.encode())
     if isinstance(prompt, Chat):
@@ -136,7 +141,7 @@ def _num_bytes(prompt: Prompt) -> int:
 
 
 def _check_lengths(
-    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, limit: PromptLimit
+    prompts: Sequence[Prompt | Rendered], tokenizer: PreTrainedTokenizerBase, limit: PromptLimit
 ) -> None:
     """Raise ``PromptTooLong`` for a text that is too long whatever its tokens are."""
     for prompt in prompts:
@@ -145,20 +150,20 @@ def _check_lengths(
 
 
 def _encode_all(
-    prompts: Sequence[Prompt | _Rendered], tokenizer: PreTrainedTokenizerBase, limit: PromptLimit
+    prompts: Sequence[Prompt | Rendered], tokenizer: PreTrainedTokenizerBase, limit: PromptLimit
 ) -> list[TokenIds]:
     return [_encode(prompt, tokenizer, limit) for prompt in prompts]
 
 
 def _encode(
-    prompt: Prompt | _Rendered, tokenizer: PreTrainedTokenizerBase, limit: PromptLimit
+    prompt: Prompt | Rendered, tokenizer: PreTrainedTokenizerBase, limit: PromptLimit
 ) -> TokenIds:
     if isinstance(prompt, Chat):
-        prompt = _Rendered(render_chat(tokenizer, prompt.messages, prompt.tools))
-    if not isinstance(prompt, str | _Rendered):
+        prompt = Rendered(render_chat(tokenizer, prompt.messages, prompt.tools))
+    if not isinstance(prompt, str | Rendered):
         return tuple(prompt)
-    is_chat = isinstance(prompt, _Rendered)
-    text = prompt.text if isinstance(prompt, _Rendered) else prompt
+    is_chat = isinstance(prompt, Rendered)
+    text = prompt.text if isinstance(prompt, Rendered) else prompt
     _check_text(text, tokenizer, limit)
     # a chat template writes the special tokens itself
     if not isinstance(tokenizer, PreTrainedTokenizerFast):

@@ -16,7 +16,7 @@ from starlette.types import Scope
 from app.engine.scheduling.sequence import FinishReason, Timings
 from app.metrics.metrics import Labels
 
-_UNTRACED = ("/metrics", "/health/")  # polled every few seconds
+_UNTRACED = ("/metrics", "/health", "/ping")  # polled every few seconds
 
 
 class Tracing:

@@ -33,7 +33,7 @@ NUM_RESERVED = 32  # connections beyond the limits that are open at once
 MAX_CONNECTIONS = 2_048
 _NUM_OWN_FILES = 64  # that this process may open later
 _STARTS_PER_TURN = 2  # of requests, whose first steps take up to a millisecond
-_OPEN_TO_ALL = "/health/"
+_OPEN_TO_ALL = ("/health", "/ping")
 
 _TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 _PROBLEM = {

@@ -96,6 +96,8 @@ async def live(services: ServicesDep, response: Response) -> HealthView:
     return HealthView(status="alive")
 
 
+@router.get("/health", name="health", responses={503: {"model": ReadyView}})
+@router.get("/ping", name="ping", responses={503: {"model": ReadyView}})
 @router.get("/health/ready", responses={503: {"model": ReadyView}})
 async def ready(services: ServicesDep, response: Response) -> ReadyView:
     """Check that the service accepts requests; 503 while models are loading or the process is
@@ -103,6 +105,7 @@ async def ready(services: ServicesDep, response: Response) -> ReadyView:
 
     A failed vLLM server is named in the body but does not change the status, because other models
     are still served. A missing worker does not change it either: jobs wait, and models are served.
+    vLLM has this check at /health and /ping.
     """
     engine, vllm = services.generation.engine, services.generation.vllm
     states = {} if vllm is None else vllm.states()
@@ -154,6 +157,7 @@ def metrics(services: ServicesDep, request: Request) -> Response:
 @router.get("/version")
 def versions() -> VersionView:
     return VersionView(
+        version=version("sleb-serve"),
         sleb_serve=version("sleb-serve"),
         torch=version("torch"),
         transformers=version("transformers"),

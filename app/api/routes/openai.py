@@ -125,7 +125,7 @@ async def create_chat_completion(
         params = replace(params, response_format=chosen_format(served, body))
     chat = Chat(
         [message.as_template_input() for message in body.messages],
-        tuple(tool.model_dump(exclude_none=True) for tool in body.tools or ()),
+        tuple(tool.as_template_input() for tool in body.tools or ()),
         may_call=may_call,
         may_call_many=body.parallel_tool_calls is not False,
     )

@@ -356,6 +356,7 @@ class ReadyView(HealthView):
 
 
 class VersionView(BaseModel):
+    version: str = Field(description="Version of this service, by vLLM's name.")
     sleb_serve: str = Field(description="Version of this service.")
     torch: str = Field(description="Version of torch.")
     transformers: str = Field(description="Version of transformers.")

@@ -24,6 +24,9 @@ class Tool(Body):
     type: Literal["function"] = Field(description="Type of the tool.")
     function: FunctionSpec = Field(description="Definition of the function.")
 
+    def as_template_input(self) -> dict[str, Any]:
+        return self.model_dump(exclude_none=True)
+
 
 class FunctionName(Body):
     name: SchemaName = Field(description="Name of one of the tools.")

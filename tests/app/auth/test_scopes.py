@@ -136,6 +136,8 @@ def test_every_route_but_these_asks_for_a_key(tmp_path: Path) -> None:
         if scopes_for(method.upper(), path) is None
     }
     assert of_anybody == {f"/health/{kind}" for kind in ("live", "ready", "generate")} | {
+        "/health",
+        "/ping",
         "/session",
         "/version",
         "/metrics",

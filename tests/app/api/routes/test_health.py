@@ -49,6 +49,13 @@ def test_metrics_have_the_names_and_labels_that_dashboards_use(
     assert 'model_name="tiny@-2",num_blocks="4",parent="tiny"' in text
 
 
+@pytest.mark.parametrize("path", ["/health", "/ping"])
+def test_readiness_has_vllms_paths(path: str, client: TestClient) -> None:
+    assert client.get(path).json() == client.get("/health/ready").json()
+    client.app_state["services"].readiness.reason = "draining"
+    assert client.get(path).status_code == 503
+
+
 def test_failed_lookups_make_no_labels(client: TestClient) -> None:
     for number in range(5):
         client.post("/generate", json={"model": f"made-up-{number}", "prompt": "a"})
@@ -67,7 +74,12 @@ def test_buckets_tell_a_speed_up_of_a_quarter() -> None:
 def test_health_and_version(client: TestClient) -> None:
     assert client.get("/health/live").json()["status"] == "alive"
     assert client.get("/health/ready").json()["status"] == "ready"
-    assert set(client.get("/version").json()) == {"sleb_serve", "torch", "transformers"}
+    assert set(client.get("/version").json()) == {
+        "version",
+        "sleb_serve",
+        "torch",
+        "transformers",
+    }
 
 
 def test_it_is_not_ready_before_its_models_are_loaded(
