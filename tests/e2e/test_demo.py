@@ -34,7 +34,8 @@ def test_the_demo_prunes_serves_compares_and_cleans_up(tiny_demo_dir: Path) -> N
     check_sides(report["models"], tiny_directory.NUM_BLOCKS)
     assert form_of(report) == form_of(record()["report"]), "README quotes another form"
     left_behind = {path.name for path in tiny_demo_dir.iterdir()}
-    kept = {"speedups.json", "speedups.json.lock"}  # unless the machine is too busy to measure
+    kept = {"qualities.json", "qualities.json.lock"}
+    kept |= {"speedups.json", "speedups.json.lock"}  # unless the machine is too busy to measure
     assert left_behind - kept == {"models", "demo", "checkpoints"}, "what is served next, no more"
 
 
@@ -51,7 +52,7 @@ def form_of(report: dict[str, Any]) -> tuple[list[str], set[int], list[str]]:
 @pytest.mark.timeout(900)
 def test_the_demo_makes_sense_of_the_real_model(demo_data_dir: Path) -> None:
     report = demo(demo_data_dir, threads=2, evaluate_s=10, verify="process")
-    dense, *_, pruned = report["models"]
+    dense, _, pruned = report["models"]
     job = report["job"]
     check_job(job, 30)
     assert job["dense_loss"] < job["losses"][0] < job["losses"][1] < job["dense_loss"] + 1
@@ -100,14 +101,14 @@ def check_job(job: dict[str, Any], num_blocks: int) -> None:
 
 
 def check_sides(sides: list[dict[str, Any]], num_blocks: int) -> None:
-    dense, *pruned = sides
-    removed = [0, 1, NUM_REMOVE]
+    dense, int8, pruned = sides
+    removed = [0, 0, NUM_REMOVE]
     assert [side["model"]["num_blocks"] for side in sides] == [num_blocks - k for k in removed]
-    assert dense["model"]["variant"] == "dense"
-    for side in pruned:
-        assert side["model"]["variant"] == "pruned"
-        assert side["model"]["num_parameters"] < dense["model"]["num_parameters"]
-        assert side["model"]["domains"]
+    assert [side["model"]["variant"] for side in sides] == ["dense", "dense", "pruned"]
+    assert int8["model"]["id"] == f"{NAME}+int8"
+    assert pruned["model"]["num_parameters"] < dense["model"]["num_parameters"]
+    assert pruned["model"]["domains"]
+    for side in (int8, pruned):
         ideal = num_blocks / side["model"]["num_blocks"]
         known = {kind: side["model"][f"{kind}_speedup"] for kind in ("measured", "predicted")}
         assert side["speedup"] == {"ideal": ideal, **known}

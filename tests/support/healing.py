@@ -15,7 +15,7 @@ from pruning.search.dense_model import Resources
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.evaluation import Evaluation
 from pruning.spec.heal import Depths, Heal
-from pruning.spec.prune import PruneSpec, Repair
+from pruning.spec.prune import PruneSpec
 from tests.support.pruning_runs import prune_tiny
 from tests.support.recorder import Recorder
 from tests.support.tiny_directory import write_tiny_model
@@ -59,7 +59,7 @@ def pruned_data_dir(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Man
     text.write_text("\n".join(f"{number} lazy dogs, {7 * number} foxes" for number in range(900)))
     calibration = CalibrationSpec(Dataset.FILE, num_samples=4, seqlen=8, path=str(text))
     evaluation = Evaluation(num_samples=128)  # narrow intervals, for its gate
-    spec = PruneSpec("tiny", 2, calibration=calibration, evaluation=evaluation, repair=Repair.RIDGE)
+    spec = PruneSpec("tiny", 2, calibration=calibration, evaluation=evaluation)
     manifest, _ = prune_tiny(data_dir / "models", spec, NAME)
     return data_dir, manifest
 
