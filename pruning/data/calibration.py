@@ -66,7 +66,7 @@ def repair_windows(
 ) -> RepairWindows:
     """Windows to fit and to select a repair on, with the sampling and seqlen of the calibration.
 
-    There are 16 times as many to fit on as the calibration has, up to 32,768 tokens, and at least
+    There are 32 times as many to fit on as the calibration has, up to 32,768 tokens, and at least
     four times as many and 16 of each source; half as many to select on as the calibration has, and
     at least 4. Short texts give fewer, and the model itself writes four times as many. Another
     ``use`` has its own number of windows to fit on. Raises ``CalibrationError``.

@@ -35,7 +35,7 @@ from pruning.spec.calibration import PACKAGED, CalibrationSpec, Dataset, Samplin
 from pruning.spec.evaluation import Evaluation
 
 MIN_REPAIR_WINDOWS = 16
-REPAIR_SAMPLES = 16  # as many as for a calibration, while they have no more than
+REPAIR_SAMPLES = 32  # as many as for a calibration, while they have no more than
 REPAIR_TOKENS = 2**15  # tokens; benchmarks/results has what more of them give
 MIN_SELECTION_WINDOWS = 4
 MAX_HEALING_WINDOWS = 2**14

@@ -90,7 +90,7 @@ def test_the_manifest_has_the_repair_of_every_depth(tiny_models_dir: Path, spec:
         assert depth.method is (Method.RIDGE if worst > 0 else Method.NONE)
     text = json.loads((path / "repair.json").read_text())
     used = {window["digest"] for window in text["train"]["text"]["windows"]}
-    assert len(used) == 64
+    assert len(used) == 128
     assert not used & {window["digest"] for window in text["selection"]["text"]["windows"]}
 
 

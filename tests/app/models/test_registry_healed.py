@@ -49,7 +49,7 @@ def test_names_of_a_healed_checkpoint(healed: Healed) -> None:
     assert entry.repair.is_healed
     assert entry.order is not None
     assert entry.order.job_id == "prn-1"
-    assert entry.key != catalog.resolve(NAME).key
+    assert entry.key != catalog.resolve(NAME).key != catalog.resolve(f"{NAME}+raw").key
     assert entry.perplexity == healed.manifest.quality.perplexities[-1]
     with pytest.raises(UnknownModel, match="only the deepest model of this checkpoint is healed"):
         catalog.resolve(f"{HEALED}-1")

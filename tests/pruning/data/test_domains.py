@@ -74,7 +74,7 @@ def test_what_chooses_shares_no_window_with_what_fits_or_measures(
         assert not found[one] & found[other]
 
 
-@pytest.mark.parametrize(("rows", "num_train"), [(4000, 48), (40, 31)])
+@pytest.mark.parametrize(("rows", "num_train"), [(4000, 96), (60, 51)])
 def test_a_repair_takes_much_but_leaves_a_fifth_to_evaluations(
     tiny_loaded: LoadedModel, tmp_path: Path, rows: int, num_train: int
 ) -> None:

@@ -92,8 +92,8 @@ def test_the_default_calibration_is_of_prose_and_code(tiny_loaded: LoadedModel) 
     )
     repair = repair_windows(spec, model, tokenizer)
     assert {name: len(part.token_ids) for name, part in repair.train.items()} == {
-        "prose": 48,
-        "code": 48,
+        "prose": 96,
+        "code": 96,
     }
     assert {name: len(part.token_ids) for name, part in repair.selection.items()} == {
         "prose": 4,
