@@ -6,7 +6,6 @@ Independent of HTTP: each failure has an exception of its own.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import (
     AbstractContextManager,
     aclosing,
@@ -101,7 +100,7 @@ class Generator:
             self.metrics.rejected_unparsed("unknown_model")
             raise
 
-    async def load(self, name: str, check: Check = lambda _host: None) -> Served:
+    async def load(self, name: str, check: Check | None = None) -> Served:
         """The model of this name. Weights that are not loaded yet are read by another thread.
 
         Raises the errors in ``GENERATOR_LOAD_RAISES``, and what ``check`` raises before it is
@@ -109,23 +108,29 @@ class Generator:
         """
         external = self.registry.catalog.external_name(name)
         if external and (served := self.external.served(external)) is not None:
-            check(Host(is_external=True))
+            if check is not None:
+                check(Host(is_external=True))
             return served
         entry = await self.entry(name)
         if self.vllm is not None and self.vllm.servers.serves(entry):
-            tokenizer = await asyncio.to_thread(self.registry.tokenizer, entry)
-            check(Host(tokenizer, self.vllm.servers.options))
+            if check is not None:
+                check(Host(await self._known_tokenizer(entry), self.vllm.servers.options))
             return await self.vllm.load(entry)
-        loading = await asyncio.to_thread(self._begin, entry, check)
+        if check is not None and entry.error is None:
+            check(Host(await self._known_tokenizer(entry)))
+        loading = await asyncio.to_thread(self.registry.begin, entry)
         loaded = await asyncio.wrap_future(loading)
-        check(Host(loaded.tokenizer))
+        if check is not None:  # of a checkpoint without its dense model, only now
+            check(Host(loaded.tokenizer))
         await self.engine.prepare(loaded)
         return loaded
 
-    def _begin(self, entry: ModelEntry, check: Check) -> "Future[ServedModel]":
-        if entry.error is None and (tokenizer := self.registry.tokenizer(entry)) is not None:
-            check(Host(tokenizer))
-        return self.registry.begin(entry)
+    async def _known_tokenizer(self, entry: ModelEntry) -> PreTrainedTokenizerBase | None:
+        """That of a model which runs, or that of its files. None if neither is here."""
+        ready = None if self.vllm is None else self.vllm.servers.ready_model(entry)
+        if ready is not None:
+            return ready.tokenizer
+        return await asyncio.to_thread(self.registry.tokenizer, entry)
 
     async def tokenizer(self, name: str) -> tuple[ModelEntry, PreTrainedTokenizerBase]:
         """The entry of this name and its tokenizer, without the weights if its files are here.
@@ -134,7 +139,7 @@ class Generator:
         """
         entry, known = await self.entry(name), None
         if entry.error is None or entry.is_foreign:
-            known = await asyncio.to_thread(self.registry.tokenizer, entry)
+            known = await self._known_tokenizer(entry)
         if known is None and entry.external is None:
             known = (await self.load(name)).tokenizer
         if known is None:

@@ -63,6 +63,19 @@ def test_a_call_that_the_model_chooses_is_found(api: LocalClient, choice: str | 
     assert answer.json()["usage"]["completion_tokens"] == 2 * 4
 
 
+def test_the_tokenizer_of_a_running_server_is_read_once(
+    api: LocalClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of its files is kept for two models alone."""
+    assert chat(api).status_code == 200
+
+    def read(*_: object) -> None:
+        raise AssertionError("the tokenizer is known")
+
+    monkeypatch.setattr("app.models.registry.ModelRegistry.tokenizer", read)
+    assert chat(api).status_code == 200
+
+
 def test_a_stream_has_the_parts_of_the_call(api: LocalClient) -> None:
     choices = deltas_of(chat(api, stream=True))
     parts = [choice["delta"] for choice in choices]
