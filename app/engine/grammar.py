@@ -67,7 +67,8 @@ def grammar_source(schema: str, within: str = "", kind: str = "json_schema") -> 
     """
     if (read := _READ.get(kind)) is not None:
         _check_length(schema)
-        _check_repeats(schema)
+        if kind != "choice":  # whose texts are no patterns
+            _check_repeats(schema)
         try:
             return str(read(schema))
         except Exception as error:  # the reader of GBNF raises it as it is

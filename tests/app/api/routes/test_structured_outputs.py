@@ -14,7 +14,7 @@ from app.engine.grammar import MAX_SCHEMA_CHARS
 from tests.support.response_formats import PERSON, json_schema
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-CHOICE = ["naïve/", 'a "b"', "数学 🦊"]
+CHOICE = ["naïve/", 'a "b"', "数学 🦊", "a]x{99999}"]
 LARK = 'start: "sum " NUMBER ("+" NUMBER)~1..2\nNUMBER: /[0-9]{2}/'
 GBNF = 'root ::= "sum " number ("+" number)*\nnumber ::= [0-9] [0-9]'
 SUM = r"sum [0-9]{2}(\+[0-9]{2})*"
