@@ -26,7 +26,7 @@ from pruning.evaluation.quality_gate import Judged, Probe, gated, undecided
 from pruning.evaluation.results import PAPER_TASKS, ZeroShot
 from pruning.evaluation.samples import sample_texts
 from pruning.evaluation.task_errors import require_lm_eval
-from pruning.evaluation.zero_shot import fetch_tasks, score_tasks
+from pruning.evaluation.zero_shot import answer_tasks, fetch_tasks
 from pruning.models.architectures import ARCHITECTURES, check_quantizable
 from pruning.models.blocks import NO_OWN, Own, num_blocks
 from pruning.models.forward import Forward
@@ -251,10 +251,10 @@ def _zero_shot(dense: DenseModel, pruned: PrunedModel) -> ZeroShot:
     """Tasks in the directory of the resources precede those of lm-eval."""
     tasks_dir = dense.resources.tasks_dir
     whole, after = (
-        tuple(score_tasks(model, dense.tokenizer, PAPER_TASKS, tasks_dir=tasks_dir))
+        answer_tasks(model, dense.tokenizer, PAPER_TASKS, tasks_dir=tasks_dir)
         for model in (
             dense.forward(dense.every_block).model,
             dense.forward(pruned.keep, own=pruned.own).model,
         )
     )
-    return ZeroShot(whole, after)
+    return ZeroShot(tuple(one.score for one in whole), tuple(one.score for one in after))

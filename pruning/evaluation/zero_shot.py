@@ -109,19 +109,6 @@ def _chance(sample: Mapping[str, Any]) -> float:
     return 1 / scored if scored > 1 else 0.0
 
 
-def score_tasks(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    tasks: Sequence[str],
-    *,
-    tasks_dir: Path | None = None,
-    limit: int | None = None,
-) -> list[TaskScore]:
-    """The scores alone. Raises as ``answer_tasks``."""
-    answered = answer_tasks(model, tokenizer, tasks, tasks_dir=tasks_dir, limit=limit)
-    return [one.score for one in answered]
-
-
 def _detached(model: PreTrainedModel) -> PreTrainedModel:
     """Return a view of all blocks whose weights lm-eval cannot tie.
 

@@ -21,7 +21,7 @@ from pruning.evaluation.pruned_losses import PrunedModel
 from pruning.evaluation.quality_gate import QualityGateFailed
 from pruning.evaluation.results import PAPER_TASKS
 from pruning.evaluation.task_errors import TaskUnusable
-from pruning.evaluation.zero_shot import score_tasks
+from pruning.evaluation.zero_shot import answer_tasks
 from pruning.healing.lock import HealingInProgress
 from pruning.healing.record import NotHealable, Step
 from pruning.models.blocks import NO_OWN, view
@@ -298,7 +298,8 @@ def test_tasks_and_quantized_weights_are_those_of_the_healed_model(
     heal = replace(HEAL, control=False)
     quality = heal_tiny(data_dir, heal, "again", Recorder(), resources=resources).quality
     model = load(data_dir / "checkpoints" / "again")
-    expected = score_tasks(model.model, model.tokenizer, PAPER_TASKS, tasks_dir=tasks_dir)
+    answered = answer_tasks(model.model, model.tokenizer, PAPER_TASKS, tasks_dir=tasks_dir)
+    expected = [one.score for one in answered]
     assert quality.zero_shot is not None
     assert [*quality.zero_shot.pruned] == expected
     assert quality.quantized is not None

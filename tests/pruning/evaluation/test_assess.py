@@ -15,7 +15,7 @@ from pruning.data.calibration import held_out
 from pruning.evaluation.quality import Quantized
 from pruning.evaluation.results import PAPER_TASKS, TaskScore, ZeroShot
 from pruning.evaluation.task_errors import TaskUnusable, ZeroShotUnavailable
-from pruning.evaluation.zero_shot import score_tasks
+from pruning.evaluation.zero_shot import answer_tasks
 from pruning.models.architectures import CannotQuantize
 from pruning.models.blocks import view
 from pruning.models.quantize import quantized
@@ -101,7 +101,8 @@ def test_the_papers_tasks_are_asked_of_dense_and_of_all_removals(
         (loaded.model, found.dense),
         (load(published(tiny_models_dir)).model, found.pruned),
     ):
-        expected = score_tasks(model, loaded.tokenizer, PAPER_TASKS, tasks_dir=tasks_dir)
+        answered = answer_tasks(model, loaded.tokenizer, PAPER_TASKS, tasks_dir=tasks_dir)
+        expected = [one.score for one in answered]
         assert list(scores) == expected
         assert [score.task for score in scores] == list(PAPER_TASKS)
     assert found.dense_mean != found.pruned_mean

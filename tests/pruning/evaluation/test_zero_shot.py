@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from pruning import extras
 from pruning.evaluation.results import PAPER_TASKS, TaskScore, mean_accuracy
 from pruning.evaluation.task_errors import TaskUnusable, ZeroShotUnavailable
-from pruning.evaluation.zero_shot import score_tasks
+from pruning.evaluation.zero_shot import answer_tasks
 from pruning.models.blocks import view
 from pruning.models.store import LoadedModel, load
 from tests.support.zero_shot_tasks import DOCUMENTS, TASK, write_tasks
@@ -59,7 +59,8 @@ def test_scores_are_those_of_a_loop_for_dense_and_pruned(
     found = []
     for model in (tiny_loaded.model, view(tiny_loaded.model, KEEP)):
         tokenizer = tiny_loaded.tokenizer
-        (score,) = score_tasks(model, tokenizer, ["toy"], tasks_dir=tasks_dir)
+        (answered,) = answer_tasks(model, tokenizer, ["toy"], tasks_dir=tasks_dir)
+        score = answered.score
         assert score.metrics == pytest.approx(by_hand(model, tiny_loaded))
         assert (score.task, score.metric, score.num_samples) == ("toy", "acc_norm", len(DOCUMENTS))
         assert score.value == score.metrics["acc_norm"]
@@ -70,10 +71,10 @@ def test_scores_are_those_of_a_loop_for_dense_and_pruned(
 
 
 def test_a_limit_takes_the_first_samples(tiny_loaded: LoadedModel, tasks_dir: Path) -> None:
-    (score,) = score_tasks(
+    (answered,) = answer_tasks(
         tiny_loaded.model, tiny_loaded.tokenizer, ["toy"], tasks_dir=tasks_dir, limit=3
     )
-    assert score.num_samples == 3
+    assert answered.score.num_samples == 3
 
 
 def test_the_dense_weights_stay_as_they_are(tiny_model_dir: Path, tasks_dir: Path) -> None:
@@ -81,7 +82,7 @@ def test_the_dense_weights_stay_as_they_are(tiny_model_dir: Path, tasks_dir: Pat
     loaded = load(tiny_model_dir)
     before = {name: values.clone() for name, values in loaded.model.state_dict().items()}
     loaded.model.config.tie_word_embeddings = True
-    score_tasks(view(loaded.model, KEEP), loaded.tokenizer, ["toy"], tasks_dir=tasks_dir, limit=1)
+    answer_tasks(view(loaded.model, KEEP), loaded.tokenizer, ["toy"], tasks_dir=tasks_dir, limit=1)
     after = loaded.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -93,13 +94,15 @@ def test_a_task_that_has_no_data_is_named(
         TASK.format(data=tmp_path / "none.jsonl").replace("task: toy", "task: lost")
     )
     with pytest.raises(TaskUnusable, match="data of lost"):
-        score_tasks(tiny_loaded.model, tiny_loaded.tokenizer, ["lost"], tasks_dir=tasks_dir)
+        answer_tasks(tiny_loaded.model, tiny_loaded.tokenizer, ["lost"], tasks_dir=tasks_dir)
 
 
 @pytest.mark.slow  # the thousands of tasks of lm-eval are read before it is known
 def test_a_task_that_is_unknown_is_named(tiny_loaded: LoadedModel, tasks_dir: Path) -> None:
     with pytest.raises(TaskUnusable, match="unknown tasks: no-such-task"):
-        score_tasks(tiny_loaded.model, tiny_loaded.tokenizer, ["no-such-task"], tasks_dir=tasks_dir)
+        answer_tasks(
+            tiny_loaded.model, tiny_loaded.tokenizer, ["no-such-task"], tasks_dir=tasks_dir
+        )
 
 
 def test_without_the_extra_it_says_what_to_install(
@@ -110,7 +113,7 @@ def test_without_the_extra_it_says_what_to_install(
 
     monkeypatch.setattr(extras, "find_spec", find_none)
     with pytest.raises(ZeroShotUnavailable, match=r"pip install 'sleb-serve\[eval\]'"):
-        score_tasks(tiny_loaded.model, tiny_loaded.tokenizer, ["toy"])
+        answer_tasks(tiny_loaded.model, tiny_loaded.tokenizer, ["toy"])
 
 
 def test_the_papers_mean_is_of_its_five_tasks() -> None:

@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 from openai.types import CompletionChoice
 
 from app.config import ServeSettings
-from pruning.evaluation.zero_shot import score_tasks
+from pruning.evaluation.zero_shot import answer_tasks
 from pruning.models.blocks import view
 from pruning.models.store import LoadedModel
 from tests.support.api_fixtures import publish_pruned
@@ -152,9 +152,9 @@ def test_lm_eval_finds_what_sleb_eval_finds(
                 task_manager=TaskManager(include_path=str(folder), include_defaults=False),
             )
             keep = [one for one in range(6) if one not in removed[:num_removed]]
-            (score,) = score_tasks(
+            (answered,) = answer_tasks(
                 view(tiny_loaded.model, keep), tiny_loaded.tokenizer, ["toy"], tasks_dir=folder
             )
             of_task = found["results"]["toy"]
             for metric in ("acc", "acc_norm"):
-                assert of_task[f"{metric},none"] == pytest.approx(score.metrics[metric])
+                assert of_task[f"{metric},none"] == pytest.approx(answered.score.metrics[metric])
