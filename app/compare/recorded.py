@@ -11,6 +11,7 @@ from app.models.measured_speedups import COMPARISON, Measurand, MeasuredSpeedup
 from app.models.registry import ServedModel
 from pruning.evaluation.domains import domain_quality
 from pruning.evaluation.enough import FIRST_WINDOWS
+from pruning.spec.calibration import PACKAGED
 
 logger = logging.getLogger(__name__)
 
@@ -36,14 +37,15 @@ def record_speedups(comparison: Comparison, catalog: Catalog) -> None:
 
 
 def record_qualities(evaluation: Evaluation, catalog: Catalog) -> None:
-    """Keep the perplexities of int8 weights, unless too few windows were read.
+    """Keep the perplexities of int8 weights, unless too few windows or not all texts were read.
 
     A manifest has those of plain weights.
     """
     entry, texts = evaluation.served.entry, evaluation.perplexities
     if not (entry.is_int8 and evaluation.dense and isinstance(evaluation.served, ServedModel)):
         return
-    if min(one.num_windows for one in texts) < FIRST_WINDOWS:
+    is_whole = {*PACKAGED} <= {one.text for one in texts}
+    if not is_whole or min(one.num_windows for one in texts) < FIRST_WINDOWS:
         return
     domains = tuple(
         domain_quality(own.text, evaluation.windows[own.text], [whole.losses, own.losses])

@@ -86,14 +86,21 @@ def measure_int8(
     by_order: dict[str | None, list[ModelEntry]] = {}
     for entry in candidates.int8:
         order = (entry.order if entry.num_removed else newest) or newest
-        if entry.pinned_name not in known:
-            by_order.setdefault(order.name if order else None, []).append(entry)
+        by_order.setdefault(order.name if order else None, []).append(entry)
     dense = sides[DENSE].model
     for checkpoint, entries in by_order.items():
+        windows = windows_for(
+            LoadedModel(dense, load_tokenizer(path), path), checkpoints, checkpoint
+        )
+        open_ones = {
+            entry.pinned_name: sides[entry.name].model
+            for entry in entries
+            if windows.keys() - {one.domain for one in known.get(entry.pinned_name, ())}
+        }
         measured = measure_qualities(
             dense,
-            {entry.pinned_name: sides[entry.name].model for entry in entries},
-            windows_for(LoadedModel(dense, load_tokenizer(path), path), checkpoints, checkpoint),
+            open_ones,
+            windows,
             limits.max_ratio,
             until_s,
             lambda variant: say(f"Measuring the perplexity of {variant}"),

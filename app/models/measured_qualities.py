@@ -5,10 +5,10 @@ The manifest of a checkpoint has the perplexities of plain weights. Both are of 
 text. All are those of one model: the fingerprint tells whether it was replaced since.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from app.json_file import JsonFile
 from pruning.evaluation.paired_tasks import PairedTask, TaskShares
@@ -18,6 +18,7 @@ from pruning.records import InvalidRecord, parse_record, read_record
 FILE = "qualities.json"
 _FORMAT = 2
 
+_Part = TypeVar("_Part")
 # by names of variants that no later job changes
 _ByVariant = Mapping[str, Sequence[DomainQuality]]
 _TasksByVariant = Mapping[str, Sequence[PairedTask]]
@@ -60,25 +61,24 @@ class MeasuredQualities:
         measured: _ByVariant | None = None,
         tasks: _TasksByVariant | None = None,
     ) -> None:
-        """Keep what was measured of these variants, unless it is known of more windows or
-        questions, and nothing of other weights of this name.
+        """Keep what was measured of these variants, unless a domain or a task is known
+        of more text or questions, and nothing of other weights of this name.
 
         Raises ``OSError``.
         """
         with self._file.changing():
             known = self._known(model, fingerprint)
-            better = {
-                variant: domains
-                for variant, domains in (measured or {}).items()
-                if _num_windows(domains) >= _num_windows(known.variants.get(variant, ()))
+            domains = {
+                variant: _largest((*known.variants.get(variant, ()), *found), _of_domain)
+                for variant, found in (measured or {}).items()
             }
-            larger = {
-                variant: _of_most_questions((*known.tasks.get(variant, ()), *answered))
-                for variant, answered in (tasks or {}).items()
+            answers = {
+                variant: _largest((*known.tasks.get(variant, ()), *found), _of_task)
+                for variant, found in (tasks or {}).items()
             }
-            if better or larger:
+            if domains or answers:
                 of_model = _OfModel(
-                    fingerprint, {**known.variants, **better}, {**known.tasks, **larger}
+                    fingerprint, {**known.variants, **domains}, {**known.tasks, **answers}
                 )
                 models = {**self._file.read_or_empty(), model: of_model}
                 rows = {name: asdict(each) for name, each in models.items()}
@@ -90,17 +90,23 @@ class MeasuredQualities:
         return known if known is not None and is_same else _OfModel(fingerprint or "")
 
 
-def _num_windows(domains: Sequence[DomainQuality]) -> int:
-    return sum(domain.num_windows for domain in domains)
+def _of_domain(domain: DomainQuality) -> tuple[str, int]:
+    """Its name, and the tokens that it was measured on."""
+    return domain.domain, domain.num_windows * domain.seqlen
 
 
-def _of_most_questions(tasks: Sequence[PairedTask]) -> list[PairedTask]:
-    """Each task once: that of the most questions, and of the last of those."""
-    largest: dict[str, PairedTask] = {}
-    for task in tasks:
-        known = largest.setdefault(task.task, task)
-        if task.num_questions >= known.num_questions:
-            largest[task.task] = task
+def _of_task(task: PairedTask) -> tuple[str, int]:
+    """Its name, and the questions that it was measured on."""
+    return task.task, task.num_questions
+
+
+def _largest(parts: Sequence[_Part], size_of: Callable[[_Part], tuple[str, int]]) -> list[_Part]:
+    """Each part once: the one that was measured on the most, and the last of those."""
+    largest: dict[str, _Part] = {}
+    for part in parts:
+        name, size = size_of(part)
+        if size >= size_of(largest.setdefault(name, part))[1]:
+            largest[name] = part
     return [*largest.values()]
 
 

@@ -139,7 +139,9 @@ class _Judged:
         else:
             yield from self._taken(groups)
         if self._lacks_int8:
-            yield "Int8 weights are not measured yet."
+            is_read = any(one.is_int8 and one.ratios for one in self._points if not one.num_removed)
+            what = "The speed of int8 weights is" if is_read else "Int8 weights are"
+            yield f"{what} not measured yet."
 
     def _nothing(self, loads: Sequence[Load]) -> str:
         """That the dense model is to be kept, and what comes nearest to the limits."""

@@ -40,43 +40,15 @@ def test_what_was_measured_of_a_replaced_model_is_forgotten(
     assert catalog.ratios(catalog.resolve(INT8)) == {}
 
 
-def test_what_is_known_of_more_windows_stays(tmp_path: Path) -> None:
-    qualities, more = MeasuredQualities(tmp_path), replace(DOMAIN, num_windows=24)
-    for measured, known in ((DOMAIN, DOMAIN), (more, more), (DOMAIN, more), (more, more)):
+def test_what_is_known_of_more_text_stays_and_so_do_other_domains(tmp_path: Path) -> None:
+    qualities = MeasuredQualities(tmp_path)
+    more, short = replace(DOMAIN, num_windows=24), replace(DOMAIN, num_windows=48, seqlen=8)
+    for measured, known in ((DOMAIN, DOMAIN), (more, more), (DOMAIN, more), (short, more)):
         qualities.record("tiny", "weights", {INT8: (measured,)})
         assert qualities.of_model("tiny", "weights") == {INT8: (known,)}
-
-
-def test_tasks_of_a_replaced_model_are_forgotten(tiny_models_dir: Path, catalog: Catalog) -> None:
-    qualities, model = MeasuredQualities(tiny_models_dir.parent), tiny_models_dir / "tiny"
-    weights = fingerprint(model)
-    qualities.record("tiny", weights, {INT8: (DOMAIN,)})
-    qualities.record("tiny", weights, tasks={INT8: [PIQA]})
-    found = catalog.tasks(catalog.resolve(INT8))
-    assert found is not None
-    assert found.by_task["piqa"].accuracy == 0.65
-    assert catalog.ratios(catalog.resolve(INT8)), "perplexities stay"
-    assert catalog.tasks(catalog.resolve("tiny")) is None
-    write_tiny_model(model, seed=7)
-    assert catalog.tasks(catalog.resolve(INT8)) is None
-    assert qualities.tasks("tiny", weights, INT8) == found
-
-
-def test_a_task_that_is_known_of_more_questions_stays(tiny_models_dir: Path) -> None:
-    qualities = MeasuredQualities(tiny_models_dir.parent)
-
-    def numbers() -> dict[str, int]:
-        found = qualities.tasks("tiny", "f", INT8)
-        return {task: one.num_questions for task, one in found.by_task.items()} if found else {}
-
-    qualities.record("tiny", "f", tasks={INT8: [PIQA]})
-    fewer, other = replace(PIQA, neither=5), replace(PIQA, task="arc_easy")
-    qualities.record("tiny", "f", tasks={INT8: [fewer, other]})
-    assert numbers() == {"piqa": 100, "arc_easy": 100}
-    qualities.record("tiny", "f", tasks={INT8: [replace(PIQA, neither=26)]})
-    assert numbers() == {"piqa": 101, "arc_easy": 100}
-    qualities.record("tiny", "f", tasks={INT8: []})
-    assert numbers() == {"piqa": 101, "arc_easy": 100}
+    code = replace(DOMAIN, domain="code")
+    qualities.record("tiny", "weights", {INT8: (code,)})
+    assert qualities.of_model("tiny", "weights") == {INT8: (more, code)}
 
 
 @pytest.mark.parametrize(

@@ -64,16 +64,27 @@ def test_a_dense_model_has_perplexities_without_ratios(client: TestClient) -> No
     assert text["perplexity_low"] < text["perplexity"] < text["perplexity_high"]
 
 
-@pytest.mark.parametrize(("num_windows", "is_kept"), [(23, False), (24, True)])
+@pytest.mark.parametrize(
+    ("texts", "num_windows", "is_kept"),
+    [
+        (["prose", "code", "documentation"], 24, True),
+        (["prose", "code", "documentation"], 23, False),
+        (["prose", "code"], 24, False),
+    ],
+    ids=["whole", "few windows", "not all texts"],
+)
 def test_int8_weights_are_compared_with_the_dense_model_and_the_advice_knows_it(
-    client: TestClient, num_windows: int, *, is_kept: bool
+    client: TestClient, texts: list[str], num_windows: int, *, is_kept: bool
 ) -> None:
-    body = {**BODY, "model": "tiny+int8", "num_windows": num_windows, "seqlen": 8}
-    texts = client.post("/evals", json=body).json()["report"]["texts"]
-    assert all(text["ratio_low"] <= text["ratio"] <= text["ratio_high"] for text in texts)
-    [int8] = client.get("/models/tiny/advice").json()["depths"]
-    known = {text["text"]: pytest.approx(text["ratio"]) for text in texts} if is_kept else {}
+    body = {"model": "tiny+int8", "texts": texts, "num_windows": num_windows, "seqlen": 8}
+    found = client.post("/evals", json=body).json()["report"]["texts"]
+    assert all(text["ratio_low"] <= text["ratio"] <= text["ratio_high"] for text in found)
+    advice = client.get("/models/tiny/advice").json()
+    [int8] = advice["depths"]
+    known = {text["text"]: pytest.approx(text["ratio"]) for text in found} if is_kept else {}
     assert {name: ratio["value"] for name, ratio in int8["ratios"].items()} == known
+    missing = "The speed of int8 weights is" if is_kept else "Int8 weights are"
+    assert advice["sentence"].endswith(f"{missing} not measured yet.")
 
 
 def test_a_result_that_cannot_be_written_is_in_the_message(
