@@ -12,6 +12,8 @@ PACKAGES = {
     "docker-compose": "docker-compose",
     "chromium": "chromium",
     "g++": "g++",
+    "node": "nodejs",
+    "npm": "npm",
 }
 
 

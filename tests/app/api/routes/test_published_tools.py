@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.debian import tool
 from tests.support.pages import ROOT
 from tests.support.processes import environment, serve_process
 from tests.support.scripted_model import write_scripted_model
 
 FOLDER = ROOT / "tests" / "support"
 PACKAGES = ("openai", "langchain", "langchain-openai")
-NODE, NPM = shutil.which("node"), shutil.which("npm")
 NODE_PACKAGES = ("ai", "@ai-sdk/openai-compatible", "zod")
 TEMPLATE = (
     "{% if tools %}<tool_call>{% endif %}{% for m in messages %}{{ m['content'] }}{% endfor %}"
@@ -73,11 +73,9 @@ def test_openai_and_langchain_call_two_tools(url: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.skipif(NPM is None or NODE is None, reason="Node.js is not installed")
 def test_vercels_ai_sdk_calls_two_tools(url: str, tmp_path: Path) -> None:
     """``generateText`` and ``streamText``."""
-    assert NPM is not None
-    assert NODE is not None
-    subprocess.run([NPM, "install", "--silent", *NODE_PACKAGES], cwd=tmp_path, check=True)
+    node, npm = tool("node", "nodejs"), tool("npm", "npm")
+    subprocess.run([npm, "install", "--silent", *NODE_PACKAGES], cwd=tmp_path, check=True)
     shutil.copy(FOLDER / "tool_clients.mjs", tmp_path)  # beside the packages
-    check([NODE, "tool_clients.mjs", url], tmp_path)
+    check([node, "tool_clients.mjs", url], tmp_path)
