@@ -24,7 +24,7 @@ from app.bench.result import (
     to_wire,
 )
 from app.bench.runs import Measure, OwnRuns, Sample
-from app.compare.speedup import alternate, is_firm
+from app.compare.speedup import alternate, widened
 from app.engine.autotuning import Autotuner
 from app.engine.engine import Engine
 from app.engine.kernels.compiled.openmp import keep_compiled_in
@@ -226,9 +226,10 @@ def _record_speedups(bench: Bench, settings: Settings) -> None:
     speedups = {
         Measurand(
             len(bench.subject.removed[row.variant]), row.variant in bench.subject.int8
-        ): row.speedup.record(row.scenario.value)
+        ): kept.record(row.scenario.value)
         for row in rows
-        if row.variant != AGAIN and is_firm(row.speedup, control[row.scenario])
+        if row.variant != AGAIN
+        and (kept := widened(row.speedup, control[row.scenario])) is not None
     }
     if speedups:
         MeasuredSpeedups(settings.data_dir).record(bench.subject.name, speedups)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from app.compare.compare import Comparison, speedup_per_token
 from app.compare.evaluation import Evaluation
-from app.compare.speedup import Speedup, is_firm
+from app.compare.speedup import Speedup, widened
 from app.models.catalog import Catalog
 from app.models.measured_speedups import COMPARISON, Measurand, MeasuredSpeedup
 from app.models.registry import ServedModel
@@ -67,9 +67,9 @@ def _measured(comparison: Comparison) -> Iterator[tuple[Measurand, MeasuredSpeed
         per_token = speedup_per_token(comparison, variant)
         if per_token is None or per_token.num_pairs < MIN_PAIRS:
             continue
-        if is_firm(per_token, _noise(comparison)):
+        if (kept := widened(per_token, _noise(comparison))) is not None:
             what = Measurand(entry.num_removed, entry.is_int8)
-            yield what, per_token.record(COMPARISON)
+            yield what, kept.record(COMPARISON)
 
 
 def _noise(comparison: Comparison) -> Speedup | None:

@@ -17,7 +17,7 @@ from app.models.measured_speedups import MeasuredSpeedup
 from pruning.student_t import quantile
 
 EQUAL_WITHIN = 0.03  # ratios no further from 1 than this count as no difference
-FIRM_WITHIN = 0.1  # how far an interval may reach, relative: it is wide on a busy machine
+MAX_SPAN = 2.0  # from the lower to the upper end of an interval that is kept: wider says little
 
 _REMEDY = "use more repeats, or a quieter machine"
 
@@ -135,17 +135,21 @@ def beyond_noise(measured: Speedup, control: Speedup | None) -> Speedup:
     return replace(measured, verdict=Verdict.UNDECIDED, reason=f"{objection}: {_REMEDY}")
 
 
-def is_firm(measured: Speedup, control: Speedup | None) -> bool:
-    """Whether a speed-up is known well enough to be kept, by the control and by its own interval.
+def widened(measured: Speedup, control: Speedup | None) -> Speedup | None:
+    """The speed-up as it is kept: with the interval that the noise of the control leaves.
 
-    The widths alone decide: what is kept does not depend on which way it went.
+    What the baseline reads against itself may be in the measured ratio as a factor, so both ends
+    move outwards by it. None where that leaves too little to keep. Widths alone decide that, so
+    what is kept does not depend on which way it went.
     """
     if control is None or control.low is None or control.high is None:
-        return False
+        return None
     if measured.low is None or measured.high is None:
-        return False
-    is_quiet = control.low >= 1 - FIRM_WITHIN and control.high <= 1 + FIRM_WITHIN
-    return is_quiet and measured.high - measured.low <= 2 * FIRM_WITHIN * measured.ratio
+        return None
+    floor, ceiling = min(control.low, 1.0), max(control.high, 1.0)
+    if measured.high * ceiling > MAX_SPAN * measured.low * floor:
+        return None
+    return replace(measured, low=measured.low / ceiling, high=measured.high / floor)
 
 
 def _interval(low: float, high: float) -> str:

@@ -11,7 +11,7 @@ from statistics import fmean
 
 from app.bench.plan import AGAIN, DENSE, BenchPlan
 from app.bench.runs import Measure, Sample
-from app.compare.speedup import Speedup, is_firm, speedup, turns
+from app.compare.speedup import Speedup, speedup, turns, widened
 from app.frontier.loads import time_of
 from app.models.measured_speedups import Measurand, MeasuredSpeedup
 from pruning.evaluation.points import Load
@@ -57,12 +57,12 @@ class Speeds:
         return fmean(each.tokens_per_s for each in samples) if samples else None
 
     def firm(self, load: Load) -> dict[Measurand, MeasuredSpeedup]:
-        """What is known well enough to be kept."""
+        """What is known closely enough to be kept."""
         control = self._speedup(load, AGAIN)
         return {
-            Measurand(what.num_removed, what.is_int8, load.name): each.record(load.name)
+            Measurand(what.num_removed, what.is_int8, load.name): kept.record(load.name)
             for what, each in self.of(load).items()
-            if is_firm(each, control)
+            if (kept := widened(each, control)) is not None
         }
 
     def _speedup(self, load: Load, side: str) -> Speedup | None:

@@ -72,9 +72,9 @@ async def compare(
     The comparison waits while kernels of a model are compiled or selected. Set ``ignore_eos`` for
     outputs of equal length. Metrics count these requests as ``bench``. A speed-up over the dense
     model is stored as the measured speed-up of its depth if it has at least three repeats and 16
-    tokens, unless ``sleb bench`` or more repeats measured it, or the control deviates by more than
-    10 %. With ``max_seconds``, a noisy comparison runs more repeats until its intervals are
-    narrow.
+    tokens, unless ``sleb bench`` measured it or it is known more closely. The stored interval
+    includes the noise of the control. One that spans more than a factor of 2 is not stored. With
+    ``max_seconds``, a noisy comparison runs more repeats until its intervals are narrow.
 
     With ``stream``, the response is a stream of server-sent events: ``progress`` with the number of
     finished turns, and finally ``done`` with the body of a response without ``stream``, or

@@ -193,7 +193,7 @@ async function measureAll() {
       show();
     });
   } finally {
-    byId("measuring").textContent = "Measured with outputs of 32 tokens. Speed-ups are not saved if the noise floor stays above 10 % after a minute of repeats.";
+    byId("measuring").textContent = "Measured with outputs of 32 tokens. Intervals include the noise of the dense model against itself. Speed-ups known only within a factor of 2 are not saved.";
     await showAdvice();
   }
 }

@@ -1,11 +1,14 @@
 """A speed-up is a claim: it is made when the times allow it, and only then."""
 
 import random
+from random import Random
 from statistics import fmean
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from app.compare.speedup import Speedup, Verdict, alternate, beyond_noise, is_firm, speedup
+from app.compare.speedup import Speedup, Verdict, alternate, beyond_noise, speedup, widened
 
 
 def times(mean_s: float, noise: float, number: int, seed: int) -> list[float]:
@@ -123,16 +126,44 @@ def test_every_subject_comes_first_equally_often() -> None:
     [
         ([1.0, 1.01, 1.0], [1.2, 1.21, 1.19], True),
         ([1.3, 1.31, 1.29], [1.2, 1.21, 1.19], True),  # it is slower
-        ([1.0, 1.4, 1.1], [1.2, 1.21, 1.19], False),
-        ([1.0, 1.01, 1.0], [1.2, 1.6, 1.1], False),
+        ([0.70, 0.71, 0.70], [1.2, 1.35, 1.15], True),
+        ([1.0, 1.6, 1.1], [1.2, 1.21, 1.19], False),
+        ([1.0, 1.01, 1.0], [1.2, 2.0, 1.1], False),
         ([1.0], [1.2], False),
     ],
-    ids=["faster", "slower", "a vague one", "a noisy control", "a single repeat"],
+    ids=["faster", "slower", "far beyond noise", "vague", "a noisy control", "a single repeat"],
 )
-def test_a_speedup_is_firm_by_the_widths_of_intervals_alone(
+def test_a_speedup_is_kept_by_the_widths_of_intervals_alone(
     variant_s: list[float], again_s: list[float], expected: bool
 ) -> None:
     baseline_s = [1.2, 1.2, 1.21][: len(variant_s)]
     measured, control = speedup(baseline_s, variant_s), speedup(baseline_s, again_s)
-    assert is_firm(measured, control) is expected
-    assert not is_firm(measured, None)
+    assert (widened(measured, control) is not None) is expected
+    assert widened(measured, None) is None
+
+
+@given(
+    st.lists(st.floats(0.9, 1.1), min_size=3, max_size=8),
+    st.floats(0.5, 3.0),
+    st.randoms(use_true_random=False),
+)
+def test_a_kept_speedup_contains_what_noise_could_have_made_of_it(
+    baseline_s: list[float], true: float, random: Random
+) -> None:
+    variant_s = [each / true * random.uniform(0.97, 1.03) for each in baseline_s]
+    measured = speedup(baseline_s, variant_s)
+    control = speedup(baseline_s, [each * random.uniform(0.97, 1.03) for each in baseline_s])
+    kept = widened(measured, control)
+    if kept is None:
+        return
+    assert (kept.ratio, kept.num_pairs) == (measured.ratio, measured.num_pairs)
+    low, high = _ends(kept)
+    for noise in (*_ends(control), 1.0):
+        for end in _ends(measured):
+            assert low * (1 - 1e-9) <= end / noise <= high * (1 + 1e-9)
+
+
+def _ends(found: Speedup) -> tuple[float, float]:
+    assert found.low is not None
+    assert found.high is not None
+    return found.low, found.high
