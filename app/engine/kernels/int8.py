@@ -16,8 +16,9 @@ from transformers import PreTrainedModel
 from app.engine.autotuning import OFF, Autotuner, Run, Trial, key_of
 from app.engine.kernels.compiled.integers import product_of_integers
 from app.engine.kernels.compiled.product import product_of_rows
-from pruning.models.quantize import int8_form, quantized_layers
+from pruning.models.quantize import quantized_layers, served_form
 from pruning.models.rounding import Product, QuantizedLinear, dequantized_product
+from pruning.spec.prune import Quantize
 
 NUM_SIZES = 9  # 1, 2, 4 ... 256 rows; more rows take the choice for 256
 # Of plain weights at once: on a CPU they are still in the cache when used, and on a GPU every piece
@@ -90,12 +91,14 @@ class ChosenProduct:
         return product(activations, values, scales)
 
 
-def int8_model(model: PreTrainedModel, tuner: Autotuner = OFF) -> PreTrainedModel:
-    """The int8 form of ``model``, with the fastest products that are known for it.
+def quantized_model(
+    model: PreTrainedModel, weights: Quantize, tuner: Autotuner = OFF
+) -> PreTrainedModel:
+    """The served form of ``model``, with the fastest products that are known for it.
 
     Raises ``CannotQuantize``.
     """
-    made = int8_form(model)
+    made = served_form(model, weights)
     choose_products(made, tuner)
     return made
 
@@ -140,9 +143,10 @@ def chosen_names(layers: Sequence[QuantizedLinear]) -> dict[str, list[str]]:
 
 
 def _by_shape(model: PreTrainedModel) -> list[list[QuantizedLinear]]:
-    """The quantized layers of a model, those of one shape together."""
+    """The layers with products of this module, those of one shape together."""
     by_shape: dict[torch.Size, list[QuantizedLinear]] = {}
-    for layer in quantized_layers(model):
+    layers = (each for each in quantized_layers(model) if not each.weights.rounds_activations)
+    for layer in layers:
         by_shape.setdefault(layer.values.shape, []).append(layer)
     return list(by_shape.values())
 
