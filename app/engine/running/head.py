@@ -27,6 +27,8 @@ class Head:
         self._tuner = tuner
         self._head: Any = model.get_output_embeddings()
         self._weight = self._head.weight if tuner.chooses and _is_plain(self._head) else None
+        # As blocks have them: a plain and a quantized head are compared by their times
+        self._name = "quantized head" if type(self._head) is QuantizedLinear else "head"
 
     def __call__(self, hidden: torch.Tensor, step: Step) -> torch.Tensor:
         """Float32 logits ``[rows, vocab]`` of hidden states ``[rows, width]``."""
@@ -35,7 +37,7 @@ class Head:
         weight, kernel, num_rows = self._weight, TORCH, len(hidden)
         if weight is not None and self.is_compiled and num_rows <= max_rows(hidden.shape[1]):
             kernel = self._tuner.kernel(self._key(num_rows), (TORCH, COMPILED_HEAD))
-        step.kernels[f"head of {size_of(num_rows)}"] = kernel
+        step.kernels[f"{self._name} of {size_of(num_rows)}"] = kernel
         if kernel == COMPILED_HEAD and weight is not None:
             return self._compiled(hidden, weight).float()
         return final_logits(self._model, hidden).float()
@@ -46,9 +48,9 @@ class Head:
         is_quantized = type(head) is QuantizedLinear and head.bias is None
         is_int8 = is_quantized and head.weights is Quantize.INT8
         if function is None or not function.is_ready or not (is_int8 or self.is_compiled):
-            step.kernels["head"] = "one row at a time"
+            step.kernels[self._name] = "one row at a time"
             return torch.cat([final_logits(self._model, row) for row in hidden.split(1)]).float()
-        step.kernels["head"] = f"{COMPILED_HEAD}, reproducible"
+        step.kernels[self._name] = f"{COMPILED_HEAD}, reproducible"
         weight, scales = (head.values, head.scales) if is_int8 else (head.weight, None)
         parts = hidden.split(max_rows(hidden.shape[1]))
         logits = torch.cat([product_of_rows(part, weight, scales) for part in parts])

@@ -8,10 +8,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from app.compare.speedup import all_kernels, different_kernels
 from app.engine.autotuning import OFF, Autotuner, Choice
 from app.engine.running.head import COMPILED_HEAD, TORCH, Head
 from app.engine.step import Step
 from pruning.models.blocks import final_logits
+from pruning.models.quantize import int8_form
 from tests.support.compiled import always, load_compiled
 from tests.support.tiny import SERVED, tiny_model
 
@@ -46,6 +48,18 @@ def test_the_faster_one_is_taken_for_each_number_of_rows_with_room(
     for trial in head.trials(4):
         expected, found = (run() for run in trial.prepare().values())
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_kernel_of_a_quantized_head_is_no_other_kernel_of_a_plain_one() -> None:
+    """Otherwise no comparison of int8 weights with plain ones would have a verdict."""
+    load_compiled()
+    model, steps = tiny_model("llama"), (Step(), Step())
+    hidden = torch.randn(2, model.config.hidden_size)
+    for each, step in zip((model, int8_form(model)), steps, strict=True):
+        Head(each, always(COMPILED_HEAD))(hidden, step)
+    plain, quantized = (all_kernels([step.kernels]) for step in steps)
+    assert [*plain.values()] != [*quantized.values()]
+    assert different_kernels(plain, quantized) is None
 
 
 def with_a_bias(model: PreTrainedModel) -> None:
