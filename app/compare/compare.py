@@ -138,9 +138,10 @@ async def run_comparison(
     ]
     variants = {one.variant for one in served if isinstance(one, ServedModel)}
     progress = _Turns(len(sides), request.repeats, observe)
-    rounds, objection = await _rounds(
-        scorer, generations, variants, partial(_is_enough, request, at), progress
-    )
+    with scorer.engine.keeping_kernels():
+        rounds, objection = await _rounds(
+            scorer, generations, variants, partial(_is_enough, request, at), progress
+        )
     firsts = [first for first, *_ in rounds[: len(served)]]
     scores = await scorer.mean_logprobs(served, prompts, firsts)
     scores += [[None] * len(prompts)] * (len(sides) - len(served))

@@ -7,7 +7,7 @@ import asyncio
 import time
 from collections.abc import Collection, Generator, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from typing import Any, TypeVar
 
 from app.engine.engine import Engine, EngineStats
@@ -205,6 +205,10 @@ class AsyncEngine:
                     await self._stepped.wait()
         except TimeoutError as error:
             raise StillWarmingUp(variants, limit_s) from error
+
+    def keeping_kernels(self) -> AbstractContextManager[None]:
+        """Where to compare models: none is timed again, which would change its kernels."""
+        return self._engine.kernels.warm_up.held()
 
     def is_warming_up(self, variant: Variant) -> bool:
         """Whether kernels of this variant are still compiled or chosen."""

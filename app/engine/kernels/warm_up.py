@@ -8,7 +8,8 @@ no other work or little time passes with it. So no step and no request waits for
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
 from threading import Lock, Thread
@@ -87,6 +88,7 @@ class WarmUp:
         self._increments: Generator[None, None, None] | None = None
         self._done: list[_Model] = []  # which may be timed again
         self._again_s = 0.0
+        self._num_holds = 0  # as long as there are any, no model is timed again
         self._longest_s = 0.0  # increment of the current trial and the one before
         self._is_recording = False
         self._spent_s = self._live_s = 0.0
@@ -112,6 +114,20 @@ class WarmUp:
         with self._lock:
             models = [*self._waiting, *([self._current] if self._current else [])]
             return any(model.variant() is variant for model in models)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Time no model again meanwhile, so that what is compared runs the same kernels.
+
+        Models that were never timed still are.
+        """
+        with self._lock:
+            self._num_holds += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._num_holds -= 1
 
     @property
     def state(self) -> State:
@@ -190,7 +206,7 @@ class WarmUp:
     def _again(self) -> list[_Model]:
         """The models to time again, of those that are still loaded."""
         self._done = [model for model in self._done if model.variant() is not None]
-        return [model for model in self._done if model.is_due_again]
+        return [] if self._num_holds else [model for model in self._done if model.is_due_again]
 
     def _end(self) -> None:
         with self._lock:

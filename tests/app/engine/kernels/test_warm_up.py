@@ -126,6 +126,25 @@ def test_what_was_disturbed_is_timed_again_once_nothing_else_runs(disturbed: lis
     assert warm_up.wait_s is None
 
 
+def test_what_was_disturbed_is_not_timed_again_while_models_are_compared(
+    disturbed: list[bool],
+) -> None:
+    clock = Clock()
+    warm_up, trials = WarmUp(Autotuner(), clock), Trials(clock)
+    disturbed[0] = True
+    warm_up.add(variant(), (), trials)
+    finished(warm_up, variant())
+    clock.now_s += 30
+    with warm_up.held():
+        assert (warm_up.wait_s, warm_up.advance()) == (None, False)
+        warm_up.add(variant(True), (), trials)
+        finished(warm_up, variant(True))
+        clock.now_s += 30
+        assert not warm_up.advance()
+    assert warm_up.wait_s == 0.0
+    assert warm_up.advance()
+
+
 def test_a_model_waits_for_what_is_compiled() -> None:
     tuner, clock, function = Autotuner(), Clock(), ParallelFunction(count)
     warm_up, trials = WarmUp(tuner, clock), Trials(clock)
