@@ -42,11 +42,12 @@ few.values = [1, 2, 3]
 "body.num_remove" = {{ dictionary = "few", probability = 0.9 }}
 "body.max_new_tokens" = {{ dictionary = "few", probability = 0.9 }}
 
-# Whether a model has that many blocks or positions, and the file is there, only the service knows.
+# Whether a model is dense, has that many blocks or positions, and the file is there, only the
+# service knows. /tokenize takes a prompt or messages, which its description does not exclude.
 [[operations]]
 include-name = [
     "POST /prune-jobs", "POST /prune-jobs/{{job_id}}/retry", "POST /heal-jobs", "POST /generate",
-    "POST /compare", "POST /evals",
+    "POST /compare", "POST /evals", "POST /tokenize", "GET /models/{{name}}/advice",
 ]
 checks.positive_data_acceptance.expected-statuses = ["2xx", "404", "409", "422", "429"]
 
