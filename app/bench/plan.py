@@ -6,14 +6,13 @@ from enum import StrEnum
 from typing import Self
 
 from app.engine.autotuning import OFF, Autotuner
-from app.engine.kernels.int8 import quantized_model
+from app.engine.kernels.int8 import int8_model
 from app.engine.variant import Variant, make_variant
 from pruning.models.names import VariantName
 from pruning.plural import counted
 from pruning.removal import kept
 from pruning.repair.repair import Repaired
 from pruning.sleb import Blocks
-from pruning.spec.prune import Quantize
 
 DENSE = "dense"
 AGAIN = "dense again"  # the control: the dense model a second time, which shows what noise reads
@@ -96,9 +95,7 @@ class BenchSubject:
         blocks = range(self.num_blocks)
         int8 = self.dense
         if self.int8:
-            int8 = replace(
-                self.dense, model=quantized_model(self.dense.model, Quantize.INT8, self.tuner)
-            )
+            int8 = replace(self.dense, model=int8_model(self.dense.model, self.tuner))
         pruned = {
             name: without(
                 int8 if name in self.int8 else self.dense, removed, name, self.repairs.get(name)

@@ -31,7 +31,7 @@ from pruning.evaluation.results import PAPER_TASKS, ProbeScore, mean_accuracy, s
 from pruning.evaluation.task_data import task_folder, tasks_in
 from pruning.evaluation.zero_shot import AnsweredTask, answer_tasks, check_tasks
 from pruning.models.forward import Forward, InMemoryForward
-from pruning.models.quantize import served_form
+from pruning.models.quantize import int8_form
 from pruning.models.safetensors_headers import fingerprint
 from pruning.models.store import set_up_torch
 from pruning.search.dense_model import DenseModel, Resources, fitting_resident, load_dense_model
@@ -108,10 +108,6 @@ def run_evaluation(
     out: Path | None,
 ) -> None:
     """Evaluate each model and report the results. Shared weights are read once."""
-    if tasks.quantize is not None and tasks.quantize.rounds_activations:
-        raise NotEvaluable(
-            f"--quantize {tasks.quantize} is not supported yet: use --quantize int8 or int4"
-        )
     console = Console(stderr=True)
     texts_dir = tasks.texts_dir or settings.data_dir / "texts"
     for text in tasks.texts:
@@ -317,9 +313,7 @@ class _ModelEvaluation:
             return self.dense.forward(self._keep, weights, own)
         plain = self.dense.forward(self._keep, None, own)
         assert isinstance(plain, InMemoryForward), "streamed weights are not quantized"
-        return InMemoryForward(
-            served_form(plain.model, subject.weights), batch_tokens=plain.batch_tokens
-        )
+        return InMemoryForward(int8_form(plain.model), batch_tokens=plain.batch_tokens)
 
     def _perplexity(self, text: str) -> Perplexity:
         seqlen = self.tasks.seqlen

@@ -281,10 +281,6 @@ def _rounded(subject: Subject, export: Export) -> Subject:
     subject = replace(subject, weights=export.quantize or subject.weights)
     if subject.weights is None:
         return subject
-    if subject.weights.rounds_activations:
-        raise CannotQuantize(
-            f"{subject.weights} weights cannot be exported yet: use --quantize int8 or int4"
-        )
     if export.gguf is not None:
         raise GgufUnsupported(
             "a GGUF file cannot be written from int8 or int4 weights: export without "

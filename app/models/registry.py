@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from app.engine.autotuning import OFF, Autotuner
 from app.engine.cache.caches import CacheTooLarge, CacheTooSmall
 from app.engine.cache.paged_cache import CannotCompute
-from app.engine.kernels.int8 import quantized_model
+from app.engine.kernels.int8 import int8_model
 from app.engine.running.flat_model import merge_layers
 from app.engine.variant import Variant, make_variant
 from app.models.aliases import InvalidAliasFile
@@ -39,7 +39,6 @@ from pruning.models.safetensors_headers import WeightSizes, fingerprint, weight_
 from pruning.models.store import LoadedModel, ModelStore, NotAModel, pick_device, stamp_of
 from pruning.records import sendable
 from pruning.repair.record import repair_file
-from pruning.spec.prune import Quantize
 from pruning.storage.cache import NoRoomInCache
 from pruning.storage.store import StoreError
 
@@ -258,7 +257,7 @@ class ModelRegistry:
         """
         loaded = self._loaded_or_read(plain)
         try:
-            return replace(loaded, model=quantized_model(loaded.model, Quantize.INT8, self._tuner))
+            return replace(loaded, model=int8_model(loaded.model, self._tuner))
         except CannotQuantize as error:
             raise NotAModel(str(error)) from error
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from app.engine.cache.paged_cache import unit_shape
 from app.engine.cache.pages import pages_of
 from app.engine.engine import Engine
-from app.engine.kernels.int8 import chosen_names, quantized_model
+from app.engine.kernels.int8 import chosen_names, int8_model
 from app.engine.running.cuda_graphs import no_recorder
 from app.engine.scheduling.scheduler import EngineLimits
 from app.engine.variant import Variant, make_variant
@@ -24,7 +24,6 @@ from benchmarks.offline import engine_requests
 from benchmarks.workload import SampleRequest
 from pruning.models.blocks import num_blocks
 from pruning.models.quantize import quantized_layers
-from pruning.spec.prune import Quantize
 
 _NAME = "random"
 MakeEngine = Callable[..., Engine]
@@ -45,7 +44,7 @@ def steps(model: PreTrainedModel, plan: GpuPlan) -> dict[str, Any]:
 
 def int8(model: PreTrainedModel, plan: GpuPlan) -> dict[str, Any]:
     """Steps with int8 weights in the blocks beside those with plain ones."""
-    made = quantized_model(model, Quantize.INT8)
+    made = int8_model(model)
     plain, rounded = (make_variant(_NAME, _NAME, model), make_variant(f"{_NAME}+int8", _NAME, made))
     sides = {PLAIN: (plain, Engine), INT8: (rounded, Engine)}
     return {

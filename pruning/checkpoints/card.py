@@ -123,7 +123,6 @@ these files as transformers loads them:
 """
 _GROUPS: Mapping[Quantize, str] = {
     Quantize.INT8: "output",
-    Quantize.W8A8: "output",
     Quantize.INT4: "group of at most 128 inputs",
 }
 _METRICS: Mapping[Metric, str] = {

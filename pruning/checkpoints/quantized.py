@@ -152,6 +152,6 @@ def _quantization_config(model: PreTrainedModel) -> dict[str, Any]:
 
 def _group_size(module: QuantizedLinear) -> int | None:
     """None if all inputs share the scale of their output."""
-    if module.weights is not Quantize.INT4:
+    if module.weights is Quantize.INT8:
         return None
     return module.values.shape[1] // module.scales.shape[1]

@@ -1,4 +1,4 @@
-"""Quantization of a model's blocks to 8 or 4 bits, without calibration text.
+"""Weight-only quantization of a model's blocks to 8 or 4 bits, without calibration text.
 
 Measured, served and exported models with quantized weights are made here.
 """
@@ -33,16 +33,16 @@ def quantized(model: PreTrainedModel, weights: Quantize) -> PreTrainedModel:
     return made
 
 
-def served_form(model: PreTrainedModel, weights: Quantize) -> PreTrainedModel:
-    """The view of ``model`` that is served with such weights: its head is quantized as well.
+def int8_form(model: PreTrainedModel) -> PreTrainedModel:
+    """The view of ``model`` that is served as int8: its head is quantized as well.
 
     A small model spends a fifth of a step in its head. Exported models keep it plain, as few other
     programs read one of int8. Raises ``CannotQuantize``.
     """
-    made = quantized(model, weights)
+    made = quantized(model, Quantize.INT8)
     head = made.get_output_embeddings()
     if type(head) is nn.Linear:
-        made.set_output_embeddings(QuantizedLinear(head.weight, head.bias, weights))
+        made.set_output_embeddings(QuantizedLinear(head.weight, head.bias, Quantize.INT8))
     return made
 
 

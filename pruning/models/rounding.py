@@ -1,8 +1,7 @@
 """Matrices rounded to 8 or 4 bits with symmetric scales, and layers and experts that have them.
 
-int8 and w8a8 have one scale for each output, int4 one for each group of at most 128 inputs. w8a8
-also rounds the activations to 8 bits, with one step for each row. Rounding needs no text. Every use
-of rounded weights, measured, served or exported, rounds them here.
+int8 has one scale for each output, int4 one for each group of at most 128 inputs. Rounding needs
+no text. Every use of rounded weights, measured, served or exported, rounds them here.
 """
 
 import copy
@@ -19,9 +18,6 @@ from pruning.spec.prune import Quantize
 
 MAX_GROUP = 128  # inputs of int4 that share a scale, as in GPTQ and AWQ
 MIN_GROUP = 16
-_LARGEST = 127  # of the integers of activations
-_GPU_ROWS = 17  # at least, of an integer product by CUDA
-_GPU_MULTIPLE = 8  # of its inputs and outputs
 
 # The matrices of experts, [experts, outputs, inputs] each, or transposed
 MATRICES = ("gate_up_proj", "down_proj")
@@ -46,7 +42,7 @@ class Rounded:
 
 def group_size(num_inputs: int, weights: Quantize) -> int:
     """The inputs that share a scale. Raises ``CannotQuantize``."""
-    if weights is not Quantize.INT4:
+    if weights is Quantize.INT8:
         return num_inputs
     size = gcd(num_inputs, MAX_GROUP)
     if size < MIN_GROUP:
@@ -85,37 +81,6 @@ def dequantized_product(
     return nn.functional.linear(activations, dequantized(values, scales))
 
 
-def rounded_rows(activations: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Activations ``[rows, inputs]`` as int8 values and one float32 step for each row."""
-    rows = activations.float()
-    tiny = torch.finfo(torch.float32).tiny
-    steps = (rows.abs().amax(dim=-1, keepdim=True) / _LARGEST).clamp_min_(tiny)
-    values = (rows / steps).round_().clamp_(-_LARGEST, _LARGEST)
-    return values.to(torch.int8), steps
-
-
-def rounded_product(
-    activations: torch.Tensor, values: torch.Tensor, scales: torch.Tensor
-) -> torch.Tensor:
-    """The product of rounded activations with int8 weights: the exact sums of integers, scaled.
-
-    Faster products of w8a8 compute the same.
-    """
-    rows, steps = rounded_rows(activations)
-    out = _integer_sums(rows, values).float() * steps * scales[:, 0].float()
-    return out.to(activations.dtype)
-
-
-def _integer_sums(rows: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """``rows [rows, inputs]`` times ``values [outputs, inputs]``, both int8."""
-    if not rows.is_cuda:
-        return torch._int_mm(rows, values.t())
-    if any(size % _GPU_MULTIPLE for size in values.shape):
-        return rows.double() @ values.t().double()
-    padding = max(0, _GPU_ROWS - len(rows))
-    return torch._int_mm(nn.functional.pad(rows, (0, 0, 0, padding)), values.t())[: len(rows)]
-
-
 class QuantizedLinear(nn.Module):
     """A linear layer of rounded weights."""
 
@@ -126,8 +91,7 @@ class QuantizedLinear(nn.Module):
     def __init__(self, weight: torch.Tensor, bias: nn.Parameter | None, weights: Quantize) -> None:
         super().__init__()
         self.weights = weights
-        rounds_activations = weights.rounds_activations
-        self.product: Product = rounded_product if rounds_activations else dequantized_product
+        self.product: Product = dequantized_product
         self.register_parameter("bias", bias)
         self.set_weight(weight)
 

@@ -44,19 +44,14 @@ class Search(StrEnum):
 
 
 class Quantize(StrEnum):
-    """Bits of quantized weights; with w8a8, the inputs of their products have 8 bits as well."""
+    """Bits of quantized block weights, with which perplexity is measured as well."""
 
     INT8 = "int8"
     INT4 = "int4"
-    W8A8 = "w8a8"
 
     @property
     def num_bits(self) -> int:
-        return 4 if self is Quantize.INT4 else 8
-
-    @property
-    def rounds_activations(self) -> bool:
-        return self is Quantize.W8A8
+        return 8 if self is Quantize.INT8 else 4
 
 
 class Resident(StrEnum):
@@ -190,10 +185,6 @@ class PruneSpec:
             "zero_shot": self.zero_shot,
             "heal": self.heal is not None,
         }
-        if self.quantize is not None and self.quantize.rounds_activations:
-            raise InvalidSpec(
-                "quantize", f"quantize={self.quantize} is not supported yet: use int8 or int4"
-            )
         for name, is_asked in needs_text.items():
             if is_asked and not self.evaluate:
                 raise InvalidSpec(name, f"{name} requires evaluate: leave evaluate on")

@@ -11,7 +11,7 @@ from app.engine.cache.caches import Caches, CacheTooLarge, check_cache, step_byt
 from app.engine.cache.pages import pages_of
 from app.engine.engine import Engine
 from app.engine.kernels.flat_block import FusedNorm
-from app.engine.kernels.int8 import PRODUCTS, chosen_names, quantized_model
+from app.engine.kernels.int8 import PRODUCTS, chosen_names, int8_model
 from app.engine.running.flat_model import flat_model
 from app.engine.scheduling.scheduler import EngineLimits
 from app.engine.scheduling.sequence import Request
@@ -104,7 +104,7 @@ def test_a_response_format_gives_what_it_gives_on_the_cpu(
 def test_int8_gives_what_it_gives_on_the_cpu(cuda: SimulatedCuda) -> None:
     """Recorded, its variants too, in integer products of as many rows as CUDA wants."""
     model = tiny_model("llama")
-    cpu, gpu = (quantized_model(of, Quantize.INT8) for of in (model, on_device(model)))
+    cpu, gpu = (int8_model(of) for of in (model, on_device(model)))
     choices = [chosen_names(quantized_layers(of)) for of in (cpu, gpu)]
     assert choices[0].keys() == choices[1].keys()
     for keep in (None, PRUNED_BLOCKS):

@@ -283,7 +283,7 @@ class ModelView(BaseModel):
         "the dense model and for a job's full depth if the job measured it."
     )
     dense_zero_shot: float | None = Field(description="Mean accuracy of the dense model.")
-    quantized_weights: Literal["int8", "int4", "w8a8"] | None = Field(
+    quantized_weights: Literal["int8", "int4"] | None = Field(
         description="Precision of quantized_perplexity. The weights of the model itself are not "
         "quantized."
     )

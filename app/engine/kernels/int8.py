@@ -16,9 +16,8 @@ from transformers import PreTrainedModel
 from app.engine.autotuning import OFF, Autotuner, Run, Trial, key_of
 from app.engine.kernels.compiled.integers import product_of_integers
 from app.engine.kernels.compiled.product import product_of_rows
-from pruning.models.quantize import quantized_layers, served_form
+from pruning.models.quantize import int8_form, quantized_layers
 from pruning.models.rounding import Product, QuantizedLinear, dequantized_product
-from pruning.spec.prune import Quantize
 
 NUM_SIZES = 9  # 1, 2, 4 ... 256 rows; more rows take the choice for 256
 # Of plain weights at once: on a CPU they are still in the cache when used, and on a GPU every piece
@@ -91,14 +90,12 @@ class ChosenProduct:
         return product(activations, values, scales)
 
 
-def quantized_model(
-    model: PreTrainedModel, weights: Quantize, tuner: Autotuner = OFF
-) -> PreTrainedModel:
-    """The served form of ``model``, with the fastest products that are known for it.
+def int8_model(model: PreTrainedModel, tuner: Autotuner = OFF) -> PreTrainedModel:
+    """The int8 form of ``model``, with the fastest products that are known for it.
 
     Raises ``CannotQuantize``.
     """
-    made = served_form(model, weights)
+    made = int8_form(model)
     choose_products(made, tuner)
     return made
 
@@ -143,10 +140,9 @@ def chosen_names(layers: Sequence[QuantizedLinear]) -> dict[str, list[str]]:
 
 
 def _by_shape(model: PreTrainedModel) -> list[list[QuantizedLinear]]:
-    """The layers with products of this module, those of one shape together."""
+    """The quantized layers of a model, those of one shape together."""
     by_shape: dict[torch.Size, list[QuantizedLinear]] = {}
-    layers = (each for each in quantized_layers(model) if not each.weights.rounds_activations)
-    for layer in layers:
+    for layer in quantized_layers(model):
         by_shape.setdefault(layer.values.shape, []).append(layer)
     return list(by_shape.values())
 

@@ -13,7 +13,6 @@ from torch import nn
 from torch.nn.functional import linear
 
 from pruning.models.rounding import Product, QuantizedLinear
-from pruning.spec.prune import Quantize
 
 Project = Callable[[torch.Tensor], torch.Tensor]  # [tokens, width] to [tokens, outputs]
 
@@ -36,7 +35,6 @@ class MergedQuantized:
     values: torch.Tensor  # [outputs of all, inputs]
     scales: torch.Tensor  # [outputs of all, groups]
     bias: torch.Tensor | None
-    weights: Quantize
     product: Product  # of the layer with the most outputs
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -96,7 +94,7 @@ def _merged_plain(layers: Sequence[nn.Linear]) -> MergedLinear | None:
 
 def _merged_quantized(layers: Sequence[QuantizedLinear]) -> MergedQuantized | None:
     alike = {
-        (each.in_features, each.weights, each.scales.shape[1], each.scales.dtype, each.bias is None)
+        (each.in_features, each.scales.shape[1], each.scales.dtype, each.bias is None)
         for each in layers
     }
     if len(alike) != 1 or any(layer._forward_hooks for layer in layers):
@@ -105,7 +103,6 @@ def _merged_quantized(layers: Sequence[QuantizedLinear]) -> MergedQuantized | No
         _joined([layer.values for layer in layers]),
         _joined([layer.scales for layer in layers]),
         _biases(layers),
-        layers[0].weights,
         max(layers, key=lambda layer: layer.out_features).product,
     )
 

@@ -13,7 +13,6 @@ from app.engine.kernels.compiled.product import PRODUCTS_OF_ROWS, max_rows, prod
 from app.engine.step import Step
 from pruning.models.blocks import final_logits, softcapped
 from pruning.models.rounding import QuantizedLinear
-from pruning.spec.prune import Quantize
 
 # Two ways to compute logits.
 TORCH, COMPILED_HEAD = "torch's head", "compiled head"
@@ -45,8 +44,7 @@ class Head:
     def _reproducible(self, hidden: torch.Tensor, step: Step) -> torch.Tensor:
         """Logits of each row that depend on no other row."""
         head, function = self._head, PRODUCTS_OF_ROWS.get(hidden.dtype)
-        is_quantized = type(head) is QuantizedLinear and head.bias is None
-        is_int8 = is_quantized and head.weights is Quantize.INT8
+        is_int8 = type(head) is QuantizedLinear and head.bias is None and head.scales.shape[1] == 1
         if function is None or not function.is_ready or not (is_int8 or self.is_compiled):
             step.kernels[self._name] = "one row at a time"
             return torch.cat([final_logits(self._model, row) for row in hidden.split(1)]).float()

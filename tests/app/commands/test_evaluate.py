@@ -24,7 +24,7 @@ from pruning.data.texts import TextUnusable
 from pruning.evaluation.json_questions import JsonQuestion
 from pruning.evaluation.results import PAPER_TASKS
 from pruning.evaluation.task_errors import TaskUnusable
-from pruning.models.quantize import quantized, served_form
+from pruning.models.quantize import int8_form, quantized
 from pruning.models.safetensors_headers import fingerprint
 from pruning.models.store import LoadedModel, ModelStore, load
 from pruning.repair.record import Method
@@ -239,7 +239,7 @@ def test_models_with_other_token_ids_of_a_text_have_a_section_of_their_own(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("weights", [Quantize.INT8, Quantize.INT4])
+@pytest.mark.parametrize("weights", Quantize)
 def test_quantized_models_stand_beside_themselves_and_their_parent_in_front(
     data_dir: Path, published: Manifest, weights: Quantize
 ) -> None:
@@ -262,8 +262,6 @@ def test_quantized_models_stand_beside_themselves_and_their_parent_in_front(
     assert [each["perplexities"][1]["perplexity"] for each in named[2:4]] == [pruned, small]
     with pytest.raises(NotEvaluable, match="--resident model"):
         run("tiny", "--quantize", weights.value, "--resident", "stream")
-    with pytest.raises(NotEvaluable, match="w8a8 is not supported yet"):
-        run("tiny", "--quantize", "w8a8")
 
 
 def test_an_int8_name_is_measured_as_it_is_served(
@@ -286,7 +284,7 @@ def test_an_int8_name_is_measured_as_it_is_served(
     assert len({round(loss, 9) for loss in losses.values()}) == 8, "the head is not exported"
     assert all(each["perplexities"][1]["ratio"] for each in found[1:])
     (whole,) = [each for each in run("tiny+int8", *PPL[:-2]) if each["weights"]]
-    served = served_form(tiny_loaded.model, Quantize.INT8)
+    served = int8_form(tiny_loaded.model)
     by_hand = perplexity_by_hand(served, tiny_loaded.tokenizer, TEXT, 16)
     assert whole["perplexities"][1]["perplexity"] == pytest.approx(by_hand, rel=1e-3)
 

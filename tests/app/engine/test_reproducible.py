@@ -15,12 +15,11 @@ from app.engine.autotuning import OFF, Autotuner
 from app.engine.engine import Engine, NotYetReproducible
 from app.engine.kernels.compiled.model import BLOCKS
 from app.engine.kernels.compiled.openmp import ParallelFunction
-from app.engine.kernels.int8 import quantized_model
+from app.engine.kernels.int8 import int8_model
 from app.engine.running.prepared_kernels import REPRODUCIBLE
 from app.engine.scheduling.scheduler import EngineLimits
 from app.engine.scheduling.sequence import PromptToken, Request, TokenEvent
 from app.engine.variant import Variant, make_variant
-from pruning.spec.prune import Quantize
 from tests.support.compiled import load_compiled
 from tests.support.engine_requests import PRUNED_BLOCKS, prompt, request
 from tests.support.tiny import tiny_model
@@ -60,7 +59,7 @@ ARRIVALS = st.lists(
 def variants(family: str, dtype: torch.dtype, is_int8: bool) -> tuple[Variant, Variant]:
     model = copy.deepcopy(tiny_model(family))
     nn.Module.to(model, dtype)
-    model = quantized_model(model, Quantize.INT8) if is_int8 else model
+    model = int8_model(model) if is_int8 else model
     dense = make_variant("tiny", "tiny", model)
     return dense, make_variant("tiny@-2", "tiny", model, PRUNED_BLOCKS)
 

@@ -55,7 +55,7 @@ def published(models_dir: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("weights", [Quantize.INT8, Quantize.INT4])
+@pytest.mark.parametrize("weights", Quantize)
 def test_the_quantized_model_is_measured_on_the_same_windows_as_the_others(
     tiny_models_dir: Path, weights: Quantize
 ) -> None:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from pruning.models.architectures import ARCHITECTURES, CannotQuantize, check_quantizable
 from pruning.models.blocks import block_list, num_blocks, view
-from pruning.models.quantize import plain_weights, quantized, served_form
+from pruning.models.quantize import int8_form, plain_weights, quantized
 from pruning.models.rounding import QuantizedLinear, are_experts, rounded
 from pruning.models.safetensors_headers import weight_sizes
 from pruning.spec.prune import Quantize
@@ -58,7 +58,7 @@ BY_HAND: dict[Quantize, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("weights", BY_HAND)
+@pytest.mark.parametrize("weights", Quantize)
 def test_it_computes_what_rounded_weights_compute(weights: Quantize) -> None:
     pruned = view(tiny_model("llama"), KEEP)
     expected = copy.deepcopy(pruned)
@@ -168,7 +168,7 @@ def test_weights_of_zeros_stay_zeros(weights: Quantize) -> None:
     assert torch.equal(layer(torch.ones(2, 2, 32)), plain.bias.expand(2, 2, 3))
 
 
-@pytest.mark.parametrize("weights", BY_HAND)
+@pytest.mark.parametrize("weights", Quantize)
 @pytest.mark.parametrize("family", MIXTURES)
 def test_experts_compute_what_their_rounded_matrices_compute(
     family: str, weights: Quantize
@@ -198,7 +198,7 @@ def test_the_bytes_of_an_int8_form_are_known_from_its_files(family: str, tmp_pat
     dense = tiny_model(family)
     dense.save_pretrained(tmp_path)
     found = weight_sizes(tmp_path).int8_bytes(NUM_BLOCKS, 4)
-    assert found == num_bytes(served_form(dense, Quantize.INT8))
+    assert found == num_bytes(int8_form(dense))
     assert found < 0.6 * num_bytes(dense)
 
 

@@ -199,7 +199,6 @@ def test_without_a_text_a_run_mixes_packaged_prose_and_code() -> None:
     [
         ({"quantize": Quantize.INT8, "evaluate": False}, "quantize"),
         ({"quantize": Quantize.INT4, "resident": Resident.STREAM}, "quantize"),
-        ({"quantize": Quantize.W8A8}, "quantize"),
         ({"zero_shot": True, "resident": Resident.STREAM}, "zero_shot"),
         ({"heal": Heal(), "resident": Resident.STREAM}, "heal"),
     ],

@@ -28,7 +28,6 @@ from app.engine.kernels.compiled.records import BLOCK, MATRIX, NORM, STEP
 from app.engine.kernels.flat_block import BlockInputs, FlatBlock
 from app.engine.kernels.merged_linear import GatedFeedForward, MergedLinear, MergedQuantized
 from pruning.models.rounding import QuantizedLinear
-from pruning.spec.prune import Quantize
 
 _ALL = slice(None)
 # By the type of hidden states, weights and the cache.
@@ -218,7 +217,7 @@ class CompiledBlocks:
         """The ``MATRIX`` of a layer."""
         fields = np.zeros((), MATRIX)
         match layer:
-            case MergedQuantized() | QuantizedLinear() if layer.weights is Quantize.INT8:
+            case MergedQuantized() | QuantizedLinear() if layer.scales.shape[1] == 1:
                 weight = layer.values
                 fields["scales"] = self._floats(layer.scales)
             case MergedLinear() | nn.Linear() if layer.weight.dtype == self._dtype:

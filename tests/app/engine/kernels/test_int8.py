@@ -28,10 +28,10 @@ from app.engine.kernels.int8 import (
     choose_products,
     chosen_names,
     chunked_product,
+    int8_model,
     integer_product,
     packed_product,
     product_trials,
-    quantized_model,
 )
 from app.engine.running.flat_model import flat_model
 from app.engine.variant import make_variant
@@ -106,7 +106,7 @@ def as_int8(weight: torch.Tensor, family: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("family", sorted(QUANTIZED.intersection(SERVED)))
 def test_every_family_and_its_pruned_forms_continue_as_dequantized_weights_do(family: str) -> None:
-    made, plain = quantized_model(tiny_model(family), Quantize.INT8), dequantized_model(family)
+    made, plain = int8_model(tiny_model(family)), dequantized_model(family)
     dense = make_variant("tiny+int8", "tiny", made)
     pruned = make_variant("tiny@-2+int8", "tiny", made, KEEP)
     pruned_plain = make_variant("plain", "plain", plain, KEEP).model
@@ -134,7 +134,7 @@ def test_every_family_and_its_pruned_forms_continue_as_dequantized_weights_do(fa
 @pytest.mark.parametrize("family", sorted(ARCHITECTURES.keys() - QUANTIZED))
 def test_other_families_are_refused(family: str) -> None:
     with pytest.raises(CannotQuantize, match=f"'{family}' cannot be quantized"):
-        quantized_model(tiny_model(family), Quantize.INT8)
+        int8_model(tiny_model(family))
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 17, 300])
@@ -328,11 +328,11 @@ def test_a_product_that_is_slow_for_few_rows_is_chosen_for_many(
 def test_what_was_timed_is_taken_at_the_next_load(tmp_path: Path) -> None:
     file = tmp_path / "tuning.json"
     tuner = Autotuner(file)
-    time_products(quantized_model(tiny_model("llama"), Quantize.INT8, tuner), tuner)
+    time_products(int8_model(tiny_model("llama"), tuner), tuner)
     tuner.save()
     again = Autotuner(file)
     names = {product: name for name, product in PRODUCTS.items()}
-    for layer in quantized_layers(quantized_model(tiny_model("llama"), Quantize.INT8, again)):
+    for layer in quantized_layers(int8_model(tiny_model("llama"), again)):
         assert isinstance(layer.product, ChosenProduct)
         shape = "x".join(map(str, layer.values.shape))
         for size, product in enumerate(layer.product.by_size):
@@ -341,7 +341,7 @@ def test_what_was_timed_is_taken_at_the_next_load(tmp_path: Path) -> None:
 
 
 def test_merged_layers_take_what_was_timed_as_well() -> None:
-    model, tuner = quantized_model(tiny_model("llama"), Quantize.INT8), Autotuner()
+    model, tuner = int8_model(tiny_model("llama")), Autotuner()
     flat = flat_model(model, tuner)
     assert flat is not None
     project: Any = flat._blocks[0].project
@@ -354,7 +354,7 @@ def test_merged_layers_take_what_was_timed_as_well() -> None:
 
 
 def test_layers_of_one_shape_are_timed_once() -> None:
-    layers = quantized_layers(quantized_model(tiny_model("llama"), Quantize.INT8))
+    layers = quantized_layers(int8_model(tiny_model("llama")))
     chosen = {id(layer.product) for layer in layers}
     assert len(chosen) == len({layer.values.shape for layer in layers})
     assert len(layers) > len(chosen)

@@ -13,8 +13,7 @@ from app.engine.autotuning import OFF, Autotuner, Choice
 from app.engine.running.head import COMPILED_HEAD, TORCH, Head
 from app.engine.step import Step
 from pruning.models.blocks import final_logits
-from pruning.models.quantize import served_form
-from pruning.spec.prune import Quantize
+from pruning.models.quantize import int8_form
 from tests.support.compiled import always, load_compiled
 from tests.support.tiny import SERVED, tiny_model
 
@@ -56,7 +55,7 @@ def test_the_kernel_of_a_quantized_head_is_no_other_kernel_of_a_plain_one() -> N
     load_compiled()
     model, steps = tiny_model("llama"), (Step(), Step())
     hidden = torch.randn(2, model.config.hidden_size)
-    for each, step in zip((model, served_form(model, Quantize.INT8)), steps, strict=True):
+    for each, step in zip((model, int8_form(model)), steps, strict=True):
         Head(each, always(COMPILED_HEAD))(hidden, step)
     plain, quantized = (all_kernels([step.kernels]) for step in steps)
     assert [*plain.values()] != [*quantized.values()]

@@ -15,7 +15,7 @@ from app.engine.autotuning import OFF, Autotuner
 from app.engine.cache.paged_cache import PagedCache
 from app.engine.engine import Engine
 from app.engine.engine_loop import EngineLoop
-from app.engine.kernels.int8 import quantized_model
+from app.engine.kernels.int8 import int8_model
 from app.engine.running.flat_model import (
     AROUND,
     COMPILED,
@@ -28,7 +28,6 @@ from app.engine.scheduling.scheduler import Batch
 from app.engine.step import Interruption, Step
 from app.engine.variant import Variant, make_variant
 from pruning.models.blocks import block_list
-from pruning.spec.prune import Quantize
 from tests.support.both_ways import Forwards, forwards
 from tests.support.compiled import always, load_compiled, torch_threads
 from tests.support.engine_requests import PRUNED_BLOCKS, expected, prompt, request, run, variant
@@ -76,7 +75,7 @@ def steps(
 def typed(family: str, dtype: torch.dtype, *, is_int8: bool = False) -> PreTrainedModel:
     model = copy.deepcopy(tiny_model(family))
     nn.Module.to(model, dtype)
-    return quantized_model(model, Quantize.INT8, OFF) if is_int8 else model
+    return int8_model(model, OFF) if is_int8 else model
 
 
 @pytest.mark.parametrize("family", SERVED)
