@@ -5,9 +5,9 @@ The engine decides what is generated and in which order, and ``Admission`` which
 
 import asyncio
 import time
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, suppress
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from app.engine.engine import Engine, EngineStats
@@ -206,9 +206,17 @@ class AsyncEngine:
         except TimeoutError as error:
             raise StillWarmingUp(variants, limit_s) from error
 
-    def keeping_kernels(self) -> AbstractContextManager[None]:
-        """Where to compare models: none is timed again, which would change its kernels."""
-        return self._engine.kernels.warm_up.held()
+    @contextmanager
+    def keeping_kernels(self) -> Iterator[None]:
+        """Time the kernels of no model again meanwhile: comparisons need the same ones throughout.
+
+        Models that were never timed still are.
+        """
+        try:
+            with self._engine.kernels.warm_up.held():
+                yield
+        finally:
+            self._thread.wake()  # it may sleep, although models are due
 
     def is_warming_up(self, variant: Variant) -> bool:
         """Whether kernels of this variant are still compiled or chosen."""

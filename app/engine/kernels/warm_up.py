@@ -117,10 +117,7 @@ class WarmUp:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Time no model again meanwhile, so that what is compared runs the same kernels.
-
-        Models that were never timed still are.
-        """
+        """Time no model again meanwhile. Those that were never timed still are."""
         with self._lock:
             self._num_holds += 1
         try:

@@ -20,6 +20,7 @@ from tests.support.compiled import load_compiled
 from tests.support.engine_requests import expected, prompt, request, run, variant
 from tests.support.engine_scenarios import scenario
 from tests.support.tiny import tiny_model
+from tests.support.waiting import wait_until
 
 KERNELS = ("one", "two")
 
@@ -221,6 +222,30 @@ def test_who_compares_waits_until_all_is_timed() -> None:
             await engine.warmed_up([variant()], 0.0)
 
     scenario(wait, engine=engine)
+
+
+def test_what_was_disturbed_is_timed_again_after_a_comparison_without_a_request(
+    disturbed: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.engine.kernels.warm_up._AGAIN_S", 0.0)
+    load_compiled()
+    disturbed[0] = True
+    tuner = Autotuner()
+    engine = Engine(tuner=tuner)
+    warm_up = engine.kernels.warm_up
+
+    def are_quiet() -> bool:
+        return all(choice.is_quiet for choice in tuner.choices.values())
+
+    async def compare(engine: AsyncEngine) -> None:
+        with engine.keeping_kernels():
+            await engine.warmed_up([variant()], 60.0)
+            assert not are_quiet()
+            disturbed[0] = False
+            await asyncio.to_thread(wait_until, lambda: warm_up.wait_s is None, "the engine rests")
+        await asyncio.to_thread(wait_until, are_quiet, "what was disturbed is timed again")
+
+    scenario(compare, engine=engine)
 
 
 def test_what_has_warmed_up_keeps_no_variant_in_memory() -> None:
