@@ -92,7 +92,6 @@ def test_other_kernels_and_benchmarks_are_not_replaced(
     assert MeasuredSpeedups(data_dir).of("tiny", 1) == bench
 
 
-@pytest.mark.slow
 def test_a_noisy_comparison_goes_on_until_its_intervals_are_narrow(
     settings: ServeSettings, redis_url: str, data_dir: Path
 ) -> None:
@@ -101,11 +100,17 @@ def test_a_noisy_comparison_goes_on_until_its_intervals_are_narrow(
     body = {**BODY, "max_new_tokens": 16, "repeats": 3}
     with local_api(settings, redis_url, engine) as client:
         short = compare(client, **body, max_seconds=1e-9)
-        assert short["control"]["tpot"]["high"] > 1.1
-        assert not advised(client)["is_measured"]
+        control, [result] = short["control"]["tpot"], short["results"]
+        assert control["low"] < 1
+        assert control["high"] > 1.1
+        first = advised(client)["speedup"]
+        assert first["value"] == result["tpot"]["ratio"]
+        assert first["low"] == pytest.approx(result["tpot"]["low"] / control["high"])
+        assert first["high"] == pytest.approx(result["tpot"]["high"] / control["low"])
         engine.num_dense = 0
         found = compare(client, **body, max_seconds=600)
-        assert advised(client)["is_measured"]
+        last = advised(client)["speedup"]
+        assert first["low"] < last["low"] < last["high"] < first["high"]
     assert len(short["prompts"][0]["outputs"][0]["timings"]) == 3
     assert found["control"]["tpot"]["high"] <= 1.03 * found["control"]["tpot"]["ratio"]
     kept = MeasuredSpeedups(data_dir).of("tiny", 1)
