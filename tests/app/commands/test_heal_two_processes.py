@@ -46,8 +46,9 @@ def test_two_processes_heal_as_one_even_if_one_of_them_is_killed(
     plan_death(data_dir, f"rank-{rank}", Death(STEP, 17))
     ended = heal_by_two(data_dir)
     assert ended.returncode == 1, ended.stderr
-    if rank:
-        assert "another process of this healing ended" in ended.stderr, ended.stderr
+    if rank:  # the other one notices it, unless torchrun stops that first
+        noticed = "another process of this healing ended" in ended.stderr
+        assert noticed or "The training state is saved" in ended.stderr, ended.stderr
     assert not list(data_dir.glob("checkpoints/*+healed"))
     [state] = data_dir.glob("searches/*/healed.safetensors")
     ended = heal_by_two(data_dir)
