@@ -52,6 +52,8 @@ pytest.register_assert_rewrite(*FIXTURES)  # before a conftest of a folder impor
 def pytest_configure(config: pytest.Config) -> None:
     """Properties are tried with fewer examples in `make test`, and with others in every run.
 
+    No example has a deadline: a machine with other work is slow at times.
+
     The process that only hands out tests to others needs no fixtures, which import torch. Until
     the tests begin, garbage would be looked for 11 times among all that is imported and collected.
     """
@@ -59,9 +61,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("dist", "no") == "no":
         for name in FIXTURES:
             config.pluginmanager.import_plugin(name)
-    if config.option.markexpr == "not slow":
-        settings.register_profile("quick", max_examples=_QUICK_EXAMPLES)
-        settings.load_profile("quick")
+    settings.register_profile("slow", deadline=None)
+    settings.register_profile("quick", deadline=None, max_examples=_QUICK_EXAMPLES)
+    settings.load_profile("quick" if config.option.markexpr == "not slow" else "slow")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

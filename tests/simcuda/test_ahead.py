@@ -237,7 +237,7 @@ def traffic(seed: int, of: Mapping[bool, Variant], num_tokens: int) -> Traffic:
 
 
 @pytest.mark.slow
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(seed=st.integers(0, 2**32), num_tokens=st.sampled_from([96, 128, 512]))
 def test_whatever_arrives_and_ends_gives_what_it_gives_alone(
     both: Any, seed: int, num_tokens: int

@@ -97,9 +97,7 @@ STEPS = st.one_of(
 )
 
 
-@hypothesis_settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@hypothesis_settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rate=st.integers(0, 4), at_once=st.integers(0, 3), steps=st.lists(STEPS, max_size=30))
 def test_requests_are_admitted_as_the_model_says(
     redis_client: redis.Redis,

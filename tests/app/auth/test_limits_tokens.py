@@ -92,9 +92,7 @@ STEPS = st.one_of(
 )
 
 
-@hypothesis_settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@hypothesis_settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tokens=st.integers(1, 6), steps=st.lists(STEPS, max_size=20))
 def test_generations_are_admitted_as_the_model_says(
     redis_client: redis.Redis, redis_url: str, tokens: int, steps: list[tuple[str, int]]

@@ -81,7 +81,7 @@ def test_parts_of_packed_prompts_see_nothing_of_each_other_nor_what_is_behind_th
     ]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     ends=st.lists(st.integers(1, 150), min_size=1, max_size=6),
     window=st.sampled_from([None, 1, 40]),
@@ -100,7 +100,7 @@ def test_a_token_each_over_its_own_tokens(ends: list[int], window: int | None, w
     torch.testing.assert_close(found, expected)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     lengths=st.lists(st.integers(1, 50), min_size=1, max_size=5),
     window=st.sampled_from([None, 1, 20]),

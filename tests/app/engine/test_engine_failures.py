@@ -96,7 +96,7 @@ limits = st.builds(
 )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(sizes=sizes, failures=failures, block=st.integers(0, len(PRUNED_BLOCKS) - 1), limits=limits)
 def test_a_block_that_fails_ends_its_batch_and_nothing_else(
     sizes: list[Size], failures: list[bool], block: int, limits: EngineLimits
@@ -104,7 +104,7 @@ def test_a_block_that_fails_ends_its_batch_and_nothing_else(
     check(Engine(limits), variant(), fragile_variant(Fate(failures), block), sizes)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     sizes=sizes,
     failures=failures,

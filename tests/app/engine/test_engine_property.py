@@ -212,4 +212,4 @@ def check(event: TokenEvent, expected: Choice) -> None:
 
 
 TestEngine = EngineMachine.TestCase
-TestEngine.settings = settings(max_examples=15, stateful_step_count=25, deadline=None)
+TestEngine.settings = settings(max_examples=15, stateful_step_count=25)

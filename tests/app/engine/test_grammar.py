@@ -135,7 +135,7 @@ def schemas() -> st.SearchStrategy[dict[str, Any]]:
     return st.recursive(leaves, larger, max_leaves=4)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(schema=schemas(), seed=st.integers(0, 1000))
 def test_texts_fulfil_any_schema(tiny: Variant, schema: dict[str, Any], seed: int) -> None:
     params = {"temperature": 1.5, "max_new_tokens": 150}

@@ -97,7 +97,7 @@ def note(event: TokenEvent, found: Told) -> None:
 
 
 @pytest.mark.parametrize("tuner", TUNERS)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     family=st.sampled_from(FAMILIES),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
@@ -124,7 +124,7 @@ def test_every_output_equals_that_of_the_request_alone(
         assert arrival.cancelled_after is not None or len(found) == 6
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(arrivals=ARRIVALS, dtype=st.sampled_from([torch.float32, torch.bfloat16]))
 def test_compiled_blocks_read_prompts_in_chunks_of_any_size(
     arrivals: list[Arrival], dtype: torch.dtype

@@ -88,7 +88,7 @@ def test_it_takes_no_step_while_a_request_runs() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt2"])  # the flat forward, and a model's own
 @given(wanted=st.lists(st.booleans(), max_size=60))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_step_that_is_given_up_is_repeated(family: str, wanted: list[bool]) -> None:
     engine = Engine(EngineLimits(max_num_seqs=4))
     loop = EngineLoop(engine, Scripted(wanted))

@@ -5,7 +5,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from app.engine.scheduling.sequence import FinishReason
@@ -24,7 +24,6 @@ VALUES = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(st.text() | VALUES.map(json.dumps))
 def test_anything_is_a_chunk_or_refused(data: str) -> None:
     with suppress(ValueError):
@@ -35,7 +34,6 @@ def chunk(reader: ChunkReader, **choice: Any) -> Chunk:
     return reader.read(json.dumps({"choices": [choice]}))
 
 
-@settings(deadline=None)
 @given(st.lists(st.text(max_size=8), max_size=6))
 def test_texts_are_passed_on_as_they_come_and_tokens_have_their_places(texts: list[str]) -> None:
     reader, so_far = ChunkReader(), ""

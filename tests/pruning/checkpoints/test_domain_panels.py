@@ -188,7 +188,7 @@ def test_no_curve_covers_a_perplexity() -> None:
                 assert not any(box.count_contains(between) for box in boxes)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.lists(st.floats(0, 1000), min_size=3, max_size=3))
 def test_any_losses_can_be_drawn(losses: list[float]) -> None:
     manifest = with_domains([domain_of("prose", (tuple(losses), RAW[0]))])

@@ -116,7 +116,7 @@ def test_nothing_is_cut_off_and_no_labels_overlap(name: str) -> None:
     assert all(cell.get_window_extent().width < 40 for cell in figure.axes[1].patches)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.floats(min_value=1.0), min_size=3, max_size=3))
 def test_any_numbers_can_be_drawn(perplexities: list[float]) -> None:
     figure = draw(manifest_of(6, (3, 1), (4.0, 4.1, 4.2), perplexities))

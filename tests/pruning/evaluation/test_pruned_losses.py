@@ -101,7 +101,7 @@ def test_equal_beginnings_run_once(tiny_model_dir: Path, monkeypatch: pytest.Mon
     assert counter.number == 6 + 1 + 2
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     st.lists(st.permutations(range(1, NUM_BLOCKS)).map(lambda p: p[:3]), min_size=1, max_size=4),
     st.integers(1, 5),

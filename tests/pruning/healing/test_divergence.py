@@ -13,7 +13,7 @@ from tests.support.tiny import tiny_model
 FAMILIES = ("llama", "gemma2")  # gemma2 caps its logits
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     family=st.sampled_from(FAMILIES),
     num_rows=st.integers(1, 9),

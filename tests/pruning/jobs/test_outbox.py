@@ -117,9 +117,7 @@ def test_a_refused_change_sends_nothing(job_store: JobStore, outbox: WebhookOutb
     assert len(outbox.claim(10)) == 1
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(names=st.lists(st.sampled_from(sorted(CHANGES)), max_size=12))
 def test_whatever_happens_every_change_of_the_status_is_told_once(
     job_store: JobStore, outbox: WebhookOutbox, redis_client: redis.Redis, names: list[str]

@@ -156,9 +156,7 @@ ACTIONS: tuple[Callable[[Life], None], ...] = (
 )
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(actions=st.lists(st.sampled_from(ACTIONS), max_size=14))
 def test_no_job_is_lost_or_delivered_twice(
     redis_client: redis.Redis, actions: list[Callable[[Life], None]]

@@ -60,9 +60,7 @@ def test_what_was_begun_goes_in_front_of_its_equals(queue: PruneQueue, job_store
     assert all_taken(queue) == [high, paused, lost, waiting]
 
 
-@settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(jobs=st.lists(st.tuples(st.integers(-2, 2), st.booleans()), max_size=6), order=st.randoms())
 def test_in_whatever_order_they_are_delivered_jobs_are_taken_in_theirs(
     queue: PruneQueue,

@@ -162,9 +162,7 @@ NAMES = ("submit", "submit", "take", "take", "step", "step", "lose", "cancel", "
 STEPS = st.tuples(st.sampled_from(NAMES), st.integers(0, 11), st.integers(1, 4))
 
 
-@settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     limits=st.dictionaries(st.sampled_from(["a", "b", ANY_TENANT]), st.integers(0, 2)),
     steps=st.lists(STEPS, min_size=10, max_size=40),

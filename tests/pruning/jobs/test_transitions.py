@@ -103,9 +103,7 @@ def test_of_many_workers_at_once_one_can_write(job_store: JobStore) -> None:
 # ---- every sequence of changes
 
 
-@settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(names=st.lists(st.sampled_from(sorted(CHANGES)), max_size=12))
 def test_whatever_happens_the_state_machine_holds(
     job_store: JobStore, redis_client: redis.Redis, names: list[str]

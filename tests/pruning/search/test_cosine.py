@@ -34,7 +34,7 @@ def by_hand(family: str, token_ids: torch.Tensor) -> dict[int, list[float]]:
     }
 
 
-@settings(deadline=None, max_examples=4)
+@settings(max_examples=4)
 @given(shape=st.tuples(st.integers(1, 5), st.integers(2, 9)), batch_tokens=st.integers(1, 40))
 @pytest.mark.parametrize("family", sorted(ARCHITECTURES))
 def test_scores_are_those_of_hidden_states_in_every_family(

@@ -51,7 +51,7 @@ def test_every_family_is_searched_as_the_plain_scorer_would(family: str) -> None
         assert_equal(list(sleb(scorer, NUM_BLOCKS, 3)), expected)
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(st.data())
 def test_no_call_leaves_a_wrong_state_behind(data: st.DataObject) -> None:
     """Arbitrary rounds, also unfinished, and changing budgets give the scores of plain."""

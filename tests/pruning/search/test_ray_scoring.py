@@ -123,7 +123,7 @@ def test_races_run_on_actors_too(scorer: ClusterScorer, shared: SharedPrefixScor
     assert found == list(sleb(StagedScorer(shared), NUM_BLOCKS, 3))
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(st.data())
 @pytest.mark.slow
 def test_a_round_left_half_way_disturbs_none(

@@ -86,7 +86,7 @@ def test_every_family_is_searched_as_the_plain_scorer_would(family: str, num_tru
     assert_equal(list(sleb(scorer, NUM_BLOCKS, 4)), expected)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(
     family=st.sampled_from(sorted(ARCHITECTURES)),
     shape=st.tuples(st.integers(1, 4), st.integers(2, 9)),
@@ -117,7 +117,7 @@ def test_shared_prefixes_give_the_plain_losses_and_order(
     assert_equal(found, plain[len(removed) :])
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(st.data())
 def test_no_call_leaves_a_wrong_state_behind(data: st.DataObject) -> None:
     """Arbitrary rounds, also unfinished, and changing budgets give the losses of plain."""

@@ -73,7 +73,7 @@ def test_few_windows_take_more_errors(num_windows: int, expected: float) -> None
 
 # Derandomised, as the best candidate may be dropped by chance.
 @given(st.integers(0, 10**6), st.sampled_from([0.0, 0.05, 0.2]))
-@settings(deadline=None, max_examples=25, derandomize=True, database=None)
+@settings(max_examples=25, derandomize=True, database=None)
 def test_the_order_is_the_exact_one_at_a_fraction_of_the_evaluations(
     seed: int, noise: float
 ) -> None:

@@ -51,7 +51,7 @@ def hooked(blocks: Iterable[torch.nn.Module], hook: Hook) -> Iterator[None]:
         handle.remove()
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(
     family=st.sampled_from(sorted(ARCHITECTURES)),
     shape=st.tuples(st.integers(1, 4), st.integers(2, 9)),
@@ -82,7 +82,7 @@ def test_streamed_blocks_give_the_plain_losses_and_order(
     assert_equal(found, plain[len(removed) :])
 
 
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(st.data())
 def test_no_call_leaves_a_wrong_state_behind(streamed: Streamed, data: st.DataObject) -> None:
     """Arbitrary rounds, unfinished or failing ones, and changing budgets."""

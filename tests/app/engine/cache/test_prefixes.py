@@ -163,7 +163,7 @@ def logprobs(engine: Engine, *asked: Request) -> dict[str, list[float | None]]:
 
 
 @pytest.mark.slow
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     lengths=st.lists(st.sampled_from([9, 33, 50, 64, 65, 100]), min_size=1, max_size=7),
     num_tokens=st.sampled_from([128, 192, 1024]),

@@ -158,7 +158,7 @@ def test_every_product_is_that_of_dequantized_weights(
     assert not found[0].any()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rows=st.integers(1, 21),
     width=st.integers(1, 200) | st.sampled_from([2047, 2048, 2049, 4128, 5000]),

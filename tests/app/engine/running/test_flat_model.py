@@ -61,7 +61,7 @@ def test_every_family_is_flat_unless_its_blocks_are_of_another_kind(family: str)
     assert (flat_model(tiny_model(family)) is not None) == (family in FLAT)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     family=st.sampled_from(FLAT),
     sizes=st.lists(

@@ -52,7 +52,7 @@ def attended(cache: PagedCache, attention: Attention, kind: str, num_tokens: int
     return attention(kind, queries, keys, values, 0.3)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(places=places_of_prompts, kind=st.sampled_from(sorted(WINDOWS)))
 def test_a_group_gives_what_each_prompt_gives_alone(places: list[range], kind: str) -> None:
     num_tokens = sum(map(len, places))

@@ -78,14 +78,14 @@ def pieces(tokenizer: PreTrainedTokenizerFast, token_ids: Sequence[int]) -> list
     return [*(detokenizer.push(token_id) for token_id in token_ids), detokenizer.flush()]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(0, 299), max_size=30))
 def test_pieces_of_any_byte_level_tokens_are_the_text_of_all(token_ids: list[int]) -> None:
     token_ids = [token_id for token_id in token_ids if token_id < len(byte_level())]
     assert "".join(pieces(byte_level(), token_ids)) == whole(byte_level(), token_ids)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(max_size=40))
 @example("naïve 🦊 東京")
 @example("a  b ")
@@ -96,7 +96,7 @@ def test_no_piece_of_a_text_holds_half_a_character(text: str) -> None:
     assert "\ufffd" in text or all("\ufffd" not in part for part in parts)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text("the cat,🦊é ", max_size=40))
 @example("the cat 🦊 a")
 def test_pieces_of_sentencepiece_tokens_keep_their_spaces(text: str) -> None:
@@ -161,7 +161,7 @@ def test_text_ends_in_front_of_the_first_stop_string(
     assert cut(text, stop, [1] * len(text)) == (expected, matched)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     text=st.text("ab\n", max_size=12),
     stop=st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=3),

@@ -130,7 +130,7 @@ arrivals = st.lists(
 )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(arrivals=arrivals, max_batch_tokens=st.sampled_from([8, 64, 256]))
 def test_tenants_that_wait_together_are_served_alike(
     arrivals: list[tuple[str, int, int, int]], max_batch_tokens: int
@@ -158,7 +158,7 @@ def test_tenants_that_wait_together_are_served_alike(
             assert abs(first - second) <= most
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     lengths=st.lists(st.sampled_from([1, 5, 31, 64, 200]), min_size=1, max_size=20),
     max_batch_tokens=st.sampled_from([8, 64, 256]),
@@ -180,7 +180,7 @@ def test_a_tenant_alone_is_served_as_without_tenants(
     assert order("ann") == order(None)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     flood=st.lists(st.sampled_from([1, 16, 64, 500]), min_size=1, max_size=60),
     calm=st.lists(st.integers(1, 64), min_size=1, max_size=5),

@@ -180,7 +180,7 @@ def test_long_prompts_of_several_variants_are_read_in_turn() -> None:
     assert [batch.variant for batch in chunks[:8]] == [DENSE, PRUNED] * 4
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     arrivals=st.lists(
         st.tuples(

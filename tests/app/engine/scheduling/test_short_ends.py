@@ -60,7 +60,7 @@ def test_the_first_of_prompts_that_begin_alike_is_not_kept_waiting_for_the_ends_
 
 
 @given(lengths=st.lists(st.integers(1, 1500), min_size=1, max_size=20))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_no_batch_has_more_than_a_short_end_beyond_the_limit(lengths: list[int]) -> None:
     read = prefills(*(prompt(length, of=at + 3) for at, length in enumerate(lengths)))
     assert max(map(sum, read)) <= BATCH + END

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -41,7 +41,6 @@ def test_exponentials_are_right_to_a_millionth_and_zero_or_huge_beyond() -> None
     assert np.isnan(out[:20]).all(), "a request with such a number would not fail"
 
 
-@settings(deadline=None)
 @given(st.lists(FLOATS, min_size=1, max_size=40))
 def test_numbers_are_rounded_to_bfloat16_as_torch_rounds_them(numbers: list[float]) -> None:
     floats = torch.tensor(numbers, dtype=torch.float32)

@@ -107,7 +107,7 @@ def defined(heads: Heads, rows: Rows) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("dtype", "far"), [(torch.float32, 3e-6), (torch.bfloat16, 8e-3)])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     heads=st.builds(
         Heads,

@@ -85,7 +85,7 @@ def test_every_family_of_usual_parts_is_compiled(family: str) -> None:
     assert is_compiled == (family in COMPILED_FAMILIES)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     family=st.sampled_from(COMPILED_FAMILIES),
     is_int8=st.booleans(),

@@ -68,7 +68,7 @@ def test_products_of_any_size_are_those_of_float64(dtype: torch.dtype) -> None:
     function = ParallelFunction(FUNCTIONS[dtype])
     function.load()
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(
         rows=st.integers(1, 23),
         outputs=st.integers(1, 90),
@@ -97,7 +97,7 @@ def test_the_products_of_a_row_do_not_depend_on_other_rows(dtype: torch.dtype) -
     function = ParallelFunction(FUNCTIONS[dtype])
     function.load()
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(
         first=st.integers(0, 22),
         rows=st.integers(1, 23),
