@@ -122,6 +122,10 @@ def advise(
         float | None, typer.Option(help="Minimum probe score, from 0 to 1.")
     ] = Limits.min_probe,
     min_task_share: MinTaskShare = Limits.min_task_share,
+    load: Annotated[
+        str | None,
+        typer.Option(help="Load that the answer begins with: stream, a number of streams, prompt."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what to take of a model, from what is known of int8 weights and of all its depths.
@@ -132,4 +136,4 @@ def advise(
     limits = Limits(max_ratio, min_speedup, min_probe, min_task_share)
     from app.commands.models import print_advice
 
-    print_advice(serve_settings(), model, limits, as_json=as_json)
+    print_advice(serve_settings(), model, limits, load, as_json=as_json)

@@ -96,9 +96,16 @@ def print_models(settings: ServeSettings, *, as_json: bool) -> None:
         console.print("control: the dense model after the same training")
 
 
-def print_advice(settings: ServeSettings, model: str, limits: Limits, *, as_json: bool) -> None:
-    """Raises ``UnknownModel`` or ``NotDense``."""
-    advice = advice_on(model, catalog_of(settings), limits)
+def print_advice(
+    settings: ServeSettings,
+    model: str,
+    limits: Limits,
+    load: str | None = None,
+    *,
+    as_json: bool,
+) -> None:
+    """Raises ``UnknownModel``, ``NotDense`` or ``LoadNotMeasured``."""
+    advice = advice_on(model, catalog_of(settings), limits, load)
     if as_json:
         print_json(advice_view(advice))
         return

@@ -12,18 +12,37 @@ from pruning.evaluation.frontier import FrontierVerdict, NextStep, judge
 from pruning.evaluation.limits import Limits
 from pruning.evaluation.points import Load, Point
 from pruning.evaluation.quality import Interval
+from pruning.spec import InvalidSpec
 
 _PER_TOKEN = Load(ONE_STREAM, "per token")  # where not all that is known is of one stream
 
 
-def advice_on(name: str, catalog: Catalog, limits: Limits) -> FrontierVerdict:
-    """What to take of a dense model, or of that of an alias.
+class LoadNotMeasured(InvalidSpec):
+    """No candidate was measured at the load that is asked for."""
 
-    Raises ``NotDense``, ``UnknownModel`` and ``JobStoreUnavailable``.
+    def __init__(self, load: str, model: str, known: Sequence[Load]) -> None:
+        names = ", ".join(each.name for each in known)
+        super().__init__(
+            "load",
+            f"nothing of {model} was measured at the load {load[:32]}; known loads: {names}. "
+            "`sleb frontier` measures others with --loads",
+        )
+
+
+def advice_on(
+    name: str, catalog: Catalog, limits: Limits, load: str | None = None
+) -> FrontierVerdict:
+    """What to take of a dense model, or of that of an alias, first at ``load`` if it is given.
+
+    Raises ``NotDense``, ``LoadNotMeasured``, ``UnknownModel`` and ``JobStoreUnavailable``.
     """
     model, is_here = _dense(name, catalog)
     known = [_Known.of(entry, catalog) for entry in _entries(model, catalog)]
     loads, share = _loads(known), _share_of_predicted(known)
+    if load is not None:
+        if load not in {each.name for each in loads}:
+            raise LoadNotMeasured(load, model, loads)
+        loads.sort(key=lambda each: each.name != load)
     candidates = [one.point(catalog, share) for one in known]
     timed = {load for point in candidates for load in point.speeds}
     dense = replace(dense_point(model), speeds={load: Interval(1.0, 1.0, 1.0) for load in timed})

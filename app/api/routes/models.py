@@ -42,6 +42,14 @@ MinTaskShare = Annotated[
         "null for no limit.",
     ),
 ]
+MainLoad = Annotated[
+    str | None,
+    Query(
+        max_length=32,
+        description="The load that the answer begins with and the speed-ups are of: one of the "
+        "`loads` of the answer, such as stream, 8 or prompt. Default: the first of them.",
+    ),
+]
 
 
 @router.get("")
@@ -73,6 +81,7 @@ def get_advice(
     min_speedup: MinSpeedup = Limits.min_speedup,
     min_probe: MinProbe = Limits.min_probe,
     min_task_share: MinTaskShare = Limits.min_task_share,
+    load: MainLoad = None,
 ) -> AdviceView:
     """Say what to take of a dense model, from what is known of int8 weights and of all its depths.
 
@@ -81,7 +90,7 @@ def get_advice(
     it.
     """
     limits = Limits(max_ratio, min_speedup, min_probe, min_task_share)
-    return advice_view(advice_on(name, services.catalog, limits))
+    return advice_view(advice_on(name, services.catalog, limits, load))
 
 
 @router.put(

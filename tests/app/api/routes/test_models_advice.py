@@ -79,6 +79,23 @@ def test_int8_that_is_better_is_what_to_take(
 
 
 @pytest.mark.usefixtures("manifest")
+def test_the_answer_begins_with_the_load_that_is_asked_for(
+    data_dir: Path, client: TestClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured_int8(data_dir)
+    found = client.get("/models/tiny/advice", params={"load": "32"}).json()
+    assert found["sentence"].startswith("Do not prune this model at 32 streams. At one stream take")
+    assert [load["name"] for load in found["loads"]] == ["32", "stream"]
+    assert found["taken"] is None
+    assert found["depths"][0]["speedup"]["value"] == 1.05
+    print_advice(ServeSettings(data_dir=data_dir), "tiny", Limits(), "32", as_json=False)
+    assert "Do not prune this model at 32 streams." in capsys.readouterr().out
+    refused = client.get("/models/tiny/advice", params={"load": "64"})
+    assert refused.status_code == 422
+    assert "at the load 64; known loads: stream, 32. `sleb frontier` measures" in refused.text
+
+
+@pytest.mark.usefixtures("manifest")
 def test_tasks_are_named_and_have_a_limit(
     data_dir: Path, client: TestClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
