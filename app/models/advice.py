@@ -8,7 +8,7 @@ from app.models.catalog import Catalog, UnknownModel
 from app.models.entry import ModelEntry
 from app.models.loads import load_of, order_of
 from app.models.measured_speedups import ONE_STREAM, MeasuredSpeedup
-from pruning.evaluation.frontier import FrontierVerdict, NextStep, judge
+from pruning.evaluation.frontier import PROD, PROD_PATH, FrontierVerdict, NextStep, judge
 from pruning.evaluation.limits import Limits
 from pruning.evaluation.points import Load, Point
 from pruning.evaluation.quality import Interval
@@ -47,7 +47,9 @@ def advice_on(
     timed = {load for point in candidates for load in point.speeds}
     dense = replace(dense_point(model), speeds={load: Interval(1.0, 1.0, 1.0) for load in timed})
     verdict = judge(model, [dense, *candidates], loads, limits)
-    return verdict if is_here else replace(verdict, next_step=_restored(model))
+    if not is_here:
+        return replace(verdict, next_step=_restored(model))
+    return replace(verdict, next_step=None) if _is_served(verdict, catalog) else verdict
 
 
 def _dense(name: str, catalog: Catalog) -> tuple[str, bool]:
@@ -61,6 +63,14 @@ def _dense(name: str, catalog: Catalog) -> tuple[str, bool]:
     if (entry.is_pruned or entry.is_int8) and not catalog.is_alias(name):
         raise NotDense(name)
     return entry.base, entry.external is not None or entry.base in catalog.dense_names()
+
+
+def _is_served(verdict: FrontierVerdict, catalog: Catalog) -> bool:
+    """Whether the next step is to serve a variant as prod, and that is done."""
+    request = verdict.next_step and verdict.next_step.request
+    if not request or request.path != PROD_PATH:
+        return False
+    return catalog.aliases().get(PROD) == catalog.resolve(str(request.body["target"])).pinned_name
 
 
 def _restored(model: str) -> NextStep:

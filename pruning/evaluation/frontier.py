@@ -23,7 +23,18 @@ _VAGUE_TASKS = "its accuracy on tasks is not known closely enough"
 _VAGUE = {(): _VAGUE_SPEED, ("probe",): _NO_PROBE, ("tasks",): _VAGUE_TASKS}
 _TASKS = "zeroshot"  # those of the paper
 _OF_ACCURACY = "% of the task accuracy above chance"
+PROD = "prod"  # the name for what is taken
+PROD_PATH = f"/models/{PROD}"
 _DECISIVE = 1.05  # a median gain of less changes no choice
+
+
+@dataclass(frozen=True)
+class StepRequest:
+    """The request to a service that does what a command does."""
+
+    method: str
+    path: str
+    body: Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -32,6 +43,7 @@ class NextStep:
 
     words: str
     command: str
+    request: StepRequest | None = None  # None where a service cannot do it
 
 
 @dataclass(frozen=True)
@@ -268,10 +280,13 @@ class _Judged:
         again = f"sleb jobs submit {self._model} --num-remove {deepest}"
         if why == {_VAGUE_QUALITY}:
             more = f"{again} --evaluation-max-seconds 600"
-            return NextStep("evaluate the depths on more text", more)
+            request = self._job(deepest, evaluation={"max_seconds": 600})
+            return NextStep("evaluate the depths on more text", more, request)
         if why == {_NO_PROBE}:
             drop = 1 - (self._limits.min_probe or 0)
-            return NextStep("measure the probe too", f"{again} --gate-max-probe-drop {drop:g}")
+            command = f"{again} --gate-max-probe-drop {drop:g}"
+            request = self._job(deepest, gate={"max_probe_drop": drop})
+            return NextStep("measure the probe too", command, request)
         if why == {_VAGUE_TASKS}:
             return self._answers()
         if why and any(not point.is_dense for point in self._points):
@@ -298,16 +313,26 @@ class _Judged:
             return NextStep(
                 "prune it, as nothing is pruned yet",
                 f"sleb jobs submit {self._model} --num-remove 4",
+                self._job(4),
             )
         if (healable := self._healable()) is not None:
             return NextStep(
                 f"heal {healable.short_name}, which is faster but loses too much",
                 f"sleb jobs heal {healable.checkpoint}",
+                StepRequest("POST", "/heal-jobs", {"model": healable.checkpoint}),
             )
         first = next(iter(self.taken.values()))
         if first.is_dense:
             return None
-        return NextStep("serve it under a name of its own", f"sleb models alias prod {first.name}")
+        return NextStep(
+            f"serve it as {PROD}",
+            f"sleb models alias {PROD} {first.name}",
+            StepRequest("PUT", PROD_PATH, {"target": first.name}),
+        )
+
+    def _job(self, num_remove: int, **settings: object) -> StepRequest:
+        body = {"model": self._model, "num_remove": num_remove, **settings}
+        return StepRequest("POST", "/prune-jobs", body)
 
     def _options(self) -> str:
         """Those limits that are not the default ones."""

@@ -1,6 +1,6 @@
 """The response body of advice: what to take of a model."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -55,9 +55,20 @@ class LoadView(BaseModel):
     )
 
 
+class StepRequestView(BaseModel):
+    """A request to this service."""
+
+    method: Literal["POST", "PUT"] = Field(description="Method of the request.")
+    path: str = Field(description="Path of the request.")
+    body: dict[str, Any] = Field(description="Body of the request.")
+
+
 class NextStepView(BaseModel):
     words: str = Field(description="What to do, in words.")
     command: str = Field(description="The command that does it.")
+    request: StepRequestView | None = Field(
+        description="The request that does the same; null if only the command can do it."
+    )
 
 
 class AdvisedDepthView(BaseModel):

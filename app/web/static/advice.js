@@ -3,11 +3,15 @@
 import { json } from "./api.js";
 import { bracketed, el, name, table } from "./dom.js";
 import { interval, ratio, shortName, unbroken } from "./format.js";
+import { act } from "./live.js";
 
 const KEEPS = { kept: "all", exceeded: "not: ", undecided: "undecided: " };
 
-/** The advice for a dense model, or null where there is none: it is gone, or may not be seen. */
-export const adviceOn = (model) => json(`/models/${encodeURIComponent(model)}/advice`).catch(() => null);
+/** The advice for a dense model within limits, or null where there is none: it is gone, or may not be seen. */
+export function adviceOn(model, limits = {}) {
+  const query = new URLSearchParams(limits);
+  return json(`/models/${encodeURIComponent(model)}/advice${query.size ? `?${query}` : ""}`).catch(() => null);
+}
 
 const cell = (found) => (found ? [ratio(found.value), found.low === null ? null : bracketed(interval(found.low, found.high))] : null);
 
@@ -24,8 +28,21 @@ export function sidesOf(dense, variant, tone = "") {
   return el("a", { class: `button ${tone}`, "data-needs": "generate", href: `/ui/compare?${sides}` }, "Compare with dense");
 }
 
-/** The one thing to do next, with its command. */
-export const nextOf = ({ next_step: step }) => step && el("p", { class: "note" }, `Next: ${step.words}: `, el("code", {}, step.command));
+/** The one thing to do next: its command, and a button where the service can do it. */
+export function nextOf({ next_step: step }) {
+  if (step === null) return null;
+  const words = `${step.words[0].toUpperCase()}${step.words.slice(1)}`;
+  return [el("p", { class: "note" }, `Next: ${step.words}: `, el("code", {}, step.command)),
+    step.request && el("p", { class: "row" }, el("button", { "data-key": "next", "data-needs": step.request.method === "PUT" ? "admin" : "jobs",
+      onclick: (event) => act(event.target, () => follow(step.request)) }, words))];
+}
+
+/** Send the request of a step, and show what it began. */
+async function follow({ method, path, body }) {
+  const found = await json(path, { method, body, timeoutMs: 600000 });
+  if (found.object === "prune_job") location.assign(`/ui/jobs/${encodeURIComponent(found.id)}`);
+  else location.reload();
+}
 
 const probeOf = ({ probe_score: score, dense_probe_score: dense }) => (score === null ? null : `${score.toFixed(2)} of ${dense.toFixed(2)}`);
 

@@ -6,7 +6,7 @@ import { runs, shape, ticks } from "./svg.js";
 
 // names stand behind the lines where there is room, and else the picture is higher than wide
 const WIDE = { kind: "wide", width: 680, height: 340, left: 58, right: 100, top: 16, bottom: 44, numTicks: 6 };
-const NARROW = { kind: "narrow", width: 340, height: 320, left: 52, right: 84, top: 12, bottom: 44, numTicks: 3 };
+const NARROW = { kind: "narrow", width: 340, height: 320, left: 52, right: 100, top: 12, bottom: 44, numTicks: 3 };
 
 /** From values to pixels, with room at the end. */
 function scale(values, from, to) {
@@ -19,7 +19,7 @@ function scale(values, from, to) {
 
 const label = (value) => `${Number(value.toPrecision(3))}×`;
 
-function axes(x, y, { width, height, left, right, top, bottom, numTicks }) {
+function axes(x, y, load, { width, height, left, right, top, bottom, numTicks }) {
   const text = (attributes, words) => shape("text", { class: "tick", ...attributes }, words);
   const line = (x1, y1, x2, y2) => shape("line", { class: "grid", x1, y1, x2, y2 });
   return [
@@ -27,7 +27,7 @@ function axes(x, y, { width, height, left, right, top, bottom, numTicks }) {
       text({ x: x.at(value), y: height - bottom + 18, "text-anchor": "middle" }, label(value))]),
     ...ticks(y.low, y.high, 5).flatMap((value) => [line(left, y.at(value), width - right, y.at(value)),
       text({ x: left - 8, y: y.at(value) + 5, "text-anchor": "end" }, label(value))]),
-    text({ x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle" }, "speed-up per token"),
+    text({ x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle" }, `speed-up ${load}`),
   ];
 }
 
@@ -51,7 +51,7 @@ function drawn(line, x, y) {
       area === null && kind !== "raw" && Number.isFinite(low) && Number.isFinite(high)
         ? shape("line", { class: `range ${kind}`, x1: x.at(speed), y1: y.at(low), x2: x.at(speed), y2: y.at(high) }) : null,
       shape("circle", { class: `point ${kind}`, cx: x.at(speed), cy: y.at(cost), r: 4.5 }, shape("title", {}, title)),
-      kind === "served" || kind === "int8" ? shape("text", { class: "depth", x: x.at(speed), y: y.at(cost) + 20, "text-anchor": "middle" }, short) : null,
+      short ? shape("text", { class: "depth", x: x.at(speed) + 9, y: y.at(cost) + 16 }, short) : null,
       mark ? shape("circle", { class: mark, cx: x.at(speed), cy: y.at(cost), r: 10 }) : null]),
     shape("text", { class: kind, x: x.at(last.speed) + 12, y: y.at(last.cost) + 5 }, words),
   ].filter(Boolean);
@@ -67,25 +67,37 @@ function kept(limits, x, y, { width, right, numTicks }) {
     numTicks > 3 ? shape("text", { class: "tick", y: top - 6, ...words }, "meets the limits") : null].filter(Boolean);
 }
 
-function picture(title, lines, limits, layout) {
+/** What no other point beats, from the slowest to the fastest. */
+function frontier(points) {
+  const sorted = points.toSorted((one, other) => other.speed - one.speed || one.cost - other.cost);
+  let least = Infinity;
+  return sorted.filter(({ cost }) => {
+    const isBest = cost < least;
+    least = Math.min(least, cost);
+    return isBest;
+  }).reverse();
+}
+
+function picture(title, lines, limits, load, layout) {
   const { kind, width, height, left, right, top, bottom } = layout;
   const points = lines.flatMap((line) => line.points);
   const x = scale(points.map(({ speed }) => speed), left, width - right);
   const costs = lines.flatMap((line) => line.points.flatMap(({ cost, low, high }) => (line.kind === "raw" ? [cost] : [cost, low, high])));
   const y = scale(costs.filter(Number.isFinite), height - bottom, top);
-  return shape("svg", { class: `gain ${kind}`, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": title }, ...kept(limits, x, y, layout), ...axes(x, y, layout),
+  return shape("svg", { class: `gain ${kind}`, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": title }, ...kept(limits, x, y, layout), ...axes(x, y, load, layout),
+    shape("polyline", { class: "frontier", points: frontier([{ speed: 1, cost: 1 }, ...points]).map(({ speed, cost }) => `${x.at(speed)},${y.at(cost)}`).join(" ") }),
     shape("circle", { class: "point dense", cx: x.at(1), cy: y.at(1), r: 5 }, shape("title", {}, `dense: ${ratio(1)}`)),
     shape("text", { x: x.at(1) - 8, y: y.at(1) - 14, "text-anchor": "end" }, "dense"),
     ...lines.filter(({ points: found }) => found.length).flatMap((line) => drawn(line, x, y)));
 }
 
 /**
- * `lines` are `{kind, words, points}`, points `{depth, speed, cost, low, high, mark, title, short}` from the
- * least pruned on; the dense model is at 1, 1.
+ * `lines` are `{kind, words, points}`: `words` are behind the last point, and `short` is below any other. Points
+ * are `{depth, speed, cost, low, high, mark, title, short}` from the least pruned on; the dense model is at 1, 1. `load` is in words.
  */
-export function gain(title, lines, limits = null) {
+export function gain(title, lines, limits, load) {
   if (lines.every(({ points }) => points.length === 0)) return null;
   return el("figure", { class: "picture" },
-    el("figcaption", {}, "Perplexity on the worst text, × dense (lower is better), against speed-up per token (further right is better)"),
-    [WIDE, NARROW].map((layout) => picture(title, lines, limits, layout)));
+    el("figcaption", {}, `Perplexity on the worst text, × dense (lower is better), against the speed-up ${load} (further right is better). The broad line joins what no other variant beats.`),
+    [WIDE, NARROW].map((layout) => picture(title, lines, limits, load, layout)));
 }

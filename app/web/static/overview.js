@@ -1,16 +1,16 @@
 // The overview: health, models and variants; load and unload.
 
-import { adviceOn, nextOf, sentenceOf, sidesOf } from "./advice.js";
+import { Answer, quantized } from "./answer.js";
 import { json, post } from "./api.js";
 import { cacheLines } from "./cache.js";
 import { bracketed, byId, el, fill, name, say, shortened, table } from "./dom.js";
 import { noModel } from "./empty.js";
 import { bytes, count, interval, number, perplexity, ratio, seconds, shortName } from "./format.js";
-import { gain } from "./gain.js";
 import { act, poll } from "./live.js";
 
 const PAGE = 25;
 const MAX_ADVISED = 8; // models, as each is asked for
+const MAX_QUANTIZED = 8; // variants of a model, as each is asked for
 const shown = new Map(); // how many variants of a model are shown
 
 function card(title, value, tone, ...more) {
@@ -47,10 +47,11 @@ function cards(status) {
   ];
 }
 
-function quality(model, domain) {
+function quality(model, domain, depth) {
   const found = model.domains.find((each) => each.domain === domain);
   if (found === undefined) {
-    return null;
+    const known = depth?.ratios[domain];
+    return known ? [ratio(known.value), bracketed(interval(known.low, known.high))] : null;
   }
   const isDense = model.variant === "dense";
   const range = interval(found.ratio_low, found.ratio_high);
@@ -99,125 +100,100 @@ function nameOf(model, base) {
   return [el("span", { title: model.id }, name(shortOf(model, base))), ...notes.filter(Boolean).map((note) => el("span", { class: "sub" }, note))];
 }
 
-const speedOf = (model) => model.measured_speedup?.ratio ?? model.predicted_speedup;
-
 /** The name without that of the model, which the heading has. */
-const shortOf = (model, base) => shortName(model.id.startsWith(`${base}@`) ? model.id.slice(base.length) : model.id);
-
-/** How the picture marks what is advised, and else what is nearest to the limits. */
-const markOf = ({ id }, advice) => (id === advice?.taken ? "taken" : id === advice?.nearest ? "taken nearest" : null);
-
-/** The point of a model in the picture, by its worst domain; `kind` is a field before `ratio`. */
-function pointOf(model, base, advice, kind = "") {
-  const worst = model.domains.reduce((one, other) => (other[`${kind}ratio`] > one[`${kind}ratio`] ? other : one));
-  const [cost, low, high] = ["ratio", "ratio_low", "ratio_high"].map((field) => worst[`${kind}${field}`]);
-  return { depth: model.removed_blocks.length, speed: speedOf(model), cost, low, high, short: shortOf(model, base), mark: kind === "" ? markOf(model, advice) : null,
-    title: `${shortOf(model, base)}: ${ratio(speedOf(model))} as fast, ${ratio(cost)} the perplexity on ${worst.domain}` };
+function shortOf(model, base) {
+  const isOfBase = model.id.startsWith(`${base}@`) || model.id.startsWith(`${base}+`);
+  return shortName(isOfBase ? model.id.slice(base.length) : model.id);
 }
 
-/** Of int8 weights only the advice has the perplexity. */
-function int8Points(advice) {
-  const known = (advice?.depths ?? []).filter((depth) => depth.is_int8 && depth.speedup && Object.keys(depth.ratios).length > 0);
-  return known.sort((one, other) => one.num_removed - other.num_removed).map((depth) => {
-    const [domain, worst] = Object.entries(depth.ratios).reduce((one, other) => (other[1].value > one[1].value ? other : one));
-    const [short, speed, cost] = [shortName(depth.short_name), depth.speedup.value, worst.value];
-    return { depth: depth.num_removed, speed, cost, low: worst.low, high: worst.high, mark: markOf({ id: depth.name }, advice),
-      short: depth.num_removed ? short : "", title: `${short}: ${ratio(speed)} as fast, ${ratio(cost)} the perplexity on ${domain}` };
-  });
-}
-
-function picture(base, models, advice) {
-  const known = models.filter((model) => model.variant === "pruned" && speedOf(model) && model.domains.length > 0);
-  const byDepth = (one, other) => other.num_blocks - one.num_blocks;
-  const healed = Map.groupBy(known.filter((model) => model.repair?.is_healed), ({ checkpoint }) => checkpoint);
-  const depths = known.filter((model) => model.id.startsWith(`${base}@-`) && !model.repair?.is_healed).sort(byDepth);
-  const isRepaired = depths.some((model) => model.repair !== null);
-  const line = (kind, words, found, field) => ({ kind, words, points: found.map((model) => pointOf(model, base, advice, field)) });
-  return gain(`Speed and perplexity of the variants of ${base}`, [
-    line("served", isRepaired ? "repaired" : "pruned", depths),
-    ...(isRepaired ? [line("raw", "unrepaired", depths, "raw_")] : []),
-    { kind: "int8", words: "int8", points: int8Points(advice) },
-    ...[...healed.values()].map((found, index) => line("healed", index ? "" : "healed", found.sort(byDepth)))], advice?.limits);
-}
-
-function speedCell(model) {
-  const measured = model.measured_speedup;
-  if (measured) return [ratio(measured.ratio), measured.low === null ? null : bracketed(interval(measured.low, measured.high))];
-  return model.predicted_speedup === null ? null : [ratio(model.predicted_speedup), el("span", { class: "sub" }, "predicted")];
+/** The speed-up under the load of the answer, or else what is known of the model. */
+function speedCell(model, depth) {
+  const { ratio: value, ...ends } = model.measured_speedup ?? { ratio: model.predicted_speedup };
+  const { speedup, is_measured: isMeasured } = depth ?? { speedup: value === null ? null : { value, ...ends }, is_measured: model.measured_speedup !== null };
+  if (!speedup) return null;
+  const range = interval(speedup.low, speedup.high);
+  return [ratio(speedup.value), range ? bracketed(range) : null, isMeasured ? null : el("span", { class: "sub" }, "predicted")];
 }
 
 /** The dense model first, then by depth. The checkpoint of the newest order is its deepest one. */
 function listed(base, models) {
   const newest = models.find((model) => model.id.startsWith(`${base}@-`))?.checkpoint;
   const isTwice = (model) => model.id === newest && models.some((other) => other !== model && other.num_blocks === model.num_blocks && other.checkpoint === newest);
-  return models.filter((model) => !isTwice(model)).sort((one, other) => (one.variant === "dense" ? -1 : 0) - (other.variant === "dense" ? -1 : 0));
+  const order = (model) => (model.id === base ? 0 : model.variant === "dense" ? 1 : 2);
+  return models.filter((model) => !isTwice(model)).sort((one, other) => order(one) - order(other));
 }
 
-function columnsOf(domains) {
-  return [{ title: "model" }, { title: "blocks", num: true }, { title: "speed-up", num: true },
+function columnsOf(domains, advice) {
+  const load = advice?.loads[0].words ?? "";
+  return [{ title: "model" }, { title: "blocks", num: true }, { title: `speed-up ${load}`, num: true },
     ...(domains.length ? domains.map((domain) => ({ title: `perplexity, ${domain}`, num: true }))
       : [{ title: "perplexity", num: true }]),
     { title: "memory" }, { title: el("span", { class: "unseen" }, "actions") }];
 }
 
-function variants(base, models) {
+function variants(base, models, advice) {
   const domains = [...new Set(models.flatMap((model) => model.domains.map((each) => each.domain)))];
   const all = listed(base, models);
+  const depths = new Map(advice?.depths.map((depth) => [depth.name, depth]));
   const rows = all.slice(0, shown.get(base) ?? PAGE).map((model) => [
     nameOf(model, base),
     model.num_blocks === 0 ? "–" : String(model.num_blocks),
-    speedCell(model),
-    ...(domains.length ? domains.map((domain) => quality(model, domain))
+    speedCell(model, depths.get(model.id)),
+    ...(domains.length ? domains.map((domain) => quality(model, domain, depths.get(model.id)))
       : [model.perplexity === null ? null : perplexity(model.perplexity)]),
     memoryOf(model),
     button(model),
   ]);
   const rest = all.length - rows.length;
-  return [table(`Variants of ${base}`, columnsOf(domains), rows),
+  return [table(`Variants of ${base}`, columnsOf(domains, advice), rows),
     rest > 0 ? el("p", {}, el("button", { "data-key": `more ${base}`, onclick: () => {
       shown.set(base, rows.length + PAGE);
       refresh();
     } }, `Show ${Math.min(rest, PAGE)} of ${rest} more`)) : null];
 }
 
-const stat = (value, words) => el("div", {}, el("dt", {}, words), el("dd", {}, value));
-
-/** A ratio with how sure it is. */
-const known = ({ value, low, high }, words) => stat(ratio(value), [words, low === null ? null : [", ", el("span", { class: "whole" }, interval(low, high))]]);
-
-/** The figures of what the advice takes, or else of the nearest, to be read from afar. */
-function stats(advice) {
-  const about = advice?.depths.find(({ name: each }) => each === (advice.taken ?? advice.nearest));
-  if (!about) return null;
-  const costs = Object.entries(about.ratios).sort(([, one], [, other]) => other.value - one.value);
-  return [advice.taken ? null : el("p", { class: "note" }, "The closest, ", shortened(about.short_name), ":"), el("dl", { class: "stats" },
-    about.speedup && known(about.speedup, `speed-up, ${about.is_measured ? "measured" : "predicted"}`),
-    costs.length ? known(costs[0][1], `perplexity on ${costs[0][0]}, the worst text`) : null,
-    about.parameters === null || about.num_removed === 0 ? null : stat(`${Math.round((1 - about.parameters) * 100)} %`, "fewer parameters"))];
-}
-
-function answer(base, models, advice, query) {
-  const shown = advice?.taken ?? advice?.nearest;
-  return el("div", { class: "answer" },
-    el("div", {}, advice ? [sentenceOf(advice), stats(advice), nextOf(advice)] : null, el("p", { class: "row" },
-      shown ? sidesOf(base, shown, advice.taken ? "primary" : "") : null,
-      el("a", { class: "button", "data-needs": "jobs", href: `/ui/curve?${query}` }, "All depths"),
-      el("a", { class: "button", "data-needs": "jobs", href: `/ui/jobs/new?${query}` }, "New job"))),
-    picture(base, models, advice));
-}
-
 const isPruned = (models) => models.some((model) => model.variant === "pruned");
 
-/** `isOnly` where there is no other model, so that the first words have its button already. */
-function family(base, models, advice, isOnly) {
-  const query = new URLSearchParams({ model: base });
-  return el("article", { class: "family" }, el("h2", {}, name(base), ` `, el("span", { class: "muted" },
-    `${count(models[0].num_blocks ?? "–", "block")}, ${models[0].dtype ?? "type unknown"}`)),
-  isPruned(models) ? answer(base, models, advice, query) : null,
-  isPruned(models) || isOnly ? null
-    : el("p", { class: "row" }, el("a", { class: "button", "data-needs": "jobs", href: `/ui/jobs/new?${query}` }, "Prune this model")),
-  variants(base, models));
+/** A model with its variants, drawn again part by part. `isOnly` where there is no other model, so
+ * that the first words have its button already. */
+class Family {
+  constructor(base) {
+    this.base = base;
+    this.models = [];
+    this.heading = el("h2");
+    this.start = el("div");
+    this.answer = new Answer(base, () => this.draw());
+    this.heads = el("summary");
+    this.table = el("div");
+    this.all = el("details", { class: "all" }, this.heads, this.table);
+    this.node = el("article", { class: "family" }, this.heading, this.start, this.answer.node, this.all);
+  }
+
+  async update(models, isAdvised, isOnly) {
+    if (isAdvised) await this.answer.ask();
+    const { advice } = this.answer;
+    if (this.models.length === 0) this.all.open = advice === null || matchMedia("(min-width: 46rem)").matches; // later a person opens and closes it
+    const others = advice ? await Promise.all(quantized(advice).slice(0, MAX_QUANTIZED).map(({ name: each }) => modelOf(each))) : [];
+    this.models = [...models, ...others.filter(Boolean)];
+    const query = new URLSearchParams({ model: this.base });
+    fill(this.start, isAdvised || isOnly ? null
+      : el("p", { class: "row" }, el("a", { class: "button", "data-needs": "jobs", href: `/ui/jobs/new?${query}` }, "Prune this model")));
+    this.answer.node.hidden = !isAdvised;
+    this.draw();
+  }
+
+  draw() {
+    const [first] = this.models;
+    fill(this.heading, name(this.base), " ", el("span", { class: "muted" },
+      `${count(first.num_blocks ?? "–", "block")}, ${first.dtype ?? "type unknown"}`));
+    this.answer.show(this.models);
+    fill(this.heads, count(listed(this.base, this.models).length, "variant"));
+    fill(this.table, variants(this.base, this.models, this.answer.advice));
+  }
 }
+
+/** A model that no list has, or null where it cannot be had. */
+const modelOf = (id) => json(`/models/${encodeURIComponent(id)}`).catch(() => null);
 
 /** What this is and what to do first, where nothing is pruned. */
 function first(groups) {
@@ -229,14 +205,17 @@ function first(groups) {
     el("p", {}, el("a", { class: "button primary", "data-needs": "jobs", href: `/ui/jobs/new?${new URLSearchParams({ model: base.id })}` }, "Prune your first model")));
 }
 
-function families(groups, advice) {
-  return groups.size === 0 ? [noModel()] : [first(groups), ...[...groups].map(([base, found]) => family(base, found, advice.get(base), groups.size === 1))];
-}
+const families = new Map(); // by the name of the dense model
 
-/** What to take of each model that has variants. */
-async function advices(groups) {
-  const pruned = [...groups].filter(([, found]) => isPruned(found)).slice(0, MAX_ADVISED);
-  return new Map(await Promise.all(pruned.map(async ([base]) => [base, await adviceOn(base)])));
+/** What to take of each model that has variants, and all variants. */
+async function drawn(groups) {
+  if (groups.size === 0) return [noModel()];
+  const advised = [...groups].filter(([, found]) => isPruned(found)).slice(0, MAX_ADVISED).map(([base]) => base);
+  await Promise.all([...groups].map(([base, found]) => {
+    if (!families.has(base)) families.set(base, new Family(base));
+    return families.get(base).update(found, advised.includes(base), groups.size === 1);
+  }));
+  return [first(groups), ...[...groups.keys()].map((base) => families.get(base).node)];
 }
 
 function running({ data }) {
@@ -264,7 +243,7 @@ const refresh = poll(async () => {
   const [status, models] = await Promise.all([json("/status"), json("/models")]);
   fill(byId("cards"), cards(status));
   const groups = Map.groupBy(models.data, (model) => model.parent ?? model.id);
-  fill(byId("list"), families(groups, await advices(groups)));
+  fill(byId("list"), await drawn(groups));
   byId("legend").hidden = !isPruned(models.data);
   const isRunning = status.jobs !== null && status.jobs.num_jobs.running > 0;
   fill(byId("running"), isRunning && maySeeJobs ? await runningJobs() : null);

@@ -11,7 +11,13 @@ import redis
 from app.auth.keys import KeyFile, Scope
 from app.config import ServeSettings
 from app.models.measured_qualities import MeasuredQualities
-from app.models.measured_speedups import COMPARISON, Measurand, MeasuredSpeedup, MeasuredSpeedups
+from app.models.measured_speedups import (
+    COMPARISON,
+    ONE_STREAM,
+    Measurand,
+    MeasuredSpeedup,
+    MeasuredSpeedups,
+)
 from pruning.evaluation.quality import DomainQuality, Measured
 from pruning.jobs import transitions
 from pruning.jobs.job import Phase
@@ -117,6 +123,39 @@ def test_int8_weights_are_in_the_picture_of_the_overview(
         assert picture.locator("circle.taken").count() == 1
         assert picture.locator("text.int8").text_content() == "int8"
         assert watched.complaints == []
+
+
+def test_a_load_and_limits_change_the_answer_while_they_are_typed(
+    settings: ServeSettings, redis_url: str
+) -> None:
+    publish_pruned(settings.data_dir)
+    weights = fingerprint(settings.models_dir / "tiny")
+    domain = DomainQuality("prose", "", 24, 64, "d", Measured(3.0, 0.1), (Measured(3.01, 1e-3),))
+    MeasuredQualities(settings.data_dir).record("tiny", weights, {"tiny+int8": (domain,)})
+    speeds = MeasuredSpeedups(settings.data_dir)
+    for load, value in ((ONE_STREAM, 1.7), ("8", 1.2)):
+        found = MeasuredSpeedup(value, value - 0.01, value + 0.01, load, 1.0, 5)
+        speeds.record("tiny", {Measurand(0, is_int8=True, load=load): found})
+    with serving(settings, redis_url) as (_, url), browser_page(url) as (page, watched):
+        page.goto("/ui")
+        answer = page.locator(".advice")
+        answer.get_by_text("1.70 × as fast at one stream").wait_for()
+        row = page.get_by_role("row", name=re.compile(r"^\+int8"))
+        assert "1.70×" in row.inner_text()
+        page.get_by_label("Load of tiny").select_option("8 streams")
+        answer.get_by_text("1.20 × as fast at 8 streams").wait_for()
+        row.get_by_text("1.20×").wait_for()
+        page.locator(".gain.wide").get_by_text("speed-up at 8 streams").wait_for()
+        limit = page.get_by_label("× as fast")
+        limit.fill("1.5")
+        answer.get_by_text("Do not prune this model at 8 streams").wait_for()
+        assert limit.evaluate("(node) => node === document.activeElement")
+        limit.fill("0.5")  # the browser says why not, and nothing is asked
+        assert limit.evaluate("(node) => node.matches(':invalid')")
+        page.get_by_label("Load of tiny").select_option("one stream")
+        limit.fill("1.5")
+        answer.get_by_text("1.70 × as fast at one stream").wait_for()
+        assert (watched.complaints, watched.foreign) == ([], [])
 
 
 def test_a_depth_is_evaluated_and_used_as_prod(

@@ -5,7 +5,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruning.evaluation.frontier import judge
+from pruning.evaluation.frontier import StepRequest, judge
 from pruning.evaluation.limits import Limits
 from pruning.evaluation.paired_tasks import PairedTask, TaskShares
 from pruning.evaluation.points import Load, Point, dominates, frontier
@@ -196,9 +196,11 @@ def test_the_next_step_is_one_that_can_change_the_verdict() -> None:
     unpruned = judge("m", (DENSE, INT8), LOADS, WITHIN).next_step
     assert unpruned is not None
     assert unpruned.command == "sleb jobs submit m --num-remove 4"
+    assert unpruned.request == StepRequest("POST", "/prune-jobs", {"model": "m", "num_remove": 4})
     healable = judge("m", (DENSE, INT8, DEEP), LOADS, WITHIN).next_step
     assert healable is not None
     assert healable.command == "sleb jobs heal m@prn-1", "it would win on prompts"
+    assert healable.request == StepRequest("POST", "/heal-jobs", {"model": "m@prn-1"})
     slower = replace(DEEP, speeds={name: about(1.0) for name in NAMES})
     decided = judge("m", (DENSE, INT8, slower), LOADS, WITHIN).next_step
     assert decided is not None

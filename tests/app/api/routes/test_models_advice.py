@@ -127,9 +127,36 @@ def test_int8_that_was_not_measured_is_the_next_step(client: TestClient) -> None
     found = advice(client, min_speedup=100)
     assert found["sentence"].startswith("Do not prune this model: no pruned depth")
     assert found["sentence"].endswith("Int8 weights are not measured yet.")
-    assert found["next_step"]["command"] == "sleb frontier tiny --min-speedup 100"
+    command = "sleb frontier tiny --min-speedup 100"
+    assert (found["next_step"]["command"], found["next_step"]["request"]) == (command, None)
     assert found["depths"][0]["name"] == "tiny+int8"
     assert found["depths"][0]["verdict"] == "undecided"
+
+
+def requested(client: TestClient, step: dict[str, Any], **others: object) -> dict[str, Any]:
+    """The answer to the request of a step."""
+    request = step["request"]
+    answer = client.request(request["method"], request["path"], json=request["body"] | others)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def test_the_next_step_is_a_request_too(data_dir: Path, client: TestClient) -> None:
+    """Until it is done."""
+    measured_int8(data_dir)
+    prune = advice(client)["next_step"]
+    assert prune["command"] == "sleb jobs submit tiny --num-remove 4"
+    assert requested(client, prune, dry_run=True)["object"] == "prune_job.estimate"
+    publish_pruned(data_dir)
+    serve = advice(client)["next_step"]
+    assert serve["command"] == "sleb models alias prod tiny+int8"
+    assert requested(client, serve)["aliases"] == ["prod"]
+    assert advice(client)["next_step"] is None
+    measured(data_dir, 1.9, Measurand(3, load=ONE_STREAM))
+    more = advice(client, **LENIENT)["next_step"]
+    assert more["command"].endswith("--num-remove 3 --evaluation-max-seconds 600")
+    assert requested(client, more, dry_run=True)["object"] == "prune_job.estimate"
 
 
 @pytest.mark.usefixtures("manifest")
