@@ -95,12 +95,12 @@ def run_demo(
         keep_result(job["pruned_model"], place.checkpoints_dir, settings.checkpoints_dir)
         names = [NAME, INT8, deepest_of(job)]
         with console.status("Generating with the dense, the int8 and the pruned model in turn"):
-            prompts = _compared(client, names, measure_s)["prompts"]
+            comparison = _compared(client, names, measure_s)
         with console.status("Measuring the perplexity of int8 weights"):
             _evaluate_int8(client)
         keep_measured(place, settings)
         advice = client.request("GET", f"/models/{NAME}/advice")
-        figures = _figures(client, names, prompts)
+        figures = _figures(client, comparison)
         print_report(job, advice, figures, PROMPTS[0], as_json=as_json)
         _print_answer(console, advice)
         _print_next_steps(console, service.url, job, is_running=keep)
@@ -267,16 +267,16 @@ def _cancel(client: ServiceClient, job_id: str) -> None:
         pause.wait(POLL_S)
 
 
-def _figures(
-    client: ServiceClient, names: Sequence[str], prompts: Sequence[Any]
-) -> list[ModelFigures]:
+def _figures(client: ServiceClient, comparison: dict[str, Any]) -> list[ModelFigures]:
     """Those of the compared models, with what is known of them by now."""
+    reasons = {each["model"]: each["tpot"]["reason"] for each in comparison["results"]}
     return [
         figures_of(
             client.request("GET", f"/models/{name}"),
-            [prompt["outputs"][number] for prompt in prompts],
+            [prompt["outputs"][number] for prompt in comparison["prompts"]],
+            reasons.get(name),
         )
-        for number, name in enumerate(names)
+        for number, name in enumerate(comparison["models"])
     ]
 
 

@@ -24,9 +24,12 @@ class ModelFigures:
     tpot_s: float
     tokens_per_s: float
     completion: str
+    reason: str | None = None  # of the verdict about its speed; None for the dense model
 
 
-def figures_of(model: dict[str, Any], outputs: Sequence[dict[str, Any]]) -> ModelFigures:
+def figures_of(
+    model: dict[str, Any], outputs: Sequence[dict[str, Any]], reason: str | None = None
+) -> ModelFigures:
     """``outputs``: one for each prompt. The prompts of a repeat run as one batch."""
     repeats = list(zip(*(output["timings"] for output in outputs), strict=True))
     num_tokens = sum(output["completion_tokens"] for output in outputs)
@@ -38,6 +41,7 @@ def figures_of(model: dict[str, Any], outputs: Sequence[dict[str, Any]]) -> Mode
             num_tokens / max(times["e2e_s"] for times in repeat) for repeat in repeats
         ),
         completion=outputs[0]["text"],
+        reason=reason,
     )
 
 
@@ -160,5 +164,6 @@ def _explained(pruned: Sequence[ModelFigures]) -> Iterator[str]:
         "predicted: from the measured times of the blocks; ideal: blocks of the dense "
         "model / blocks of the pruned model"
     )
-    if any(side.model["measured_speedup"] is None for side in pruned):
-        yield f"{NOT_MEASURED}: every comparison was too noisy, so the times above are unreliable"
+    for side in pruned:
+        if side.model["measured_speedup"] is None:
+            yield f"{_heading(side)}: the speed-up is {NOT_MEASURED}: {side.reason}"
