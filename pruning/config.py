@@ -129,6 +129,11 @@ class Settings(BaseSettings):
         "processes with limits of time and memory; `off` does so in the process that serves it",
     )
 
+    task_data_dir: AbsolutePath | None = Field(
+        default=None,
+        description="folder with questions of zero-shot tasks as `TASK.jsonl`, which jobs and "
+        "`POST /evals` can name",
+    )
     checkpoint_store: Annotated[str, AfterValidator(_object_store_url)] | None = Field(
         default=None,
         description="object store for published checkpoints: `s3://BUCKET/PREFIX`, "

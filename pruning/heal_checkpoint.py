@@ -123,7 +123,7 @@ def _begun(
     observer.phase("calibrate")
     windows = healing_windows(spec.calibration, dense.model, dense.tokenizer, observer.calibrating)
     held_out_for(spec, dense, source.quality)
-    prepare_tasks(spec, dense.resources.tasks_dir)
+    prepare_tasks(spec, dense.resources)
     return _Healing(heal, source, places, spec, dense, windows, observer, peers)
 
 

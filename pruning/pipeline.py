@@ -317,7 +317,7 @@ def _searched(
     config = read_config(info.path)
     check_repair(spec.repair, config)
     observer.phase("load")
-    prepare(spec, info, resources.tasks_dir)
+    prepare(spec, info, resources)
     dense = load_dense_model(info.path, spec.resident, resources, dtype=spec.dtype)
     parent_fingerprint = fingerprint(dense.path)  # now, as the files may change during the search
     observer.phase("calibrate")

@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 from app.api.deps import services_of
 from app.api.errors import problem_of
 from app.api.problems import error_event
+from app.api.schemas.compare import CompareProgressView
 from app.generation.generator import Generation, Generator
 from app.generation.output import Delta, Output
 from app.generation.request import GenerationRequest
@@ -33,7 +34,7 @@ _Opened = TypeVar("_Opened")
 _Result = TypeVar("_Result")
 _View_co = TypeVar("_View_co", covariant=True)
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
-Observe = Callable[[BaseModel], object]  # called with how far the work is
+Observe = Callable[[int, int], object]  # called with the steps that are done, and their total
 
 
 class SheddingRoute(APIRoute):
@@ -178,14 +179,14 @@ async def followed(work: "Followed") -> AsyncIterator["Followed"]:
 
 
 class Followed:
-    """Work that reports how far it is, and in the end has a result."""
+    """Work that reports how many of its steps are done, and in the end has a result."""
 
     def __init__(
         self, work: Callable[[Observe], Coroutine[Any, Any, BaseModel]], path: str
     ) -> None:
         self._work = work
         self._path = path
-        self._progress: BaseModel | None = None
+        self._progress = CompareProgressView(done=0, total=0)
         self._changed = asyncio.Event()
         self._task: asyncio.Task[BaseModel] | None = None
 
@@ -197,8 +198,8 @@ class Followed:
         if self._task.done():
             self._task.result()
 
-    def _observe(self, progress: BaseModel) -> None:
-        self._progress = progress
+    def _observe(self, done: int, total: int) -> None:
+        self._progress = CompareProgressView(done=done, total=total)
         self._changed.set()
 
     async def events(self) -> AsyncIterator[bytes]:
@@ -211,9 +212,9 @@ class Followed:
                         await self._changed.wait()
                 if self._task.done():
                     break
-                progress = self._progress if self._changed.is_set() else None
+                is_news = self._changed.is_set()
                 self._changed.clear()
-                yield _event("progress", progress) if progress else KEEPALIVE_COMMENT
+                yield _event("progress", self._progress) if is_news else KEEPALIVE_COMMENT
             yield _event("done", self._task.result())
         except Exception as error:
             problem = problem_of(error)

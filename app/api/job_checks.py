@@ -9,6 +9,7 @@ from app.models.tokenizers import tokenizer_in
 from pruning.checkpoints.store import CheckpointStore, Manifest
 from pruning.data.enough import check_text
 from pruning.evaluation.assess import check_measures
+from pruning.evaluation.task_sources import TaskSources
 from pruning.extras import require_extra
 from pruning.healing.record import check_healable
 from pruning.jobs.estimate import DiskTooSmall, Footprint, footprint, heal_estimate
@@ -137,6 +138,7 @@ class JobChecks:
     texts: TextsFolder
     checkpoints: CheckpointStore
     memory_bytes: int | None = None
+    task_data_dir: Path | None = None  # with questions that jobs may name
 
     def pruning(self, spec: PruneSpec) -> Checked:
         """Raises what says why a worker could not run it."""
@@ -145,6 +147,7 @@ class JobChecks:
         info = self.models.inspect(spec.model)
         spec = spec.resolved(self.texts.file)
         check_measures(spec, info)
+        TaskSources(self.task_data_dir).check(spec.tasks)
         check_repair(spec.repair, read_config(info.path))
         num_evaluations = spec.num_evaluations(info.num_blocks)
         _check_positions(spec, info)
@@ -166,6 +169,7 @@ class JobChecks:
         info = self.models.inspect(manifest.parent)
         spec = replace(PruneSpec.from_dict(manifest.spec), model=manifest.parent, heal=heal)
         _check_storable(spec)
+        TaskSources(self.task_data_dir).check(spec.tasks)
         self._checked_disk(manifest.weight_bytes)
         sizes = weight_sizes(info.path, ARCHITECTURES[info.model_type].writes.fitted)
         *_, of_healing = _needs(spec, info, sizes, footprint(spec, info, sizes))

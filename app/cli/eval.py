@@ -27,7 +27,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             help="Comma-separated tasks: ppl:prose, ppl:code, ppl:documentation, ppl:wikitext2, "
-            "ppl:c4, ppl:FILE, probe, json, zeroshot (the paper's five tasks), or any "
+            "ppl:c4, ppl:FILE, probe, json, zeroshot (the paper's five tasks), slices (what breaks "
+            "first), or any "
             "lm-eval task. By default probe, json and the first three texts, or with --task-data "
             "its tasks.",
         ),

@@ -11,6 +11,7 @@ from app.cli.options import (
     AsJson,
     CalibrationOption,
     DomainRatios,
+    TaskNames,
     Url,
     WholeHelp,
     calibration_of,
@@ -22,6 +23,7 @@ from app.cli.options import (
     ratios_by_domain,
     spec_of,
     spec_options,
+    tasks_of,
 )
 from app.terminal import json_text, print_json
 from pruning.jobs.job import JobStatus
@@ -55,6 +57,7 @@ def submit(
     model: Annotated[str, typer.Argument(help="Name of a dense model in the service.")],
     calibration: CalibrationOption = [dataset.value for dataset in DEFAULT],  # noqa: B006 - typer needs a list, and never changes it
     gate_max_perplexity_ratio_of: DomainRatios = [],  # noqa: B006 - as for the calibration
+    tasks: TaskNames = None,
     heal_it: Annotated[
         bool, typer.Option("--heal", help="Heal the pruned model, with the --heal-* options.")
     ] = False,
@@ -78,7 +81,11 @@ def submit(
     text = calibration_of(calibration, values)
     ratios = ratios_by_domain(gate_max_perplexity_ratio_of)
     heal = heal_of(values, is_asked=heal_it)
-    spec = spec_of(model, text, {**values, "gate_max_perplexity_ratio_of": ratios, "heal": heal})
+    spec = spec_of(
+        model,
+        text,
+        {**values, "gate_max_perplexity_ratio_of": ratios, "tasks": tasks_of(tasks), "heal": heal},
+    )
     fields = {name: value for name, value in spec.to_dict().items() if value is not None}
     with _client(url) as client:
         own = {"priority": priority, "reuse_search": reuse_search}
@@ -208,6 +215,7 @@ def resume(job_id: JobId, url: Url = None, as_json: AsJson = False) -> None:
 def retry(
     job_id: JobId,
     gate_max_perplexity_ratio_of: DomainRatios = [],  # noqa: B006 - typer needs a list, and never changes it
+    tasks: TaskNames = None,
     no_gate: Annotated[bool, typer.Option("--no-gate", help="Remove the quality gate.")] = False,
     no_heal: Annotated[bool, typer.Option("--no-heal", help="Remove the healing.")] = False,
     watch_it: WatchIt = False,
@@ -223,7 +231,8 @@ def retry(
     ratios = ratios_by_domain(gate_max_perplexity_ratio_of) or None
     none = {part: None for part, is_none in (("gate", no_gate), ("heal", no_heal)) if is_none}
     with _client(url) as client:
-        options = {**values, "gate_max_perplexity_ratio_of": ratios}
+        named = None if tasks is None else tasks_of(tasks)
+        options = {**values, "gate_max_perplexity_ratio_of": ratios, "tasks": named}
         changes = {**changes_of(options, client.get(job_id)["spec"]), **none}
         job = client.change(job_id, "retry", changes)
     _print_submitted(job, url, watch_it=watch_it, as_json=as_json)

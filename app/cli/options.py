@@ -58,6 +58,13 @@ DomainRatios = Annotated[
         metavar="DOMAIN=RATIO",
     ),
 ]
+TaskNames = Annotated[
+    str | None,
+    typer.Option(
+        help="Comma-separated tasks that both models answer: arc_easy, piqa, ...",
+        metavar="TASK,...",
+    ),
+]
 Url = Annotated[
     str | None,
     typer.Option(help="URL of the service [SLEB_HOST and SLEB_PORT, http://127.0.0.1:8000]."),
@@ -91,7 +98,9 @@ HELP: Mapping[str, str] = {
     "gate_action": "When a limit is exceeded: publish with a warning, refuse to publish, or "
     "publish with fewer removals.",
     "quantize": "Also measure the pruned model with int8 or int4 weights.",
-    "zero_shot": "Evaluate both models on the paper's five zero-shot tasks.",
+    "gate_min_task_share": "Minimum share of the dense model's accuracy above chance, on every one "
+    "of --tasks.",
+    "task_questions": "Questions of each of --tasks, the first ones.",
     "evaluation_num_samples": "Held-out windows per domain; by default as many as needed.",
     "evaluation_seqlen": "Tokens per held-out window; by default as in the calibration.",
     "evaluation_margin": "Add held-out windows until ratios are known to this margin; 0.03: ±3 %.",
@@ -289,6 +298,11 @@ def ratios_by_domain(texts: Sequence[str]) -> dict[str, float]:
             )
         ratios[domain] = ratio
     return ratios
+
+
+def tasks_of(text: str | None) -> tuple[str, ...]:
+    """The names of tasks in a list with commas."""
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
 
 
 def num_bytes(text: str, least: int = 1) -> int:

@@ -12,6 +12,7 @@ from app.cli.options import (
     DomainRatios,
     ModelArgument,
     SourceArgument,
+    TaskNames,
     calibration_of,
     check_texts_here,
     heal_from,
@@ -21,6 +22,7 @@ from app.cli.options import (
     source_of,
     spec_of,
     spec_options,
+    tasks_of,
     weighted,
 )
 from app.terminal import starting
@@ -41,6 +43,11 @@ def prune(
     ] = None,
     calibration: CalibrationOption = [dataset.value for dataset in DEFAULT],  # noqa: B006 - typer needs a list, and never changes it
     gate_max_perplexity_ratio_of: DomainRatios = [],  # noqa: B006 - as for the calibration
+    tasks: TaskNames = None,
+    task_data: Annotated[
+        Path | None,
+        typer.Option(help="Directory with the questions of --tasks, TASK.jsonl each."),
+    ] = None,
     state_budget: Annotated[
         str | None,
         typer.Option(help="Maximum size of the hidden-state cache, e.g. 4GiB.", metavar="BYTES"),
@@ -65,8 +72,14 @@ def prune(
     check_texts_here([name for name, _ in map(weighted, calibration)])
     text = calibration_of(calibration, values)
     ratios = ratios_by_domain(gate_max_perplexity_ratio_of)
-    spec = spec_of(model, text, {**values, "gate_max_perplexity_ratio_of": ratios})
-    options: dict[str, Any] = {"state_budget": state_budget, "num_actors": actors}
+    spec = spec_of(
+        model, text, {**values, "gate_max_perplexity_ratio_of": ratios, "tasks": tasks_of(tasks)}
+    )
+    options: dict[str, Any] = {
+        "state_budget": state_budget,
+        "num_actors": actors,
+        "task_data_dir": task_data,
+    }
     settings = WorkerSettings(
         **{name: value for name, value in options.items() if value is not None}
     )

@@ -20,9 +20,9 @@ from app.terminal import filled, json_text, print_json
 from pruning.checkpoints.domain_tables import INTERVALS, NARROW, text_line, too_few, with_interval
 from pruning.checkpoints.trajectory import NONE, Cells
 from pruning.evaluation.json_questions import JsonScore
-from pruning.evaluation.paired_tasks import TaskShares
 from pruning.evaluation.quality import MIN_WINDOWS, Perplexity, text_of
 from pruning.evaluation.results import ProbeScore, TaskScore
+from pruning.evaluation.task_shares import TaskShares
 from pruning.evaluation.verdict_table import with_reach
 from pruning.models.names import VariantName
 from pruning.sleb import Blocks

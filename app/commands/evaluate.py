@@ -21,14 +21,16 @@ from app.models.measured_qualities import MeasuredQualities
 from app.terminal import saying
 from pruning.config import WorkerSettings
 from pruning.data.texts import check_text_name, default_seqlen, text_windows
+from pruning.evaluation.generated import GENERATED_TASKS, answer_generated
 from pruning.evaluation.json_questions import JsonScore, json_questions
-from pruning.evaluation.paired_tasks import Answers, PairedTask, TaskShares
+from pruning.evaluation.paired_tasks import Answers, PairedTask
 from pruning.evaluation.perplexity import measure_perplexity
 from pruning.evaluation.probe import digest, probe_items
 from pruning.evaluation.probe_run import answer
 from pruning.evaluation.quality import Perplexity
-from pruning.evaluation.results import PAPER_TASKS, ProbeScore, mean_accuracy, summary
+from pruning.evaluation.results import ProbeScore, mean_accuracy, summary
 from pruning.evaluation.task_data import task_folder, tasks_in
+from pruning.evaluation.task_shares import TaskShares
 from pruning.evaluation.zero_shot import AnsweredTask, answer_tasks, check_tasks
 from pruning.models.forward import Forward, InMemoryForward
 from pruning.models.quantize import int8_form
@@ -37,13 +39,14 @@ from pruning.models.store import set_up_torch
 from pruning.search.dense_model import DenseModel, Resources, fitting_resident, load_dense_model
 from pruning.sleb import Blocks
 from pruning.spec.prune import Quantize, Resident
+from pruning.spec.tasks import PAPER_TASKS
 
 logger = logging.getLogger(__name__)
 
 _TEXT = "ppl:"
 _PROBE = "probe"
 _JSON = "json"
-_PAPER = "zeroshot"
+_GROUPS = {"zeroshot": PAPER_TASKS, "slices": GENERATED_TASKS}
 _DEFAULT = "probe,json,ppl:prose,ppl:code,ppl:documentation"
 
 
@@ -53,14 +56,15 @@ class InvalidTasks(ValueError):
 
 @dataclass(frozen=True)
 class Tasks:
-    """What to measure: perplexity on ``texts``, the probe, the share of valid JSON, and
-    ``zero_shot`` tasks of lm-eval. And how.
+    """What to measure: perplexity on ``texts``, the probe, the share of valid JSON,
+    ``zero_shot`` tasks of lm-eval, and ``generated`` ones. And how.
     """
 
     texts: tuple[str, ...]
     has_probe: bool
     zero_shot: tuple[str, ...]
     has_json: bool = False
+    generated: tuple[str, ...] = ()
     seqlen: int | None = None  # None: 2048, or all positions of a model that has fewer
     num_windows: int | None = None
     tasks_dir: Path | None = None  # has definitions of tasks
@@ -80,22 +84,23 @@ class Tasks:
 
     @classmethod
     def parse(cls, names: Sequence[str]) -> "Tasks":
-        """Parse ppl:TEXT, probe, json, zeroshot and names of lm-eval. Raises ``InvalidTasks``."""
+        """Parse ppl:TEXT, probe, json, groups and names of tasks. Raises ``InvalidTasks``."""
         asked = [name.strip() for name in names if name.strip()]
         texts = [name.removeprefix(_TEXT) for name in asked if name.startswith(_TEXT)]
         if not asked or "" in texts:
             raise InvalidTasks(
                 f"tasks={','.join(names)!r}: expected a comma-separated list of ppl:TEXT, "
-                "probe, json, zeroshot and lm-eval tasks"
+                "probe, json, zeroshot, slices and tasks"
             )
         own = (_PROBE, _JSON)
         others = (name for name in asked if name not in own and not name.startswith(_TEXT))
-        zero_shot = [t for name in others for t in (PAPER_TASKS if name == _PAPER else (name,))]
+        answered = dict.fromkeys(t for name in others for t in _GROUPS.get(name, (name,)))
         return cls(
             tuple(dict.fromkeys(texts)),
             _PROBE in asked,
-            tuple(dict.fromkeys(zero_shot)),
+            tuple(task for task in answered if task not in GENERATED_TASKS),
             _JSON in asked,
+            tuple(task for task in answered if task in GENERATED_TASKS),
         )
 
 
@@ -141,7 +146,7 @@ def _evaluate(
         set_up_torch(settings.threads)
         subjects = [subject_of(name, settings) for name in names]
     with_raw = bool(tasks.texts) or tasks.has_json
-    with_dense = with_raw or bool(tasks.zero_shot)
+    with_dense = with_raw or bool(tasks.zero_shot or tasks.generated)
     columns = _columns(subjects, tasks.quantize, with_dense=with_dense, with_raw=with_raw)
     return columns, dict(_evaluated(columns, tasks, texts_dir, settings, console))
 
@@ -283,7 +288,7 @@ class _ModelEvaluation:
 
     def run(self) -> _Measured:
         subject, weights = self.column.subject, self.column.weights
-        answered = self._zero_shot()
+        answered = [*self._generated(), *self._zero_shot()]
         scores = [one.score for one in answered]
         evaluation = Evaluation(
             model=subject.name,
@@ -354,6 +359,14 @@ class _ModelEvaluation:
                 limit=self.tasks.limit,
                 observe=observe,
             )
+
+    def _generated(self) -> list[AnsweredTask]:
+        names, answered = self.tasks.generated, list[AnsweredTask]()
+        for name in names:
+            with self._observed(name) as observe:
+                asked = (self._forward, self.dense.tokenizer, [name], self.tasks.limit)
+                answered += answer_generated(*asked, observe)
+        return answered
 
     @contextmanager
     def _observed(self, what: str) -> Iterator[Callable[[int, int], None]]:

@@ -12,11 +12,13 @@ from rich.console import Console
 from app.commands.domain_table import print_domains
 from app.commands.progress import HealWork, SearchBar, search_progress
 from app.commands.prune import new_place
+from app.commands.task_table import print_tasks
 from app.terminal import print_json, print_next
 from pruning.checkpoints.publish import DiskFull, free_bytes_at
 from pruning.checkpoints.staging import remove_empty
 from pruning.checkpoints.store import MANIFEST, Manifest, read_manifest
 from pruning.config import WorkerSettings
+from pruning.evaluation.task_shares import TaskShares
 from pruning.heal_checkpoint import heal_checkpoint, healing_digest, help_heal
 from pruning.healing.lock import HealingInProgress, locked
 from pruning.healing.peers import launched
@@ -118,6 +120,7 @@ def _print(healed: Manifest, out: Path, *, as_json: bool) -> None:
     num_removed = len(healed.removed_blocks)
     if domains := healed.quality.domains:
         print_domains(console, [domain.at_depth(num_removed) for domain in domains])
+    print_tasks(console, TaskShares.of(healed.quality.tasks))
     assert healed.healing is not None
     run = healed.healing.run
     before, after = run.checks[0].loss, run.best.loss

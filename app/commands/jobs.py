@@ -12,6 +12,7 @@ from rich.text import Text
 from app.commands.client import ServiceClient, follow
 from app.commands.domain_table import domain_of, print_domains
 from app.commands.progress import HealWork, SearchBar, search_progress
+from app.commands.task_table import print_tasks, shares_in
 from app.terminal import filled, local_time, plain_table
 from pruning.checkpoints.trajectory import NONE, Margin, margin_text, ties
 from pruning.jobs.job import JobStatus
@@ -23,7 +24,8 @@ _REMOVAL_FIELDS = (
 )  # fmt: skip
 _TIMES = ("created_at", "started_at", "finished_at", "estimated_finish", "pause_requested_at")
 _ELSEWHERE = (
-    "object", "urls", "domains", "predicted_speedup", "measured_speedup", "losses", "dense_loss",
+    "object", "urls", "domains", "tasks", "predicted_speedup", "measured_speedup", "losses",
+    "dense_loss",
 )  # fmt: skip
 _WIDE = 140  # columns of a terminal that has room for all fields
 
@@ -82,6 +84,8 @@ def print_job(job: dict[str, Any], events: Iterable[dict[str, Any]] = ()) -> Non
     if job.get("domains"):  # an older service has none
         is_repaired = job["repair"] is not None
         print_domains(console, [domain_of(one, is_repaired=is_repaired) for one in job["domains"]])
+    if job.get("tasks"):
+        print_tasks(console, shares_in(job["tasks"]))
 
 
 def _print_rounds(

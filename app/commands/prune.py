@@ -13,6 +13,7 @@ from rich.table import Table
 
 from app.commands.domain_table import fits, print_domains
 from app.commands.progress import SearchBar, search_progress
+from app.commands.task_table import print_tasks
 from app.config import ServeSettings
 from app.models.add import ensure_model
 from app.models.demo_bar import demo_model_with_bar
@@ -26,6 +27,7 @@ from pruning.checkpoints.store import MANIFEST, Manifest
 from pruning.checkpoints.trajectory import legend, rows, table
 from pruning.checkpoints.trajectory_plot import PLOT_FILE
 from pruning.config import Settings, WorkerSettings
+from pruning.evaluation.task_shares import TaskShares
 from pruning.extras import has_extra, missing_extra
 from pruning.jobs.estimate import DiskTooSmall, footprint
 from pruning.models.demo_model import NAME
@@ -237,6 +239,7 @@ def print_run(
     if domains := manifest.quality.domains:
         num_removed = len(manifest.removed_blocks)
         print_domains(console, [domain.at_depth(num_removed) for domain in domains])
+    print_tasks(console, TaskShares.of(manifest.quality.tasks))
     share = 1 - manifest.num_parameters / manifest.dense_num_parameters
     lines = []
     if isinstance(place, Path):

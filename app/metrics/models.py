@@ -14,6 +14,7 @@ from app.engine.variant import Variant
 from app.metrics.metrics import gauge
 from app.models.entry import ModelEntry
 from app.models.registry import ModelRegistry
+from pruning.evaluation.task_shares import TaskShares
 
 _OF_VARIANT = ("model_name", "variant")
 
@@ -163,6 +164,11 @@ def _dense_probe_score(entry: ModelEntry) -> float | None:
     return both.dense.score if both and entry.probe else None
 
 
+def _task_share(entry: ModelEntry) -> float | None:
+    shares = TaskShares.of(entry.tasks)
+    return shares.share.value if shares and shares.share else None
+
+
 def _parameter_bytes(entry: ModelEntry) -> int | None:
     count = entry.num_parameters
     return None if count is None else count * _itemsize(entry.dtype)
@@ -178,9 +184,9 @@ _NUMBERS: Sequence[tuple[str, str, Callable[[ModelEntry], float | None]]] = (
     ),
     ("sleb_model_dense_probe_score", "Probe score of its dense parent.", _dense_probe_score),
     (
-        "sleb_model_zero_shot_accuracy",
-        "Mean accuracy over five tasks, 0 to 1.",
-        lambda entry: entry.zero_shot,
+        "sleb_model_task_share",
+        "Share of the dense accuracy above chance on tasks.",
+        _task_share,
     ),
 )
 _PERPLEXITIES: Sequence[tuple[str, str, Callable[[ModelEntry], float | None]]] = (

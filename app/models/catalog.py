@@ -19,8 +19,8 @@ from app.models.measured_qualities import MeasuredQualities
 from app.models.measured_speedups import Measurand, MeasuredSpeedup, MeasuredSpeedups, main_of
 from app.models.published import PublishedOrders
 from pruning.checkpoints.store import CheckpointStore
-from pruning.evaluation.paired_tasks import TaskShares
 from pruning.evaluation.quality import DomainQuality, Interval
+from pruning.evaluation.task_shares import TaskShares
 from pruning.jobs.job import Job, JobNotFound, JobStatus
 from pruning.models.architectures import (
     CannotQuantize,
@@ -188,9 +188,10 @@ class Catalog:
         return {domain.domain: domain.ratio(entry.measured_on(domain)) for domain in entry.domains}
 
     def tasks(self, entry: ModelEntry) -> TaskShares | None:
-        """The accuracy beside that of the dense model, as far as `sleb eval` knows it."""
+        """The accuracy beside that of the dense model, by its job and `sleb eval`."""
         weights, known = self._dense_models.fingerprint(entry.base), self._qualities
-        return known.tasks(entry.base, weights, entry.pinned_name) if known else None
+        of_entry = (entry.base, weights, entry.pinned_name, entry.tasks)
+        return known.tasks(*of_entry) if known else TaskShares.of(entry.tasks)
 
     def record_qualities(self, entry: ModelEntry, domains: Sequence[DomainQuality]) -> None:
         """Keep the quality of int8 weights. Raises ``OSError``."""

@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from app.models.external import ExternalModel
 from pruning.checkpoints.store import Manifest
+from pruning.evaluation.paired_tasks import PairedTask
 from pruning.evaluation.quality import DomainQuality, Measured, Quality, Quantized
 from pruning.evaluation.results import ProbeScore
 from pruning.healing.places import ADAPTER_FILE
@@ -348,12 +349,10 @@ class ModelEntry:
         return {0: both.dense, self.order.depth: both.pruned}.get(self.num_removed)
 
     @property
-    def zero_shot(self) -> float | None:
-        """Mean accuracy over the paper's tasks, 0 to 1; measured for the same two, on request."""
-        both = self._measured.zero_shot if self._measured and not self.is_int8 else None
-        if both is None or self.order is None:
-            return None
-        return {0: both.dense_mean, self.order.depth: both.pruned_mean}.get(self.num_removed)
+    def tasks(self) -> tuple[PairedTask, ...]:
+        """What its job has asked, of the full depth only, on request."""
+        is_asked = self.order is not None and self.num_removed == self.order.depth
+        return self._measured.tasks if self._measured and is_asked and not self.is_int8 else ()
 
     @property
     def quantized(self) -> Quantized | None:

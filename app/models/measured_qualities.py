@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from app.json_file import JsonFile
-from pruning.evaluation.paired_tasks import PairedTask, TaskShares
+from pruning.evaluation.paired_tasks import PairedTask
 from pruning.evaluation.quality import DomainQuality, Interval
+from pruning.evaluation.task_shares import TaskShares
 from pruning.records import InvalidRecord, parse_record, read_record
 
 FILE = "qualities.json"
@@ -50,9 +51,16 @@ class MeasuredQualities:
         """Nothing if they were measured on other weights."""
         return self._known(model, fingerprint).variants
 
-    def tasks(self, model: str, fingerprint: str | None, variant: str) -> TaskShares | None:
-        """None if no task of this variant is known."""
-        return TaskShares.of(self._known(model, fingerprint).tasks.get(variant, ()))
+    def tasks(
+        self,
+        model: str,
+        fingerprint: str | None,
+        variant: str,
+        of_job: Sequence[PairedTask] = (),
+    ) -> TaskShares | None:
+        """With those that its job has asked. None if no task of this variant is known."""
+        known = self._known(model, fingerprint).tasks.get(variant, ())
+        return TaskShares.of(_largest((*of_job, *known), _of_task))
 
     def record(
         self,

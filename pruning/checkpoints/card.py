@@ -17,6 +17,7 @@ from pruning.checkpoints.card_sections import (
     advice_section,
     healed_by,
     samples_section,
+    tasks_section,
     training_lines,
 )
 from pruning.checkpoints.domain_tables import (
@@ -185,7 +186,13 @@ def model_card(
         plot=_PLOT if has_extra("plots") else "",
         table=markdown_table(headings, cells),
         legend=bullets(legend(manifest, headings, trajectory)),
-        domains=_domains(manifest.quality.domains) + samples_section(manifest),
+        domains="".join(
+            (
+                _domains(manifest.quality.domains),
+                tasks_section(manifest),
+                samples_section(manifest),
+            )
+        ),
         search=f"Search: {spec.search}, {search}{streamed}.",
         windows=counted(manifest.calibration["num_windows"], "window"),
         **manifest.calibration,

@@ -1,14 +1,25 @@
 """The metadata of a model card, which model hubs read: lineage and what was measured."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from pruning.evaluation.paired_tasks import PairedTask
 from pruning.evaluation.quality import DomainAtDepth, Quality
-from pruning.evaluation.results import ProbeComparison, ZeroShot
+from pruning.evaluation.results import ProbeComparison
 from pruning.models.lineage import Lineage
+from pruning.plural import counted
 
 _TAGS = ("sleb", "depth-pruning")
+_DATA_SETS: Mapping[str, tuple[str, str | None]] = {
+    "arc_challenge": ("allenai/ai2_arc", "ARC-Challenge"),
+    "arc_easy": ("allenai/ai2_arc", "ARC-Easy"),
+    "hellaswag": ("Rowan/hellaswag", None),
+    "lambada_openai": ("EleutherAI/lambada_openai", "default"),
+    "openbookqa": ("allenai/openbookqa", "main"),
+    "piqa": ("ybisk/piqa", None),
+    "winogrande": ("allenai/winogrande", "winogrande_xl"),
+}
 _DIGITS = 5  # of a value that was measured
 
 
@@ -46,7 +57,7 @@ def measured_of(quality: Quality) -> Iterator[EvalResult]:
         dense, pruned = quality.perplexities[0], quality.perplexities[-1]
         yield from perplexity_results("text", quality.evaluated_on, pruned, pruned / dense)
     yield from probe_results(quality.probe)
-    yield from _task_results(quality.zero_shot)
+    yield from task_results(quality.tasks)
 
 
 def domain_results(domains: Sequence[DomainAtDepth]) -> Iterator[EvalResult]:
@@ -70,9 +81,14 @@ def probe_results(probe: ProbeComparison | None) -> Iterator[EvalResult]:
         yield _result("probe", "probe of sleb-serve", "accuracy", "score", probe.pruned.score)
 
 
-def _task_results(tasks: ZeroShot | None) -> Iterator[EvalResult]:
-    for score in tasks.pruned if tasks else ():
-        yield _result(score.task, score.task, "accuracy", score.metric, score.value)
+def task_results(tasks: Iterable[PairedTask]) -> Iterator[EvalResult]:
+    """The accuracy of each task, on the data set that the hub knows it by."""
+    for task in tasks:
+        kind, config = _DATA_SETS.get(task.task, (task.task, None))
+        text = f"{task.task}, {counted(task.num_questions, 'question')}"
+        result = _result(kind, text, "accuracy", task.metric, task.accuracy)
+        result.dataset_config = config
+        yield result
 
 
 def _result(kind: str, text: str, metric: str, name: str, value: float) -> EvalResult:

@@ -4,11 +4,13 @@ from collections.abc import Callable, Iterator, Mapping
 
 from pruning.checkpoints.markdown import bullets, markdown_table
 from pruning.checkpoints.store import Manifest
+from pruning.checkpoints.task_table import task_legend, task_sentences, task_table
 from pruning.evaluation.frontier import judge
 from pruning.evaluation.limits import Limits
 from pruning.evaluation.points import DENSE_RATIO, Load, Point
 from pruning.evaluation.quality import DomainQuality, Interval, Measured
 from pruning.evaluation.results import Sample
+from pruning.evaluation.task_shares import TaskShares
 from pruning.evaluation.verdict_table import explained, verdict_table
 from pruning.healing.record import Healing
 from pruning.models.names import int8_name
@@ -25,6 +27,15 @@ _ADVICE = """
 {notes}
 """
 
+_TASKS = """
+## Tasks
+
+{sentence}
+
+{table}
+
+{legend}
+"""
 _LOAD = Load("stream", "per token")
 _SAMPLES = """
 ## Sample texts
@@ -87,6 +98,19 @@ def _point(
         ratios={domain.domain: domain.ratio(of_depth(domain, depth)) for domain in domains},
         parameters=(whole - (whole - pruned) / last * depth) / whole,
         probe=manifest.quality.probe if name == manifest.name else None,
+        tasks=TaskShares.of(manifest.quality.tasks) if name == manifest.name else None,
+    )
+
+
+def tasks_section(manifest: Manifest) -> str:
+    """The tasks, the worst one first. Nothing without any."""
+    shares = TaskShares.of(manifest.quality.tasks)
+    if shares is None:
+        return ""
+    return _TASKS.format(
+        sentence=" ".join(task_sentences(shares)).removeprefix("tasks: ").capitalize(),
+        table=markdown_table(*task_table(shares)),
+        legend=bullets(task_legend()),
     )
 
 

@@ -188,11 +188,6 @@ def _measured(quality: Quality) -> Iterator[str]:
             f"{short(quantized.perplexity)} pruned with {quantized.weights} weights. The "
             "published weights are not quantized."
         )
-    if (tasks := quality.zero_shot) is not None and tasks.dense_mean and tasks.pruned_mean:
-        yield (
-            f"zero-shot: {tasks.dense_mean:.4f} dense, {tasks.pruned_mean:.4f} pruned; mean "
-            f"accuracy on {', '.join(score.task for score in tasks.pruned)}."
-        )
     yield from probe_line(quality.probe)
     yield from (f"warning: {warning}." for warning in quality.warnings)
 

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from pruning.data.calibration import evaluation_windows
 from pruning.data.corpora import CalibrationError
@@ -23,16 +22,15 @@ from pruning.evaluation.quality import (
     text_of,
 )
 from pruning.evaluation.quality_gate import Judged, Probe, gated, undecided
-from pruning.evaluation.results import PAPER_TASKS, ZeroShot
 from pruning.evaluation.samples import sample_texts
-from pruning.evaluation.task_errors import require_lm_eval
-from pruning.evaluation.zero_shot import answer_tasks, fetch_tasks
+from pruning.evaluation.task_comparison import TaskComparison
+from pruning.evaluation.task_sources import TaskSources
 from pruning.models.architectures import ARCHITECTURES, check_quantizable
 from pruning.models.blocks import NO_OWN, Own, num_blocks
 from pruning.models.forward import Forward
 from pruning.models.store import ModelInfo
 from pruning.removal import Removal, kept
-from pruning.search.dense_model import DenseModel
+from pruning.search.dense_model import DenseModel, Resources
 from pruning.spec import InvalidSpec
 from pruning.spec.calibration import PACKAGED
 from pruning.spec.evaluation import Gate
@@ -42,14 +40,12 @@ from pruning.spec.prune import PruneSpec
 def check_measures(spec: PruneSpec, info: ModelInfo) -> None:
     """Check what can be told at once of the spec and of what ``assess`` measures.
 
-    Raises ``CannotQuantize``, ``ZeroShotUnavailable``, or ``InvalidSpec``: for a last block that
+    Raises ``CannotQuantize``, or ``InvalidSpec``: for a last block that
     must stay, and for a limit on a domain that is not measured, as it would pass in silence.
     """
     _check_last_block(spec, info.model_type)
     if spec.quantize is not None:
         check_quantizable(info.model_type)
-    if spec.zero_shot:
-        require_lm_eval()
     _check_limits(spec.gate, {*(part.domain for part in spec.calibration.parts), *PACKAGED})
 
 
@@ -62,19 +58,18 @@ def _check_last_block(spec: PruneSpec, model_type: str) -> None:
         )
 
 
-def prepare(spec: PruneSpec, info: ModelInfo, tasks_dir: Path | None) -> None:
+def prepare(spec: PruneSpec, info: ModelInfo, resources: Resources) -> None:
     """Check before the search that all that ``assess`` needs is available.
 
-    Raises as ``check_measures``, or ``TaskUnusable``.
+    Raises as ``check_measures`` and ``prepare_tasks``.
     """
     check_measures(spec, info)
-    prepare_tasks(spec, tasks_dir)
+    prepare_tasks(spec, resources)
 
 
-def prepare_tasks(spec: PruneSpec, tasks_dir: Path | None) -> None:
-    """Raises ``TaskUnusable`` or ``ZeroShotUnavailable`` if the spec asks for tasks in vain."""
-    if spec.zero_shot:
-        fetch_tasks(PAPER_TASKS, tasks_dir)
+def prepare_tasks(spec: PruneSpec, resources: Resources) -> None:
+    """Raises ``InvalidSpec``, ``TaskUnusable`` or ``ZeroShotUnavailable`` for tasks in vain."""
+    TaskSources(resources.task_data_dir, resources.tasks_dir).prepare(spec.tasks)
 
 
 def assess(
@@ -97,32 +92,36 @@ def assess(
         number: PrunedModel(kept(total, removed[:number]), own.get(number, NO_OWN))
         for number in range(1, len(removed) + 1)
     }
+    ask_tasks = TaskComparison(spec.tasks, spec.task_questions, dense, models)
     quality = Quality((removals[0].dense_loss, *(removal.loss for removal in removals)))
     if spec.evaluate:
         _check_limits(spec.gate, windows)
         quality = _on_held_out(spec, quality, dense, removed, windows, own)
     if spec.gate is not None:
         ratio = partial(overall_ratio, *_of_text(spec, quality))
-        quality = gated(spec.gate, Judged(quality, Probe(dense, models), ratio), models)
-    return _with_measures(spec, dense, quality, models[quality.num_removed], windows)
+        judged = Judged(quality, Probe(dense, models), ratio, ask_tasks=ask_tasks)
+        quality = gated(spec.gate, judged, models)
+    return _with_measures(spec, dense, quality, models, ask_tasks, windows)
 
 
 def _with_measures(
     spec: PruneSpec,
     dense: DenseModel,
     quality: Quality,
-    pruned: PrunedModel,
+    models: Mapping[int, PrunedModel],
+    ask_tasks: TaskComparison,
     windows: Mapping[str, Windows],
 ) -> Quality:
     """The ``quality`` with all that is measured of the published model alone."""
+    pruned = models[quality.num_removed]
     if windows:
         quality = replace(quality, samples=sample_texts(dense, pruned))
     if windows and spec.quantize is not None:
         forward = dense.forward(pruned.keep, spec.quantize, pruned.own)
         perplexity = _perplexity_of_text(forward, spec, quality, windows)
         quality = replace(quality, quantized=Quantized(spec.quantize.value, perplexity))
-    if spec.zero_shot:
-        quality = replace(quality, zero_shot=_zero_shot(dense, pruned))
+    if spec.tasks and not quality.tasks:  # the gate may have asked them
+        quality = replace(quality, tasks=ask_tasks(quality.num_removed))
     return quality
 
 
@@ -196,9 +195,10 @@ def assess_healed(
     ``observe(done, total)`` is called while text is measured. Raises ``QualityGateFailed``, and
     ``CalibrationError`` as ``held_out_for``.
     """
-    quality = replace(earlier, probe=None, warnings=(), quantized=None, zero_shot=None, samples=())
+    quality = replace(earlier, probe=None, warnings=(), quantized=None, tasks=(), samples=())
     windows = held_out_for(spec, dense, earlier) if earlier.domains else {}
     of_control = None
+    ask_tasks = TaskComparison(spec.tasks, spec.task_questions, dense, healed)
     if windows:
         domains = with_healed(dense, windows, earlier.domains, healed, control, observe)
         quality = replace(quality, domains=domains)
@@ -211,9 +211,9 @@ def assess_healed(
             )
     if spec.gate is not None:
         ratio = partial(overall_ratio, *_of_text(spec, quality))
-        judged = Judged(quality, Probe(dense, healed), ratio, of_control)
+        judged = Judged(quality, Probe(dense, healed), ratio, of_control, ask_tasks)
         quality = gated(spec.gate, judged, healed)
-    return _with_measures(spec, dense, quality, healed[quality.num_removed], windows)
+    return _with_measures(spec, dense, quality, healed, ask_tasks, windows)
 
 
 def held_out_for(spec: PruneSpec, dense: DenseModel, earlier: Quality) -> Mapping[str, Windows]:
@@ -245,16 +245,3 @@ def _check_limits(gate: Gate | None, domains: Collection[str]) -> None:
                 f"no text of domain {domain!r} is evaluated: expected one of {known}, or a "
                 "calibration with such a text",
             )
-
-
-def _zero_shot(dense: DenseModel, pruned: PrunedModel) -> ZeroShot:
-    """Tasks in the directory of the resources precede those of lm-eval."""
-    tasks_dir = dense.resources.tasks_dir
-    whole, after = (
-        answer_tasks(model, dense.tokenizer, PAPER_TASKS, tasks_dir=tasks_dir)
-        for model in (
-            dense.forward(dense.every_block).model,
-            dense.forward(pruned.keep, own=pruned.own).model,
-        )
-    )
-    return ZeroShot(tuple(one.score for one in whole), tuple(one.score for one in after))

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from pruning.evaluation.paired_tasks import TaskShares
 from pruning.evaluation.points import Point
 from pruning.evaluation.quality import Interval
+from pruning.evaluation.task_shares import TaskShares
 from pruning.evaluation.verdict import Verdict
 from pruning.spec import refused
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from pruning.evaluation.paired_tasks import TaskShares
 from pruning.evaluation.quality import Interval
 from pruning.evaluation.results import ProbeComparison
+from pruning.evaluation.task_shares import TaskShares
 
 _Item = TypeVar("_Item")
 DENSE_RATIO = {"every text": Interval(1.0, 1.0, 1.0)}

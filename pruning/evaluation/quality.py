@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from pruning.confidence import MIN_DEGREES, reach
 from pruning.evaluation.estimate import UNKNOWN_STRATA, Strata, estimate
-from pruning.evaluation.results import Extent, ProbeComparison, Sample, ZeroShot
+from pruning.evaluation.paired_tasks import PairedTask
+from pruning.evaluation.results import Extent, ProbeComparison, Sample
 from pruning.plural import counted
 from pruning.records import read_record
 from pruning.removal import Losses, paired_gaps
@@ -271,7 +272,7 @@ class Quality:
     probe: ProbeComparison | None = None  # of the dense model and of all removals
     warnings: tuple[str, ...] = ()  # of the quality gate
     quantized: Quantized | None = None
-    zero_shot: ZeroShot | None = None
+    tasks: tuple[PairedTask, ...] = ()  # of all removals, as served; not in old manifests
     domains: tuple[DomainQuality, ...] = ()  # empty if not evaluated, and in old manifests
     raw_perplexities: tuple[float, ...] = ()  # perplexities without repair; not in old manifests
     extent: Extent | None = None  # None if the calibration decided the number of windows
@@ -308,9 +309,12 @@ class Quality:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Quality":
-        """Parse JSON. Fields that older releases did not write may be missing."""
+        """Parse JSON. Fields that older releases did not write may be missing; theirs of tasks
+        did not say which answers were right.
+        """
         domains = tuple(map(DomainQuality.from_dict, data.get("domains", ())))
-        return read_record(cls, {**data, "domains": domains})
+        known = {name: value for name, value in data.items() if name != "zero_shot"}
+        return read_record(cls, {**known, "domains": domains})
 
 
 def perplexity_of(loss: float) -> float:

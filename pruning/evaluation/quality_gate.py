@@ -2,19 +2,23 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
+from pruning.evaluation.paired_tasks import PairedTask
 from pruning.evaluation.probe import Item, digest, probe_items
 from pruning.evaluation.probe_run import answer
 from pruning.evaluation.pruned_losses import PrunedModel
 from pruning.evaluation.quality import DomainQuality, Interval, Quality
 from pruning.evaluation.results import ItemResult, ProbeComparison, compare
+from pruning.evaluation.task_comparison import AskTasks
+from pruning.evaluation.task_shares import share_of
 from pruning.evaluation.verdict import Verdict
 from pruning.plural import counted
 from pruning.search.dense_model import DenseModel
 from pruning.spec.evaluation import Gate, GateAction
 
 _Z = 1.959964  # of a 95 % interval
+_TASK_SHARE = "gate.min_task_share"
 
 
 class QualityGateFailed(RuntimeError):
@@ -36,7 +40,8 @@ class _Finding:
 
 @dataclass(frozen=True)
 class Judged:
-    """What a gate looks at. The functions are of a number of removals.
+    """What a gate looks at. The functions are of a number of removals; ``ask_tasks`` goes on until
+    its second argument says that it is enough.
 
     ``ratio`` is that of the perplexities on the text of the calibration, with its interval where it
     is known. A healed model is compared with its ``control``, a perplexity, where that is better
@@ -47,6 +52,7 @@ class Judged:
     ask: Callable[[int], ProbeComparison]
     ratio: Callable[[int], Interval | None] = lambda _: None
     control: float | None = None
+    ask_tasks: AskTasks | None = None
 
 
 def gated(gate: Gate, judged: Judged, depths: Iterable[int]) -> Quality:
@@ -152,7 +158,45 @@ def _found(gate: Gate, judged: Judged, depth: int) -> tuple[Quality, list[_Findi
         probe = judged.ask(depth)
         quality = replace(quality, probe=probe)
         findings.insert(0, _of_probe(gate.max_probe_drop, probe))
+    is_enough = gate.action is GateAction.DEEPEST and any(findings)
+    if gate.min_task_share is not None and judged.ask_tasks is not None and not is_enough:
+        tasks = judged.ask_tasks(depth, partial(_is_decided, gate.min_task_share))
+        quality = replace(quality, tasks=tasks)
+        findings.append(_of_tasks(gate.min_task_share, tasks))
     return quality, [each for each in findings if each is not None]
+
+
+def _is_decided(limit: float, tasks: Sequence[PairedTask]) -> bool:
+    found = _of_tasks(limit, tasks)
+    return found is None or found.verdict is Verdict.EXCEEDED
+
+
+def _of_tasks(limit: float, tasks: Sequence[PairedTask]) -> _Finding | None:
+    """The worst of the tasks that are surely below the limit, or else of those that may be."""
+    shares = {task: share for task in tasks if (share := share_of([task])) is not None}
+    verdicts = {task: Verdict.at_least(share, limit) for task, share in shares.items()}
+    for verdict in (Verdict.EXCEEDED, Verdict.UNDECIDED):
+        failing = [task for task in shares if verdicts[task] is verdict]
+        if failing:
+            worst = min(failing, key=lambda task: shares[task].value)
+            return _finding_of_task(worst, shares[worst], verdict, limit)
+    if shares:
+        return None
+    reason = "on no task the dense model is surely better than guesses"
+    return _Finding(_TASK_SHARE, Verdict.UNDECIDED, f"{reason} (limit {limit} of min_task_share)")
+
+
+def _finding_of_task(task: PairedTask, share: Interval, verdict: Verdict, limit: float) -> _Finding:
+    away = f"{abs(share.value - limit):.3g} {'below' if share.value < limit else 'above'}"
+    undecided = ", undecided, because the interval contains it"
+    return _Finding(
+        _TASK_SHARE,
+        verdict,
+        f"the worst task, {task.task}, keeps {share} of the dense accuracy above chance, "
+        f"{away} the limit {limit}{undecided if verdict is Verdict.UNDECIDED else ''} "
+        f"(accuracy went from {task.dense_accuracy:.3f} to {task.accuracy:.3f} on "
+        f"{counted(task.num_questions, 'question')}, guesses have {task.chance:.3g})",
+    )
 
 
 def _of_probe(limit: float, probe: ProbeComparison) -> _Finding | None:

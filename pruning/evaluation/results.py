@@ -9,8 +9,7 @@ from enum import StrEnum
 from statistics import fmean
 
 from pruning.removal import standard_error
-
-PAPER_TASKS = ("piqa", "winogrande", "hellaswag", "arc_easy", "arc_challenge")
+from pruning.spec.tasks import PAPER_TASKS
 
 
 class Kind(StrEnum):
@@ -122,22 +121,6 @@ class TaskScore:
     num_samples: int
     num_shots: int
     metrics: Mapping[str, float]  # all of the task, by name
-
-
-@dataclass(frozen=True)
-class ZeroShot:
-    """Scores of the paper's five tasks, of the dense and of the pruned model."""
-
-    dense: tuple[TaskScore, ...]
-    pruned: tuple[TaskScore, ...]
-
-    @property
-    def dense_mean(self) -> float | None:
-        return mean_accuracy(self.dense)
-
-    @property
-    def pruned_mean(self) -> float | None:
-        return mean_accuracy(self.pruned)
 
 
 def mean_accuracy(scores: Sequence[TaskScore]) -> float | None:

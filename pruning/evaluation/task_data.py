@@ -114,11 +114,18 @@ _SOURCES: Mapping[str, _Source] = {
 TASKS_WITH_FILES = tuple(_SOURCES)
 
 
+def files_in(data_dir: Path | None) -> tuple[str, ...]:
+    """The tasks that have a file there; none without such a directory."""
+    if data_dir is None:
+        return ()
+    return tuple(task for task in _SOURCES if _file(data_dir, task) is not None)
+
+
 def tasks_in(data_dir: Path) -> tuple[str, ...]:
     """The tasks that have a file in the directory. Raises ``TaskUnusable`` if there are none."""
     if not data_dir.is_dir():
         raise TaskUnusable(f"--task-data {data_dir}: there is no such directory")
-    found = tuple(task for task in _SOURCES if _file(data_dir, task) is not None)
+    found = files_in(data_dir)
     if not found:
         names = ", ".join(f"{task}.jsonl" for task in _SOURCES)
         raise TaskUnusable(f"--task-data {data_dir}: it has none of the files {names}")

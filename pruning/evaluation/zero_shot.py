@@ -98,6 +98,7 @@ def _answers(score: TaskScore, evaluated: Mapping[str, Any]) -> Answers | None:
         tuple(bool(one[score.metric]) for one in by_place),
         chance=fmean(map(_chance, by_place)),
         num_available=evaluated["n-samples"][score.task]["original"],
+        metric=score.metric,
     )
 
 

@@ -46,6 +46,7 @@ class Resources:
     batch_tokens: int = BATCH_TOKENS  # per call of a block, but at least one window
     tasks_dir: Path | None = None  # folder with tasks of lm-eval that replace its own
     no_repair: str | None = None  # why repair=auto is none, whatever it would give
+    task_data_dir: Path | None = None  # folder with questions of tasks
 
     @classmethod
     def of(cls, settings: WorkerSettings, batch_tokens: int = BATCH_TOKENS) -> Self:
@@ -55,6 +56,7 @@ class Resources:
             settings.num_actors,
             batch_tokens,
             settings.tasks_dir,
+            task_data_dir=settings.task_data_dir,
         )
 
 

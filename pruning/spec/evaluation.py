@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Any
 
 from pruning.spec import InvalidSpec, refused
@@ -62,17 +61,21 @@ class Gate:
     max_perplexity_ratio: float | None = None  # pruned / dense, on held-out windows
     action: GateAction = GateAction.WARN
     max_perplexity_ratio_of: Mapping[str, float] = field(default_factory=dict)  # by domain of text
+    min_task_share: float | None = None  # of dense accuracy above chance, on the worst task
 
     def __post_init__(self) -> None:
-        drop = self.max_probe_drop
-        if drop is None and self.max_perplexity_ratio is None and not self.max_perplexity_ratio_of:
+        drop, share = self.max_probe_drop, self.min_task_share
+        limits = (drop, share, self.max_perplexity_ratio, self.max_perplexity_ratio_of or None)
+        if all(limit is None for limit in limits):
             raise InvalidSpec(
                 "gate",
-                "gate: expected at least one of max_probe_drop, max_perplexity_ratio and "
-                "max_perplexity_ratio_of",
+                "gate: expected at least one of max_probe_drop, max_perplexity_ratio, "
+                "max_perplexity_ratio_of and min_task_share",
             )
         if drop is not None and not 0 <= drop < 1:
             raise refused("gate.max_probe_drop", drop, "0 or more, below 1", "max_probe_drop")
+        if share is not None and not 0 <= share <= 1:
+            raise refused("gate.min_task_share", share, "0 to 1", "min_task_share")
         ratios = {"max_perplexity_ratio": self.max_perplexity_ratio} | {
             f"max_perplexity_ratio_of.{domain}": ratio
             for domain, ratio in self.max_perplexity_ratio_of.items()
@@ -82,24 +85,19 @@ class Gate:
                 raise refused(f"gate.{name}", ratio, "a finite number, 1 or more", name)
 
     def to_wire(self) -> dict[str, Any]:
-        """Without limits by domain if there are none, as in gates that are older than these."""
-        data = asdict(self)
-        if not self.max_perplexity_ratio_of:
-            del data["max_perplexity_ratio_of"]
-        return data
+        """Without limits by domain and of tasks if there are none, as in gates that are older."""
+        later = ("max_perplexity_ratio_of", "min_task_share")
+        unset = [name for name in later if getattr(self, name) in (None, {})]
+        return {name: value for name, value in asdict(self).items() if name not in unset}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Gate":
         return cls(**{**data, "action": GateAction(data.get("action", GateAction.WARN))})
 
 
-def gate_of(
-    max_probe_drop: float | None = None,
-    max_perplexity_ratio: float | None = None,
-    action: GateAction = Gate.action,
-    max_perplexity_ratio_of: Mapping[str, float] = MappingProxyType({}),
-) -> Gate | None:
-    """The gate with these limits, or None if there are none."""
-    if max_probe_drop is None and max_perplexity_ratio is None and not max_perplexity_ratio_of:
+def gate_of(**limits: Any) -> Gate | None:  # noqa: ANN401 - the fields of a gate
+    """The gate with these fields, or None if none of them is a limit."""
+    named = {name: value for name, value in limits.items() if name != "action"}
+    if all(value is None or value == {} for value in named.values()):
         return None
-    return Gate(max_probe_drop, max_perplexity_ratio, action, dict(max_perplexity_ratio_of))
+    return Gate(**limits)

@@ -20,6 +20,7 @@ from pruning.spec.calibration import (
 )
 from pruning.spec.evaluation import Evaluation, Gate
 from pruning.spec.heal import Heal
+from pruning.spec.tasks import PAPER_TASKS, check_tasks
 
 
 class Metric(StrEnum):
@@ -73,7 +74,8 @@ _LATER: Mapping[str, object] = {
     "metric": Metric.SLEB,
     "gate": None,
     "quantize": None,
-    "zero_shot": False,
+    "tasks": (),
+    "task_questions": 200,
     "repair": Repair.NONE,
     "heal": None,
     "evaluation": None,
@@ -87,8 +89,8 @@ REMOVED: Mapping[str, str] = {
 }
 # The settings of what follows the search: they may change without a candidate being scored again
 BEHIND_SEARCH = (
-    *("evaluate", "evaluation", "gate", "quantize", "zero_shot", "repair", "heal", "resident"),
-    "save_dtype",
+    *("evaluate", "evaluation", "gate", "quantize", "tasks", "task_questions", "repair", "heal"),
+    *("resident", "save_dtype"),
 )
 # The settings that say how far to prune, with the open interval that their value must lie in
 TARGETS: Mapping[str, tuple[float, float]] = {
@@ -124,7 +126,8 @@ class PruneSpec:
     resident: Resident = Resident.MODEL
     gate: Gate | None = None  # limits for the published model
     quantize: Quantize | None = None  # measure perplexity with such weights too
-    zero_shot: bool = False  # the paper's five tasks, dense and pruned
+    tasks: tuple[str, ...] = ()  # zero-shot tasks and generated ones, of dense and pruned
+    task_questions: int | None = 200  # of each task, the first ones; None: all
     repair: Repair = Repair.AUTO  # of every depth
     heal: Heal | None = None  # train the pruned model in the end, and publish that as well
     evaluation: Evaluation | None = field(default_factory=Evaluation)  # None: as many as calibrate
@@ -147,6 +150,7 @@ class PruneSpec:
         self._check_search()
         self._check_text()
         self._check_measures()
+        check_tasks(self.tasks, self.task_questions, self.gate)
 
     def check_runnable(self) -> None:
         """Raises ``InvalidSpec`` if this release lacks a setting that an older one had."""
@@ -182,7 +186,7 @@ class PruneSpec:
         }
         needs_model = {
             "quantize": self.quantize is not None,
-            "zero_shot": self.zero_shot,
+            "tasks": bool(self.tasks),
             "heal": self.heal is not None,
         }
         for name, is_asked in needs_text.items():
@@ -311,6 +315,7 @@ class PruneSpec:
 
     def to_dict(self) -> dict[str, Any]:
         settings = asdict(self)
+        settings["tasks"] = [*self.tasks]
         settings["gate"] = None if self.gate is None else self.gate.to_wire()
         settings["heal"] = None if self.heal is None else self.heal.to_dict()
         settings["calibration"] = self.calibration.to_wire()
@@ -326,7 +331,8 @@ class PruneSpec:
         so that its digests differ from those of runs without them. Raises ``InvalidSpec``.
         """
         removed = {name: value for name in REMOVED if (value := data.get(name))}
-        data = {**_LATER, **{name: data[name] for name in data if name not in REMOVED}}
+        data = _renamed({name: data[name] for name in data if name not in REMOVED})
+        data = {**_LATER, **data, "tasks": tuple(data.get("tasks", ()))}
         kinds = {
             "metric": Metric,
             "search": Search,
@@ -343,3 +349,9 @@ class PruneSpec:
         evaluation = None if measured is None else Evaluation(**measured)
         parts = {"calibration": calibration, "gate": gate, "heal": heal, "evaluation": evaluation}
         return cls(**{**data, **enums, **parts, "removed": removed})
+
+
+def _renamed(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Specs of before ``tasks`` had ``zero_shot`` for the paper's, with all their questions."""
+    left = {name: value for name, value in data.items() if name != "zero_shot"}
+    return {**left, "tasks": PAPER_TASKS, "task_questions": None} if data.get("zero_shot") else left

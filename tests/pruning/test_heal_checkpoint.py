@@ -19,7 +19,6 @@ from pruning.data.corpora import CalibrationError
 from pruning.evaluation.assess import assess_healed
 from pruning.evaluation.pruned_losses import PrunedModel
 from pruning.evaluation.quality_gate import QualityGateFailed
-from pruning.evaluation.results import PAPER_TASKS
 from pruning.evaluation.task_errors import TaskUnusable
 from pruning.evaluation.zero_shot import answer_tasks
 from pruning.healing.lock import HealingInProgress
@@ -31,6 +30,7 @@ from pruning.repair.folding import folded
 from pruning.search.dense_model import Resources, load_dense_model
 from pruning.spec.evaluation import Gate, GateAction
 from pruning.spec.prune import PruneSpec, Resident
+from pruning.spec.tasks import PAPER_TASKS
 from tests.support.healing import HEAL, NAME, Healed, heal_tiny
 from tests.support.logits import logits_of
 from tests.support.quick import slow_but
@@ -292,16 +292,15 @@ def test_tasks_and_quantized_weights_are_those_of_the_healed_model(
     tasks_dir = write_tasks(tmp_path / "tasks", *PAPER_TASKS)
     file = data_dir / "checkpoints" / NAME / "manifest.json"
     data = json.loads(file.read_text())
-    data["spec"] |= {"zero_shot": True, "quantize": "int4"}
+    data["spec"] |= {"tasks": [*PAPER_TASKS], "task_questions": None, "quantize": "int4"}
     file.write_text(json.dumps(data))
     resources = Resources(tasks_dir=tasks_dir)
     heal = replace(HEAL, control=False)
     quality = heal_tiny(data_dir, heal, "again", Recorder(), resources=resources).quality
     model = load(data_dir / "checkpoints" / "again")
     answered = answer_tasks(model.model, model.tokenizer, PAPER_TASKS, tasks_dir=tasks_dir)
-    expected = [one.score for one in answered]
-    assert quality.zero_shot is not None
-    assert [*quality.zero_shot.pruned] == expected
+    found = {task.task: task.accuracy for task in quality.tasks}
+    assert found == {one.score.task: pytest.approx(one.score.value) for one in answered}
     assert quality.quantized is not None
     assert quality.quantized.perplexity != quality.perplexities[-1]
     assert quality.quantized.perplexity == pytest.approx(quality.perplexities[-1], rel=0.5)

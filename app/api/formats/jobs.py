@@ -42,6 +42,7 @@ def job_view_at(path: str, job: Job, catalog: Catalog) -> PruneJobView:
         predicted_speedup=published.predicted_speedup if published else None,
         measured_speedup=catalog.measured_speedup(published) if published else None,
         domains=domain_views(published) if published else [],
+        tasks=catalog.tasks(published) if published else None,
         conditions=_conditions(job),
         sinks=[SinkView(sink=sink.value, **asdict(state)) for sink, state in job.sinks.items()],
         spec=job.spec.to_dict(),

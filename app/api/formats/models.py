@@ -30,7 +30,7 @@ def model_view(entry: ModelEntry, generation: GenerationServices) -> ModelView:
         dense_perplexity=curve[0] if curve else None,
         probe_score=entry.probe.score if entry.probe else None,
         dense_probe_score=quality.probe.dense.score if quality and quality.probe else None,
-        dense_zero_shot=quality.zero_shot.dense_mean if quality and quality.zero_shot else None,
+        tasks=registry.catalog.tasks(entry),
         quantized_weights=entry.quantized.weights if entry.quantized else None,
         quantized_perplexity=entry.quantized.perplexity if entry.quantized else None,
         warnings=quality.warnings if quality and entry.is_whole_checkpoint else [],

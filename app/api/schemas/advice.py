@@ -35,6 +35,8 @@ class TaskResultView(BaseModel):
         description="Share of the dense model's accuracy above chance; null if that is not surely "
         "above chance."
     )
+    standard_error: float = Field(description="Standard error of accuracy.")
+    dense_standard_error: float = Field(description="Standard error of dense_accuracy.")
 
 
 class TaskSharesView(BaseModel):
@@ -96,7 +98,7 @@ class AdvisedDepthView(BaseModel):
     probe_score: float | None = Field(description="Probe score; null if not measured.")
     dense_probe_score: float | None = Field(description="Probe score of the dense model.")
     tasks: TaskSharesView | None = Field(
-        description="Zero-shot tasks beside the dense model, by `sleb eval`; null if not measured."
+        description="Tasks beside the dense model, by its job or `sleb eval`; null if not measured."
     )
     verdict: Literal["kept", "exceeded", "undecided"] = Field(
         description="Whether it meets the limits at the load where it is fastest, judged by its "

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, StrictBool, StringConstraints
 
+from app.api.schemas.advice import TaskSharesView
 from app.api.schemas.bodies import Body, documented, kind, optional
 from app.api.schemas.sampling import SamplingFields
 from app.engine.scheduling.sequence import MAX_TOP_LOGPROBS
@@ -278,11 +279,10 @@ class ModelView(BaseModel):
         "depth if its gate uses the probe."
     )
     dense_probe_score: float | None = Field(description="Probe score of the dense model.")
-    zero_shot: float | None = Field(
-        description="Mean accuracy from 0 to 1 on the paper's five zero-shot tasks; available for "
-        "the dense model and for a job's full depth if the job measured it."
+    tasks: TaskSharesView | None = Field(
+        description="Tasks beside the dense model: of a job's full depth if the job asked them, "
+        "and by `sleb eval`; null if not measured."
     )
-    dense_zero_shot: float | None = Field(description="Mean accuracy of the dense model.")
     quantized_weights: Literal["int8", "int4"] | None = Field(
         description="Precision of quantized_perplexity. The weights of the model itself are not "
         "quantized."

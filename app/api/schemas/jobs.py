@@ -5,14 +5,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints
 
+from app.api.schemas.advice import TaskSharesView
 from app.api.schemas.bodies import Body, documented, kind, optional, with_field
 from app.api.schemas.calibration import EVALUATION, CalibrationBody, EvaluationBody, OneOrMix
 from app.api.schemas.events import SinkView, WebhookBody, WebhookView
+from app.api.schemas.gate import GateBody
 from app.api.schemas.generate import DomainView, MeasuredSpeedupView, ModelName, RepairView
 from app.api.schemas.heal import HealBody, HealEstimateView, HealProgressView
 from pruning.spec import InvalidSpec
-from pruning.spec.evaluation import Gate, GateAction
 from pruning.spec.prune import TARGETS, Dtype, Metric, PruneSpec, Quantize, Repair, Resident, Search
+from pruning.spec.tasks import MAX_TASKS, MIN_QUESTIONS
 
 
 class ProgressView(BaseModel):
@@ -103,6 +105,10 @@ class PruneJobView(BaseModel):
         description="Quality of pruned_model by domain; empty until published, or if the job "
         "measured none. Quality of the other prefixes: see checkpoints."
     )
+    tasks: TaskSharesView | None = Field(
+        description="Tasks that pruned_model and the dense model have answered; null until "
+        "published, or if the job asked none."
+    )
     created_at: float = Field(description="Creation time, in seconds since the epoch.")
     started_at: float | None = Field(description="Time of the first start; null before.")
     finished_at: float | None = Field(description="End time; null before.")
@@ -162,46 +168,11 @@ class PruneJobList(BaseModel):
 _NUMBER: dict[str, Any] = {"type": "number"}
 
 
-class GateBody(Body):
-    """Limits on the quality loss of the removal order. At least one limit is required."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "anyOf": [
-                with_field("max_probe_drop", _NUMBER),
-                with_field("max_perplexity_ratio", _NUMBER),
-                with_field("max_perplexity_ratio_of", {"minProperties": 1}),
-            ]
-        }
-    )
-
-    max_probe_drop: float | None = documented(
-        Gate.max_probe_drop,
-        "Maximum drop of the probe score, from 0 to 1.",
-        {"minimum": 0, "exclusiveMaximum": 1},
-    )
-    max_perplexity_ratio: float | None = documented(
-        Gate.max_perplexity_ratio,
-        "Maximum ratio of pruned to dense perplexity on held-out text; requires evaluate.",
-        {"minimum": 1},
-    )
-    max_perplexity_ratio_of: dict[
-        str, Annotated[float, Field(json_schema_extra={"minimum": 1})]
-    ] = Field(
-        default_factory=dict,
-        description='The same limit for individual text domains, e.g. {"code": 1.5}. The domains '
-        "of a job are those of its calibration and the packaged ones.",
-    )
-    action: GateAction = documented(
-        Gate.action,
-        "Action when a limit is exceeded. warn: publish, with a warning in the "
-        "manifest and the events; refuse: do not publish, and fail the job with "
-        "quality_gate; deepest: publish as many removals as are shown to meet every "
-        "limit, and fail if none are.",
-    )
-
-
 _ONE_TARGET: dict[str, Any] = {"oneOf": [with_field(name, _NUMBER) for name in TARGETS]}
+TaskNames = Annotated[
+    tuple[Annotated[str, StringConstraints(min_length=1, max_length=64)], ...],
+    Field(max_length=MAX_TASKS),
+]
 Priority = Annotated[
     int,
     Field(
@@ -304,10 +275,17 @@ class PruneJobBody(Body):
         "Also measure the perplexity of the pruned model with its blocks quantized to "
         "int8 or int4; requires evaluate. The published weights are not quantized.",
     )
-    zero_shot: StrictBool = documented(
-        PruneSpec.zero_shot,
-        "Evaluate the dense and the pruned model on the paper's five zero-shot tasks, "
-        "with lm-eval.",
+    tasks: TaskNames = documented(
+        PruneSpec.tasks,
+        "Tasks that the dense and the pruned model answer: those with a file in the folder "
+        "SLEB_TASK_DATA_DIR of the service, generated ones (gen_arithmetic, gen_json, "
+        "gen_brackets, gen_key, gen_call), and the paper's five, which lm-eval downloads.",
+    )
+    task_questions: int | None = documented(
+        PruneSpec.task_questions,
+        "Questions of each task, the first ones; null for all. A gate with min_task_share asks up "
+        "to eight times as many while it is undecided.",
+        {"minimum": MIN_QUESTIONS},
     )
     repair: Repair = documented(
         PruneSpec.repair,
@@ -346,7 +324,7 @@ class HealJobBody(Body):
     dry_run: DryRun = False
 
 
-_CAN_BE_NULL = ("gate", "quantize", "heal", "evaluation", "save_dtype")
+_CAN_BE_NULL = ("gate", "quantize", "heal", "evaluation", "save_dtype", "task_questions")
 _OF_HEALING = frozenset({"heal"})  # all that a job has that prunes nothing
 
 
@@ -367,9 +345,8 @@ class RetryJobBody(Body):
     quantize: Quantize | None = optional(
         "Also measure the perplexity with quantized blocks; null disables it."
     )
-    zero_shot: StrictBool | None = optional(
-        "Evaluate both models on the paper's five zero-shot tasks."
-    )
+    tasks: TaskNames | None = optional("Tasks that both models answer, as for a new job.")
+    task_questions: int | None = optional("Questions of each task; null for all.")
     resident: Resident | None = optional(
         "model: keep all weights on the device; stream: load one block at a time."
     )

@@ -10,7 +10,7 @@ export const WORDS = {
   batch_tokens: "Tokens per step", clip_norm: "Gradient clipping", steps_per_check: "Steps between checks",
   patience: "Patience", hidden_weight: "Hidden-state weight", checkpoint_activations: "Recompute activations",
   control: "Train a control", depths: "Healed depths", margin: "Interval margin", max_seconds: "Maximum seconds",
-  evaluate: "Measure held-out text", quantize: "Also measure quantized", zero_shot: "Zero-shot tasks (lm-eval)",
+  evaluate: "Measure held-out text", quantize: "Also measure quantized", tasks: "Tasks", task_questions: "Questions per task",
   resident: "Weights in memory", dtype: "dtype of the run", save_dtype: "Published dtype", priority: "Priority",
   gate: "Quality gate", heal: "Heal the pruned model", target: "Another target", calibration: "Calibration text",
 };

@@ -21,7 +21,7 @@ const GROUPS = {
   Healing: ["num_tokens", "max_minutes", "rank", "alpha", "learning_rate", "warmup", "batch_tokens", "clip_norm", "steps_per_check",
     "patience", "hidden_weight", "seed", "checkpoint_activations", "control", "depths"].map((field) => `heal.${field}`),
   Evaluation: ["num_samples", "seqlen", "margin", "max_seconds"].map((field) => `evaluation.${field}`),
-  "Measure and run": ["evaluate", "quantize", "zero_shot", "resident", "dtype", "save_dtype", "priority"],
+  "Measure and run": ["evaluate", "quantize", "tasks", "task_questions", "resident", "dtype", "save_dtype", "priority"],
 };
 const FIRST_OF_HEALING = ["heal.num_tokens", "heal.max_minutes", "heal.control"];
 const COMMON = ["sampling", "num_samples", "seqlen", "seed"]; // to all texts of a mix

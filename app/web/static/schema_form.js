@@ -18,6 +18,12 @@ function limits({ type, minimum, maximum, exclusiveMinimum, exclusiveMaximum }) 
     min: minimum ?? exclusiveMinimum, max: maximum ?? exclusiveMaximum };
 }
 
+/** The names in a list with commas; undefined of none. */
+function namesIn(text) {
+  const names = text.split(",").map((name) => name.trim()).filter(Boolean);
+  return names.length ? names : undefined;
+}
+
 function control(path, schema) {
   const props = { id: path, name: path, "aria-describedby": `${path}-hint ${path}-error` };
   if (schema.enum) {
@@ -27,6 +33,7 @@ function control(path, schema) {
   }
   if (schema.type === "boolean") return el("input", { ...props, type: "checkbox", checked: schema.default });
   if (schema.type === "string") return el("input", { ...props, type: "text", maxlength: schema.maxLength });
+  if (schema.type === "array") return el("input", { ...props, type: "text" }); // names with commas
   return el("input", { ...props, ...limits(schema), value: schema.default });
 }
 
@@ -49,6 +56,7 @@ export class Field {
     const { type } = this.schema;
     if (type === "boolean") return this.input.checked === this.schema.default ? undefined : this.input.checked;
     const given = this.input.value;
+    if (type === "array") return namesIn(given);
     if (given === "" || given === String(this.schema.default)) return undefined;
     return ["integer", "number"].includes(type) ? Number(given) : given;
   }

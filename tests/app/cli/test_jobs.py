@@ -92,12 +92,14 @@ def test_a_job_is_retried_with_what_the_options_change(
     ).id
     job_store.cancel(job_id)
     code, out, err = sleb.jobs(
-        *("retry", job_id, "--repair", "none", "--gate-action", "warn", "--heal-rank", "4")
+        *("retry", job_id, "--repair", "none", "--gate-action", "warn", "--heal-rank", "4"),
+        *("--tasks", "gen_key, gen_json", "--task-questions", "30"),
     )
     assert (code, out) == (0, f"job {job_id} is queued\n"), err
     spec = job_store.get(job_id).spec
     assert (spec.repair, spec.heal) == (Repair.NONE, replace(heal, rank=4))
     assert spec.gate == replace(gate, action=GateAction.WARN)
+    assert (spec.tasks, spec.task_questions) == (("gen_key", "gen_json"), 30)
     assert (spec.evaluate, spec.calibration) == (True, calibration)
     code, _, err = sleb.jobs("retry", job_id)
     assert (code, "expected a failed or cancelled job" in err) == (1, True)
@@ -304,13 +306,15 @@ def test_a_job_is_submitted_with_the_options_of_prune_and_deleted(
     write_tiny_model(settings.models_dir / "tiny")
     options = ["--num-remove", "2", "--calibration", "code=2", "--calibration", "prose"]
     gate = ["--gate-max-perplexity-ratio-of", "code=1.5", "--num-samples", "6", "--seqlen", "12"]
-    code, out, err = sleb.jobs("submit", "tiny", *options, *gate, "--priority", "7", "--json")
+    tasks = ["--tasks", "gen_key", "--gate-min-task-share", "0.5", "--priority", "7"]
+    code, out, err = sleb.jobs("submit", "tiny", *options, *gate, *tasks, "--json")
     assert code == 0, err
     job = job_store.get(json.loads(out)["id"])
     assert (job.priority, job.spec.num_remove) == (7, 2)
     assert [part.dataset.value for part in job.spec.calibration.parts] == ["code", "prose"]
     assert job.spec.gate is not None
     assert dict(job.spec.gate.max_perplexity_ratio_of) == {"code": 1.5}
+    assert (job.spec.tasks, job.spec.gate.min_task_share) == (("gen_key",), 0.5)
     assert sleb.jobs("delete", job.id)[0] == 1
     sleb.jobs("cancel", job.id)
     assert sleb.jobs("delete", job.id)[0] == 0

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
+from pruning.checkpoints.store import read_manifest
 from pruning.models.store import LoadedModel
 from pruning.repair.record import Method
 from tests.support.api_fixtures import publish_pruned
@@ -101,13 +102,29 @@ def test_prune_writes_a_model_without_any_server(
     text.write_text("the quick brown fox jumps over the lazy dog\n" * 40)
     out = tmp_path / "pruned"
     common = ["--calibration", str(text), "--num-samples", "2", "--seqlen", "16", "--json"]
-    ran = run(data_dir, "prune", "tiny", "--num-remove", "2", "--out", str(out), *common)
+    tasks = ["--tasks", "gen_key,gen_json", "--task-questions", "10"]
+    ran = run(data_dir, "prune", "tiny", "--num-remove", "2", "--out", str(out), *common, *tasks)
     assert ran.returncode == 0, ran.stderr
     report = json.loads(ran.stdout)
     assert report["path"] == str(out)
     assert len(report["removed_blocks"]) == 2
+    asked = [(task.task, task.num_questions) for task in read_manifest(out).quality.tasks]
+    assert asked == [("gen_key", 10), ("gen_json", 10)]
     assert "removed block" in ran.stderr
     assert AutoModelForCausalLM.from_pretrained(out).config.num_hidden_layers == 4
+
+
+def test_prune_reads_the_questions_of_tasks_before_it_searches(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    questions = tmp_path / "openbookqa.jsonl"
+    questions.write_text('{"query": "any"}\n')
+    tasks = ["--tasks", "openbookqa", "--out", str(tmp_path / "out")]
+    common = ["prune", "tiny", "--num-remove", "1", *tasks]
+    ran = sleb(data_dir, *common, "--task-data", str(tmp_path))
+    assert (ran.returncode, f"line 1 of {questions}" in ran.stderr) == (1, True), ran.stderr
+    ran = sleb(data_dir, *common)
+    assert (ran.returncode, "unknown tasks: openbookqa" in ran.stderr) == (2, True), ran.stderr
 
 
 def test_models_lists_the_catalog(data_dir: Path) -> None:

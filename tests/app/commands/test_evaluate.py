@@ -21,14 +21,15 @@ from pruning.checkpoints.store import CheckpointCorrupt, Manifest
 from pruning.confidence import reach
 from pruning.config import WorkerSettings
 from pruning.data.texts import TextUnusable
+from pruning.evaluation.generated import GENERATED_TASKS
 from pruning.evaluation.json_questions import JsonQuestion
-from pruning.evaluation.results import PAPER_TASKS
 from pruning.evaluation.task_errors import TaskUnusable
 from pruning.models.quantize import int8_form, quantized
 from pruning.models.safetensors_headers import fingerprint
 from pruning.models.store import LoadedModel, ModelStore, load
 from pruning.repair.record import Method
 from pruning.spec.prune import Quantize, Repair
+from pruning.spec.tasks import PAPER_TASKS
 from tests.support.api_fixtures import publish_pruned
 from tests.support.perplexity import TEXT, perplexity_by_hand
 from tests.support.repairs import repair_checkpoint
@@ -382,6 +383,21 @@ def test_tasks_beside_the_dense_model_are_remembered_by_the_name_that_stays(
         assert known.can_be_closer, "a file has more questions"
 
 
+def test_generated_tasks_need_no_files_and_are_compared_as_others(
+    data_dir: Path, published: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pruning.extras.find_spec", lambda _name: None)
+    dense, pruned = run("tiny@-2", "--tasks", "gen_key,gen_brackets", "--limit", 4)
+    assert [task["task"] for task in dense["tasks"]] == ["gen_key", "gen_brackets"]
+    assert [task["num_samples"] for task in dense["tasks"]] == [4, 4]
+    assert [*pruned["task_shares"]["by_task"]] == ["gen_key", "gen_brackets"]
+    known = MeasuredQualities(data_dir).tasks(
+        "tiny", fingerprint(data_dir / "models" / "tiny"), published.name
+    )
+    assert known is not None
+    assert [*known.by_task] == ["gen_key", "gen_brackets"]
+
+
 def test_what_is_no_variant_with_its_dense_model_is_not_remembered(
     data_dir: Path, published: Manifest
 ) -> None:
@@ -398,6 +414,7 @@ def test_tasks_are_told_apart() -> None:
     assert Tasks.parse(["ppl:a.txt", " probe ", "zeroshot", "boolq", "piqa", "ppl:a.txt"]) == Tasks(
         ("a.txt",), has_probe=True, zero_shot=(*PAPER_TASKS, "boolq")
     )
+    assert Tasks.parse(["slices", "gen_key"]).generated == GENERATED_TASKS
     assert Tasks.parse(["json"]) == Tasks((), has_probe=False, zero_shot=(), has_json=True)
     for wrong in ([], ["ppl:"], [" "]):
         with pytest.raises(InvalidTasks, match="list of ppl:TEXT"):

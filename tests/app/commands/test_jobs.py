@@ -1,5 +1,6 @@
 """Tables of jobs in a narrow terminal."""
 
+import json
 import re
 import subprocess
 import sys
@@ -10,6 +11,9 @@ from rich.console import Console
 
 from app.commands.jobs import JobView, print_job, print_jobs
 from app.commands.progress import search_progress
+from app.terminal import json_text
+from pruning.evaluation.paired_tasks import PairedTask
+from pruning.evaluation.task_shares import TaskShares
 
 JOB: dict[str, Any] = {
     "id": "prn-6612fbe3e6f88eee48750",
@@ -63,6 +67,25 @@ def test_a_job_is_one_line_with_its_whole_id(
     assert re.search(
         r" \d\d-\d\d \d\d:\d\d" if width == 80 else r"20\d\d-\d\d-\d\d \d\d:\d\d", line
     )
+
+
+def test_the_tasks_of_a_job_fit_and_begin_with_the_worst(
+    width: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks = (
+        PairedTask("arc_challenge", 0.25, 1172, 500, 20, 10, 470),
+        PairedTask("gen_brackets", 0.0, 500, 100, 150, 5, 245),
+    )
+    shares = json.loads(json_text(TaskShares.of(tasks)))
+    del shares["can_be_closer"]  # as in a response of the service
+    print_job({**JOB, "tasks": shares})
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    first, second = (line for line in lines if re.search(r"\d ± 0", line))
+    assert first.split()[0] == "gen_brackets"
+    assert "31 %" in first
+    assert second.split()[0] == "arc_challenge"
+    assert "on the worst one, gen_brackets." in " ".join(" ".join(lines).split())
 
 
 def test_a_field_of_many_parts_is_no_python(capsys: pytest.CaptureFixture[str]) -> None:

@@ -141,6 +141,10 @@ def test_a_mix_of_texts_is_made_from_nothing_and_errors_are_beside_their_fields(
         page.get_by_text("unknown: no similar job has run here yet").wait_for()
         assert page.evaluate("() => document.activeElement.innerText") == "Add a text"
         common = {"num_samples": 7, "seqlen": 16}
+        page.locator("#tasks").fill("gen_key, none")
+        page.locator("#tasks-error").get_by_text("unknown tasks: none").wait_for()
+        page.locator("#tasks").fill("gen_key, gen_json")
+        page.get_by_text("unknown: no similar job has run here yet").wait_for()
         assert sent(page)["calibration"] == [
             {"dataset": "prose", **common},
             {"dataset": "code", "weight": 2.5, **common},
@@ -152,6 +156,7 @@ def test_a_mix_of_texts_is_made_from_nothing_and_errors_are_beside_their_fields(
         ]
         found = submit(page, job_store, 0)
         assert found.calibration == CalibrationMix(tuple(sources), (1.0, 2.5))
+        assert found.tasks == ("gen_key", "gen_json")
         assert (watched.complaints, watched.foreign) == ([], [])
 
 

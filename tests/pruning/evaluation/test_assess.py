@@ -1,19 +1,25 @@
 """What a run measures of its result: quantized weights and the paper's tasks beside the curve."""
 
 import json
+import re
+from contextlib import nullcontext
 from dataclasses import replace
 from math import exp
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
+from huggingface_hub import ModelCard
 
 from pruning import extras
 from pruning.checkpoints.store import CheckpointStore, Manifest
 from pruning.checkpoints.trajectory import legend
 from pruning.data.calibration import held_out
+from pruning.evaluation.paired_tasks import PairedTask
 from pruning.evaluation.quality import Quantized
-from pruning.evaluation.results import PAPER_TASKS, TaskScore, ZeroShot
+from pruning.evaluation.task_data import task_folder
 from pruning.evaluation.task_errors import TaskUnusable, ZeroShotUnavailable
 from pruning.evaluation.zero_shot import answer_tasks
 from pruning.models.architectures import CannotQuantize
@@ -25,9 +31,11 @@ from pruning.search.dense_model import Resources
 from pruning.spec import InvalidSpec
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.prune import PruneSpec, Quantize, Repair
+from pruning.spec.tasks import PAPER_TASKS
 from tests.support.losses import mean_loss
 from tests.support.pruning_runs import RUN
 from tests.support.recorder import Recorder
+from tests.support.task_files import write_task_files
 from tests.support.tiny_checkpoints import write_checkpoint
 from tests.support.tiny_directory import spoil_weights
 from tests.support.zero_shot_tasks import write_tasks
@@ -38,7 +46,7 @@ SPEC = PruneSpec(
 
 
 def run(
-    models_dir: Path, spec: PruneSpec, observer: Recorder, tasks_dir: Path | None = None
+    models_dir: Path, spec: PruneSpec, observer: Recorder, resources: Resources | None = None
 ) -> Manifest:
     return prune(
         spec,
@@ -46,7 +54,7 @@ def run(
         target=CheckpointStore(models_dir.parent / "checkpoints").path("tiny@prn-1"),
         models=ModelStore(models_dir),
         observer=observer,
-        resources=Resources(tasks_dir=tasks_dir),
+        resources=resources,
     )
 
 
@@ -87,33 +95,77 @@ def test_what_is_published_has_plain_weights(tiny_models_dir: Path) -> None:
     assert "published weights are not quantized" in (path / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
-def test_the_papers_tasks_are_asked_of_dense_and_of_all_removals(
+def test_tasks_are_asked_of_the_dense_model_and_of_the_published_one(
     tiny_models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    tasks_dir = write_tasks(tmp_path / "tasks", *PAPER_TASKS)
-    manifest = run(tiny_models_dir, replace(SPEC, zero_shot=True), Recorder(), tasks_dir)
-    loaded = load(tiny_models_dir / "tiny")
-    found = manifest.quality.zero_shot
-    assert found is not None
-    for model, scores in (
-        (loaded.model, found.dense),
-        (load(published(tiny_models_dir)).model, found.pruned),
+    files = write_task_files(tmp_path / "files", "arc_easy", "lambada_openai")
+    resources = Resources(tasks_dir=write_tasks(tmp_path / "tasks", "piqa"), task_data_dir=files)
+    spec = replace(SPEC, tasks=("lambada_openai", "piqa", "arc_easy"), task_questions=20)
+    manifest = run(tiny_models_dir, spec, Recorder(), resources)
+    dense = load(tiny_models_dir / "tiny")
+    pruned = load(published(tiny_models_dir)).model
+    found = manifest.quality.tasks
+    assert [each.task for each in found] == [*spec.tasks]
+    assert [each.num_questions for each in found] == [3, 20, 6]
+    assert [each.num_available for each in found] == [3, 40, 6]
+    in_files = ("lambada_openai", "arc_easy")
+    for folder, names in (
+        (task_folder(files, in_files), in_files),
+        (nullcontext(tmp_path / "tasks"), ("piqa",)),
     ):
-        answered = answer_tasks(model, loaded.tokenizer, PAPER_TASKS, tasks_dir=tasks_dir)
-        expected = [one.score for one in answered]
-        assert list(scores) == expected
-        assert [score.task for score in scores] == list(PAPER_TASKS)
-    assert found.dense_mean != found.pruned_mean
+        with folder as at:
+            own, whole = (
+                answer_tasks(model, dense.tokenizer, names, tasks_dir=at, limit=20)
+                for model in (pruned, dense.model)
+            )
+        for after, before in zip(own, whole, strict=True):
+            [paired] = [each for each in found if each.task == after.score.task]
+            assert after.answers is not None
+            assert before.answers is not None
+            assert paired == after.answers.against(before.answers)
+            assert paired.standard_error == pytest.approx(after.score.standard_error)
+    card = (published(tiny_models_dir) / "README.md").read_text(encoding="utf-8")
+    data: dict[str, Any] = yaml.safe_load(ModelCard(card).data.to_yaml())
+    results = data["model-index"][0]["results"]
+    shown = {
+        (result["dataset"]["type"], result["dataset"].get("config")): metric["value"]
+        for result in results
+        for metric in result["metrics"]
+        if metric["type"] == "accuracy"
+    }
+    assert shown["allenai/ai2_arc", "ARC-Easy"] == pytest.approx(found[2].accuracy, rel=1e-4)
+    assert len(shown) == 3
+    assert re.search(r"\| arc_easy +\| +6 \|", card.split("## Tasks")[1])
     assert Manifest.from_json(manifest.to_json()).quality == manifest.quality
 
 
 def test_a_manifest_from_before_says_that_nothing_of_it_was_measured() -> None:
     before = json.loads(RUN.to_json())
-    for name in ("quantized", "zero_shot"):
+    for name in ("quantized", "tasks"):
         del before["quality"][name]
     assert Manifest.from_json(json.dumps(before)) == RUN
+
+
+def test_scores_of_older_releases_are_not_taken_for_answers() -> None:
+    before = json.loads(RUN.to_json())
+    before["quality"]["zero_shot"] = {"dense": [], "pruned": []}
+    before["spec"]["zero_shot"] = True
+    manifest = Manifest.from_json(json.dumps(before))
+    assert manifest.quality == RUN.quality
+    spec = PruneSpec.from_dict(manifest.spec)
+    assert (spec.tasks, spec.task_questions) == (PAPER_TASKS, None)
+
+
+def test_a_manifest_with_impossible_answers_is_no_manifest() -> None:
+    task = PairedTask("piqa", 0.5, 40, 10, 5, 2, 3)
+    whole = replace(RUN, quality=replace(RUN.quality, tasks=(task,)))
+    assert Manifest.from_json(whole.to_json()) == whole
+    for change in ({"both": -1}, {"both": "10"}, {"chance": 2}, {"other": 1}):
+        data = json.loads(whole.to_json())
+        data["quality"]["tasks"][0] |= change
+        with pytest.raises(ValueError, match=r"tasks|answers|argument"):
+            Manifest.from_json(json.dumps(data))
 
 
 def none_found(_name: str) -> None:
@@ -123,8 +175,10 @@ def none_found(_name: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "missing", "raised"),
     [
-        (replace(SPEC, zero_shot=True), extras, ZeroShotUnavailable),
-        (replace(SPEC, zero_shot=True), None, TaskUnusable),
+        (replace(SPEC, tasks=("piqa",)), extras, ZeroShotUnavailable),
+        (replace(SPEC, tasks=("piqa",)), None, TaskUnusable),
+        (replace(SPEC, tasks=("arc_easy",)), None, TaskUnusable),
+        (replace(SPEC, tasks=("boolq",)), None, InvalidSpec),
     ],
 )
 def test_what_will_be_missing_is_said_before_the_weights_are_read(
@@ -139,10 +193,12 @@ def test_what_will_be_missing_is_said_before_the_weights_are_read(
         monkeypatch.setattr(missing, "find_spec", none_found)
     tasks_dir = write_tasks(tmp_path / "tasks", *PAPER_TASKS)
     (tasks_dir / "questions.jsonl").unlink()
+    files = write_task_files(tmp_path / "files", "arc_easy")
+    (files / "arc_easy.jsonl").write_text("{}\n")
     spoil_weights(tiny_models_dir / "tiny")
     observer = Recorder()
     with pytest.raises(raised):
-        run(tiny_models_dir, spec, observer, tasks_dir)
+        run(tiny_models_dir, spec, observer, Resources(tasks_dir=tasks_dir, task_data_dir=files))
     assert observer.phases == ["load"]
 
 
@@ -164,15 +220,9 @@ def test_a_last_block_that_must_stay_is_protected_before_weights_are_read(tmp_pa
 
 
 def test_the_summary_has_all_of_it_side_by_side() -> None:
-    scores = [
-        tuple(TaskScore(t, "acc", v, None, 1, 0, {}) for t in PAPER_TASKS) for v in (0.7, 0.6)
-    ]
-    quality = replace(RUN.quality, quantized=Quantized("int8", 126.5), zero_shot=ZeroShot(*scores))
+    quality = replace(RUN.quality, quantized=Quantized("int8", 126.5))
     told = legend(replace(RUN, quality=quality), ())
     assert told[0].startswith(
         "quantized: perplexity 50.00 dense, 125.00 pruned, 126.50 pruned with"
-    )
-    assert told[1].startswith(
-        "zero-shot: 0.7000 dense, 0.6000 pruned; mean accuracy on piqa, winogrande"
     )
     assert legend(RUN, ()) == []

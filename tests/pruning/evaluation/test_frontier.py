@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 
 from pruning.evaluation.frontier import StepRequest, judge
 from pruning.evaluation.limits import Limits
-from pruning.evaluation.paired_tasks import PairedTask, TaskShares
+from pruning.evaluation.paired_tasks import PairedTask
 from pruning.evaluation.points import Load, Point, dominates, frontier
 from pruning.evaluation.quality import Interval
-from pruning.evaluation.results import PAPER_TASKS
+from pruning.evaluation.task_shares import TaskShares
+from pruning.spec.tasks import PAPER_TASKS
 
 STREAM, MANY, PROMPT = (
     Load("stream", "at one stream"),

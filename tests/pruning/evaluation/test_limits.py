@@ -6,10 +6,11 @@ import pytest
 
 from pruning.evaluation.frontier import judge
 from pruning.evaluation.limits import Judgement, Limits, times
-from pruning.evaluation.paired_tasks import PairedTask, TaskShares
+from pruning.evaluation.paired_tasks import PairedTask
 from pruning.evaluation.points import Load, Point
 from pruning.evaluation.quality import Interval
 from pruning.evaluation.results import ItemResult, Kind, compare
+from pruning.evaluation.task_shares import TaskShares
 from pruning.evaluation.verdict import Verdict
 from pruning.evaluation.verdict_table import explained, verdict_table
 from pruning.spec import InvalidSpec

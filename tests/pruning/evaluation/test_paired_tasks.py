@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from pruning.evaluation.paired_tasks import Answers, PairedTask, TaskShares, share_of
-from pruning.evaluation.results import PAPER_TASKS
+from pruning.evaluation.paired_tasks import Answers, PairedTask
+from pruning.evaluation.task_shares import TaskShares, share_of
+from pruning.spec.tasks import PAPER_TASKS
 
 PIQA = PairedTask("piqa", 0.5, 1000, both=600, dense_only=100, own_only=50, neither=250)
 
@@ -81,7 +82,8 @@ def test_the_interval_contains_the_share(num_questions: int) -> None:
         tasks = []
         for *weights, chance in cells:
             drawn = chosen.choices(range(4), weights, k=num_questions)
-            counts = [drawn.count(kind) for kind in range(4)]
+            both, dense_only, own_only, neither = (drawn.count(kind) for kind in range(4))
+            counts = (both, dense_only, own_only, neither)
             tasks.append(PairedTask("a task", chance, num_questions, *counts))
         share = share_of(tasks)
         if share is not None:

@@ -11,11 +11,13 @@ import pytest
 
 from pruning.checkpoints.store import CheckpointStore, Manifest, verify
 from pruning.checkpoints.trajectory import legend
+from pruning.evaluation.paired_tasks import PairedTask
 from pruning.evaluation.probe import Item, digest
 from pruning.evaluation.probe_run import answer
 from pruning.evaluation.quality import DomainQuality, Measured, Quality
 from pruning.evaluation.quality_gate import Judged, QualityGateFailed, gated, undecided
 from pruning.evaluation.results import ItemResult, Kind, ProbeComparison, compare, summary
+from pruning.evaluation.task_comparison import AskTasks, IsEnough
 from pruning.jobs.job import JobStatus
 from pruning.jobs.store import JobStore
 from pruning.models.forward import InMemoryForward
@@ -81,6 +83,52 @@ def test_what_is_beyond_a_limit_is_said_with_its_numbers() -> None:
     with pytest.raises(QualityGateFailed) as caught:
         judge(Gate(0.5, 1.4, REFUSE), QUALITY, lost_half)
     assert caught.value.param == "gate.max_perplexity_ratio"
+
+
+def asked(*tasks: PairedTask) -> AskTasks:
+    """Ten times the questions if these are not enough."""
+
+    def ask(_num_removed: int, is_enough: IsEnough) -> tuple[PairedTask, ...]:
+        return tasks if is_enough(tasks) else tuple(map(of_ten_times, tasks))
+
+    return ask
+
+
+def of_ten_times(task: PairedTask) -> PairedTask:
+    counts = {name: 10 * getattr(task, name) for name in ("both", "dense_only", "own_only")}
+    return replace(task, **counts, neither=10 * task.neither)
+
+
+KEPT = PairedTask("kept", 0.5, 9000, both=900, dense_only=5, own_only=5, neither=90)
+LOST = PairedTask("lost", 0.0, 9000, both=350, dense_only=350, own_only=0, neither=300)
+GUESSED = PairedTask("guessed", 0.25, 9000, both=60, dense_only=40, own_only=40, neither=260)
+
+
+def judge_tasks(gate: Gate, *tasks: PairedTask) -> Quality:
+    return gated(gate, Judged(QUALITY, never, ask_tasks=asked(*tasks)), [1, 2])
+
+
+def test_the_worst_task_decides_and_is_named_with_its_distance() -> None:
+    gate = Gate(min_task_share=0.8, action=REFUSE)
+    assert judge_tasks(gate, KEPT, GUESSED) == replace(QUALITY, tasks=(KEPT, GUESSED))
+    with pytest.raises(QualityGateFailed) as caught:
+        judge_tasks(gate, KEPT, LOST)
+    assert caught.value.param == "gate.min_task_share"
+    begin = "not published: the worst task, lost, keeps 0.5 (0.4317 to 0.5683) of the dense"
+    assert str(caught.value).startswith(begin)
+    assert "0.3 below the limit 0.8 (accuracy went from 0.700 to 0.350" in str(caught.value)
+    with pytest.raises(QualityGateFailed, match="no depth is shown"):
+        judge_tasks(replace(gate, action=DEEPEST), LOST)
+
+
+def test_an_undecided_task_is_asked_more_and_only_then_a_warning() -> None:
+    few = PairedTask("kept", 0.5, 9000, both=70, dense_only=3, own_only=1, neither=26)
+    found = judge_tasks(Gate(min_task_share=0.8, action=REFUSE), few)
+    assert found == replace(QUALITY, tasks=(of_ten_times(few),))
+    [warning] = judge_tasks(Gate(min_task_share=0.91, action=REFUSE), few).warnings
+    assert "undecided, because the interval contains it" in warning
+    [warning] = judge_tasks(Gate(min_task_share=0.1), GUESSED).warnings
+    assert warning.startswith("on no task the dense model is surely better than guesses")
 
 
 def test_each_domain_has_its_own_limit() -> None:
@@ -265,10 +313,10 @@ def test_a_spec_comes_back_from_json_with_its_gate() -> None:
     for gate in (None, Gate(0.1), Gate(max_perplexity_ratio=2, action=REFUSE), of_self):
         spec = replace(SPEC, gate=gate)
         assert PruneSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
-    assert gate_of(None, None, REFUSE) is None
-    assert gate_of(0.1, None, REFUSE) == Gate(0.1, action=REFUSE)
+    assert gate_of(action=REFUSE, max_perplexity_ratio_of={}) is None
+    assert gate_of(max_probe_drop=0.1, action=REFUSE) == Gate(0.1, action=REFUSE)
     by_domain = Gate(action=REFUSE, max_perplexity_ratio_of={"self": 2.0})
-    assert gate_of(None, None, REFUSE, {"self": 2.0}) == by_domain
+    assert gate_of(action=REFUSE, max_perplexity_ratio_of={"self": 2.0}) == by_domain
 
 
 def test_manifests_keep_it_and_old_ones_have_none() -> None:

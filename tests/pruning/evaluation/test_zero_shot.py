@@ -10,11 +10,12 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from pruning import extras
-from pruning.evaluation.results import PAPER_TASKS, TaskScore, mean_accuracy
+from pruning.evaluation.results import TaskScore, mean_accuracy
 from pruning.evaluation.task_errors import TaskUnusable, ZeroShotUnavailable
 from pruning.evaluation.zero_shot import answer_tasks
 from pruning.models.blocks import view
 from pruning.models.store import LoadedModel, load
+from pruning.spec.tasks import PAPER_TASKS
 from tests.support.zero_shot_tasks import DOCUMENTS, TASK, write_tasks
 
 KEEP = (0, 2, 5)

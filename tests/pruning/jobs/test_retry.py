@@ -148,7 +148,7 @@ def test_a_deleted_job_is_not_retried(job_store: JobStore) -> None:
 
 def test_a_spec_names_its_search_without_what_follows() -> None:
     spec = PruneSpec("tiny", num_remove=2)
-    behind = replace(spec, repair=Repair.SCALE, evaluate=False, zero_shot=True)
+    behind = replace(spec, repair=Repair.SCALE, evaluate=False, tasks=("piqa",))
     assert spec.search_digest() == behind.search_digest()
     for other in (
         replace(spec, num_remove=3),

@@ -147,7 +147,7 @@ def test_only_a_perplexity_ratio_can_be_passed() -> None:
     assert not any(PruneSpec("any", **{name: TARGETS[name]}).exceeds(9, 1) for name in others)
 
 
-MEASURED = PruneSpec("m", num_remove=1, quantize=Quantize.INT4, zero_shot=True, heal=Heal(rank=2))
+MEASURED = PruneSpec("m", num_remove=1, quantize=Quantize.INT4, tasks=("piqa",), heal=Heal(rank=2))
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_without_a_text_a_run_mixes_packaged_prose_and_code() -> None:
     [
         ({"quantize": Quantize.INT8, "evaluate": False}, "quantize"),
         ({"quantize": Quantize.INT4, "resident": Resident.STREAM}, "quantize"),
-        ({"zero_shot": True, "resident": Resident.STREAM}, "zero_shot"),
+        ({"tasks": ("piqa",), "resident": Resident.STREAM}, "tasks"),
         ({"heal": Heal(), "resident": Resident.STREAM}, "heal"),
     ],
 )
@@ -220,7 +220,8 @@ def test_every_setting_has_a_part_in_the_digest() -> None:
             {"metric": Metric.ONE_SHOT},
             {"quantize": Quantize.INT8},
             {"quantize": Quantize.INT4},
-            {"zero_shot": True},
+            {"tasks": ("piqa",)},
+            {"tasks": ("piqa",), "task_questions": 50},
             {"repair": Repair.RIDGE},
             {"repair": Repair.SCALE},
             {"repair": Repair.NONE},
@@ -230,7 +231,7 @@ def test_every_setting_has_a_part_in_the_digest() -> None:
             {},
         )
     }
-    assert len(digests) == 14
+    assert len(digests) == 15
     assert spec.digest() in digests
 
 

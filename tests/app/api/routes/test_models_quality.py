@@ -8,8 +8,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from pruning.checkpoints.store import MANIFEST, Manifest
+from pruning.evaluation.paired_tasks import PairedTask
 from pruning.evaluation.quality import DomainQuality, Measured
-from pruning.evaluation.results import PAPER_TASKS, TaskScore
 from pruning.spec.calibration import CalibrationSpec, Dataset
 from pruning.spec.evaluation import Gate
 from pruning.spec.prune import PruneSpec, Quantize, Repair
@@ -167,41 +167,49 @@ def test_the_perplexity_with_quantized_weights_is_of_full_depth(
     assert value == pytest.approx(measured.perplexity)
 
 
-def test_the_mean_of_the_papers_tasks_is_told_as_the_probes_score_is(
+def test_tasks_of_a_job_are_told_of_its_full_depth_and_the_advice_takes_them(
     data_dir: Path, client: TestClient
 ) -> None:
     name = publish_pruned(data_dir).name
     file = data_dir / "checkpoints" / name / MANIFEST
-    scores = {
-        which: [
-            asdict(TaskScore(task, "acc_norm", value, 0.01, 9, 0, {"acc_norm": value}))
-            for task in PAPER_TASKS
-        ]
-        for which, value in (("dense", 0.75), ("pruned", 0.5))
-    }
     manifest = json.loads(file.read_text())
-    manifest["quality"]["zero_shot"] = scores
+    piqa = PairedTask("piqa", 0.5, 2000, 700, 100, 20, 180)
+    tasks = piqa, PairedTask("copy", 0, 99, 2, 80, 0, 17)
+    manifest["quality"]["tasks"] = [*map(asdict, tasks)]
     file.write_text(json.dumps(manifest))
-    found = {model["id"]: model for model in client.get("/models").json()["data"]}
-    expected = {"tiny": 0.75, "tiny@-1": None, "tiny@-3": 0.5, name: 0.5}
-    assert {model: found[model]["zero_shot"] for model in expected} == expected
-    assert all(found[model]["dense_zero_shot"] == 0.75 for model in expected)
+    found = {model["id"]: model["tasks"] for model in client.get("/models").json()["data"]}
+    assert found["tiny"] is None
+    assert found["tiny@-1"] is None
+    assert found["tiny@-3"] == found[name]
+    assert found[name]["worst_task"] == "copy"
+    of_piqa = found[name]["by_task"]["piqa"]
+    assert of_piqa["accuracy"] == 0.72
+    assert of_piqa["dense_standard_error"] == pytest.approx(0.01265, abs=1e-5)
+    share = found[name]["share"]["value"]
     scrape = Scrape(client.get("/metrics").text)
-    for model, value in (("tiny", 0.75), ("tiny@-3", 0.5)):
-        assert scrape.value("sleb_model_zero_shot_accuracy", model_name=model) == value
+    assert scrape.value("sleb_model_task_share", model_name="tiny@-3") == pytest.approx(share)
+    limits = {"min_task_share": 0.8, "max_ratio": 1e6, "min_speedup": 1.0}
+    advice = client.get("/models/tiny/advice", params=limits).json()
+    [deepest] = [each for each in advice["depths"] if each["num_removed"] == 3]
+    assert deepest["tasks"] == found[name]
+    assert "copy" in deepest["failing"]
 
 
 def test_a_job_says_what_else_to_measure_and_is_refused_what_cannot_be(
     data_dir: Path, client: TestClient
 ) -> None:
-    body = {"model": "tiny", "num_remove": 1, "quantize": "int4", "zero_shot": True}
+    body = {"model": "tiny", "num_remove": 1, "quantize": "int4", "tasks": ["piqa"]}
     spec = client.post("/prune-jobs", json=body).json()["spec"]
-    assert (spec["quantize"], spec["zero_shot"]) == ("int4", True)
+    assert (spec["quantize"], spec["tasks"]) == ("int4", ["piqa"])
     write_checkpoint(data_dir / "models" / "transposed", "gpt2")
     for change, problem, param in (
         ({"evaluate": False}, "invalid-spec", "quantize"),
         ({"model": "transposed"}, "unsupported-config", "quantize"),
         ({"quantize": "int2"}, "invalid-request", None),
+        ({"tasks": ["arc_easy", "../secret"]}, "invalid-spec", "tasks"),
+        ({"tasks": ["piqa", "piqa"]}, "invalid-spec", "tasks"),
+        ({"task_questions": 0}, "invalid-spec", "task_questions"),
+        ({"tasks": [], "gate": {"min_task_share": 0.8}}, "invalid-spec", "gate.min_task_share"),
     ):
         refused = client.post("/prune-jobs", json={**body, **change})
         assert (refused.status_code, refused.json()["type"]) == (422, problem)
@@ -217,6 +225,7 @@ def test_a_job_takes_its_gate_and_refuses_one_that_makes_no_sense(client: TestCl
         ({}, "gate"),
         ({"max_probe_drop": 2}, "gate.max_probe_drop"),
         ({"max_perplexity_ratio": 0.5}, "gate.max_perplexity_ratio"),
+        ({"min_task_share": 1.5}, "gate.min_task_share"),
     ):
         refused = client.post("/prune-jobs", json={**body, "gate": wrong})
         assert (refused.status_code, refused.json()["param"]) == (422, param)

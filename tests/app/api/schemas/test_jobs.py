@@ -7,8 +7,9 @@ import pytest
 from pydantic import BaseModel
 
 from app.api.schemas.calibration import CalibrationBody, EvaluationBody, SourceBody
+from app.api.schemas.gate import GateBody
 from app.api.schemas.heal import HealBody
-from app.api.schemas.jobs import GateBody, PruneJobBody
+from app.api.schemas.jobs import PruneJobBody
 from pruning.spec.calibration import CalibrationMix, CalibrationSpec
 from pruning.spec.evaluation import Evaluation, Gate
 from pruning.spec.heal import Heal
@@ -28,7 +29,8 @@ FULL: dict[str, Any] = {
     "metric": "cosine",
     "gate": {"max_probe_drop": 0.1, "action": "refuse", "max_perplexity_ratio_of": {"self": 2.0}},
     "quantize": "int8",
-    "zero_shot": True,
+    "tasks": ["piqa"],
+    "task_questions": 20,
     "repair": "scale",
     "evaluation": {"num_samples": 9, "margin": 0.1},
     "heal": {"num_tokens": 500, "rank": 2, "control": False},
