@@ -78,6 +78,7 @@ class Services:
     results: ResultStore
     jobs: JobServices
     generation: GenerationServices
+    measuring: asyncio.Lock = field(default_factory=asyncio.Lock)  # held by a frontier
 
     @property
     def catalog(self) -> Catalog:

@@ -27,6 +27,7 @@ from app.auth.scopes import NotLocal
 from app.auth.sessions import NotSameOrigin, SessionsNotKept
 from app.compare.compare import NotComparable
 from app.compare.evaluation import NotEvaluable
+from app.compare.frontier import FrontierBusy, FrontierFailed
 from app.engine.async_engine import EngineStopped, StillWarmingUp
 from app.engine.cache.caches import CacheTooLarge, CacheTooSmall
 from app.engine.cache.paged_cache import CannotCompute
@@ -118,6 +119,8 @@ _MODELS: Problems = {
     CacheTooLarge: (507, "cache-too-large", "The KV cache is configured too large."),
     NoRoomForWeights: (507, "no-room-for-weights", "Not enough memory to load the model."),
     ResultNotKept: (507, "result-not-kept", "The result cannot be saved."),
+    FrontierBusy: (409, "frontier-busy", "Another frontier is being measured."),
+    FrontierFailed: (503, "frontier-failed", "The measurement of the frontier failed."),
 }
 _JOBS: Problems = {
     JobNotFound: (404, "job-not-found", "Job not found."),

@@ -21,7 +21,6 @@ from starlette.types import Receive, Scope, Send
 from app.api.deps import services_of
 from app.api.errors import problem_of
 from app.api.problems import error_event
-from app.api.schemas.compare import CompareProgressView
 from app.generation.generator import Generation, Generator
 from app.generation.output import Delta, Output
 from app.generation.request import GenerationRequest
@@ -34,7 +33,7 @@ _Opened = TypeVar("_Opened")
 _Result = TypeVar("_Result")
 _View_co = TypeVar("_View_co", covariant=True)
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
-Observe = Callable[[int, int], object]  # called with the steps that are done, and their total
+Observe = Callable[[BaseModel], object]  # called with how far the work is
 
 
 class SheddingRoute(APIRoute):
@@ -179,14 +178,14 @@ async def followed(work: "Followed") -> AsyncIterator["Followed"]:
 
 
 class Followed:
-    """Work that reports how many of its steps are done, and in the end has a result."""
+    """Work that reports how far it is, and in the end has a result."""
 
     def __init__(
         self, work: Callable[[Observe], Coroutine[Any, Any, BaseModel]], path: str
     ) -> None:
         self._work = work
         self._path = path
-        self._progress = CompareProgressView(done=0, total=0)
+        self._progress: BaseModel | None = None
         self._changed = asyncio.Event()
         self._task: asyncio.Task[BaseModel] | None = None
 
@@ -198,8 +197,8 @@ class Followed:
         if self._task.done():
             self._task.result()
 
-    def _observe(self, done: int, total: int) -> None:
-        self._progress = CompareProgressView(done=done, total=total)
+    def _observe(self, progress: BaseModel) -> None:
+        self._progress = progress
         self._changed.set()
 
     async def events(self) -> AsyncIterator[bytes]:
@@ -212,9 +211,9 @@ class Followed:
                         await self._changed.wait()
                 if self._task.done():
                     break
-                is_news = self._changed.is_set()
+                progress = self._progress if self._changed.is_set() else None
                 self._changed.clear()
-                yield _event("progress", self._progress) if is_news else KEEPALIVE_COMMENT
+                yield _event("progress", progress) if progress else KEEPALIVE_COMMENT
             yield _event("done", self._task.result())
         except Exception as error:
             problem = problem_of(error)

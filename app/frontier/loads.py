@@ -3,12 +3,11 @@
 from collections.abc import Mapping, Sequence
 
 from app.bench.plan import BenchPlan, Scenario
-from app.models.loads import PROMPT, load_of, order_of
+from app.models.loads import PROMPT, load_of, num_streams, order_of
 from app.models.measured_speedups import ONE_STREAM
 from pruning.evaluation.points import Load
 from pruning.spec import InvalidSpec
 
-MAX_STREAMS = 1024
 _PROMPT_TOKENS, _NEW_TOKENS, _LONG_PROMPT = 64, 32, 2048
 
 
@@ -28,13 +27,7 @@ def _planned(name: str, max_model_len: int) -> tuple[Load, BenchPlan]:
         tokens = min(_LONG_PROMPT, max_model_len - 1)
         plan = BenchPlan(scenarios=(Scenario.PROMPT,), long_prompt=tokens)
         return load_of(name, tokens), plan
-    streams = 1 if name == ONE_STREAM else int(name) if name.isdecimal() else 0
-    if not 1 <= streams <= MAX_STREAMS:
-        raise InvalidSpec(
-            "loads",
-            f"loads: {name!r} is no load: expected stream, prompt, or a number of streams from 1 "
-            f"to {MAX_STREAMS}, as in stream,8,32,prompt",
-        )
+    streams = num_streams(name)
     prompt_tokens = min(_PROMPT_TOKENS, max_model_len // 2)
     plan = BenchPlan(
         scenarios=(Scenario.GENERATION,),

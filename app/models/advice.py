@@ -36,7 +36,7 @@ def advice_on(
 
     Raises ``NotDense``, ``LoadNotMeasured``, ``UnknownModel`` and ``JobStoreUnavailable``.
     """
-    model, is_here = _dense(name, catalog)
+    model, is_here = dense_model(name, catalog)
     known = [_Known.of(entry, catalog) for entry in _entries(model, catalog)]
     loads, share = _loads(known), _share_of_predicted(known)
     if load is not None:
@@ -52,8 +52,11 @@ def advice_on(
     return replace(verdict, next_step=None) if _is_served(verdict, catalog) else verdict
 
 
-def _dense(name: str, catalog: Catalog) -> tuple[str, bool]:
-    """The dense model, and whether it is here: its checkpoints can be without it."""
+def dense_model(name: str, catalog: Catalog) -> tuple[str, bool]:
+    """The dense model, and whether it is here: its checkpoints can be without it.
+
+    Raises ``NotDense``, ``UnknownModel`` and ``JobStoreUnavailable``.
+    """
     try:
         entry = catalog.resolve(name)
     except UnknownModel:

@@ -1,4 +1,4 @@
-"""The results of benchmarks, evaluations and runs of stability, one file each.
+"""The results of benchmarks, frontiers, evaluations and runs of stability, one file each.
 
 A file is replaced as a whole and has the time in its name, so a list reads only what it shows.
 """
@@ -28,6 +28,7 @@ class ResultKind(StrEnum):
     BENCH = "bench"
     STABILITY = "stability"
     EVAL = "eval"
+    FRONTIER = "frontier"
 
 
 _ID = re.compile(rf"\d{{8}}T\d{{6}}Z-(?:{'|'.join(ResultKind)})-[0-9a-f]{{6}}", re.ASCII)

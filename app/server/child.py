@@ -1,10 +1,8 @@
 """A process of ``sleb up``, which is started again if it dies."""
 
 import logging
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,12 +16,6 @@ logger = logging.getLogger(__name__)
 
 class ChildEnded(RuntimeError):
     """A process cannot start, so the others were stopped."""
-
-
-def command_of(name: str) -> Sequence[str]:
-    """A command of ``sleb`` in a process that ends with this one."""
-    code = "from app.__main__ import run_child; run_child()"
-    return sys.executable, "-c", code, str(os.getpid()), name
 
 
 def _ignore(_pid: int) -> None:

@@ -12,8 +12,9 @@ from contextlib import closing, contextmanager, suppress
 from rich.console import Console
 
 from app.auth.scopes import check_address
+from app.child_command import command_of
 from app.config import ServeSettings
-from app.server.child import Child, Command, command_of
+from app.server.child import Child, Command
 from app.server.valkey import redis_url
 from pruning.config import child_environment
 from pruning.jobs.redis import JobStoreUnavailable, connect

@@ -25,6 +25,7 @@ _TASKS = "zeroshot"  # those of the paper
 _OF_ACCURACY = "% of the task accuracy above chance"
 PROD = "prod"  # the name for what is taken
 PROD_PATH = f"/models/{PROD}"
+FRONTIERS_PATH = "/frontiers"
 _DECISIVE = 1.05  # a median gain of less changes no choice
 
 
@@ -275,7 +276,9 @@ class _Judged:
         why = {each.rpartition(": ")[2] for each in undecided}
         command = f"sleb frontier {self._model}{self._options()}"
         if self._lacks_int8 or _PREDICTED_SPEED in why:
-            return NextStep("measure int8 weights and all depths side by side", command)
+            return NextStep(
+                "measure int8 weights and all depths side by side", command, self._frontier()
+            )
         deepest = max(point.num_removed for point in self._points)
         again = f"sleb jobs submit {self._model} --num-remove {deepest}"
         if why == {_VAGUE_QUALITY}:
@@ -291,7 +294,7 @@ class _Judged:
             return self._answers()
         if why and any(not point.is_dense for point in self._points):
             words = "measure longer, on a machine without other work"
-            return NextStep(words, f"{command} --max-minutes 60")
+            return NextStep(words, f"{command} --max-minutes 60", self._frontier(max_minutes=60))
         return None
 
     def _answers(self) -> NextStep | None:
@@ -334,14 +337,22 @@ class _Judged:
         body = {"model": self._model, "num_remove": num_remove, **settings}
         return StepRequest("POST", "/prune-jobs", body)
 
+    def _frontier(self, **settings: object) -> StepRequest:
+        body = {"model": self._model, **self._own_limits(), **settings}
+        return StepRequest("POST", FRONTIERS_PATH, body)
+
     def _options(self) -> str:
-        """Those limits that are not the default ones."""
+        given = self._own_limits().items()
+        return "".join(f" --{name.replace('_', '-')} {value:g}" for name, value in given)
+
+    def _own_limits(self) -> dict[str, float]:
+        """Those that are not the default ones."""
         given = (
-            ("max-ratio", self._limits.max_ratio, Limits.max_ratio),
-            ("min-speedup", self._limits.min_speedup, Limits.min_speedup),
-            ("min-task-share", self._limits.min_task_share, Limits.min_task_share),
+            ("max_ratio", self._limits.max_ratio, Limits.max_ratio),
+            ("min_speedup", self._limits.min_speedup, Limits.min_speedup),
+            ("min_task_share", self._limits.min_task_share, Limits.min_task_share),
         )
-        return "".join(f" --{name} {value:g}" for name, value, usual in given if value != usual)
+        return {name: value for name, value, usual in given if value not in (usual, None)}
 
     def _healable(self) -> Point | None:
         """What would be taken at some load, if healing gave back ``HEALED_SHARE`` of the loss."""

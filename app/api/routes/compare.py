@@ -24,6 +24,7 @@ from app.api.schemas.compare import (
     ComparedModelView,
     ComparedOutputView,
     ComparedPromptView,
+    CompareProgressView,
     CompareView,
     ControlView,
     DivergenceView,
@@ -60,8 +61,7 @@ async def compare(
     """Run the same prompts on every model in turn, and compare outputs and latency.
 
     The models run one after another in the same engine; each repeat starts with another model. In
-    vLLM, each model has its own server, and the other servers are idle meanwhile. Other requests
-    are still served.
+    vLLM, each model has its own server, and the others are idle. Other requests are still served.
 
     A speed-up is a ratio of mean times. Its verdict is ``faster`` or ``slower`` if the 95 %
     interval excludes 1 and is no wider than the effect, ``no difference`` if the interval lies
@@ -83,8 +83,11 @@ async def compare(
     comparison_request = _comparison_request(body)
     scorer = Scorer(generator, services.generation.engine, services.key_limits.scored)
 
-    async def compared(observe: Observe = lambda _done, _total: None) -> CompareView:
-        comparison = await run_comparison(comparison_request, scorer, observe)
+    async def compared(observe: Observe = lambda _view: None) -> CompareView:
+        def count(done: int, total: int) -> None:
+            observe(CompareProgressView(done=done, total=total))
+
+        comparison = await run_comparison(comparison_request, scorer, count)
         await asyncio.to_thread(record_speedups, comparison, services.catalog)
         return _compare_view(comparison)
 

@@ -22,7 +22,8 @@ class ResultView(BaseModel):
     id: str = Field(description="Id of the result; later results have larger ids.")
     object: Literal["result"] = Field(default="result", description="Type of this object.")
     kind: ResultKind = Field(
-        description="Kind of measurement: bench and stability are commands; eval is POST /evals."
+        description="Kind of measurement: bench and stability are commands; eval is POST /evals, "
+        "and frontier is POST /frontiers."
     )
     model: str = Field(description="The dense model.")
     headline: str = Field(description="The main finding, in words.")
@@ -34,7 +35,7 @@ class ResultReportView(ResultView):
 
     report: dict[str, Any] = Field(
         description="The content of `bench.json` or `stability.json`, as the command writes it; "
-        "for eval, the perplexities by text."
+        "for eval, the perplexities by text; for frontier, what `sleb frontier --json` prints."
     )
 
 

@@ -4,7 +4,9 @@ import { json } from "./api.js";
 import { bracketed, el, name, table } from "./dom.js";
 import { interval, ratio, shortName, unbroken } from "./format.js";
 import { act } from "./live.js";
+import { FRONTIERS } from "./measuring.js";
 
+const [JOBS, HEAL_JOBS] = ["/prune-jobs", "/heal-jobs"];
 const KEEPS = { kept: "all", exceeded: "not: ", undecided: "undecided: " };
 
 /** The advice for a dense model within limits, or null where there is none: it is gone, or may not be seen. */
@@ -28,17 +30,23 @@ export function sidesOf(dense, variant, tone = "") {
   return el("a", { class: `button ${tone}`, "data-needs": "generate", href: `/ui/compare?${sides}` }, "Compare with dense");
 }
 
-/** The one thing to do next: its command, and a button where the service can do it. */
-export function nextOf({ next_step: step }) {
+/**
+ * The one thing to do next: its command, and a button where the service can do it. `measure` is called with what
+ * is to be measured; without it, another page does that.
+ */
+export function nextOf({ next_step: step }, measure = null) {
   if (step === null) return null;
   const words = `${step.words[0].toUpperCase()}${step.words.slice(1)}`;
+  const scope = step.request?.path === JOBS || step.request?.path === HEAL_JOBS ? "jobs" : "admin";
+  const isHere = step.request && (measure || step.request.path !== FRONTIERS);
   return [el("p", { class: "note" }, `Next: ${step.words}: `, el("code", {}, step.command)),
-    step.request && el("p", { class: "row" }, el("button", { "data-key": "next", "data-needs": step.request.method === "PUT" ? "admin" : "jobs",
-      onclick: (event) => act(event.target, () => follow(step.request)) }, words))];
+    isHere && el("p", { class: "row" }, el("button", { "data-key": "next", "data-needs": scope,
+      onclick: (event) => act(event.target, () => follow(step.request, measure)) }, words))];
 }
 
 /** Send the request of a step, and show what it began. */
-async function follow({ method, path, body }) {
+async function follow({ method, path, body }, measure) {
+  if (path === FRONTIERS) return measure(body);
   const found = await json(path, { method, body, timeoutMs: 600000 });
   if (found.object === "prune_job") location.assign(`/ui/jobs/${encodeURIComponent(found.id)}`);
   else location.reload();

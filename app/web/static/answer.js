@@ -125,8 +125,9 @@ function stats(advice) {
 
 /** Drawn again part by part, so that a person can type in the controls meanwhile. */
 export class Answer {
-  constructor(base, onChange) {
+  constructor(base, onChange, measure) {
     this.base = base;
+    this.measure = measure;
     this.advice = null;
     this.lastAsked = 0;
     this.said = el("div");
@@ -163,7 +164,7 @@ export class Answer {
     this.controls.node.hidden = advice === null;
     if (advice === null) this.controls.forget();
     else this.controls.show(advice);
-    fill(this.said, advice && [sentenceOf(advice), stats(advice), nextOf(advice)]);
+    fill(this.said, advice && [sentenceOf(advice), stats(advice), nextOf(advice, this.measure)]);
     fill(this.links, sides ? sidesOf(base, sides, advice.taken ? "primary" : "") : null,
       el("a", { class: "button", "data-needs": "jobs", href: `/ui/curve?${query}` }, "All depths"),
       el("a", { class: "button", "data-needs": "jobs", href: `/ui/jobs/new?${query}` }, "New job"));

@@ -7,6 +7,7 @@ import { bracketed, byId, el, fill, name, say, shortened, table } from "./dom.js
 import { noModel } from "./empty.js";
 import { bytes, count, interval, number, perplexity, ratio, seconds, shortName } from "./format.js";
 import { act, poll } from "./live.js";
+import { measureFrontier, measuringLine } from "./measuring.js";
 
 const PAGE = 25;
 const MAX_ADVISED = 8; // models, as each is asked for
@@ -162,7 +163,7 @@ class Family {
     this.models = [];
     this.heading = el("h2");
     this.start = el("div");
-    this.answer = new Answer(base, () => this.draw());
+    this.answer = new Answer(base, () => this.draw(), (body) => measureFrontier(body, showRunning));
     this.heads = el("summary");
     this.table = el("div");
     this.all = el("details", { class: "all" }, this.heads, this.table);
@@ -228,6 +229,10 @@ function running({ data }) {
   });
 }
 
+let jobs = null; // lines about those that run
+
+const showRunning = () => fill(byId("running"), jobs, measuringLine());
+
 let maySeeJobs = true;
 /** The jobs that run; none for a key that may not see them, which asks once. */
 async function runningJobs() {
@@ -246,5 +251,6 @@ const refresh = poll(async () => {
   fill(byId("list"), await drawn(groups));
   byId("legend").hidden = !isPruned(models.data);
   const isRunning = status.jobs !== null && status.jobs.num_jobs.running > 0;
-  fill(byId("running"), isRunning && maySeeJobs ? await runningJobs() : null);
+  jobs = isRunning && maySeeJobs ? await runningJobs() : null;
+  showRunning();
 }, 5);

@@ -3,7 +3,7 @@
 import { json } from "./api.js";
 import { bracketed, byId, el, facts, fill, shortened, table, text } from "./dom.js";
 import { forest } from "./forest.js";
-import { interval, moment, perplexity, ratio, seconds } from "./format.js";
+import { bytes, interval, moment, perplexity, ratio, seconds } from "./format.js";
 import { begin } from "./live.js";
 import { Plot } from "./plot.js";
 
@@ -86,9 +86,28 @@ function evaluation({ model, texts }) {
   return table(`Perplexity of ${model}`, numbers(["text", "windows × tokens", "dense", "perplexity", "ratio"], 1), rows);
 }
 
+const FRONTIER_NOTE = "Each candidate takes turns with the dense model at each load; the speed of the dense model itself is the noise. 95 % intervals in brackets.";
+
+function candidate(point, loads, domains) {
+  const cell = (found) => found && [ratio(found.value), found.low === null ? null : bracketed(interval(found.low, found.high))];
+  return [[shortened(point.name), point.is_on_frontier ? el("span", { class: "sub good" }, "on the frontier") : null],
+    ...loads.map((load) => cell(point.speeds[load])), ...domains.map((domain) => cell(point.ratios[domain])),
+    point.weight_bytes === null ? null : bytes(point.weight_bytes), point.price_per_million_tokens === null ? null : point.price_per_million_tokens.toFixed(2)];
+}
+
+function frontier({ model, sentence, points, loads, undecided }) {
+  const domains = [...new Set(points.flatMap(({ ratios }) => Object.keys(ratios)))];
+  const columns = numbers(["variant", ...Object.values(loads).map((words) => `speed-up ${words}`),
+    ...domains.map((domain) => `× perplexity, ${domain}`), "weights", "price of a million tokens"], 1);
+  return [el("p", { class: "advice" }, text(sentence)),
+    table(`Candidates of ${model}`, columns, points.map((point) => candidate(point, Object.keys(loads), domains))),
+    undecided.length ? [el("h2", {}, "Not decided"), el("ul", {}, undecided.map((each) => el("li", {}, text(each))))] : null];
+}
+
 const KINDS = {
   bench: { title: "Benchmark", note: BENCH_NOTE, report: bench },
   eval: { title: "Evaluation", note: EVAL_NOTE, report: evaluation },
+  frontier: { title: "Frontier", note: FRONTIER_NOTE, report: frontier },
   stability: { title: "Stability", note: null, report: stability },
 };
 
@@ -99,7 +118,7 @@ await begin(async () => {
   const subject = report.model ?? found.model;
   document.title = `${kind.title} of ${subject} · sleb-serve`;
   fill(byId("title"), `${kind.title} of `, shortened(subject));
-  fill(byId("facts"), facts([["Written", moment(found.created_at)], ["Blocks", String(report.num_blocks)],
+  fill(byId("facts"), facts([["Written", moment(found.created_at)], ["Blocks", report.num_blocks === undefined ? null : String(report.num_blocks)],
     ["Command", report.command && el("code", { dir: "auto" }, report.command)],
     ["Repeats", report.plan && String(report.plan.repeats)], ["Prompt processing", report.prompt_reading]]));
   fill(byId("report"), kind.note && el("p", { class: "note" }, kind.note), kind.report(report));

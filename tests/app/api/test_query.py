@@ -71,6 +71,7 @@ def test_documented_parameters_are_taken(client: TestClient, job_store: JobStore
         "min_speedup": "1.2",
         "min_probe": "0.5",
         "min_task_share": "0.9",
+        "load": "stream",
     }
     for method, path, names in operations(client):
         if names:

@@ -15,6 +15,7 @@ from app.engine.sampling.text import MessagesRefused, NoChatTemplate, render_cha
 from app.generation import template_server
 from app.generation.request import Chat
 from app.generation.template_client import TemplateClient
+from pruning.models.opening import OpeningProcess
 from tests.support.hostile_models import TEMPLATES
 from tests.support.serving import LocalClient, local_api
 from tests.support.tiny_directory import tiny_tokenizer
@@ -109,10 +110,10 @@ def test_what_a_template_cannot_render_is_refused_with_its_reason(template: str)
 
 @pytest.fixture
 def client(
-    data_dir: Path, settings: ServeSettings, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    data_dir: Path, settings: ServeSettings, redis_url: str, opening_process: OpeningProcess
 ) -> Iterator[LocalClient]:
     """Of an API with a model whose template ends for one message, and not for more."""
-    monkeypatch.setenv("SLEB_SANDBOX", "process")
+    assert opening_process.refusal(data_dir / "models" / "tiny") == ""
     template = "{% if messages | length > 1 %}" + ENDLESS + "{% endif %}{{ messages[0].content }}"
     (data_dir / "models" / "tiny" / "chat_template.jinja").write_text(template)
     with local_api(settings, redis_url) as client:

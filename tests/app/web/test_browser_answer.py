@@ -158,6 +158,36 @@ def test_a_load_and_limits_change_the_answer_while_they_are_typed(
         assert (watched.complaints, watched.foreign) == ([], [])
 
 
+def test_a_frontier_is_measured_from_the_first_page_and_can_be_stopped(
+    settings: ServeSettings, redis_url: str
+) -> None:
+    publish_pruned(settings.data_dir)
+    with serving(settings, redis_url) as (_, url), browser_page(url) as (page, watched):
+        page.goto("/ui")
+        button = page.get_by_role("button", name="Measure int8 weights")
+        button.click()
+        line = page.locator("#running", has_text="Measuring tiny")
+        line.wait_for()
+        page.get_by_role("button", name="Stop").click()
+        line.wait_for(state="detached")
+        page.route("**/frontiers", briefly)
+        button.click()
+        line.wait_for()
+        line.wait_for(state="detached")
+        page.goto("/ui/results")
+        page.get_by_role("link", name="frontier").click()
+        page.get_by_role("heading", name="Frontier of tiny").wait_for()
+        rows = page.get_by_role("region", name="Candidates of tiny").locator("tbody tr")
+        assert {"tiny", "tiny+int8", "tiny@-1"} <= {*rows.locator("th .name").all_inner_texts()}
+        assert (watched.complaints, watched.foreign) == ([], [])
+
+
+def briefly(route: "Route") -> None:
+    """The same measurement with little time."""
+    body = json.loads(route.request.post_data or "")
+    route.continue_(post_data=body | {"max_minutes": 0.1})
+
+
 def test_a_depth_is_evaluated_and_used_as_prod(
     settings: ServeSettings, redis_url: str, job_store: JobStore
 ) -> None:

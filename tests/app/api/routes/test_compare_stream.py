@@ -14,12 +14,14 @@ from fastapi.testclient import TestClient
 from pydantic import BaseModel
 
 from app.api.generations import Followed, Observe, followed
+from app.api.schemas.compare import CompareProgressView
 from app.commands.client import Refused, ServiceClient, ServiceUnavailable
 from app.config import ServeSettings
 from app.engine.async_engine import EngineStopped
 from tests.support.api_fixtures import publish_pruned
 from tests.support.command_line import sleb
 from tests.support.comparisons import compare
+from tests.support.event_text import events_of
 from tests.support.serving import serving
 from tests.support.virtual_time import run
 
@@ -27,12 +29,6 @@ from tests.support.virtual_time import run
 @pytest.fixture(autouse=True)
 def _published(data_dir: Path) -> None:
     publish_pruned(data_dir)
-
-
-def events_of(text: str) -> list[tuple[str, dict[str, Any]]]:
-    blocks = [block.splitlines() for block in text.split("\n\n") if "event: " in block]
-    parts = [dict(line.split(": ", 1) for line in block) for block in blocks]
-    return [(part["event"], json.loads(part["data"])) for part in parts]
 
 
 def test_a_stream_counts_its_turns_and_ends_with_the_comparison(client: TestClient) -> None:
@@ -67,9 +63,9 @@ async def _sent(work: Callable[[Observe], Any]) -> list[bytes]:
 
 def test_quiet_work_has_comments_and_a_failure_is_the_last_event() -> None:
     async def work(observe: Observe) -> Result:
-        observe(0, 2)
+        observe(CompareProgressView(done=0, total=2))
         await asyncio.sleep(40)
-        observe(1, 2)
+        observe(CompareProgressView(done=1, total=2))
         await asyncio.sleep(1)
         raise EngineStopped("it stops")
 
@@ -91,7 +87,7 @@ def test_work_ends_when_its_client_leaves() -> None:
     left = []
 
     async def work(observe: Observe) -> Result:
-        observe(0, 2)
+        observe(CompareProgressView(done=0, total=2))
         try:
             await asyncio.sleep(1000)
         finally:

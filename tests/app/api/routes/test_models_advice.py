@@ -127,8 +127,9 @@ def test_int8_that_was_not_measured_is_the_next_step(client: TestClient) -> None
     found = advice(client, min_speedup=100)
     assert found["sentence"].startswith("Do not prune this model: no pruned depth")
     assert found["sentence"].endswith("Int8 weights are not measured yet.")
-    command = "sleb frontier tiny --min-speedup 100"
-    assert (found["next_step"]["command"], found["next_step"]["request"]) == (command, None)
+    assert found["next_step"]["command"] == "sleb frontier tiny --min-speedup 100"
+    body = {"model": "tiny", "min_speedup": 100}
+    assert found["next_step"]["request"] == {"method": "POST", "path": "/frontiers", "body": body}
     assert found["depths"][0]["name"] == "tiny+int8"
     assert found["depths"][0]["verdict"] == "undecided"
 

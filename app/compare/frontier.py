@@ -1,0 +1,93 @@
+"""The frontier, measured by ``sleb frontier`` in a process with an engine of its own."""
+
+import asyncio
+import json
+from asyncio import StreamReader
+from asyncio.subprocess import PIPE
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from app.child_command import command_of
+from app.models.loads import num_streams
+from pruning.config import Settings, child_environment
+from pruning.evaluation.limits import Limits
+
+
+class FrontierBusy(RuntimeError):
+    """Another frontier is being measured, and each would disturb the other."""
+
+
+class FrontierFailed(RuntimeError):
+    """The process ended without a verdict. The message is the last line that it wrote."""
+
+
+@dataclass(frozen=True)
+class FrontierRequest:
+    """What to measure of a dense model, and the limits of the verdict."""
+
+    model: str
+    loads: Sequence[str]
+    limits: Limits
+    max_minutes: float
+    price_per_hour: float | None = None
+
+    def __post_init__(self) -> None:
+        for load in self.loads:
+            num_streams(load)
+
+
+async def measured(
+    asked: FrontierRequest, settings: Settings, say: Callable[[str], object] = lambda _step: None
+) -> dict[str, Any]:
+    """What ``sleb frontier --json`` prints. Calls ``say`` with each step.
+
+    The process ends if this is cancelled. Raises ``FrontierFailed``.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *command_of("frontier"),
+        *_arguments(asked),
+        stdout=PIPE,
+        stderr=PIPE,
+        env=child_environment(settings),
+        start_new_session=True,  # Ctrl-C is for the service, which ends it
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        output, last = await asyncio.gather(process.stdout.read(), _said(process.stderr, say))
+        if await process.wait():
+            raise FrontierFailed(last or f"the measurement of {asked.model} ended at once")
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    found: dict[str, Any] = json.loads(output)
+    return found
+
+
+def _arguments(asked: FrontierRequest) -> Iterator[str]:
+    limits = asked.limits
+    options = {
+        "loads": ",".join(asked.loads),
+        "max-ratio": limits.max_ratio,
+        "min-speedup": limits.min_speedup,
+        "min-task-share": limits.min_task_share,
+        "price-per-hour": asked.price_per_hour,
+        "max-minutes": asked.max_minutes,
+    }
+    yield from (
+        "--json",
+        *(f"--{name}={value}" for name, value in options.items() if value is not None),
+    )
+    yield from ("--", asked.model)
+
+
+async def _said(lines: StreamReader, say: Callable[[str], object]) -> str:
+    """The last line that says something."""
+    last = ""
+    async for line in lines:
+        if text := line.decode(errors="replace").strip():
+            last = text
+            say(text)
+    return last
