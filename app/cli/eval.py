@@ -27,10 +27,9 @@ def evaluate(
         list[str] | None,
         typer.Option(
             help="Comma-separated tasks: ppl:prose, ppl:code, ppl:documentation, ppl:wikitext2, "
-            "ppl:c4, ppl:FILE, probe, json, zeroshot (the paper's five tasks), slices (what breaks "
-            "first), or any "
-            "lm-eval task. By default probe, json and the first three texts, or with --task-data "
-            "its tasks.",
+            "ppl:c4, ppl:FILE, probe, json, zeroshot (the paper's five tasks), slices (generated "
+            "tasks of what breaks first), or any lm-eval task. By default probe, json and the "
+            "first three texts, or with --task-data its tasks.",
         ),
     ] = None,
     seqlen: Annotated[
