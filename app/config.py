@@ -86,6 +86,11 @@ class ServeSettings(Settings):
         description="port of `/metrics` alone, by HTTP and without keys, for a network that only "
         "Prometheus reaches; 0 answers `/metrics` on the port of the API, to all who reach it",
     )
+    vllm_metrics: bool = Field(
+        default=False,
+        description="`true` adds the metrics of live requests under vLLM's names (`vllm:...`), for "
+        "dashboards and autoscalers that were made for vLLM",
+    )
     insecure: bool = Field(
         default=False,
         description="`true` accepts connections from other machines without API keys",

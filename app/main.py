@@ -189,7 +189,7 @@ def _services(
     declared: Sequence[ExternalModel],
     vllm: VllmOptions | None,
 ) -> Services:
-    metrics, readiness = Metrics(), Readiness()
+    metrics, readiness = Metrics(with_vllm_names=settings.vllm_metrics), Readiness()
     metrics.watch_readiness(readiness)
     models, checkpoints = ModelStore(settings.models_dir), checkpoints_of(settings)
     aliases = Aliases(settings.data_dir)

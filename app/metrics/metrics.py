@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from app.engine.scheduling.sequence import FinishReason, Timings
+from app.metrics.vllm_names import RegistryWithVllmNames
 from app.models.entry import ModelEntry, ModelKind
 from app.readiness import Readiness
 from app.request_id import current_request_id
@@ -95,8 +96,8 @@ def labels_of(entry: ModelEntry, traffic: str = "live", engine: EngineName = "ow
 class Metrics:
     """The counters and histograms of one process, in a registry of their own."""
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+    def __init__(self, *, with_vllm_names: bool = False) -> None:
+        self.registry = RegistryWithVllmNames() if with_vllm_names else CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._listeners: list[Finished] = []
         self._itl = self._histogram(
