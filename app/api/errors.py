@@ -28,6 +28,7 @@ from app.auth.sessions import NotSameOrigin, SessionsNotKept
 from app.compare.compare import NotComparable
 from app.compare.evaluation import NotEvaluable
 from app.compare.frontier import FrontierBusy, FrontierFailed
+from app.compare.task_evaluation import TasksFailed
 from app.engine.async_engine import EngineStopped, StillWarmingUp
 from app.engine.cache.caches import CacheTooLarge, CacheTooSmall
 from app.engine.cache.paged_cache import CannotCompute
@@ -120,6 +121,7 @@ _MODELS: Problems = {
     NoRoomForWeights: (507, "no-room-for-weights", "Not enough memory to load the model."),
     ResultNotKept: (507, "result-not-kept", "The result cannot be saved."),
     FrontierBusy: (409, "frontier-busy", "Another frontier is being measured."),
+    TasksFailed: (503, "tasks-failed", "The tasks were not answered."),
     FrontierFailed: (503, "frontier-failed", "The measurement of the frontier failed."),
 }
 _JOBS: Problems = {

@@ -1,16 +1,12 @@
 """The frontier, measured by ``sleb frontier`` in a process with an engine of its own."""
 
-import asyncio
-import json
-from asyncio import StreamReader
-from asyncio.subprocess import PIPE
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from app.child_command import command_of
+from app.child_command import CommandFailed, json_of
 from app.models.loads import num_streams
-from pruning.config import Settings, child_environment
+from pruning.config import Settings
 from pruning.evaluation.limits import Limits
 
 
@@ -44,26 +40,11 @@ async def measured(
 
     The process ends if this is cancelled. Raises ``FrontierFailed``.
     """
-    process = await asyncio.create_subprocess_exec(
-        *command_of("frontier"),
-        *_arguments(asked),
-        stdout=PIPE,
-        stderr=PIPE,
-        env=child_environment(settings),
-        start_new_session=True,  # Ctrl-C is for the service, which ends it
-    )
-    assert process.stdout is not None
-    assert process.stderr is not None
     try:
-        output, last = await asyncio.gather(process.stdout.read(), _said(process.stderr, say))
-        if await process.wait():
-            raise FrontierFailed(last or f"the measurement of {asked.model} ended at once")
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    found: dict[str, Any] = json.loads(output)
-    return found
+        return await json_of("frontier", [*_arguments(asked)], settings, say)
+    except CommandFailed as error:
+        words = str(error) or f"the measurement of {asked.model} ended at once"
+        raise FrontierFailed(words) from error
 
 
 def _arguments(asked: FrontierRequest) -> Iterator[str]:
@@ -81,13 +62,3 @@ def _arguments(asked: FrontierRequest) -> Iterator[str]:
         *(f"--{name}={value}" for name, value in options.items() if value is not None),
     )
     yield from ("--", asked.model)
-
-
-async def _said(lines: StreamReader, say: Callable[[str], object]) -> str:
-    """The last line that says something."""
-    last = ""
-    async for line in lines:
-        if text := line.decode(errors="replace").strip():
-            last = text
-            say(text)
-    return last

@@ -27,10 +27,12 @@ class TaskSources:
 
     questions: Path | None = None
     definitions: Path | None = None
+    can_download: bool = True
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys((*GENERATED_TASKS, *files_in(self.questions), *PAPER_TASKS)))
+        downloaded = PAPER_TASKS if self.can_download else ()
+        return tuple(dict.fromkeys((*GENERATED_TASKS, *files_in(self.questions), *downloaded)))
 
     def check(self, tasks: Sequence[str]) -> None:
         """Raises ``InvalidSpec`` for a task that is not known, or ``ZeroShotUnavailable``."""

@@ -78,12 +78,25 @@ function drawSpread(report) {
 
 const EVAL_NOTE = "Perplexity on held-out text, measured with the served weights; 95 % intervals in brackets. The ratio compares with the dense model on the same windows: lower is better, 1 means no loss.";
 
-function evaluation({ model, texts }) {
+function answered({ task, num_samples, value, standard_error: error }, shares) {
+  const found = shares?.by_task[task];
+  return [task, String(num_samples), found ? found.dense_accuracy.toFixed(3) : null,
+    [value.toFixed(3), error === null ? null : bracketed(`± ${error.toFixed(3)}`)],
+    found?.share ? [share(found.share.value), bracketed(`${share(found.share.low)}–${share(found.share.high)}`)] : null,
+    found ? `${Math.round(100 * found.flips)} %` : null];
+}
+
+function evaluation({ model, texts, tasks = [], task_shares: shares = null }) {
   const rows = texts.map((found) => [found.text, `${found.num_windows} × ${found.seqlen}`,
     found.dense_perplexity === null ? null : perplexity(found.dense_perplexity),
     [perplexity(found.perplexity), found.perplexity_low === null ? null : bracketed(`${perplexity(found.perplexity_low)}–${perplexity(found.perplexity_high)}`)],
     found.ratio === null ? null : [ratio(found.ratio), found.ratio_low === null ? null : bracketed(interval(found.ratio_low, found.ratio_high))]]);
-  return table(`Perplexity of ${model}`, numbers(["text", "windows × tokens", "dense", "perplexity", "ratio"], 1), rows);
+  const columns = numbers(["task", "questions", "dense", "accuracy", "share kept", "flips"], 1);
+  return [
+    texts.length ? table(`Perplexity of ${model}`, numbers(["text", "windows × tokens", "dense", "perplexity", "ratio"], 1), rows) : null,
+    tasks.length ? [el("h2", {}, "Tasks"), table(`Tasks of ${model}`, columns, tasks.map((each) => answered(each, shares))),
+      el("p", { class: "note" }, "Accuracy on the same questions, ± one standard error. The share kept is of the dense model's accuracy above chance. Flips are answers that became right or wrong.")] : null,
+  ];
 }
 
 const FRONTIER_NOTE = "Each candidate takes turns with the dense model at each load; the speed of the dense model itself is the noise. 95 % intervals in brackets.";

@@ -1,17 +1,23 @@
 """``POST /evals``: perplexities of what is served, against those of the evaluation of jobs."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
+from app.config import ServeSettings
+from app.terminal import json_text
 from pruning.data.texts import text_windows
 from pruning.evaluation.perplexity import measure_perplexity
+from pruning.evaluation.task_shares import TaskShares
+from pruning.evaluation.task_sources import TaskSources
 from pruning.models.blocks import view
 from pruning.models.forward import InMemoryForward
 from pruning.models.store import LoadedModel
 from tests.support.api_fixtures import publish_pruned
+from tests.support.task_files import write_task_files
 
 BODY: dict[str, Any] = {
     "model": "tiny@-2",
@@ -99,9 +105,50 @@ def test_a_result_that_cannot_be_written_is_in_the_message(
     assert "The result was: tiny: prose " in response.json()["detail"]
 
 
+@pytest.fixture
+def settings(settings: ServeSettings, tmp_path: Path) -> ServeSettings:
+    """With the questions of an operator."""
+    files = write_task_files(tmp_path / "files", "lambada_openai")
+    return settings.model_copy(update={"task_data_dir": files})
+
+
+def test_tasks_are_answered_beside_the_dense_model_and_the_advice_takes_them(
+    client: TestClient, data_dir: Path, tiny_loaded: LoadedModel, settings: ServeSettings
+) -> None:
+    manifest = publish_pruned(data_dir)
+    names = ("gen_key", "lambada_openai")
+    body = {"model": "tiny@-2", "texts": [], "tasks": names, "task_questions": 10}
+    response = client.post("/evals", json=body)
+    assert response.status_code == 200, response.text
+    found = response.json()
+    keep = tuple(block for block in range(6) if block not in manifest.removed_blocks[:2])
+    of_dense, of_pruned = (
+        TaskSources(settings.task_data_dir).answers(
+            InMemoryForward(model), tiny_loaded.tokenizer, names, 10
+        )
+        for model in (tiny_loaded.model, view(tiny_loaded.model, keep))
+    )
+    pairs = [own.against(whole) for own, whole in zip(of_pruned, of_dense, strict=True)]
+    by_task = found["report"]["task_shares"]["by_task"]
+    assert by_task == json.loads(json_text(TaskShares.of(pairs)))["by_task"]
+    [key, words] = found["report"]["tasks"]
+    assert (key["task"], key["num_samples"], key["value"]) == ("gen_key", 10, pairs[0].accuracy)
+    assert (words["standard_error"], words["num_samples"]) == (pytest.approx(0.0), 3)
+    assert found["report"]["texts"] == []
+    assert found["headline"].startswith("tiny@-2: gen_key 0.")
+    assert client.get(response.headers["location"]).json() == found
+    models = {model["id"]: model for model in client.get("/models").json()["data"]}
+    assert models["tiny@-2"]["tasks"]["by_task"] == by_task
+
+
 @pytest.mark.parametrize(
     ("different", "status", "kind"),
     [
+        ({"texts": []}, 422, "invalid-spec"),
+        ({"tasks": ["gen_key", "gen_key"]}, 422, "invalid-spec"),
+        ({"tasks": ["piqa"]}, 422, "invalid-spec"),  # would be downloaded
+        ({"tasks": ["../lambada_openai"]}, 422, "invalid-spec"),
+        ({"tasks": ["gen_key"], "task_questions": 1}, 422, None),
         ({"model": "other"}, 404, "model-not-found"),
         ({"seqlen": 4000}, 422, "text-unusable"),
         ({"texts": ["c4"]}, 422, None),
