@@ -194,6 +194,7 @@ def compare_gguf(file: Path, expected: Expectation) -> None:
             dtype=getattr(torch, expected.dtype),
             output_loading_info=True,
             local_files_only=True,
+            use_kernels=False,
         )
     except (ValueError, OSError, KeyError, RuntimeError) as error:
         raise CheckpointNotPortable(f"transformers cannot load it: {error}") from error

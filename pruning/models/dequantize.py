@@ -107,7 +107,11 @@ def convert_gguf(file: Path, directory: Path) -> None:
     hide_gguf_bar()
     with foreign_code(f"{file} cannot be read as a model"), _read_once():
         model = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=torch.bfloat16, local_files_only=True
+            file.parent,
+            gguf_file=file.name,
+            dtype=torch.bfloat16,
+            local_files_only=True,
+            use_kernels=False,
         )
         tokenizer = AutoTokenizer.from_pretrained(
             file.parent, gguf_file=file.name, local_files_only=True

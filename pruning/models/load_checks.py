@@ -71,6 +71,7 @@ def load_strictly(path: Path, kind: Any, **options: Any) -> Any:  # noqa: ANN401
         output_loading_info=True,
         trust_remote_code=False,
         local_files_only=True,
+        use_kernels=False,  # by default, transformers downloads compiled code and runs it
         **options,
     )
     refuse_wrong_keys(path, report)
