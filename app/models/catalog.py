@@ -189,9 +189,10 @@ class Catalog:
 
     def tasks(self, entry: ModelEntry) -> TaskShares | None:
         """The accuracy beside that of the dense model, by its job and `sleb eval`."""
-        weights, known = self._dense_models.fingerprint(entry.base), self._qualities
-        of_entry = (entry.base, weights, entry.pinned_name, entry.tasks)
-        return known.tasks(*of_entry) if known else TaskShares.of(entry.tasks)
+        if self._qualities is None or entry.info is None:
+            return TaskShares.of(entry.tasks)
+        weights = self._dense_models.fingerprint(entry.base)
+        return self._qualities.tasks(entry.base, weights, entry.pinned_name, entry.tasks)
 
     def record_qualities(self, entry: ModelEntry, domains: Sequence[DomainQuality]) -> None:
         """Keep the quality of int8 weights. Raises ``OSError``."""
@@ -286,8 +287,7 @@ class Catalog:
         return entries
 
     def order(self, checkpoint: str) -> RemovalOrder | None:
-        """The removal order of ``NAME@JOB``: as published, else as found by the job so far, which
-        raises ``JobStoreUnavailable``."""
+        """As published, else as its job has found it so far. Raises ``JobStoreUnavailable``."""
         return self._published_order(checkpoint) or self._unpublished_order(checkpoint)
 
     def published(self, checkpoint: str) -> ModelEntry | None:

@@ -177,11 +177,15 @@ def fingerprint(path: Path) -> str:
     """A SHA-256 over the config, headers and sizes of all files, and a sample of every tensor.
 
     It differs between training runs, as these change every tensor, but may miss a single edited
-    number. Raises ``OSError``, ``ValueError`` or ``NotAModel``.
+    number. Raises ``OSError`` or ``NotAModel``.
     """
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    hashed = {key: value for key, value in config.items() if key not in _IGNORED_KEYS}
-    digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode())
+    file = path / "config.json"
+    try:
+        config = json.loads(read_stored(file))
+        hashed = {key: value for key, value in config.items() if key not in _IGNORED_KEYS}
+        digest = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode())
+    except _WRONG as error:
+        raise NotAModel(f"{file} is not a config: {error}") from error
     for file in sorted(path.glob("*.safetensors")):
         _add_file(digest, file)
     return digest.hexdigest()
