@@ -60,6 +60,7 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
     "CompletionBody": {"model": _MODEL, "prompt": _PROMPT, "max_tokens": 32},
     "DetokenizeBody": {"model": _MODEL, "tokens": [504, 4711]},
     "EvalBody": {"model": f"{_MODEL}@-3", "num_windows": 16},
+    "FrontierBody": {"model": _MODEL, "loads": ["stream", "8"], "max_minutes": 10},
     "GenerateBody": {"model": _MODEL, "prompt": _PROMPT, "max_new_tokens": 32},
     "HealJobBody": {"model": f"{_MODEL}@JOB_ID", "heal": {"num_tokens": 500_000}},
     "PruneJobBody": {"model": _MODEL, "num_remove": 3},

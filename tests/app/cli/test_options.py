@@ -84,6 +84,7 @@ def test_prune_has_an_option_for_every_field_of_the_spec() -> None:
     expected |= {f"gate_{field.name}" for field in fields(Gate)}
     expected |= {f"evaluation_{field.name}" for field in fields(Evaluation)}
     own = {"model", "out", "calibration", "state_budget", "actors", "overwrite", "as_json"}
+    own |= {"task_data"}  # a folder of this machine
     assert set(inspect.signature(prune).parameters) - own == expected - {"model"}
 
 
@@ -97,7 +98,7 @@ def test_heal_has_an_option_for_every_field() -> None:
 
 def test_an_option_that_is_not_given_has_the_default_of_the_spec() -> None:
     defaults = {name: each.default for name, each in inspect.signature(prune).parameters.items()}
-    asked = {**defaults, "num_remove": 2}
+    asked = {**defaults, "num_remove": 2, "tasks": (), "gate_max_perplexity_ratio_of": {}}
     texts = defaults["calibration"]
     calibration = calibration_of(texts, defaults)
     assert spec_of("m", calibration, asked) == PruneSpec("m", num_remove=2)
