@@ -272,7 +272,7 @@ def demo(
         typer.Option(
             min=0, help="Time for the evaluation, in seconds; less time gives wider intervals."
         ),
-    ] = 30,
+    ] = 15,
     measure_s: Annotated[
         float,
         typer.Option(
