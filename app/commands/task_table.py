@@ -12,8 +12,8 @@ from pruning.records import read_record
 
 
 def shares_in(view: Mapping[str, Any]) -> TaskShares:
-    """Those in a response of the service, which does not say whether they can be closer."""
-    return read_record(TaskShares, {**view, "can_be_closer": False})
+    """Those in a response of the service."""
+    return read_record(TaskShares, view)
 
 
 def print_tasks(console: Console, shares: TaskShares | None) -> None:

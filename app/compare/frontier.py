@@ -8,6 +8,7 @@ from app.child_command import CommandFailed, json_of
 from app.models.loads import num_streams
 from pruning.config import Settings
 from pruning.evaluation.limits import Limits
+from pruning.spec.tasks import check_tasks
 
 
 class FrontierBusy(RuntimeError):
@@ -25,10 +26,13 @@ class FrontierRequest:
     model: str
     loads: Sequence[str]
     limits: Limits
+    tasks: Sequence[str] | None  # None: all that need no download
+    task_questions: int
     max_minutes: float
     price_per_hour: float | None = None
 
     def __post_init__(self) -> None:
+        check_tasks(self.tasks or (), self.task_questions, None)
         for load in self.loads:
             num_streams(load)
 
@@ -54,6 +58,8 @@ def _arguments(asked: FrontierRequest) -> Iterator[str]:
         "max-ratio": limits.max_ratio,
         "min-speedup": limits.min_speedup,
         "min-task-share": limits.min_task_share,
+        "tasks": None if asked.tasks is None else ",".join(asked.tasks),
+        "task-questions": asked.task_questions,
         "price-per-hour": asked.price_per_hour,
         "max-minutes": asked.max_minutes,
     }

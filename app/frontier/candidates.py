@@ -1,5 +1,6 @@
 """The candidates of the frontier, and what they cost in perplexity."""
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,7 +14,7 @@ from app.models.measured_qualities import MeasuredQualities
 from app.models.measured_speedups import Measurand
 from pruning.config import Settings
 from pruning.evaluation.limits import Limits
-from pruning.evaluation.points import Load, Point
+from pruning.evaluation.points import Load, Point, worst_of
 from pruning.evaluation.quality import Interval
 from pruning.evaluation.verdict import Verdict
 from pruning.models.names import int8_name
@@ -29,24 +30,22 @@ class Candidates:
     model: str
     pruned: Sequence[ModelEntry]
     int8: Sequence[ModelEntry]
-
+    within: Sequence[ModelEntry]  # the pruned ones that do not lose too much
     left_out: Sequence[str] = ()  # int8 weights of depths that lose too much without them
 
     @classmethod
     def of(cls, model: str, catalog: Catalog, limits: Limits) -> "Candidates":
         pruned, int8 = pruned_variants(model, catalog), [*int8_forms(model, catalog)]
-        beyond = {
-            int8_name(entry.name)
-            for entry in pruned
-            if limits.quality(catalog.ratios(entry)) is Verdict.EXCEEDED
-        }
+        within = _within(pruned, catalog, limits)
+        beyond = {int8_name(entry.name) for entry in pruned if entry not in within}
         left_out = [entry.name for entry in int8 if entry.name in beyond]
-        return cls(model, pruned, [one for one in int8 if one.name not in beyond], left_out)
+        rounded = [one for one in int8 if one.name not in beyond]
+        return cls(model, pruned, rounded, within, left_out)
 
     @property
     def loaded(self) -> list[str]:
-        """The names of what is timed, and of all int8 weights."""
-        names = [*(entry.name for entry in self.int8), *self.sides().values()]
+        """The names of what is timed, and of what may be taken."""
+        names = [*(entry.name for entry in (*self.int8, *self.within)), *self.sides().values()]
         return [*dict.fromkeys(names)] or [DENSE]
 
     def sides(self) -> dict[Measurand, str]:
@@ -60,10 +59,27 @@ class Candidates:
             sides.setdefault(Measurand(entry.num_removed, entry.is_int8), name)
         return sides
 
+    def may_be_taken(self, catalog: Catalog, limits: Limits) -> list[ModelEntry]:
+        """With what is known by now of int8 weights too, the best perplexity first."""
+        within = _within((*self.int8, *self.within), catalog, limits)
+        worst = {entry.name: worst_of(catalog.ratios(entry)) for entry in within}
+        return sorted(within, key=lambda entry: _value(worst[entry.name]))
+
     def points(self, catalog: Catalog) -> Iterator[Point]:
         """Without speeds, the dense model first."""
         yield dense_point(self.model)
         yield from (point_of(entry, catalog) for entry in (*self.int8, *self.pruned))
+
+
+def _within(entries: Sequence[ModelEntry], catalog: Catalog, limits: Limits) -> list[ModelEntry]:
+    """Those that are not known to lose too much."""
+    return [
+        entry for entry in entries if limits.quality(catalog.ratios(entry)) is not Verdict.EXCEEDED
+    ]
+
+
+def _value(ratio: Interval | None) -> float:
+    return math.inf if ratio is None else ratio.value
 
 
 def measure_int8(

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from app.bench.bench import stored_subject
@@ -16,6 +16,7 @@ from app.engine.variant import Variant
 from app.frontier.candidates import Candidates, MayBeTaken, measure_int8, with_speeds
 from app.frontier.loads import plans_of, streams_of
 from app.frontier.speeds import DENSE_MODEL, Open, Speeds, measure_speeds
+from app.frontier.tasks import TaskPlan, measure_tasks
 from app.models.candidates import NotDense
 from app.models.catalog import Catalog
 from app.models.measured_qualities import MeasuredQualities
@@ -30,7 +31,8 @@ from pruning.storage.checkpoints import current_checkpoints
 
 logger = logging.getLogger(__name__)
 
-QUALITY_SHARE = 0.25  # of the time, at most, before speeds are measured
+QUALITY_SHARE = 0.25  # of the time, at most, before tasks are asked
+TASK_SHARE = 0.5  # of the time, at most, before speeds are measured
 _ANY_LENGTH = 1 << 20
 
 
@@ -43,6 +45,7 @@ class Asked:
     limits: Limits
     max_minutes: float
     price_per_hour: float | None = None
+    tasks: TaskPlan = field(default_factory=TaskPlan)
 
     def __post_init__(self) -> None:
         if "+" in self.model or "@" in self.model:
@@ -69,14 +72,13 @@ def measure_frontier(
 ) -> Frontier:
     """Measure, and keep what was measured in the data directory. Calls ``say`` with each step.
 
-    Raises what ``stored_subject`` raises.
+    Raises what ``stored_subject`` raises, and ``TaskUnusable``.
     """
     began_s, limit_s = time.monotonic(), 60 * asked.max_minutes
     candidates = Candidates.of(asked.model, _catalog(settings), asked.limits)
     subject = stored_subject(asked.model, candidates.loaded, "auto", settings)
     sides = subject.sides()
-    until_s = began_s + QUALITY_SHARE * limit_s
-    measure_int8(candidates, sides, settings, asked.limits, until_s, say)
+    has_all_answers = _measure_quality(asked, candidates, sides, settings, began_s, say)
     points = [*candidates.points(_catalog(settings))]
     plans = plans_of(asked.loads, subject.dense.max_model_len)
     first, later = _split(points, candidates.sides(), asked.limits)
@@ -95,7 +97,26 @@ def measure_frontier(
         )
         for load in plans:
             _keep(asked.model, of.firm(load), settings)
-    return _frontier(asked, points, speeds, timed, candidates.left_out)
+    found = _frontier(asked, points, speeds, timed, candidates.left_out)
+    return found if has_all_answers else replace(found, is_cut_short=True)
+
+
+def _measure_quality(
+    asked: Asked,
+    candidates: Candidates,
+    sides: Mapping[str, Variant],
+    settings: Settings,
+    began_s: float,
+    say: Callable[[str], object],
+) -> bool:
+    """Perplexities of int8 weights, then tasks. Returns whether all tasks were asked."""
+    until_s = [began_s + share * 60 * asked.max_minutes for share in (QUALITY_SHARE, TASK_SHARE)]
+    measure_int8(candidates, sides, settings, asked.limits, until_s[0], say)
+    catalog = _catalog(settings)
+    entries = candidates.may_be_taken(catalog, asked.limits)
+    return measure_tasks(
+        asked.model, asked.tasks, entries, sides, catalog, settings, until_s[1], say
+    )
 
 
 def _keep(model: str, firm: Mapping[Measurand, MeasuredSpeedup], settings: Settings) -> None:

@@ -21,7 +21,6 @@ _VAGUE_QUALITY = "its perplexity is not known closely enough"
 _NO_PROBE = "its probe score is not measured"
 _VAGUE_TASKS = "its accuracy on tasks is not known closely enough"
 _VAGUE = {(): _VAGUE_SPEED, ("probe",): _NO_PROBE, ("tasks",): _VAGUE_TASKS}
-_TASKS = "zeroshot"  # those of the paper
 _OF_ACCURACY = "% of the task accuracy above chance"
 PROD = "prod"  # the name for what is taken
 PROD_PATH = f"/models/{PROD}"
@@ -274,11 +273,8 @@ class _Judged:
     def _measurement(self, undecided: Sequence[str]) -> NextStep | None:
         """What would decide what is open."""
         why = {each.rpartition(": ")[2] for each in undecided}
-        command = f"sleb frontier {self._model}{self._options()}"
         if self._lacks_int8 or _PREDICTED_SPEED in why:
-            return NextStep(
-                "measure int8 weights and all depths side by side", command, self._frontier()
-            )
+            return self._frontier("measure int8 weights and all depths side by side")
         deepest = max(point.num_removed for point in self._points)
         again = f"sleb jobs submit {self._model} --num-remove {deepest}"
         if why == {_VAGUE_QUALITY}:
@@ -291,24 +287,26 @@ class _Judged:
             request = self._job(deepest, gate={"max_probe_drop": drop})
             return NextStep("measure the probe too", command, request)
         if why == {_VAGUE_TASKS}:
-            return self._answers()
+            return self._questions()
         if why and any(not point.is_dense for point in self._points):
             words = "measure longer, on a machine without other work"
-            return NextStep(words, f"{command} --max-minutes 60", self._frontier(max_minutes=60))
+            return self._frontier(words, max_minutes=60)
         return None
 
-    def _answers(self) -> NextStep | None:
-        """None if no more questions can be answered."""
-        names = [
-            point.name
+    def _questions(self) -> NextStep | None:
+        """None if the tasks have no more questions."""
+        pairs = self.taken.items()
+        vague = [
+            point.tasks
             for point in self._points
-            if (point.tasks is None or point.tasks.can_be_closer)
-            and any(
-                self._open(point, taken, load) == _VAGUE_TASKS for load, taken in self.taken.items()
-            )
+            if any(self._open(point, taken, load) == _VAGUE_TASKS for load, taken in pairs)
         ]
-        command = f"sleb eval {' '.join(names)} --tasks {_TASKS}"
-        return NextStep("measure their accuracy on tasks", command) if names else None
+        if any(tasks is None for tasks in vague):
+            return self._frontier("measure their accuracy on tasks")
+        known = max(tasks.num_questions for tasks in vague if tasks)
+        if not any(tasks.can_be_closer for tasks in vague if tasks):
+            return None
+        return self._frontier("ask more questions of tasks", task_questions=4 * known)
 
     def _change(self) -> NextStep | None:
         """What to do where everything is decided."""
@@ -337,13 +335,11 @@ class _Judged:
         body = {"model": self._model, "num_remove": num_remove, **settings}
         return StepRequest("POST", "/prune-jobs", body)
 
-    def _frontier(self, **settings: object) -> StepRequest:
-        body = {"model": self._model, **self._own_limits(), **settings}
-        return StepRequest("POST", FRONTIERS_PATH, body)
-
-    def _options(self) -> str:
-        given = self._own_limits().items()
-        return "".join(f" --{name.replace('_', '-')} {value:g}" for name, value in given)
+    def _frontier(self, words: str, **settings: float) -> NextStep:
+        given = {**self._own_limits(), **settings}
+        options = (f" --{name.replace('_', '-')} {value:g}" for name, value in given.items())
+        request = StepRequest("POST", FRONTIERS_PATH, {"model": self._model, **given})
+        return NextStep(words, f"sleb frontier {self._model}{''.join(options)}", request)
 
     def _own_limits(self) -> dict[str, float]:
         """Those that are not the default ones."""

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pruning.confidence import MIN_DEGREES, reach
 from pruning.evaluation.paired_tasks import PairedTask
 from pruning.evaluation.quality import Interval
-from pruning.spec.tasks import PAPER_TASKS
 
 
 @dataclass(frozen=True)
@@ -21,6 +20,7 @@ class TaskResult:
     dense_accuracy: float
     chance: float
     num_questions: int
+    num_available: int  # questions that the task has
     flips: float
     share: Interval | None
     standard_error: float  # of the accuracy
@@ -35,7 +35,16 @@ class TaskShares:
     worst_task: str | None
     worst: Interval | None
     by_task: Mapping[str, TaskResult]
-    can_be_closer: bool  # whether there are more questions, of these tasks or of the paper's
+
+    @property
+    def can_be_closer(self) -> bool:
+        """Whether these tasks have more questions."""
+        return any(one.num_questions < one.num_available for one in self.by_task.values())
+
+    @property
+    def num_questions(self) -> int:
+        """Of the task with the most."""
+        return max(one.num_questions for one in self.by_task.values())
 
     @classmethod
     def of(cls, tasks: Sequence[PairedTask]) -> "TaskShares | None":
@@ -45,20 +54,14 @@ class TaskShares:
         by_task = {one.task: _result(one) for one in tasks}
         shares = {name: one.share for name, one in by_task.items() if one.share is not None}
         worst = min(shares, key=lambda name: shares[name].value, default=None)
-        is_sample = any(one.num_questions < one.num_available for one in tasks)
-        return cls(
-            share_of(tasks),
-            worst,
-            shares[worst] if worst else None,
-            by_task,
-            can_be_closer=is_sample or not {*PAPER_TASKS} <= {*by_task},
-        )
+        return cls(share_of(tasks), worst, shares[worst] if worst else None, by_task)
 
 
 def _result(one: PairedTask) -> TaskResult:
     accuracies = one.accuracy, one.dense_accuracy, one.chance
+    numbers = one.num_questions, one.num_available
     errors = one.standard_error, one.dense_standard_error
-    return TaskResult(*accuracies, one.num_questions, one.flips, share_of([one]), *errors)
+    return TaskResult(*accuracies, *numbers, one.flips, share_of([one]), *errors)
 
 
 def share_of(tasks: Sequence[PairedTask]) -> Interval | None:

@@ -14,6 +14,7 @@ from pruning.evaluation.paired_tasks import Answers
 from pruning.evaluation.task_data import files_in, task_folder
 from pruning.evaluation.task_errors import TaskUnusable, require_lm_eval
 from pruning.evaluation.zero_shot import answer_tasks, fetch_tasks
+from pruning.extras import has_extra
 from pruning.models.forward import Forward
 from pruning.spec import InvalidSpec
 from pruning.spec.tasks import PAPER_TASKS
@@ -33,6 +34,12 @@ class TaskSources:
     def names(self) -> tuple[str, ...]:
         downloaded = PAPER_TASKS if self.can_download else ()
         return tuple(dict.fromkeys((*GENERATED_TASKS, *files_in(self.questions), *downloaded)))
+
+    @property
+    def offline(self) -> tuple[str, ...]:
+        """Those that can be asked without a download."""
+        files = files_in(self.questions) if has_extra("eval") else ()
+        return (*GENERATED_TASKS, *files)
 
     def check(self, tasks: Sequence[str]) -> None:
         """Raises ``InvalidSpec`` for a task that is not known, or ``ZeroShotUnavailable``."""

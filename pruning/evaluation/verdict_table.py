@@ -17,6 +17,7 @@ def verdict_table(verdict: FrontierVerdict) -> tuple[tuple[str, ...], list[tuple
     known = {
         "probe": any(point.probe for point in points),
         "tasks": any(point.tasks for point in points),
+        "worst": any(point.tasks for point in points),
     }
     measures = [name for name, is_known in known.items() if is_known]
     loads = (load.name for load in verdict.loads)
@@ -36,6 +37,8 @@ def _cells(verdict: FrontierVerdict, one: Judged, measures: Sequence[str]) -> It
         yield f"{point.probe.pruned.score:.2f}" if point.probe else "-"
     if "tasks" in measures:
         yield "1.00" if point.is_dense else with_reach(point.tasks.share if point.tasks else None)
+    if "worst" in measures:
+        yield "1.00" if point.is_dense else with_reach(point.tasks.worst if point.tasks else None)
     keeps = _KEEPS[one.judgement.verdict] + ", ".join(one.judgement.failing)
     yield "" if point.is_dense else keeps
 
@@ -65,6 +68,6 @@ def explained(verdict: FrontierVerdict) -> Iterator[str]:
     )
     yield "perplexity: times the dense model's on the text that lost most"
     if any(one.point.tasks for one in verdict.candidates):
-        yield "tasks: share of the dense model's accuracy above chance on zero-shot tasks"
+        yield "tasks: share of the dense model's accuracy above chance; worst: that of one task"
     yield "±: half of an interval of 95 %"
     yield f"limits: {verdict.limits}"

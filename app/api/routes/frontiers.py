@@ -14,10 +14,12 @@ from app.api.routes.results import ResultReportView
 from app.api.schemas.bodies import view_of
 from app.api.schemas.frontier import FrontierBody, FrontierProgressView
 from app.compare.frontier import FrontierBusy, FrontierFailed, FrontierRequest, measured
+from app.compare.task_evaluation import TaskQuestions
 from app.models.advice import dense_model
 from app.models.aliases import InvalidAliasFile
 from app.models.catalog import Catalog, UnknownModel
 from app.results.store import ResultKind, ResultNotKept
+from pruning.evaluation.task_errors import ZeroShotUnavailable
 from pruning.jobs.redis import JobStoreUnavailable
 from pruning.spec import InvalidSpec
 
@@ -33,6 +35,7 @@ _RESPONSES: Responses = {
         FrontierBusy,
         FrontierFailed,
         ResultNotKept,
+        ZeroShotUnavailable,
         has_body=True,
     ),
     200: {"content": EVENT_STREAM},
@@ -45,8 +48,9 @@ async def measure_frontier(
 ) -> ResultReportView | Response:
     """Measure int8 weights, every published depth and both together, and say what to take.
 
-    A process of its own loads the models once more and times them in turns with the dense model,
-    as `sleb frontier` does; meanwhile other requests are served, which makes the speeds noisier.
+    A process of its own loads the models once more, asks them tasks, and times them in turns with
+    the dense model, as `sleb frontier` does; meanwhile other requests are served, which makes the
+    speeds noisier.
     What is measured is kept for the advice, and the result is stored, see ``GET /results``. Only
     one frontier is measured at a time. Closing the connection cancels the measurement.
 
@@ -55,6 +59,7 @@ async def measure_frontier(
     document.
     """
     asked = await asyncio.to_thread(_asked, body, services.catalog)
+    TaskQuestions(asked.tasks or (), asked.task_questions).check(services.settings)
     if services.measuring.locked():
         raise FrontierBusy(
             "another frontier is being measured: wait until it is done, or cancel it"

@@ -30,6 +30,7 @@ class TaskResultView(BaseModel):
     dense_accuracy: float = Field(description="That of the dense model to the same questions.")
     chance: float = Field(description="Accuracy of random answers.")
     num_questions: int = Field(description="Number of questions.")
+    num_available: int = Field(description="Number of questions that the task has.")
     flips: float = Field(description="Share of the answers that became right or wrong.")
     share: EstimateWithEnds | None = Field(
         description="Share of the dense model's accuracy above chance; null if that is not surely "

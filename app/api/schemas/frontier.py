@@ -6,8 +6,10 @@ from pydantic import BaseModel, Field, StrictBool, StringConstraints
 
 from app.api.schemas.bodies import Body, documented, kind, optional
 from app.api.schemas.generate import ModelName
+from app.api.schemas.jobs import TaskNames
 from app.compare.frontier import FrontierRequest
 from pruning.evaluation.limits import Limits
+from pruning.spec.tasks import MIN_QUESTIONS
 
 MAX_LOADS = 16
 MAX_MINUTES = 240
@@ -30,6 +32,13 @@ class FrontierBody(Body):
     min_task_share: Annotated[float, Field(ge=0, le=1)] | None = optional(
         "Minimum share of the dense model's accuracy above chance on tasks; null for no limit."
     )
+    tasks: TaskNames | None = optional(
+        "Tasks that the dense model and the candidates answer: generated ones, and those with a "
+        "file in SLEB_TASK_DATA_DIR; null for all of these, and [] for none."
+    )
+    task_questions: Annotated[int, Field(ge=MIN_QUESTIONS)] = documented(
+        100, "Questions of each task, the first ones."
+    )
     price_per_hour: Annotated[float, Field(ge=0)] | None = optional(
         "Price of this machine, for the price of a million tokens."
     )
@@ -41,8 +50,8 @@ class FrontierBody(Body):
     def asked(self) -> FrontierRequest:
         """Raises ``InvalidSpec``."""
         limits = Limits(self.max_ratio, self.min_speedup, min_task_share=self.min_task_share)
-        times = self.max_minutes, self.price_per_hour
-        return FrontierRequest(self.model, self.loads, limits, *times)
+        tasks, times = (self.tasks, self.task_questions), (self.max_minutes, self.price_per_hour)
+        return FrontierRequest(self.model, self.loads, limits, *tasks, *times)
 
 
 class FrontierProgressView(BaseModel):

@@ -77,7 +77,6 @@ def test_the_tasks_of_a_job_fit_and_begin_with_the_worst(
         PairedTask("gen_brackets", 0.0, 500, 100, 150, 5, 245),
     )
     shares = json.loads(json_text(TaskShares.of(tasks)))
-    del shares["can_be_closer"]  # as in a response of the service
     print_job({**JOB, "tasks": shares})
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= width

@@ -1,21 +1,28 @@
 """``sleb frontier`` on a tiny random model: real runs, what it prints and what it keeps."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from app.bench.bench import stored_subject
 from app.bench.plan import AGAIN, DENSE, BenchPlan, Scenario
 from app.bench.runs import Sample
 from app.cli.main import app as command_line
 from app.frontier.loads import plans_of
 from app.frontier.speeds import FIRST_PAIRS, MOST_PAIRS, Speeds, measure_speeds
+from app.frontier.tasks import TaskPlan, measure_tasks
+from app.models.catalog import Catalog
 from app.models.measured_qualities import MeasuredQualities
 from app.models.measured_speedups import Measurand, MeasuredSpeedups
+from pruning.config import Settings
 from pruning.evaluation.paired_tasks import PairedTask
 from pruning.models.safetensors_headers import fingerprint
+from pruning.models.store import ModelStore
 from pruning.spec import InvalidSpec
+from pruning.storage.checkpoints import current_checkpoints
 from tests.support.api_fixtures import publish_pruned
 
 INT8, DEPTH = Measurand(0, is_int8=True), Measurand(3)
@@ -38,6 +45,7 @@ def test_int8_and_all_depths_are_measured_and_kept(
     out = tmp_path / "frontier.json"
     command = ["frontier", "tiny", "--loads", "stream,prompt", "--max-ratio", "1e6"]
     command += ["--price-per-hour", "1", "--out", str(out)]
+    command += ["--tasks", "gen_key,gen_json", "--task-questions", "10"]
     result = CliRunner().invoke(command_line, command)
     assert result.exit_code == 0, f"{result.output}{result.exception}"
     found = json.loads(out.read_text())
@@ -45,6 +53,9 @@ def test_int8_and_all_depths_are_measured_and_kept(
     points = {point["name"]: point for point in found["points"]}
     assert points["tiny@-1"]["tasks"]["by_task"]["piqa"]["accuracy"] == 0.6
     assert points["tiny"]["tasks"] is None
+    for name in ("tiny+int8", "tiny@-1", "tiny@prn-1"):
+        answered = points[name]["tasks"]["by_task"]
+        assert {answered[task]["num_questions"] for task in ("gen_key", "gen_json")} == {10}
     assert {"tiny", "tiny+int8", "tiny@-1", "tiny@-1+int8", "tiny@prn-1"} <= points.keys()
     assert set(found["taken"]) == {"stream", "prompt"}
     for name, point in points.items():
@@ -71,6 +82,8 @@ def test_int8_and_all_depths_are_measured_and_kept(
         (["tiny", "--loads", "0"], "'0' is no load"),
         (["tiny", "--loads", ","], "loads is empty"),
         (["tiny", "--max-ratio", "0.5"], "1 or more"),
+        (["tiny", "--tasks", "gen_key,none"], "unknown tasks: none"),
+        (["tiny", "--task-questions", "1"], "10 or more"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(words: list[str], says: str) -> None:
@@ -122,3 +135,41 @@ def test_the_time_is_kept_and_what_was_measured_counts() -> None:
     assert len(order) == 13
     [load] = speeds.plans
     assert speeds.of(load).keys() == {INT8, DEPTH}
+
+
+def test_tasks_are_asked_once_and_as_sleb_eval_asks_them(
+    tiny_models_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data_dir = tiny_models_dir.parent
+    monkeypatch.setenv("SLEB_DATA_DIR", str(data_dir))
+    publish_pruned(data_dir)
+    settings, steps = Settings(), list[str]()
+    plan = TaskPlan(("gen_key", "gen_json"), 10)
+
+    def measure(until_s: float) -> bool:
+        catalog = Catalog(
+            ModelStore(settings.models_dir),
+            current_checkpoints(settings),
+            qualities=MeasuredQualities(data_dir),
+        )
+        sides = stored_subject("tiny", ["@-2"], "auto", settings).sides()
+        entries = [catalog.resolve("tiny@-2")]
+        del steps[:]
+        return measure_tasks("tiny", plan, entries, sides, catalog, settings, until_s, steps.append)
+
+    assert not measure(until_s=0)
+    assert steps == []
+    assert measure(math.inf)
+    assert steps == [
+        f"Asking {name} the questions of {task}"
+        for task in plan.names
+        for name in ("tiny", "tiny@-2")
+    ]
+    assert measure(math.inf)
+    assert steps == [], "all is known"
+    weights = fingerprint(data_dir / "models" / "tiny")
+    found = MeasuredQualities(data_dir).tasks("tiny", weights, "tiny@prn-1")
+    (data_dir / "qualities.json").unlink()
+    command = ["eval", "tiny@-2", "--tasks", "gen_key,gen_json", "--limit", "10"]
+    assert CliRunner().invoke(command_line, command).exit_code == 0
+    assert MeasuredQualities(data_dir).tasks("tiny", weights, "tiny@prn-1") == found

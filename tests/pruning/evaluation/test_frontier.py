@@ -40,10 +40,10 @@ def point(name: str, ratio: float, *speeds: float, half: float = 0.01) -> Point:
     )
 
 
-def answered(one: Point, lost: int) -> Point:
+def answered(one: Point, lost: int, num_available: int = 1000) -> Point:
     """With all the paper's tasks, of 1,000 questions each, and so many fewer right of 700."""
     counts = (700 - lost, lost, 0, 300)
-    tasks = [PairedTask(task, 0.5, 1000, *counts) for task in PAPER_TASKS]
+    tasks = [PairedTask(task, 0.5, num_available, *counts) for task in PAPER_TASKS]
     return replace(one, tasks=TaskShares.of(tasks))
 
 
@@ -173,7 +173,8 @@ def test_tasks_are_the_next_step_where_they_can_change_the_verdict() -> None:
         "@-3 at one stream: its accuracy on tasks is not known closely enough",
     )
     assert verdict.next_step is not None
-    assert verdict.next_step.command == "sleb eval m@-3 --tasks zeroshot"
+    limited = "sleb frontier m --max-ratio 1.3 --min-speedup 1 --min-task-share 0.9"
+    assert verdict.next_step.command == limited
     slower = judge("m", (DENSE, answered(INT8, 0), DEEP), LOADS[:1], limits)
     assert (slower.taken["stream"], slower.undecided) == ("m+int8", ())
     vague = answered(DEEP, 20)  # at the limit
@@ -181,6 +182,20 @@ def test_tasks_are_the_next_step_where_they_can_change_the_verdict() -> None:
     assert answers_all.undecided == verdict.undecided
     assert answers_all.next_step is not None
     assert answers_all.next_step.command == "sleb jobs heal m@prn-1", "there are no more questions"
+    samples = judge("m", (DENSE, answered(DEEP, 20, 2000)), LOADS[:1], limits)
+    assert samples.next_step is not None
+    assert samples.next_step.command == f"{limited} --task-questions 4000"
+    assert samples.next_step.request == StepRequest(
+        "POST",
+        "/frontiers",
+        {
+            "model": "m",
+            "max_ratio": 1.3,
+            "min_speedup": 1.0,
+            "min_task_share": 0.9,
+            "task_questions": 4000,
+        },
+    )
     frontier_options = judge("m", (DENSE, predicted("m@-2", 1.02, 1.2)), LOADS[:1], limits)
     assert frontier_options.next_step is not None
     assert frontier_options.next_step.command.endswith(" --min-task-share 0.9")

@@ -12,7 +12,7 @@ from pruning.evaluation.quality import Interval
 from pruning.evaluation.results import ItemResult, Kind, compare
 from pruning.evaluation.task_shares import TaskShares
 from pruning.evaluation.verdict import Verdict
-from pruning.evaluation.verdict_table import explained, verdict_table
+from pruning.evaluation.verdict_table import explained, verdict_table, with_reach
 from pruning.spec import InvalidSpec
 
 LOAD = Load("stream", "per token")
@@ -128,8 +128,10 @@ def test_the_table_has_tasks_where_they_are_known() -> None:
     dense = Point("m", speeds={LOAD.name: Interval(1, 1, 1)})
     verdict = judge("m", (dense, answered, unknown), [LOAD], Limits(min_task_share=0.5))
     headings, rows = verdict_table(verdict)
-    assert headings == ("", "model", "stream", "perplexity", "tasks", "keeps")
+    assert headings == ("", "model", "stream", "perplexity", "tasks", "worst", "keeps")
     assert [row[4] for row in rows] == ["1.00", "0.95±.02", "-"]
+    assert answered.tasks is not None
+    assert rows[1][5] == with_reach(answered.tasks.worst)
     assert any(line.startswith("tasks: share of the dense") for line in explained(verdict))
     without = judge("m", (dense, unknown), [LOAD], Limits())
     assert "tasks" not in verdict_table(without)[0]

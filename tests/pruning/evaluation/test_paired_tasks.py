@@ -59,7 +59,6 @@ def test_more_questions_are_known_of() -> None:
     for tasks, can_be_closer in (
         (whole, False),
         ([replace(whole[0], num_available=2000), *whole[1:]], True),
-        (whole[1:], True),
     ):
         shares = TaskShares.of(tasks)
         assert shares is not None

@@ -13,7 +13,13 @@ from tests.support.event_text import events_of
 from tests.support.serving import serving
 from tests.support.waiting import wait_until
 
-BODY: dict[str, Any] = {"model": "tiny", "loads": ["stream"], "max_ratio": 1e6, "max_minutes": 0.1}
+BODY: dict[str, Any] = {
+    "model": "tiny",
+    "loads": ["stream"],
+    "max_ratio": 1e6,
+    "max_minutes": 0.1,
+    "tasks": [],
+}
 
 
 def test_a_frontier_is_measured_and_kept(client: TestClient, data_dir: Path) -> None:
@@ -63,6 +69,9 @@ def test_one_is_measured_at_a_time_and_ends_with_its_connection(
         ({"loads": []}, 422, "loads"),
         ({"max_ratio": 0.5}, 422, "max_ratio"),
         ({"max_minutes": 1e9}, 422, "max_minutes"),
+        ({"tasks": ["gen_key", "nothing"]}, 422, "unknown tasks: nothing"),
+        ({"tasks": ["hellaswag"]}, 422, "unknown tasks: hellaswag"),
+        ({"tasks": ["gen_key"], "task_questions": 1}, 422, "task_questions"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(
