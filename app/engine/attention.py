@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
 from app.engine.autotuning import OFF, Autotuner, Run, Trial, context_of, key_of, size_of
+from app.engine.flash_attention import chunk_attention
 
 _MAX_SCORES = 512 * 512  # of a head: more take too much memory to exist as a whole
 
@@ -66,10 +67,10 @@ class VarlenPrefillAttention:
     """Queries of several sequences one after the other, ``[tokens, heads, head_dim]``, on a CPU:
     there is a call for each, since none is launched and nothing is padded."""
 
-    num_queries: Sequence[int]  # of each sequence
-    num_keys: Sequence[int]
+    places: Sequence[range]  # of the queries of each sequence
     num_stored: Sequence[int]  # keys that are there of each, with those behind its last token
-    masks: Mapping[str, Sequence[torch.Tensor]]  # [queries, keys]
+    windows: Mapping[str, int | None]  # of the kinds
+    mask: Callable[[str, int], torch.Tensor]  # of a kind and a sequence, [queries, keys]
     tuner: Autotuner = OFF
 
     def __call__(
@@ -79,38 +80,41 @@ class VarlenPrefillAttention:
         """Keys and values are ``[1, key_heads, tokens, head_dim]``, all that are stored of one
         sequence after the other; the result is shaped like the queries."""
         parts = zip(
-            queries.split(list(self.num_queries)),
+            queries.split([len(each) for each in self.places]),
             keys[0].split(list(self.num_stored), dim=1),
             values[0].split(list(self.num_stored), dim=1),
-            self.num_keys,
-            self.masks[kind],
             strict=True,
         )
-        return torch.cat(
-            [
-                _of_one(each, own_keys[:, :num], own_values[:, :num], mask, scaling, self.tuner)
-                for each, own_keys, own_values, num, mask in parts
-            ]
-        )
+        attended = []
+        for index, (of_one, own_keys, own_values) in enumerate(parts):
+            end, reach = self.places[index].stop, self.windows[kind]
+            seen = own_keys[:, :end], own_values[:, :end]
+            mask = partial(self.mask, kind, index)
+            sees_all = reach is None or end <= reach
+            attended.append(_of_one(of_one, *seen, mask, scaling, self.tuner, sees_all=sees_all))
+        return torch.cat(attended)
 
 
 def _of_one(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor,
-    scaling: float, tuner: Autotuner,
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
+    mask: Callable[[], torch.Tensor], scaling: float, tuner: Autotuner, *, sees_all: bool,
 ) -> torch.Tensor:  # fmt: skip
     """``[queries, heads, head_dim]`` over ``[key_heads, keys, head_dim]``."""
     by_head = queries.transpose(0, 1)
-    num_sharing = len(by_head) // len(keys)
-    if mask.numel() <= _MAX_SCORES:
-        shape = (*by_head.shape[::2], size_of(mask.shape[0]), context_of(mask.shape[1]))
+    num_sharing, num_keys = len(by_head) // len(keys), keys.shape[1]
+    if len(queries) * num_keys <= _MAX_SCORES:
+        shape = (*by_head.shape[::2], size_of(len(queries)), context_of(num_keys))
         if _kernel(tuner, _PROMPT, shape, keys) == PRODUCTS:
             grouped = by_head.unflatten(0, (-1, num_sharing))
-            return _products(grouped, keys, values, mask, scaling).flatten(0, 1).transpose(0, 1)
+            attended = _products(grouped, keys, values, mask(), scaling).flatten(0, 1)
+            return attended.transpose(0, 1)
+    if sees_all:
+        return chunk_attention(by_head, keys, values, scaling).transpose(0, 1)
     all_keys, all_values = (
         each.repeat_interleave(num_sharing, dim=0)[None] for each in (keys, values)
     )
     return F.scaled_dot_product_attention(
-        by_head[None], all_keys, all_values, attn_mask=mask, scale=scaling
+        by_head[None], all_keys, all_values, attn_mask=mask(), scale=scaling
     )[0].transpose(0, 1)
 
 
@@ -158,14 +162,12 @@ def prefill_attention(
 ) -> VarlenPrefillAttention:
     """Attention of several tokens of each sequence, which are at these places, to keys and values
     ``like`` a tensor."""
-    masks = {
-        kind: [own_mask(each, reach, like.dtype) for each in places]
-        for kind, reach in windows.items()
-    }
-    num_keys = [each.stop for each in places]
-    return VarlenPrefillAttention(
-        [len(each) for each in places], num_keys, num_stored, masks, tuner
-    )
+
+    @cache  # of all blocks
+    def mask(kind: str, index: int) -> torch.Tensor:
+        return own_mask(places[index], windows[kind], like.dtype)
+
+    return VarlenPrefillAttention(places, num_stored, windows, mask, tuner)
 
 
 @dataclass(frozen=True)
@@ -197,8 +199,9 @@ class AttentionShape:
         return Trial(key_of(_DECODE, self.like, *shape), prepare)
 
     def prompt_trial(self, num_queries: int, num_tokens: int) -> Trial | None:
-        """Time attention of so many tokens at the end of so many. None if there is no choice."""
-        if num_queries * num_tokens > _MAX_SCORES:
+        """Time attention of so many tokens at the end of so many. None if there is no choice, or
+        never that many."""
+        if num_queries > num_tokens or num_queries * num_tokens > _MAX_SCORES:
             return None
         shape = (self.num_queries, self.head_dim, num_queries, num_tokens)
 
@@ -206,10 +209,11 @@ class AttentionShape:
             queries = self.like.new_zeros(num_queries, self.num_queries, self.head_dim)
             cached = self.like.new_zeros(2, self.num_keys, num_tokens, self.head_dim)
             mask = self.like.new_zeros(num_queries, num_tokens)
-            return {
-                kernel: partial(_of_one, queries, cached[0], cached[1], mask, 1.0, _only(kernel))
-                for kernel in (FUSED, PRODUCTS)
-            }
+
+            def run(kernel: str) -> object:
+                return _of_one(queries, *cached, lambda: mask, 1.0, _only(kernel), sees_all=True)
+
+            return {kernel: partial(run, kernel) for kernel in (FUSED, PRODUCTS)}
 
         return Trial(key_of(_PROMPT, self.like, *shape), prepare)
 

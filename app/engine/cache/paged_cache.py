@@ -195,13 +195,18 @@ class PagedCache(Cache):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write ``[N, K, D]``. Returns copies of what the metadata reads, ``[rows, K, tokens, D]``:
         a row for each sequence, or one row with whole pages of one sequence after the other."""
+        written, offsets = self.metadata.written_units[layer_idx], self.metadata.offsets
+        for tensor, states in ((self.keys, keys), (self.values, values)):
+            tensor[:, written, offsets] = states.transpose(0, 1)
+        return self.read(layer_idx)
+
+    def read(self, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What ``write`` returns, for tokens that are written."""
         metadata = self.metadata
         num_rows = len(metadata.tables) if metadata.num_read is None else 1
-        written, read = metadata.written_units[layer_idx], metadata.read_units[layer_idx]
         cached = []
-        for tensor, states in ((self.keys, keys), (self.values, values)):
-            tensor[:, written, metadata.offsets] = states.transpose(0, 1)
-            pages = tensor.index_select(1, read)
+        for tensor in (self.keys, self.values):
+            pages = tensor.index_select(1, metadata.read_units[layer_idx])
             cached.append(pages.view(len(tensor), num_rows, -1, tensor.shape[-1]).transpose(0, 1))
         return cached[0], cached[1]
 

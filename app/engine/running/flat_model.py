@@ -51,6 +51,7 @@ from pruning.models.rotations import held_rotation
 
 # Kernels of the blocks on a CPU.
 FLAT, COMPILED, AROUND = "torch's operations", "compiled", "compiled around products"
+AROUND_ATTENTION = "compiled around products and attention"  # of prompts
 
 _MIN_RUN_S = 0.002  # of a trial, so that what comes with each call does not matter
 _MIN_PROMPT = 16  # tokens: shorter prompts share its choices
@@ -193,7 +194,10 @@ class FlatModel:
         whole: dict[str, _Part] = {}
         if len(inputs.hidden) <= compiled.max_rows():
             whole[COMPILED] = partial(compiled.whole, inputs)
-        return {**whole, FLAT: flat, AROUND: partial(compiled.around_products, inputs)}
+        kernels = {**whole, FLAT: flat, AROUND: partial(compiled.around_products, inputs)}
+        if not isinstance(attention, BatchedDecodeAttention):
+            kernels[AROUND_ATTENTION] = partial(compiled.around_attention, inputs, attention)
+        return kernels
 
     def _attention_shape(self) -> AttentionShape:
         first = self._blocks[0]

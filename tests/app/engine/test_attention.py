@@ -14,10 +14,11 @@ from app.engine.attention import (
     VarlenPrefillAttention,
     attention_windows,
     causal_mask,
-    own_mask,
     packed_mask,
+    prefill_attention,
 )
-from app.engine.autotuning import Autotuner
+from app.engine.autotuning import OFF, Autotuner
+from app.engine.flash_attention import chunk_attention
 from tests.support.families import WINDOW
 from tests.support.tiny import tiny_model
 
@@ -115,13 +116,13 @@ def test_several_prompts_in_one_row(
     queries = torch.randn(sum(lengths), HEADS, DIM)
     stored = [length + behind for length in lengths]
     keys, values = torch.randn(2, 1, KEY_HEADS, sum(stored), DIM)
-    masks = [own_mask(range(length), window, torch.float32) for length in lengths]
+    places = [range(length) for length in lengths]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention_module, "_MAX_SCORES", max_scores)
         tuner = Autotuner(always=frozenset({way}))
-        attention = VarlenPrefillAttention(lengths, lengths, stored, {KIND: masks}, tuner)
+        attention = prefill_attention({KIND: window}, places, stored, queries, tuner)
         found = attention(KIND, queries, keys, values, 0.3)
-    mask = packed_mask([range(length) for length in lengths], stored, window, queries)
+    mask = packed_mask(places, stored, window, queries)
     expected = plain(queries.transpose(0, 1)[None], keys, values, mask)[0].transpose(0, 1)
     torch.testing.assert_close(found, expected)
 
@@ -131,10 +132,8 @@ def test_a_chunk_of_a_prompt_sees_what_came_before(window: int | None) -> None:
     torch.manual_seed(0)
     queries = torch.randn(10, HEADS, DIM)
     keys, values = torch.randn(2, 1, KEY_HEADS, 25, DIM)
-    mask = own_mask(range(15, 25), window, torch.float32)
-    found = VarlenPrefillAttention([10], [25], [25], {KIND: [mask]})(
-        KIND, queries, keys, values, 0.3
-    )
+    attention = prefill_attention({KIND: window}, [range(15, 25)], [25], queries, OFF)
+    found = attention(KIND, queries, keys, values, 0.3)
     whole = plain(
         torch.cat([torch.zeros(1, HEADS, 15, DIM), queries.transpose(0, 1)[None]], dim=2),
         keys,
@@ -142,6 +141,38 @@ def test_a_chunk_of_a_prompt_sees_what_came_before(window: int | None) -> None:
         causal_mask(torch.arange(25)[None], 25, window, torch.float32),
     )
     torch.testing.assert_close(found, whole[0, :, 15:].transpose(0, 1))
+
+
+@settings(max_examples=60)
+@given(
+    num=st.integers(1, 90), before=st.integers(0, 300), key_heads=st.sampled_from([1, 2, 3]),
+    sharing=st.sampled_from([1, 3]), scale=st.sampled_from([0.3, 4.0]),
+)  # fmt: skip
+def test_a_chunk_without_a_mask_gives_what_a_mask_gives(
+    num: int, before: int, key_heads: int, sharing: int, scale: float
+) -> None:
+    torch.manual_seed(num + before)
+    queries = scale * torch.randn(key_heads * sharing, num, DIM)
+    keys, values = torch.randn(2, key_heads, before + num, DIM)
+    mask = causal_mask(torch.arange(before, before + num)[None], before + num, None, torch.float32)
+    expected = plain(queries[None], keys[None], values[None], mask)[0]
+    torch.testing.assert_close(chunk_attention(queries, keys, values, 0.3), expected)
+
+
+def test_a_window_that_shows_all_tokens_needs_no_mask() -> None:
+    queries = torch.randn(4, HEADS, DIM)
+    keys, values = torch.randn(2, 1, KEY_HEADS, 20, DIM)
+    made: list[tuple[str, int]] = []
+
+    def mask(kind: str, index: int) -> torch.Tensor:
+        made.append((kind, index))
+        return torch.zeros(4, 20)
+
+    windows = {"all": None, "as many": 20, "one fewer": 19}
+    attention = VarlenPrefillAttention([range(16, 20)], [20], windows, mask)
+    for kind in windows:
+        attention(kind, queries, keys, values, 0.3)
+    assert made == [("one fewer", 0)]
 
 
 def test_products_in_bfloat16_are_nearer_to_the_truth_than_eager_attention() -> None:

@@ -60,17 +60,9 @@ def attend(block: Any, step: Any, heads: Floats, attended: Floats, like: Any) ->
     ``heads [rows, outputs]`` are queries, keys and values, side by side, of which a thread has
     written its share of the rows. Pages have numbers ``like`` these. Ends with a barrier.
     """
-    positions = integers_at(step.positions, step.rows)
-    width, num_sharing = block.head_dim, block.heads // block.key_heads
-    first, last = share(step.rows)
-    for row in range(first, last):
-        start = step.projected + 4 * row * heads.shape[1]
-        turn(block, row, start)
-        page, offset = positions[row] // PAGE_TOKENS, positions[row] % PAGE_TOKENS
-        at = _unit(block, step, row, page) * PAGE_TOKENS + offset
-        _store(block, start + 4 * block.heads * width, like, block.keys, at)
-        _store(block, start + 4 * (block.heads + block.key_heads) * width, like, block.values, at)
+    turn_and_store(block, step, heads, like)
     barrier()
+    num_sharing = block.heads // block.key_heads
     together = num_sharing if _work(step, block, num_sharing) <= _work(step, block, 1) else 1
     next_piece, piece, first = take(step.taken + 8 * block.column), 0, 0
     while first < step.rows:
@@ -82,6 +74,21 @@ def attend(block: Any, step: Any, heads: Floats, attended: Floats, like: Any) ->
             piece += 1
         first = last
     barrier()
+
+
+@inlined
+def turn_and_store(block: Any, step: Any, heads: Floats, like: Any) -> None:
+    """Rotate the queries and keys of this thread's share of the rows, whose ``heads`` it has
+    written, and write keys and values into their pages."""
+    positions, width = integers_at(step.positions, step.rows), block.head_dim
+    first, last = share(step.rows)
+    for row in range(first, last):
+        start = step.projected + 4 * row * heads.shape[1]
+        turn(block, row, start)
+        page, offset = positions[row] // PAGE_TOKENS, positions[row] % PAGE_TOKENS
+        at = _unit(block, step, row, page) * PAGE_TOKENS + offset
+        _store(block, start + 4 * block.heads * width, like, block.keys, at)
+        _store(block, start + 4 * (block.heads + block.key_heads) * width, like, block.values, at)
 
 
 @compiled

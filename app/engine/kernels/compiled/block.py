@@ -16,7 +16,7 @@ from app.engine.kernels.compiled.arithmetic import (
     halves_at,
     own_floats,
 )
-from app.engine.kernels.compiled.attention import attend
+from app.engine.kernels.compiled.attention import attend, turn_and_store
 from app.engine.kernels.compiled.openmp import Floats, barrier, compiled, get_thread, inlined, share
 from app.engine.kernels.compiled.records import BLOCK, block_at, integers_at, step_at
 from app.engine.kernels.compiled.rows import gate, multiply, norm_rows
@@ -24,7 +24,7 @@ from app.engine.kernels.compiled.rows import gate, multiply, norm_rows
 _BLOCK_BYTES = BLOCK.itemsize
 
 # What runs: all blocks as a whole, or a part of one, by what is behind it.
-WHOLE, PROJECT, OUTPUT, GATE_AND_UP, DOWN, NEXT = range(6)
+WHOLE, PROJECT, ATTENTION, OUTPUT, GATE_AND_UP, DOWN, NEXT = range(7)
 
 
 def float32_block(address: int) -> None:
@@ -45,6 +45,8 @@ def _run(address: int, like: Any) -> None:
         _whole(address, block, step, like)
     elif block.part == PROJECT:
         _before_project(block, step, like)
+    elif block.part == ATTENTION:
+        _before_attention(block, step, like)
     elif block.part == OUTPUT:
         _before_output(block, step, like)
     elif block.part == GATE_AND_UP:
@@ -160,20 +162,41 @@ def _before_project(block: Any, step: Any, like: Any) -> None:
 
 
 @inlined
+def _before_attention(block: Any, step: Any, like: Any) -> None:
+    """Queries, keys and values to rotated queries, with keys and values in their pages."""
+    heads = _widened_heads(block, step, like)
+    turn_and_store(block, step, heads, like)
+    _write_rows(heads, array_like(like, block.target, step.rows, block.heads * block.head_dim))
+
+
+@inlined
 def _before_output(block: Any, step: Any, like: Any) -> None:
     """Queries, keys and values to what attention gives."""
+    heads = _widened_heads(block, step, like)
+    attended = floats_at(step.attended, step.rows, block.output.inputs)
+    attend(block, step, heads, attended, like)
+    _write_rows(attended, array_like(like, block.target, step.rows, block.output.inputs))
+
+
+@compiled
+def _widened_heads(block: Any, step: Any, like: Any) -> Floats:
+    """Queries, keys and values of this thread's share of the rows."""
     projected = array_like(like, block.source, step.rows, block.project.outputs)
     heads = floats_at(step.projected, step.rows, block.project.outputs)
     first, last = share(step.rows)
     for row in range(first, last):
         for at in range(block.project.outputs):
             heads[row, at] = as_float(projected[row, at])
-    attended = floats_at(step.attended, step.rows, block.output.inputs)
-    attend(block, step, heads, attended, like)
-    out = array_like(like, block.target, step.rows, block.output.inputs)
+    return heads
+
+
+@compiled
+def _write_rows(numbers: Floats, out: Any) -> None:
+    """The first columns of this thread's share of the rows."""
+    first, last = share(len(out))
     for row in range(first, last):
-        for at in range(block.output.inputs):
-            out[row, at] = as_number_of(out, attended[row, at])
+        for at in range(out.shape[1]):
+            out[row, at] = as_number_of(out, numbers[row, at])
 
 
 @inlined

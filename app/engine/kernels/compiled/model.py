@@ -11,9 +11,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from app.engine.attention import Attention
 from app.engine.cache.paged_cache import PagedCache
 from app.engine.kernels.compiled.attention import room_of_thread
 from app.engine.kernels.compiled.block import (
+    ATTENTION,
     DOWN,
     GATE_AND_UP,
     NEXT,
@@ -30,6 +32,9 @@ from app.engine.kernels.merged_linear import GatedFeedForward, MergedLinear, Mer
 from pruning.models.rounding import QuantizedLinear
 
 _ALL = slice(None)
+_Record = tuple[Any, int]  # the fields of a block, and their address
+# From queries, keys and values, side by side, to what attention gives.
+_Attend = Callable[[FlatBlock, _Record, torch.Tensor], torch.Tensor]
 # By the type of hidden states, weights and the cache.
 BLOCKS: Mapping[torch.dtype, ParallelFunction] = {
     torch.float32: ParallelFunction(float32_block),
@@ -101,18 +106,39 @@ class CompiledBlocks:
 
     def around_products(self, inputs: BlockInputs, part: slice = _ALL) -> torch.Tensor:
         """The same with products by torch."""
+
+        def attend(_block: FlatBlock, record: _Record, projected: torch.Tensor) -> torch.Tensor:
+            attended = projected.new_empty(len(projected), int(record[0]["output"]["inputs"]))
+            self._run_part(*record, OUTPUT, projected, attended)
+            return attended
+
+        return self._around(inputs, part, attend)
+
+    def around_attention(
+        self, inputs: BlockInputs, attention: Attention, part: slice = _ALL
+    ) -> torch.Tensor:
+        """The same with products and attention by torch."""
+
+        def attend(block: FlatBlock, record: _Record, projected: torch.Tensor) -> torch.Tensor:
+            queries = projected.new_empty(len(projected), block.num_heads[0], block.head_dim)
+            self._run_part(*record, ATTENTION, projected, queries)
+            cached = inputs.cache.read(block.position)
+            return attention(block.kind, queries, *cached, block.scaling).flatten(1)
+
+        return self._around(inputs, part, attend)
+
+    def _around(self, inputs: BlockInputs, part: slice, attend: _Attend) -> torch.Tensor:
         out = inputs.hidden.clone()
         with self._opened(inputs):
             for block, record in zip(self._flat[part], self._records[part], strict=True):
                 inputs.interruption.check()
                 self._run_part(*record, PROJECT, out, normed := torch.empty_like(out))
-                attended = out.new_empty(len(out), int(record[0]["output"]["inputs"]))
-                self._run_part(*record, OUTPUT, block.project(normed), attended)
+                attended = attend(block, record, block.project(normed))
                 self._feed_forward(block, record, block.output(attended), out)
         return out
 
     def _feed_forward(
-        self, block: FlatBlock, record: tuple[Any, int], update: torch.Tensor, hidden: torch.Tensor
+        self, block: FlatBlock, record: _Record, update: torch.Tensor, hidden: torch.Tensor
     ) -> None:
         """Write the next hidden states, from what attention adds to the last."""
         feed_forward = block.feed_forward

@@ -18,6 +18,7 @@ from app.engine.engine_loop import EngineLoop
 from app.engine.kernels.int8 import int8_model
 from app.engine.running.flat_model import (
     AROUND,
+    AROUND_ATTENTION,
     COMPILED,
     FLAT,
     FlatModel,
@@ -34,7 +35,7 @@ from tests.support.engine_requests import PRUNED_BLOCKS, expected, prompt, reque
 from tests.support.quick import slow_but
 from tests.support.tiny import NUM_BLOCKS, SERVED, tiny_model
 
-WAYS = (AROUND, COMPILED)
+WAYS = (AROUND, AROUND_ATTENTION, COMPILED)
 NUM_TOKENS = 64  # of a sequence, for short ones
 COMPILED_FAMILIES = (
     "cwm", "gemma", "gemma3_text", "internlm3", "iquestcoder", "llama", "ministral", "mistral",
