@@ -211,7 +211,10 @@ class AttentionShape:
             mask = self.like.new_zeros(num_queries, num_tokens)
 
             def run(kernel: str) -> object:
-                return _of_one(queries, *cached, lambda: mask, 1.0, _only(kernel), sees_all=True)
+                keys, values = cached
+                return _of_one(
+                    queries, keys, values, lambda: mask, 1.0, _only(kernel), sees_all=True
+                )
 
             return {kernel: partial(run, kernel) for kernel in (FUSED, PRODUCTS)}
 

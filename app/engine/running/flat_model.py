@@ -194,7 +194,8 @@ class FlatModel:
         whole: dict[str, _Part] = {}
         if len(inputs.hidden) <= compiled.max_rows():
             whole[COMPILED] = partial(compiled.whole, inputs)
-        kernels = {**whole, FLAT: flat, AROUND: partial(compiled.around_products, inputs)}
+        kernels: dict[str, _Part] = {**whole, FLAT: flat}
+        kernels[AROUND] = partial(compiled.around_products, inputs)
         if not isinstance(attention, BatchedDecodeAttention):
             kernels[AROUND_ATTENTION] = partial(compiled.around_attention, inputs, attention)
         return kernels
