@@ -6,7 +6,7 @@ only where it concerns the client's request.
 """
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Self, cast
@@ -34,6 +34,7 @@ _PASSED_ON = (
     "seed",
     "ignore_eos",
 )
+_OF_TEMPLATES = ("add_generation_prompt", "continue_final_message", "chat_template_kwargs")
 
 
 class BackendError(RuntimeError):
@@ -100,6 +101,7 @@ def openai_request(
     has_logprobs = params.num_logprobs is not None
     if isinstance(prompt, Chat):
         body["messages"] = [*map(_as_sent, prompt.messages)]
+        body |= _differing(Chat(()), prompt, _OF_TEMPLATES)
         if has_logprobs:
             body |= {"logprobs": True, "top_logprobs": params.num_logprobs}
         return OpenAIRequest("/chat/completions", body)
@@ -291,11 +293,8 @@ class ExternalClient:
 
 
 def _sampling(params: SamplingParams) -> dict[str, Any]:
-    default = SamplingParams()
     body: dict[str, Any] = {"temperature": params.temperature}
-    for name in _PASSED_ON:
-        if (value := getattr(params, name)) != getattr(default, name):
-            body[name] = value
+    body |= _differing(SamplingParams(), params, _PASSED_ON)
     if params.logit_bias:
         body["logit_bias"] = {str(token_id): bias for token_id, bias in params.logit_bias}
     if (wanted := params.response_format) is not None and wanted.what == "schema":
@@ -307,6 +306,11 @@ def _sampling(params: SamplingParams) -> dict[str, Any]:
     if params.stop_token_ids:
         body["stop_token_ids"] = sorted(params.stop_token_ids)
     return body
+
+
+def _differing(default: object, asked: object, names: Iterable[str]) -> dict[str, Any]:
+    every = ((name, getattr(asked, name)) for name in names)
+    return {name: value for name, value in every if value != getattr(default, name)}
 
 
 def _as_sent(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A generation request: the same for the engine of this process and for other servers."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any, Literal
 
@@ -45,6 +45,18 @@ class Chat:
     tools: Sequence[Mapping[str, Any]] = ()  # for templates that tell the model of them
     may_call: bool = False  # the model chooses to call them
     may_call_many: bool = True  # in one output
+    add_generation_prompt: bool = True  # the text ends with the beginning of a new message
+    continue_final_message: bool = False  # it ends within the last message
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)  # for the template alone
+
+    @property
+    def template_arguments(self) -> dict[str, Any]:
+        """What the template gets beside messages and tools."""
+        return {
+            **self.chat_template_kwargs,
+            "add_generation_prompt": self.add_generation_prompt,
+            "continue_final_message": self.continue_final_message,
+        }
 
 
 Prompt = str | Sequence[int] | Chat

@@ -34,6 +34,7 @@ class TemplateClient(LimitedProcess):
             "special_tokens": tokenizer.special_tokens_map,
             "messages": messages,
             "tools": tools,
+            "arguments": chat.template_arguments,
         }
         answer = await self._asked(request)
         if "refused" in answer:

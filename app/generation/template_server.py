@@ -24,6 +24,7 @@ MAX_CPU_S = 3.0  # of one prompt
 DEADLINE_S = 30.0  # of the same, on a busy machine
 MEMORY_BYTES = 2**29  # beside what the process has
 _MAX_RENDERERS = 8
+_MAX_REASON_CHARS = 1000
 
 
 @dataclass
@@ -109,13 +110,12 @@ def _rendered(request: dict[str, Any]) -> dict[str, str]:
             conversations=[request["messages"]],
             tools=request["tools"],
             chat_template=request["chat_template"],
-            add_generation_prompt=True,
-            **request["special_tokens"],
+            **{**request["special_tokens"], **request["arguments"]},
         )
     except MemoryError:
         return {"refused": _TOO_LARGE}
     except Exception as error:  # noqa: BLE001 - a template raises whatever its expressions do
-        return {"refused": str(error) or type(error).__name__}
+        return {"refused": str(error)[:_MAX_REASON_CHARS] or type(error).__name__}
     [text], _ = rendered
     return {"text": text}
 

@@ -135,8 +135,8 @@ def _num_bytes(prompt: Prompt | Rendered) -> int:
     if isinstance(prompt, Chat):
         parts = (part for message in prompt.messages for part in message.values())
         texts = (part if isinstance(part, str) else json.dumps(part) for part in parts)
-        tools = len(json.dumps(prompt.tools)) if prompt.tools else 0
-        return len(prompt.messages) * _MESSAGE_BYTES + sum(map(_num_bytes, texts)) + tools
+        others = sum(len(json.dumps(each)) for each in (prompt.tools, prompt.chat_template_kwargs))
+        return len(prompt.messages) * _MESSAGE_BYTES + sum(map(_num_bytes, texts)) + others
     return 0
 
 
@@ -159,7 +159,9 @@ def _encode(
     prompt: Prompt | Rendered, tokenizer: PreTrainedTokenizerBase, limit: PromptLimit
 ) -> TokenIds:
     if isinstance(prompt, Chat):
-        prompt = Rendered(render_chat(tokenizer, prompt.messages, prompt.tools))
+        prompt = Rendered(
+            render_chat(tokenizer, prompt.messages, prompt.tools, prompt.template_arguments)
+        )
     if not isinstance(prompt, str | Rendered):
         return tuple(prompt)
     is_chat = isinstance(prompt, Rendered)

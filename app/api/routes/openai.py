@@ -128,6 +128,7 @@ async def create_chat_completion(
         tuple(tool.as_template_input() for tool in body.tools or ()),
         may_call=may_call,
         may_call_many=body.parallel_tool_calls is not False,
+        **body.template_options,
     )
     generation_request = GenerationRequest(
         served,

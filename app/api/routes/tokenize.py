@@ -10,6 +10,7 @@ from app.api.deps import GeneratorDep
 from app.api.generations import SheddingRoute
 from app.api.openapi import responses_for
 from app.api.schemas.bodies import Body, optional
+from app.api.schemas.chat_template import TemplateFields
 from app.api.schemas.generate import ModelName
 from app.api.schemas.messages import Message, Text
 from app.api.schemas.openai import MAX_MESSAGES
@@ -24,7 +25,7 @@ router = APIRouter(tags=["generate"], route_class=SheddingRoute)
 _RESPONSES = responses_for(*RAISES, has_body=True)
 
 
-class TokenizeBody(Body):
+class TokenizeBody(Body, TemplateFields):
     """A prompt, or messages for the chat template."""
 
     model: ModelName = Field(description="A model, a variant or an alias.")
@@ -48,7 +49,8 @@ class TokenizeBody(Body):
     def to_encode(self) -> str | Chat | Rendered:
         if self.messages is not None:
             messages = [message.as_template_input() for message in self.messages]
-            return Chat(messages, tuple(tool.as_template_input() for tool in self.tools or ()))
+            tools = tuple(tool.as_template_input() for tool in self.tools or ())
+            return Chat(messages, tools, **self.template_options)
         text = self.prompt or ""
         return Rendered(text) if self.add_special_tokens is False else text
 

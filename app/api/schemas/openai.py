@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationInfo, field_validator
 
 from app.api.schemas.bodies import Body, Ignored, documented, kind, optional
+from app.api.schemas.chat_template import NOT_BOTH, TemplateFields
 from app.api.schemas.generate import CACHE_SALT, MAX_PROMPTS, ModelName, StopStrings
 from app.api.schemas.messages import Message, Nothing, Text, Unsupported, expected
 from app.api.schemas.sampling import WHOLE, Integer, OpenAISamplingFields, TokenIds
@@ -115,12 +116,16 @@ class CompletionBody(GenerationBody):
         return limit
 
 
-class ChatBody(GenerationBody):
+class ChatBody(GenerationBody, TemplateFields):
     """A conversation, for which the next message of the assistant is generated."""
 
     model_config = ConfigDict(
         json_schema_extra={
-            "allOf": [_STREAM_OPTIONS, _only_with("top_logprobs", {"type": "integer"}, "logprobs")]
+            "allOf": [
+                _STREAM_OPTIONS,
+                _only_with("top_logprobs", {"type": "integer"}, "logprobs"),
+                NOT_BOTH,
+            ]
         }
     )
 

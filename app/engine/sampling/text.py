@@ -6,14 +6,15 @@ Returned text is final: it has no partial characters, and no part of a possible 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 _REPLACEMENT = "\ufffd"  # decoded from bytes that are no character, or not yet one
 _BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")  # sentencepiece's tokens for single bytes
+BEGIN_MESSAGE: Mapping[str, Any] = MappingProxyType({"add_generation_prompt": True})
 _MAX_PENDING = 32  # tokens; a character has at most four bytes
 
 
@@ -31,8 +32,11 @@ def render_chat(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Mapping[str, Any]],
     tools: Sequence[Mapping[str, Any]] = (),
+    arguments: Mapping[str, Any] = BEGIN_MESSAGE,
 ) -> str:
     """The text before the next message, special tokens included. Not all templates name tools.
+
+    ``arguments`` are those of ``apply_chat_template`` and variables of the template.
 
     Raises ``NoChatTemplate`` or ``MessagesRefused``.
     """
@@ -42,9 +46,9 @@ def render_chat(
             [dict(message) for message in messages],
             tools=[dict(tool) for tool in tools] or None,
             tokenize=False,
-            add_generation_prompt=True,
+            **arguments,
         )
-    except (TemplateError, TypeError, ValueError) as error:
+    except Exception as error:  # a template raises whatever its expressions do
         raise MessagesRefused(f"the chat template rejected the messages: {error}") from error
     return str(text)
 
