@@ -190,8 +190,8 @@ def _choice(key: str, choice: Choice) -> str:
         f"{seconds / choice.seconds[choice.kernel]:.2f} × as fast as {name}"
         for name, seconds in others.items()
     ]
-    disturbed = [] if choice.is_quiet else ["measured while other processes were running"]
-    return f"{key}: {', '.join([choice.kernel, *ratios, *disturbed])}"
+    doubt = [] if choice.is_firm else ["to be measured again: its times varied"]
+    return f"{key}: {', '.join([choice.kernel, *ratios, *doubt])}"
 
 
 def _next(state: CompilationState) -> str:

@@ -12,14 +12,13 @@ import time
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
+from math import inf
 from pathlib import Path
-from statistics import median
 from threading import Lock
 from typing import Any, Self
 
 import llvmlite
 import numba
-import psutil
 import torch
 from filelock import FileLock, Timeout
 
@@ -37,8 +36,8 @@ logger = logging.getLogger(__name__)
 
 _ENGINE = Path(__file__).parent
 _NUM_ROUNDS = 5  # of timed runs, after one that is not timed
-# Of the time of the first kernel, which another must stay below: where nothing else runs, and else.
-_WORTH, _WORTH_DISTURBED = 0.95, 0.7
+_WORTH = 0.9  # of the time of the first kernel, which another must stay below
+_SAME = 1.1  # times the shortest time of a kernel: a firm choice has met it twice as closely
 _HOPELESS = 4.0  # times the fastest: such a kernel is run no more than twice
 _MAX_SECTIONS = 16  # of the file: a processor and versions each
 _LOCK_TIMEOUT_S = 5.0
@@ -51,11 +50,11 @@ Times = Mapping[str, Sequence[float]]  # seconds of the runs of each kernel
 
 @dataclass(frozen=True)
 class Choice:
-    """The fastest kernel, and the seconds of each: medians, or if something else ran, minima."""
+    """The fastest kernel, and the shortest time of each in seconds."""
 
     kernel: str
     seconds: Mapping[str, float]
-    is_quiet: bool = True  # nothing else ran meanwhile
+    is_firm: bool = True  # its times were met twice; others are measured again
 
 
 @dataclass(frozen=True)
@@ -173,12 +172,11 @@ class Autotuner:
             return next(iter(kernels))
         if known.kernel in kernels:
             return known.kernel
-        return _fastest({name: known.seconds.get(name, float("inf")) for name in kernels})
+        return _fastest({name: known.seconds.get(name, inf) for name in kernels})
 
-    def is_known(self, key: str, *, is_quiet: bool = False) -> bool:
-        """Whether this choice was made, and with ``is_quiet`` while nothing else ran."""
-        known = self._choices.get(key)
-        return known is not None and (known.is_quiet or not is_quiet)
+    def known(self, key: str) -> Choice | None:
+        """This choice, if it was made."""
+        return self._choices.get(key)
 
     def record(self, key: str, choice: Choice) -> None:
         """Take a choice from now on. It is kept by ``save``."""
@@ -233,42 +231,20 @@ def timed(
     return {name: of_kernel[1:] or of_kernel for name, of_kernel in times.items()}
 
 
-def chosen(times: Times, *, is_quiet: bool) -> Choice:
-    """The choice by these times. If something else ran, only much shorter ones count."""
-    worth = _WORTH if is_quiet else _WORTH_DISTURBED
-    usual = {
-        name: median(of_kernel) if is_quiet else min(of_kernel) for name, of_kernel in times.items()
-    }
-    return Choice(_fastest(usual, worth), usual, is_quiet)
+def chosen(times: Times, before: Choice | None = None) -> Choice:
+    """The choice by the shortest times, with those of a choice before. What else runs on a machine
+    can only add to them."""
+    known = before.seconds if before is not None else {}
+    shortest = {name: min([*own, known.get(name, inf)]) for name, own in times.items()}
+    compared = next(iter(shortest)), min(shortest, key=shortest.__getitem__)
+    is_firm = all(sorted(times[name])[:2][-1] <= _SAME * shortest[name] for name in compared)
+    return Choice(_fastest(shortest), shortest, is_firm)
 
 
-def _fastest(seconds: Mapping[str, float], worth: float = _WORTH) -> str:
+def _fastest(seconds: Mapping[str, float]) -> str:
     """The fastest kernel: the first one, unless another is faster by more than noise."""
     first, best = next(iter(seconds)), min(seconds, key=seconds.__getitem__)
-    return best if seconds[best] < worth * seconds[first] else first
-
-
-@dataclass(frozen=True)
-class CpuTimes:
-    """Seconds that cores have spent since some moment, on this process and on anything."""
-
-    at_s: float
-    ours_s: float
-    all_s: float
-
-    @classmethod
-    def now(cls) -> Self:
-        spent = psutil.cpu_times()._asdict()
-        # guests are part of user and nice
-        idle = ("idle", "iowait", "guest", "guest_nice")
-        busy_s = sum(seconds for kind, seconds in spent.items() if kind not in idle)
-        return cls(time.perf_counter(), time.process_time(), busy_s)
-
-    def others_share(self, later: "CpuTimes") -> float:
-        """The share of all cores that other processes have taken until a later moment."""
-        others_s = (later.all_s - self.all_s) - (later.ours_s - self.ours_s)
-        cores_s = (later.at_s - self.at_s) * (psutil.cpu_count() or 1)
-        return max(others_s, 0.0) / max(cores_s, 1e-9)
+    return best if seconds[best] < _WORTH * seconds[first] else first
 
 
 def _read(file: Path) -> dict[str, dict[str, Choice]]:
@@ -298,7 +274,7 @@ def _read(file: Path) -> dict[str, dict[str, Choice]]:
 
 def _parsed(fields: Mapping[str, Any]) -> Choice:
     """Raises ``InvalidRecord``, ``TypeError`` or ``KeyError``."""
-    choice = Choice(fields["kernel"], fields["seconds"], fields["is_quiet"])
+    choice = Choice(fields["kernel"], fields["seconds"], fields.get("is_firm", False))
     check_record(choice)
     if choice.kernel not in choice.seconds or min(choice.seconds.values()) <= 0:
         raise InvalidRecord(f"{choice.kernel} has no time")

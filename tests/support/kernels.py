@@ -19,12 +19,10 @@ class Clock:
         self._now_s += seconds
 
 
-def choice_of(
-    trial: Trial, *, is_quiet: bool = True, clock: Callable[[], float] = time.perf_counter
-) -> Choice:
+def choice_of(trial: Trial, *, clock: Callable[[], float] = time.perf_counter) -> Choice:
     """What a trial chooses."""
     (times,) = _times(trial, clock)
-    return chosen(times, is_quiet=is_quiet)
+    return chosen(times)
 
 
 def _times(trial: Trial, clock: Callable[[], float]) -> Iterator[Times]:

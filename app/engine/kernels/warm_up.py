@@ -18,7 +18,7 @@ from weakref import ref
 
 import torch
 
-from app.engine.autotuning import Autotuner, CpuTimes, Times, Trial, chosen, timed
+from app.engine.autotuning import Autotuner, Trial, chosen, timed
 from app.engine.kernels.compiled.compilation import compile_beside
 from app.engine.kernels.compiled.openmp import ParallelFunction
 from app.engine.variant import Variant
@@ -26,9 +26,8 @@ from app.engine.variant import Variant
 logger = logging.getLogger(__name__)
 
 _COMPILING_S = 0.1  # between two looks at what is compiled
-_AGAIN_S = 30.0  # between two attempts to time again what was disturbed
-_WINDOW_S = 0.5  # of times that are judged together: the system counts in hundredths
-_MAX_OTHERS = 0.05  # of all cores that other processes may take meanwhile
+_AGAIN_S = 30.0  # between two attempts to time again what is not firm
+_MAX_ATTEMPTS = 5  # of which the last ones rarely change a choice
 _MAX_SHARE = 0.1  # of the time of live steps that increments may take beside them
 
 Trials = Callable[[], Iterable[Trial]]
@@ -54,8 +53,8 @@ class _Model:
     functions: Sequence[ParallelFunction]
     trials: Trials
     record: Record | None = None  # until all steps are recorded
-    is_timed: bool = False
-    is_disturbed: bool = False  # something else ran while some of its kernels were timed
+    num_attempts: int = 0  # to time its kernels
+    has_doubt: bool = False  # some of its choices are not firm
     num_compiled: int = 0  # functions that were ready when it was timed
 
     @property
@@ -73,7 +72,8 @@ class _Model:
     @property
     def is_due_again(self) -> bool:
         is_unrecorded = self.record is not None
-        return self.is_disturbed or is_unrecorded or self.num_ready > self.num_compiled
+        has_doubt = self.has_doubt and self.num_attempts < _MAX_ATTEMPTS
+        return has_doubt or is_unrecorded or self.num_ready > self.num_compiled
 
 
 class WarmUp:
@@ -208,7 +208,7 @@ class WarmUp:
     def _end(self) -> None:
         with self._lock:
             if self._current is not None:
-                self._current.is_timed = True
+                self._current.num_attempts += 1
                 self._done.append(self._current)
             self._current = self._increments = None
             self._is_recording = False
@@ -229,29 +229,11 @@ class WarmUp:
             yield
 
     def _timed(self, model: _Model) -> Generator[None, None, None]:
-        """Time what is not known, and at another time what was disturbed."""
-        is_again, is_disturbed = model.is_timed, False
-        before, times = CpuTimes.now(), dict[str, Times]()
+        """Time what is not known, and at another time again what is not firm."""
+        model.has_doubt = False
         for trial in model.trials():
-            is_quiet = self._tuner.is_known(trial.key, is_quiet=True)
-            if is_quiet or (self._tuner.is_known(trial.key) and not is_again):
-                is_disturbed |= not is_quiet
-                continue
-            times[trial.key] = yield from timed(trial)
-            if (now := CpuTimes.now()).at_s - before.at_s >= _WINDOW_S:
-                is_disturbed |= self._take(times, before)
-                before = now
-                if is_again and is_disturbed:
-                    return  # the machine is still busy
-        model.is_disturbed = self._take(times, before) or is_disturbed
-
-    def _take(self, times: dict[str, Times], before: CpuTimes) -> bool:
-        """Take choices from times that were measured since then, and forget the times. Returns
-        whether something else ran. Such times replace none."""
-        is_quiet = before.others_share(CpuTimes.now()) <= _MAX_OTHERS
-        for key, of_key in times.items():
-            if is_quiet or not self._tuner.is_known(key):
-                self._tuner.record(key, chosen(of_key, is_quiet=is_quiet))
-        is_disturbed = bool(times) and not is_quiet
-        times.clear()
-        return is_disturbed
+            known = self._tuner.known(trial.key)
+            if known is None or not (known.is_firm or model.num_attempts == 0):
+                known = chosen((yield from timed(trial)), known)
+                self._tuner.record(trial.key, known)
+            model.has_doubt |= not known.is_firm

@@ -3,13 +3,13 @@
 import asyncio
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import pytest
 
 from app.engine.async_engine import AsyncEngine, StillWarmingUp
-from app.engine.autotuning import OFF, Autotuner, Trial
+from app.engine.autotuning import OFF, Autotuner, Choice, Times, Trial, chosen
 from app.engine.engine import Engine
 from app.engine.engine_loop import EngineLoop
 from app.engine.kernels.compiled.openmp import ParallelFunction
@@ -58,10 +58,13 @@ class Trials:
 
 @pytest.fixture(autouse=True)
 def disturbed(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Whether something else runs; a test sets it."""
+    """Whether times vary; a test sets it."""
     states = [False]
-    share = "app.engine.kernels.warm_up.CpuTimes.others_share"
-    monkeypatch.setattr(share, lambda *_times: 0.5 if states[0] else 0.0)
+
+    def judged(times: Times, before: Choice | None = None) -> Choice:
+        return replace(chosen(times, before), is_firm=not states[0])
+
+    monkeypatch.setattr("app.engine.kernels.warm_up.chosen", judged)
     return states
 
 
@@ -112,19 +115,34 @@ def test_what_was_disturbed_is_timed_again_once_nothing_else_runs(disturbed: lis
     disturbed[0] = True
     warm_up.add(variant(), (), trials)
     finished(warm_up, variant())
-    assert not any(choice.is_quiet for choice in tuner.choices.values())
+    assert not any(choice.is_firm for choice in tuner.choices.values())
     assert warm_up.wait_s == 30.0
     assert not warm_up.advance(), "it does not wait"
     clock.now_s += 30
     while warm_up.wait_s == 0.0:
         warm_up.advance()
-    assert not tuner.choices["a"].is_quiet, "the machine is still busy"
+    assert not tuner.choices["a"].is_firm, "the machine is still busy"
     disturbed[0] = False
     clock.now_s += 30
     while warm_up.wait_s == 0.0:
         warm_up.advance()
-    assert all(choice.is_quiet for choice in tuner.choices.values())
+    assert all(choice.is_firm for choice in tuner.choices.values())
     assert warm_up.wait_s is None
+
+
+def test_times_that_always_vary_are_taken_after_some_attempts(disturbed: list[bool]) -> None:
+    clock = Clock()
+    warm_up, trials = WarmUp(Autotuner(), clock), Trials(clock)
+    disturbed[0] = True
+    warm_up.add(variant(), (), trials)
+    finished(warm_up, variant())
+    num_attempts = 1
+    while warm_up.wait_s is not None:
+        clock.now_s += 30
+        while warm_up.wait_s == 0.0:
+            warm_up.advance()
+        num_attempts += 1
+    assert num_attempts == 5
 
 
 def test_what_was_disturbed_is_not_timed_again_while_models_are_compared(
@@ -234,16 +252,16 @@ def test_what_was_disturbed_is_timed_again_after_a_comparison_without_a_request(
     engine = Engine(tuner=tuner)
     warm_up = engine.kernels.warm_up
 
-    def are_quiet() -> bool:
-        return all(choice.is_quiet for choice in tuner.choices.values())
+    def are_firm() -> bool:
+        return all(choice.is_firm for choice in tuner.choices.values())
 
     async def compare(engine: AsyncEngine) -> None:
         with engine.keeping_kernels():
             await engine.warmed_up([variant()], 60.0)
-            assert not are_quiet()
+            assert not are_firm()
             disturbed[0] = False
             await asyncio.to_thread(wait_until, lambda: warm_up.wait_s is None, "the engine rests")
-        await asyncio.to_thread(wait_until, are_quiet, "what was disturbed is timed again")
+        await asyncio.to_thread(wait_until, are_firm, "what was disturbed is timed again")
 
     scenario(compare, engine=engine)
 
