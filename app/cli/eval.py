@@ -75,7 +75,10 @@ def evaluate(
     ] = None,
     quantize: Annotated[
         Quantize | None,
-        typer.Option(help="Also evaluate each model with int8 or int4 weights."),
+        typer.Option(
+            help="Also evaluate each model with int8 or int4 weights, or with w8a8: int8 "
+            "weights and activations."
+        ),
     ] = None,
     as_json: AsJson = False,
     out: Annotated[

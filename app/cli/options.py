@@ -97,7 +97,8 @@ HELP: Mapping[str, str] = {
     "gate_max_perplexity_ratio": "Maximum ratio of pruned to dense perplexity on held-out text.",
     "gate_action": "When a limit is exceeded: publish with a warning, refuse to publish, or "
     "publish with fewer removals.",
-    "quantize": "Also measure the pruned model with int8 or int4 weights.",
+    "quantize": "Also measure the pruned model with int8 or int4 weights, or with w8a8: int8 "
+    "weights and activations.",
     "gate_min_task_share": "Minimum share of the dense model's accuracy above chance, on every one "
     "of --tasks.",
     "task_questions": "Questions of each of --tasks, the first ones.",

@@ -281,6 +281,8 @@ def _rounded(subject: Subject, export: Export) -> Subject:
     subject = replace(subject, weights=export.quantize or subject.weights)
     if subject.weights is None:
         return subject
+    if subject.weights is Quantize.W8A8:
+        raise CannotQuantize("w8a8 cannot be exported yet: use int8 or int4")
     if export.gguf is not None:
         raise GgufUnsupported(
             "a GGUF file cannot be written from int8 or int4 weights: export without "

@@ -258,7 +258,7 @@ class DomainQuality:
 class Quantized:
     """The pruned model with quantized weights of its blocks."""
 
-    weights: Literal["int8", "int4"]
+    weights: Literal["int8", "int4", "w8a8"]
     perplexity: float  # on the same held-out windows as the other perplexities
 
 

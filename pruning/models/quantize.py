@@ -1,4 +1,4 @@
-"""Weight-only quantization of a model's blocks to 8 or 4 bits, without calibration text.
+"""Quantization of a model's blocks to 8 or 4 bits, without calibration text.
 
 Measured, served and exported models with quantized weights are made here.
 """
@@ -39,10 +39,22 @@ def int8_form(model: PreTrainedModel) -> PreTrainedModel:
     A small model spends a fifth of a step in its head. Exported models keep it plain, as few other
     programs read one of int8. Raises ``CannotQuantize``.
     """
-    made = quantized(model, Quantize.INT8)
+    return _with_head(model, Quantize.INT8)
+
+
+def w8a8_form(model: PreTrainedModel) -> PreTrainedModel:
+    """The same whose linear layers, head and experts also round their inputs to int8 by token.
+
+    Raises ``CannotQuantize``.
+    """
+    return _with_head(model, Quantize.W8A8)
+
+
+def _with_head(model: PreTrainedModel, weights: Quantize) -> PreTrainedModel:
+    made = quantized(model, weights)
     head = made.get_output_embeddings()
     if type(head) is nn.Linear:
-        made.set_output_embeddings(QuantizedLinear(head.weight, head.bias, Quantize.INT8))
+        made.set_output_embeddings(QuantizedLinear(head.weight, head.bias, weights))
     return made
 
 

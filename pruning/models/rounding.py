@@ -1,7 +1,8 @@
 """Matrices rounded to 8 or 4 bits with symmetric scales, and layers and experts that have them.
 
-int8 has one scale for each output, int4 one for each group of at most 128 inputs. Rounding needs
-no text. Every use of rounded weights, measured, served or exported, rounds them here.
+int8 has one scale for each output, int4 one for each group of at most 128 inputs. w8a8 is int8
+whose layers also round their inputs, with one scale for each row. Rounding needs no text. Every
+use of rounded weights, measured, served or exported, rounds them here.
 """
 
 import copy
@@ -18,6 +19,8 @@ from pruning.spec.prune import Quantize
 
 MAX_GROUP = 128  # inputs of int4 that share a scale, as in GPTQ and AWQ
 MIN_GROUP = 16
+_MAX_VALUE = 127  # of a rounded activation
+_EXACT_INPUTS = 1024  # float32 has every sum of so many products of two int8 numbers
 
 # The matrices of experts, [experts, outputs, inputs] each, or transposed
 MATRICES = ("gate_up_proj", "down_proj")
@@ -42,7 +45,7 @@ class Rounded:
 
 def group_size(num_inputs: int, weights: Quantize) -> int:
     """The inputs that share a scale. Raises ``CannotQuantize``."""
-    if weights is Quantize.INT8:
+    if weights.num_bits == 8:
         return num_inputs
     size = gcd(num_inputs, MAX_GROUP)
     if size < MIN_GROUP:
@@ -81,8 +84,41 @@ def dequantized_product(
     return nn.functional.linear(activations, dequantized(values, scales))
 
 
+def rounded_rows(activations: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round ``activations [rows, inputs]`` to int8, and return the step ``[rows, 1]`` of each row.
+
+    The steps are float32, and the largest magnitude of a row is 127 of them.
+    """
+    rows = activations.float()
+    steps = rows.abs().amax(dim=-1, keepdim=True) / _MAX_VALUE
+    steps = steps.clamp_min(torch.finfo(torch.float32).tiny)
+    return (rows / steps).round_().to(torch.int8), steps
+
+
+def exact_sums(rows: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """The product of int8 ``rows [rows, inputs]`` and ``values [outputs, inputs]``, as int32."""
+    sums = torch.zeros(len(rows), len(values), dtype=torch.int32, device=rows.device)
+    for left, right in zip(
+        rows.split(_EXACT_INPUTS, dim=1), values.split(_EXACT_INPUTS, dim=1), strict=True
+    ):
+        sums += nn.functional.linear(left.float(), right.float()).to(torch.int32)
+    return sums
+
+
+def product_of_rounded_rows(
+    activations: torch.Tensor, values: torch.Tensor, scales: torch.Tensor
+) -> torch.Tensor:
+    """The product with activations that are rounded row by row. A row does not depend on others.
+
+    ``scales`` are ``[outputs, 1]``.
+    """
+    rows, steps = rounded_rows(activations)
+    sums = exact_sums(rows, values).float()
+    return (sums * steps * scales.float()[:, 0]).to(activations.dtype)
+
+
 class QuantizedLinear(nn.Module):
-    """A linear layer of rounded weights."""
+    """A linear layer of rounded weights, and of rounded inputs if it is a layer of w8a8."""
 
     values: nn.Parameter
     scales: nn.Parameter
@@ -91,7 +127,8 @@ class QuantizedLinear(nn.Module):
     def __init__(self, weight: torch.Tensor, bias: nn.Parameter | None, weights: Quantize) -> None:
         super().__init__()
         self.weights = weights
-        self.product: Product = dequantized_product
+        rounds_inputs = weights is Quantize.W8A8
+        self.product: Product = product_of_rounded_rows if rounds_inputs else dequantized_product
         self.register_parameter("bias", bias)
         self.set_weight(weight)
 

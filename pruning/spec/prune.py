@@ -49,10 +49,11 @@ class Quantize(StrEnum):
 
     INT8 = "int8"
     INT4 = "int4"
+    W8A8 = "w8a8"  # int8, and the inputs of each product rounded to 8 bits by token
 
     @property
     def num_bits(self) -> int:
-        return 8 if self is Quantize.INT8 else 4
+        return 4 if self is Quantize.INT4 else 8
 
 
 class Resident(StrEnum):

@@ -283,7 +283,7 @@ class ModelView(BaseModel):
         description="Tasks beside the dense model: of a job's full depth if the job asked them, "
         "and by `sleb eval`; null if not measured."
     )
-    quantized_weights: Literal["int8", "int4"] | None = Field(
+    quantized_weights: Literal["int8", "int4", "w8a8"] | None = Field(
         description="Precision of quantized_perplexity. The weights of the model itself are not "
         "quantized."
     )

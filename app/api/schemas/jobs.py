@@ -273,7 +273,8 @@ class PruneJobBody(Body):
     quantize: Quantize | None = documented(
         PruneSpec.quantize,
         "Also measure the perplexity of the pruned model with its blocks quantized to "
-        "int8 or int4; requires evaluate. The published weights are not quantized.",
+        "int8 or int4, or to w8a8: int8 weights and activations; requires evaluate. The "
+        "published weights are not quantized.",
     )
     tasks: TaskNames = documented(
         PruneSpec.tasks,

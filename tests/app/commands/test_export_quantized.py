@@ -35,6 +35,7 @@ from tests.support.repairs import repair_checkpoint
 from tests.support.tiny import tiny_model
 from tests.support.tiny_checkpoints import write_checkpoint
 
+WRITTEN = (Quantize.INT8, Quantize.INT4)
 LOADED = sorted(
     name for name, row in ARCHITECTURES.items() if row.is_linear and row.loads_quantized
 )
@@ -59,7 +60,7 @@ def run(*words: str) -> Any:
     return result
 
 
-@pytest.mark.parametrize("weights", slow_but(Quantize, Quantize.INT4))
+@pytest.mark.parametrize("weights", slow_but(WRITTEN, Quantize.INT4))
 def test_it_writes_the_repaired_and_rounded_model_with_its_perplexities(
     manifest: Manifest, data_dir: Path, tiny_loaded: LoadedModel, tmp_path: Path, weights: Quantize
 ) -> None:
@@ -99,7 +100,7 @@ def test_the_int8_form_of_a_name_is_exported_with_int8_weights(tmp_path: Path) -
         run("tiny+int8", str(tmp_path / "other"), "--quantize", "int4")
 
 
-@pytest.mark.parametrize("weights", Quantize)
+@pytest.mark.parametrize("weights", WRITTEN)
 @pytest.mark.parametrize("family", LOADED)
 def test_every_family_is_loaded_as_it_was_written(
     family: str, weights: Quantize, tmp_path: Path
@@ -145,6 +146,8 @@ def test_what_cannot_be_written_is_refused_before_weights_are_read(
     write_checkpoint(data_dir / "models" / "falcon", "falcon")
     with pytest.raises(CannotQuantize, match=r"falcon\b.*: leave int8 or int4 out"):
         run("falcon", out, "--quantize", "int4")
+    with pytest.raises(CannotQuantize, match="w8a8 cannot be exported yet"):
+        run("tiny", out, "--quantize", "w8a8")
     with pytest.raises(GgufUnsupported, match="llama-quantize"):
         run("tiny", out, "--quantize", "int4", "--gguf", str(tmp_path / "file.gguf"))
     monkeypatch.setattr("pruning.extras.find_spec", lambda _name: None)
