@@ -103,7 +103,8 @@ HELP: Mapping[str, str] = {
     "of --tasks.",
     "task_questions": "Questions of each of --tasks, the first ones.",
     "evaluation_num_samples": "Held-out windows per domain; by default as many as needed.",
-    "evaluation_seqlen": "Tokens per held-out window; by default as in the calibration.",
+    "evaluation_seqlen": "Tokens per held-out window; by default 512, or as in the calibration "
+    "if the model or a text is too short.",
     "evaluation_margin": "Add held-out windows until ratios are known to this margin; 0.03: ±3 %.",
     "evaluation_max_seconds": "Stop adding held-out windows after this many seconds.",
     "repair": "Repair of the remaining blocks; auto keeps the best repair on separate text, "

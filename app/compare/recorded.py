@@ -10,8 +10,8 @@ from app.models.catalog import Catalog
 from app.models.measured_speedups import COMPARISON, Measurand, MeasuredSpeedup
 from app.models.registry import ServedModel
 from pruning.evaluation.domains import domain_quality
-from pruning.evaluation.enough import FIRST_WINDOWS
 from pruning.spec.calibration import PACKAGED
+from pruning.spec.evaluation import FIRST_WINDOWS
 
 logger = logging.getLogger(__name__)
 

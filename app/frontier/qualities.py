@@ -16,7 +16,6 @@ from pruning.data.calibration import evaluation_windows
 from pruning.data.corpora import CalibrationError
 from pruning.data.windows import Windows
 from pruning.evaluation.domains import domain_quality
-from pruning.evaluation.enough import FIRST_WINDOWS
 from pruning.evaluation.perplexity import measure_perplexity
 from pruning.evaluation.points import worst_of
 from pruning.evaluation.quality import DomainQuality, Interval
@@ -24,7 +23,7 @@ from pruning.evaluation.verdict import Verdict
 from pruning.models.forward import InMemoryForward
 from pruning.models.store import LoadedModel
 from pruning.spec.calibration import Calibration, default_calibration
-from pruning.spec.evaluation import Evaluation
+from pruning.spec.evaluation import FIRST_WINDOWS, Evaluation
 from pruning.spec.prune import PruneSpec
 
 CLOSE = 0.005  # relative half width of a ratio within the limit: int8 costs little
@@ -38,9 +37,11 @@ def windows_for(
 ) -> Mapping[str, Windows]:
     """Those that the depths of this checkpoint were measured on, and more; else packaged text."""
     if checkpoint is not None:
-        spec = PruneSpec.from_dict(checkpoints.manifest(checkpoint).spec)
+        manifest = checkpoints.manifest(checkpoint)
+        spec = PruneSpec.from_dict(manifest.spec)
+        evaluation = (spec.evaluation or Evaluation()).as_measured(manifest.quality.seqlen)
         with suppress(CalibrationError):  # its text is gone
-            return _windows(loaded, spec.calibration, spec.evaluation or Evaluation())
+            return _windows(loaded, spec.calibration, evaluation)
     calibration = default_calibration(num_samples=8, seqlen=_window_tokens(loaded))
     return _windows(loaded, calibration, Evaluation())
 

@@ -7,10 +7,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.data.corpora import NOT_ENOUGH, CalibrationError
 from pruning.data.model_text import Observe, unobserved
-from pruning.data.sources import Source, Use, check_positions, source_of
+from pruning.data.sources import Source, Use, check_positions, max_positions, source_of
 from pruning.data.windows import Windows, mixed, with_repeats
 from pruning.spec.calibration import DEFAULT, PACKAGED, Calibration, CalibrationSpec, Dataset
-from pruning.spec.evaluation import Evaluation
+from pruning.spec.evaluation import USUAL_TOKENS, Evaluation
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def evaluation_windows(
     unseen = [part.domain for part in others if part.dataset not in DEFAULT]
     parts = sorted([*spec.parts, *others], key=lambda part: part.domain not in unseen)
     sources = [(part.domain, source_of(part, model, tokenizer, observe)) for part in parts]
-    windows = _evaluated(sources, model, evaluation)
+    windows = _evaluated(spec, sources, model, evaluation)
     return {
         name: replace(of, source=f"{of.source}, a kind that took no part") if name in unseen else of
         for name, of in windows.items()
@@ -145,14 +145,43 @@ def evaluation_windows(
 
 
 def _evaluated(
-    sources: Sequence[tuple[str, Source]], model: PreTrainedModel, evaluation: Evaluation | None
+    spec: Calibration,
+    sources: Sequence[tuple[str, Source]],
+    model: PreTrainedModel,
+    evaluation: Evaluation | None,
 ) -> dict[str, Windows]:
     if evaluation is None:
         return _by_domain(sources, Use.EVALUATION)
     if evaluation.seqlen is not None:
         check_positions(evaluation.seqlen, model, "evaluation.seqlen")
-    pools = [(domain, source.pool(evaluation)) for domain, source in sources]
-    return {name: all_of.first(evaluation.most_windows) for name, all_of in _mixed(pools).items()}
+    pools = _usual_pools(spec, sources, model, evaluation)
+    if pools is None:
+        pools = _pools(sources, evaluation)
+    return {name: all_of.first(evaluation.most_windows) for name, all_of in pools.items()}
+
+
+def _pools(sources: Sequence[tuple[str, Source]], evaluation: Evaluation) -> dict[str, Windows]:
+    return _mixed([(domain, source.pool(evaluation)) for domain, source in sources])
+
+
+def _usual_pools(
+    spec: Calibration,
+    sources: Sequence[tuple[str, Source]],
+    model: PreTrainedModel,
+    evaluation: Evaluation,
+) -> dict[str, Windows] | None:
+    """Windows of the usual length. None if another one is asked for, the calibration has longer
+    ones, or the model or a text has too little for it."""
+    is_longer = evaluation.seqlen is None and spec.seqlen < USUAL_TOKENS <= max_positions(model)
+    # It takes the model long to write windows several times as long.
+    if not is_longer or any(part.dataset is Dataset.SELF for part in spec.parts):
+        return None
+    try:
+        pools = _pools(sources, evaluation.as_measured(USUAL_TOKENS))
+    except CalibrationError:  # a text that is split into windows of one length, or a short one
+        return None
+    is_enough = all(len(each.token_ids) >= evaluation.first_windows for each in pools.values())
+    return pools if is_enough and len(pools) == len({name for name, _ in sources}) else None
 
 
 def _others(spec: Calibration, datasets: Sequence[Dataset]) -> list[CalibrationSpec]:

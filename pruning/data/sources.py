@@ -76,12 +76,18 @@ def source_of(
 
 def check_positions(seqlen: int, model: PreTrainedModel, field: str = "seqlen") -> None:
     """Raise ``CalibrationError`` for windows that are longer than the model can read."""
-    max_positions = getattr(model.config, "max_position_embeddings", None)
-    if max_positions is not None and seqlen > max_positions:
+    if seqlen > max_positions(model):
         raise CalibrationError(
             "seqlen_too_long",
-            f"{field}={seqlen} exceeds the context length of the model, {max_positions} tokens",
+            f"{field}={seqlen} exceeds the context length of the model, "
+            f"{max_positions(model)} tokens",
         )
+
+
+def max_positions(model: PreTrainedModel) -> int:
+    """The context length of the model, in tokens."""
+    positions: int | None = getattr(model.config, "max_position_embeddings", None)
+    return sys.maxsize if positions is None else positions
 
 
 def file_source(spec: CalibrationSpec, path: Path, tokenizer: PreTrainedTokenizerBase) -> "Source":

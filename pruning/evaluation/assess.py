@@ -219,7 +219,8 @@ def assess_healed(
 def held_out_for(spec: PruneSpec, dense: DenseModel, earlier: Quality) -> Mapping[str, Windows]:
     """The windows that ``earlier`` was measured on. Raises ``CalibrationError`` if they differ."""
     text = (spec.calibration, dense.model, dense.tokenizer)
-    windows = evaluation_windows(*text, evaluation=spec.evaluation)
+    evaluation = spec.evaluation and spec.evaluation.as_measured(earlier.seqlen)
+    windows = evaluation_windows(*text, evaluation=evaluation)
     used = {}
     for domain in earlier.domains:
         held_out = windows.get(domain.domain)

@@ -12,7 +12,6 @@ from pruning.evaluation.quality import DomainQuality
 from pruning.evaluation.results import Ended, Extent
 from pruning.spec.evaluation import Evaluation
 
-FIRST_WINDOWS = 24  # of each domain: intervals of fewer hold the mean of skewed losses too seldom
 _MOST_GROWTH = 2  # a standard error of few windows is itself uncertain
 _SPARE = 1.05  # more windows than expected, so that a round more is seldom needed
 
@@ -37,8 +36,7 @@ class UntilKnown:
 
     def at_first(self, available: int) -> int:
         """How many windows of a domain are measured first."""
-        wanted = self._evaluation.num_samples
-        return min(available, FIRST_WINDOWS if wanted is None else wanted)
+        return min(available, self._evaluation.first_windows)
 
     def next_sizes(
         self, domains: Sequence[DomainQuality], available: Mapping[str, int]

@@ -282,6 +282,11 @@ class Quality:
     def num_removed(self) -> int:
         return len(self.losses) - 1
 
+    @property
+    def seqlen(self) -> int | None:
+        """Tokens of a held-out window; None if no text was measured."""
+        return self.domains[0].seqlen if self.domains else None
+
     def up_to(self, num_removed: int) -> "Quality":
         """The same of so many removals. All that is known of the deepest model alone is left out
         if that is another one.

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -10,6 +10,8 @@ from pruning.spec import InvalidSpec, refused
 
 MAX_WINDOWS = 512  # of a domain, where nothing else ends the evaluation
 MAX_TOKENS = 2**28  # of a domain
+USUAL_TOKENS = 512  # of a window: pruned models lose more on long text than on short
+FIRST_WINDOWS = 24  # of each domain: intervals of fewer hold the mean of skewed losses too seldom
 
 
 @dataclass(frozen=True)
@@ -18,10 +20,13 @@ class Evaluation:
 
     Without ``num_samples``, windows are added until the interval of the ratio of each depth as it
     is served reaches at most ``margin`` from it, on every domain, or ``max_seconds`` are spent.
+
+    Without ``seqlen``, windows have ``USUAL_TOKENS``, or as many tokens as those of the calibration
+    if these are longer, the context of the model is shorter, or a text gives too few such windows.
     """
 
     num_samples: int | None = None  # windows of each domain
-    seqlen: int | None = None  # tokens of a window; None: as many as in the calibration
+    seqlen: int | None = None  # tokens of a window
     margin: float = 0.03  # relative: 0.03 is ±3 %
     max_seconds: float = 120.0  # the first windows of each domain are measured in any case
 
@@ -45,6 +50,15 @@ class Evaluation:
     def most_windows(self) -> int:
         """Of a domain."""
         return MAX_WINDOWS if self.num_samples is None else self.num_samples
+
+    @property
+    def first_windows(self) -> int:
+        """Of a domain, if there are as many."""
+        return FIRST_WINDOWS if self.num_samples is None else self.num_samples
+
+    def as_measured(self, seqlen: int | None) -> "Evaluation":
+        """The same with windows as long as those of an earlier measurement, if there was one."""
+        return self if seqlen is None else replace(self, seqlen=seqlen)
 
 
 class GateAction(StrEnum):

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from _pytest.mark.structures import ParameterSet
 
-from pruning.evaluation.enough import FIRST_WINDOWS
+from pruning.spec.evaluation import FIRST_WINDOWS
 
 LIMITS: Mapping[str, int] = {
     # of a domain: random models are never told apart, however many are measured

@@ -78,7 +78,10 @@ class EvaluationBody(Body):
         {"minimum": 1},
     )
     seqlen: int | None = documented(
-        Evaluation.seqlen, "Tokens per window; null uses the calibration's seqlen.", {"minimum": 2}
+        Evaluation.seqlen,
+        "Tokens per window. null: 512, or the calibration's seqlen if that is longer, or if the "
+        "model or a text is too short.",
+        {"minimum": 2},
     )
     margin: float = documented(
         Evaluation.margin,

@@ -7,14 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-import pruning.evaluation.enough
 from pruning.confidence import reach
 from pruning.data.windows import Windows, mixed
 from pruning.evaluation.enough import UntilKnown
 from pruning.evaluation.quality import DomainQuality, Measured, Quality
 from pruning.evaluation.results import Ended, Extent
 from pruning.spec import InvalidSpec
-from pruning.spec.evaluation import Evaluation
+from pruning.spec.evaluation import FIRST_WINDOWS, Evaluation
 from pruning.spec.prune import PruneSpec
 
 
@@ -79,7 +78,7 @@ def test_a_number_of_windows_is_taken_at_once() -> None:
     enough = until(Evaluation(num_samples=5), undecided=1)
     assert enough.at_first(100) == 5
     assert sizes(enough, domain("prose", 5, 1.0)) == ({}, Ended.NUMBER)
-    assert until(Evaluation()).at_first(100) == pruning.evaluation.enough.FIRST_WINDOWS
+    assert until(Evaluation()).at_first(100) == FIRST_WINDOWS
 
 
 def test_a_broken_model_is_not_measured_for_ever() -> None:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import pytest
 
-from pruning.evaluation.enough import FIRST_WINDOWS, UntilKnown
+from pruning.evaluation.enough import UntilKnown
 from pruning.evaluation.estimate import Strata
 from pruning.evaluation.quality import DomainQuality, Measured
 from pruning.evaluation.verdict import Verdict
-from pruning.spec.evaluation import Evaluation
+from pruning.spec.evaluation import FIRST_WINDOWS, Evaluation
 from pruning.student_t import quantile
 
 AVAILABLE = 384
